@@ -1,0 +1,1 @@
+"""Graph to executable: one folder a backend, and the table of their names."""

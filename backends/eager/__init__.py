@@ -1,0 +1,1 @@
+"""The eager backend: graphs run by PyTorch, differentiably; the oracle of the others."""

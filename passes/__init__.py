@@ -1,0 +1,1 @@
+"""Graph to graph: every pass of the compiler, one a file; pipeline.py is the page to read first."""

@@ -1,0 +1,1 @@
+"""sleepc converts language models to bounded memory and sleep."""

@@ -1,0 +1,46 @@
+"""Errors for people: what happened, where, and what to do."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+RefusalCode = Literal[
+    "BIDIRECTIONAL",
+    "CROSS_ATTENTION",
+    "RECURRENT",
+    "NO_ATTENTION",
+    "SHARED_KV",
+    "MLA",
+    "UNKNOWN_MASK",
+    "POSITIONS",
+    "BLOCKS",
+    "QUANTISED",
+    "UNKNOWN_OPTION",
+    "OPERATOR",
+]
+REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
+
+
+class SleepcError(Exception):
+    """A failure with its cause (`what`), its place (`where`: layer, file, option) and a remedy (`fix`)."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        place = f" ({where})" if where else ""
+        super().__init__(f"{what}{place}" + (f"\n{fix}" if fix else ""))
+
+
+class UsageError(SleepcError):
+    """The request cannot be carried out as asked: the user has something to change."""
+
+    exit_code = 2
+
+
+class Refusal(UsageError):
+    """A model that sleepc understands well enough to know that it cannot convert it."""
+
+    def __init__(self, code: RefusalCode, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.code = code

@@ -1,0 +1,1 @@
+"""Hugging Face: loading, tokenizers, GGUF, chat templates."""

@@ -1,0 +1,1 @@
+"""The intermediate representation: graphs, types, text, rules of validity."""

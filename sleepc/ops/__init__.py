@@ -1,0 +1,1 @@
+"""The operators: contract, fake kernel, autograd, naive reference; the registry of memory rules."""

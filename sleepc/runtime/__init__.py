@@ -1,0 +1,1 @@
+"""Session: clocks, wake, sleep, sampling, state files. Imports no torch."""

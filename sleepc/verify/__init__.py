@@ -1,0 +1,1 @@
+"""Invariants measured on an artifact, and faults that they must catch."""
