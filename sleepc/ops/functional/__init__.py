@@ -1,0 +1,25 @@
+"""The operators as plain differentiable functions: what `sleepc::NAME` runs.
+
+Heads first: q [B, Hq, T, D], k and v [B, Hkv, T, D]; Hq is a multiple of Hkv, query head h uses KV
+head h // (Hq // Hkv). B batch, T tokens, L window, s sinks, W = s + L slots. No result shares
+memory with an argument (except `write_slots_`).
+"""
+
+from sleepc.ops.functional.attention import attention, window_attention
+from sleepc.ops.functional.features import l2norm, short_conv
+from sleepc.ops.functional.memory import delta_rule, delta_rule_read, replay
+from sleepc.ops.functional.windows import window_mask, window_slots, write_slots, write_slots_
+
+__all__ = [
+    "attention",
+    "delta_rule",
+    "delta_rule_read",
+    "l2norm",
+    "replay",
+    "short_conv",
+    "window_attention",
+    "window_mask",
+    "window_slots",
+    "write_slots",
+    "write_slots_",
+]

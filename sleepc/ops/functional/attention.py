@@ -1,0 +1,112 @@
+"""Softmax attention, alone and over a window of kept keys.
+
+Order of the steps: scores * scale, softcap, mask, softmax (float32) with the sink column, values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sleepc.ops.functional.heads import group
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """The keys that a mask lets through; additive masks hold -inf or a dtype's minimum at others."""
+    if mask.dtype == torch.bool:
+        return mask
+    least = max(torch.finfo(mask.dtype).min, torch.finfo(torch.float32).min)
+    return mask > least / 2
+
+
+def _weights(
+    scores: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """Scores [B, Hq, T, K] of products q k -> softmax over K, in float32 (float64 for float64).
+
+    Unseen keys get the least finite score, not -inf: a row without any key then has finite weights
+    and finite gradients (the caller drops them). Where anything is seen, or where there is a sink,
+    the others underflow to exactly 0.
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            scores = scores + torch.where(_seen(mask), mask, 0).to(scores.dtype)
+        scores = scores.masked_fill(~_seen(mask), torch.finfo(scores.dtype).min)
+    if sinks is None:
+        return scores.softmax(-1)
+    column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+
+
+def _drop_blind(out: Tensor, mask: Tensor | None) -> Tensor:
+    """Exact zeros where a query sees no key. out [B, Hq, T, Dv]."""
+    if mask is None:
+        return out
+    return out.masked_fill(~_seen(mask).any(-1, keepdim=True), 0.0)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    causal: bool = False,
+) -> Tensor:
+    """Softmax attention of one call's tokens among themselves.
+
+    q [B, Hq, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv]; mask [B or 1, 1 or Hq, T, T], bool (True =
+    sees) or additive; sinks [Hq] logits that take probability and give no value; softcap c > 0
+    bends scores to c tanh(x / c). -> [B, Hq, T, Dv]; a query that sees nothing gets zeros.
+    ValueError where Hq is not a multiple of Hkv.
+    """
+    tokens = q.shape[2]
+    if causal:
+        past = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()[None, None]
+        mask = past if mask is None else _restrict(mask, past)
+    grouped = group(q, k.shape[1])
+    scores = (grouped.flatten(2, 3) @ k.mT).view(*q.shape[:3], tokens)
+    p = _weights(scores, mask, sinks, scale, softcap).to(v.dtype)
+    out = group(p, k.shape[1]).flatten(2, 3) @ v
+    return _drop_blind(out.view(*q.shape[:3], v.shape[3]), mask)
+
+
+def _restrict(mask: Tensor, seen: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask & seen
+    return mask.masked_fill(~seen, -torch.inf)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_window: Tensor,
+    v_window: Tensor,
+    mask: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Softmax attention over the kept window and this call's new tokens.
+
+    q [B, Hq, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv], k_window [B, Hkv, W, D], v_window [B, Hkv,
+    W, Dv], mask [B or 1, 1 or Hq, T, W + T] (slots first; bool from `window_mask`, or additive),
+    sinks [Hq] logits -> [B, Hq, T, Dv]; a query that sees nothing gets zeros. ValueError where Hq
+    is not a multiple of Hkv.
+    """
+    width, heads = k_window.shape[2], k.shape[1]
+    rows = group(q, heads).flatten(2, 3)  # [B, Hkv, G*T, D]
+    # window and new keys are multiplied apart: joining them would copy the window for every token
+    scores = torch.cat([rows @ k_window.mT, rows @ k.mT], -1)
+    scores = scores.view(*q.shape[:3], width + k.shape[2])
+    p = group(_weights(scores, mask, sinks, scale, softcap).to(v.dtype), heads).flatten(2, 3)
+    out = p[..., :width] @ v_window + p[..., width:] @ v
+    return _drop_blind(out.view(*q.shape[:3], v.shape[3]), mask)

@@ -1,0 +1,77 @@
+"""The window's slots: where a token goes, what a slot holds, who sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def window_slots(positions: Tensor, *, window: int, sinks: int) -> Tensor:
+    """Slot of the token at every position, [B, T] -> [B, T]; padding (-1) has none (-1).
+
+    p < sinks -> p, any other p -> sinks + (p - sinks) mod window.
+    """
+    ring = sinks + (positions - sinks) % window
+    return torch.where(positions < sinks, positions, ring)
+
+
+def _held(position: Tensor, window: int, sinks: int) -> Tensor:
+    """Position of the token in every slot, -1 where there is none; position [B] -> [B, W]."""
+    slot = torch.arange(sinks + window, device=position.device)
+    last = position[:, None] - 1
+    # slot and position agree modulo the window, so this is the latest token of the slot
+    ring = last - (last - slot) % window
+    sink = torch.where(slot <= last, slot, -1)
+    return torch.where(slot < sinks, sink, torch.where(ring >= sinks, ring, -1))
+
+
+def window_mask(
+    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0
+) -> Tensor:
+    """Who sees whom (True = sees): new tokens as queries, slots and then new tokens as keys.
+
+    positions [B, T] of the new tokens (-1 = padding), position [B] of a row's next token before
+    this call, `own` the layer's own sliding window in tokens (0 = none) -> bool [B, 1, T, W + T].
+
+    Query i sees key j where both are real, j <= i, and i - j < min(own or window, window); or j is
+    a sink, unless the layer's own window is too short to have kept it.
+    """
+    keys = torch.cat([_held(position, window, sinks), positions], 1)[:, None, None, :]
+    queries = positions[:, None, :, None]
+    near = queries - keys < min(own or window, window)
+    if own == 0 or own > window:
+        near = near | (keys < sinks)
+    return near & (keys >= 0) & (keys <= queries)
+
+
+def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """The buffer with new tokens in their slots; differentiable in buffer and new.
+
+    buffer [B, H, W, ...], new [B, H, T, ...] (cast to the buffer's dtype), slots [B, T] (-1 = write
+    nothing; those of a row are distinct) -> [B, H, W, ...]. ValueError where T > W.
+    """
+    _check_room(buffer, new)
+    width, rest = buffer.shape[2], [1] * (buffer.dim() - 3)
+    # one slot more than there are takes what is not to be written
+    room = torch.cat([buffer, torch.zeros_like(buffer[:, :, :1])], 2)
+    at = torch.where(slots < 0, width, slots).view(slots.shape[0], 1, slots.shape[1], *rest)
+    return room.scatter(2, at.expand(new.shape), new.to(buffer.dtype))[:, :, :width].contiguous()
+
+
+@torch.no_grad()
+def write_slots_(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """`write_slots` into the buffer itself, without gradients; returns the buffer."""
+    _check_room(buffer, new)
+    if slots.numel() == 1:  # a decode step of one row: no index tensors
+        slot = int(slots)
+        if slot >= 0:
+            buffer[:, :, slot] = new[:, :, 0]
+        return buffer
+    rows, tokens = (slots >= 0).nonzero(as_tuple=True)
+    buffer[rows, :, slots[rows, tokens]] = new[rows, :, tokens].to(buffer.dtype)
+    return buffer
+
+
+def _check_room(buffer: Tensor, new: Tensor) -> None:
+    if new.shape[2] > buffer.shape[2]:
+        raise ValueError(f"{new.shape[2]} new tokens do not fit into {buffer.shape[2]} slots")
