@@ -12,7 +12,7 @@ from sleepc.ops.functional.heads import group
 
 
 def _seen(mask: Tensor) -> Tensor:
-    """The keys that a mask lets through; additive masks hold -inf or a dtype's minimum at others."""
+    """Keys that a mask lets through; additive masks hold -inf or a dtype's minimum at others."""
     if mask.dtype == torch.bool:
         return mask
     least = max(torch.finfo(mask.dtype).min, torch.finfo(torch.float32).min)

@@ -1,4 +1,4 @@
-"""Grouped queries: heads that share a KV head are rows of one product; K, V and S are not repeated."""
+"""Grouped queries: heads that share a KV head are rows of one product; nothing is repeated."""
 
 from __future__ import annotations
 
