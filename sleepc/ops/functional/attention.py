@@ -22,30 +22,25 @@ def _seen(mask: Tensor) -> Tensor:
 def _weights(
     scores: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
-    """Scores [B, Hq, T, K] of products q k -> softmax over K, in float32 (float64 for float64).
+    """Products q k [B, Hq, T, K] -> softmax over K, in float32 (float64 for float64).
 
-    Unseen keys get the least finite score, not -inf: a row without any key then has finite weights
-    and finite gradients (the caller drops them). Where anything is seen, or where there is a sink,
-    the others underflow to exactly 0.
+    Unseen keys weigh exactly 0, and so does every key of a query that sees none. On the way they
+    get the least finite score, not -inf, so that such a query has finite gradients.
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            scores = scores + torch.where(_seen(mask), mask, 0).to(scores.dtype)
-        scores = scores.masked_fill(~_seen(mask), torch.finfo(scores.dtype).min)
+    seen = None if mask is None else _seen(mask)
+    if mask is not None and seen is not None:
+        if seen is not mask:
+            scores = scores + mask.to(scores.dtype)
+        scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)
     if sinks is None:
-        return scores.softmax(-1)
-    column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-    return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
-
-
-def _drop_blind(out: Tensor, mask: Tensor | None) -> Tensor:
-    """Exact zeros where a query sees no key. out [B, Hq, T, Dv]."""
-    if mask is None:
-        return out
-    return out.masked_fill(~_seen(mask).any(-1, keepdim=True), 0.0)
+        weights = scores.softmax(-1)
+    else:
+        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    return weights if seen is None else torch.where(seen, weights, 0.0)
 
 
 def attention(
@@ -74,7 +69,7 @@ def attention(
     scores = (grouped.flatten(2, 3) @ k.mT).view(*q.shape[:3], tokens)
     p = _weights(scores, mask, sinks, scale, softcap).to(v.dtype)
     out = group(p, k.shape[1]).flatten(2, 3) @ v
-    return _drop_blind(out.view(*q.shape[:3], v.shape[3]), mask)
+    return out.view(*q.shape[:3], v.shape[3])
 
 
 def _restrict(mask: Tensor, seen: Tensor) -> Tensor:
@@ -109,4 +104,4 @@ def window_attention(
     scores = scores.view(*q.shape[:3], width + k.shape[2])
     p = group(_weights(scores, mask, sinks, scale, softcap).to(v.dtype), heads).flatten(2, 3)
     out = p[..., :width] @ v_window + p[..., width:] @ v
-    return _drop_blind(out.view(*q.shape[:3], v.shape[3]), mask)
+    return out.view(*q.shape[:3], v.shape[3])

@@ -31,9 +31,10 @@ def short_conv(x: Tensor, weight: Tensor, tail: Tensor, lengths: Tensor) -> tupl
     taps, tokens = weight.shape[1], x.shape[1]
     columns = torch.cat([tail.mT, x.to(tail.dtype)], 1)
     wide = columns.to(torch.promote_types(x.dtype, torch.float32))
-    y = torch.zeros(x.shape, dtype=wide.dtype, device=x.device)
-    for j in range(taps):
-        y = y + wide[:, j : j + tokens] * weight[:, j]
+    taps_first = weight.to(wide.dtype).T
+    y = wide[:, :tokens] * taps_first[0]
+    for j in range(1, taps):
+        y = torch.addcmul(y, wide[:, j : j + tokens], taps_first[j])
     at = lengths[:, None] + torch.arange(taps - 1, device=x.device)
     kept = columns.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
     return y.to(x.dtype), kept.mT.contiguous()
