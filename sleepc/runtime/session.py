@@ -1,0 +1,369 @@
+"""Session: the clock of every row, wake and sleep, generation, and the state as a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, overload
+
+import numpy as np
+
+from sleepc.errors import SleepcError, UsageError
+from sleepc.runtime.batch import Ids, Mask, Packed, Rows, pack, row_indices, row_mask
+from sleepc.runtime.sampling import Sampling, generators, sample
+from sleepc.runtime.state_file import Contents, read_state, write_state
+from sleepc.runtime.steps import (
+    CLOCKS,
+    Array,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Logits,
+    State,
+    Steps,
+)
+
+OnSleep = Callable[[IntArray], None]
+LAST, KNOWN = "session.logits", "session.known"  # beside the backend's arrays in a state file
+
+
+@dataclass
+class Stats:
+    """What a session has done; `seconds` are those spent in the backend, a sleep is one row's."""
+
+    state_bytes: int
+    tokens_read: int = 0
+    tokens_generated: int = 0
+    sleeps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of everything that a session's answers depend on; restore it as often as you like."""
+
+    steps: Steps
+    state: State
+    since: IntArray
+    last: FloatArray
+    known: BoolArray
+
+
+class Session:
+    """Rows of text read by one program, each with its own sleep clock.
+
+    `on_sleep` is called after each sleep with the indices of the rows that slept. `identity` (a
+    hash of the artifact, say) goes into state files: a file of another identity is refused, also
+    where shapes agree.
+
+    A call that ends in an exception once the backend has begun (Ctrl-C, out of memory, `on_sleep`)
+    leaves a state of which nothing is known: the backend may write in place. Until `restore` or
+    `load_state` every other use raises UsageError. Errors in what was asked for come before, and
+    change nothing.
+    """
+
+    def __init__(
+        self, steps: Steps, batch: int = 1, *, identity: str = "", on_sleep: OnSleep | None = None
+    ) -> None:
+        if batch < 1:
+            raise UsageError(f"a session of {batch} rows", fix="give a batch of 1 or more")
+        self.steps, self.batch, self.identity, self.on_sleep = steps, batch, identity, on_sleep
+        self._contents = _contents(steps, batch, identity)
+        self._stats = Stats(self._contents.nbytes())
+        self._state = steps.new_state(batch)
+        self._since = np.zeros(batch, dtype=np.int64)  # always below steps.window between calls
+        self._last: FloatArray = np.zeros((batch, steps.vocab), dtype=np.float32)
+        self._known = np.zeros(batch, dtype=np.bool_)  # is _last that of the row's last token?
+        self._unfinished = ""  # the call that is changing the state, or that broke off in doing so
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @overload
+    def feed(self, ids: Ids, mask: Mask | None = None, logits: Literal["none"] = ...) -> None: ...
+
+    @overload
+    def feed(
+        self, ids: Ids, mask: Mask | None = None, logits: Literal["last", "all"] = "last"
+    ) -> FloatArray: ...
+
+    def feed(
+        self, ids: Ids, mask: Mask | None = None, logits: Logits = "last"
+    ) -> FloatArray | None:
+        """Read tokens: a list (batch 1), one list per row, or [B, T] with `mask` true at tokens.
+
+        Padding may stand anywhere and writes nothing. Every row sleeps at its own L-th token.
+        Returns logits [B, V] after each row's last token of this call (0 for a row without one),
+        [B, T, V] (0 at padding), or None. After "none" a row has nothing to generate from until
+        it is fed again. Raises UsageError, with nothing changed, for ids that are not tokens of
+        this model or not of this batch.
+        """
+        if logits not in ("last", "all", "none"):
+            raise UsageError(f"logits={logits!r}", fix='ask for "last", "all" or "none"')
+        packed = pack(ids, mask, batch=self.batch, vocab=self.steps.vocab)
+        with self._changing("feed"):
+            every = self._read(packed, logits)
+            self._stats.tokens_read += int(packed.lengths.sum())
+        if logits == "last":
+            return np.where(packed.lengths[:, None] > 0, self._last, 0)
+        return every
+
+    def sleep(self, rows: Rows | None = None) -> IntArray:
+        """Sleep now, before L tokens: `rows` (indices or a bool mask; all by default).
+
+        Rows that hold no token since their last sleep are left as they are. Returns the indices
+        of those that slept.
+        """
+        asked = row_mask(range(self.batch) if rows is None else rows, self.batch)
+        with self._changing("sleep"):
+            return self._sleep(asked & (self._since > 0))
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop_ids: Collection[int] = (),
+        rows: Rows | None = None,
+    ) -> Iterator[IntArray]:
+        """Continue the rows given (all by default); yields their next tokens [B] int64, one a step.
+
+        -1 stands for a row that does not generate (any more); it reads nothing, and its state and
+        logits stay bit for bit. A row ends after `max_tokens`, or with a token of `stop_ids`,
+        which is yielded and read too.
+
+        Every token has been read by the session when it is yielded. So whenever the consumer
+        stops (exhausts the iterator, closes it, or just drops it), the state is that of exactly
+        the tokens yielded: save it, take a snapshot or feed on, and nothing is missing. To stop
+        before a text (stop strings), take a snapshot first.
+
+        Each row draws from its own random numbers, given by `seed` and its index. Raises
+        UsageError, at once, for a row that has nothing to continue from.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        if max_tokens < 0:
+            raise UsageError(f"max_tokens {max_tokens} is negative")
+        active = row_mask(range(self.batch) if rows is None else rows, self.batch)
+        self._require_whole()
+        self._require_logits(active)
+        stop = np.array(sorted(stop_ids), dtype=np.int64)
+        return self._tokens(max_tokens, sampling, generators(seed, self.batch), stop, active)
+
+    def _tokens(
+        self,
+        max_tokens: int,
+        sampling: Sampling,
+        randoms: list[np.random.Generator],
+        stop: IntArray,
+        active: BoolArray,
+    ) -> Iterator[IntArray]:
+        for _ in range(max_tokens):
+            if not active.any():
+                return
+            self._require_whole()
+            self._require_logits(active)  # the consumer may have fed or restored in between
+            chosen = np.full(self.batch, -1, dtype=np.int64)
+            for row in np.flatnonzero(active):
+                chosen[row] = sample(self._last[row], sampling, randoms[row])
+            tokens = np.where(active, chosen, 0)[:, None]
+            with self._changing("generate"):
+                self._read(Packed(tokens, active.astype(np.int64), np.zeros_like(tokens)), "last")
+                self._stats.tokens_generated += int(active.sum())
+            active = active & ~np.isin(chosen, stop)
+            yield chosen
+
+    # -- keeping ---------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state, for undo; costs `stats.state_bytes`."""
+        self._require_whole()
+        return self._copy(np.arange(self.batch, dtype=np.int64))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of a session of the same steps and batch; it stays usable."""
+        if snapshot.steps is not self.steps or len(snapshot.since) != self.batch:
+            raise UsageError(
+                "the snapshot is of another model or batch",
+                fix=f"restore one that was taken from this session ({self.batch} rows)",
+            )
+        everyone = np.arange(self.batch, dtype=np.int64)
+        state = self.steps.select_rows(snapshot.state, everyone)
+        self._become(replace(snapshot, state=state))
+
+    def select_rows(self, rows: Rows) -> Session:
+        """A new session with copies of these rows, in this order, repeats allowed (to try several
+        answers to one prompt, say); it has its own stats and no `on_sleep`."""
+        chosen = row_indices(rows, self.batch)
+        self._require_whole()
+        session = Session(self.steps, len(chosen), identity=self.identity)
+        session._become(self._copy(chosen))
+        return session
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the state and the last logits as one safetensors file, whole or not at all.
+
+        A session that loads it continues bit for bit. Raises SleepcError if it cannot be written.
+        """
+        self._require_whole()
+        arrays = self.steps.to_named_arrays(self._state)
+        if not np.array_equal(arrays["since"], self._since):
+            raise SleepcError(
+                f"the backend counts {arrays['since'].tolist()} tokens since the last sleep, and "
+                f"the session {self._since.tolist()}",
+                where="since",
+                fix="the backend's wake or sleep moves the clock wrongly; nothing was written",
+            )
+        own: dict[str, Array] = {LAST: self._last.astype(np.float64), KNOWN: self._known}
+        write_state(path, {**arrays, **own}, self._contents_of_file())
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a file of `save_state`, of the same model and batch.
+
+        Raises UsageError (no such file) or SleepcError (cut off, another version, model or batch),
+        and then nothing has changed.
+        """
+        arrays = read_state(path, self._contents_of_file())
+        last, known, since = arrays.pop(LAST), arrays.pop(KNOWN), arrays["since"].copy()
+        sound = (since >= 0) & (since < self.steps.window) & (arrays["position"] >= 0)
+        if not sound.all():
+            raise SleepcError(
+                f"the state file's clocks are impossible: {since.tolist()} tokens since the last "
+                f"sleep in a window of {self.steps.window}, position {arrays['position'].tolist()}",
+                where=str(path),
+                fix="the file is damaged: feed the text again, or load another file",
+            )
+        state = self.steps.from_named_arrays(arrays)
+        self._become(Snapshot(self.steps, state, since, last, known))
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """A copy of the counts so far. They go on through `restore` and `load_state`."""
+        return replace(self._stats)
+
+    @property
+    def since(self) -> IntArray:
+        """Tokens of each row since its last sleep [B], a copy."""
+        return self._since.copy()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _read(self, packed: Packed, want: Logits) -> FloatArray | None:
+        """Wake over every row's tokens up to its own next sleep, sleep, and so on to the end."""
+        every: FloatArray | None = None
+        if want == "all":
+            every = np.zeros((*packed.tokens.shape, self.steps.vocab), dtype=self._last.dtype)
+        done = np.zeros(self.batch, dtype=np.int64)
+        while (done < packed.lengths).any():
+            count = np.minimum(packed.lengths - done, self.steps.window - self._since)
+            tokens, columns = packed.cut(done, count)
+            done += count
+            ending = (count > 0) & (done == packed.lengths)
+            out = self._wake(tokens, count, "none" if want == "last" and not ending.any() else want)
+            if every is not None and out is not None:
+                rows, at = np.nonzero(np.arange(tokens.shape[1]) < count[:, None])
+                every = every.astype(out.dtype, copy=False)
+                every[rows, columns[rows, at]] = out[rows, at]
+            self._keep_last(out, ending, count)
+            self._sleep(self._since == self.steps.window)
+        return every
+
+    def _keep_last(self, out: FloatArray | None, ending: BoolArray, count: IntArray) -> None:
+        self._known &= count == 0
+        if out is None:
+            return
+        self._last = self._last.astype(out.dtype, copy=False)
+        rows = np.flatnonzero(ending)
+        self._last[rows] = out[rows] if out.ndim == 2 else out[rows, count[rows] - 1]
+        self._known |= ending
+
+    def _wake(self, tokens: IntArray, count: IntArray, want: Logits) -> FloatArray | None:
+        start = time.perf_counter()
+        out, self._state = self.steps.wake(self._state, tokens, count, want)
+        self._stats.seconds += time.perf_counter() - start
+        self._since = self._since + count
+        if want == "none":
+            return None
+        size = (self.steps.vocab,) if want == "last" else (tokens.shape[1], self.steps.vocab)
+        if out is None or out.shape != (self.batch, *size) or out.dtype not in _LOGITS:
+            found = "nothing" if out is None else f"{out.dtype} {list(out.shape)}"
+            raise SleepcError(
+                f"the backend's wake gave {found} for logits {[self.batch, *size]}", where="wake"
+            )
+        return out
+
+    def _sleep(self, rows: BoolArray) -> IntArray:
+        slept = np.flatnonzero(rows).astype(np.int64)
+        if not len(slept):
+            return slept
+        start = time.perf_counter()
+        self._state = self.steps.sleep(self._state, rows)
+        self._stats.seconds += time.perf_counter() - start
+        self._stats.sleeps += len(slept)
+        self._since = np.where(rows, 0, self._since)
+        if self.on_sleep is not None:
+            self.on_sleep(slept.copy())
+        return slept
+
+    def _copy(self, rows: IntArray) -> Snapshot:
+        state = self.steps.select_rows(self._state, rows)
+        return Snapshot(self.steps, state, self._since[rows], self._last[rows], self._known[rows])
+
+    def _become(self, other: Snapshot) -> None:
+        with self._changing("restore", again=True):
+            self._state, self._since = other.state, other.since.copy()
+            self._last, self._known = other.last.copy(), other.known.copy()
+
+    def _contents_of_file(self) -> Contents:
+        # Logits are written as f64, which holds f32 exactly: before its first wake a session
+        # does not know which of the two its backend gives.
+        own = {LAST: ("f64", ("B", self.steps.vocab)), KNOWN: ("bool", ("B",))}
+        return replace(self._contents, arrays={**self._contents.arrays, **own})
+
+    @contextmanager
+    def _changing(self, call: str, again: bool = False) -> Iterator[None]:
+        """Marks the session as broken until the body has come to its end."""
+        if not again:
+            self._require_whole()
+        self._unfinished = call
+        yield
+        self._unfinished = ""
+
+    def _require_whole(self) -> None:
+        if self._unfinished:
+            raise UsageError(
+                f"the session's last call ({self._unfinished}) has not come to its end: what its "
+                "state holds is not known",
+                fix="restore a snapshot, load a state, or open a new session",
+            )
+
+    def _require_logits(self, rows: BoolArray) -> None:
+        missing = np.flatnonzero(rows & ~self._known).tolist()
+        if missing:
+            raise UsageError(
+                f"there is nothing to continue from in row {', '.join(map(str, missing))}",
+                fix='feed tokens first, with logits="last" or "all", or name other rows',
+            )
+
+
+_LOGITS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _contents(steps: Steps, batch: int, identity: str) -> Contents:
+    signature = {name: (dtype, tuple(dims)) for name, (dtype, dims) in steps.signature().items()}
+    for name, kind in CLOCKS.items():
+        if signature.get(name) != kind:
+            raise SleepcError(
+                f"the backend's signature has {signature.get(name)} where a state has {kind}",
+                where=name,
+            )
+    facts = {"window": str(steps.window), "vocab": str(steps.vocab), "identity": identity}
+    return Contents(facts, signature, batch)

@@ -1,0 +1,218 @@
+"""A session's state as one safetensors file that says what it is and whose it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from safetensors import SafetensorError, TensorSpec, deserialize, serialize
+
+from sleepc.errors import SleepcError, UsageError
+from sleepc.runtime.steps import Array, Signature
+
+FORMAT = "sleepc.state"
+VERSION = "1"
+AGAIN = "feed the text again, or load another file"
+
+
+class DType(NamedTuple):
+    """One element type: its name in a file's header, in safetensors' calls, and in numpy."""
+
+    header: str
+    call: str
+    numpy: str
+
+
+DTYPES: dict[str, DType] = {
+    "f64": DType("F64", "float64", "float64"),
+    "f32": DType("F32", "float32", "float32"),
+    "f16": DType("F16", "float16", "float16"),
+    "bf16": DType("BF16", "bfloat16", "uint16"),  # numpy has no bf16: its bits
+    "i64": DType("I64", "int64", "int64"),
+    "i32": DType("I32", "int32", "int32"),
+    "i16": DType("I16", "int16", "int16"),
+    "i8": DType("I8", "int8", "int8"),
+    "u8": DType("U8", "uint8", "uint8"),
+    "bool": DType("BOOL", "bool", "bool"),
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file must hold: `facts` word for word in its metadata, and `arrays` as its tensors."""
+
+    facts: Mapping[str, str]
+    arrays: Signature
+    batch: int
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array, "B" being the batch."""
+        return tuple(self.batch if dim == "B" else int(dim) for dim in self.arrays[name][1])
+
+    def dtype(self, name: str) -> DType:
+        """The element type of an array. Raises SleepcError for one that no file can hold."""
+        text = self.arrays[name][0]
+        if text not in DTYPES:
+            raise SleepcError(f"no state file can hold the element type {text!r}", where=name)
+        return DTYPES[text]
+
+    def nbytes(self) -> int:
+        """The size of all arrays in bytes."""
+        return sum(
+            math.prod(self.shape(name)) * np.dtype(self.dtype(name).numpy).itemsize
+            for name in self.arrays
+        )
+
+
+def write_state(path: str | os.PathLike[str], arrays: dict[str, Array], contents: Contents) -> None:
+    """Write beside `path` and rename, so that `path` is the old file or the whole new one.
+
+    Raises SleepcError when the arrays are not those of `contents`, or the disk refuses.
+    """
+    if arrays.keys() != contents.arrays.keys():
+        odd = sorted(arrays.keys() ^ contents.arrays.keys())
+        raise SleepcError(f"the backend's arrays and its signature differ in {', '.join(odd)}")
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # kept alive
+    specs = {name: _spec(name, array, contents) for name, array in whole.items()}
+    _write_beside(Path(path), serialize(specs, _metadata(contents)))
+
+
+def read_state(path: str | os.PathLike[str], contents: Contents) -> dict[str, Array]:
+    """The arrays of a file, writable, checked against `contents`.
+
+    Raises UsageError when the file cannot be read, SleepcError when it is cut off, no state file,
+    or that of another version, model or batch.
+    """
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"the state file cannot be read: {error.strerror}", where=str(file), fix=AGAIN
+        ) from error
+    try:
+        tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]  # as published
+    except SafetensorError as error:
+        raise SleepcError(
+            f"the state file is cut off or damaged: {error}", where=str(file), fix=AGAIN
+        ) from error
+    _check_metadata(_header_metadata(data), contents, file)
+    if tensors.keys() != contents.arrays.keys():
+        _refuse(file, f"arrays {', '.join(sorted(tensors.keys() ^ contents.arrays.keys()))}")
+    return {name: _array(name, tensors[name], contents, file) for name in contents.arrays}
+
+
+def _metadata(contents: Contents) -> dict[str, str]:
+    own = {"format": FORMAT, "version": VERSION, "batch": str(contents.batch)}
+    return {**own, **contents.facts, "signature": _signature_text(contents.arrays)}
+
+
+def _signature_text(arrays: Signature) -> str:
+    return json.dumps({n: [dtype, *dims] for n, (dtype, dims) in arrays.items()}, sort_keys=True)
+
+
+def _spec(name: str, array: Array, contents: Contents) -> TensorSpec:
+    dtype, shape = contents.dtype(name), contents.shape(name)
+    if array.dtype != np.dtype(dtype.numpy) or array.shape != shape:
+        raise SleepcError(
+            f"the backend's array is {array.dtype} {list(array.shape)}, and its signature says "
+            f"{contents.arrays[name][0]} {list(shape)}",
+            where=name,
+        )
+    return TensorSpec(
+        dtype=dtype.call, shape=list(shape), data_ptr=array.ctypes.data, data_len=array.nbytes
+    )
+
+
+def _write_beside(path: Path, data: bytes) -> None:
+    if not path.name:
+        raise UsageError(f"{str(path)!r} is no file name", fix="give the file to write")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or the rename may reach the disk before the bytes
+        part.replace(path)
+    except OSError as error:
+        raise SleepcError(
+            f"the state cannot be written: {error.strerror}",
+            where=str(path),
+            fix="the session and an earlier file are unchanged; choose a folder with room",
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _header_metadata(data: bytes) -> dict[str, str]:
+    """Of bytes that safetensors has accepted: 8 bytes of length, then a JSON header."""
+    length = int.from_bytes(data[:8], "little")
+    return dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
+
+
+def _check_metadata(found: dict[str, str], contents: Contents, file: Path) -> None:
+    if found.get("format") != FORMAT:
+        raise SleepcError("this is no state file of sleepc", where=str(file), fix=AGAIN)
+    if found.get("version") != VERSION:
+        raise SleepcError(
+            f"the state file has version {found.get('version')}, and this sleepc reads {VERSION}",
+            where=str(file),
+            fix="load it with the sleepc that wrote it, or feed the text again",
+        )
+    for name, value in contents.facts.items():
+        if found.get(name) != value:
+            _refuse(file, f"{name} ({found.get(name)!r} in the file, {value!r} here)")
+    expected = _signature_text(contents.arrays)
+    if found.get("signature") != expected:
+        _refuse(file, _first_difference(found.get("signature", "{}"), expected))
+    if found.get("batch") != str(contents.batch):
+        raise SleepcError(
+            f"the state file holds {found.get('batch')} rows, and this session {contents.batch}",
+            where=str(file),
+            fix=f"open a session with batch={found.get('batch')}",
+        )
+
+
+def _first_difference(found: str, expected: str) -> str:
+    try:
+        there = json.loads(found)
+    except json.JSONDecodeError:
+        there = None
+    if not isinstance(there, dict):
+        return "the signature (unreadable in the file)"
+    here = json.loads(expected)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            return f"array {name} ({there.get(name)} in the file, {here.get(name)} here)"
+    return "the signature's text"
+
+
+def _refuse(file: Path, difference: str) -> NoReturn:
+    raise SleepcError(
+        f"the state file belongs to another model or conversion: it differs in {difference}",
+        where=str(file),
+        fix="load it with the artifact that it was saved with, or feed the text again",
+    )
+
+
+def _array(name: str, tensor: dict[str, Any], contents: Contents, file: Path) -> Array:
+    dtype, shape = contents.dtype(name), contents.shape(name)
+    found, dims, data = tensor["dtype"], tensor["shape"], tensor["data"]
+    if found != dtype.header or dims != list(shape):
+        raise SleepcError(
+            f"array {name} of the state file is {found} {dims}, not {dtype.header} {list(shape)}",
+            where=str(file),
+            fix=AGAIN,
+        )
+    if dtype.header == "BOOL":
+        array: Array = np.frombuffer(data, np.uint8) != 0  # numpy trusts bools to be 0 or 1
+    else:
+        array = np.frombuffer(data, dtype.numpy)
+    return array.reshape(shape)
