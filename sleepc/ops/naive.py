@@ -1,0 +1,225 @@
+"""The meaning of every operator, one token and one head at a time, in float64.
+
+Written to be read and to compare with; shares nothing with `functional` and is as slow as it looks.
+Arguments are those of `functional`; floating results are float64. Shapes: B rows, Hq query heads,
+Hkv KV heads, T tokens, L window, s sinks, W = s + L slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _memory_of(head: int, q: Tensor, heads: int) -> int:
+    """The KV head that a query head uses: neighbours share one."""
+    return head // (q.shape[1] // heads)
+
+
+def _attend(
+    q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sink: float, scale: float, softcap: float
+) -> Tensor:
+    """One query q [D] over keys [K, D], values [K, Dv], bias [K] (-inf = unseen) -> [Dv]."""
+    scores = [float(q @ key) * scale for key in keys]
+    if softcap:
+        scores = [softcap * math.tanh(x / softcap) for x in scores]
+    scores = [x + float(b) for x, b in zip(scores, bias, strict=True)]
+    top = max([sink, *scores])
+    if top == -math.inf:
+        return torch.zeros(values.shape[1], dtype=torch.float64)
+    weights = [math.exp(x - top) for x in scores]
+    total = math.exp(sink - top) + sum(weights)
+    out = torch.zeros(values.shape[1], dtype=torch.float64)
+    for weight, value in zip(weights, values, strict=True):
+        out = out + weight / total * value
+    return out
+
+
+def _bias(mask: Tensor) -> Tensor:
+    """What is added to the scores: -inf at unseen keys, which additive masks may give a minimum."""
+    if mask.dtype != torch.bool:
+        unseen = mask < max(torch.finfo(mask.dtype).min, torch.finfo(torch.float32).min) / 2
+        return mask.double().masked_fill(unseen, -math.inf)
+    return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -math.inf)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_window: Tensor,
+    v_window: Tensor,
+    mask: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Softmax attention of every query over the window's slots, then the new tokens."""
+    rows, heads, tokens = q.shape[:3]
+    keys, values = torch.cat([k_window, k], 2).double(), torch.cat([v_window, v], 2).double()
+    bias = _bias(mask).expand(rows, heads, tokens, keys.shape[2])
+    out = torch.zeros(rows, heads, tokens, v.shape[3], dtype=torch.float64)
+    for b in range(rows):
+        for h in range(heads):
+            m = _memory_of(h, q, k.shape[1])
+            sink = -math.inf if sinks is None else float(sinks[h])
+            for t in range(tokens):
+                query = q[b, h, t].double()
+                seen = bias[b, h, t]
+                out[b, h, t] = _attend(query, keys[b, m], values[b, m], seen, sink, scale, softcap)
+    return out
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    causal: bool = False,
+) -> Tensor:
+    """Softmax attention among the new tokens: a window without slots."""
+    tokens = q.shape[2]
+    bias = torch.zeros(1, 1, tokens, tokens, dtype=torch.float64)
+    bias = bias if mask is None else _bias(mask).clone()
+    for t in range(tokens):
+        if causal:
+            bias[..., t, t + 1 :] = -math.inf
+    empty_k, empty_v = k[:, :, :0], v[:, :, :0]
+    return window_attention(q, k, v, empty_k, empty_v, bias, sinks, scale=scale, softcap=softcap)
+
+
+def _slot(position: int, window: int, sinks: int) -> int:
+    return position if position < sinks else sinks + (position - sinks) % window
+
+
+def window_slots(positions: Tensor, *, window: int, sinks: int) -> Tensor:
+    """The first tokens of a stream have the sinks, the others take turns in the ring."""
+    slots = [[_slot(p, window, sinks) if p >= 0 else -1 for p in row] for row in positions.tolist()]
+    return torch.tensor(slots, dtype=torch.int64).view(positions.shape)
+
+
+def window_mask(
+    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0
+) -> Tensor:
+    """Play the stream up to `position` into slots, then ask for every pair whether it sees."""
+    (rows, tokens), width = positions.shape, sinks + window
+    out = torch.zeros(rows, 1, tokens, width + tokens, dtype=torch.bool)
+    reach = window if own == 0 else min(own, window)
+    for b in range(rows):
+        held = [-1] * width
+        for past in range(int(position[b])):
+            held[_slot(past, window, sinks)] = past
+        keys = held + [int(p) for p in positions[b]]
+        for t in range(tokens):
+            i = int(positions[b, t])
+            for column, j in enumerate(keys):
+                kept_sink = j < sinks and not 0 < own <= window
+                out[b, 0, t, column] = 0 <= j <= i and (kept_sink or i - j < reach)
+    return out
+
+
+def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """One token after the other into its slot; -1 writes nothing. Any dtype."""
+    out = buffer.clone()
+    for b in range(slots.shape[0]):
+        for t in range(slots.shape[1]):
+            if slots[b, t] >= 0:
+                out[b, :, int(slots[b, t])] = new[b, :, t]
+    return out
+
+
+def short_conv(x: Tensor, weight: Tensor, tail: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """A column is weighed with the K-1 before it; a tail is shifted once per real token."""
+    rows, tokens, _ = x.shape
+    y, tails = torch.zeros(x.shape, dtype=torch.float64), tail.double().clone()
+    for b in range(rows):
+        columns = tail[b].double()  # [C, K-1]
+        for t in range(tokens):
+            columns = torch.cat([columns, x[b, t, :, None].double()], 1)
+            y[b, t] = (columns * weight.double()).sum(1)
+            columns = columns[:, 1:]
+            if t < int(lengths[b]):
+                tails[b] = columns
+    return y, tails
+
+
+def l2norm(x: Tensor) -> Tensor:
+    """Unit length, but for an epsilon that keeps zero at zero."""
+    return x.double() / (x.double().pow(2).sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def _update(state: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: float, rule: str) -> Tensor:
+    """One token of one memory. state [dk, dv], k [dk], v [dv], g [] or [dk] -> [dk, dv]."""
+    if rule in ("gated", "gated_delta"):
+        state = g.exp().expand(k.shape)[:, None] * state
+    if rule in ("delta", "gated_delta"):
+        v = v - state.T @ k
+    return state + torch.outer(k, beta * v)
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Sequence[Tensor],
+    *,
+    rule: str,
+    scale: float,
+    chunk: int = 0,
+) -> list[Tensor]:
+    """Every token updates the memory and then reads it. `chunk` means nothing here."""
+    rows, heads, tokens = q.shape[:3]
+    memory = state[0].double().clone()
+    out = torch.zeros(rows, heads, tokens, v.shape[3], dtype=torch.float64)
+    for b in range(rows):
+        for t in range(tokens):
+            for m in range(k.shape[1]):
+                gate, strength = g[b, m, t].double(), float(beta[b, m, t])
+                key, value = k[b, m, t].double(), v[b, m, t].double()
+                memory[b, m] = _update(memory[b, m].clone(), key, value, gate, strength, rule)
+            for h in range(heads):
+                read = memory[b, _memory_of(h, q, k.shape[1])]
+                out[b, h, t] = scale * (read.T @ q[b, h, t].double())
+    return [out, memory]
+
+
+def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
+    """Every query reads the memory as it is; all four rules read alike."""
+    rows, heads, tokens = q.shape[:3]
+    out = torch.zeros(rows, heads, tokens, state[0].shape[3], dtype=torch.float64)
+    for b in range(rows):
+        for h in range(heads):
+            memory = state[0][b, _memory_of(h, q, state[0].shape[1])].double()
+            for t in range(tokens):
+                out[b, h, t] = scale * (memory.T @ q[b, h, t].double())
+    return out
+
+
+def replay(
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Sequence[Tensor],
+    *,
+    rule: str,
+    passes: int,
+    written: bool,
+    chunk: int = 0,
+) -> list[Tensor]:
+    """The update over the window, `passes` times; decay acts in the first one only."""
+    new = [state[0].double()]
+    for n in range(1 if written else 0, passes):
+        decay = g if n == 0 else torch.zeros_like(g)
+        new = delta_rule(k, k, v, decay, beta, new, rule=rule, scale=1.0)[1:]
+    return new

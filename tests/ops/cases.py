@@ -1,0 +1,94 @@
+"""Arguments that the tests of the operators share: small, seeded, float64 by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+RULES = ("linear", "gated", "delta", "gated_delta")
+CORRECTING = ("delta", "gated_delta")
+
+small = settings(deadline=None, max_examples=40)
+few = settings(deadline=None, max_examples=15)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    made = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=made, dtype=torch.float64).to(dtype)
+
+
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    made = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=made, dtype=torch.float64)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Arguments of delta_rule: q, k, v, g, beta and one state matrix."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor
+    beta: Tensor
+    state: Tensor
+
+    def tokens(self, part: slice) -> Memory:
+        cut = [x[:, :, part] for x in (self.q, self.k, self.v, self.g, self.beta)]
+        return Memory(*cut, self.state)
+
+    def to(self, dtype: torch.dtype, state: torch.dtype) -> Memory:
+        cast = [x.to(dtype) for x in (self.q, self.k, self.v)]
+        return Memory(*cast, self.g.to(state), self.beta.to(state), self.state.to(state))
+
+    @property
+    def stream(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.q, self.k, self.v, self.g, self.beta
+
+    @property
+    def record(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.k, self.v, self.g, self.beta
+
+
+def memory(
+    tokens: int,
+    *,
+    rows: int = 2,
+    heads: int = 4,
+    memories: int = 2,
+    dk: int = 4,
+    dv: int = 3,
+    channel: bool = False,
+    repeated: bool = False,
+    strength: float = 1.0,
+    decay: float = 2.0,
+    seed: int = 0,
+) -> Memory:
+    """Unit q and k, beta in (0, strength), g in (-decay, 0); `repeated`: all keys are the first."""
+    k = unit(normal(rows, memories, tokens, dk, seed=seed))
+    if repeated and tokens:
+        k = k[:, :, :1].expand_as(k).contiguous()
+    gates = (rows, memories, tokens, dk) if channel else (rows, memories, tokens)
+    return Memory(
+        unit(normal(rows, heads, tokens, dk, seed=seed + 1)),
+        k,
+        normal(rows, memories, tokens, dv, seed=seed + 2),
+        -decay * uniform(*gates, seed=seed + 3),
+        strength * uniform(rows, memories, tokens, seed=seed + 4),
+        normal(rows, memories, dk, dv, seed=seed + 5),
+    )
+
+
+def worst(a: Tensor, b: Tensor) -> float:
+    """Greatest difference, against the greatest value of b (1 where that is less)."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    if not a.numel():
+        return 0.0
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1.0))

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sleepc.ops import functional, naive
+from tests.ops.cases import normal, small, uniform, worst
+
+GROUPS = [(1, 1), (2, 1), (3, 3), (6, 2)]
+
+
+def _mask(kind: str, rows: int, heads: int, tokens: int, keys: int) -> Tensor | None:
+    """Random masks in which some queries see nothing."""
+    if kind == "none":
+        return None
+    lines = 1 if kind == "shared" else rows
+    seen = uniform(lines, 1 if kind != "heads" else heads, tokens, keys, seed=7) < 0.5
+    if tokens > 1:
+        seen[:, :, 1] = False
+    if kind in ("bool", "shared"):
+        return seen
+    least = {"heads": -math.inf, "minimum": torch.finfo(torch.float32).min}[kind]
+    return normal(*seen.shape, seed=8).masked_fill(~seen, least)
+
+
+@small
+@given(
+    groups=st.sampled_from(GROUPS),
+    tokens=st.integers(0, 6),
+    kind=st.sampled_from(["none", "bool", "shared", "heads", "minimum"]),
+    softcap=st.sampled_from([0.0, 2.0]),
+    sinks=st.booleans(),
+    causal=st.booleans(),
+)
+def test_attention_equals_the_loop(
+    groups: tuple[int, int], tokens: int, kind: str, softcap: float, sinks: bool, causal: bool
+) -> None:
+    heads, memories = groups
+    q, k = normal(2, heads, tokens, 4), normal(2, memories, tokens, 4, seed=1)
+    v = normal(2, memories, tokens, 3, seed=2)
+    mask = _mask(kind, 2, heads, tokens, tokens)
+    sink = normal(heads, seed=3) if sinks else None
+    args = (q, k, v, mask, sink)
+    want = naive.attention(*args, scale=0.5, softcap=softcap, causal=causal)
+    got = functional.attention(*args, scale=0.5, softcap=softcap, causal=causal)
+    assert worst(got, want) < 1e-12
+
+
+@small
+@given(
+    groups=st.sampled_from(GROUPS),
+    tokens=st.integers(0, 4),
+    width=st.integers(1, 7),
+    kind=st.sampled_from(["bool", "shared", "heads", "minimum"]),
+    softcap=st.sampled_from([0.0, 2.0]),
+    sinks=st.booleans(),
+)
+def test_window_attention_equals_the_loop(
+    groups: tuple[int, int], tokens: int, width: int, kind: str, softcap: float, sinks: bool
+) -> None:
+    heads, memories = groups
+    q, k = normal(2, heads, tokens, 4), normal(2, memories, tokens, 4, seed=1)
+    v = normal(2, memories, tokens, 3, seed=2)
+    held = normal(2, memories, width, 4, seed=4), normal(2, memories, width, 3, seed=5)
+    mask = _mask(kind, 2, heads, tokens, width + tokens)
+    assert mask is not None
+    sink = normal(heads, seed=3) if sinks else None
+    args = (q, k, v, *held, mask, sink)
+    want = naive.window_attention(*args, scale=0.5, softcap=softcap)
+    got = functional.window_attention(*args, scale=0.5, softcap=softcap)
+    assert worst(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_query_that_sees_nothing_gets_zeros(sinks: bool, dtype: torch.dtype) -> None:
+    q, k, v = (normal(1, 2, 3, 4, seed=s, dtype=dtype).requires_grad_() for s in range(3))
+    sink = normal(2, seed=3, dtype=dtype).requires_grad_() if sinks else None
+    seen = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    seen[:, :, 1] = False
+    for mask in (seen, torch.zeros(1, 1, 3, 3, dtype=dtype).masked_fill(~seen, -math.inf)):
+        out = functional.attention(q, k, v, mask, sink, scale=1.0)
+        assert out.dtype == dtype
+        assert torch.equal(out[:, :, 1], torch.zeros_like(out[:, :, 1]))
+        leaves = [x for x in (q, k, v, sink) if x is not None]
+        grads = torch.autograd.grad(out.float().square().sum(), leaves)
+        assert all(g.isfinite().all() for g in grads)
+        assert torch.equal(grads[0][:, :, 1], torch.zeros_like(grads[0][:, :, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_softmax_is_wide(dtype: torch.dtype) -> None:
+    """A thousand equal scores: weights summed in half precision would be off by tens of percent."""
+    q, k = torch.zeros(1, 1, 1000, 4, dtype=dtype), torch.zeros(1, 1, 1000, 4, dtype=dtype)
+    v = torch.ones(1, 1, 1000, 1, dtype=dtype)
+    out = functional.attention(q, k, v, scale=1.0)
+    assert worst(out, torch.ones_like(out)) < 4e-3
+
+
+def test_unseen_keys_do_not_matter_at_all() -> None:
+    q, k, v = normal(1, 2, 1, 4), normal(1, 1, 1, 4, seed=1), normal(1, 1, 1, 4, seed=2)
+    held = [normal(1, 1, 5, 4, seed=3), normal(1, 1, 5, 4, seed=4)]
+    mask = torch.tensor([1, 1, 0, 0, 1, 1], dtype=torch.bool).view(1, 1, 1, 6)
+    a = functional.window_attention(q, k, v, *held, mask, scale=1.0)
+    other = [x.clone() for x in held]
+    for x in other:
+        x[:, :, 2:4] = 1e6
+    assert torch.equal(functional.window_attention(q, k, v, *other, mask, scale=1.0), a)
+
+
+def test_window_of_everything_is_attention() -> None:
+    """Keys in the window and keys of the call are one sequence."""
+    q, k, v = normal(2, 4, 9, 4), normal(2, 2, 9, 4, seed=1), normal(2, 2, 9, 4, seed=2)
+    want = functional.attention(q, k, v, scale=0.5, causal=True)
+    for cut in range(10):
+        new = slice(cut, None)
+        mask = torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()[:, :, new]
+        got = functional.window_attention(
+            q[:, :, new], k[:, :, new], v[:, :, new], k[:, :, :cut], v[:, :, :cut], mask, scale=0.5
+        )
+        assert worst(got, want[:, :, new]) < 1e-14
+
+
+def test_heads_must_group() -> None:
+    with pytest.raises(ValueError, match="3 query heads are not a multiple of 2 KV heads"):
+        functional.attention(normal(1, 3, 1, 2), normal(1, 2, 1, 2), normal(1, 2, 1, 2), scale=1.0)
