@@ -1,0 +1,50 @@
+"""The eager backend: nothing to install, nothing to lower."""
+
+from __future__ import annotations
+
+import torch
+
+from sleepc.backends.eager.steps import EagerSteps
+from sleepc.errors import UsageError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import TensorType
+from sleepc.passes.base import Stage
+from sleepc.passes.retype import Retype
+from sleepc.passes.runner import run_stages
+
+name = "eager"
+
+
+def missing() -> str | None:
+    """Why the backend cannot run here; None, since PyTorch is always there."""
+    return None
+
+
+def load(program: ProgramGraphs, *, device: str = "cpu", dtype: torch.dtype | None = None, train: bool = False) -> EagerSteps:
+    """Steps of a program at level STEP. Parameters stay mapped where neither device nor dtype asks for a copy.
+
+    Raises UsageError where the device is not there.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here", where=f"--device {device}", fix="Use --device cpu.")
+    if dtype is not None and dtype != program.dtype:
+        program = run_stages(program, (Stage("retype", "STEP", (Retype(dtype),)),))
+    return EagerSteps(program, materialise(program, device), device=device, train=train)
+
+
+def materialise(program: ProgramGraphs, device: str) -> dict[str, torch.Tensor]:
+    """Every parameter, on `device`, in the dtype that its port declares."""
+    dtypes: dict[str, torch.dtype] = {}
+    for graph in (program.embed, program.head):
+        for key, port in {**graph.ports("param"), **graph.ports("const")}.items():
+            dtypes[key] = _dtype(port.meta["type"])
+    for block in program.layout:
+        ports = program.classes[block.cls].wake.ports()
+        for port_name, key in block.params.items():
+            dtypes[key] = _dtype(ports[port_name].meta["type"])
+    return {key: program.params[key].materialise().to(device, dtype) for key, dtype in dtypes.items()}
+
+
+def _dtype(type_: object) -> torch.dtype:
+    assert isinstance(type_, TensorType)
+    return type_.dtype

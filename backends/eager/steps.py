@@ -1,0 +1,157 @@
+"""Wake and sleep of a program, run by PyTorch: what a session drives, and what training differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
+from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.types import DTYPE_NAMES, TensorType
+from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
+
+State = dict[str, Tensor]
+CLOCK_NAMES = ("position", "since", "slept")
+
+
+class EagerSteps:
+    """The `Steps` of a program at level STEP. State is a dict of tensors by full name ("3.k").
+
+    `parameters` (by key, on `device`, in the dtypes of their ports) may require gradients. With `train=True` nothing is
+    written in place, and `wake_tensors` and `sleep_tensors` are differentiable in parameters and state.
+    """
+
+    def __init__(
+        self, program: ProgramGraphs, parameters: Mapping[str, Tensor], *, device: str | torch.device = "cpu", train: bool = False
+    ) -> None:
+        assert program.clock is not None, "not a program at level STEP"
+        self.program, self.device, self.train = program, torch.device(device), train
+        functions = PLAIN if train else IN_PLACE
+        self._embed = Executor(program.embed, functions, self.device)
+        self._head = Executor(program.head, functions, self.device)
+        self._clock = Executor(program.clock, functions, self.device)
+        self._wake = {n: Executor(c.wake, functions, self.device) for n, c in program.classes.items()}
+        self._sleep = {n: Executor(c.sleep, functions, self.device) for n, c in program.classes.items() if c.sleep}
+        self._head_extras = set(program.head.ports("input")) - {"h"}
+        self.bind(parameters)
+
+    def bind(self, parameters: Mapping[str, Tensor]) -> None:
+        """Use these parameters from now on."""
+        self.parameters = dict(parameters)
+        self._blocks = [
+            (
+                block.cls,
+                {port: self.parameters[key] for port, key in block.params.items()},
+                {s.name: f"{i}.{s.name}" for s in self.program.classes[block.cls].states},
+            )
+            for i, block in enumerate(self.program.layout)
+        ]
+
+    @property
+    def window(self) -> int:
+        """L, from the shape of what a sleep reads."""
+        assert self.program.clock is not None
+        slots = self.program.clock.results()["slots"].meta["type"]
+        assert isinstance(slots, TensorType)
+        return int(slots.dims[1])
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.program.vocab
+
+    def new_state(self, batch: int) -> State:
+        """The state of `batch` rows that have read nothing."""
+        return {s.name: self._zeros(s, batch) for s in self.program.all_states()}
+
+    def _zeros(self, spec: StateSpec, batch: int) -> Tensor:
+        return torch.zeros(batch, *(int(d) for d in spec.dims[1:]), dtype=spec.dtype, device=self.device)
+
+    def wake_tensors(self, state: State, tokens: Tensor, lengths: Tensor, logits: Logits) -> tuple[Tensor | None, State]:
+        """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
+        values = self._embed({**self.parameters, **state, "tokens": tokens, "lengths": lengths})
+        new = dict(state)
+        new["position"], new["since"] = values.pop("position"), values.pop("since")
+        for name, parameters, names in self._blocks:
+            inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+            results = self._wake[name](inputs)
+            values["h"] = results.pop("h")
+            new.update({names[local]: value for local, value in results.items()})
+        return self._logits(values, lengths, logits), new
+
+    def _logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
+        if logits == "none":
+            return None
+        last = (lengths - 1).clamp(min=0)
+        rows = torch.arange(len(lengths), device=self.device)
+        early = logits == "last" and not self._head_extras
+        if early:  # the head, over a large vocabulary, is for one token only
+            values = {**values, "h": values["h"][rows, last].unsqueeze(1)}
+        out: Tensor = self._head({**self.parameters, **values})["logits"]
+        if logits == "all":
+            return out
+        return out[:, 0] if early else out[rows, last]
+
+    def sleep_tensors(self, state: State) -> State:
+        """Consolidate and evict in every row of `state`."""
+        clock = self._clock(state)
+        new = dict(state) | {name: clock.pop(name) for name in CLOCK_NAMES}
+        for name, _, names in self._blocks:
+            results = self._sleep[name]({**clock, **{local: state[full] for local, full in names.items()}})
+            new.update({names[local]: value for local, value in results.items()})
+        return new
+
+    def wake(self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits) -> tuple[FloatArray | None, State]:
+        """See `Steps.wake`."""
+        with torch.set_grad_enabled(self.train):
+            out, state = self.wake_tensors(state, self._tensor(tokens), self._tensor(lengths), logits)
+        if out is None:
+            return None, state
+        out = out.detach()
+        return (out if out.dtype == torch.float64 else out.float()).cpu().numpy(), state
+
+    def sleep(self, state: State, rows: BoolArray) -> State:
+        """See `Steps.sleep`."""
+        with torch.set_grad_enabled(self.train):
+            if rows.all():
+                return self.sleep_tensors(state)
+            at = self._tensor(np.flatnonzero(rows))
+            slept = self.sleep_tensors({name: value[at] for name, value in state.items()})
+            return {name: value.index_copy(0, at, slept[name]) for name, value in state.items()}
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def select_rows(self, state: State, rows: IntArray) -> State:
+        """See `Steps.select_rows`."""
+        at = self._tensor(rows)
+        return {name: value[at] for name, value in state.items()}
+
+    def signature(self) -> Signature:
+        """See `Steps.signature`."""
+        return {s.name: (DTYPE_NAMES[s.dtype], s.dims) for s in self.program.all_states()}
+
+    def to_named_arrays(self, state: State) -> dict[str, Array]:
+        """See `Steps.to_named_arrays`."""
+        return {name: _to_array(value) for name, value in state.items()}
+
+    def from_named_arrays(self, arrays: dict[str, Array]) -> State:
+        """See `Steps.from_named_arrays`."""
+        dtypes = {s.name: s.dtype for s in self.program.all_states()}
+        return {name: _from_array(arrays[name], dtype).to(self.device) for name, dtype in dtypes.items()}
+
+
+def _to_array(value: Tensor) -> Array:
+    value = value.detach().cpu().contiguous()
+    if value.dtype == torch.bfloat16:
+        return value.view(torch.uint16).numpy().copy()
+    return value.numpy().copy()
+
+
+def _from_array(array: Array, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor.to(dtype)

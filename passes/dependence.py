@@ -1,0 +1,53 @@
+"""What a value depends on: the tokens, the positions, or neither. Found from data flow, never from names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from sleepc.ir.graph import Graph, is_call
+
+aten = torch.ops.aten
+# Operators that read a tensor's shape or dtype only: their result does not depend on its values.
+SHAPE_ONLY = (
+    aten.sym_size.int,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+)
+ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """`tokens`: nodes whose values depend on the tokens. `positions`: nodes that depend on positions or an arange over sizes, but not on tokens."""
+
+    tokens: frozenset[fx.Node]
+    positions: frozenset[fx.Node]
+
+
+def find_dependence(graph: Graph, token_ports: tuple[str, ...], position_ports: tuple[str, ...]) -> Dependence:
+    """Follow the values of the given input ports through the graph. Int sizes belong to neither."""
+    tokens: set[fx.Node] = set()
+    positions: set[fx.Node] = set()
+    for node in graph.fx.nodes:
+        if node.op == "placeholder":
+            name = node.meta["port"].name
+            if name in token_ports:
+                tokens.add(node)
+            elif name in position_ports:
+                positions.add(node)
+        elif node.op == "call_function" and not is_call(node, *SHAPE_ONLY):
+            inputs = node.all_input_nodes
+            if any(n in tokens for n in inputs):
+                tokens.add(node)
+            elif any(n in positions for n in inputs) or is_call(node, *ARANGES):
+                positions.add(node)
+    return Dependence(frozenset(tokens), frozenset(positions))

@@ -1,0 +1,134 @@
+"""Attention sites of block classes: heads, what q and k are before positions, the input that gates can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import fx
+
+from sleepc.errors import Refusal
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.types import TensorType
+from sleepc.passes.dependence import Dependence, find_dependence
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer. q, k, v are values [B,H,T,D] of the block's graph, q and k before positions are applied."""
+
+    node: fx.Node
+    q: fx.Node
+    k: fx.Node
+    v: fx.Node
+    x: fx.Node  # [B,T,hidden], the nearest value that q, k and v are all made from: the block's normalised input
+    q_heads: int
+    kv_heads: int
+    d_k: int
+    d_v: int
+    window: int
+    softcap: float
+    scale: float
+    sinks: bool
+    rotated: bool  # are positions applied to q and k inside the block?
+
+
+def find_site(graph: Graph) -> Site:
+    """The attention site of a block class (a block has one). Raises Refusal where q and k before positions are not found."""
+    node = next(n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default))
+    q, k, v = node.args[:3]
+    assert isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)
+    dependence = find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
+    tree = Dominators(graph, dependence)
+    before_q, before_k = tree.before_positions(q), tree.before_positions(k)
+    x = tree.common([before_q, before_k, v])
+    hidden = dims(graph.ports()["h"])
+    while dims(x) != hidden:
+        x = tree.above[x]
+    (_, q_heads, _, d_k), (_, kv_heads, _, d_v) = dims(q), dims(v)
+    return Site(
+        node=node,
+        q=before_q,
+        k=before_k,
+        v=v,
+        x=x,
+        q_heads=int(q_heads),
+        kv_heads=int(kv_heads),
+        d_k=int(d_k),
+        d_v=int(d_v),
+        window=int(node.kwargs.get("window", 0)),  # type: ignore[call-overload]
+        softcap=float(node.kwargs.get("softcap", 0.0)),  # type: ignore[arg-type]
+        scale=float(node.kwargs["scale"]),  # type: ignore[arg-type]
+        sinks=node.args[4] is not None,
+        rotated=before_q is not q,
+    )
+
+
+def dims(node: fx.Node) -> tuple[int | str, ...]:
+    """The dimensions of a tensor node."""
+    type_ = node.meta["type"]
+    assert isinstance(type_, TensorType), node
+    return type_.dims
+
+
+class Dominators:
+    """The dominator tree, from h, of the values of a block that depend on the tokens."""
+
+    def __init__(self, graph: Graph, dependence: Dependence) -> None:
+        self.dependence = dependence
+        self.root = graph.ports()["h"]
+        tokens = dependence.tokens
+        edges: nx.DiGraph[fx.Node] = nx.DiGraph()
+        edges.add_node(self.root)
+        for node in tokens:
+            edges.add_edges_from((n, node) for n in node.all_input_nodes if n in tokens)
+        self.above: dict[fx.Node, fx.Node] = nx.immediate_dominators(edges, self.root)
+
+    def common(self, nodes: list[fx.Node]) -> fx.Node:
+        """The nearest value that all of `nodes` are made from (or one of them, if it is above the others)."""
+        chains = [self._chain(node) for node in nodes]
+        shared = set(chains[0]).intersection(*chains[1:])
+        return next(node for node in chains[0] if node in shared)
+
+    def _chain(self, node: fx.Node) -> list[fx.Node]:
+        chain = [node]
+        while chain[-1] is not self.root:
+            chain.append(self.above[chain[-1]])
+        return chain
+
+    def before_positions(self, value: fx.Node) -> fx.Node:
+        """The value just before positions are applied on the way to `value`; `value` itself where none are.
+
+        Tainted is what is made from the tokens together with something that depends on positions. The untainted values that
+        feed tainted ones have one nearest common origin of the same shape: that is q (or k) before positions.
+        Raises Refusal(POSITIONS) where it has not.
+        """
+        tainted = self._tainted(value)
+        if value not in tainted:
+            return value
+        tokens = self.dependence.tokens
+        frontier = {n for t in tainted for n in t.all_input_nodes if n in tokens and n not in tainted}
+        origin = self.common(list(frontier))
+        if dims(origin) != dims(value):
+            raise Refusal(
+                "POSITIONS",
+                "q or k before positions is not found: the value that positions are applied to has another shape",
+                where=str(value.meta.get("source", "")),
+            )
+        return origin
+
+    def _tainted(self, value: fx.Node) -> set[fx.Node]:
+        """Ancestors of `value` (and itself) below the first operation that brings positions in."""
+        tokens, positions = self.dependence.tokens, self.dependence.positions
+        ancestors, stack = {value}, [value]
+        while stack:
+            for source in stack.pop().all_input_nodes:
+                if source in tokens and source not in ancestors:
+                    ancestors.add(source)
+                    stack.append(source)
+        tainted: set[fx.Node] = set()
+        for node in self.root.graph.nodes:
+            if node in ancestors and any(n in positions or n in tainted for n in node.all_input_nodes):
+                tainted.add(node)
+        return tainted

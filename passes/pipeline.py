@@ -1,0 +1,53 @@
+"""The whole way of a model through the compiler, on one page. Read this first.
+
+    ATEN       what torch.export saw: one flat graph
+    CANONICAL  embed, block classes, head; attention is `sleepc::attention` with a mask class
+    CONVERTED  attention is bounded, memories stand beside it, the clock runs
+    STEP       everything is a step from state to state: what is saved, and what backends lower
+
+A pass that finds nothing to do returns 0; there are no conditions in the lists.
+"""
+
+from __future__ import annotations
+
+from sleepc.passes.add_memory import AddMemory
+from sleepc.passes.add_sleep import AddSleep
+from sleepc.passes.base import Stage
+from sleepc.passes.bind_positions import BindPositions
+from sleepc.passes.bound_attention import BoundAttention
+from sleepc.passes.classify_masks import ClassifyMasks
+from sleepc.passes.cut_blocks import CutBlocks
+from sleepc.passes.drop_noops import DropNoops
+from sleepc.passes.insert_memory import InsertMemory
+from sleepc.passes.memory import MemoryOptions
+from sleepc.passes.raise_attention import RaiseAttention
+from sleepc.recipe import Recipe
+
+FRONT = (
+    Stage(
+        "canonicalize",
+        "CANONICAL",
+        (DropNoops(), BindPositions(), RaiseAttention(), ClassifyMasks(), CutBlocks()),
+    ),
+)
+
+
+def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
+    """CANONICAL -> STEP, as the recipe says, for a model of `blocks` blocks."""
+    options = MemoryOptions(
+        rule=recipe.rule, write=recipe.write_time, window=recipe.window, passes=recipe.passes, seed=recipe.seed
+    )
+    layers = recipe.chosen_layers(blocks)
+    of = {"parallel": (layers, ()), "insert": ((), layers)}[recipe.strategy]
+    return (
+        Stage(
+            "rewrite",
+            "CONVERTED",
+            (
+                BoundAttention(recipe.window, recipe.sinks),
+                AddMemory(of[0], options),
+                InsertMemory(of[1], options),
+            ),
+        ),
+        Stage("stateful", "STEP", (AddSleep(recipe.sinks, recipe.eviction, options),)),
+    )

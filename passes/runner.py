@@ -1,0 +1,96 @@
+"""Runs stages: clones, checks, times and dumps; a pass does nothing but its rewrite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import fx
+
+from sleepc.errors import SleepcError
+from sleepc.ir.check import check_graph
+from sleepc.ir.graph import Graph
+from sleepc.ir.infer import infer_types
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.text import print_graph
+from sleepc.passes.base import Pass, Stage
+
+Progress = Callable[[str], None]
+
+
+def run_stages(
+    program: ProgramGraphs,
+    stages: Sequence[Stage],
+    *,
+    progress: Progress = lambda name: None,
+    dump: Path | None = None,
+) -> ProgramGraphs:
+    """A new program, `program` after `stages`. `progress` hears the name of each pass; `dump` gets the text after each.
+
+    After every pass the structure is checked, after every stage all types are inferred anew and compared.
+    Raises SleepcError (InvalidProgram, with the passes run so far in a note) where a pass broke the program.
+    """
+    program = program.clone()
+    step = 0
+    for stage in stages:
+        for each in stage.passes:
+            progress(each.name)
+            _run_pass(program, each)
+            step += 1
+            if dump is not None:
+                dump_program(program, dump / f"{step:02d}-{each.name}")
+        program.level = stage.level
+        check_program(program, full=True)
+    return program
+
+
+def _run_pass(program: ProgramGraphs, each: Pass) -> None:
+    before = fingerprint(program)
+    started = time.perf_counter()
+    count = each.run(program)
+    program.history.append(f"{each} {count} {time.perf_counter() - started:.2f}s")
+    try:
+        changed = fingerprint(program) != before
+        if changed != (count > 0):
+            raise SleepcError(f"the pass says {count} rewrites, but the program {'has' if changed else 'has not'} changed")
+        check_program(program, full=False)
+    except SleepcError as error:
+        error.add_note(f"after pass {each.name}; passes so far: {'; '.join(program.history)}")
+        raise
+
+
+def check_program(program: ProgramGraphs, *, full: bool) -> None:
+    """Check every graph at the program's level; `full` also infers every type anew (not at ATEN, whose types are torch's)."""
+    if program.level == "ATEN":
+        return
+    for graph in program.graphs():
+        check_graph(graph, program.level, full=full)
+
+
+def fingerprint(program: ProgramGraphs) -> tuple[object, ...]:
+    """Everything of a program that a pass may change, comparable."""
+    graphs = tuple((g.name, g.returns, graph_key(g)) for g in program.graphs())
+    layout = tuple((b.cls, tuple(b.params.items())) for b in program.layout)
+    states = tuple((name, c.states) for name, c in program.classes.items())
+    params = tuple((k, id(v)) for k, v in program.params.items())
+    return graphs, layout, states, params, program.states
+
+
+def graph_key(graph: Graph) -> tuple[object, ...]:
+    """A graph's nodes, comparable: equal keys mean equal graphs, but for names and sources."""
+    number: dict[fx.Node, str] = {}
+    rows = []
+    for i, node in enumerate(graph.fx.nodes):
+        number[node] = f"%{i}"
+        args = fx.map_arg((node.args, node.kwargs), number.__getitem__)
+        rows.append((node.op, node.meta.get("port"), str(node.target) if node.op == "call_function" else "", str(args)))
+    return tuple(rows)
+
+
+def dump_program(program: ProgramGraphs, folder: Path) -> None:
+    """Write every graph as text into `folder`, one file a graph. At ATEN, torch's own printing is used."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for graph in program.graphs():
+        text = str(graph.fx) if program.level == "ATEN" else print_graph(graph)
+        (folder / f"{graph.name}.txt").write_text(text)

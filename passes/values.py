@@ -1,0 +1,39 @@
+"""What torch.export knows of a node's value: used on flat graphs, before types are inferred per block."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from sleepc.ir.graph import is_call
+
+SIZE_ARITHMETIC = (operator.add, operator.mul, operator.sub, operator.floordiv, operator.neg)
+
+
+def val(node: fx.Node) -> torch.Tensor:
+    """The example value (a FakeTensor) of a tensor node of an exported graph."""
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor), node
+    return value
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Has the node a tensor value?"""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def shape_text(node: fx.Node) -> tuple[str, ...]:
+    """The shape as text: comparing symbolic sizes with == would install guards (traps)."""
+    return tuple(str(size) for size in val(node).shape)
+
+
+def same_type(a: fx.Node, b: fx.Node) -> bool:
+    """Have both the same dtype and shape, compared as text?"""
+    return is_tensor(a) and is_tensor(b) and val(a).dtype == val(b).dtype and shape_text(a) == shape_text(b)
+
+
+def is_size(node: fx.Node) -> bool:
+    """Is the node's value a size (an int), not a tensor?"""
+    return is_call(node, torch.ops.aten.sym_size.int, *SIZE_ARITHMETIC)

@@ -1,0 +1,164 @@
+"""nn.Module -> one flat graph of ATen operators with named ports, exported for any batch and length."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import InputKind
+
+from sleepc.errors import SleepcError
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.weights import HeldTensor, Param
+
+# Pairwise different and none of 0 and 1, which export would turn into constants.
+BATCH, LENGTH = 3, 5
+
+
+class TokensToLogits(nn.Module):
+    """A model as a function (tokens [B,T], positions [B,T]) -> logits [B,T,V]; `call` says how to ask it for logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        accepted = inspect.signature(model.forward).parameters
+        self.hugging_face = "input_ids" in accepted and "position_ids" in accepted
+        self.cached = "use_cache" in accepted
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits [B,T,V] for tokens [B,T] at positions [B,T]."""
+        torch._check(tokens.shape[0] == positions.shape[0])
+        torch._check(tokens.shape[1] == positions.shape[1])
+        if not self.hugging_face:
+            result = self.model(tokens)
+        else:
+            options = {"use_cache": False} if self.cached else {}
+            result = self.model(input_ids=tokens, position_ids=positions, **options)
+        logits = getattr(result, "logits", result)
+        if isinstance(logits, tuple):
+            logits = logits[0]
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
+            raise SleepcError(
+                "the model does not return logits [B, T, V]",
+                where=type(self.model).__name__,
+                fix="sleepc converts decoder-only language models: a module called with tokens [B, T].",
+            )
+        return logits
+
+
+def capture_module(model: nn.Module, *, max_positions: int | None = None) -> ProgramGraphs:
+    """Export `model` (in eval mode, any device, also meta) to a program at level ATEN.
+
+    Parameters are held by reference to the module's tensors, under their qualified names.
+    Raises SleepcError where torch.export cannot follow the model.
+    """
+    wrapped = TokensToLogits(model.eval())
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)
+    positions = torch.arange(LENGTH, device=device).expand(BATCH, LENGTH).contiguous()
+    dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    # torch warns about its own unbacked symbols on the way; nothing there is for a user to act on
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
+            exported = export(
+                wrapped,
+                (tokens, positions),
+                dynamic_shapes={"tokens": dynamic, "positions": dynamic},
+                strict=False,
+            )
+    except SleepcError:
+        raise
+    except Exception as error:
+        raise SleepcError(
+            f"torch.export cannot follow the model: {str(error).splitlines()[0] if str(error) else error!r}",
+            where=type(model).__name__,
+            fix="Run with --debug for the whole trace.",
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return _to_program(exported, max_positions)
+
+
+def _to_program(exported: ExportedProgram, max_positions: int | None) -> ProgramGraphs:
+    graph = Graph("embed")
+    params: dict[str, Param] = {}
+    values: dict[fx.Node, Any] = {}
+    placeholders = [n for n in exported.graph.nodes if n.op == "placeholder"]
+    for spec, node in zip(exported.graph_signature.input_specs, placeholders, strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            values[node] = graph.add_port("input", node.name, None)
+            values[node].meta["val"] = node.meta["val"]
+            continue
+        name, tensor = _stored(exported, spec)
+        kind = "param" if spec.kind is InputKind.PARAMETER else "const"
+        values[node] = graph.add_port(kind, name, None)
+        values[node].meta["val"] = node.meta["val"]
+        params[name] = HeldTensor(tensor)
+    results = _inline(exported.graph_module, values, graph, "")
+    logits = results[0]
+    graph.set_returns({"logits": logits})
+    vocab = int(logits.meta["val"].shape[-1])
+    dtype = next((p.dtype for p in params.values() if p.dtype.is_floating_point), torch.float32)
+    head = Graph("head")
+    return ProgramGraphs(
+        embed=graph, head=head, params=params, vocab=vocab, dtype=dtype, max_positions=max_positions
+    )
+
+
+def _stored(exported: ExportedProgram, spec: Any) -> tuple[str, torch.Tensor]:
+    name = spec.target
+    tensor = exported.state_dict.get(name)
+    if tensor is None:
+        tensor = exported.constants[name]
+    return name.removeprefix("model."), tensor.detach()
+
+
+def _inline(module: fx.GraphModule, values: dict[fx.Node, Any], into: Graph, where: str) -> list[Any]:
+    """Copy the calls of `module` into `into`; regions (no_grad, autocast) are opened, since inference needs none."""
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "get_attr":
+            values[node] = getattr(module, str(node.target))
+        elif node.op == "call_function":
+            regions = [values[a] for a in node.args if isinstance(a, fx.Node) and isinstance(values[a], fx.GraphModule)]
+            if regions:
+                values[node] = _inline_region(regions[0], node, values, into, where)
+            elif is_call(node, operator.getitem) and isinstance(values[node.args[0]], list):
+                values[node] = values[node.args[0]][node.args[1]]
+            else:
+                copied = into.fx.node_copy(node, lambda n: values[n])
+                copied.meta = {"val": node.meta.get("val"), "source": where or _source(node)}
+                values[node] = copied
+        elif node.op == "output":
+            return [values[n] for n in node.args[0]]
+    raise SleepcError("an exported graph has no output")
+
+
+def _inline_region(
+    region: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], into: Graph, where: str
+) -> list[Any]:
+    position = [isinstance(a, fx.Node) and values[a] is region for a in node.args].index(True)
+    arguments = node.args[position + 1 :]
+    inner = [n for n in region.graph.nodes if n.op == "placeholder"]
+    scope: dict[fx.Node, Any] = {p: values[a] for p, a in zip(inner, arguments, strict=True)}  # type: ignore[index]
+    return _inline(region, scope, into, where or _source(node))
+
+
+
+
+
+def _source(node: fx.Node) -> str:
+    """The place of the operation in the model, for people: the innermost module's path."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return paths[-1].removeprefix("model.") if paths else ""

@@ -1,0 +1,94 @@
+"""The seam that transformers offers: attention goes through one function, masks through another.
+
+While the seam is open, every attention layer of a Hugging Face model calls `sleepc::attention` with q, k, v after bias,
+norm and positions, K/V heads not expanded, and every mask is built by plain tensor operations, so that it lands in the graph,
+where it is evaluated later (passes/classify_masks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+import sleepc.ops  # noqa: F401  (registers sleepc::attention)
+from sleepc.errors import Refusal
+
+NAME = "sleepc"
+# What the function understands, and what cannot change the numbers of inference.
+UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal"}
+HARMLESS = {
+    "position_ids",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "cache_position",
+    "past_key_values",
+    "position_embeddings",
+    "logits_to_keep",
+}
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: q [B,Hq,T,D], k, v [B,Hkv,T,D] -> ([B,T,Hq,D], no weights)."""
+    unknown = {k for k, v in kwargs.items() if v is not None and k not in UNDERSTOOD | HARMLESS}
+    if unknown:
+        raise Refusal(
+            "UNKNOWN_OPTION",
+            f"an attention layer is called with {', '.join(sorted(unknown))}, which sleepc does not know",
+            where=type(module).__name__,
+            fix="Please report the model: converting it without this option would change its results.",
+        )
+    if attention_mask is None:
+        raise Refusal("UNKNOWN_MASK", "an attention layer got no mask", where=type(module).__name__)
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    softcap = float(kwargs.get("softcap") or 0.0)
+    out = torch.ops.sleepc.attention(
+        query, key, value, attention_mask, kwargs.get("s_aux"), scale=scale, softcap=softcap
+    )
+    return out.transpose(1, 2), None
+
+
+def mask(
+    batch_size: int, q_length: int, kv_length: int, *, mask_function: Any, device: Any = "cpu", **_: Any
+) -> torch.Tensor:
+    """transformers' mask function: the mask as a bool tensor [B,1,T,T], True where a query sees a key."""
+    rows = torch.arange(batch_size, device=device)[:, None, None, None]
+    heads = torch.arange(1, device=device)[None, :, None, None]
+    queries = torch.arange(q_length, device=device)[None, None, :, None]
+    keys = torch.arange(kv_length, device=device)[None, None, None, :]
+    seen: torch.Tensor = mask_function(rows, heads, queries, keys)
+    return seen
+
+
+@contextmanager
+def open_seam(model: nn.Module) -> Iterator[None]:
+    """Route the attention of a Hugging Face model through sleepc for the duration; other modules are left as they are."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "set_attn_implementation"):
+        yield
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+    before = config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

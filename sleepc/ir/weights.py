@@ -1,0 +1,50 @@
+"""Parameters by reference: where a tensor's values are, read only when somebody asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sleepc.ir.tensorfile import map_tensor
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of a safetensors file. `sha256` is of its bytes, empty where it is not known yet."""
+
+    file: Path
+    tensor: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    sha256: str = ""
+
+    def materialise(self) -> torch.Tensor:
+        """The tensor, mapped from its file (not copied). Raises SleepcError where the file is missing or damaged."""
+        return map_tensor(self.file, self.tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldTensor:
+    """A tensor in memory: of a model that has no file, or new in the conversion."""
+
+    value: torch.Tensor
+    new: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype."""
+        return self.value.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.value.shape)
+
+    def materialise(self) -> torch.Tensor:
+        """The tensor itself."""
+        return self.value
+
+
+Param = FileTensor | HeldTensor
