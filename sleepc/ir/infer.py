@@ -1,0 +1,207 @@
+"""Types of all nodes, from the ports' types: the operators' fake kernels over symbolic sizes."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]  # it comes with torch, without types
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from sleepc.errors import SleepcError
+from sleepc.ir import dims
+from sleepc.ir.diagnose import fault
+from sleepc.ir.graph import Graph
+from sleepc.ir.types import DTYPE_NAMES, IntType, TensorType, TupleType, Type
+
+# Example sizes are pairwise different: a comparison of two of them cannot be true by accident.
+HINTS = {"B": 3, "T": 5}
+MORE_HINTS = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67)
+MAX_SIZE_OPERATIONS = 256
+
+SIZE_OPERATORS = (
+    operator.add,
+    operator.mul,
+    operator.sub,
+    operator.floordiv,
+    operator.neg,
+    operator.mod,
+)
+
+
+def infer_types(graph: Graph) -> None:
+    """Set meta["type"] of every node but the output, from the types of the ports.
+
+    Nothing is computed and no memory taken, whatever sizes the graph names. Raises InvalidProgram:
+    V10 a port without type, V11 an operator that refuses its arguments or gives what no type
+    describes, V13 a size that is no size, V14 a graph that is right for particular sizes only.
+    """
+    environment = ShapeEnv()
+    symbols = _make_symbols(graph, environment)
+    names = {size.node.expr: name for name, size in symbols.items()}
+    values: dict[fx.Node, Any] = {}
+    with FakeTensorMode(shape_env=environment), torch.no_grad(), _quiet():
+        for node in graph.fx.nodes:
+            if node.op == "output":
+                continue
+            try:
+                values[node] = _value(node, values, symbols)
+                node.meta["type"] = _type_of(node, values[node], names)
+            except SleepcError as error:
+                raise fault("V11", error.what, graph, node) from error
+            except Exception as error:  # torch raises any class for arguments that do not fit
+                raise fault(
+                    "V11", f"the operator refuses its arguments: {_first_line(error)}", graph, node
+                ) from error
+            _check_general(graph, node, environment, names)
+
+
+def _make_symbols(graph: Graph, environment: ShapeEnv) -> dict[str, torch.SymInt]:
+    names: dict[str, None] = {}
+    for node in graph.ports().values():
+        if not isinstance(node.meta.get("type"), TensorType):
+            raise fault("V10", "a port has no tensor type", graph, node)
+        for dim in node.meta["type"].dims:
+            try:
+                names.update(dict.fromkeys(sorted(dims.names_of(dim))))
+            except SleepcError as error:
+                raise fault("V13", error.what, graph, node) from error
+    others = [name for name in names if name not in HINTS]
+    if len(others) > len(MORE_HINTS):
+        raise fault("V13", f"{len(names)} names of sizes are too many", graph)
+    hints = {**HINTS, **dict(zip(others, MORE_HINTS, strict=False))}
+    return {name: _make_symbol(environment, name, hints[name]) for name in names}
+
+
+def _make_symbol(environment: ShapeEnv, name: str, hint: int) -> torch.SymInt:
+    source = ConstantSource(name)
+    symbol = environment.create_symbol(
+        hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None
+    )
+    made = environment.create_symintnode(symbol, hint=hint, source=source)
+    assert isinstance(made, torch.SymInt)
+    return made
+
+
+def _value(
+    node: fx.Node, values: Mapping[fx.Node, Any], symbols: Mapping[str, torch.SymInt]
+) -> Any:
+    """The node's value over fake tensors and symbolic sizes."""
+    if node.op == "placeholder":
+        type_ = node.meta["type"]
+        shape = [dims.evaluate(dims.parse_dim(str(d)), symbols) for d in type_.dims]
+        return torch.empty(shape, dtype=type_.dtype)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.target in SIZE_OPERATORS and not all(_is_size(a) for a in args):
+        raise SleepcError("arithmetic of sizes takes only sizes")
+    if node.target is operator.getitem and not (
+        isinstance(args[0], (tuple, list)) and type(args[1]) is int
+    ):
+        raise SleepcError(
+            "getitem takes the value of an operator with several results, and a number"
+        )
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _type_of(node: fx.Node, value: Any, names: Mapping[sympy.Expr, str]) -> Type:
+    if isinstance(value, torch.Tensor):
+        return _tensor_type(value, names)
+    if isinstance(value, (tuple, list)) and all(isinstance(v, torch.Tensor) for v in value):
+        return TupleType(tuple(_tensor_type(v, names) for v in value))
+    if _is_size(value):
+        _check_size(value)
+        return IntType()
+    raise SleepcError(f"no type describes a result of {type(value).__name__}")
+
+
+def _tensor_type(value: torch.Tensor, names: Mapping[sympy.Expr, str]) -> TensorType:
+    if value.dtype not in DTYPE_NAMES:
+        raise SleepcError(f"no type describes {value.dtype}")
+    return TensorType(value.dtype, tuple(_dim_of(size, names) for size in value.shape))
+
+
+def _dim_of(size: int | torch.SymInt, names: Mapping[sympy.Expr, str]) -> dims.Dim:
+    if isinstance(size, int):
+        return size
+    return dims.format_dim(_polynomial(size.node.expr, names))
+
+
+def _polynomial(expression: sympy.Expr, names: Mapping[sympy.Expr, str]) -> dims.Polynomial:
+    if expression in names:
+        return {(names[expression],): 1}
+    if isinstance(expression, sympy.Integer):
+        return dims.constant(int(expression))
+    if (
+        isinstance(expression, sympy.Pow)
+        and isinstance(expression.exp, sympy.Integer)
+        and 0 < expression.exp <= dims.MAX_DEGREE
+    ):
+        return _polynomial(
+            sympy.Mul(*[expression.base] * int(expression.exp), evaluate=False), names
+        )
+    if not isinstance(expression, (sympy.Add, sympy.Mul)):
+        raise SleepcError(f"the size {expression} is not made of +, * and names")
+    combine = dims.add if isinstance(expression, sympy.Add) else dims.multiply
+    result, *rest = (_polynomial(part, names) for part in expression.args)
+    for part in rest:
+        result = combine(result, part)
+    return result
+
+
+def _check_size(value: int | torch.SymInt) -> None:
+    """Keep what a hostile graph computes on sizes small."""
+    too_large = (
+        abs(value) >= dims.MAX_INT
+        if isinstance(value, int)
+        else value.node.expr.count_ops() > MAX_SIZE_OPERATIONS
+    )
+    if too_large:
+        raise SleepcError("a size is too large")
+
+
+def _check_general(
+    graph: Graph, node: fx.Node, environment: ShapeEnv, names: Mapping[sympy.Expr, str]
+) -> None:
+    """A node must not hold for one value of a symbolic size only."""
+    narrowed = [f"{symbol} = {to}" for symbol, to in environment.replacements.items()]
+    if not narrowed:
+        narrowed = [str(g.expr) for g in environment.guards if g.expr.has(sympy.Eq)]
+    if not narrowed:
+        return
+    text = ", ".join(dict.fromkeys(narrowed))
+    for symbol, name in names.items():
+        text = text.replace(str(symbol), name)
+    raise fault("V14", f"right only for particular sizes ({text})", graph, node)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs what it is about to raise; the error says it already."""
+    loggers = [
+        logging.getLogger(f"torch.{name}")
+        for name in ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
