@@ -82,12 +82,15 @@ class Session:
     # -- reading ---------------------------------------------------------------------------------
 
     @overload
-    def feed(self, ids: Ids, mask: Mask | None = None, logits: Literal["none"] = ...) -> None: ...
-
-    @overload
     def feed(
         self, ids: Ids, mask: Mask | None = None, logits: Literal["last", "all"] = "last"
     ) -> FloatArray: ...
+
+    @overload
+    def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Literal["none"]) -> None: ...
+
+    @overload
+    def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Logits) -> FloatArray | None: ...
 
     def feed(
         self, ids: Ids, mask: Mask | None = None, logits: Logits = "last"
