@@ -11,7 +11,7 @@ from torch import Tensor
 RULES = ("linear", "gated", "delta", "gated_delta")
 CORRECTING = ("delta", "gated_delta")
 
-small = settings(deadline=None, max_examples=40)
+small = settings(deadline=None, max_examples=100)
 few = settings(deadline=None, max_examples=15)
 
 
