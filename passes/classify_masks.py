@@ -42,7 +42,7 @@ class ClassifyMasks(Pass):
         graph = program.embed
         sites = [n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default)]
         known: dict[fx.Node, MaskClass] = {}
-        bidirectional = [n for n in sites if n.args[3] is None and not n.kwargs["causal"]]
+        bidirectional = [n for n in sites if n.args[3] is None and not n.kwargs.get("causal")]
         count = 0
         for node in sites:
             mask = node.args[3]
@@ -53,8 +53,9 @@ class ClassifyMasks(Pass):
             if known[mask].window < 0:
                 bidirectional.append(node)
                 continue
-            node.args = (*node.args[:3], None, *node.args[4:])
-            node.kwargs = {**node.kwargs, "causal": True, "window": known[mask].window}
+            # Every argument is spelled out, since export leaves out those at their default.
+            node.args = (*node.args[:3], None, node.args[4] if len(node.args) > 4 else None)
+            node.kwargs = {"softcap": 0.0, **node.kwargs, "causal": True, "window": known[mask].window}
             count += 1
         if bidirectional:
             raise _bidirectional(len(bidirectional), len(sites))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import networkx as nx
@@ -132,7 +133,7 @@ def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: d
     h_type = embed.results()["h"].meta["type"]
     seen: dict[tuple[object, ...], str] = {}
     layout, classes = [], {}
-    for part, start, end in zip(parts[1:-1], borders, borders[1:], strict=True):
+    for part, (start, end) in zip(parts[1:-1], pairwise(borders), strict=True):
         out = Extractor(flat, Graph(f"block.{len(seen)}"), {**given, start: Given("h", h_type)}, abstract=True)
         out.run(start, part, {"h": end})
         key = structure_of(out.graph)

@@ -44,7 +44,7 @@ def find_site(graph: Graph) -> Site:
     before_q, before_k = tree.before_positions(q), tree.before_positions(k)
     x = tree.common([before_q, before_k, v])
     hidden = dims(graph.ports()["h"])
-    while dims(x) != hidden:
+    while not isinstance(x.meta["type"], TensorType) or dims(x) != hidden:
         x = tree.above[x]
     (_, q_heads, _, d_k), (_, kv_heads, _, d_v) = dims(q), dims(v)
     return Site(

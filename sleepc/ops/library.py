@@ -140,7 +140,7 @@ def _replay(
 
 _define(
     "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sinks=None, *, float scale,"
-    " float softcap=0.0, bool causal=False) -> Tensor",
+    " float softcap=0.0, bool causal=False, int window=0) -> Tensor",
     functional.attention,
     _attention,
 )

@@ -84,6 +84,7 @@ def attention(
     scale: float,
     softcap: float = 0.0,
     causal: bool = False,
+    window: int = 0,
 ) -> Tensor:
     """Softmax attention among the new tokens: a window without slots."""
     tokens = q.shape[2]
@@ -92,6 +93,7 @@ def attention(
     for t in range(tokens):
         if causal:
             bias[..., t, t + 1 :] = -math.inf
+            bias[..., t, : max(t + 1 - window, 0) if window else 0] = -math.inf
     empty_k, empty_v = k[:, :, :0], v[:, :, :0]
     return window_attention(q, k, v, empty_k, empty_v, bias, sinks, scale=scale, softcap=softcap)
 

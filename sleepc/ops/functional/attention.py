@@ -53,17 +53,20 @@ def attention(
     scale: float,
     softcap: float = 0.0,
     causal: bool = False,
+    window: int = 0,
 ) -> Tensor:
     """Softmax attention of one call's tokens among themselves.
 
     q [B, Hq, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv]; mask [B or 1, 1 or Hq, T, T], bool (True =
     sees) or additive; sinks [Hq] logits that take probability and give no value; softcap c > 0
-    bends scores to c tanh(x / c). -> [B, Hq, T, Dv]; a query that sees nothing gets zeros.
-    ValueError where Hq is not a multiple of Hkv.
+    bends scores to c tanh(x / c); with `causal` a query sees itself and what is before it, of that
+    the latest `window` tokens where window is not 0. -> [B, Hq, T, Dv]; a query that sees nothing
+    gets zeros. ValueError where Hq is not a multiple of Hkv.
     """
     tokens = q.shape[2]
     if causal:
         past = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()[None, None]
+        past = past.triu(1 - window) if window else past
         mask = past if mask is None else _restrict(mask, past)
     grouped = group(q, k.shape[1])
     scores = (grouped.flatten(2, 3) @ k.mT).view(*q.shape[:3], tokens)
