@@ -13,7 +13,7 @@ Dim = int | str
 Monomial = tuple[str, ...]
 Polynomial = dict[Monomial, int]  # {("T",): 1, (): 260} is T + 260; no zero coefficients
 
-MAX_TERMS, MAX_DEGREE, MAX_INT = 32, 8, 2**63
+MAX_TERMS, MAX_DEGREE, MAX_INT, MAX_TEXT = 32, 8, 2**63, 300
 
 _TERM = re.compile(
     r"([+-]?)((?:[0-9]+|[A-Za-z_][A-Za-z0-9_]*)(?:\*(?:[0-9]+|[A-Za-z_][A-Za-z0-9_]*))*)"
@@ -26,6 +26,8 @@ def parse_dim(text: str) -> Polynomial:
     >>> format_dim(parse_dim("260+T"))
     'T+260'
     """
+    if len(text) > MAX_TEXT:
+        raise SleepcError("the text of a size is too long")
     result: Polynomial = {}
     at = 0
     while at < len(text) or not text:

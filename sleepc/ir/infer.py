@@ -19,21 +19,13 @@ from sleepc.errors import SleepcError
 from sleepc.ir import dims
 from sleepc.ir.diagnose import fault
 from sleepc.ir.graph import Graph
+from sleepc.ir.levels import SIZE_OPERATORS
 from sleepc.ir.types import DTYPE_NAMES, IntType, TensorType, TupleType, Type
 
 # Example sizes are pairwise different: a comparison of two of them cannot be true by accident.
 HINTS = {"B": 3, "T": 5}
 MORE_HINTS = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67)
 MAX_SIZE_OPERATIONS = 256
-
-SIZE_OPERATORS = (
-    operator.add,
-    operator.mul,
-    operator.sub,
-    operator.floordiv,
-    operator.neg,
-    operator.mod,
-)
 
 
 def infer_types(graph: Graph) -> None:
@@ -99,7 +91,7 @@ def _value(
         shape = [dims.evaluate(dims.parse_dim(str(d)), symbols) for d in type_.dims]
         return torch.empty(shape, dtype=type_.dtype)
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    if node.target in SIZE_OPERATORS and not all(_is_size(a) for a in args):
+    if node.target in SIZE_OPERATORS.values() and not all(_is_size(a) for a in args):
         raise SleepcError("arithmetic of sizes takes only sizes")
     if node.target is operator.getitem and not (
         isinstance(args[0], (tuple, list)) and type(args[1]) is int
