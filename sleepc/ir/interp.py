@@ -1,0 +1,112 @@
+"""The meaning of a graph: its operators, called in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from sleepc.errors import SleepcError
+from sleepc.ir.diagnose import excerpt
+from sleepc.ir.graph import Graph
+
+Hook = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+"""hook(node, args, kwargs) gives a call's value, or NotImplemented to leave it to the operator."""
+
+
+def run(graph: Graph, values: Mapping[str, Any], hook: Hook | None = None) -> dict[str, Any]:
+    """The results of `graph` by name, for `values` of its ports by name; others are ignored.
+
+    Operators that make tensors out of nothing make them on the device of the first port that holds
+    a tensor. Raises SleepcError where a port has no value; what an operator raises gets a note that
+    shows the program around it. Use Runner to run a graph many times.
+    """
+    return Runner(graph)(values, hook)
+
+
+@dataclass(frozen=True)
+class _Call:
+    node: fx.Node
+    target: Callable[..., Any]
+    plain: bool  # no node stands inside a list
+    makes: bool  # out of nothing: it needs to be told the device
+    frees: tuple[fx.Node, ...]
+
+
+class Runner:
+    """A graph made ready to run many times; it must not be changed meanwhile."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.ports = {node.meta["port"].name: node for node in graph.ports().values()}
+        kept = set(graph.results().values())
+        last: dict[fx.Node, fx.Node] = {}
+        for node in graph.calls():
+            last.update(dict.fromkeys(node.all_input_nodes, node))
+            last.setdefault(node, node)
+        frees: dict[fx.Node, list[fx.Node]] = {}
+        for value, reader in last.items():
+            if value not in kept:
+                frees.setdefault(reader, []).append(value)
+        self.calls = [_prepare(node, tuple(frees.get(node, ()))) for node in graph.calls()]
+
+    def __call__(self, values: Mapping[str, Any], hook: Hook | None = None) -> dict[str, Any]:
+        """The results by name; see `run`."""
+        known = {node: self._given(values, name) for name, node in self.ports.items()}
+        device = next((v.device for v in known.values() if isinstance(v, torch.Tensor)), None)
+        for call in self.calls:
+            try:
+                known[call.node] = _evaluate(call, known, device, hook)
+            except Exception as error:
+                source = call.node.meta.get("source")
+                error.add_note(
+                    f"in graph {self.graph.name}" + (f", from {source}" if source else "")
+                )
+                error.add_note(excerpt(self.graph, call.node))
+                raise
+            for node in call.frees:
+                del known[node]
+        return {name: known[node] for name, node in self.graph.results().items()}
+
+    def _given(self, values: Mapping[str, Any], name: str) -> Any:
+        if name not in values:
+            raise SleepcError(f"port {name!r} has no value", where=f"graph {self.graph.name}")
+        return values[name]
+
+
+def _prepare(node: fx.Node, frees: tuple[fx.Node, ...]) -> _Call:
+    assert callable(node.target)
+    values = (*node.args, *node.kwargs.values())
+    plain = not any(isinstance(v, (list, tuple, dict, slice)) for v in values)
+    return _Call(node, node.target, plain, _makes_tensors(node.target), frees)
+
+
+def _makes_tensors(target: Any) -> bool:
+    """Has the operator a device argument and no tensor to take the device from?"""
+    if not isinstance(target, OpOverload):
+        return False
+    arguments = target._schema.arguments
+    named = any(a.name == "device" for a in arguments)
+    return named and not any("Tensor" in str(a.type) for a in arguments)
+
+
+def _evaluate(
+    call: _Call, known: Mapping[fx.Node, Any], device: torch.device | None, hook: Hook | None
+) -> Any:
+    node = call.node
+    if call.plain:
+        args = tuple(known[a] if isinstance(a, fx.Node) else a for a in node.args)
+        kwargs = {k: known[v] if isinstance(v, fx.Node) else v for k, v in node.kwargs.items()}
+    else:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+    if hook is not None:
+        value = hook(node, args, kwargs)
+        if value is not NotImplemented:
+            return value
+    if call.makes and device is not None:
+        kwargs = {"device": device, **kwargs}
+    return call.target(*args, **kwargs)
