@@ -140,11 +140,16 @@ def mutates(target: Any) -> bool:
     return isinstance(target, OpOverload) and bool(target._schema.is_mutable)
 
 
+def writes_state(target: Any) -> bool:
+    """Does a backend carry this operator out by writing into its first argument, where it can?"""
+    return target is table()["sleepc.write_slots"]
+
+
 def makes_view(target: Any) -> bool:
     """May the operator's result share memory with its first argument?"""
-    return isinstance(target, OpOverload) and any(
-        result.alias_info is not None for result in target._schema.returns
-    )
+    if not isinstance(target, OpOverload):
+        return target is python.getitem
+    return any(result.alias_info is not None for result in target._schema.returns)
 
 
 @cache
