@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import settings
@@ -26,7 +27,8 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-30)
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,15 @@ class Memory:
     state: Tensor
 
     def tokens(self, part: slice) -> Memory:
-        cut = [x[:, :, part] for x in (self.q, self.k, self.v, self.g, self.beta)]
-        return Memory(*cut, self.state)
+        return replace(self.map(lambda x: x[:, :, part]), state=self.state)
 
     def to(self, dtype: torch.dtype, state: torch.dtype) -> Memory:
-        cast = [x.to(dtype) for x in (self.q, self.k, self.v)]
-        return Memory(*cast, self.g.to(state), self.beta.to(state), self.state.to(state))
+        wide = self.map(lambda x: x.to(state))
+        return replace(wide, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Memory:
+        q, k, v, g, beta = map(change, self.stream)
+        return Memory(q, k, v, g, beta, change(self.state))
 
     @property
     def stream(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -94,20 +94,22 @@ def test_a_query_that_sees_nothing_gets_zeros(sinks: bool, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_softmax_is_wide(dtype: torch.dtype) -> None:
-    """A thousand equal scores: weights summed in half precision would be off by tens of percent."""
-    q, k = torch.zeros(1, 1, 1000, 4, dtype=dtype), torch.zeros(1, 1, 1000, 4, dtype=dtype)
-    v = torch.ones(1, 1, 1000, 1, dtype=dtype)
-    out = functional.attention(q, k, v, scale=1.0)
-    assert worst(out, torch.ones_like(out)) < 4e-3
+def test_scores_are_wide(dtype: torch.dtype) -> None:
+    """A score of 1e5 is infinite in float16, and 257 is 256 or 258 in bfloat16."""
+    q, v = torch.ones(1, 1, 2, 1, dtype=dtype), torch.tensor([1.0, 0.0], dtype=dtype)
+    k = torch.tensor([1.0, 1.0078125], dtype=dtype).view(1, 1, 2, 1)
+    for scale in (128.0, 1e5):
+        out = functional.attention(q, k, v.view(1, 1, 2, 1), scale=scale)
+        want = torch.sigmoid(torch.tensor(-0.0078125 * scale, dtype=torch.float64))
+        assert worst(out, want.expand(out.shape)) < 4e-3
 
 
 def test_unseen_keys_do_not_matter_at_all() -> None:
     q, k, v = normal(1, 2, 1, 4), normal(1, 1, 1, 4, seed=1), normal(1, 1, 1, 4, seed=2)
-    held = [normal(1, 1, 5, 4, seed=3), normal(1, 1, 5, 4, seed=4)]
+    held = normal(1, 1, 5, 4, seed=3), normal(1, 1, 5, 4, seed=4)
     mask = torch.tensor([1, 1, 0, 0, 1, 1], dtype=torch.bool).view(1, 1, 1, 6)
     a = functional.window_attention(q, k, v, *held, mask, scale=1.0)
-    other = [x.clone() for x in held]
+    other = held[0].clone(), held[1].clone()
     for x in other:
         x[:, :, 2:4] = 1e6
     assert torch.equal(functional.window_attention(q, k, v, *other, mask, scale=1.0), a)

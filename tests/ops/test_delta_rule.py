@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -120,12 +122,10 @@ def test_linear_adds_and_delta_replaces(rule: str, repeated: bool) -> None:
 def test_repeated_tokens_in_float32(strength: float, channel: bool) -> None:
     """Equal keys and beta near 1: where inverting I + A by doubling is off by 1e10."""
     x = memory(128, dk=16, repeated=True, channel=channel, decay=1e-3)
-    q, k, v, g, _ = x.stream
-    beta = torch.full_like(x.beta, strength)
-    want = naive.delta_rule(q, k, v, g, beta, [x.state], rule="gated_delta", scale=1.0)
-    narrow = [y.float() for y in (q, k, v, g, beta)]
-    state = [x.state.float()]
-    got = functional.delta_rule(*narrow, state, rule="gated_delta", scale=1.0, chunk=64)
+    x = replace(x, beta=torch.full_like(x.beta, strength))
+    want = naive.delta_rule(*x.stream, [x.state], rule="gated_delta", scale=1.0)
+    y = x.to(torch.float32, torch.float32)
+    got = functional.delta_rule(*y.stream, [y.state], rule="gated_delta", scale=1.0, chunk=64)
     assert max(map(worst, got, want)) < 1e-4
 
 
@@ -143,10 +143,10 @@ def test_strong_decay_does_not_overflow(channel: bool, decay: float) -> None:
 @every_decay
 def test_strong_decay_has_finite_gradients(channel: bool) -> None:
     x = memory(40, channel=channel, decay=1000.0).to(torch.float32, torch.float32)
-    leaves = [y.requires_grad_() for y in (*x.stream, x.state)]
-    got = functional.delta_rule(*leaves[:5], leaves[5:], rule="gated_delta", scale=1.0)
-    sum(y.square().sum() for y in got).backward()  # type: ignore[union-attr]
-    assert all(y.grad is not None and y.grad.isfinite().all() for y in leaves)
+    x = x.map(lambda y: y.requires_grad_())
+    out, state = functional.delta_rule(*x.stream, [x.state], rule="gated_delta", scale=1.0)
+    grads = torch.autograd.grad(out.square().sum() + state.square().sum(), [*x.stream, x.state])
+    assert all(y.isfinite().all() for y in grads)
 
 
 @pytest.mark.parametrize("rule", ["linear", "delta"])
@@ -172,9 +172,9 @@ def test_read_equals_the_loop(rule: str, tokens: int, heads: int) -> None:
 def test_rows_are_independent() -> None:
     x = memory(20, rows=3)
     order = torch.tensor([2, 0, 1])
-    stream = [y[order] for y in x.stream]
+    y = x.map(lambda z: z[order])
     a = functional.delta_rule(*x.stream, [x.state], rule="delta", scale=1.0)
-    b = functional.delta_rule(*stream, [x.state[order]], rule="delta", scale=1.0)
+    b = functional.delta_rule(*y.stream, [y.state], rule="delta", scale=1.0)
     assert all(worst(y, z[order]) < 1e-14 for y, z in zip(b, a, strict=True))
 
 

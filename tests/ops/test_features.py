@@ -91,6 +91,5 @@ def test_l2norm_is_computed_wide() -> None:
     x = torch.full((1, 4), 300.0, dtype=torch.float16)
     assert torch.equal(functional.l2norm(x), torch.full((1, 4), 0.5, dtype=torch.float16))
     zero = torch.zeros(1, 4, requires_grad=True)
-    functional.l2norm(zero).sum().backward()
-    assert zero.grad is not None
-    assert zero.grad.isfinite().all()
+    (grad,) = torch.autograd.grad(functional.l2norm(zero).sum(), zero)
+    assert grad.isfinite().all()

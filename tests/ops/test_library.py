@@ -24,8 +24,8 @@ class Case:
     label: str = ""
 
     @property
-    def registered(self) -> Callable[..., Any]:
-        op: Callable[..., Any] = getattr(torch.ops.sleepc, self.op).default
+    def registered(self) -> torch._ops.OpOverload[..., Any]:
+        op: torch._ops.OpOverload[..., Any] = getattr(torch.ops.sleepc, self.op).default
         return op
 
     @property
@@ -123,6 +123,21 @@ def _differentiable(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor
         return leaves[-1]
 
     return torch.utils._pytree.tree_map_only(Tensor, fresh, args), leaves
+
+
+@pytest.mark.parametrize("case", [c for n in (1, 3) for c in _cases(n)], ids=_name)
+def test_any_layout_of_arguments(case: Case) -> None:
+    """Heads are often a transposed view of the features."""
+
+    def strided(x: Tensor) -> Tensor:
+        return x.mT.contiguous().mT if x.dim() > 1 else x
+
+    args = torch.utils._pytree.tree_map_only(Tensor, strided, case.args)
+    want = _flat(case.plain(*case.args, **case.options))
+    assert max(map(worst, _flat(case.plain(*args, **case.options)), want)) < 1e-12
+    got = _flat(case.registered(*args, **case.options))
+    assert max(map(worst, got, want)) < 1e-12
+    assert all(x.is_contiguous() for x in got)
 
 
 DISCRETE = ("window_slots", "window_mask")

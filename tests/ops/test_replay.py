@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -31,9 +33,9 @@ def test_replay_equals_the_literal_loop(
 ) -> None:
     """The affine form (from four passes on) included; with repeated tokens too."""
     x = memory(tokens, heads=2, channel=channel, repeated=repeated, seed=passes)
-    how = {"rule": rule, "passes": passes, "written": written}
-    (want,) = naive.replay(*x.record, [x.state], **how)  # type: ignore[arg-type]
-    (got,) = functional.replay(*x.record, [x.state], chunk=chunk, **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"rule": rule, "passes": passes, "written": written}
+    (want,) = naive.replay(*x.record, [x.state], **how)
+    (got,) = functional.replay(*x.record, [x.state], chunk=chunk, **how)
     assert worst(got, want) < 1e-11
 
 
@@ -53,9 +55,9 @@ def test_written_is_what_wake_did(rule: str, passes: int) -> None:
 @pytest.mark.parametrize("passes", [2, 6])
 def test_narrow_records(passes: int) -> None:
     x = memory(32, strength=0.5).to(torch.bfloat16, torch.float32)
-    how = {"rule": "gated_delta", "passes": passes, "written": False}
-    (want,) = naive.replay(*x.record, [x.state], **how)  # type: ignore[arg-type]
-    (got,) = functional.replay(*x.record, [x.state], **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"rule": "gated_delta", "passes": passes, "written": False}
+    (want,) = naive.replay(*x.record, [x.state], **how)
+    (got,) = functional.replay(*x.record, [x.state], **how)
     assert got.dtype == torch.float32
     assert worst(got, want) < 1e-5
 
@@ -73,10 +75,10 @@ def test_padding_writes_nothing(passes: int) -> None:
     k, v, g, beta = x.record
     real = torch.tensor([1.0, 1, 1, 1, 0, 0]).double()
     pads = (k * real[:, None], v, g * real, beta * real)
-    short = tuple(y[:, :, :4] for y in x.record)
-    how = {"rule": "gated_delta", "passes": passes, "written": False}
-    (a,) = functional.replay(*pads, [x.state], **how)  # type: ignore[arg-type]
-    (b,) = functional.replay(*short, [x.state], **how)  # type: ignore[arg-type]
+    short = x.tokens(slice(0, 4)).record
+    how: dict[str, Any] = {"rule": "gated_delta", "passes": passes, "written": False}
+    (a,) = functional.replay(*pads, [x.state], **how)
+    (b,) = functional.replay(*short, [x.state], **how)
     assert worst(a, b) < 1e-14
 
 
@@ -85,10 +87,10 @@ def _fixed_point(x: Memory, state: Tensor) -> Tensor:
     still, eye = torch.zeros_like(x.beta), torch.eye(x.k.shape[3]).double()
     start = eye.expand(*state.shape[:2], -1, -1)
     nothing = torch.zeros_like(x.k)
-    how = {"rule": "delta", "passes": 1, "written": False}
-    (m,) = naive.replay(x.k, nothing, still, x.beta, [start], **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"rule": "delta", "passes": 1, "written": False}
+    (m,) = naive.replay(x.k, nothing, still, x.beta, [start], **how)
     empty = torch.zeros_like(state)
-    (b,) = naive.replay(x.k, x.v, still, x.beta, [empty], **how)  # type: ignore[arg-type]
+    (b,) = naive.replay(x.k, x.v, still, x.beta, [empty], **how)
     return state + torch.linalg.pinv(eye - m, rtol=1e-10) @ (b - (eye - m) @ state)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -77,7 +79,7 @@ def test_ragged_stream_through_a_window_sees_the_latest_tokens() -> None:
         positions = torch.arange(at, at + step)[None]
         mask = functional.window_mask(positions, torch.tensor([at]), window=window, sinks=sinks)
         part = (q[:, :, new], k[:, :, new], v[:, :, new])
-        got = functional.window_attention(*part, *held, mask, scale=1.0)
+        got = functional.window_attention(*part, held[0], held[1], mask, scale=1.0)
         assert torch.allclose(got, want[:, :, new], rtol=0, atol=1e-12)
         slots = functional.window_slots(positions, window=window, sinks=sinks)
         held = [functional.write_slots(x, y, slots) for x, y in zip(held, part[1:], strict=True)]
@@ -133,7 +135,7 @@ def test_write_in_place_leaves_no_graph() -> None:
 
 
 @pytest.mark.parametrize("write", [functional.write_slots, functional.write_slots_])
-def test_more_tokens_than_slots(write: object) -> None:
+def test_more_tokens_than_slots(write: Callable[..., Tensor]) -> None:
     slots = torch.arange(5)[None]
     with pytest.raises(ValueError, match="5 new tokens do not fit into 4 slots"):
-        write(normal(1, 1, 4, 2), normal(1, 1, 5, 2), slots)  # type: ignore[operator]
+        write(normal(1, 1, 4, 2), normal(1, 1, 5, 2), slots)
