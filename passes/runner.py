@@ -84,7 +84,8 @@ def graph_key(graph: Graph) -> tuple[object, ...]:
     for i, node in enumerate(graph.fx.nodes):
         number[node] = f"%{i}"
         args = fx.map_arg((node.args, node.kwargs), number.__getitem__)
-        rows.append((node.op, node.meta.get("port"), str(node.target) if node.op == "call_function" else "", str(args)))
+        type_ = str(node.meta.get("type")) if node.op == "placeholder" else ""
+        rows.append((node.op, node.meta.get("port"), type_, str(node.target) if node.op == "call_function" else "", str(args)))
     return tuple(rows)
 
 

@@ -1,1 +1,49 @@
-"""sleepc converts language models to bounded memory and sleep."""
+"""sleepc converts language models to bounded memory and sleep: their context is consolidated into fixed-size fast weights.
+
+    program = sleepc.convert("SmolLM2-135M-Instruct", {"window": 256})
+    program.save("smollm2-sleep")
+    session = sleepc.load("smollm2-sleep").session()
+    logits = session.feed([1, 2, 3])
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sleepc.api import Inspection, Program, convert, inspect, load
+    from sleepc.errors import Refusal, SleepcError, UsageError
+    from sleepc.recipe import Recipe
+
+_HOMES = {
+    "Inspection": "sleepc.api",
+    "Program": "sleepc.api",
+    "Recipe": "sleepc.recipe",
+    "Refusal": "sleepc.errors",
+    "SleepcError": "sleepc.errors",
+    "UsageError": "sleepc.errors",
+    "convert": "sleepc.api",
+    "inspect": "sleepc.api",
+    "load": "sleepc.api",
+}
+__all__ = [
+    "Inspection",
+    "Program",
+    "Recipe",
+    "Refusal",
+    "SleepcError",
+    "UsageError",
+    "convert",
+    "inspect",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import sleepc` alone brings no torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sleepc' has no attribute {name!r}")

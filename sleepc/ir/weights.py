@@ -7,22 +7,27 @@ from pathlib import Path
 
 import torch
 
-from sleepc.ir.tensorfile import map_tensor
+from sleepc.ir.tensorfile import TensorFile, map_tensor
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a safetensors file. `sha256` is of its bytes, empty where it is not known yet."""
+    """A tensor of a safetensors file. `sha256` is of its bytes; `new` says that the conversion added it."""
 
     file: Path
     tensor: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     sha256: str = ""
+    new: bool = False
 
     def materialise(self) -> torch.Tensor:
         """The tensor, mapped from its file (not copied). Raises SleepcError where the file is missing or damaged."""
         return map_tensor(self.file, self.tensor)
+
+    def is_intact(self) -> bool:
+        """Are the bytes in the file those of the hash?"""
+        return TensorFile(self.file).sha256(self.tensor) == self.sha256
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,273 @@
+"""The Python API: convert, load, inspect; a Program verifies, saves, and opens sessions."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sleepc import artifact
+from sleepc.backends.eager import backend as eager
+from sleepc.capture.export import capture_module
+from sleepc.capture.seam import open_seam
+from sleepc.errors import SleepcError, UsageError
+from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files
+from sleepc.hf.resolve import Checkpoint, resolve
+from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
+from sleepc.inspection import Inspection, inspect_program
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.tensorfile import TensorFile, scan
+from sleepc.ir.weights import HeldTensor
+from sleepc.manifest import Source
+from sleepc.passes.pipeline import FRONT, rewrite_stages
+from sleepc.passes.runner import run_stages
+from sleepc.recipe import Recipe, make_recipe
+from sleepc.runtime.session import Session
+
+if TYPE_CHECKING:
+    from sleepc.verify.verify import VerifyReport
+
+Progress = Callable[[str, float | None], None]
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _silent(what: str, share: float | None) -> None:
+    del what, share
+
+
+@dataclass
+class Program:
+    """A converted model. `graphs` is what backends run, `canonical` the original as the compiler saw it (not in an artifact)."""
+
+    graphs: ProgramGraphs
+    recipe: Recipe
+    source: Source
+    report: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    canonical: ProgramGraphs | None = None
+    original: nn.Module | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def session(
+        self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None
+    ) -> Session:
+        """A session of `batch` rows. Raises UsageError for a backend, device or dtype that is not there."""
+        return Session(self.steps(backend=backend, device=device, dtype=dtype), batch)
+
+    def steps(
+        self, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None, train: bool = False
+    ) -> eager.EagerSteps:
+        """The program as steps of a backend; with `train`, differentiable (see backends.eager.steps)."""
+        if backend != "eager":
+            raise UsageError(f"there is no backend {backend!r}", where="--backend", fix="Backends: eager.")
+        if dtype is not None and dtype not in DTYPES:
+            raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
+        return eager.load(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises UsageError where it has none."""
+        return load_tokenizer(self.path or (Path(self.source.folder) if self.source.folder else None))
+
+    def inspect(self) -> Inspection:
+        """What the conversion found and did. The original is captured again where this comes from an artifact."""
+        return inspect_program(self._canonical(_silent), self.graphs, self.recipe)
+
+    def verify(
+        self,
+        *,
+        against: str | Path | nn.Module | None = None,
+        text: str | None = None,
+        tokens: Sequence[int] | None = None,
+        hash: bool = False,
+        progress: Progress = _silent,
+    ) -> VerifyReport:
+        """Measure the invariants on real tokens, against the original model (docs/verify.md).
+
+        `text` or `tokens` are what is read (text of the standard library by default). `hash` checks every tensor's bytes first.
+        Raises SleepcError where the original is not found.
+        """
+        from sleepc.verify.verify import verify_program
+
+        if hash:
+            broken = [key for key, ok in artifact.verify_hashes(self.graphs) if not ok]
+            if broken:
+                raise SleepcError(f"the bytes of {len(broken)} tensors have changed: {', '.join(broken[:5])}", fix=artifact.RESTORE)
+        original = self._original(against, progress)
+        canonical = self._canonical(progress, original)
+        ids = list(tokens) if tokens is not None else self._tokens(text)
+        return verify_program(self.graphs, canonical, self.recipe, ids, original=logits_of(original), progress=progress)
+
+    def _tokens(self, text: str | None) -> list[int]:
+        from sleepc.verify.texts import default_text
+
+        has_tokenizer = self.path is not None or bool(self.source.folder)
+        if text is None and not has_tokenizer:
+            generator = torch.Generator().manual_seed(0)
+            return torch.randint(0, self.graphs.vocab, (4096,), generator=generator).tolist()
+        return self.tokenizer().encode(text if text is not None else default_text())
+
+    def _original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
+        if isinstance(against, nn.Module):
+            return against
+        if against is None and self.original is not None:
+            return self.original
+        if against is None and self.source.kind == "module":
+            raise UsageError("the original was a module in memory", fix="Give it: program.verify(against=module).")
+        progress("loading the original", None)
+        # Copied out of the compiler's way: a separate instance with transformers' own eager attention.
+        return load_module(resolve(against or self.source.folder, progress))
+
+    def _canonical(self, progress: Progress, original: nn.Module | None = None) -> ProgramGraphs:
+        if self.canonical is None:
+            progress("capturing the original", None)
+            self.canonical = capture(original or self._original(None, progress), progress)
+        return self.canonical
+
+    def save(
+        self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = _silent
+    ) -> Path:
+        """Write an artifact, all or nothing. Weights stay where they are, unless `standalone` copies them into it.
+
+        Raises UsageError where `path` exists (`force` replaces an artifact).
+        """
+        progress("saving", None)
+        target = Path(path)
+        with self._timed("save"):
+            folder = self.path or (Path(self.source.folder) if self.source.folder else None)
+            artifact.save_artifact(
+                target, self.graphs, self.recipe, self.source, self.report, standalone=standalone, force=force, tokenizer=folder
+            )
+        self.path = target
+        return target
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[what] = time.perf_counter() - started
+
+
+def convert(
+    model: str | Path | nn.Module,
+    recipe: Recipe | dict[str, Any] | None = None,
+    *,
+    progress: Progress = _silent,
+    dump_graphs: Path | None = None,
+) -> Program:
+    """Convert a model (a directory, hub id, GGUF file, or a module) as `recipe` says.
+
+    Raises UsageError for options that do not fit, Refusal (with a code) for a model that cannot be converted, SleepcError for
+    damaged files.
+    """
+    recipe = make_recipe(recipe)
+    started = time.perf_counter()
+    checkpoint = None if isinstance(model, nn.Module) else resolve(model, progress)
+    module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
+    canonical = capture(_in_dtype(module, checkpoint, recipe), progress, dump_graphs)
+    _take_values(canonical, module)
+    if checkpoint is not None:
+        headers = [TensorFile(file) for file in checkpoint.files]
+        hashes = scan(headers, lambda share: progress("reading weights", share))
+        refer_to_files(canonical, checkpoint.files, hashes)
+    captured = time.perf_counter()
+    stages = rewrite_stages(recipe, len(canonical.layout))
+    dump = dump_graphs / "rewrite" if dump_graphs else None
+    graphs = run_stages(canonical, stages, progress=lambda name: progress(name, None), dump=dump)
+    program = Program(graphs, recipe, _source(model, checkpoint), canonical=canonical, original=module)
+    program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
+    return program
+
+
+def capture(module: nn.Module, progress: Progress = _silent, dump: Path | None = None) -> ProgramGraphs:
+    """A module as a program at level CANONICAL."""
+    progress("export", None)
+    limit = max_positions(getattr(module, "config", None))
+    with open_seam(module):
+        program = capture_module(module, max_positions=limit)
+    return run_stages(program, FRONT, progress=lambda name: progress(name, None), dump=dump / "front" if dump else None)
+
+
+def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:
+    assert checkpoint is not None
+    progress("loading", None)
+    return load_module(checkpoint)
+
+
+def _in_dtype(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
+    """The module to export: where another dtype is asked for, the same code in that dtype, with its own casts."""
+    dtype = DTYPES.get(recipe.dtype)
+    if dtype is None or all(p.dtype == dtype for p in module.parameters()):
+        return module
+    if checkpoint is not None:
+        return module_on_meta(checkpoint, dtype)
+    return copy.deepcopy(module).to(dtype)
+
+
+def _take_values(program: ProgramGraphs, module: nn.Module) -> None:
+    """Let parameters and buffers have the values of `module`, in its dtype; ports say which dtype a backend runs them in."""
+    values = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    for key in program.params:
+        if key in values:
+            program.params[key] = HeldTensor(values[key].detach())
+
+
+def _source(model: str | Path | nn.Module, checkpoint: Checkpoint | None) -> Source:
+    from importlib.metadata import version
+
+    versions = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
+    if checkpoint is None:
+        return Source(name=type(model).__name__, kind="module", versions=versions)
+    config = (checkpoint.folder / "config.json").read_bytes()
+    return Source(
+        name=checkpoint.name,
+        folder=str(checkpoint.folder),
+        kind="huggingface",
+        config_sha256=hashlib.sha256(config).hexdigest(),
+        versions=versions,
+    )
+
+
+def logits_of(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A module as a function tokens [B,T] -> logits [B,T,V], without gradients."""
+
+    def call(tokens: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            result = module(tokens)
+        logits = getattr(result, "logits", result)
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    return call
+
+
+def load(path: str | Path) -> Program:
+    """The program of an artifact. Raises UsageError where there is none or it is newer, SleepcError where it is damaged."""
+    folder = Path(path)
+    graphs, manifest = artifact.load_artifact(folder)
+    return Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder)
+
+
+def inspect(
+    target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None = None, *, progress: Progress = _silent
+) -> Inspection:
+    """What sleepc sees in a model, or what an artifact holds. For a model, `recipe` says what would be made of it."""
+    if not isinstance(target, nn.Module) and (Path(target) / artifact.MANIFEST).is_file():
+        program = load(target)
+        return inspect_program(program._canonical(progress), program.graphs, program.recipe)
+    recipe = make_recipe(recipe)
+    module = target if isinstance(target, nn.Module) else load_module(resolve(target, progress))
+    canonical = capture(module, progress)
+    graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+    return inspect_program(canonical, graphs, recipe)
+
+

@@ -1,0 +1,323 @@
+"""Artifacts: a converted program as a directory of text, JSON and safetensors. Nothing in it is executed when it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import sleepc
+from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.graph import Graph
+from sleepc.ir.program import Block, BlockClass, ProgramGraphs, StateSpec
+from sleepc.ir.tensorfile import TensorFile
+from sleepc.ir.text import parse_graph, print_graph
+from sleepc.ir.types import DTYPE_NAMES, DTYPES
+from sleepc.ir.weights import FileTensor, HeldTensor, Param
+from sleepc.manifest import (
+    FORMAT,
+    BlockEntry,
+    ClassEntry,
+    GraphFile,
+    Manifest,
+    ParamEntry,
+    Source,
+    StateEntry,
+    WeightFile,
+    digest,
+)
+from sleepc.passes.runner import check_program
+from sleepc.recipe import Recipe
+
+MANIFEST, NEW, HELD = "sleepc.json", "new.safetensors", "weights.safetensors"
+MAX_MANIFEST = 64 << 20
+RESTORE = "The artifact is damaged or was edited: convert the model again."
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def written_beside(target: Path, *, force: bool) -> Iterator[Path]:
+    """A directory that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises UsageError where `target` exists and is not to be replaced, or is not an artifact.
+    """
+    check_free(target, force=force)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        draft.chmod(0o755)
+        yield draft
+        old = None
+        if target.exists():
+            old = draft.with_name(draft.name + ".old")
+            target.rename(old)
+        draft.rename(target)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        if draft.exists():
+            shutil.rmtree(draft)
+
+
+def check_free(target: Path, *, force: bool) -> None:
+    """Refuse an output directory that exists, unless `force`; never replace what is not an artifact or empty."""
+    if not target.exists():
+        return
+    if not force:
+        raise UsageError(f"{target} exists", where="-o", fix="Choose another name, or give --force to replace it.")
+    ours = target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+    if not ours:
+        raise UsageError(f"{target} exists and is not a sleepc artifact", where="-o", fix="Choose another name.")
+
+
+def save_artifact(
+    target: Path,
+    program: ProgramGraphs,
+    recipe: Recipe,
+    source: Source,
+    report: dict[str, Any],
+    *,
+    standalone: bool = False,
+    force: bool = False,
+    tokenizer: Path | None = None,
+) -> None:
+    """Write `program` (level STEP) to `target`, all or nothing. `standalone` copies the source's weight files into it."""
+    with written_beside(target, force=force) as draft:
+        (draft / "program").mkdir()
+        params, files = _write_params(draft, program, standalone)
+        manifest = Manifest(
+            sleepc=sleepc.__version__,
+            recipe=recipe,
+            source=source,
+            dtype=DTYPE_NAMES[program.dtype],  # type: ignore[arg-type]
+            vocab=program.vocab,
+            hidden=program.hidden,
+            max_positions=program.max_positions,
+            embed=_write_graph(draft, program.embed),
+            head=_write_graph(draft, program.head),
+            clock=_write_graph(draft, _present(program.clock)),
+            classes={name: _write_class(draft, cls) for name, cls in program.classes.items()},
+            layout=[BlockEntry(cls=b.cls, params=b.params) for b in program.layout],
+            states=[_state_entry(s) for s in program.states],
+            files=files,
+            params=params,
+            report=report,
+        ).sealed()
+        (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        if tokenizer is not None:
+            from sleepc.hf.tokenizer import copy_tokenizer
+
+            copy_tokenizer(tokenizer, draft)
+
+
+def _present(graph: Graph | None) -> Graph:
+    if graph is None:
+        raise SleepcError("only a converted program can be saved", fix="Run sleepc.convert first.")
+    return graph
+
+
+def _write_class(draft: Path, cls: BlockClass) -> ClassEntry:
+    return ClassEntry(
+        wake=_write_graph(draft, cls.wake),
+        sleep=_write_graph(draft, _present(cls.sleep)),
+        states=[_state_entry(s) for s in cls.states],
+    )
+
+
+def _write_graph(draft: Path, graph: Graph) -> GraphFile:
+    text = print_graph(graph)
+    file = f"program/{graph.name}.txt"
+    (draft / file).write_text(text)
+    return GraphFile(file=file, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _state_entry(spec: StateSpec) -> StateEntry:
+    return StateEntry(name=spec.name, dims=list(spec.dims), dtype=DTYPE_NAMES[spec.dtype], update=spec.update)  # type: ignore[arg-type]
+
+
+def _write_params(draft: Path, program: ProgramGraphs, standalone: bool) -> tuple[dict[str, ParamEntry], list[WeightFile]]:
+    """Save held tensors, refer to (or copy) the source's files, and say where every parameter is."""
+    from safetensors.torch import save_file
+
+    files: dict[Path, WeightFile] = {}
+    entries: dict[str, ParamEntry] = {}
+    for name, new in ((NEW, True), (HELD, False)):
+        held = {k: p for k, p in program.params.items() if isinstance(p, HeldTensor) and p.new is new}
+        if held:
+            # safetensors refuses tensors that share memory (a tied head): each goes in once, under its own name
+            save_file({k: p.value.detach().cpu().contiguous().clone() for k, p in held.items()}, draft / name)
+            files[draft / name] = _weight_file(draft / name, name)
+            hashes = TensorFile(draft / name).hashes()
+            index = list(files).index(draft / name)
+            entries |= {k: _entry(index, k, p, hashes[k], new) for k, p in held.items()}
+    for key, param in program.params.items():
+        if isinstance(param, FileTensor):
+            if param.file not in files:
+                files[param.file] = _source_file(draft, param.file, standalone, len(files))
+            entries[key] = _entry(list(files).index(param.file), param.tensor, param, param.sha256, param.new)
+    return {key: entries[key] for key in program.params}, list(files.values())
+
+
+def _entry(file: int, tensor: str, param: Param, sha256: str, new: bool) -> ParamEntry:
+    return ParamEntry(file=file, tensor=tensor, dtype=DTYPE_NAMES[param.dtype], shape=list(param.shape), sha256=sha256, new=new)  # type: ignore[arg-type]
+
+
+def _source_file(draft: Path, file: Path, standalone: bool, number: int) -> WeightFile:
+    if not standalone:
+        return _weight_file(file, None)
+    name = f"source-{number:05d}.safetensors"
+    shutil.copyfile(file, draft / name)
+    return _weight_file(draft / name, name)
+
+
+def _weight_file(path: Path, name: str | None) -> WeightFile:
+    header = TensorFile(path)
+    return WeightFile(path=name or str(path.resolve()), inside=name is not None, size=header.size, header_sha256=header.header_sha256)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """sleepc.json, checked. Raises UsageError for what is no artifact or a newer one, SleepcError for a damaged one."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UsageError(f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix="`sleepc convert MODEL -o OUT` makes one.")
+    if path.stat().st_size > MAX_MANIFEST:
+        raise SleepcError(f"{MANIFEST} is too large to be one", where=str(path), fix=RESTORE)
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SleepcError(f"{MANIFEST} is not JSON: {error}", where=str(path), fix=RESTORE) from error
+    version = data.get("format") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise UsageError(
+            f"the artifact has format {version}, and this sleepc reads format {FORMAT}",
+            where=f"written by sleepc {data.get('sleepc', '?')}",
+            fix="Upgrade sleepc (pip install -U sleepc), or convert the model again.",
+        )
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise SleepcError(f"{MANIFEST} is not valid: {place}: {first['msg']}", where=str(path), fix=RESTORE) from error
+    if digest(data) != manifest.sha256:
+        raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=RESTORE)
+    return manifest
+
+
+def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
+    """The program of an artifact; weights stay in their files until a backend asks for them.
+
+    Checked here: versions, manifest, graph texts, sizes and headers of weight files, types of all graphs. Tensor hashes are
+    checked when a tensor is first read.
+    """
+    manifest = read_manifest(folder)
+    files = [_checked_file(folder, entry) for entry in manifest.files]
+    program = ProgramGraphs(
+        embed=_read_graph(folder, manifest.embed),
+        head=_read_graph(folder, manifest.head),
+        clock=_read_graph(folder, manifest.clock),
+        classes={name: _read_class(folder, entry) for name, entry in manifest.classes.items()},
+        layout=[Block(entry.cls, entry.params) for entry in manifest.layout],
+        states=tuple(_state_spec(s) for s in manifest.states),
+        params={key: _param(entry, files) for key, entry in manifest.params.items()},
+        level=manifest.level,
+        dtype=DTYPES[manifest.dtype],
+        max_positions=manifest.max_positions,
+        vocab=manifest.vocab,
+        hidden=manifest.hidden,
+    )
+    _check_layout(program)
+    check_program(program, full=True)
+    return program, manifest
+
+
+def _read_graph(folder: Path, entry: GraphFile) -> Graph:
+    path = folder / entry.file
+    if not path.is_file() or folder.resolve() not in path.resolve().parents:
+        raise SleepcError(f"{entry.file} is missing", where=str(path), fix=RESTORE)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise SleepcError(f"{entry.file} was changed after it was written", where=str(path), fix=RESTORE)
+    return parse_graph(data.decode(), "STEP")
+
+
+def _read_class(folder: Path, entry: ClassEntry) -> BlockClass:
+    states = tuple(_state_spec(s) for s in entry.states)
+    return BlockClass(_read_graph(folder, entry.wake), _read_graph(folder, entry.sleep), states)
+
+
+def _state_spec(entry: StateEntry) -> StateSpec:
+    return StateSpec(entry.name, tuple(entry.dims), DTYPES[entry.dtype], entry.update)
+
+
+def _checked_file(folder: Path, entry: WeightFile) -> TensorFile:
+    path = folder / entry.path if entry.inside else Path(entry.path)
+    if entry.inside and (Path(entry.path).name != entry.path or folder.resolve() not in path.resolve().parents):
+        raise SleepcError(f"{entry.path} leads out of the artifact", where=str(folder / MANIFEST), fix=RESTORE)
+    if not path.is_file():
+        raise SleepcError(
+            f"the weights that this artifact refers to are gone: {path}",
+            where=str(folder / MANIFEST),
+            fix="Put the original model back there, or convert it again (--standalone copies the weights into the artifact).",
+        )
+    if path.stat().st_size != entry.size:
+        raise SleepcError(f"{path} has {path.stat().st_size} bytes instead of {entry.size}", where=str(path), fix=RESTORE)
+    file = TensorFile(path)
+    if file.header_sha256 != entry.header_sha256:
+        raise SleepcError(f"the header of {path} was changed after the conversion", where=str(path), fix=RESTORE)
+    return file
+
+
+def _param(entry: ParamEntry, files: list[TensorFile]) -> FileTensor:
+    if entry.file >= len(files):
+        raise SleepcError(f"parameter {entry.tensor} is in file {entry.file} of {len(files)}", fix=RESTORE)
+    file = files[entry.file]
+    found = file.tensors.get(entry.tensor)
+    shape = tuple(entry.shape)
+    if found is None or found.dtype != DTYPES[entry.dtype] or found.shape != shape:
+        raise SleepcError(f"tensor {entry.tensor} is not in the file as the manifest says", where=str(file.path), fix=RESTORE)
+    return FileTensor(file.path, entry.tensor, found.dtype, shape, entry.sha256, entry.new)
+
+
+def _check_layout(program: ProgramGraphs) -> None:
+    """Every block's ports have parameters of the declared types, and every class and state is there."""
+    for i, block in enumerate(program.layout):
+        cls = program.classes.get(block.cls)
+        if cls is None:
+            raise SleepcError(f"block {i} is of class {block.cls}, which is not there", fix=RESTORE)
+        ports = {**cls.wake.ports("param"), **cls.wake.ports("const")}
+        if set(ports) != set(block.params) or any(key not in program.params for key in block.params.values()):
+            raise SleepcError(f"block {i} has other parameters than its class {block.cls}", fix=RESTORE)
+        for port, key in block.params.items():
+            declared = ports[port].meta["type"].dims
+            if tuple(declared) != program.params[key].shape:
+                raise SleepcError(f"parameter {key} has shape {program.params[key].shape} instead of {declared}", fix=RESTORE)
+        named = {s.name for s in cls.states}
+        for graph in (cls.wake, cls.sleep):
+            if graph is not None and set(graph.ports("state")) - named:
+                raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
+    for graph in (program.embed, program.head):
+        unknown = (set(graph.ports("param")) | set(graph.ports("const"))) - set(program.params)
+        if unknown:
+            raise SleepcError(f"{graph.name} reads parameters that are not there: {', '.join(sorted(unknown))}", fix=RESTORE)
+
+
+def verify_hashes(program: ProgramGraphs) -> Iterator[tuple[str, bool]]:
+    """(parameter, are its bytes those that the manifest names) for every parameter in a file."""
+    for key, param in program.params.items():
+        if isinstance(param, FileTensor):
+            yield key, param.is_intact()
+
+

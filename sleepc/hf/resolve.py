@@ -1,0 +1,137 @@
+"""What the user names as MODEL -> a local Hugging Face directory that is safe to load, or a refusal in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sleepc.errors import Refusal, SleepcError, UsageError
+
+Progress = Callable[[str, float | None], None]
+WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local directory with config and safetensors; `name` is what the user called it."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    files: tuple[Path, ...]
+
+
+def resolve(model: str | Path, progress: Progress) -> Checkpoint:
+    """The checkpoint that `model` names: a directory, a GGUF file (converted into the cache), or a hub id.
+
+    Raises UsageError, Refusal or SleepcError with cause and remedy; loads no weights and runs no code of the checkpoint.
+    """
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        from sleepc.hf.gguf import gguf_to_directory
+
+        folder = gguf_to_directory(path, progress)
+    elif path.is_dir():
+        folder = path.resolve()
+    elif path.exists():
+        raise UsageError(f"{path.name} is neither a model directory nor a .gguf file", where=str(path), fix=_EXPECTED)
+    else:
+        folder = _download(str(model), progress)
+    return check_folder(str(model), folder)
+
+
+_EXPECTED = "Give a Hugging Face directory (config.json and *.safetensors), a hub id such as org/name, or a .gguf file."
+
+
+def _download(name: str, progress: Progress) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise UsageError(f"there is no {name}", fix=_EXPECTED)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    progress(f"fetching {name}", None)
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+    except HFValidationError as error:
+        raise UsageError(f"{name!r} is neither a directory nor a hub id", fix=_EXPECTED) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise SleepcError(
+            f"cannot fetch {name} from the hub, and it is not in the local cache",
+            where=str(error).splitlines()[0],
+            fix="Check the name and the network, or give a local directory.",
+        ) from error
+
+
+def check_folder(name: str, folder: Path) -> Checkpoint:
+    """Check config and files of a directory before anything is loaded from it."""
+    config = _config(folder)
+    _refuse_quantised(config, folder)
+    if config.get("is_encoder_decoder"):
+        raise Refusal(
+            "CROSS_ATTENTION",
+            "nothing to convert: this is an encoder-decoder model, whose decoder attends to an encoder",
+            where=str(folder),
+            fix="sleepc converts decoder-only language models.",
+        )
+    return Checkpoint(name, folder, config, _weight_files(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UsageError(f"{folder} has no {CONFIG}", where=str(folder), fix=_EXPECTED)
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{CONFIG} cannot be read: {error}", where=str(path), fix="Fetch the model again.") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{CONFIG} is not a JSON object", where=str(path), fix="Fetch the model again.")
+    return config
+
+
+def _refuse_quantised(config: dict[str, Any], folder: Path) -> None:
+    quantisation = config.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
+        raise Refusal(
+            "QUANTISED",
+            f"the checkpoint is quantised ({method}), and sleepc rewrites floating-point models",
+            where=str(folder),
+            fix="Convert the unquantised checkpoint; `sleepc export` quantises the result.",
+        )
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    files = tuple(sorted(folder.glob(WEIGHTS)))
+    if (folder / INDEX).is_file():
+        files = _indexed(folder)
+    if files:
+        return files
+    pickles = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
+    if pickles:
+        raise UsageError(
+            f"the weights are a pickle ({pickles[0]}), which can run code when it is loaded",
+            where=str(folder),
+            fix="Save the model as safetensors (model.save_pretrained(..., safe_serialization=True)) where you trust it.",
+        )
+    raise UsageError(f"{folder} has no {WEIGHTS}", where=str(folder), fix=_EXPECTED)
+
+
+def _indexed(folder: Path) -> tuple[Path, ...]:
+    index = folder / INDEX
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise UsageError(f"{INDEX} cannot be read: {error!r}", where=str(index), fix="Fetch the model again.") from error
+    files = []
+    for name in names:
+        path = folder / str(name)
+        if Path(str(name)).name != name or not path.is_file():
+            raise UsageError(f"the index names {name}, which is not there", where=str(index), fix="Fetch the missing file.")
+        files.append(path)
+    return tuple(files)

@@ -1,0 +1,138 @@
+"""What a person wants to know of a model or an artifact before and after conversion, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil, prod
+from typing import Any
+
+import torch
+
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import DTYPE_NAMES
+from sleepc.passes.find_sites import Site, find_site
+from sleepc.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """One block: its attention, and what the recipe makes of it."""
+
+    index: int
+    cls: str
+    q_heads: int
+    kv_heads: int
+    head_size: int
+    window: int  # of the layer's own, 0 for none
+    softcap: float
+    sinks: bool  # learned sink logits
+    positions: str
+    mask: str
+    bias: bool
+    becomes: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model's blocks and sites, and what a conversion adds, keeps and costs. Bytes are per sequence."""
+
+    blocks: list[BlockInfo]
+    classes: int
+    hidden: int
+    vocab: int
+    tied: bool
+    dtype: str
+    max_positions: int | None
+    sites: int
+    convertible: int
+    parameters: int
+    new_parameters: int
+    state_bytes: int
+    kv_bytes_per_token: int
+    break_even: int
+    misses: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: Recipe) -> Inspection:
+    """Compare a program at level CANONICAL with what the recipe made of it.
+
+    `break_even` is the context length from which the state is smaller than a full KV cache of the same dtype.
+    """
+    sites = {name: find_site(cls.wake) for name, cls in canonical.classes.items()}
+    chosen = recipe.chosen_layers(len(canonical.layout))
+    blocks = [_block(i, b.cls, sites[b.cls], i in chosen, recipe, canonical) for i, b in enumerate(canonical.layout)]
+    of_blocks = [sites[b.cls] for b in canonical.layout]
+    per_token = sum(s.kv_heads * (s.d_k + s.d_v) for s in of_blocks) * canonical.dtype.itemsize
+    state = converted.state_bytes()
+    return Inspection(
+        blocks=blocks,
+        classes=len(canonical.classes),
+        hidden=canonical.hidden,
+        vocab=canonical.vocab,
+        tied=is_tied(canonical),
+        dtype=DTYPE_NAMES[canonical.dtype],
+        max_positions=canonical.max_positions,
+        sites=len(blocks),
+        convertible=len(blocks),
+        parameters=sum(prod(p.shape) for p in canonical.params.values()),
+        new_parameters=new_parameters(converted),
+        state_bytes=state,
+        kv_bytes_per_token=per_token,
+        break_even=ceil(state / per_token),
+        misses=[],
+    )
+
+
+def new_parameters(program: ProgramGraphs) -> int:
+    """How many numbers the conversion added."""
+    return sum(prod(p.shape) for p in program.params.values() if p.new)
+
+
+def is_tied(program: ProgramGraphs) -> bool:
+    """Do embedding and head read the same parameter (or the same bytes of a file)?"""
+    embed, head = set(program.embed.ports("param")), set(program.head.ports("param"))
+    if embed & head:
+        return True
+    return any(program.params[a] == program.params[b] for a in embed for b in head)
+
+
+def has_bias(graph: Graph, site: Site) -> bool:
+    """Does a projection between the block's normalised input and q, k or v add a vector of parameters?"""
+    aten = torch.ops.aten
+    after = {site.x}
+    for node in graph.calls():
+        if node is site.node:
+            return False
+        if after.intersection(node.all_input_nodes):
+            after.add(node)
+            if is_call(node, aten.addmm.default) or (is_call(node, aten.linear.default) and len(node.all_input_nodes) == 3):
+                return True
+    return False
+
+
+def _block(index: int, cls: str, site: Site, chosen: bool, recipe: Recipe, program: ProgramGraphs) -> BlockInfo:
+    memory = {"parallel": f" + {recipe.rule} memory", "insert": f", then a {recipe.rule} mixer"}[recipe.strategy]
+    own = site.window if 0 < site.window <= recipe.window else 0
+    kept = f"window {recipe.window}" + (f" (own {own})" if own else "")
+    graph = program.classes[cls].wake
+    return BlockInfo(
+        index=index,
+        cls=cls,
+        q_heads=site.q_heads,
+        kv_heads=site.kv_heads,
+        head_size=site.d_k,
+        window=site.window,
+        softcap=site.softcap,
+        sinks=site.sinks,
+        positions="applied to q and k" if site.rotated else "none in the block",
+        mask=f"window {site.window}" if site.window else "causal",
+        bias=has_bias(graph, site),
+        becomes=kept + (memory if chosen else ""),
+        why="" if chosen else f"not among --layers {recipe.layers}",
+    )

@@ -1,0 +1,129 @@
+"""sleepc.json: what an artifact holds, as data that is checked before anything is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from sleepc.recipe import Recipe
+
+FORMAT = 1
+MAX_BLOCKS = 4096
+
+
+class Strict(BaseModel):
+    """Unknown keys are an error: a newer format says so by its version."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or not path:
+        raise ValueError(f"{path!r} leads out of the artifact")
+    return path
+
+
+InsidePath = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+Dim = Annotated[int, Field(ge=0, lt=1 << 40)]
+DtypeName = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"]
+
+
+class GraphFile(Strict):
+    """A graph's text."""
+
+    file: InsidePath
+    sha256: Sha256
+
+
+class StateEntry(Strict):
+    """See ir.program.StateSpec."""
+
+    name: str
+    dims: list[Dim | Literal["B"]] = Field(min_length=1, max_length=8)
+    dtype: DtypeName
+    update: Literal["overwrite", "ring", "accumulate"]
+
+
+class ClassEntry(Strict):
+    """A block class."""
+
+    wake: GraphFile
+    sleep: GraphFile
+    states: list[StateEntry]
+
+
+class BlockEntry(Strict):
+    """A block: its class and its parameters by port."""
+
+    cls: str
+    params: dict[str, str]
+
+
+class WeightFile(Strict):
+    """A safetensors file: inside the artifact (a relative path) or, by reference, elsewhere (an absolute one)."""
+
+    path: str
+    inside: bool
+    size: int = Field(ge=8)
+    header_sha256: Sha256
+
+
+class ParamEntry(Strict):
+    """Where a parameter's values are: `file` counts from 0 in `Manifest.files`."""
+
+    file: int = Field(ge=0)
+    tensor: str
+    dtype: DtypeName
+    shape: list[Dim] = Field(max_length=8)
+    sha256: Sha256
+    new: bool = False
+
+
+class Source(Strict):
+    """Where the original came from."""
+
+    name: str
+    folder: str = ""
+    kind: Literal["huggingface", "module"]
+    config_sha256: Sha256 = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class Manifest(Strict):
+    """The whole of sleepc.json; `sha256` is of everything else in it."""
+
+    format: Literal[1] = FORMAT
+    sleepc: str
+    level: Literal["STEP"] = "STEP"
+    recipe: Recipe
+    source: Source
+    dtype: DtypeName
+    vocab: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    max_positions: int | None = Field(gt=0)
+    embed: GraphFile
+    head: GraphFile
+    clock: GraphFile
+    classes: dict[str, ClassEntry]
+    layout: list[BlockEntry] = Field(min_length=1, max_length=MAX_BLOCKS)
+    states: list[StateEntry]
+    files: list[WeightFile]
+    params: dict[str, ParamEntry]
+    report: dict[str, Any] = Field(default_factory=dict)
+    sha256: Sha256 = ""
+
+    def sealed(self) -> Manifest:
+        """The same with its own hash."""
+        return self.model_copy(update={"sha256": digest(self.model_dump(mode="json"))})
+
+
+def digest(data: dict[str, Any]) -> str:
+    """sha256 of a manifest's data, in one spelling, without its own hash."""
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
