@@ -91,7 +91,8 @@ def _fixed_point(x: Memory, state: Tensor) -> Tensor:
     (m,) = naive.replay(x.k, nothing, still, x.beta, [start], **how)
     empty = torch.zeros_like(state)
     (b,) = naive.replay(x.k, x.v, still, x.beta, [empty], **how)
-    return state + torch.linalg.pinv(eye - m, rtol=1e-10) @ (b - (eye - m) @ state)
+    back: Tensor = torch.linalg.pinv(eye - m, rtol=1e-10)
+    return state + back @ (b - (eye - m) @ state)
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0, 1.9])
