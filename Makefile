@@ -1,0 +1,55 @@
+# `make` lists the targets. Everything installed lies in .venv; nothing else on the machine is changed.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DEMO ?= full
+PYTEST_ARGS ?= -n 2
+BENCH ?= perplexity
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# This checkout is what runs, also where .venv was installed from another one or copied with its folder.
+export PYTHONPATH := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test test-all check format demo bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with what sleepc, its tests and its benchmarks need
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sleepc needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@# The CPU wheel of torch is a tenth of the CUDA one. A convenience: without that index the pinned install below decides.
+	@command -v nvidia-smi >/dev/null || timeout 600 $(BIN)/python -m pip install --quiet --no-input --retries 0 --timeout 5 --no-deps --index-url $(TORCH_INDEX) \
+		"$$(grep '^torch==' constraints.txt)" >/dev/null 2>&1 || echo "(no CPU index for torch: taking it from the default index)"
+	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: $(READY) ## Run the tests, without the slow ones and those for a GPU
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not gpu"
+
+test-all: $(READY) ## Run all tests, with branch coverage
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --cov --cov-report=term-missing:skip-covered
+
+check: $(READY) ## Check style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(READY) ## Put imports and lines in order
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+demo: $(READY) ## Convert a real model and talk to it across sleeps (DEMO=short is faster)
+	$(BIN)/python examples/demo.py --setting $(DEMO)
+
+bench: $(READY) ## Run a benchmark of benchmarks/ (BENCH=perplexity, decode_cpu, convert_memory; ARGS=...)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
+
+clean: ## Remove .venv and what the tools left
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
