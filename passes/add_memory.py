@@ -20,9 +20,11 @@ SCALE = 1.0  # with unit keys a stored value comes back at its own size
 
 @dataclass(frozen=True)
 class AddMemory(Pass):
-    """(1 - m)·o_window + m·o_memory, m = sigmoid(W_m x + b_m) per head, 0 until the row's first sleep (semantics.md, section 5).
+    """(1 - m)·o_window + m·o_memory, m = sigmoid(W_m x + b_m) per head, 0 until the row's first sleep (semantics.md,
+    section 5).
 
-    q and k pass a map per head, identity at start, then the L2 norm; with write time `sleep` the memory is only read in wake, and
+    q and k pass a map per head, identity at start, then the L2 norm; with write time `sleep` the memory is only read
+    in wake, and
     keys, gates (and values, where the KV window does not hold them anyway) are recorded.
     """
 
@@ -55,7 +57,17 @@ def _add(build: MemoryBuilder) -> None:
     gated = options.recorded or options.write == "online"
     g, beta = build.gates(e, x, real) if gated else (None, None)
     if options.write == "online":
-        both = e.ours("delta_rule", q, k, e.cast(site.v, build.dtype), g, beta, list(memories.values()), rule=options.rule, scale=SCALE)
+        both = e.ours(
+            "delta_rule",
+            q,
+            k,
+            e.cast(site.v, build.dtype),
+            g,
+            beta,
+            list(memories.values()),
+            rule=options.rule,
+            scale=SCALE,
+        )
         out = e.item(both, 0)
         results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
     else:
@@ -64,7 +76,8 @@ def _add(build: MemoryBuilder) -> None:
     for user in old_users:
         user.replace_input_with(site.node, mixed)
     if options.recorded:
-        assert g is not None and beta is not None
+        assert g is not None
+        assert beta is not None
         late = Emit(graph, "memory")
         dtype = build.program.dtype
         results["record.k"] = build.record(late, "record.k", late.cast(k, dtype), dtype, (site.d_k,))
@@ -89,5 +102,3 @@ def _mix(build: MemoryBuilder, e: Emit, x: fx.Node, memory: fx.Node) -> fx.Node:
     window = e.cast(build.site.node, build.dtype)
     kept = e.mul(window, e.add(e.neg(m), 1.0))
     return e.cast(e.add(kept, e.mul(memory, m)), build.program.dtype)
-
-

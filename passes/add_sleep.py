@@ -24,9 +24,12 @@ Eviction = Literal["sliding", "hard"]
 class AddSleep(Pass):
     """Consolidation `replay` and eviction (semantics.md, section 4). No hidden state is computed again.
 
-    clock: (position, since, slept) -> new counters; the window slots [B,L] of the tokens since the last sleep; which slots
-    [B,sinks+L] stay. Hard eviction keeps the sinks; sliding keeps all, unless the next window would pass the last position.
-    blocks: every memory replays the window's record `passes` times (write time online: wake was the first), the record is
+    clock: (position, since, slept) -> new counters; the window slots [B,L] of the tokens since the last sleep; which
+    slots
+    [B,sinks+L] stay. Hard eviction keeps the sinks; sliding keeps all, unless the next window would pass the last
+    position.
+    blocks: every memory replays the window's record `passes` times (write time online: wake was the first), the record
+    is
     emptied, evicted slots are zeroed.
     """
 
@@ -85,7 +88,7 @@ class AddSleep(Pass):
         states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
         graph.set_returns({"k": states["k"]})
         e = Emit(graph, "sleep")
-        results = {}
+        results: dict[str, torch.fx.Node] = {}
         if "record.k" in states:
             results |= self._replay(e, cls, states, at)
         kept = e.unsqueeze(keep, 1, -1)
@@ -96,7 +99,9 @@ class AddSleep(Pass):
         infer_types(graph)
         return graph
 
-    def _replay(self, e: Emit, cls: BlockClass, states: dict[str, torch.fx.Node], at: torch.fx.Node) -> dict[str, torch.fx.Node]:
+    def _replay(
+        self, e: Emit, cls: BlockClass, states: dict[str, torch.fx.Node], at: torch.fx.Node
+    ) -> dict[str, torch.fx.Node]:
         memory = next(s for s in cls.states if s.name not in ("k", "v"))
         _, heads, _, width = next(s for s in cls.states if s.name == "v").dims
         if "record.v" in states:

@@ -13,17 +13,20 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import ARANGES, find_dependence
-from sleepc.passes.values import is_tensor, val
+from sleepc.passes.values import evaluate, is_tensor, val
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class BindPositions(Pass):
-    """Replace each arange over the tokens of a call, where floats made from it meet the tokens, by the input `positions` [B,T].
+    """Replace each arange over the tokens of a call, where floats made from it meet the tokens, by the input
+    `positions` [B,T].
 
-    An arange that only makes a mask stays: masks are evaluated later. Also notes how many positions a learned table has.
-    Raises Refusal(POSITIONS) where the model's operations on the arange do not work with one row of positions per sequence.
+    An arange that only makes a mask stays: masks are evaluated later. Also notes how many positions a learned table
+    has.
+    Raises Refusal(POSITIONS) where the model's operations on the arange do not work with one row of positions per
+    sequence.
     """
 
     name: ClassVar[str] = "bind-positions"
@@ -47,9 +50,10 @@ def learned_positions(graph: Graph) -> int | None:
     """Rows of the smallest table that is indexed by positions, or None where positions are not looked up."""
     dependence = find_dependence(graph, ("tokens",), ("positions",))
     rows = [
-        int(val(node.args[0]).shape[0])  # type: ignore[arg-type]
+        int(val(table).shape[0])
         for node in graph.calls()
         if is_call(node, aten.embedding.default) and node.args[1] in dependence.positions
+        for table in node.all_input_nodes[:1]
     ]
     return min(rows, default=None)
 
@@ -98,8 +102,7 @@ def _recompute_values(graph: Graph, source: fx.Node) -> None:
             continue
         before = str(val(node).shape)
         try:
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
-            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+            node.meta["val"] = evaluate(node, lambda n: n.meta["val"])
             fits = node not in dependence.tokens or str(val(node).shape) == before
         except Exception as error:
             raise _refusal(node) from error

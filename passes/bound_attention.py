@@ -1,4 +1,6 @@
-"""Attention over everything becomes attention over sinks and a ring of the latest tokens; a clock comes into the program."""
+"""Attention over everything becomes attention over sinks and a ring of the latest tokens; a clock comes into the
+program.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ ROW = TensorType(torch.int64, ("B",))
 class BoundAttention(Pass):
     """Every attention layer keeps a KV window of `sinks` + `window` slots (semantics.md, section 2 and 4).
 
-    embed: takes lengths [B] and the clock (position, since, slept) instead of positions, and hands on, for all blocks: slots and
+    embed: takes lengths [B] and the clock (position, since, slept) instead of positions, and hands on, for all blocks:
+    slots and
     record slots [B,T] of the new tokens, one mask [B,1,T,sinks+window+T] for each window that layers have of their own,
     which tokens are real, how many, and whether the row has slept.
     blocks: attention -> window_attention over the old window and the new tokens, which are written into it last.
@@ -46,7 +49,8 @@ class BoundAttention(Pass):
         limit = program.max_positions
         if limit is not None and self.sinks + self.window > limit:
             raise UsageError(
-                f"a window of {self.window} and {self.sinks} sinks need {self.window + self.sinks} positions, and the model has {limit}",
+                f"a window of {self.window} and {self.sinks} sinks need {self.window + self.sinks} positions, "
+                f"and the model has {limit}",
                 where="--window, --sinks",
                 fix=f"Choose --window {limit - self.sinks} or less.",
             )
@@ -72,7 +76,16 @@ class BoundAttention(Pass):
         q, k, v = site.node.args[:3]
         e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
         out = e.ours(
-            "window_attention", q, k, v, k_window, v_window, mask, site.node.args[4], scale=site.scale, softcap=site.softcap
+            "window_attention",
+            q,
+            k,
+            v,
+            k_window,
+            v_window,
+            mask,
+            site.node.args[4],
+            scale=site.scale,
+            softcap=site.softcap,
         )
         site.node.replace_all_uses_with(out)
         graph.fx.erase_node(site.node)
@@ -131,4 +144,5 @@ def type_of(graph: Graph, result: str) -> TensorType:
 
 def embed_port(program: ProgramGraphs, graph: Graph, name: str) -> fx.Node:
     """The block's input port for embed's result `name`, added if the block does not read it yet."""
-    return graph.ports().get(name) or graph.add_port("input", name, type_of(program.embed, name))
+    found: fx.Node | None = graph.ports().get(name)
+    return found or graph.add_port("input", name, type_of(program.embed, name))

@@ -12,6 +12,7 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.values import evaluate
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
 GRID = 4352
@@ -30,8 +31,10 @@ class MaskClass:
 class ClassifyMasks(Pass):
     """Replace each attention's mask tensor by `causal=True, window=w`.
 
-    The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens, where it must
-    not change. Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not a window.
+    The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
+    where it must
+    not change. Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not
+    a window.
     """
 
     name: ClassVar[str] = "classify-masks"
@@ -67,7 +70,8 @@ def _bidirectional(count: int, total: int) -> Refusal:
     every = "all" if count == total else f"{count} of"
     return Refusal(
         "BIDIRECTIONAL",
-        f"nothing to convert: {every} {total} attention layers are bidirectional, and a memory can only be built for causal attention",
+        f"nothing to convert: {every} {total} attention layers are bidirectional, "
+        "and a memory can only be built for causal attention",
         fix="sleepc converts decoder-only language models. `sleepc inspect MODEL` shows what it sees.",
     )
 
@@ -131,8 +135,7 @@ def _run_upto(program: ProgramGraphs, graph: Graph, target: fx.Node, tokens: tor
             port = node.meta["port"]
             values[node] = inputs[port.name] if port.kind == "input" else program.params[port.name].materialise()
         else:
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            values[node] = evaluate(node, values.__getitem__)
     result = values[target]
     assert isinstance(result, torch.Tensor)
     return result

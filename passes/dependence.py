@@ -27,7 +27,9 @@ ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 
 @dataclass(frozen=True)
 class Dependence:
-    """`tokens`: nodes whose values depend on the tokens. `positions`: nodes that depend on positions or an arange over sizes, but not on tokens."""
+    """`tokens`: nodes whose values depend on the tokens. `positions`: nodes that depend on positions or an arange over
+    sizes, but not on tokens.
+    """
 
     tokens: frozenset[fx.Node]
     positions: frozenset[fx.Node]

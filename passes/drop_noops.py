@@ -14,8 +14,22 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.values import same_type, val
 
 aten = torch.ops.aten
-COPIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.detach_.default)
-CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default)
+COPIES = (
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten.detach_.default,
+)
+CASTS = (
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.type_as.default,
+)
 VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default, aten.slice.Tensor)
 ASSERTS = ("_assert_", "sym_constrain_range", "_assert_scalar")
 SPELLINGS = {aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor}
@@ -72,4 +86,3 @@ def _respell(graph: Graph, node: fx.Node) -> int:
         node.target = SPELLINGS.get(node.target, node.target)  # type: ignore[call-overload]
         node.kwargs = {k: v for k, v in node.kwargs.items() if k not in PLACEMENT}
     return int(before != (node.target, node.args, dict(node.kwargs)))
-

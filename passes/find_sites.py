@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import torch
@@ -35,10 +36,18 @@ class Site:
 
 
 def find_site(graph: Graph) -> Site:
-    """The attention site of a block class (a block has one). Raises Refusal where q and k before positions are not found."""
-    node = next(n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default))
+    """The attention site of a block class (a block has one). Raises Refusal where q and k before positions are not
+    found.
+    """
+    node = next(
+        n
+        for n in graph.calls()
+        if is_call(n, torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default)
+    )
     q, k, v = node.args[:3]
-    assert isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)
+    assert isinstance(q, fx.Node)
+    assert isinstance(k, fx.Node)
+    assert isinstance(v, fx.Node)
     dependence = find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
     tree = Dominators(graph, dependence)
     before_q, before_k = tree.before_positions(q), tree.before_positions(k)
@@ -46,6 +55,7 @@ def find_site(graph: Graph) -> Site:
     hidden = dims(graph.ports()["h"])
     while not isinstance(x.meta["type"], TensorType) or dims(x) != hidden:
         x = tree.above[x]
+    options: dict[str, Any] = dict(node.kwargs)
     (_, q_heads, _, d_k), (_, kv_heads, _, d_v) = dims(q), dims(v)
     return Site(
         node=node,
@@ -57,9 +67,9 @@ def find_site(graph: Graph) -> Site:
         kv_heads=int(kv_heads),
         d_k=int(d_k),
         d_v=int(d_v),
-        window=int(node.kwargs.get("window", 0)),  # type: ignore[call-overload]
-        softcap=float(node.kwargs.get("softcap", 0.0)),  # type: ignore[arg-type]
-        scale=float(node.kwargs["scale"]),  # type: ignore[arg-type]
+        window=options.get("window", 0),
+        softcap=options["softcap"],
+        scale=options["scale"],
         sinks=node.args[4] is not None,
         rotated=before_q is not q,
     )
@@ -100,7 +110,8 @@ class Dominators:
     def before_positions(self, value: fx.Node) -> fx.Node:
         """The value just before positions are applied on the way to `value`; `value` itself where none are.
 
-        Tainted is what is made from the tokens together with something that depends on positions. The untainted values that
+        Tainted is what is made from the tokens together with something that depends on positions. The untainted values
+        that
         feed tainted ones have one nearest common origin of the same shape: that is q (or k) before positions.
         Raises Refusal(POSITIONS) where it has not.
         """

@@ -12,7 +12,16 @@ from sleepc.ir.program import ProgramGraphs, StateSpec
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.emit import Emit, aten
 from sleepc.passes.find_sites import find_site
-from sleepc.passes.memory import MemoryBuilder, MemoryOptions, add_to_layout, chosen_classes, filled, identity_taps, normal, zeros
+from sleepc.passes.memory import (
+    MemoryBuilder,
+    MemoryOptions,
+    add_to_layout,
+    chosen_classes,
+    filled,
+    identity_taps,
+    normal,
+    zeros,
+)
 
 SCALE = 1.0
 TAPS = 4
@@ -21,7 +30,8 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class InsertMemory(Pass):
-    """h + W_o (RMSNorm_head(o) · silu(W_g x)), x = RMSNorm(h), o the memory's answer to q of silu(conv(W_qkv x)) (semantics.md,
+    """h + W_o (RMSNorm_head(o) · silu(W_g x)), x = RMSNorm(h), o the memory's answer to q of silu(conv(W_qkv x))
+    (semantics.md,
     section 5; the layer of conversion.md 1). W_o is zero at start: the program computes what it did before.
     """
 

@@ -1,4 +1,6 @@
-"""What the memory passes share: options, new parameters, masked gates, the memory's state and the record of a window."""
+"""What the memory passes share: options, new parameters, masked gates, the memory's state and the record of a
+window.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ from typing import Literal
 import torch
 from torch import fx
 
-from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.ir.weights import HeldTensor
@@ -48,6 +49,11 @@ class NewParam:
     initial: Initial
 
 
+def row(*shape: int) -> tuple[int | str, ...]:
+    """The dimensions of a state of this shape per row."""
+    return ("B", *shape)
+
+
 class MemoryBuilder:
     """Adds the ports, states and parameters of one memory to a block class."""
 
@@ -75,8 +81,8 @@ class MemoryBuilder:
     def memories(self) -> dict[str, fx.Node]:
         """State ports of the rule's tensors."""
         site = self.site
-        shapes = find_rule(self.options.rule).states(site.kv_heads, site.d_k, site.d_v)
-        return {n: self.state(StateSpec(n, ("B", *shape), self.dtype, "accumulate")) for n, shape in shapes.items()}
+        shapes: dict[str, tuple[int, ...]] = find_rule(self.options.rule).states(site.kv_heads, site.d_k, site.d_v)
+        return {n: self.state(StateSpec(n, row(*shape), self.dtype, "accumulate")) for n, shape in shapes.items()}
 
     def gates(self, e: Emit, x: fx.Node, real: fx.Node) -> tuple[fx.Node, fx.Node]:
         """g and beta [B,Hkv,T] from x [B,T,hidden], 0 at padding.
@@ -96,9 +102,13 @@ class MemoryBuilder:
         return tuple(e.transpose(e.mul(value, mask), 1, 2) for value in (g, beta))  # type: ignore[return-value]
 
     def _half_lives(self, _: torch.Generator) -> torch.Tensor:
-        """dt such that a head forgets half within L to 16 L tokens, spread over the heads: softplus(dt) = ln 2 / half-life."""
+        """dt such that a head forgets half within L to 16 L tokens, spread over the heads: softplus(dt) = ln 2 /
+        half-life.
+        """
         heads, window = self.site.kv_heads, self.options.window
-        steps = torch.linspace(0, 4, heads, dtype=torch.float64) if heads > 1 else torch.tensor([2.0], dtype=torch.float64)
+        steps = (
+            torch.linspace(0, 4, heads, dtype=torch.float64) if heads > 1 else torch.tensor([2.0], dtype=torch.float64)
+        )
         rate = math.log(2) / (window * 2.0**steps)
         return torch.log(torch.expm1(rate))
 
@@ -131,7 +141,9 @@ def filled(value: float, *shape: int) -> Initial:
 
 
 def identities(heads: int, width: int) -> Initial:
-    """A square map for each head, stored as [heads·width, width] (torch.optim.Muon takes matrices only), identity at start."""
+    """A square map for each head, stored as [heads·width, width] (torch.optim.Muon takes matrices only), identity at
+    start.
+    """
     return lambda _: torch.eye(width).repeat(heads, 1)
 
 
@@ -185,5 +197,3 @@ def chosen_classes(program: ProgramGraphs, layers: tuple[int, ...]) -> list[str]
                 program.layout[i] = Block(target, program.layout[i].params)
         chosen.append(target)
     return chosen
-
-

@@ -14,7 +14,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import Dependence, find_dependence
-from sleepc.passes.values import val
+from sleepc.passes.values import evaluate, val
 
 aten = torch.ops.aten
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
@@ -50,7 +50,8 @@ class RaiseAttention(Pass):
     """Two forms:
     1. aten.scaled_dot_product_attention, with or without mask, causal flag and grouped heads;
     2. matmul(softmax(mask(softcap(scale(matmul(q, kT))))), v), each part optional.
-    Keys and values that were repeated for grouped heads are taken from before the repetition, if repeating is all that was done.
+    Keys and values that were repeated for grouped heads are taken from before the repetition, if repeating is all that
+    was done.
     Raises Refusal where a softmax over tokens is left over, with the reason.
     """
 
@@ -70,7 +71,11 @@ class RaiseAttention(Pass):
                 try:
                     _raise_decomposed(graph, node, dependence)
                 except Miss as miss:
-                    raise Refusal("UNKNOWN_MASK", f"a softmax over tokens is not understood: {miss}", where=node.meta.get("source", "")) from miss
+                    raise Refusal(
+                        "UNKNOWN_MASK",
+                        f"a softmax over tokens is not understood: {miss}",
+                        where=node.meta.get("source", ""),
+                    ) from miss
                 count += 1
         graph.drop_dead()
         return count
@@ -84,10 +89,12 @@ def _over_tokens(softmax: fx.Node) -> bool:
 
 def _raise_fused(graph: Graph, node: fx.Node) -> None:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     q, k, v = given["query"], given["key"], given["value"]
     scale = given.get("scale") or val(q).shape[-1] ** -0.5
-    _replace(graph, node, q, k, v, given.get("attn_mask"), scale=float(scale), causal=bool(given.get("is_causal", False)))
+    _replace(
+        graph, node, q, k, v, given.get("attn_mask"), scale=float(scale), causal=bool(given.get("is_causal", False))
+    )
 
 
 def _raise_decomposed(graph: Graph, softmax: fx.Node, dependence: Dependence) -> None:
@@ -172,14 +179,27 @@ def _take_factor(node: fx.Node, scores: Scores) -> fx.Node:
             raise Miss("tanh of scores without a cap")
         divided = is_call(within, aten.div.Tensor, aten.div.Scalar)
         by = within.args[1]  # type: ignore[union-attr]
-        if not isinstance(by, (int, float)) or not math.isclose(1 / by if not divided else by, scores.softcap, rel_tol=1e-6):
+        if not isinstance(by, (int, float)) or not math.isclose(
+            1 / by if not divided else by, scores.softcap, rel_tol=1e-6
+        ):
             raise Miss("tanh of scores with two different caps")
         return within.args[0]  # type: ignore[union-attr,return-value]
     scores.scale *= float(factor)
     return inner  # type: ignore[return-value]
 
 
-def _replace(graph: Graph, node: fx.Node, q: Any, k: Any, v: Any, mask: Any, *, scale: float, softcap: float = 0.0, causal: bool = False) -> None:
+def _replace(
+    graph: Graph,
+    node: fx.Node,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    causal: bool = False,
+) -> None:
     if val(q).dim() != 4:
         raise Miss("heads are folded into the batch")
     k, v = unrepeated(k, q), unrepeated(v, q)
@@ -204,10 +224,10 @@ def unrepeated(keys: fx.Node, query: fx.Node) -> fx.Node:
         chain.append(chain[-1].args[0])
     heads = int(val(query).shape[1])
     for depth in range(len(chain) - 1, 0, -1):
-        source = val(chain[depth])
-        if source.dim() == 4 and isinstance(source.shape[1], int) and heads % source.shape[1] == 0 and source.shape[1] < heads:
-            if _repeats_heads(chain[:depth][::-1], chain[depth], heads):
-                return chain[depth]
+        shape = val(chain[depth]).shape
+        grouped = len(shape) == 4 and isinstance(shape[1], int) and shape[1] < heads and heads % shape[1] == 0
+        if grouped and _repeats_heads(chain[:depth][::-1], chain[depth], heads):
+            return chain[depth]
     return keys
 
 
@@ -226,6 +246,5 @@ def _repeats_heads(chain: list[fx.Node], source: fx.Node, heads: int) -> bool:
         return symbols[size]
 
     for node in chain:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known)
-        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        values[node] = evaluate(node, known)
     return torch.equal(values[chain[-1]], example.repeat_interleave(heads // kv, 1))

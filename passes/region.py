@@ -77,7 +77,8 @@ class Extractor:
                 return self.graph.fx.call_function(torch.ops.aten.sym_size.int, (self.anchor, dim))
         for source in node.all_input_nodes:
             self._need(source)
-        return self.graph.fx.node_copy(node, self.known.__getitem__)
+        copied: fx.Node = self.graph.fx.node_copy(node, self.known.__getitem__)
+        return copied
 
 
 def between(flat: Graph, start: fx.Node, end: fx.Node) -> list[fx.Node]:
@@ -101,5 +102,3 @@ def is_tensor_like(node: fx.Node) -> bool:
 def operators(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
     """The operators of nodes, in order, without their literals."""
     return tuple(str(node.target) for node in nodes)
-
-

@@ -11,7 +11,6 @@ from torch import fx
 from sleepc.errors import SleepcError
 from sleepc.ir.check import check_graph
 from sleepc.ir.graph import Graph
-from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.passes.base import Pass, Stage
@@ -53,7 +52,9 @@ def _run_pass(program: ProgramGraphs, each: Pass) -> None:
     try:
         changed = fingerprint(program) != before
         if changed != (count > 0):
-            raise SleepcError(f"the pass says {count} rewrites, but the program {'has' if changed else 'has not'} changed")
+            raise SleepcError(
+                f"the pass says {count} rewrites, but the program {'has' if changed else 'has not'} changed"
+            )
         check_program(program, full=False)
     except SleepcError as error:
         error.add_note(f"after pass {each.name}; passes so far: {'; '.join(program.history)}")
@@ -61,7 +62,9 @@ def _run_pass(program: ProgramGraphs, each: Pass) -> None:
 
 
 def check_program(program: ProgramGraphs, *, full: bool) -> None:
-    """Check every graph at the program's level; `full` also infers every type anew (not at ATEN, whose types are torch's)."""
+    """Check every graph at the program's level; `full` also infers every type anew (not at ATEN, whose types are
+    torch's).
+    """
     if program.level == "ATEN":
         return
     for graph in program.graphs():
@@ -85,7 +88,9 @@ def graph_key(graph: Graph) -> tuple[object, ...]:
         number[node] = f"%{i}"
         args = fx.map_arg((node.args, node.kwargs), number.__getitem__)
         type_ = str(node.meta.get("type")) if node.op == "placeholder" else ""
-        rows.append((node.op, node.meta.get("port"), type_, str(node.target) if node.op == "call_function" else "", str(args)))
+        rows.append(
+            (node.op, node.meta.get("port"), type_, str(node.target) if node.op == "call_function" else "", str(args))
+        )
     return tuple(rows)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -10,6 +12,13 @@ from torch import fx
 from sleepc.ir.graph import is_call
 
 SIZE_ARITHMETIC = (operator.add, operator.mul, operator.sub, operator.floordiv, operator.neg)
+
+
+def evaluate(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    """Run the node's operator on values of the nodes that it reads."""
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value)
+    assert callable(node.target), node
+    return node.target(*args, **kwargs)
 
 
 def val(node: fx.Node) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""sleepc converts language models to bounded memory and sleep: their context is consolidated into fixed-size fast weights.
+"""sleepc converts language models to bounded memory and sleep: their context is consolidated into fixed-size fast
+weights.
 
-    program = sleepc.convert("SmolLM2-135M-Instruct", {"window": 256})
-    program.save("smollm2-sleep")
-    session = sleepc.load("smollm2-sleep").session()
-    logits = session.feed([1, 2, 3])
+program = sleepc.convert("SmolLM2-135M-Instruct", {"window": 256})
+program.save("smollm2-sleep")
+session = sleepc.load("smollm2-sleep").session()
+logits = session.feed([1, 2, 3])
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sleepc.api import Inspection, Program, convert, inspect, load
+    from sleepc.api import Program, convert, inspect, load
     from sleepc.errors import Refusal, SleepcError, UsageError
+    from sleepc.inspection import Inspection
     from sleepc.recipe import Recipe
 
 _HOMES = {
-    "Inspection": "sleepc.api",
+    "Inspection": "sleepc.inspection",
     "Program": "sleepc.api",
     "Recipe": "sleepc.recipe",
     "Refusal": "sleepc.errors",

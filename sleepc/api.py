@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from sleepc import artifact
-from sleepc.backends.eager import backend as eager
+from sleepc.backends.eager.backend import load as load_eager
+from sleepc.backends.eager.steps import EagerSteps
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
 from sleepc.errors import SleepcError, UsageError
@@ -46,7 +47,9 @@ def _silent(what: str, share: float | None) -> None:
 
 @dataclass
 class Program:
-    """A converted model. `graphs` is what backends run, `canonical` the original as the compiler saw it (not in an artifact)."""
+    """A converted model. `graphs` is what backends run, `canonical` the original as the compiler saw it (not in an
+    artifact).
+    """
 
     graphs: ProgramGraphs
     recipe: Recipe
@@ -56,6 +59,7 @@ class Program:
     canonical: ProgramGraphs | None = None
     original: nn.Module | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    checked: bool = True
 
     def session(
         self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None
@@ -65,13 +69,14 @@ class Program:
 
     def steps(
         self, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None, train: bool = False
-    ) -> eager.EagerSteps:
+    ) -> EagerSteps:
         """The program as steps of a backend; with `train`, differentiable (see backends.eager.steps)."""
         if backend != "eager":
             raise UsageError(f"there is no backend {backend!r}", where="--backend", fix="Backends: eager.")
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
-        return eager.load(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
+        self._check_bytes()
+        return load_eager(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where it has none."""
@@ -92,19 +97,38 @@ class Program:
     ) -> VerifyReport:
         """Measure the invariants on real tokens, against the original model (docs/verify.md).
 
-        `text` or `tokens` are what is read (text of the standard library by default). `hash` checks every tensor's bytes first.
+        `text` or `tokens` are what is read (text of the standard library by default). `hash` checks every tensor's
+        bytes first.
         Raises SleepcError where the original is not found.
         """
         from sleepc.verify.verify import verify_program
 
         if hash:
-            broken = [key for key, ok in artifact.verify_hashes(self.graphs) if not ok]
-            if broken:
-                raise SleepcError(f"the bytes of {len(broken)} tensors have changed: {', '.join(broken[:5])}", fix=artifact.RESTORE)
+            self.checked = False
+        self._check_bytes()
         original = self._original(against, progress)
         canonical = self._canonical(progress, original)
         ids = list(tokens) if tokens is not None else self._tokens(text)
-        return verify_program(self.graphs, canonical, self.recipe, ids, original=logits_of(original), progress=progress)
+        report = verify_program(
+            self.graphs, canonical, self.recipe, ids, original=logits_of(original), progress=progress
+        )
+        self.report["verify"] = report.to_json()
+        return report
+
+    def _check_bytes(self) -> None:
+        """Once for an artifact: are all tensors' bytes those that were converted? Raises SleepcError where they are
+        not.
+        """
+        if self.checked:
+            return
+        broken = [key for key, intact in artifact.verify_hashes(self.graphs) if not intact]
+        if broken:
+            raise SleepcError(
+                f"the bytes of {len(broken)} tensors have changed since the conversion: {', '.join(broken[:5])}",
+                where=str(self.path),
+                fix=artifact.RESTORE,
+            )
+        self.checked = True
 
     def _tokens(self, text: str | None) -> list[int]:
         from sleepc.verify.texts import default_text
@@ -144,7 +168,14 @@ class Program:
         with self._timed("save"):
             folder = self.path or (Path(self.source.folder) if self.source.folder else None)
             artifact.save_artifact(
-                target, self.graphs, self.recipe, self.source, self.report, standalone=standalone, force=force, tokenizer=folder
+                target,
+                self.graphs,
+                self.recipe,
+                self.source,
+                self.report,
+                standalone=standalone,
+                force=force,
+                tokenizer=folder,
             )
         self.path = target
         return target
@@ -167,7 +198,8 @@ def convert(
 ) -> Program:
     """Convert a model (a directory, hub id, GGUF file, or a module) as `recipe` says.
 
-    Raises UsageError for options that do not fit, Refusal (with a code) for a model that cannot be converted, SleepcError for
+    Raises UsageError for options that do not fit, Refusal (with a code) for a model that cannot be converted,
+    SleepcError for
     damaged files.
     """
     recipe = make_recipe(recipe)
@@ -215,8 +247,13 @@ def _in_dtype(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) 
 
 
 def _take_values(program: ProgramGraphs, module: nn.Module) -> None:
-    """Let parameters and buffers have the values of `module`, in its dtype; ports say which dtype a backend runs them in."""
-    values = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    """Let parameters and buffers have the values of `module`, in its dtype; ports say which dtype a backend runs them
+    in.
+    """
+    values = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     for key in program.params:
         if key in values:
             program.params[key] = HeldTensor(values[key].detach())
@@ -245,16 +282,19 @@ def logits_of(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         with torch.no_grad():
             result = module(tokens)
         logits = getattr(result, "logits", result)
-        return logits[0] if isinstance(logits, tuple) else logits
+        found: torch.Tensor = logits[0] if isinstance(logits, tuple) else logits
+        return found
 
     return call
 
 
 def load(path: str | Path) -> Program:
-    """The program of an artifact. Raises UsageError where there is none or it is newer, SleepcError where it is damaged."""
+    """The program of an artifact. Raises UsageError where there is none or it is newer, SleepcError where it is
+    damaged.
+    """
     folder = Path(path)
     graphs, manifest = artifact.load_artifact(folder)
-    return Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder)
+    return Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder, checked=False)
 
 
 def inspect(
@@ -269,5 +309,3 @@ def inspect(
     canonical = capture(module, progress)
     graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
     return inspect_program(canonical, graphs, recipe)
-
-

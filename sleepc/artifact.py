@@ -1,4 +1,6 @@
-"""Artifacts: a converted program as a directory of text, JSON and safetensors. Nothing in it is executed when it is loaded."""
+"""Artifacts: a converted program as a directory of text, JSON and safetensors. Nothing in it is executed when it is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -19,7 +22,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs, StateSpec
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.text import parse_graph, print_graph
-from sleepc.ir.types import DTYPE_NAMES, DTYPES
+from sleepc.ir.types import DTYPES
 from sleepc.ir.weights import FileTensor, HeldTensor, Param
 from sleepc.manifest import (
     FORMAT,
@@ -32,6 +35,7 @@ from sleepc.manifest import (
     StateEntry,
     WeightFile,
     digest,
+    dtype_name,
 )
 from sleepc.passes.runner import check_program
 from sleepc.recipe import Recipe
@@ -90,7 +94,9 @@ def save_artifact(
     force: bool = False,
     tokenizer: Path | None = None,
 ) -> None:
-    """Write `program` (level STEP) to `target`, all or nothing. `standalone` copies the source's weight files into it."""
+    """Write `program` (level STEP) to `target`, all or nothing. `standalone` copies the source's weight files into
+    it.
+    """
     with written_beside(target, force=force) as draft:
         (draft / "program").mkdir()
         params, files = _write_params(draft, program, standalone)
@@ -98,7 +104,7 @@ def save_artifact(
             sleepc=sleepc.__version__,
             recipe=recipe,
             source=source,
-            dtype=DTYPE_NAMES[program.dtype],  # type: ignore[arg-type]
+            dtype=dtype_name(program.dtype),
             vocab=program.vocab,
             hidden=program.hidden,
             max_positions=program.max_positions,
@@ -141,34 +147,43 @@ def _write_graph(draft: Path, graph: Graph) -> GraphFile:
 
 
 def _state_entry(spec: StateSpec) -> StateEntry:
-    return StateEntry(name=spec.name, dims=list(spec.dims), dtype=DTYPE_NAMES[spec.dtype], update=spec.update)  # type: ignore[arg-type]
+    return StateEntry(name=spec.name, dims=cast(Any, list(spec.dims)), dtype=dtype_name(spec.dtype), update=spec.update)
 
 
-def _write_params(draft: Path, program: ProgramGraphs, standalone: bool) -> tuple[dict[str, ParamEntry], list[WeightFile]]:
+def _write_params(
+    draft: Path, program: ProgramGraphs, standalone: bool
+) -> tuple[dict[str, ParamEntry], list[WeightFile]]:
     """Save held tensors, refer to (or copy) the source's files, and say where every parameter is."""
     from safetensors.torch import save_file
 
     files: dict[Path, WeightFile] = {}
     entries: dict[str, ParamEntry] = {}
+    own = {key: param for key, param in program.params.items() if _belongs_to_artifact(param)}
     for name, new in ((NEW, True), (HELD, False)):
-        held = {k: p for k, p in program.params.items() if isinstance(p, HeldTensor) and p.new is new}
+        held = {key: param for key, param in own.items() if param.new is new}
         if held:
-            # safetensors refuses tensors that share memory (a tied head): each goes in once, under its own name
-            save_file({k: p.value.detach().cpu().contiguous().clone() for k, p in held.items()}, draft / name)
-            files[draft / name] = _weight_file(draft / name, name)
+            # Clones, since safetensors refuses tensors that share memory (a tied head).
+            save_file({k: p.materialise().cpu().contiguous().clone() for k, p in held.items()}, draft / name)
             hashes = TensorFile(draft / name).hashes()
-            index = list(files).index(draft / name)
-            entries |= {k: _entry(index, k, p, hashes[k], new) for k, p in held.items()}
+            entries |= {k: _entry(len(files), k, p, hashes[k]) for k, p in held.items()}
+            files[draft / name] = _weight_file(draft / name, name)
     for key, param in program.params.items():
-        if isinstance(param, FileTensor):
+        if isinstance(param, FileTensor) and key not in own:
             if param.file not in files:
                 files[param.file] = _source_file(draft, param.file, standalone, len(files))
-            entries[key] = _entry(list(files).index(param.file), param.tensor, param, param.sha256, param.new)
+            entries[key] = _entry(list(files).index(param.file), param.tensor, param, param.sha256)
     return {key: entries[key] for key in program.params}, list(files.values())
 
 
-def _entry(file: int, tensor: str, param: Param, sha256: str, new: bool) -> ParamEntry:
-    return ParamEntry(file=file, tensor=tensor, dtype=DTYPE_NAMES[param.dtype], shape=list(param.shape), sha256=sha256, new=new)  # type: ignore[arg-type]
+def _belongs_to_artifact(param: Param) -> bool:
+    """Is it in memory, or in the files of an artifact that was loaded, rather than in the source's?"""
+    return isinstance(param, HeldTensor) or (param.file.parent / MANIFEST).is_file()
+
+
+def _entry(file: int, tensor: str, param: Param, sha256: str) -> ParamEntry:
+    return ParamEntry(
+        file=file, tensor=tensor, dtype=dtype_name(param.dtype), shape=list(param.shape), sha256=sha256, new=param.new
+    )
 
 
 def _source_file(draft: Path, file: Path, standalone: bool, number: int) -> WeightFile:
@@ -181,7 +196,9 @@ def _source_file(draft: Path, file: Path, standalone: bool, number: int) -> Weig
 
 def _weight_file(path: Path, name: str | None) -> WeightFile:
     header = TensorFile(path)
-    return WeightFile(path=name or str(path.resolve()), inside=name is not None, size=header.size, header_sha256=header.header_sha256)
+    return WeightFile(
+        path=name or str(path.resolve()), inside=name is not None, size=header.size, header_sha256=header.header_sha256
+    )
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -191,7 +208,9 @@ def read_manifest(folder: Path) -> Manifest:
     """sleepc.json, checked. Raises UsageError for what is no artifact or a newer one, SleepcError for a damaged one."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UsageError(f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix="`sleepc convert MODEL -o OUT` makes one.")
+        raise UsageError(
+            f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix="`sleepc convert MODEL -o OUT` makes one."
+        )
     if path.stat().st_size > MAX_MANIFEST:
         raise SleepcError(f"{MANIFEST} is too large to be one", where=str(path), fix=RESTORE)
     try:
@@ -219,7 +238,8 @@ def read_manifest(folder: Path) -> Manifest:
 def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
     """The program of an artifact; weights stay in their files until a backend asks for them.
 
-    Checked here: versions, manifest, graph texts, sizes and headers of weight files, types of all graphs. Tensor hashes are
+    Checked here: versions, manifest, graph texts, sizes and headers of weight files, types of all graphs. Tensor
+    hashes are
     checked when a tensor is first read.
     """
     manifest = read_manifest(folder)
@@ -270,10 +290,12 @@ def _checked_file(folder: Path, entry: WeightFile) -> TensorFile:
         raise SleepcError(
             f"the weights that this artifact refers to are gone: {path}",
             where=str(folder / MANIFEST),
-            fix="Put the original model back there, or convert it again (--standalone copies the weights into the artifact).",
+            fix="Put the original model back there, or convert it again (--standalone copies the weights).",
         )
     if path.stat().st_size != entry.size:
-        raise SleepcError(f"{path} has {path.stat().st_size} bytes instead of {entry.size}", where=str(path), fix=RESTORE)
+        raise SleepcError(
+            f"{path} has {path.stat().st_size} bytes instead of {entry.size}", where=str(path), fix=RESTORE
+        )
     file = TensorFile(path)
     if file.header_sha256 != entry.header_sha256:
         raise SleepcError(f"the header of {path} was changed after the conversion", where=str(path), fix=RESTORE)
@@ -287,7 +309,9 @@ def _param(entry: ParamEntry, files: list[TensorFile]) -> FileTensor:
     found = file.tensors.get(entry.tensor)
     shape = tuple(entry.shape)
     if found is None or found.dtype != DTYPES[entry.dtype] or found.shape != shape:
-        raise SleepcError(f"tensor {entry.tensor} is not in the file as the manifest says", where=str(file.path), fix=RESTORE)
+        raise SleepcError(
+            f"tensor {entry.tensor} is not in the file as the manifest says", where=str(file.path), fix=RESTORE
+        )
     return FileTensor(file.path, entry.tensor, found.dtype, shape, entry.sha256, entry.new)
 
 
@@ -303,7 +327,9 @@ def _check_layout(program: ProgramGraphs) -> None:
         for port, key in block.params.items():
             declared = ports[port].meta["type"].dims
             if tuple(declared) != program.params[key].shape:
-                raise SleepcError(f"parameter {key} has shape {program.params[key].shape} instead of {declared}", fix=RESTORE)
+                raise SleepcError(
+                    f"parameter {key} has shape {program.params[key].shape} instead of {declared}", fix=RESTORE
+                )
         named = {s.name for s in cls.states}
         for graph in (cls.wake, cls.sleep):
             if graph is not None and set(graph.ports("state")) - named:
@@ -311,13 +337,13 @@ def _check_layout(program: ProgramGraphs) -> None:
     for graph in (program.embed, program.head):
         unknown = (set(graph.ports("param")) | set(graph.ports("const"))) - set(program.params)
         if unknown:
-            raise SleepcError(f"{graph.name} reads parameters that are not there: {', '.join(sorted(unknown))}", fix=RESTORE)
+            raise SleepcError(
+                f"{graph.name} reads parameters that are not there: {', '.join(sorted(unknown))}", fix=RESTORE
+            )
 
 
 def verify_hashes(program: ProgramGraphs) -> Iterator[tuple[str, bool]]:
-    """(parameter, are its bytes those that the manifest names) for every parameter in a file."""
-    for key, param in program.params.items():
-        if isinstance(param, FileTensor):
-            yield key, param.is_intact()
-
-
+    """(parameter, are its bytes those that the manifest names) for every parameter in a file. Two threads."""
+    stored = {key: param for key, param in program.params.items() if isinstance(param, FileTensor)}
+    with ThreadPoolExecutor(2) as pool:
+        yield from zip(stored, pool.map(FileTensor.is_intact, stored.values()), strict=True)

@@ -111,7 +111,9 @@ def has_bias(graph: Graph, site: Site) -> bool:
             return False
         if after.intersection(node.all_input_nodes):
             after.add(node)
-            if is_call(node, aten.addmm.default) or (is_call(node, aten.linear.default) and len(node.all_input_nodes) == 3):
+            if is_call(node, aten.addmm.default) or (
+                is_call(node, aten.linear.default) and len(node.all_input_nodes) == 3
+            ):
                 return True
     return False
 

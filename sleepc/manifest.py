@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
+import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from sleepc.ir.types import DTYPE_NAMES
 from sleepc.recipe import Recipe
 
 FORMAT = 1
@@ -32,6 +34,11 @@ InsidePath = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Dim = Annotated[int, Field(ge=0, lt=1 << 40)]
 DtypeName = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"]
+
+
+def dtype_name(dtype: torch.dtype) -> DtypeName:
+    """The name of a dtype in a manifest."""
+    return cast(DtypeName, DTYPE_NAMES[dtype])
 
 
 class GraphFile(Strict):
@@ -98,7 +105,7 @@ class Source(Strict):
 class Manifest(Strict):
     """The whole of sleepc.json; `sha256` is of everything else in it."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     sleepc: str
     level: Literal["STEP"] = "STEP"
     recipe: Recipe

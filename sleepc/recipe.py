@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
-import pydantic
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sleepc.errors import UsageError
@@ -39,7 +39,9 @@ class Recipe(BaseModel):
         return "sleep" if self.strategy == "parallel" else "online"
 
     def chosen_layers(self, count: int) -> tuple[int, ...]:
-        """The blocks to convert, of `count`. Raises UsageError for a layer that the model does not have or a text it cannot read."""
+        """The blocks to convert, of `count`. Raises UsageError for a layer that the model does not have or a text it
+        cannot read.
+        """
         return parse_layers(self.layers, count)
 
 
@@ -52,10 +54,12 @@ def make_recipe(options: Recipe | dict[str, Any] | None) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(_explain(name, first), where=f"--{name}", fix="`sleepc convert --help` lists the options.") from None
+        raise UsageError(
+            _explain(name, first), where=f"--{name}", fix="`sleepc convert --help` lists the options."
+        ) from None
 
 
-def _explain(name: str, first: pydantic.ValidationError | Any) -> str:
+def _explain(name: str, first: Any) -> str:
     if first["type"] == "extra_forbidden":
         return f"there is no option named {name!r}"
     return f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -85,10 +89,14 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
     return _in_range(sorted(chosen), text, count)
 
 
-def _in_range(layers: Any, text: str, count: int) -> tuple[int, ...]:
-    layers = tuple(layers)
+def _in_range(chosen: Iterable[int], text: str, count: int) -> tuple[int, ...]:
+    layers = tuple(chosen)
     outside = [i for i in layers if i >= count]
     if outside or not layers:
         what = f"layer {outside[0]} does not exist" if outside else "no layer is chosen"
-        raise UsageError(f"{what}: the model has blocks 0 to {count - 1}", where=f"--layers {text}", fix='Use "all", "every:2" or "3,5,7-9".')
+        raise UsageError(
+            f"{what}: the model has blocks 0 to {count - 1}",
+            where=f"--layers {text}",
+            fix='Use "all", "every:2" or "3,5,7-9".',
+        )
     return layers

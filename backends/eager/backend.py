@@ -20,7 +20,9 @@ def missing() -> str | None:
     return None
 
 
-def load(program: ProgramGraphs, *, device: str = "cpu", dtype: torch.dtype | None = None, train: bool = False) -> EagerSteps:
+def load(
+    program: ProgramGraphs, *, device: str = "cpu", dtype: torch.dtype | None = None, train: bool = False
+) -> EagerSteps:
     """Steps of a program at level STEP. Parameters stay mapped where neither device nor dtype asks for a copy.
 
     Raises UsageError where the device is not there.

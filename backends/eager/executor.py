@@ -12,7 +12,8 @@ from sleepc.ir.graph import Graph
 from sleepc.ops import functional
 
 ours = torch.ops.sleepc
-# Our operators are called as the plain functions that they are, without the dispatcher: faster, and differentiable as they stand.
+# Our operators are called as the plain functions that they are, without the dispatcher: faster, and differentiable as
+# they stand.
 PLAIN: dict[Any, Callable[..., Any]] = {
     getattr(ours, name).default: getattr(functional, name)
     for name in (
@@ -46,7 +47,9 @@ class Executor:
                 last[source] = node
         self.calls = [self._call(node, functions, device, last) for node in graph.calls()]
 
-    def _call(self, node: fx.Node, functions: Mapping[Any, Any], device: torch.device, last: Mapping[fx.Node, fx.Node]) -> Any:
+    def _call(
+        self, node: fx.Node, functions: Mapping[Any, Any], device: torch.device, last: Mapping[fx.Node, fx.Node]
+    ) -> Any:
         target = functions.get(node.target, node.target)
         kwargs = dict(node.kwargs)
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")

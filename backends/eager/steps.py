@@ -26,7 +26,12 @@ class EagerSteps:
     """
 
     def __init__(
-        self, program: ProgramGraphs, parameters: Mapping[str, Tensor], *, device: str | torch.device = "cpu", train: bool = False
+        self,
+        program: ProgramGraphs,
+        parameters: Mapping[str, Tensor],
+        *,
+        device: str | torch.device = "cpu",
+        train: bool = False,
     ) -> None:
         assert program.clock is not None, "not a program at level STEP"
         self.program, self.device, self.train = program, torch.device(device), train
@@ -71,7 +76,9 @@ class EagerSteps:
     def _zeros(self, spec: StateSpec, batch: int) -> Tensor:
         return torch.zeros(batch, *(int(d) for d in spec.dims[1:]), dtype=spec.dtype, device=self.device)
 
-    def wake_tensors(self, state: State, tokens: Tensor, lengths: Tensor, logits: Logits) -> tuple[Tensor | None, State]:
+    def wake_tensors(
+        self, state: State, tokens: Tensor, lengths: Tensor, logits: Logits
+    ) -> tuple[Tensor | None, State]:
         """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
         values = self._embed({**self.parameters, **state, "tokens": tokens, "lengths": lengths})
         new = dict(state)
@@ -105,7 +112,9 @@ class EagerSteps:
             new.update({names[local]: value for local, value in results.items()})
         return new
 
-    def wake(self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits) -> tuple[FloatArray | None, State]:
+    def wake(
+        self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits
+    ) -> tuple[FloatArray | None, State]:
         """See `Steps.wake`."""
         with torch.set_grad_enabled(self.train):
             out, state = self.wake_tensors(state, self._tensor(tokens), self._tensor(lengths), logits)

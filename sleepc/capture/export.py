@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
 from sleepc.errors import SleepcError
-from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
 
@@ -33,8 +33,8 @@ class TokensToLogits(nn.Module):
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits [B,T,V] for tokens [B,T] at positions [B,T]."""
-        torch._check(tokens.shape[0] == positions.shape[0])
-        torch._check(tokens.shape[1] == positions.shape[1])
+        for mine, theirs in zip(tokens.shape, positions.shape, strict=True):
+            torch._check(mine == theirs)  # type: ignore[no-untyped-call]
         if not self.hugging_face:
             result = self.model(tokens)
         else:
@@ -99,7 +99,7 @@ def _to_program(exported: ExportedProgram, max_positions: int | None) -> Program
             values[node].meta["val"] = node.meta["val"]
             continue
         name, tensor = _stored(exported, spec)
-        kind = "param" if spec.kind is InputKind.PARAMETER else "const"
+        kind: PortKind = "param" if spec.kind is InputKind.PARAMETER else "const"
         values[node] = graph.add_port(kind, name, None)
         values[node].meta["val"] = node.meta["val"]
         params[name] = HeldTensor(tensor)
@@ -109,9 +109,7 @@ def _to_program(exported: ExportedProgram, max_positions: int | None) -> Program
     vocab = int(logits.meta["val"].shape[-1])
     dtype = next((p.dtype for p in params.values() if p.dtype.is_floating_point), torch.float32)
     head = Graph("head")
-    return ProgramGraphs(
-        embed=graph, head=head, params=params, vocab=vocab, dtype=dtype, max_positions=max_positions
-    )
+    return ProgramGraphs(embed=graph, head=head, params=params, vocab=vocab, dtype=dtype, max_positions=max_positions)
 
 
 def _stored(exported: ExportedProgram, spec: Any) -> tuple[str, torch.Tensor]:
@@ -152,9 +150,6 @@ def _inline_region(
     inner = [n for n in region.graph.nodes if n.op == "placeholder"]
     scope: dict[fx.Node, Any] = {p: values[a] for p, a in zip(inner, arguments, strict=True)}  # type: ignore[index]
     return _inline(region, scope, into, where or _source(node))
-
-
-
 
 
 def _source(node: fx.Node) -> str:

@@ -1,7 +1,8 @@
 """The seam that transformers offers: attention goes through one function, masks through another.
 
 While the seam is open, every attention layer of a Hugging Face model calls `sleepc::attention` with q, k, v after bias,
-norm and positions, K/V heads not expanded, and every mask is built by plain tensor operations, so that it lands in the graph,
+norm and positions, K/V heads not expanded, and every mask is built by plain tensor operations, so that it lands in the
+graph,
 where it is evaluated later (passes/classify_masks.py).
 """
 
@@ -77,9 +78,12 @@ def mask(
 
 @contextmanager
 def open_seam(model: nn.Module) -> Iterator[None]:
-    """Route the attention of a Hugging Face model through sleepc for the duration; other modules are left as they are."""
+    """Route the attention of a Hugging Face model through sleepc for the duration; other modules are left as they
+    are.
+    """
     config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "set_attn_implementation"):
+    choose: Any = getattr(model, "set_attn_implementation", None)
+    if config is None or choose is None:
         yield
         return
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -87,8 +91,8 @@ def open_seam(model: nn.Module) -> Iterator[None]:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
     before = config._attn_implementation
-    model.set_attn_implementation(NAME)
+    choose(NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        choose(before)

@@ -1,4 +1,6 @@
-"""GGUF -> a Hugging Face directory with safetensors, in a child process, so that the memory of dequantisation goes with it."""
+"""GGUF -> a Hugging Face directory with safetensors, in a child process, so that the memory of dequantisation goes
+with it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def cache_folder() -> Path:
 def gguf_to_directory(path: Path, progress: Progress) -> Path:
     """The directory of a GGUF file's model in float32, made once and kept in the cache under the file's hash.
 
-    Raises UsageError for what is no GGUF file or where the gguf package is missing, SleepcError where transformers cannot read it.
+    Raises UsageError for what is no GGUF file or where the gguf package is missing, SleepcError where transformers
+    cannot read it.
     """
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
@@ -40,7 +43,9 @@ def gguf_to_directory(path: Path, progress: Progress) -> Path:
         return target
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
-        raise UsageError(f"reading GGUF files needs {' and '.join(absent)}", where=str(path), fix="pip install 'sleepc[gguf]'")
+        raise UsageError(
+            f"reading GGUF files needs {' and '.join(absent)}", where=str(path), fix="pip install 'sleepc[gguf]'"
+        )
     progress("dequantising the GGUF file", None)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".gguf-", dir=target.parent))

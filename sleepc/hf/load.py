@@ -10,8 +10,8 @@ from torch import nn
 
 from sleepc.errors import Refusal, SleepcError
 from sleepc.hf.resolve import Checkpoint
-from sleepc.ir.tensorfile import TensorFile, locate
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.tensorfile import TensorFile, locate
 from sleepc.ir.weights import FileTensor, HeldTensor
 
 EXPERTS = "batched_mm"  # the other implementations do not export (docs/log.md)
@@ -27,38 +27,58 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
     import transformers
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     kind = transformers.AutoModelForCausalLM
     try:
-        model = kind.from_pretrained(checkpoint.folder, dtype=dtype, attn_implementation=attention, local_files_only=True)
+        model = kind.from_pretrained(
+            checkpoint.folder, dtype=dtype, attn_implementation=attention, local_files_only=True
+        )
     except Exception as error:
         raise _cannot_build(checkpoint, error) from error
     if hasattr(model, "set_experts_implementation") and getattr(model.config, "num_local_experts", None):
         model.set_experts_implementation(EXPERTS)
-    return model.eval()  # type: ignore[no-any-return]
+    return as_module(model)
+
+
+def _auto() -> Any:
+    """transformers' class of all causal language models (untyped)."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM
+
+
+def as_module(model: nn.Module) -> nn.Module:
+    """The model in eval mode."""
+    return model.eval()
 
 
 def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """The model's code without its weights, in another dtype: what is exported when a program is to run in that dtype."""
+    """The model's code without its weights, in another dtype: what is exported when a program is to run in that
+    dtype.
+    """
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
-    return model.eval()  # type: ignore[no-any-return]
+        model = _auto().from_config(config, dtype=dtype, attn_implementation="eager")
+    return as_module(model)
 
 
 def _cannot_build(checkpoint: Checkpoint, error: Exception) -> SleepcError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
     kind = checkpoint.config.get("model_type", "?")
-    if "Unrecognized configuration class" in str(error) or "does not support" in first and "attention" not in first:
+    if "Unrecognized configuration class" in str(error) or ("does not support" in first and "attention" not in first):
         return Refusal(
             "NO_ATTENTION",
             f"transformers has no causal language model of type {kind}",
             where=str(checkpoint.folder),
             fix="sleepc converts decoder-only language models.",
         )
-    return SleepcError(f"transformers cannot load this model ({kind}): {first}", where=str(checkpoint.folder), fix="Run with --debug for the whole trace.")
+    return SleepcError(
+        f"transformers cannot load this model ({kind}): {first}",
+        where=str(checkpoint.folder),
+        fix="Run with --debug for the whole trace.",
+    )
 
 
 def max_positions(config: Any) -> int | None:
@@ -70,7 +90,8 @@ def max_positions(config: Any) -> int | None:
 def refer_to_files(program: ProgramGraphs, files: tuple[Path, ...], hashes: dict[Path, dict[str, str]]) -> None:
     """Replace parameters held in memory by references to the tensors of `files` that have the same values.
 
-    `hashes` (by file and tensor) are of their bytes. What is in no file (a computed buffer, a merged weight) stays held,
+    `hashes` (by file and tensor) are of their bytes. What is in no file (a computed buffer, a merged weight) stays
+    held,
     and is saved in the artifact.
     """
     headers = [TensorFile(file) for file in files]
@@ -81,5 +102,3 @@ def refer_to_files(program: ProgramGraphs, files: tuple[Path, ...], hashes: dict
         if found is not None:
             file, name = found
             program.params[key] = FileTensor(file, name, param.dtype, param.shape, hashes[file][name])
-
-

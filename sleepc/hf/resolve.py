@@ -29,7 +29,8 @@ class Checkpoint:
 def resolve(model: str | Path, progress: Progress) -> Checkpoint:
     """The checkpoint that `model` names: a directory, a GGUF file (converted into the cache), or a hub id.
 
-    Raises UsageError, Refusal or SleepcError with cause and remedy; loads no weights and runs no code of the checkpoint.
+    Raises UsageError, Refusal or SleepcError with cause and remedy; loads no weights and runs no code of the
+    checkpoint.
     """
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".gguf":
@@ -52,7 +53,7 @@ def _download(name: str, progress: Progress) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise UsageError(f"there is no {name}", fix=_EXPECTED)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     progress(f"fetching {name}", None)
     try:
@@ -117,7 +118,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         raise UsageError(
             f"the weights are a pickle ({pickles[0]}), which can run code when it is loaded",
             where=str(folder),
-            fix="Save the model as safetensors (model.save_pretrained(..., safe_serialization=True)) where you trust it.",
+            fix="Save the model as safetensors (model.save_pretrained) where you trust it.",
         )
     raise UsageError(f"{folder} has no {WEIGHTS}", where=str(folder), fix=_EXPECTED)
 
@@ -127,11 +128,15 @@ def _indexed(folder: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise UsageError(f"{INDEX} cannot be read: {error!r}", where=str(index), fix="Fetch the model again.") from error
+        raise UsageError(
+            f"{INDEX} cannot be read: {error!r}", where=str(index), fix="Fetch the model again."
+        ) from error
     files = []
     for name in names:
         path = folder / str(name)
         if Path(str(name)).name != name or not path.is_file():
-            raise UsageError(f"the index names {name}, which is not there", where=str(index), fix="Fetch the missing file.")
+            raise UsageError(
+                f"the index names {name}, which is not there", where=str(index), fix="Fetch the missing file."
+            )
         files.append(path)
     return tuple(files)

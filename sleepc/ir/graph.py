@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import fx
+from torch.fx import Node
 
 from sleepc.ir.types import Type
 
@@ -29,7 +30,7 @@ class Graph:
     fx: fx.Graph = field(default_factory=fx.Graph)
     returns: tuple[str, ...] = ()
 
-    def add_port(self, kind: PortKind, name: str, type_: Type | None) -> fx.Node:
+    def add_port(self, kind: PortKind, name: str, type_: Type | None) -> Node:
         """Append a placeholder after the ones that exist and return it."""
         last = None
         for node in self.fx.nodes:
@@ -49,7 +50,7 @@ class Graph:
             node.meta["type"] = type_
         return node
 
-    def ports(self, kind: PortKind | None = None) -> dict[str, fx.Node]:
+    def ports(self, kind: PortKind | None = None) -> dict[str, Node]:
         """The placeholders by name, in order; of one kind if given."""
         return {
             node.meta["port"].name: node
@@ -57,7 +58,7 @@ class Graph:
             if node.op == "placeholder" and (kind is None or node.meta["port"].kind == kind)
         }
 
-    def set_returns(self, values: dict[str, fx.Node]) -> None:
+    def set_returns(self, values: dict[str, Node]) -> None:
         """Make `values` the named results, replacing an earlier output node."""
         for node in list(self.fx.nodes):
             if node.op == "output":
@@ -65,22 +66,24 @@ class Graph:
         self.fx.output(tuple(values.values()))
         self.returns = tuple(values)
 
-    def results(self) -> dict[str, fx.Node]:
+    def results(self) -> dict[str, Node]:
         """The named results."""
-        return dict(zip(self.returns, self.output().args[0], strict=True))  # type: ignore[arg-type]
+        values: Any = self.output().args[0]
+        return dict(zip(self.returns, values, strict=True))
 
-    def output(self) -> fx.Node:
+    def output(self) -> Node:
         """The output node."""
-        return next(node for node in reversed(self.fx.nodes) if node.op == "output")
+        found: Node = next(node for node in reversed(self.fx.nodes) if node.op == "output")
+        return found
 
-    def calls(self) -> Iterator[fx.Node]:
+    def calls(self) -> Iterator[Node]:
         """The operator calls, in order."""
         return (node for node in list(self.fx.nodes) if node.op == "call_function")
 
     def clone(self) -> Graph:
         """A copy that shares nothing that a pass may change (node.meta is copied one level deep)."""
         copy = Graph(self.name, returns=self.returns)
-        mapping: dict[fx.Node, fx.Node] = {}
+        mapping: dict[Node, Node] = {}
         for node in self.fx.nodes:
             mapping[node] = copy.fx.node_copy(node, lambda n: mapping[n])
         return copy
@@ -97,4 +100,4 @@ class Graph:
 
 def is_call(node: Any, *targets: Any) -> bool:
     """Is `node` a call of one of `targets`?"""
-    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets

@@ -18,7 +18,9 @@ Update = Literal["overwrite", "ring", "accumulate"]
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One tensor of the state; `dims` starts with "B". It is zero at first; `update` is how it may be written in place."""
+    """One tensor of the state; `dims` starts with "B". It is zero at first; `update` is how it may be written in
+    place.
+    """
 
     name: str
     dims: tuple[int | str, ...]
@@ -40,7 +42,9 @@ class StateSpec:
 
 @dataclass
 class BlockClass:
-    """A block's graphs with parameters abstracted: `wake` maps (h, extras, state) to (h, state'), `sleep` maps state to state'."""
+    """A block's graphs with parameters abstracted: `wake` maps (h, extras, state) to (h, state'), `sleep` maps state
+    to state'.
+    """
 
     wake: Graph
     sleep: Graph | None = None
@@ -59,9 +63,12 @@ class Block:
 class ProgramGraphs:
     """A model as a compiler sees it (docs/ir.md). At level ATEN the whole model is in `embed`, and there are no blocks.
 
-    embed: (tokens [B,T], positions [B,T]) -> h [B,T,d] and loop-invariant extras; from CONVERTED on also the clock's values.
-    head: h [B,T,d] -> logits [B,T,V].  clock: counters at a sleep -> new counters and what the blocks' sleep graphs read.
-    A port of kind param or const of `embed`, `head` is named by its key in `params`; in a block class by `Block.params`.
+    embed: (tokens [B,T], positions [B,T]) -> h [B,T,d] and loop-invariant extras; from CONVERTED on also the clock's
+    values.
+    head: h [B,T,d] -> logits [B,T,V].  clock: counters at a sleep -> new counters and what the blocks' sleep graphs
+    read.
+    A port of kind param or const of `embed`, `head` is named by its key in `params`; in a block class by
+    `Block.params`.
     """
 
     embed: Graph

