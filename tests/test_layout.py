@@ -1,0 +1,153 @@
+"""The shape of the repository: the two linked packages, imports that only look down, nothing tied to one machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sleepc
+import sleepc.backends
+import sleepc.passes
+
+ROOT = Path(__file__).resolve().parents[1]
+LINKED = ("passes", "backends")
+
+# What each part of the package may import of the package, besides itself and `errors`. The session and the command line
+# see models only through `runtime.steps` and `api`.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "recipe": set(),
+    "manifest": {"ir", "recipe"},
+    "ir": set(),
+    "ops": set(),
+    "capture": {"ir", "ops"},
+    "passes": {"ir", "ops", "recipe"},
+    "runtime": set(),
+    "backends": {"ir", "ops", "passes", "runtime"},
+    "hf": {"ir", "ops", "capture"},
+    "verify": {"ir", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
+    "artifact": {"ir", "ops", "passes", "backends", "hf", "recipe", "manifest"},
+    "inspection": {"ir", "ops", "passes", "recipe"},
+    "__init__": {"api", "inspection", "recipe"},  # on first use
+}
+ABOVE = {"api", "cli"}  # may import everything below
+NO_TORCH = ("runtime", "errors", "recipe", "__init__")
+HEAVY = {"torch", "transformers", "huggingface_hub"}
+TEXTS = {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ".cfg", ".sh", ".typed", ""}
+# A path that exists on one machine only.
+MACHINE_PATH = re.compile(r"(?<![\w./~-])/(?:home|root|work|Users|tmp|opt|mnt)/[\w.-]+")
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(part, file) for every module of the package, each once."""
+    for top in ("sleepc", *LINKED):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if top == "sleepc" and parts[1] in LINKED:
+                continue
+            yield (parts[1] if top == "sleepc" else top), path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def tracked() -> list[Path]:
+    """The repository's files, as git lists them."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_links_are_relative_and_resolve(name: str) -> None:
+    link = ROOT / "sleepc" / name
+    assert link.is_symlink()
+    assert not link.readlink().is_absolute()
+    assert link.resolve() == ROOT / name
+
+
+def test_imports_come_from_this_checkout() -> None:
+    for module in (sleepc, sleepc.passes, sleepc.backends):
+        assert module.__file__ is not None
+        assert ROOT in Path(module.__file__).resolve().parents
+
+
+def test_every_part_has_its_place_in_the_table() -> None:
+    assert {part for part, _ in sources()} <= set(MAY_IMPORT) | ABOVE
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_only_look_down(part: str) -> None:
+    not_allowed = (set(MAY_IMPORT) | ABOVE) - MAY_IMPORT[part] - {part, "errors"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for found, path in sources()
+        if found == part
+        for name in imported(path)
+        if name.startswith("sleepc.") and name.split(".")[1] in not_allowed
+    ]
+    assert not wrong
+
+
+def test_the_table_has_no_circle() -> None:
+    placed: set[str] = set()
+    while left := {part: needs for part, needs in MAY_IMPORT.items() if part not in placed}:
+        ready = {part for part, needs in left.items() if needs <= placed | ABOVE}
+        assert ready, f"these import each other: {sorted(left)}"
+        placed |= ready
+
+
+def test_what_runs_without_torch_does_not_name_it() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for part, path in sources()
+        if part in NO_TORCH
+        for name in imported(path)
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", ["sleepc", "sleepc.runtime.session", "sleepc.recipe", "sleepc.errors"])
+def test_what_runs_without_torch_does_not_load_it(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in tracked()
+        if path.suffix in TEXTS
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("open('/home/ann/model')", True),
+        ("see /root/x.txt", True),
+        ("sleepc/passes -> ../passes", False),
+        ("docs/home/page.md", False),
+        ("https://host/home/page", False),
+    ],
+)
+def test_the_search_for_paths_can_find(line: str, found: bool) -> None:
+    assert bool(MACHINE_PATH.search(line)) is found
