@@ -1,6 +1,6 @@
 """The demo: convert a real model, verify it, and ask it about a text that is longer than its window.
 
-    python examples/demo.py [--short] [--model DIR]
+    python examples/demo.py [--setting short] [--model DIR]
 
 Three models answer the same two questions, greedily and unedited: full attention (transformers, whole KV cache), the
 converted
@@ -49,18 +49,18 @@ class Subject:
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="a smaller check and shorter answers, for CI")
+    parser.add_argument("--setting", choices=["full", "short"], default="full", help="short: smaller checks, for CI")
     parser.add_argument("--model", type=Path, help="a Hugging Face directory instead of SmolLM2-135M-Instruct")
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    started = time.perf_counter()
+    started, short = time.perf_counter(), options.setting == "short"
     with tempfile.TemporaryDirectory() as scratch:
         subject = find_model(options.model, Path(scratch))
         program = convert(subject, Path(scratch) / "converted")
-        report = verify(program, short=options.short)
+        report = verify(program, short=short)
         if subject.real:
-            ask(program, subject, answer_tokens=12 if options.short else 40)
-        table(program, subject, report, started, short=options.short)
+            ask(program, subject, answer_tokens=12 if short else 40)
+        table(program, subject, report, started, short=short)
 
 
 def find_model(given: Path | None, scratch: Path) -> Subject:

@@ -114,7 +114,7 @@ class MemoryBuilder:
 
     def record(self, e: Emit, name: str, value: fx.Node, dtype: torch.dtype, width: tuple[int, ...]) -> fx.Node:
         """Write `value` [B,Hkv,T,..] of the new tokens into a record of the window; the result is the new record."""
-        dims = ("B", self.site.kv_heads, self.options.window, *width)
+        dims = row(self.site.kv_heads, self.options.window, *width)
         port = self.state(StateSpec(name, dims, dtype, "ring"))
         return e.ours("write_slots", port, value, self.shared("record_slots"))
 
