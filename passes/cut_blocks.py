@@ -10,6 +10,7 @@ import networkx as nx
 import torch
 from torch import fx
 
+from sleepc.capture.attention_free import no_attention
 from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.infer import infer_types
@@ -41,11 +42,7 @@ class CutBlocks(Pass):
         flat = program.embed
         sites = [n for n in flat.calls() if is_call(n, torch.ops.sleepc.attention.default)]
         if not sites:
-            raise Refusal(
-                "NO_ATTENTION",
-                "nothing to convert: the model has no softmax attention",
-                fix="sleepc converts attention layers of decoder-only language models.",
-            )
+            raise no_attention("")
         borders = find_borders(flat, sites)
         place = _place(flat, borders)
         _build(program, flat, borders, place)

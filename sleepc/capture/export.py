@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
+from sleepc.capture.attention_free import has_attention, no_attention
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.program import ProgramGraphs
@@ -78,6 +79,8 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     except SleepcError:
         raise
     except Exception as error:
+        if not has_attention(wrapped, tokens, positions):
+            raise no_attention(type(model).__name__) from error
         raise SleepcError(
             f"torch.export cannot follow the model: {str(error).splitlines()[0] if str(error) else error!r}",
             where=type(model).__name__,
