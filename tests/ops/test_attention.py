@@ -76,6 +76,24 @@ def test_window_attention_equals_the_loop(
     assert worst(got, want) < 1e-12
 
 
+@pytest.mark.parametrize("values", [4, 3])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_window_attention_without_gradients(values: int, tokens: int, dtype: torch.dtype, bound: float) -> None:
+    """PyTorch's kernel, taken where no gradient is wanted, is the same function: a query that sees nothing included."""
+    q, k = normal(2, 6, tokens, 4, dtype=dtype), normal(2, 3, tokens, 4, seed=1, dtype=dtype)
+    v = normal(2, 3, tokens, values, seed=2, dtype=dtype)
+    held = normal(2, 3, 7, 4, seed=4, dtype=dtype), normal(2, 3, 7, values, seed=5, dtype=dtype)
+    mask = torch.rand(2, 1, tokens, 7 + tokens, generator=torch.Generator().manual_seed(0)) > 0.5
+    mask[1, :, -1:] = False
+    want = naive.window_attention(q, k, v, *held, mask, scale=0.5)
+    with torch.no_grad():
+        got = functional.window_attention(q, k, v, *held, mask, scale=0.5)
+    assert got.dtype == dtype
+    assert worst(got.double(), want.double()) < bound
+    assert torch.equal(got[1, :, -1:], torch.zeros_like(got[1, :, -1:]))
+
+
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_query_that_sees_nothing_gets_zeros(sinks: bool, dtype: torch.dtype) -> None:

@@ -58,17 +58,17 @@ def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     return room.scatter(2, at.expand(new.shape), new.to(buffer.dtype))[:, :, :width].contiguous()
 
 
-@torch.no_grad()
 def write_slots_(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     """`write_slots` into the buffer itself, without gradients; returns the buffer."""
     _check_room(buffer, new)
+    target, new = buffer.detach(), new.detach()  # the same memory, and cheaper than torch.no_grad
     if slots.numel() == 1:  # a decode step of one row: no index tensors
         slot = int(slots)
         if slot >= 0:
-            buffer[:, :, slot] = new[:, :, 0]
+            target.select(2, slot).copy_(new.select(2, 0))
         return buffer
     rows, tokens = (slots >= 0).nonzero(as_tuple=True)
-    buffer[rows, :, slots[rows, tokens]] = new[rows, :, tokens].to(buffer.dtype)
+    target[rows, :, slots[rows, tokens]] = new[rows, :, tokens].to(buffer.dtype)
     return buffer
 
 
