@@ -74,7 +74,8 @@ class Executor:
         self.calls = [self._call(node, last) for node in graph.calls() if not _is_idle_cast(node)]
 
     def _call(self, node: fx.Node, last: Mapping[int, fx.Node]) -> Any:
-        target, kwargs = self.functions.get(node.target, node.target), dict(node.kwargs)
+        target: Any = self.functions.get(node.target, node.target)
+        kwargs = dict(node.kwargs)
         if getattr(getattr(node.target, "overloadpacket", None), "__name__", "") in FACTORIES:
             kwargs["device"] = self.device
         used = {self.slots[source] for source in node.all_input_nodes}

