@@ -23,7 +23,7 @@ from sleepc.hf.smollm2 import fetch_smollm2
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-console = Console(stderr=True)
+console = Console(stderr=True, log_path=False)
 Row = dict[str, Any]
 
 

@@ -100,8 +100,9 @@ def _sample(child: subprocess.Popen[bytes]) -> tuple[float, float, str]:
         if now["Anonymous"] > peak:
             peak, where = now["Anonymous"], doing
         if ready.select(SAMPLE):
-            doing = _line(child)
-            console.log(f"{doing}: {now['Anonymous']:.0f} MiB anonymous, {now['Rss']:.0f} MiB resident")
+            was, doing = doing, _line(child)
+            if was != doing:
+                console.log(f"{now['Anonymous']:.0f} MiB anonymous, {now['Rss']:.0f} resident; {doing}")
     return peak, rss, where
 
 
@@ -113,8 +114,8 @@ def _until(child: subprocess.Popen[bytes], wanted: str) -> None:
 def _line(child: subprocess.Popen[bytes]) -> str:
     assert child.stdout is not None
     line = child.stdout.readline().decode().strip()
-    if not line and child.poll() is not None:
-        raise SystemExit(f"the conversion ended with status {child.returncode}")
+    if not line:
+        raise SystemExit(f"the conversion ended with status {child.wait()}")
     return line
 
 

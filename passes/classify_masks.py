@@ -16,6 +16,9 @@ from sleepc.passes.values import evaluate
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
 GRID = 4352
+# A window or a chunk stands in the mask's code as a number. Where there is none, a grid of GRID squared would only cost
+# memory.
+LEAST, MARGIN = 512, 2
 SMALL = 24
 MASKED = -1e4
 
@@ -77,7 +80,7 @@ def _bidirectional(count: int, total: int) -> Refusal:
 
 
 def _classify(program: ProgramGraphs, graph: Graph, mask: fx.Node, where: str) -> MaskClass:
-    size = min(GRID, program.max_positions or GRID)
+    size = min(_grid_size(graph, mask), program.max_positions or GRID)
     grid = evaluate_mask(program, graph, mask, torch.zeros(1, size, dtype=torch.int64))[0]
     result = classify_grid(grid)
     if result is None:
@@ -88,6 +91,25 @@ def _classify(program: ProgramGraphs, graph: Graph, mask: fx.Node, where: str) -
     if not (several == grid[:small, :small]).all():
         raise Refusal("UNKNOWN_MASK", "a mask depends on the tokens or on the length of the call", where=where)
     return result
+
+
+def _grid_size(graph: Graph, mask: fx.Node) -> int:
+    """Tokens enough to see what a mask does, by the largest number among its operators' arguments."""
+    numbers: list[int] = []
+    for node in _needed(graph, mask):
+        fx.node.map_aggregate((node.args, dict(node.kwargs)), lambda a: numbers.append(a) if type(a) is int else None)
+        if node.op == "placeholder" and node.meta["port"].kind != "input":
+            return GRID  # numbers may come from a parameter
+    return min(GRID, max(LEAST, MARGIN * max(map(abs, numbers), default=0)))
+
+
+def _needed(graph: Graph, target: fx.Node) -> list[fx.Node]:
+    """The nodes that `target` is computed from, and itself, in order."""
+    needed = {target}
+    for node in reversed(list(graph.fx.nodes)):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node for node in graph.fx.nodes if node in needed]
 
 
 def classify_grid(grid: torch.Tensor) -> MaskClass | None:
@@ -121,16 +143,10 @@ def evaluate_mask(program: ProgramGraphs, graph: Graph, mask: fx.Node, tokens: t
 
 
 def _run_upto(program: ProgramGraphs, graph: Graph, target: fx.Node, tokens: torch.Tensor) -> torch.Tensor:
-    needed = {target}
-    for node in reversed(list(graph.fx.nodes)):
-        if node in needed:
-            needed.update(node.all_input_nodes)
     batch, length = tokens.shape
     inputs = {"tokens": tokens, "positions": torch.arange(length).expand(batch, length)}
     values: dict[fx.Node, Any] = {}
-    for node in graph.fx.nodes:
-        if node not in needed:
-            continue
+    for node in _needed(graph, target):
         if node.op == "placeholder":
             port = node.meta["port"]
             values[node] = inputs[port.name] if port.kind == "input" else program.params[port.name].materialise()

@@ -10,8 +10,9 @@ from torch import nn
 
 from sleepc.errors import Refusal, SleepcError
 from sleepc.hf.resolve import Checkpoint
+from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.tensorfile import TensorFile, locate
+from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import FileTensor, HeldTensor
 
 EXPERTS = "batched_mm"  # the other implementations do not export (docs/log.md)
@@ -94,11 +95,11 @@ def refer_to_files(program: ProgramGraphs, files: tuple[Path, ...], hashes: dict
     held,
     and is saved in the artifact.
     """
-    headers = [TensorFile(file) for file in files]
+    locator = Locator([TensorFile(file) for file in files])
     for key, param in program.params.items():
         if not isinstance(param, HeldTensor):
             continue
-        found = locate(param.value, key, headers)
+        found = locator.find(param.value, key)
         if found is not None:
             file, name = found
             program.params[key] = FileTensor(file, name, param.dtype, param.shape, hashes[file][name])

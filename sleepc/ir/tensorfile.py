@@ -1,4 +1,4 @@
-"""safetensors files, read with care: a header of our own reading, tensors mapped, bytes hashed and looked at in a stream."""
+"""safetensors files, read with care: our own reading of the header, tensors mapped, bytes hashed in a stream."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -22,7 +23,8 @@ import torch
 from sleepc.errors import SleepcError
 
 MAX_HEADER = 100 << 20  # as the safetensors library has it
-PIECE = 8 << 20  # bytes read at a time when a file is streamed
+PIECE = 512 << 10  # bytes read at a time when a file is streamed: they stay in the cache of the core that hashes them
+MAX_RANK, MAX_SIZE = 8, 1 << 48
 DAMAGED = "The file is damaged or incomplete: fetch it again."
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -56,32 +58,31 @@ class TensorEntry:
 
 
 class TensorFile:
-    """The header of a safetensors file. Raises SleepcError, naming file and tensor, for anything that does not add up."""
+    """The header of a safetensors file. Raises SleepcError, naming file and tensor, where it does not add up."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.size = path.stat().st_size
-            with path.open("rb") as file:
-                head = file.read(8)
-                length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-                if not 2 <= length <= min(MAX_HEADER, self.size - 8):
-                    raise self._damaged(f"its header cannot be {length} bytes long")
-                raw = file.read(length)
-        except OSError as error:
-            raise SleepcError(f"cannot read {path.name}: {error.strerror}", where=str(path)) from error
+        with _reading(path), path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER, self.size - 8):
+                raise self._damaged(f"its header cannot be {length} bytes long")
+            raw = file.read(length)
         self.header_sha256 = hashlib.sha256(raw).hexdigest()
         self.tensors = dict(self._entries(raw, 8 + length))
 
     def _damaged(self, why: str) -> SleepcError:
-        return SleepcError(f"{self.path.name} is not a valid safetensors file: {why}", where=str(self.path), fix=DAMAGED)
+        return SleepcError(
+            f"{self.path.name} is not a valid safetensors file: {why}", where=str(self.path), fix=DAMAGED
+        )
 
     def _entries(self, raw: bytes, base: int) -> Iterator[tuple[str, TensorEntry]]:
         try:
             header = json.loads(raw)
             header.pop("__metadata__", None)
             items = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
             raise self._damaged(f"its header is not what it should be ({type(error).__name__})") from error
         place = 0
         for name, entry in items:
@@ -100,16 +101,22 @@ class TensorFile:
             dtype = DTYPES[entry["dtype"]]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"tensor {name} is described in a way that sleepc does not know") from error
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, end)):
+        sizes = (*shape, start, end)
+        if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n < MAX_SIZE for n in sizes):
+            raise self._damaged(f"tensor {name} has impossible sizes")
+        if prod(max(n, 1) for n in shape) >= MAX_SIZE:  # also of an empty tensor: PyTorch multiplies its strides
             raise self._damaged(f"tensor {name} has impossible sizes")
         return dtype, shape, start, end
 
     def map(self, name: str) -> torch.Tensor:
-        """The tensor over the mapped file: pages are read when touched, shared with everybody, and never written back."""
+        """The tensor over the mapped file: pages are read when touched, shared with everybody, never written back."""
         entry = self._find(name)
         if entry.start == entry.end:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        mapped = _mapping(self.path, self.size, self.path.stat().st_mtime_ns)
+        with _reading(self.path):
+            mapped = _mapping(self.path, self.path.stat().st_mtime_ns)
+        if len(mapped) != self.size:
+            raise self._damaged(f"it has {len(mapped)} bytes now, and had {self.size}")
         flat = torch.frombuffer(mapped, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start)
         if entry.start % entry.dtype.itemsize:
             flat = flat.clone()  # a file may place a tensor at an odd byte
@@ -121,7 +128,7 @@ class TensorFile:
         return self.tensors[name]
 
     def sha256(self, name: str, *, finite: bool = False) -> str:
-        """sha256 of a tensor's bytes, read in pieces. With `finite`, raises SleepcError at the first NaN or infinity."""
+        """sha256 of a tensor's bytes, read in pieces. With `finite`, SleepcError where one is NaN or infinite."""
         entry = self._find(name)
         digest = hashlib.sha256()
         for piece in self._pieces(entry):
@@ -135,19 +142,38 @@ class TensorFile:
         return digest.hexdigest()
 
     def _pieces(self, entry: TensorEntry) -> Iterator[memoryview]:
-        buffer = bytearray(min(PIECE, entry.end - entry.start))
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            place = entry.start
-            while place < entry.end:
-                view = memoryview(buffer)[: min(PIECE, entry.end - place)]
-                count = os.preadv(descriptor, [view], place)
-                if count != len(view):
-                    raise self._damaged("it became shorter while it was read")
+        buffer = memoryview(bytearray(min(PIECE, entry.end - entry.start)))
+        with self._open() as descriptor:
+            for place in range(entry.start, entry.end, PIECE):
+                view = buffer[: min(PIECE, entry.end - place)]
+                self._read(descriptor, view, place)
                 yield view
-                place += count
+
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        with _reading(self.path):
+            descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            yield descriptor
         finally:
             os.close(descriptor)
+
+    def _read(self, descriptor: int, view: memoryview, place: int) -> None:
+        with _reading(self.path):
+            count = os.preadv(descriptor, [view], place)
+        if count != len(view):
+            raise self._damaged("it became shorter while it was read")
+
+    def sample(self, name: str) -> bytes:
+        """The bytes at the places of `sample_places`, without a mapping: touched pages would stay resident."""
+        entry = self._find(name)
+        parts = []
+        with self._open() as descriptor:
+            for start, count in sample_places(entry.end - entry.start):
+                part = bytearray(count)
+                self._read(descriptor, memoryview(part), entry.start + start)
+                parts.append(bytes(part))
+        return b"".join(parts)
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every tensor."""
@@ -163,17 +189,41 @@ def _is_finite(piece: memoryview, dtype: torch.dtype) -> bool:
     return not len(words) or int((words & word(mask)).max()) != mask
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SleepcError(f"cannot read {path.name}: {error.strerror}", where=str(path)) from error
+
+
+# No room is set aside for the writes that a private mapping allows and nobody does.
+FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+
+
 @lru_cache(maxsize=64)
-def _mapping(path: Path, size: int, changed: int) -> mmap.mmap:
-    """One private mapping per file and version. Private, since torch wants writable memory: a write would stay with us."""
-    del size, changed
+def _mapping(path: Path, changed: int) -> mmap.mmap:
+    """One private mapping per file and version. Private, since torch wants writable memory: a write stays with us."""
+    del changed
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return mmap.mmap(file.fileno(), 0, flags=FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def map_tensor(path: Path, name: str) -> torch.Tensor:
-    """The tensor `name` of a safetensors file, mapped. Raises SleepcError where file or tensor are not as they should be."""
-    return _header(path, path.stat().st_mtime_ns if path.exists() else 0).map(name)
+    """The tensor `name` of a safetensors file, mapped. Raises SleepcError where file or tensor are damaged."""
+    with _reading(path):
+        changed = path.stat().st_mtime_ns
+    return _header(path, changed).map(name)
+
+
+SAMPLES, SAMPLE = 16, 1024
+
+
+def sample_places(size: int) -> list[tuple[int, int]]:
+    """(start, count) of what is compared of `size` bytes: all, or 16 times 1 KiB, the first and the last among them."""
+    if size <= SAMPLES * SAMPLE:
+        return [(0, size)] if size else []
+    return [(i * (size - SAMPLE) // (SAMPLES - 1), SAMPLE) for i in range(SAMPLES)]
 
 
 @lru_cache(maxsize=64)
@@ -183,7 +233,7 @@ def _header(path: Path, changed: int) -> TensorFile:
 
 
 def scan(files: list[TensorFile], progress: Callable[[float], None] = lambda share: None) -> dict[Path, dict[str, str]]:
-    """sha256 of every tensor of every file; raises SleepcError at a NaN or an infinity. Two threads, 8 MiB each."""
+    """sha256 of every tensor of every file; raises SleepcError at a NaN or an infinity. Two threads."""
     work = [(file, name) for file in files for name in file.tensors]
     total = sum(e.end - e.start for file in files for e in file.tensors.values()) or 1
     done = 0
@@ -195,40 +245,3 @@ def scan(files: list[TensorFile], progress: Callable[[float], None] = lambda sha
             done += file.tensors[name].end - file.tensors[name].start
             progress(done / total)
     return found
-
-
-SAMPLES, SAMPLE = 16, 1024
-
-
-def locate(value: torch.Tensor, key: str, files: list[TensorFile]) -> tuple[Path, str] | None:
-    """The file tensor that holds `value`, or None: same dtype, shape and sampled bytes, the name most like `key` first."""
-    wanted = _sample(value)
-    candidates = [
-        (_likeness(name, key), file, name)
-        for file in files
-        for name, entry in file.tensors.items()
-        if entry.dtype == value.dtype and entry.shape == tuple(value.shape)
-    ]
-    for _, file, name in sorted(candidates, key=lambda c: c[0], reverse=True):
-        if _sample(file.map(name)) == wanted:
-            return file.path, name
-    return None
-
-
-def _likeness(name: str, key: str) -> tuple[bool, int]:
-    common = 0
-    for a, b in zip(reversed(name), reversed(key), strict=False):
-        if a != b:
-            break
-        common += 1
-    return name == key, common
-
-
-def _sample(tensor: torch.Tensor) -> bytes:
-    """Bytes at fixed places, the first and last among them."""
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    size = flat.numel()
-    if size <= SAMPLES * SAMPLE:
-        return flat.numpy().tobytes()
-    starts = [i * (size - SAMPLE) // (SAMPLES - 1) for i in range(SAMPLES)]
-    return b"".join(flat[s : s + SAMPLE].numpy().tobytes() for s in starts)
