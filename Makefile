@@ -22,12 +22,15 @@ setup: $(READY) ## Make .venv with what sleepc, its tests and its benchmarks nee
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sleepc needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@# Debian ships venv without ensurepip: pip can then be put into the new environment from outside.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
+		|| { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet --no-input pip; } \
+		|| { echo "Python's venv and pip modules are missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "installing into $(VENV), which takes a minute or two"
 	@# The CPU wheel of torch is a tenth of the CUDA one. A convenience: without that index the pinned install below decides.
 	@command -v nvidia-smi >/dev/null || timeout 600 $(BIN)/python -m pip install --quiet --no-input --retries 0 --timeout 5 --no-deps --index-url $(TORCH_INDEX) \
 		"$$(grep '^torch==' constraints.txt)" >/dev/null 2>&1 || echo "(no CPU index for torch: taking it from the default index)"
-	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[dev]'
 	@touch $@
 
 test: $(READY) ## Run the tests, without the slow ones and those for a GPU
