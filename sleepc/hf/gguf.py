@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import sleepc
 from sleepc.errors import SleepcError, UsageError
 
 Progress = Callable[[str, float | None], None]
@@ -34,9 +35,8 @@ def gguf_to_directory(path: Path, progress: Progress) -> Path:
     Raises UsageError for what is no GGUF file or where the gguf package is missing, SleepcError where transformers
     cannot read it.
     """
-    with path.open("rb") as file:
-        if file.read(4) != MAGIC:
-            raise UsageError(f"{path.name} is not a GGUF file", where=str(path), fix="Fetch it again.")
+    if _first_bytes(path) != MAGIC:
+        raise UsageError(f"{path.name} is not a GGUF file", where=str(path), fix="Fetch it again.")
     progress("hashing the GGUF file", None)
     target = cache_folder() / f"gguf-{_sha256(path)[:16]}"
     if (target / "config.json").is_file():
@@ -60,6 +60,14 @@ def gguf_to_directory(path: Path, progress: Progress) -> Path:
     return target
 
 
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC))
+    except OSError as error:
+        raise UsageError(f"cannot read {path.name}: {error.strerror}", where=str(path)) from error
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -69,8 +77,11 @@ def _sha256(path: Path) -> str:
 
 
 def _convert_in_child(path: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "sleepc.hf.gguf", str(path), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # -P: no module is taken from the folder that the person happens to be in; sleepc itself is taken from where it is.
+    command = [sys.executable, "-P", "-m", "sleepc.hf.gguf", str(path.resolve()), str(target)]
+    package = str(Path(sleepc.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         raise SleepcError(
