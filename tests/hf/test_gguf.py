@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sleepc.errors import SleepcError, UsageError
@@ -37,13 +37,14 @@ NAMES = {
 }
 
 
-def tiny_llama() -> LlamaForCausalLM:
+def tiny_llama() -> nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS, max_position_embeddings=64, rms_norm_eps=1e-5, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    model: nn.Module = LlamaForCausalLM(config)
+    return model.eval()
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:
@@ -60,7 +61,7 @@ def gguf_name(name: str) -> str:
     return f"blk.{block}.{NAMES[inner]}.weight"
 
 
-def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
+def write_gguf(model: nn.Module, path: Path) -> None:
     writer = GGUFWriter(str(path), "llama")
     writer.add_block_count(2)
     writer.add_context_length(64)
@@ -114,7 +115,8 @@ def test_the_directory_holds_the_same_model(file: Path, cache: Path, monkeypatch
     assert any("dequantising" in what for what in said)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model.eval()
     tokens = torch.arange(2, 26)[None]
     with torch.no_grad():
         assert torch.allclose(model(tokens).logits, tiny_llama()(tokens).logits, atol=1e-6)
