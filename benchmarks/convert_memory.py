@@ -140,14 +140,14 @@ def _status(pid: int, name: str) -> float:
 def make_sparse(folder: Path, shape: dict[str, int]) -> Path:
     """A Llama in bfloat16 whose weights are zeros that take no room: headers, and files made longer."""
     folder.mkdir()
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
+    config: Row = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
     config |= {"rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config | shape))
     shards: list[dict[str, tuple[int, ...]]] = [{}, {}, {}]
     tensors = _llama_tensors(shape)
     for i, (name, dims) in enumerate(tensors.items()):
         shards[i * len(shards) // len(tensors)][name] = dims
-    index = {}
+    index: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         _write_sparse(folder / file, shard)

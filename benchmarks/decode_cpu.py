@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from common import Row, arguments, checkpoint_of, console, machine, report
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 import sleepc
 from sleepc.hf.load import load_module
@@ -41,8 +42,8 @@ WARM = 2
 class Original:
     """transformers' model with its KV cache."""
 
-    model: PreTrainedModel
-    cache: DynamicCache
+    model: Any
+    cache: Any
 
     def step(self, token: int) -> None:
         """Logits of one token."""
@@ -86,7 +87,7 @@ def measure(options: argparse.Namespace, contexts: list[int]) -> list[Row]:
     """A row for each context."""
     with checkpoint_of(options) as checkpoint:
         steps = sleepc.convert(checkpoint.folder).steps()
-        model = load_module(checkpoint, dtype="float32", attention="sdpa")
+        model: Any = load_module(checkpoint, dtype="float32", attention="sdpa")
         console.log("converted")
         rows = []
         for context in contexts:

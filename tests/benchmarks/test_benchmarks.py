@@ -1,0 +1,67 @@
+"""Every benchmark runs, small, and says what it promises; how fast is not a matter of tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROMISED = {
+    "decode_cpu": {"context", "sleepc_ms", "transformers_ms", "ratio", "state_bytes", "kv_cache_bytes", "prefill"},
+    "perplexity": {"from", "to", "full", "sliding", "converted", "converted/sliding"},
+    "convert_memory": {"case", "seconds", "anonymous_mib", "peak_rss_mib", "at_peak"},
+}
+
+
+def run(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--tiny", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    machine, *found = [json.loads(line) for line in run(name, "--json").splitlines()]
+    assert machine.keys() >= {"cpu", "cores", "torch", "transformers"}
+    assert machine["kind"] == "machine"
+    for row in found:
+        assert row.keys() >= PROMISED[name]
+        assert row["kind"] == name
+    return found
+
+
+def test_decode_cpu() -> None:
+    first, second = rows("decode_cpu")
+    assert first["context"] < second["context"]
+    assert first["state_bytes"] == second["state_bytes"]
+    assert first["kv_cache_bytes"] < second["kv_cache_bytes"]
+    assert min(first["sleepc_ms"], first["transformers_ms"], first["sleep_ms"]) > 0
+
+
+def test_perplexity() -> None:
+    *ranges, whole = rows("perplexity")
+    assert [(r["from"], r["to"]) for r in ranges] == [(0, 256), (256, 512), (512, 600)]
+    assert (whole["from"], whole["to"]) == (0, 600)
+    inside = ranges[0]
+    assert inside["full"] == pytest.approx(inside["sliding"], rel=1e-4)
+    assert inside["sliding"] == inside["converted"]
+    assert ranges[2]["sliding"] != ranges[2]["converted"]
+
+
+def test_convert_memory() -> None:
+    model, sparse = rows("convert_memory")
+    assert (model["case"], sparse["case"]) == ("model", "7b")
+    assert 0 < model["anonymous_mib"] < model["peak_rss_mib"]
+
+
+def test_tables_are_for_people() -> None:
+    out = run("perplexity")
+    assert "cpu" in out
+    assert "converted/sliding" in out
