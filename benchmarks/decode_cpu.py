@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -36,6 +37,8 @@ COLUMNS = (
 CHUNK = 8  # tokens of one before the other's turn
 PIECE = 512  # tokens of a prefill call
 WARM = 2
+# The argument has another name from transformers 5.40 on; this one is right in all versions that sleepc works with.
+warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
 
 
 @dataclass
