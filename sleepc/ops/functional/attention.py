@@ -115,12 +115,12 @@ def window_attention(
 
 
 def _can_fuse(q: Tensor, mask: Tensor) -> bool:
-    """Is PyTorch's own kernel right here? On CPU it gives zeros to a query that sees nothing, but no finite gradients.
+    """May PyTorch's own kernel stand in? On CPU it, too, gives zeros to a query that sees nothing.
 
-    float16 there means sums in float16.
+    It has no second derivatives, so that it is not for training.
     """
-    plain = q.device.type == "cpu" and q.dtype != torch.float16 and q.numel() > 0
-    return plain and mask.dtype == torch.bool and mask.shape[1] == 1 and not torch.is_grad_enabled()
+    wanted = q.numel() > 0 and not torch.is_grad_enabled()
+    return wanted and q.device.type == "cpu" and mask.dtype == torch.bool and mask.shape[1] == 1
 
 
 def _fused(
