@@ -123,9 +123,7 @@ def _as_mask(mask: Mask, lengths: IntArray) -> BoolArray:
             fix="leave the mask out, or give ids as an array [B, T]",
         )
     given = np.asarray(mask)
-    binary = given.dtype == np.bool_ or (
-        given.dtype.kind in "iu" and bool(np.isin(given, (0, 1)).all())
-    )
+    binary = given.dtype == np.bool_ or (given.dtype.kind in "iu" and bool(np.isin(given, (0, 1)).all()))
     if given.shape != shape or not (binary or given.size == 0):
         raise UsageError(
             f"the mask is {given.dtype} {list(given.shape)}, and the ids are {list(shape)}",

@@ -96,7 +96,4 @@ def generators(seed: int | None, batch: int) -> list[np.random.Generator]:
     if seed is not None and seed < 0:
         raise UsageError(f"seed {seed} is negative", fix="give a whole number from 0 up, or none")
     entropy = np.random.SeedSequence(seed).entropy
-    return [
-        np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(row,)))
-        for row in range(batch)
-    ]
+    return [np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(row,))) for row in range(batch)]

@@ -65,9 +65,7 @@ class Session:
     change nothing.
     """
 
-    def __init__(
-        self, steps: Steps, batch: int = 1, *, identity: str = "", on_sleep: OnSleep | None = None
-    ) -> None:
+    def __init__(self, steps: Steps, batch: int = 1, *, identity: str = "", on_sleep: OnSleep | None = None) -> None:
         if batch < 1:
             raise UsageError(f"a session of {batch} rows", fix="give a batch of 1 or more")
         self.steps, self.batch, self.identity, self.on_sleep = steps, batch, identity, on_sleep
@@ -82,9 +80,7 @@ class Session:
     # -- reading ---------------------------------------------------------------------------------
 
     @overload
-    def feed(
-        self, ids: Ids, mask: Mask | None = None, logits: Literal["last", "all"] = "last"
-    ) -> FloatArray: ...
+    def feed(self, ids: Ids, mask: Mask | None = None, logits: Literal["last", "all"] = "last") -> FloatArray: ...
 
     @overload
     def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Literal["none"]) -> None: ...
@@ -92,9 +88,7 @@ class Session:
     @overload
     def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Logits) -> FloatArray | None: ...
 
-    def feed(
-        self, ids: Ids, mask: Mask | None = None, logits: Logits = "last"
-    ) -> FloatArray | None:
+    def feed(self, ids: Ids, mask: Mask | None = None, logits: Logits = "last") -> FloatArray | None:
         """Read tokens: a list (batch 1), one list per row, or [B, T] with `mask` true at tokens.
 
         Padding may stand anywhere and writes nothing. Every row sleeps at its own L-th token.
@@ -298,9 +292,7 @@ class Session:
         size = (self.steps.vocab,) if want == "last" else (tokens.shape[1], self.steps.vocab)
         if out is None or out.shape != (self.batch, *size) or out.dtype not in _LOGITS:
             found = "nothing" if out is None else f"{out.dtype} {list(out.shape)}"
-            raise SleepcError(
-                f"the backend's wake gave {found} for logits {[self.batch, *size]}", where="wake"
-            )
+            raise SleepcError(f"the backend's wake gave {found} for logits {[self.batch, *size]}", where="wake")
         return out
 
     def _sleep(self, rows: BoolArray) -> IntArray:

@@ -65,10 +65,7 @@ class Contents:
 
     def nbytes(self) -> int:
         """The size of all arrays in bytes."""
-        return sum(
-            math.prod(self.shape(name)) * np.dtype(self.dtype(name).numpy).itemsize
-            for name in self.arrays
-        )
+        return sum(math.prod(self.shape(name)) * np.dtype(self.dtype(name).numpy).itemsize for name in self.arrays)
 
 
 def write_state(path: str | os.PathLike[str], arrays: dict[str, Array], contents: Contents) -> None:
@@ -94,15 +91,11 @@ def read_state(path: str | os.PathLike[str], contents: Contents) -> dict[str, Ar
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"the state file cannot be read: {error.strerror}", where=str(file), fix=AGAIN
-        ) from error
+        raise UsageError(f"the state file cannot be read: {error.strerror}", where=str(file), fix=AGAIN) from error
     try:
         tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]  # as published
     except SafetensorError as error:
-        raise SleepcError(
-            f"the state file is cut off or damaged: {error}", where=str(file), fix=AGAIN
-        ) from error
+        raise SleepcError(f"the state file is cut off or damaged: {error}", where=str(file), fix=AGAIN) from error
     _check_metadata(_header_metadata(data), contents, file)
     if tensors.keys() != contents.arrays.keys():
         _refuse(file, f"arrays {', '.join(sorted(tensors.keys() ^ contents.arrays.keys()))}")
@@ -126,9 +119,7 @@ def _spec(name: str, array: Array, contents: Contents) -> TensorSpec:
             f"{contents.arrays[name][0]} {list(shape)}",
             where=name,
         )
-    return TensorSpec(
-        dtype=dtype.call, shape=list(shape), data_ptr=array.ctypes.data, data_len=array.nbytes
-    )
+    return TensorSpec(dtype=dtype.call, shape=list(shape), data_ptr=array.ctypes.data, data_len=array.nbytes)
 
 
 def _write_beside(path: Path, data: bytes) -> None:

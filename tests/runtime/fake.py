@@ -104,6 +104,7 @@ class FakeSteps:
         assert 0 < lengths.max() == width
         assert (lengths <= self.window - a["since"]).all(), "a call crosses a sleep"
         assert ((tokens >= 0) & (tokens < self.vocab)).all()
+        assert (tokens[np.arange(width) >= lengths[:, None]] == 0).all(), "padding is not 0"
         self.asked.append(logits)
         self.calls.append(lengths.tolist())
         every = np.full((batch, width, self.vocab), GARBAGE, self.dtype)
@@ -119,9 +120,7 @@ class FakeSteps:
                 every[row, at] = logits_of(memory, position, window, self.vocab)
         if logits == "none":
             return None, FakeState(a)
-        last = np.where(
-            lengths[:, None] > 0, every[np.arange(batch), lengths - 1], self.dtype.type(GARBAGE)
-        )
+        last = np.where(lengths[:, None] > 0, every[np.arange(batch), lengths - 1], self.dtype.type(GARBAGE))
         return (every if logits == "all" else last), FakeState(a)
 
     def sleep(self, state: FakeState, rows: BoolArray) -> FakeState:

@@ -81,6 +81,13 @@ def test_rows_do_not_depend_on_each_other(session: Session, temperature: float) 
         assert [int(t[row]) for t in single] == [t[row] for t in together]
 
 
+def test_the_rows_asked_for_are_fixed_at_the_call(session: Session) -> None:
+    mask = np.array([True, False, False])
+    iterator = session.generate(2, rows=mask)
+    mask[:] = True
+    assert [(t >= 0).tolist() for t in iterator] == [[True, False, False]] * 2
+
+
 def test_seeds(session: Session) -> None:
     def draw(seed: int | None) -> list[list[int]]:
         fork = session.select_rows([0, 0, 0])

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.sampling import Sampling, candidates, generators, nucleus, sample, top_k
 
-LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=20).map(
-    lambda values: np.array(values, dtype=np.float32)
-)
+LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=20).map(lambda values: np.array(values, dtype=np.float32))
 
 
 @given(LOGITS, st.integers(0, 25))
@@ -31,10 +29,12 @@ def test_nucleus_is_the_smallest_that_reaches_p(weights: list[int], p: float) ->
     assert sums[n] >= p or n == len(weights)
 
 
+def test_nucleus_that_is_reached_exactly() -> None:
+    assert [nucleus(np.array([0.5, 0.25, 0.25]), p) for p in (0.5, 0.75, 1.0)] == [1, 2, 3]
+
+
 @given(LOGITS, st.floats(0.1, 5), st.integers(0, 25), st.floats(0.05, 1))
-def test_candidates_are_a_ranked_distribution(
-    logits: np.ndarray, temperature: float, k: int, p: float
-) -> None:
+def test_candidates_are_a_ranked_distribution(logits: np.ndarray, temperature: float, k: int, p: float) -> None:
     ids, weights = candidates(logits, Sampling(temperature, k, p))
     assert weights.sum() == pytest.approx(1)
     assert (np.diff(weights) <= 0).all()

@@ -42,9 +42,7 @@ class World:
 
     def feed(self, draw: Callable[..., Any], logits: Logits) -> None:
         lists = [draw(st.lists(st.integers(0, VOCAB - 1), max_size=11)) for _ in self.rows]
-        expected = [
-            [row.read(t) for t in tokens] for row, tokens in zip(self.rows, lists, strict=True)
-        ]
+        expected = [[row.read(t) for t in tokens] for row, tokens in zip(self.rows, lists, strict=True)]
         longest = max(map(len, lists))
         layout = draw(st.sampled_from(["lists", "left", "right", "anywhere"]))
         width = longest + (0 if layout == "lists" else draw(st.integers(0, 3)))

@@ -57,9 +57,7 @@ def test_forms_of_ids(steps: FakeSteps, ids: Any) -> None:
 
 def test_mask_of_zeros_and_ones(steps: FakeSteps) -> None:
     mask = [[0, 1, 1]]
-    np.testing.assert_array_equal(
-        Session(steps).feed([[9, 1, 2]], mask), Session(steps).feed([1, 2])
-    )
+    np.testing.assert_array_equal(Session(steps).feed([[9, 1, 2]], mask), Session(steps).feed([1, 2]))
 
 
 @pytest.mark.parametrize(
@@ -86,9 +84,7 @@ def test_mask_of_zeros_and_ones(steps: FakeSteps) -> None:
         ([[1], [2]], [[0.5], [1.0]], r"mask is float64"),
     ],
 )
-def test_ids_that_are_refused_change_nothing(
-    steps: FakeSteps, ids: Any, mask: Any, message: str
-) -> None:
+def test_ids_that_are_refused_change_nothing(steps: FakeSteps, ids: Any, mask: Any, message: str) -> None:
     session = Session(steps, batch=2)
     session.feed([[1, 2, 3], [4]])
     before = [t.tolist() for t in session.select_rows([0, 1]).generate(9)]
@@ -126,6 +122,10 @@ def test_sleep_by_hand(steps: FakeSteps) -> None:
     session.feed([[1, 2, 3], [1, 2, 3, 4], []])
     assert slept == [[2], [0], [1]]
     assert session.stats.sleeps == 3
+    session.feed([[1, 2], [1], [1]])
+    assert slept[3:] == [[0]]
+    assert session.sleep().tolist() == slept[-1] == [0, 1, 2]
+    assert session.stats.sleeps == 7
 
 
 def test_stats(steps: FakeSteps) -> None:

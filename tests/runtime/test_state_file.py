@@ -187,13 +187,16 @@ def test_impossible_clocks(saved: Path, name: str, value: int) -> None:
     refused(saved, "clocks are impossible")
 
 
-def test_a_failed_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "step"), [(os, "fsync"), (Path, "replace")])
+def test_a_failed_write_leaves_the_old_file(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
+) -> None:
     before = saved.read_bytes()
 
-    def full(descriptor: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(owner, step, full)
     session = Session(FakeSteps())
     with pytest.raises(SleepcError, match="No space left on device"):
         session.save_state(saved)
