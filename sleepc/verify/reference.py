@@ -1,0 +1,155 @@
+"""What the parts of a converted layer compute, written down once more: whole streams, one token at a time, no shared code.
+
+B rows, T tokens, Hq and Hkv heads of width dk (values dv), d the hidden width. Formulas: semantics.md, sections 3 to 5
+(Gated Delta Networks, arXiv 2412.06464, equation 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sleepc.recipe import Recipe
+from sleepc.verify.timeline import Timeline
+
+Memory = list[Tensor]
+# rule -> (subtracts what the key already returns, decays)
+RULES = {"linear": (False, False), "gated": (False, True), "delta": (True, False), "gated_delta": (True, True)}
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, see: Tensor, sinks: Tensor | None, *, scale: float, softcap: float
+) -> Tensor:
+    """Softmax attention, q [B,Hq,T,dk], k, v [B,Hkv,T,..], see bool [T,T], sinks [Hq] logits or None -> [B,Hq,T,dv]."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ _repeat(k, q.shape[1]).transpose(2, 3)).to(wide) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~see, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(wide)[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
+    weights = torch.softmax(scores, -1)[..., : k.shape[2]]
+    return weights.to(v.dtype) @ _repeat(v, q.shape[1])
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    return x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, with 1e-6 beside the squares."""
+    return x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the tokens of a stream write: k [B,H,T,dk] of unit length, v [B,H,T,dv], g and beta [B,H,T], in the memory's dtype."""
+
+    k: Tensor
+    v: Tensor
+    g: Tensor
+    beta: Tensor
+
+
+def gates(x: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """g and beta [B,H,T] from x [B,T,d]: -exp(A) softplus(W_a x + dt) and sigmoid(W_b x + b)."""
+    g = -p["log_a"].exp() * F.softplus(x @ p["w_a"].T + p["dt"])
+    beta = torch.sigmoid(x @ p["w_b"].T + p["b_b"])
+    return g.transpose(1, 2), beta.transpose(1, 2)
+
+
+Update = Callable[[Memory, Written, int, bool], Memory]
+
+
+def update_of(rule: str) -> Update:
+    """(memory, what is written, token, does it decay) -> memory after that token. A rule from outside is asked for its step."""
+    if rule not in RULES:
+        return _update_from_registry(rule)
+    corrects, decays = RULES[rule]
+
+    def update(memory: Memory, w: Written, t: int, decay: bool) -> Memory:
+        k, s = w.k[:, :, t], memory[0]
+        if decay and decays:
+            s = w.g[:, :, t].exp()[..., None, None] * s
+        value = w.v[:, :, t]
+        if corrects:
+            value = value - torch.einsum("bhkv,bhk->bhv", s, k)
+        return [s + torch.einsum("bhk,bhv->bhkv", k, w.beta[:, :, t, None] * value)]
+
+    return update
+
+
+def _update_from_registry(name: str) -> Update:
+    from sleepc.ops.rules import find
+
+    rule = find(name)
+
+    def update(memory: Memory, w: Written, t: int, decay: bool) -> Memory:
+        g = w.g[:, :, t] if decay and rule.decays else torch.zeros_like(w.g[:, :, t])
+        return list(rule.step(w.k[:, :, t], w.v[:, :, t], g, w.beta[:, :, t], memory))
+
+    return update
+
+
+def empty_memory(rule: str, w: Written) -> Memory:
+    """The memory of a stream that has written nothing: one matrix [B,H,dk,dv], or what a rule from outside says."""
+    batch, heads, _, dk = w.k.shape
+    if rule in RULES:
+        return [w.k.new_zeros(batch, heads, dk, w.v.shape[3])]
+    from sleepc.ops.rules import find
+
+    return [w.k.new_zeros(batch, *shape) for shape in find(rule).states(heads, dk, w.v.shape[3]).values()]
+
+
+def read(q: Tensor, memory: Memory, rule: str) -> Tensor:
+    """S^T q for q [B,Hq,n,dk] -> [B,Hq,n,dv]."""
+    if rule not in RULES:
+        from sleepc.ops.rules import find
+
+        heads = memory[0].shape[1]
+        rows = q.reshape(q.shape[0], heads, -1, q.shape[3])
+        return find(rule).read(memory, rows).reshape(*q.shape[:3], -1)
+    return q @ _repeat(memory[0], q.shape[1])
+
+
+def run_memory(q: Tensor, w: Written, recorded: Written, time: Timeline, recipe: Recipe) -> tuple[Tensor, Memory]:
+    """What q [B,Hq,T,dk] reads from the memory at every token, and the memory at the end.
+
+    `recorded` is `w` as a window's record holds it (rounded, in half precision): what a sleep replays.
+    """
+    update, memory = update_of(recipe.rule), empty_memory(recipe.rule, w)
+    online = recipe.write_time == "online"
+    out = [q[:, :, :0] @ _repeat(w.v.new_zeros(*memory[0].shape[:3], w.v.shape[3]), q.shape[1])]
+    for start, end in time.windows():
+        if online:
+            for t in range(start, end):
+                memory = update(memory, w, t, True)
+                out.append(read(q[:, :, t : t + 1], memory, recipe.rule))
+        else:
+            out.append(read(q[:, :, start:end], memory, recipe.rule))
+        if end in time.cuts:
+            for done in range(1 if online else 0, recipe.passes):
+                for t in range(start, end):
+                    memory = update(memory, recorded, t, done == 0)
+    return torch.cat(out, 2), memory
+
+
+def split_heads(x: Tensor, widths: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """[B,T,sum of heads*width] -> one [B,heads,T,width] for each."""
+    parts = x.split([heads * width for heads, width in widths], -1)
+    return [p.unflatten(-1, (heads, width)).transpose(1, 2) for p, (heads, width) in zip(parts, widths, strict=True)]
+
+
+def rms(x: Tensor) -> Tensor:
+    """x / sqrt(mean x^2 + 1e-6) over the last dimension."""
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def causal_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Depthwise: x [B,T,C], weight [C,K] -> [B,T,C]; before the stream there are zeros."""
+    taps = weight.shape[1]
+    return F.conv1d(F.pad(x.transpose(1, 2), (taps - 1, 0)), weight[:, None], groups=x.shape[2]).transpose(1, 2)
