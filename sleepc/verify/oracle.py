@@ -1,7 +1,7 @@
-"""What a converted program must compute, computed another way: whole streams, layer by layer, from the program before rewriting.
+"""What a converted program must compute, computed another way: whole streams, layer by layer, before any rewriting.
 
-No rewrite pass, no ring, no slots, no clock, no session: windows are masks over token indices (timeline.py), memories are loops
-over tokens (reference.py), and the model itself is the CANONICAL program, read by the one interpreter of graphs.
+No rewrite pass, no ring, no slots, no clock, no session: windows are masks over token indices (timeline.py), memories
+are loops over tokens (reference.py), and the model itself is the CANONICAL program, read by the one interpreter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block leaves: k and v [B,Hkv,T,..] as attention sees them, and its memory at the end (None where it has none)."""
+    """What one block leaves: k and v [B,Hkv,T,..] as attention sees them, and its memory at the end, if it has one."""
 
     k: Tensor
     v: Tensor
@@ -69,9 +69,9 @@ def _cut(value: Any, cut: slice, length: int) -> Any:
 class Oracle:
     """The meaning of `recipe` for a program at level CANONICAL.
 
-    `parameters`: every tensor by key, those of the memories under "blocks.{i}.memory.*" (see `parameters_of`); they may require
-    gradients. `memory=False` leaves the memories out (m = 0, no mixer): the sliding-window baseline. `double` computes
-    everything in float64, whatever the program's own casts say.
+    `parameters`: every tensor by key, those of the memories under "blocks.{i}.memory.*" (see `parameters_of`); they may
+    require gradients. `memory=False` leaves the memories out (m = 0, no mixer): the sliding-window baseline. `double`
+    computes everything in float64, whatever the program's own casts say.
     """
 
     def __init__(
@@ -139,7 +139,9 @@ class Oracle:
         v = w.v.to(dtype).to(w.v.dtype) if with_v else w.v
         return Written(w.k.to(dtype).to(w.k.dtype), v, w.g, w.beta)
 
-    def parallel(self, i: int, site: Site, found: Mapping[fx.Node, Tensor], window: Tensor, time: Timeline) -> tuple[Tensor, Memory]:
+    def parallel(
+        self, i: int, site: Site, found: Mapping[fx.Node, Tensor], window: Tensor, time: Timeline
+    ) -> tuple[Tensor, Memory]:
         """(1 - m) o_window + m o_memory, m = 0 before the first sleep; and the memory."""
         p = self._memory_parameters(i)
         x, q, k, v = (self._wide(found[node]) for node in (site.x, site.q, site.k, site.v))
@@ -187,7 +189,7 @@ class _Watch:
 
     def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         q, self.k, self.v, mask, sinks = args
-        assert mask is None and kwargs["causal"], "the mask was not classified"
+        assert mask is None, "the mask was not classified"
         oracle = self.oracle
         see = sees(self.time, oracle.recipe, kwargs["window"])
         window = reference.attention(q, self.k, self.v, see, sinks, scale=kwargs["scale"], softcap=kwargs["softcap"])
@@ -198,7 +200,7 @@ class _Watch:
 
 
 def parameters_of(canonical: ProgramGraphs, step: ProgramGraphs, *, double: bool = False) -> dict[str, Tensor]:
-    """Every parameter that the oracle needs: the model's from `canonical`, the memories' from `step`, in their ports' dtypes."""
+    """All that the oracle needs: the model's parameters from `canonical`, the memories' from `step`, as ports say."""
     dtypes: dict[str, torch.dtype] = {}
     for graph in (canonical.embed, canonical.head):
         dtypes |= {key: _dtype(graph, key) for key in (*graph.ports("param"), *graph.ports("const"))}

@@ -1,4 +1,4 @@
-"""What the parts of a converted layer compute, written down once more: whole streams, one token at a time, no shared code.
+"""What the parts of a converted layer compute, written down once more: one token at a time, no shared code.
 
 B rows, T tokens, Hq and Hkv heads of width dk (values dv), d the hidden width. Formulas: semantics.md, sections 3 to 5
 (Gated Delta Networks, arXiv 2412.06464, equation 10).
@@ -47,7 +47,7 @@ def unit(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Written:
-    """What the tokens of a stream write: k [B,H,T,dk] of unit length, v [B,H,T,dv], g and beta [B,H,T], in the memory's dtype."""
+    """What the tokens of a stream write: k [B,H,T,dk] of unit length, v [B,H,T,dv], g and beta [B,H,T]."""
 
     k: Tensor
     v: Tensor
@@ -66,7 +66,7 @@ Update = Callable[[Memory, Written, int, bool], Memory]
 
 
 def update_of(rule: str) -> Update:
-    """(memory, what is written, token, does it decay) -> memory after that token. A rule from outside is asked for its step."""
+    """(memory, what is written, token, does it decay) -> memory after it. A rule from outside is asked for its step."""
     if rule not in RULES:
         return _update_from_registry(rule)
     corrects, decays = RULES[rule]
@@ -140,8 +140,8 @@ def run_memory(q: Tensor, w: Written, recorded: Written, time: Timeline, recipe:
 
 def split_heads(x: Tensor, widths: Sequence[tuple[int, int]]) -> list[Tensor]:
     """[B,T,sum of heads*width] -> one [B,heads,T,width] for each."""
-    parts = x.split([heads * width for heads, width in widths], -1)
-    return [p.unflatten(-1, (heads, width)).transpose(1, 2) for p, (heads, width) in zip(parts, widths, strict=True)]
+    parts = torch.split_with_sizes(x, [heads * width for heads, width in widths], -1)
+    return [p.reshape(*p.shape[:2], heads, width).transpose(1, 2) for p, (heads, width) in zip(parts, widths, strict=True)]
 
 
 def rms(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""When a stream sleeps, and what that makes of positions and of who sees whom: semantics.md, section 4, token by token."""
+"""When a stream sleeps, and what that makes of positions and of who sees whom: semantics.md, section 4, by token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sleepc.recipe import Recipe
 
 @dataclass(frozen=True)
 class Timeline:
-    """Of every token of a stream of T: its position, how many hard evictions and how many sleeps came before it, all int64 [T].
+    """Of every token of a stream of T: its position, and how many hard evictions and sleeps came before it, int64 [T].
 
     `cuts`: the numbers of tokens after which the stream sleeps. `next_position`: that of the token to come.
     """
@@ -29,17 +30,19 @@ class Timeline:
         """First token and end of every stretch between sleeps; the last one may not have slept yet."""
         length = len(self.position)
         edges = sorted({0, *self.cuts, length})
-        return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+        return [(a, b) for a, b in pairwise(edges) if a < b]
 
 
-def make_timeline(length: int, recipe: Recipe, max_positions: int | None, cuts: Sequence[int] | None = None) -> Timeline:
+def make_timeline(
+    length: int, recipe: Recipe, max_positions: int | None, cuts: Sequence[int] | None = None
+) -> Timeline:
     """The timeline of `length` tokens; without `cuts`, a sleep comes after every window of tokens.
 
     Raises ValueError for cuts that are further apart than the window.
     """
     at = set(range(recipe.window, length + 1, recipe.window) if cuts is None else cuts)
     edges = [0, *sorted(at), length]
-    if any(b - a > recipe.window for a, b in zip(edges, edges[1:], strict=False)):
+    if any(b - a > recipe.window for a, b in pairwise(edges)):
         raise ValueError(f"sleeps after {sorted(at)} of {length} tokens leave more than {recipe.window} tokens awake")
     limit = max_positions if max_positions is not None else torch.iinfo(torch.int64).max
     rows: list[tuple[int, int, int]] = []
@@ -58,8 +61,8 @@ def make_timeline(length: int, recipe: Recipe, max_positions: int | None, cuts: 
 def sees(time: Timeline, recipe: Recipe, own: int) -> Tensor:
     """Which token (row) sees which (column): bool [T,T].
 
-    Seen are the sinks (the first tokens of the stream) and what has not been evicted of the latest L tokens. A layer with a
-    window of its own of up to L tokens sees what is nearer than that, by position, and sinks not beyond it.
+    Seen are the sinks (the first tokens of the stream) and what has not been evicted of the latest L tokens. A layer
+    with a window of its own of up to L tokens sees what is nearer than that, by position, and sinks not beyond it.
     """
     token = torch.arange(len(time.position))
     past = token[None] <= token[:, None]
