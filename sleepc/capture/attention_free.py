@@ -14,11 +14,11 @@ from sleepc.errors import Refusal
 SIGNS = ("softmax", "scaled_dot_product", "sleepc::attention")
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether an operator with one of SIGNS in its name ran."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -27,7 +27,7 @@ class _Watch(TorchDispatchMode):
 
 
 def has_attention(model: nn.Module, tokens: torch.Tensor, positions: torch.Tensor) -> bool:
-    """Does a run on fake tensors (no weight is read) meet attention? True where even that run fails: nothing is known."""
+    """Does a run on fake tensors (no weight is read) meet attention? True where even that run fails."""
     watch = _Watch()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:

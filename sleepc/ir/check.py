@@ -58,9 +58,7 @@ def _check_order(graph: Graph) -> None:
             raise fault("V01", "a value is used before it is defined", graph, node)
         at = ("placeholder", "call_function", "output").index(node.op)
         if at < stage or stage == 2:
-            raise fault(
-                "V01", f"{node.op} after {'the output' if stage == 2 else 'a call'}", graph, node
-            )
+            raise fault("V01", f"{node.op} after {'the output' if stage == 2 else 'a call'}", graph, node)
         stage = at
         seen.add(node)
     if stage != 2:

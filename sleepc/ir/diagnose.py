@@ -55,9 +55,7 @@ def describe(node: fx.Node, numbers: dict[fx.Node, str]) -> str:
     target = str(node.target).removesuffix(".default") if node.op == "call_function" else node.op
     body = f"{port.kind} {json.dumps(port.name)}" if port else f"{target}({', '.join(arguments)})"
     source = node.meta.get("source")
-    return f"{numbers[node]}: {node.meta.get('type', '?')} = {body}" + (
-        f"  # {source}" if source else ""
-    )
+    return f"{numbers[node]}: {node.meta.get('type', '?')} = {body}" + (f"  # {source}" if source else "")
 
 
 def _show(value: Any, numbers: dict[fx.Node, str]) -> str:

@@ -15,9 +15,7 @@ Polynomial = dict[Monomial, int]  # {("T",): 1, (): 260} is T + 260; no zero coe
 
 MAX_TERMS, MAX_DEGREE, MAX_INT, MAX_TEXT = 32, 8, 2**63, 300
 
-_TERM = re.compile(
-    r"([+-]?)((?:[0-9]+|[A-Za-z_][A-Za-z0-9_]*)(?:\*(?:[0-9]+|[A-Za-z_][A-Za-z0-9_]*))*)"
-)
+_TERM = re.compile(r"([+-]?)((?:[0-9]+|[A-Za-z_][A-Za-z0-9_]*)(?:\*(?:[0-9]+|[A-Za-z_][A-Za-z0-9_]*))*)")
 
 
 def parse_dim(text: str) -> Polynomial:
@@ -74,9 +72,7 @@ def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
 def _checked(value: Polynomial) -> Polynomial:
     """Without zeros; limits keep a hostile text from costing time or memory."""
     value = {m: c for m, c in value.items() if c}
-    if len(value) > MAX_TERMS or any(
-        len(m) > MAX_DEGREE or abs(c) >= MAX_INT for m, c in value.items()
-    ):
+    if len(value) > MAX_TERMS or any(len(m) > MAX_DEGREE or abs(c) >= MAX_INT for m, c in value.items()):
         raise SleepcError("a size is too large")
     return value
 

@@ -49,9 +49,7 @@ def infer_types(graph: Graph) -> None:
             except SleepcError as error:
                 raise fault("V11", error.what, graph, node) from error
             except Exception as error:  # torch raises any class for arguments that do not fit
-                raise fault(
-                    "V11", f"the operator refuses its arguments: {_first_line(error)}", graph, node
-                ) from error
+                raise fault("V11", f"the operator refuses its arguments: {_first_line(error)}", graph, node) from error
             _check_general(graph, node, environment, names)
 
 
@@ -74,17 +72,13 @@ def _make_symbols(graph: Graph, environment: ShapeEnv) -> dict[str, torch.SymInt
 
 def _make_symbol(environment: ShapeEnv, name: str, hint: int) -> torch.SymInt:
     source = ConstantSource(name)
-    symbol = environment.create_symbol(
-        hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None
-    )
+    symbol = environment.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     made = environment.create_symintnode(symbol, hint=hint, source=source)
     assert isinstance(made, torch.SymInt)
     return made
 
 
-def _value(
-    node: fx.Node, values: Mapping[fx.Node, Any], symbols: Mapping[str, torch.SymInt]
-) -> Any:
+def _value(node: fx.Node, values: Mapping[fx.Node, Any], symbols: Mapping[str, torch.SymInt]) -> Any:
     """The node's value over fake tensors and symbolic sizes."""
     if node.op == "placeholder":
         type_ = node.meta["type"]
@@ -93,12 +87,8 @@ def _value(
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     if node.target in SIZE_OPERATORS.values() and not all(_is_size(a) for a in args):
         raise SleepcError("arithmetic of sizes takes only sizes")
-    if node.target is operator.getitem and not (
-        isinstance(args[0], (tuple, list)) and type(args[1]) is int
-    ):
-        raise SleepcError(
-            "getitem takes the value of an operator with several results, and a number"
-        )
+    if node.target is operator.getitem and not (isinstance(args[0], (tuple, list)) and type(args[1]) is int):
+        raise SleepcError("getitem takes the value of an operator with several results, and a number")
     assert callable(node.target)
     return node.target(*args, **kwargs)
 
@@ -140,9 +130,7 @@ def _polynomial(expression: sympy.Expr, names: Mapping[sympy.Expr, str]) -> dims
         and isinstance(expression.exp, sympy.Integer)
         and 0 < expression.exp <= dims.MAX_DEGREE
     ):
-        return _polynomial(
-            sympy.Mul(*[expression.base] * int(expression.exp), evaluate=False), names
-        )
+        return _polynomial(sympy.Mul(*[expression.base] * int(expression.exp), evaluate=False), names)
     if not isinstance(expression, (sympy.Add, sympy.Mul)):
         raise SleepcError(f"the size {expression} is not made of +, * and names")
     combine = dims.add if isinstance(expression, sympy.Add) else dims.multiply
@@ -155,17 +143,13 @@ def _polynomial(expression: sympy.Expr, names: Mapping[sympy.Expr, str]) -> dims
 def _check_size(value: int | torch.SymInt) -> None:
     """Keep what a hostile graph computes on sizes small."""
     too_large = (
-        abs(value) >= dims.MAX_INT
-        if isinstance(value, int)
-        else value.node.expr.count_ops() > MAX_SIZE_OPERATIONS
+        abs(value) >= dims.MAX_INT if isinstance(value, int) else value.node.expr.count_ops() > MAX_SIZE_OPERATIONS
     )
     if too_large:
         raise SleepcError("a size is too large")
 
 
-def _check_general(
-    graph: Graph, node: fx.Node, environment: ShapeEnv, names: Mapping[sympy.Expr, str]
-) -> None:
+def _check_general(graph: Graph, node: fx.Node, environment: ShapeEnv, names: Mapping[sympy.Expr, str]) -> None:
     """A node must not hold for one value of a symbolic size only."""
     narrowed = [f"{symbol} = {to}" for symbol, to in environment.replacements.items()]
     if not narrowed:
@@ -186,8 +170,7 @@ def _first_line(error: Exception) -> str:
 def _quiet() -> Iterator[None]:
     """Torch logs what it is about to raise; the error says it already."""
     loggers = [
-        logging.getLogger(f"torch.{name}")
-        for name in ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
+        logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
     ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

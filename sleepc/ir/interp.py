@@ -63,9 +63,7 @@ class Runner:
                 known[call.node] = _evaluate(call, known, device, hook)
             except Exception as error:
                 source = call.node.meta.get("source")
-                error.add_note(
-                    f"in graph {self.graph.name}" + (f", from {source}" if source else "")
-                )
+                error.add_note(f"in graph {self.graph.name}" + (f", from {source}" if source else ""))
                 error.add_note(excerpt(self.graph, call.node))
                 raise
             for node in call.frees:
@@ -94,9 +92,7 @@ def _makes_tensors(target: Any) -> bool:
     return named and not any("Tensor" in str(a.type) for a in arguments)
 
 
-def _evaluate(
-    call: _Call, known: Mapping[fx.Node, Any], device: torch.device | None, hook: Hook | None
-) -> Any:
+def _evaluate(call: _Call, known: Mapping[fx.Node, Any], device: torch.device | None, hook: Hook | None) -> Any:
     node = call.node
     if call.plain:
         args = tuple(known[a] if isinstance(a, fx.Node) else a for a in node.args)

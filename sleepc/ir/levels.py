@@ -116,9 +116,7 @@ def operator(name: str, level: str) -> Callable[..., Any]:
     Raises SleepcError where the level's table does not list the name: nothing else is looked up.
     """
     if level not in TEXT_LEVELS:
-        raise SleepcError(
-            f"level {level} has no text form", fix=f"Levels: {', '.join(TEXT_LEVELS)}."
-        )
+        raise SleepcError(f"level {level} has no text form", fix=f"Levels: {', '.join(TEXT_LEVELS)}.")
     found = table().get(name)
     if found is None:
         raise SleepcError(

@@ -94,9 +94,7 @@ class Tokens:
         """The text up to one of `marks`, which stay; without spaces."""
         start = self.now.start
         while self.peek not in marks:
-            if self.kind not in ("name", "number", "mark") or self.now.start != max(
-                self.last.end, start
-            ):
+            if self.kind not in ("name", "number", "mark") or self.now.start != max(self.last.end, start):
                 raise self.error(f"expected a size, found {self._found()}")
             self._advance()
         return self.text[start : self.last.end] if self.last.end > start else ""
@@ -131,19 +129,13 @@ class Tokens:
         """An error at the next token, or with `back` at the one before."""
         at = self.last.start if back else self.now.start
         start = self.text.rfind("\n", 0, at) + 1
-        line = (
-            self.text[start:].split("\n", 1)[0]
-            if at - start < 200
-            else self.text[at - 100 : at + 60]
-        )
+        line = self.text[start:].split("\n", 1)[0] if at - start < 200 else self.text[at - 100 : at + 60]
         place = f"line {self.text.count(chr(10), 0, at) + 1}, column {at - start + 1}"
         shown = f"    {line[:200]}"
         return SleepcError(what, where=place, fix=f"{shown}\n{fix}" if fix else shown)
 
     def _found(self) -> str:
-        return {"end": "the end", "newline": "the end of the line"}.get(
-            self.kind, repr(self.peek[:40])
-        )
+        return {"end": "the end", "newline": "the end of the line"}.get(self.kind, repr(self.peek[:40]))
 
     def _advance(self) -> str:
         text = self.peek
@@ -159,6 +151,4 @@ class Tokens:
         if match is not None:
             assert match.lastgroup is not None
             return Token(match.lastgroup, at, match.end())
-        return Token(
-            "end" if at == len(self.text) else "character", at, min(at + 1, len(self.text))
-        )
+        return Token("end" if at == len(self.text) else "character", at, min(at + 1, len(self.text)))

@@ -90,9 +90,7 @@ def delta_chunk(
         assert scores is not None
         # (I + A) V' = beta (V - exp(G) K S); the solver takes the diagonal as 1 whatever it holds
         target = written - (beta[..., None] * fade * k) @ state
-        written = torch.linalg.solve_triangular(
-            scores[:, :, 0], target, upper=False, unitriangular=True
-        )
+        written = torch.linalg.solve_triangular(scores[:, :, 0], target, upper=False, unitriangular=True)
     out = None
     if q is not None:
         assert scores is not None
@@ -102,9 +100,7 @@ def delta_chunk(
     return out, last.exp().mT * state + ((last - decay).exp() * k).mT @ written
 
 
-def delta_step(
-    k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, *, corrects: bool
-) -> Tensor:
+def delta_step(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, *, corrects: bool) -> Tensor:
     """One token of the memory update: S' = exp(g) S + k (x) beta (v - exp(g) S^T k).
 
     k [B, H, dk], v [B, H, dv], g [B, H] or [B, H, dk], beta [B, H], state [B, H, dk, dv]

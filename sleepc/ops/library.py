@@ -47,15 +47,11 @@ def _differentiable(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
-def _gradients(
-    used: list[tuple[Tensor, Tensor]], inputs: list[Tensor], create_graph: bool
-) -> Sequence[Tensor | None]:
+def _gradients(used: list[tuple[Tensor, Tensor]], inputs: list[Tensor], create_graph: bool) -> Sequence[Tensor | None]:
     if not used or not inputs:
         return [None] * len(inputs)
     results, gradients = zip(*used, strict=True)
-    return torch.autograd.grad(
-        results, inputs, gradients, allow_unused=True, create_graph=create_graph
-    )
+    return torch.autograd.grad(results, inputs, gradients, allow_unused=True, create_graph=create_graph)
 
 
 def _setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
@@ -78,9 +74,7 @@ def _define(
         results = function(*args, **kwargs)
         return pytree.tree_map(lambda x: x.contiguous(), results)
 
-    op = torch.library.custom_op(
-        f"{NAMESPACE}::{function.__name__}", kernel, mutates_args=(), schema=contract
-    )
+    op = torch.library.custom_op(f"{NAMESPACE}::{function.__name__}", kernel, mutates_args=(), schema=contract)
     op.register_fake(fake)
     if differentiable:
         # an operator without keyword-only arguments gets a setup call without them
@@ -98,9 +92,7 @@ def _window_slots(positions: Tensor, *, window: int, sinks: int) -> Tensor:
     return positions.new_empty(positions.shape)
 
 
-def _window_mask(
-    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0
-) -> Tensor:
+def _window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0) -> Tensor:
     rows, tokens = positions.shape
     return positions.new_empty(rows, 1, tokens, sinks + window + tokens, dtype=torch.bool)
 
@@ -132,9 +124,7 @@ def _delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: fl
     return functional.delta_rule_read(q, state, rule=rule, scale=scale)
 
 
-def _replay(
-    k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], **_: Any
-) -> list[Tensor]:
+def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], **_: Any) -> list[Tensor]:
     return _same(state)
 
 

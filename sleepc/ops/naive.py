@@ -19,9 +19,7 @@ def _memory_of(head: int, q: Tensor, heads: int) -> int:
     return head // (q.shape[1] // heads)
 
 
-def _attend(
-    q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sink: float, scale: float, softcap: float
-) -> Tensor:
+def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sink: float, scale: float, softcap: float) -> Tensor:
     """One query q [D] over keys [K, D], values [K, Dv], bias [K] (-inf = unseen) -> [Dv]."""
     scores = [float(q @ key) * scale for key in keys]
     if softcap:
@@ -108,9 +106,7 @@ def window_slots(positions: Tensor, *, window: int, sinks: int) -> Tensor:
     return torch.tensor(slots, dtype=torch.int64).view(positions.shape)
 
 
-def window_mask(
-    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0
-) -> Tensor:
+def window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0) -> Tensor:
     """Play the stream up to `position` into slots, then ask for every pair whether it sees."""
     (rows, tokens), width = positions.shape, sinks + window
     out = torch.zeros(rows, 1, tokens, width + tokens, dtype=torch.bool)

@@ -97,9 +97,7 @@ def _read(state: States, q: Tensor) -> Tensor:
     return q @ state[0]
 
 
-def _step(
-    k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: States, *, corrects: bool
-) -> list[Tensor]:
+def _step(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: States, *, corrects: bool) -> list[Tensor]:
     return [delta_step(k, v, g, beta, state[0], corrects=corrects)]
 
 

@@ -35,9 +35,7 @@ def test_chunks_equal_the_token_loop(
     seed: int,
 ) -> None:
     heads, memories = groups
-    x = memory(
-        tokens, heads=heads, memories=memories, channel=channel, repeated=repeated, seed=seed
-    )
+    x = memory(tokens, heads=heads, memories=memories, channel=channel, repeated=repeated, seed=seed)
     want = naive.delta_rule(*x.stream, [x.state], rule=rule, scale=0.7)
     got = functional.delta_rule(*x.stream, [x.state], rule=rule, scale=0.7, chunk=chunk)
     assert [y.dtype for y in got] == [torch.float64, torch.float64]
@@ -56,9 +54,7 @@ def test_every_chunk_size(rule: str, channel: bool) -> None:
 
 @every_rule
 @every_decay
-@pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)]
-)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
 def test_narrow_activations(rule: str, channel: bool, dtype: torch.dtype, bound: float) -> None:
     """The state stays float32 and nearly exact; only what is read is rounded to q's dtype."""
     x = memory(50, channel=channel).to(dtype, torch.float32)

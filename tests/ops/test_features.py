@@ -65,9 +65,7 @@ def test_ragged_rows_equal_each_row_alone(split: int) -> None:
         y, tail = functional.short_conv(piece, weight, tail, left)
         parts.append(y)
     for b, n in enumerate(lengths.tolist()):
-        alone, end = functional.short_conv(
-            x[b : b + 1, :n], weight, torch.zeros(1, 2, 3).double(), torch.tensor([n])
-        )
+        alone, end = functional.short_conv(x[b : b + 1, :n], weight, torch.zeros(1, 2, 3).double(), torch.tensor([n]))
         assert worst(torch.cat(parts, 1)[b : b + 1, :n], alone) < 1e-12
         assert torch.equal(tail[b : b + 1], end)
 

@@ -151,9 +151,7 @@ def test_gradients(case: Case, through: str) -> None:
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
         given = iter(values)
-        filled = torch.utils._pytree.tree_map_only(
-            Tensor, lambda x: next(given) if x.is_floating_point() else x, args
-        )
+        filled = torch.utils._pytree.tree_map_only(Tensor, lambda x: next(given) if x.is_floating_point() else x, args)
         return tuple(_flat(function(*filled, **case.options)))
 
     assert torch.autograd.gradcheck(run, leaves)
@@ -171,9 +169,7 @@ def test_second_derivatives() -> None:
     leaves = [y.requires_grad_() for y in (*x.stream, x.state)]
 
     def run(*y: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.ops.sleepc.delta_rule(*y[:5], [y[5]], rule="gated_delta", scale=1.0, chunk=2)
-        )
+        return tuple(torch.ops.sleepc.delta_rule(*y[:5], [y[5]], rule="gated_delta", scale=1.0, chunk=2))
 
     assert torch.autograd.gradgradcheck(run, leaves)
 
@@ -217,9 +213,7 @@ class _Step(torch.nn.Module):
         o = o + ops.attention(q, k, k, scale=0.5, causal=True)
         m, state = ops.delta_rule(q, k, k, -beta, beta, [state], rule="gated_delta", scale=1.0)
         m = m + ops.delta_rule_read(q, [state], rule="gated_delta", scale=1.0)
-        (state,) = ops.replay(
-            k, k, -beta, beta, [state], rule="gated_delta", passes=4, written=True
-        )
+        (state,) = ops.replay(k, k, -beta, beta, [state], rule="gated_delta", passes=4, written=True)
         return o + m, tail, ops.write_slots(keys, k, slots), state
 
 
@@ -235,9 +229,7 @@ def test_symbolic_rows_and_tokens() -> None:
     rows, tokens = torch.export.Dim("B"), torch.export.Dim("T", max=8)
     first = {0: rows}
     shapes = ({0: rows, 1: tokens}, None, first, first, first, first)
-    program = torch.export.export(
-        _Step(), _step_inputs(2, 5), dynamic_shapes=(*shapes,), strict=False
-    )
+    program = torch.export.export(_Step(), _step_inputs(2, 5), dynamic_shapes=(*shapes,), strict=False)
     module = program.module()
     for size in ((1, 1), (3, 8), (2, 2)):
         got, want = module(*_step_inputs(*size)), _Step()(*_step_inputs(*size))

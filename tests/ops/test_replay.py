@@ -98,23 +98,17 @@ def _fixed_point(x: Memory, state: Tensor) -> Tensor:
 @pytest.mark.parametrize("strength", [0.1, 1.0, 1.9])
 @pytest.mark.parametrize("tokens", [2, 4, 30])
 @pytest.mark.parametrize("repeated", [False, True])
-def test_distance_to_the_fixed_point_never_grows(
-    strength: float, tokens: int, repeated: bool
-) -> None:
+def test_distance_to_the_fixed_point_never_grows(strength: float, tokens: int, repeated: bool) -> None:
     x = memory(tokens, strength=strength, repeated=repeated, seed=tokens)
     end = _fixed_point(x, x.state)
     still = torch.zeros_like(x.g)
     state, before = x.state, (x.state - end).norm(dim=(2, 3))
     for _ in range(50):
-        (state,) = functional.replay(
-            x.k, x.v, still, x.beta, [state], rule="gated_delta", passes=1, written=False
-        )
+        (state,) = functional.replay(x.k, x.v, still, x.beta, [state], rule="gated_delta", passes=1, written=False)
         after = (state - end).norm(dim=(2, 3))
         assert (after <= before + 1e-10).all()
         before = after
-    far = functional.replay(
-        x.k, x.v, still, x.beta, [state], rule="delta", passes=4000, written=True
-    )
+    far = functional.replay(x.k, x.v, still, x.beta, [state], rule="delta", passes=4000, written=True)
     assert (far[0] - end).norm() < (state - end).norm() + 1e-9
 
 

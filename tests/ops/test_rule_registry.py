@@ -80,9 +80,7 @@ def test_read(momentum: Rule, through: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("through", [functional.replay, torch.ops.sleepc.replay])
 @pytest.mark.parametrize("passes", [1, 2, 6])
-def test_replay_is_the_literal_loop(
-    momentum: Rule, through: Callable[..., Any], passes: int
-) -> None:
+def test_replay_is_the_literal_loop(momentum: Rule, through: Callable[..., Any], passes: int) -> None:
     x = memory(7)
     want, g = _states(momentum, x), x.g
     for _ in range(passes):

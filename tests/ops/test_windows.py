@@ -45,9 +45,7 @@ def test_mask_and_slots_equal_a_played_stream(
 
 @small
 @given(call=calls, order=st.permutations(range(6)), window=st.integers(1, 7))
-def test_padding_anywhere(
-    call: tuple[list[int], list[int], int], order: list[int], window: int
-) -> None:
+def test_padding_anywhere(call: tuple[list[int], list[int], int], order: list[int], window: int) -> None:
     """Left padding, holes: only the positions count."""
     positions, start = _positions(*call)
     tokens = positions.shape[1]

@@ -20,9 +20,7 @@ def _seen(mask: Tensor) -> Tensor:
     return mask > least / 2
 
 
-def _weights(
-    scores: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
-) -> Tensor:
+def _weights(scores: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float) -> Tensor:
     """Products q k [B, Hq, T, K] -> softmax over K, in float32 (float64 for float64).
 
     Unseen keys weigh exactly 0, and so does every key of a query that sees none. On the way they

@@ -29,9 +29,7 @@ def _run(
     for start in range(0, k.shape[2], chunk):
         part = slice(start, start + chunk)
         ask = None if q is None else q[:, :, :, part]
-        out, new = rule.advance(
-            ask, k[:, :, part], v[:, :, part], g[:, :, part], beta[:, :, part], new
-        )
+        out, new = rule.advance(ask, k[:, :, part], v[:, :, part], g[:, :, part], beta[:, :, part], new)
         if out is not None:
             reads.append(out)
     return reads, new

@@ -25,9 +25,7 @@ def _held(position: Tensor, window: int, sinks: int) -> Tensor:
     return torch.where(slot < sinks, sink, torch.where(ring >= sinks, ring, -1))
 
 
-def window_mask(
-    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0
-) -> Tensor:
+def window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0) -> Tensor:
     """Who sees whom (True = sees): new tokens as queries, slots and then new tokens as keys.
 
     positions [B, T] of the new tokens (-1 = padding), position [B] of a row's next token before
