@@ -14,7 +14,7 @@ from sleepc.errors import Refusal
 SIGNS = ("softmax", "scaled_dot_product", "sleepc::attention")
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether an operator with one of SIGNS in its name ran."""
 
     def __init__(self) -> None:

@@ -142,8 +142,10 @@ def _polynomial(expression: sympy.Expr, names: Mapping[sympy.Expr, str]) -> dims
 
 def _check_size(value: int | torch.SymInt) -> None:
     """Keep what a hostile graph computes on sizes small."""
-    too_large = (
-        abs(value) >= dims.MAX_INT if isinstance(value, int) else value.node.expr.count_ops() > MAX_SIZE_OPERATIONS
+    # The example value grows with any power of a size, which the expression's length does not show.
+    example = value if isinstance(value, int) else value.node.hint
+    too_large = abs(example) >= dims.MAX_INT or (
+        not isinstance(value, int) and value.node.expr.count_ops() > MAX_SIZE_OPERATIONS
     )
     if too_large:
         raise SleepcError("a size is too large")
