@@ -22,7 +22,7 @@ from sleepc.ir.types import TensorType
 from sleepc.passes.find_sites import Site, find_site
 from sleepc.recipe import Recipe
 from sleepc.verify import reference
-from sleepc.verify.reference import Memory, Written
+from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, make_timeline, sees
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -52,6 +52,20 @@ class Stream:
         cut = slice(start, end)
         values = {name: _cut(v, cut, self.hidden.shape[1]) for name, v in self.given.items()}
         return self.oracle.head({**values, "h": self.hidden[:, cut]})
+
+    def state(self) -> dict[str, Tensor]:
+        """What a session's state holds at the end: memories, KV windows and counts, by their names there."""
+        found: dict[str, Tensor] = {}
+        for i, layer in enumerate(self.layers):
+            found[f"{i}.k"], found[f"{i}.v"] = self.window(i)
+            names = memory_names(self.oracle.recipe.rule)
+            found |= {f"{i}.{name}": s for name, s in zip(names, layer.memory or (), strict=False)}
+        rows = self.hidden.shape[0]
+        last = self.time.cuts[-1] if self.time.cuts else 0
+        found["position"] = torch.full((rows,), self.time.next_position)
+        found["since"] = torch.full((rows,), len(self.time.position) - last)
+        found["slept"] = torch.full((rows,), bool(self.time.cuts))
+        return found
 
     def window(self, block: int) -> tuple[Tensor, Tensor]:
         """The KV window of a block, k and v [B,Hkv,sinks+L,..]; slots that hold nothing are zero."""

@@ -105,6 +105,15 @@ def empty_memory(rule: str, w: Written) -> Memory:
     return [w.k.new_zeros(batch, *shape) for shape in find(rule).states(heads, dk, w.v.shape[3]).values()]
 
 
+def memory_names(rule: str) -> tuple[str, ...]:
+    """The names of a memory's tensors."""
+    if rule in RULES:
+        return ("S",)
+    from sleepc.ops.rules import find
+
+    return tuple(find(rule).states(1, 1, 1))
+
+
 def read(q: Tensor, memory: Memory, rule: str) -> Tensor:
     """S^T q for q [B,Hq,n,dk] -> [B,Hq,n,dv]."""
     if rule not in RULES:
@@ -141,7 +150,8 @@ def run_memory(q: Tensor, w: Written, recorded: Written, time: Timeline, recipe:
 def split_heads(x: Tensor, widths: Sequence[tuple[int, int]]) -> list[Tensor]:
     """[B,T,sum of heads*width] -> one [B,heads,T,width] for each."""
     parts = torch.split_with_sizes(x, [heads * width for heads, width in widths], -1)
-    return [p.reshape(*p.shape[:2], heads, width).transpose(1, 2) for p, (heads, width) in zip(parts, widths, strict=True)]
+    shapes = zip(parts, widths, strict=True)
+    return [p.reshape(*p.shape[:2], heads, width).transpose(1, 2) for p, (heads, width) in shapes]
 
 
 def rms(x: Tensor) -> Tensor:

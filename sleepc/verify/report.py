@@ -1,0 +1,90 @@
+"""What a verification found, as numbers: nine invariants, and perplexity by distance."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+INVARIANTS = {
+    1: "chunking does not matter",
+    2: "exact inside the window",
+    3: "N = 1 is the plain hybrid",
+    4: "sleep equals its definition",
+    5: "padding writes nothing",
+    6: "constant memory",
+    7: "save, load, continue",
+    8: "rows are independent",
+    9: "any length works",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement: `value` is the largest error found, `tolerance` what is allowed; None: not measured."""
+
+    name: str
+    invariant: int
+    ok: bool
+    value: float | None
+    tolerance: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class PerplexityRow:
+    """exp of the mean surprise at the tokens from..to-1 of one stream; None where a model cannot read that far."""
+
+    tokens_from: int
+    tokens_to: int
+    full: float | None
+    sliding: float | None
+    converted: float
+
+
+@dataclass
+class VerifyReport:
+    """All of it. `ok` is False where any check failed."""
+
+    checks: list[Check] = field(default_factory=list)
+    perplexity: list[PerplexityRow] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Did every check pass?"""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def failed(self) -> set[int]:
+        """The invariants that do not hold."""
+        return {check.invariant for check in self.checks if not check.ok}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values; errors that are infinite or NaN become texts, which JSON can hold."""
+        checks = [{**asdict(c), "value": _plain(c.value), "tolerance": _plain(c.tolerance)} for c in self.checks]
+        rows = [{k: _plain(v) for k, v in asdict(row).items()} for row in self.perplexity]
+        return {"ok": self.ok, "seconds": self.seconds, "checks": checks, "perplexity": rows}
+
+
+def _plain(value: float | None) -> float | str | None:
+    finite = value is None or abs(value) < float("inf")
+    return value if finite else str(value)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """`scaled`: of the scale of what is compared (its largest value, at least 1); `absolute`: logits in the window."""
+
+    scaled: float
+    absolute: float
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(1e-9, 1e-8),
+    torch.float32: Tolerance(1e-4, 1e-3),
+    # A rounding of 2^-11 (2^-8) in every sum of every block, while both sides sum in different orders.
+    torch.float16: Tolerance(2e-2, 2e-1),
+    torch.bfloat16: Tolerance(8e-2, 8e-1),
+}

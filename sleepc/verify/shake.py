@@ -1,0 +1,57 @@
+"""Other values for the memories' parameters, under which a converted program shows more of them, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.weights import HeldTensor
+
+NOISE = 0.3
+MEMORY = ".memory."
+
+
+def new_parameters(program: ProgramGraphs) -> dict[str, Tensor]:
+    """The parameters that the conversion added, by key."""
+    return {key: param.materialise() for key, param in program.params.items() if MEMORY in key}
+
+
+def with_parameters(program: ProgramGraphs, values: dict[str, Tensor]) -> ProgramGraphs:
+    """The same graphs with other values for some parameters."""
+    return replace(program, params={**program.params, **{key: HeldTensor(v, new=True) for key, v in values.items()}})
+
+
+def shaken(program: ProgramGraphs, seed: int = 0) -> ProgramGraphs:
+    """A program whose memories count for half of every mix, with gates and maps that depend on the tokens.
+
+    A fresh conversion hides its memories: b_m = -4 mixes in 2 %, an output projection is zero, gates are the same for
+    all tokens. Here every new parameter gets noise, of 0.3 over the root of its columns where it is a matrix.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for key, value in new_parameters(program).items():
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64) * NOISE
+        if value.dim() == 2:
+            noise = noise * 2 / value.shape[1] ** 0.5
+        base = torch.zeros_like(value) if key.endswith(".b_m") else value
+        values[key] = (base.double() + noise).to(value.dtype)
+    return with_parameters(program, values)
+
+
+def without_memories(program: ProgramGraphs) -> ProgramGraphs:
+    """The sliding-window baseline: the mix is 0, and what a mixer puts out is multiplied by 0."""
+    values = {}
+    for key, value in new_parameters(program).items():
+        if key.endswith(".b_m"):
+            values[key] = torch.full_like(value, -1e4)
+        elif key.endswith((".w_m", ".w_o")):
+            values[key] = torch.zeros_like(value)
+    return with_parameters(program, values)
+
+
+def is_silent(program: ProgramGraphs) -> bool:
+    """Do inserted mixers put out nothing, as they do when they are new?"""
+    return not any(v.any() for key, v in new_parameters(program).items() if key.endswith(".w_o"))

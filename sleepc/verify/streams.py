@@ -1,0 +1,137 @@
+"""Streams of tokens read by sessions: in any pieces, with any padding, with sleeps at given tokens."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sleepc.ir.compare import max_error
+from sleepc.runtime.session import Session
+from sleepc.runtime.steps import IntArray, State, Steps
+
+Padding = Literal["none", "left", "right", "inside"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tokens [T] of one row, and the numbers of tokens after which it sleeps, no two further apart than the window."""
+
+    tokens: IntArray
+    cuts: tuple[int, ...]
+
+    def next_cut(self, done: int) -> int:
+        """Where the row's next piece has to end at the latest."""
+        length = len(self.tokens)
+        return min((c for c in self.cuts if done < c < length), default=length)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a session made of streams: logits [T,V] of each, and its state's tensors [B,..] by name."""
+
+    logits: list[Tensor]
+    state: dict[str, Tensor]
+
+    def row(self, index: int) -> dict[str, Tensor]:
+        """The state of one row, with a batch of 1."""
+        return {name: value[index : index + 1] for name, value in self.state.items()}
+
+
+def state_of(session: Session) -> dict[str, Tensor]:
+    """The tensors of a session's state, copied."""
+    return tensors_of(session.steps, session.snapshot().state)
+
+
+def tensors_of(steps: Steps, state: State) -> dict[str, Tensor]:
+    """A backend's state as tensors, copied."""
+    arrays = steps.to_named_arrays(state)
+    bf16 = {name for name, (dtype, _) in steps.signature().items() if dtype == "bf16"}
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return {name: t.view(torch.bfloat16) if name in bf16 else t for name, t in tensors.items()}
+
+
+def read(
+    steps: Steps,
+    streams: Sequence[Stream],
+    *,
+    most: int | None = None,
+    padding: Padding = "none",
+    seed: int | None = None,
+) -> Reading:
+    """Read streams in one session, each as a row, at its own pace.
+
+    Pieces are as long as sleeps allow, at most `most` tokens, and with a `seed` of random lengths, 0 included: rows
+    fall out of step. Where pieces differ in length, the shorter are padded with random tokens that are not to be read.
+    """
+    session = Session(steps, len(streams))
+    logits = advance(session, streams, [0] * len(streams), most=most, padding=padding, seed=seed)
+    return Reading(logits, state_of(session))
+
+
+def advance(
+    session: Session,
+    streams: Sequence[Stream],
+    done: list[int],
+    *,
+    most: int | None = None,
+    padding: Padding = "none",
+    seed: int | None = None,
+) -> list[Tensor]:
+    """Go on reading in `session` where row b has read done[b] tokens (updated); the logits [n,V] of each row."""
+    choose = random.Random(seed)
+    found: list[list[Tensor]] = [[torch.zeros(0, session.steps.vocab)] for _ in streams]
+    while any(d < len(s.tokens) for d, s in zip(done, streams, strict=True)):
+        take = []
+        for d, stream in zip(done, streams, strict=True):
+            room = min(stream.next_cut(d) - d, most or len(stream.tokens))
+            take.append(room if seed is None else choose.randint(0, room))
+        ids, mask = _lay_out(streams, done, take, padding, choose, session.steps.vocab)
+        out = torch.from_numpy(session.feed(ids, mask, logits="all"))
+        for b, n in enumerate(take):
+            found[b].append(out[b][torch.from_numpy(mask[b])])
+            done[b] += n
+        session.sleep([b for b, s in enumerate(streams) if take[b] and done[b] in s.cuts])
+    return [torch.cat(f[1:] or f) for f in found]
+
+
+def _lay_out(
+    streams: Sequence[Stream], done: list[int], take: list[int], padding: Padding, choose: random.Random, vocab: int
+) -> tuple[IntArray, np.ndarray[tuple[int, int], np.dtype[np.bool_]]]:
+    """Ids [B,W] and mask [B,W] of the next piece of every row."""
+    width = max(take) + (0 if padding == "none" else choose.randint(1, 3))
+    shape = (len(streams), width)
+    ids = np.array([choose.randrange(vocab) for _ in range(len(streams) * width)], dtype=np.int64).reshape(shape)
+    mask = np.zeros(shape, dtype=np.bool_)
+    for b, n in enumerate(take):
+        places = {
+            "left": range(width - n, width),
+            "inside": sorted(choose.sample(range(width), n)),
+        }.get(padding, range(n))
+        mask[b, list(places)] = True
+        ids[b, mask[b]] = streams[b].tokens[done[b] : done[b] + n]
+    return ids, mask
+
+
+def gap(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The largest error of a state's tensors, each by its own scale; inf where counts or names differ."""
+    if found.keys() != wanted.keys():
+        return math.inf
+    errors = [0.0]
+    for name, reference in wanted.items():
+        if reference.is_floating_point():
+            errors.append(max_error(found[name], reference))
+        elif not torch.equal(found[name], reference):
+            errors.append(math.inf)
+    return max(errors)
+
+
+def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    """Bit for bit the same tensors? (NaN is not the same as anything.)"""
+    return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
