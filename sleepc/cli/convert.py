@@ -1,0 +1,138 @@
+"""`sleepc convert MODEL -o OUT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sleepc.cli.display import Display, err, number, out, print_json, size
+
+if TYPE_CHECKING:
+    from sleepc.api import Program
+    from sleepc.inspection import Inspection
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a hub id, or a .gguf file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact directory to make.")],
+    strategy: Annotated[
+        str, typer.Option(help="parallel (a memory beside attention) or insert (a mixer after it).")
+    ] = "parallel",
+    rule: Annotated[str, typer.Option(help="The memory's update rule.")] = "gated_delta",
+    layers: Annotated[str, typer.Option(help='Which blocks: "all", "every:2" or "3,5,7-9".')] = "all",
+    window: Annotated[int, typer.Option(help="Tokens that attention keeps; a sleep comes after as many.")] = 256,
+    passes: Annotated[int, typer.Option(help="Passes of a sleep over its window.")] = 1,
+    eviction: Annotated[str, typer.Option(help="sliding or hard.")] = "sliding",
+    sinks: Annotated[int, typer.Option(help="First tokens that attention keeps for ever.")] = 4,
+    write: Annotated[str, typer.Option(help="When memories are written: default, sleep or online.")] = "default",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16 or float64.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of new random parameters.")] = 0,
+    standalone: Annotated[bool, typer.Option("--standalone", help="Copy the weights into the artifact.")] = False,
+    dump_graphs: Annotated[
+        Path | None, typer.Option(help="Write the program's text after every pass into this directory.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    check: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Verify against the original before saving.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Convert a model: its attention keeps a window, and sleeps consolidate what leaves it into fast weights."""
+    from sleepc.artifact import check_free
+    from sleepc.recipe import make_recipe
+
+    recipe = make_recipe(
+        {
+            "strategy": strategy,
+            "rule": rule,
+            "layers": layers,
+            "window": window,
+            "passes": passes,
+            "eviction": eviction,
+            "sinks": sinks,
+            "write": write,
+            "dtype": dtype,
+            "seed": seed,
+        }
+    )
+    check_free(output, force=force)  # before any work
+    from sleepc import api
+
+    display = Display(err if as_json else out)
+    with display.doing("convert"):
+        program = api.convert(model, recipe, progress=display, dump_graphs=dump_graphs)
+    seen = program.inspect()
+    _tell_conversion(display, program, seen)
+    ok, checked = _check(display, program) if check else (True, None)
+    if ok:
+        with display.doing("save"):
+            program.save(output, standalone=standalone, force=force, progress=display)
+        _tell_saved(display, program, seen, output, standalone)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "ok": ok,
+                "inspection": seen.to_json(),
+                "verify": checked,
+                "seconds": program.timings,
+            }
+        )
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _tell_conversion(display: Display, program: Program, seen: Inspection) -> None:
+    first, recipe = seen.blocks[0], program.recipe
+    kinds = ", ".join(
+        part
+        for part in (f"{first.q_heads} heads", f"{first.kv_heads} KV heads", f"d={first.head_size}", first.mask)
+        if part
+    )
+    display.leave(
+        "capture", f"{len(seen.blocks)} blocks · {seen.sites} attention sites ({kinds})", program.timings["capture"]
+    )
+    share = 100 * seen.new_parameters / max(seen.parameters, 1)
+    made = f"window {recipe.window} + {recipe.rule} memory ({recipe.strategy})"
+    display.leave(
+        "rewrite",
+        f"{seen.convertible} sites → {made}   +{number(seen.new_parameters)} parameters ({share:.1f} %)",
+        program.timings["rewrite"],
+    )
+
+
+def _check(display: Display, program: Program) -> tuple[bool, dict[str, Any]]:
+    with display.doing("verify"):
+        report = program.verify(progress=display)
+    failed = [check for check in report.checks if not check.ok]
+    inside = next((c for c in report.checks if c.invariant == 2 and c.value is not None), None)
+    text = f"{len(report.checks)} checks"
+    if inside is not None:
+        text += f" · inside the window: {inside.value:.1e}"
+    display.leave("verify", f"{text} · {'all hold' if not failed else f'{len(failed)} FAIL'}", report.seconds)
+    for check in failed:
+        display.leave("", f"[red]invariant {check.invariant}: {check.name}: {check.detail}[/]")
+    if failed:
+        err.print("error: the converted program does not do what it should: nothing was saved")
+        err.print("       Please report the model; --no-verify saves it all the same.")
+    return not failed, report.to_json()
+
+
+def _tell_saved(display: Display, program: Program, seen: Inspection, output: Path, standalone: bool) -> None:
+    added = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
+    weights = (
+        "weights copied"
+        if standalone or program.source.kind == "module"
+        else f"weights by reference to {program.source.folder}"
+    )
+    display.leave("saved", f"{output}/   {weights}   {size(added)} new", program.timings["save"])
+    cache = "   ".join(f"{size(seen.kv_bytes_per_token * n)} at {n // 1024}k" for n in (2048, 32768))
+    display.leave(
+        "",
+        f"state per sequence {size(seen.state_bytes)} at any length   (KV cache: {cache}; breaks even at {seen.break_even} tokens)",
+    )
+    display.leave("next", f'sleepc run {output} "…"   ·   sleepc verify {output}   ·   sleepc inspect {output}')

@@ -1,0 +1,76 @@
+"""What a person sees while work is done: one live line on a terminal, and a line left behind for each stage."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Display:
+    """A live line on stderr that names what is done now; `leave` prints a finished stage on `console`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.status: Status | None = None
+        self.stage, self.started = "", time.perf_counter()
+
+    def __call__(self, what: str, share: float | None = None) -> None:
+        """The progress callback of sleepc.api."""
+        if self.status is not None:
+            done = "" if share is None else f" {share:4.0%}"
+            self.status.update(f"{self.stage:12} [dim]{what}{done}[/]")
+
+    @contextmanager
+    def doing(self, stage: str) -> Iterator[None]:
+        """Show a stage while it runs (on a terminal only)."""
+        self.stage, self.started = stage, time.perf_counter()
+        if not err.is_terminal:
+            yield
+            return
+        with err.status(stage) as self.status:
+            try:
+                yield
+            finally:
+                self.status = None
+
+    def leave(self, stage: str, text: str, seconds: float | None = None) -> None:
+        """The line of a finished stage."""
+        took = "" if seconds is None else f"  [dim]{seconds:.1f} s[/]"
+        self.console.print(f"{stage:12} {text}{took}")
+
+
+def print_json(data: Any) -> None:
+    """One JSON object on stdout."""
+    json.dump(data, sys.stdout, indent=1, allow_nan=True)
+    sys.stdout.write("\n")
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(19_537_937), size(512), size(1.5e9)
+    ('19.5 MB', '512 B', '1.5 GB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def number(count: int) -> str:
+    """A number with spaces between thousands.
+
+    >>> number(1734300)
+    '1 734 300'
+    """
+    return f"{count:,}".replace(",", " ")

@@ -1,0 +1,66 @@
+"""`sleepc inspect MODEL|ARTIFACT`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sleepc.cli.display import Display, err, number, out, print_json, size
+
+if TYPE_CHECKING:
+    from sleepc.inspection import Inspection
+
+
+def inspect(
+    target: Annotated[str, typer.Argument(help="A model (directory, hub id, .gguf) or an artifact directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Say of every block why it is rewritten as it is, or not.")
+    ] = False,
+) -> None:
+    """Show blocks, attention sites, what a conversion makes of them, and what it costs."""
+    from sleepc import api
+
+    display = Display(err)
+    with display.doing("inspect"):
+        seen = api.inspect(target, progress=display)
+    if as_json:
+        print_json(seen.to_json())
+        return
+    _table(seen, why)
+
+
+def _table(seen: Inspection, why: bool) -> None:
+    from rich.table import Table
+
+    tied = "tied" if seen.tied else "untied"
+    limit = f", {number(seen.max_positions)} positions" if seen.max_positions else ""
+    out.print(
+        f"{len(seen.blocks)} blocks of {seen.classes} class{'es' if seen.classes > 1 else ''}, hidden {seen.hidden}, "
+        f"vocabulary {number(seen.vocab)} ({tied}), {seen.dtype}{limit}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("block", "class", "heads", "size", "window", "cap", "sinks", "bias", "positions", "→"):
+        table.add_column(name)
+    for b in seen.blocks:
+        marks = [
+            str(b.window or "–"),
+            f"{b.softcap:g}" if b.softcap else "–",
+            "yes" if b.sinks else "–",
+            "yes" if b.bias else "–",
+        ]
+        table.add_row(
+            str(b.index), b.cls, f"{b.q_heads}/{b.kv_heads}", str(b.head_size), *marks, b.positions, b.becomes
+        )
+    out.print(table)
+    out.print(f"{seen.convertible} of {seen.sites} sites convertible   +{number(seen.new_parameters)} parameters")
+    out.print(
+        f"state per sequence {size(seen.state_bytes)} at any length · KV cache {size(seen.kv_bytes_per_token)} per token · "
+        f"breaks even at {number(seen.break_even)} tokens"
+    )
+    if why:
+        for b in seen.blocks:
+            out.print(f"  block {b.index}: {b.why}")
+        for miss in seen.misses:
+            out.print(f"  near miss: {miss}")

@@ -1,0 +1,70 @@
+"""`sleepc verify ARTIFACT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sleepc.cli.display import Display, err, out, print_json
+from sleepc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sleepc.verify.verify import VerifyReport
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
+    against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file to read; Python's help topics by default.")] = None,
+    hashes: Annotated[bool, typer.Option("--hash", help="Check every tensor's bytes too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure the invariants on real tokens, against the original model; exit 1 where one fails."""
+    from sleepc import api
+
+    display = Display(err)
+    program = api.load(artifact)
+    with display.doing("verify"):
+        report = program.verify(against=against, text=read_text(text), hash=hashes, progress=display)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _table(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def read_text(path: Path | None) -> str | None:
+    """The text of a file. Raises UsageError where it cannot be read as UTF-8."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read {path}: {why}", fix="Give a text file.") from error
+
+
+def _table(report: VerifyReport) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "invariant", "check", "measured", "tolerance", ""):
+        table.add_column(name)
+    for c in report.checks:
+        mark = "[green]ok[/]" if c.ok else "[red]FAIL[/]"
+        value = "" if c.value is None else f"{c.value:.1e}"
+        tolerance = "" if c.tolerance is None else f"{c.tolerance:.0e}"
+        table.add_row(mark, str(c.invariant), c.name, value, tolerance, f"[dim]{c.detail}[/]")
+    out.print(table)
+    if report.perplexity:
+        lines = Table(
+            "tokens", "full attention", "sliding window", "converted", title="perplexity by distance", box=None
+        )
+        for row in report.perplexity:
+            figures = [f"{x:.2f}" for x in (row.full, row.sliding, row.converted)]
+            lines.add_row(f"{row.tokens_from}–{row.tokens_to}", *figures)
+        out.print(lines)
+    out.print(f"{'all invariants hold' if report.ok else '[red]not all invariants hold[/]'}   {report.seconds:.1f} s")
