@@ -65,4 +65,3 @@ def perplexities(window: int, full: Tensor | None, sliding: Tensor, converted: T
 def _exp(surprises: Tensor) -> float:
     mean = float(surprises.mean())
     return math.exp(mean) if mean < 700 else math.inf
-
