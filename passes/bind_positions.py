@@ -13,20 +13,18 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import ARANGES, find_dependence
-from sleepc.passes.values import evaluate, is_tensor, val
+from sleepc.passes.values import call_sizes, evaluate, is_tensor, val
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class BindPositions(Pass):
-    """Replace each arange over the tokens of a call, where floats made from it meet the tokens, by the input
-    `positions` [B,T].
+    """Replace each arange over the tokens of a call, where floats made from it meet the tokens, by `positions` [B,T].
 
-    An arange that only makes a mask stays: masks are evaluated later. Also notes how many positions a learned table
-    has.
-    Raises Refusal(POSITIONS) where the model's operations on the arange do not work with one row of positions per
-    sequence.
+    Masks are evaluated before, so that no arange is left that only makes a mask. Raises Refusal(POSITIONS) where an
+    arange does not count from 0 over the call's tokens, or where the model's operations on it do not work with one row
+    of positions per sequence.
     """
 
     name: ClassVar[str] = "bind-positions"
@@ -35,27 +33,10 @@ class BindPositions(Pass):
     def run(self, program: ProgramGraphs) -> int:
         """The number of aranges replaced."""
         graph = program.embed
-        ports = graph.ports("input")
-        tokens, positions = ports["tokens"], ports["positions"]
-        bound = [] if _meets_tokens(graph, positions) else _counting_aranges(graph, tokens)
+        bound = _counting_aranges(graph)
         for arange in bound:
-            _bind(graph, arange, positions)
-        limit = learned_positions(graph)
-        if limit is not None:
-            program.max_positions = min(limit, program.max_positions or limit)
+            _bind(graph, arange, graph.ports()["positions"])
         return len(bound)
-
-
-def learned_positions(graph: Graph) -> int | None:
-    """Rows of the smallest table that is indexed by positions, or None where positions are not looked up."""
-    dependence = find_dependence(graph, ("tokens",), ("positions",))
-    rows = [
-        int(val(table).shape[0])
-        for node in graph.calls()
-        if is_call(node, aten.embedding.default) and node.args[1] in dependence.positions
-        for table in node.all_input_nodes[:1]
-    ]
-    return min(rows, default=None)
 
 
 def _meets_tokens(graph: Graph, source: fx.Node) -> bool:
@@ -72,16 +53,18 @@ def _meets_tokens(graph: Graph, source: fx.Node) -> bool:
     return False
 
 
-def _counting_aranges(graph: Graph, tokens: fx.Node) -> list[fx.Node]:
-    length = str(val(tokens).shape[1])
-    return [
+def _counting_aranges(graph: Graph) -> list[fx.Node]:
+    """The aranges of symbolic length whose floats meet the tokens: all of them have to be bound."""
+    _, lengths = call_sizes(graph)
+    found = [
         node
         for node in graph.calls()
-        if is_call(node, *ARANGES)
-        and str(val(node).shape[0]) == length
-        and node.args[:-1] in ((), (0,))
-        and _meets_tokens(graph, node)
+        if is_call(node, *ARANGES) and not isinstance(val(node).shape[0], int) and _meets_tokens(graph, node)
     ]
+    for node in found:
+        if str(val(node).shape[0]) not in lengths or node.args[:-1] not in ((), (0,)):
+            raise _refusal(node)
+    return found
 
 
 def _bind(graph: Graph, arange: fx.Node, positions: fx.Node) -> None:

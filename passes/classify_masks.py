@@ -12,6 +12,7 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.dependence import learned_positions
 from sleepc.passes.values import evaluate
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
@@ -35,9 +36,8 @@ class ClassifyMasks(Pass):
     """Replace each attention's mask tensor by `causal=True, window=w`.
 
     The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
-    where it must
-    not change. Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not
-    a window.
+    where it must not change. Also notes how many positions a learned table has, which bounds the grid.
+    Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not a window.
     """
 
     name: ClassVar[str] = "classify-masks"
@@ -46,6 +46,9 @@ class ClassifyMasks(Pass):
     def run(self, program: ProgramGraphs) -> int:
         """The number of masks replaced."""
         graph = program.embed
+        limit = learned_positions(graph)
+        if limit is not None:
+            program.max_positions = min(limit, program.max_positions or limit)
         sites = [n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default)]
         known: dict[fx.Node, MaskClass] = {}
         bidirectional = [n for n in sites if n.args[3] is None and not n.kwargs.get("causal")]

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph, is_call
+from sleepc.passes.values import val
 
 aten = torch.ops.aten
 # Operators that read a tensor's shape or dtype only: their result does not depend on its values.
@@ -53,3 +54,15 @@ def find_dependence(graph: Graph, token_ports: tuple[str, ...], position_ports: 
             elif any(n in positions for n in inputs) or is_call(node, *ARANGES):
                 positions.add(node)
     return Dependence(frozenset(tokens), frozenset(positions))
+
+
+def learned_positions(graph: Graph) -> int | None:
+    """Rows of the smallest table that is indexed by positions, or None where positions are not looked up."""
+    dependence = find_dependence(graph, ("tokens",), ("positions",))
+    rows = [
+        int(val(table).shape[0])
+        for node in graph.calls()
+        if is_call(node, aten.embedding.default) and node.args[1] in dependence.positions
+        for table in node.all_input_nodes[:1]
+    ]
+    return min(rows, default=None)

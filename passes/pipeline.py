@@ -27,7 +27,7 @@ FRONT = (
     Stage(
         "canonicalize",
         "CANONICAL",
-        (DropNoops(), BindPositions(), RaiseAttention(), ClassifyMasks(), CutBlocks()),
+        (DropNoops(), RaiseAttention(), ClassifyMasks(), BindPositions(), CutBlocks()),
     ),
 )
 

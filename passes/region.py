@@ -10,7 +10,7 @@ from torch import fx
 
 from sleepc.ir.graph import Graph, PortKind
 from sleepc.ir.types import TensorType, Type
-from sleepc.passes.values import is_size, is_tensor, val
+from sleepc.passes.values import call_sizes, is_size, is_tensor, val
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Extractor:
     def __post_init__(self) -> None:
         self.params: dict[str, str] = {}
         self.known: dict[fx.Node, fx.Node] = {}
-        tokens = self.flat.ports("input")["tokens"]
-        self.batch, self.length = (str(size) for size in val(tokens).shape)
+        self.sizes = call_sizes(self.flat)
 
     def run(self, anchor: fx.Node, nodes: Iterable[fx.Node], results: Mapping[str, fx.Node]) -> None:
         """Copy `nodes`, in order. `anchor` is the value [B,T,..] whose sizes are the part's B and T."""
@@ -72,8 +71,8 @@ class Extractor:
         return port
 
     def _size(self, node: fx.Node) -> fx.Node:
-        for dim, size in enumerate((self.batch, self.length)):
-            if str(node.meta["val"]) == size:
+        for dim, names in enumerate(self.sizes):
+            if str(node.meta["val"]) in names:
                 return self.graph.fx.call_function(torch.ops.aten.sym_size.int, (self.anchor, dim))
         for source in node.all_input_nodes:
             self._need(source)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sleepc.ir.graph import is_call
+from sleepc.ir.graph import Graph, is_call
 
 SIZE_ARITHMETIC = (operator.add, operator.mul, operator.sub, operator.floordiv, operator.neg)
 
@@ -36,6 +36,12 @@ def is_tensor(node: fx.Node) -> bool:
 def shape_text(node: fx.Node) -> tuple[str, ...]:
     """The shape as text: comparing symbolic sizes with == would install guards (traps)."""
     return tuple(str(size) for size in val(node).shape)
+
+
+def call_sizes(graph: Graph) -> tuple[set[str], set[str]]:
+    """What torch calls batch and length, as text: both inputs have them, under names that torch knows to be equal."""
+    shapes = [val(port).shape for port in graph.ports("input").values()]
+    return {str(shape[0]) for shape in shapes}, {str(shape[1]) for shape in shapes}
 
 
 def same_type(a: fx.Node, b: fx.Node) -> bool:

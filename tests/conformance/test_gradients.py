@@ -1,0 +1,76 @@
+"""Gradients flow through wake and sleep, into every new parameter and into the weights, and are those of the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sleepc.backends.eager.backend import materialise
+from sleepc.backends.eager.steps import EagerSteps
+from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.shake import shaken
+from tests.families import VOCAB, WINDOW, family
+
+LENGTH = 2 * WINDOW + 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"passes": 2}),
+        ("gemma2", {"strategy": "insert", "passes": 2}),
+        ("gpt2", {"eviction": "hard", "write": "online"}),
+    ],
+)
+def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    subject = family(name)
+    step, recipe = subject.convert(**options)
+    program = shaken(step)
+    tokens = torch.randint(0, VOCAB, (1, LENGTH), generator=torch.Generator().manual_seed(5))
+    target = torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    parameters = {k: v.detach().clone().requires_grad_() for k, v in materialise(program, "cpu").items()}
+    new = [key for key in parameters if ".memory." in key]
+
+    steps = EagerSteps(program, parameters, train=True)
+    state, out = steps.new_state(1), []
+    for start in range(0, LENGTH, WINDOW):
+        piece = tokens[:, start : start + WINDOW]
+        logits, state = steps.wake_tensors(state, piece, torch.tensor([piece.shape[1]]), "all")
+        assert logits is not None
+        out.append(logits[0])
+        if piece.shape[1] == WINDOW:
+            state = steps.sleep_tensors(state)
+    found = torch.autograd.grad((torch.cat(out) * target).sum(), [parameters[k] for k in new], allow_unused=True)
+
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in parameters.items() if k in new}
+    oracle = Oracle(subject.canonical, recipe, {**parameters_of(subject.canonical, program), **leaves})
+    wanted = torch.autograd.grad((oracle(tokens).logits()[0] * target).sum(), list(leaves.values()), allow_unused=True)
+    assert any(g is not None and bool(g.any()) for g in found)
+    for key, a, b in zip(new, found, wanted, strict=True):
+        if b is None or not b.any():
+            assert a is None or not a.any(), key
+        else:
+            assert a is not None, key
+            assert float((a - b).abs().max() / b.abs().max()) < 1e-8, key
+
+
+def test_gradients_reach_the_models_own_weights_and_the_state() -> None:
+    torch.set_num_threads(1)
+    step, _ = family("llama").convert()
+    program = shaken(step)
+    parameters = {k: v.detach().clone() for k, v in materialise(program, "cpu").items()}
+    floating = {k: v.requires_grad_() for k, v in parameters.items() if ".memory." not in k and "inv_freq" not in k}
+    steps = EagerSteps(program, parameters, train=True)
+    state = steps.new_state(1)
+    tokens = torch.randint(0, VOCAB, (1, WINDOW))
+    _, state = steps.wake_tensors(state, tokens, torch.tensor([WINDOW]), "none")
+    state = steps.sleep_tensors(state)
+    logits, _ = steps.wake_tensors(state, tokens, torch.tensor([WINDOW]), "last")
+    assert logits is not None
+    memory = state["0.S"]
+    assert memory.requires_grad
+    gradients = torch.autograd.grad(logits.square().sum(), [memory, *floating.values()])
+    assert all(bool(g.isfinite().all()) and bool(g.any()) for g in gradients)

@@ -1,0 +1,112 @@
+"""The nine invariants of semantics.md, section 6, in float64: written once, for every backend, family and recipe.
+
+Sessions are compared with each other and with the oracle (sleepc/verify/oracle.py), which shares no rewrite, ring or
+clock with them; streams of over three windows, rows on different clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sleepc.verify import invariants
+from sleepc.verify.invariants import Bench
+from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.shake import shaken
+from sleepc.verify.streams import Stream
+from sleepc.verify.verify import make_streams
+from tests.conformance.backends import BACKENDS
+from tests.families import MODELS, VOCAB, WINDOW, family
+
+TOLERANCE = 1e-9
+# transformers' eager attention takes its softmax in float32, also in a float64 model.
+AGAINST_ORIGINAL = 2e-5
+RECIPES: dict[str, dict[str, Any]] = {
+    "parallel": {},
+    "parallel-hard": {"eviction": "hard", "passes": 3},
+    "parallel-online": {"write": "online", "passes": 2, "sinks": 0},
+    "insert": {"strategy": "insert"},
+    "insert-sleep": {"strategy": "insert", "write": "sleep", "eviction": "hard", "passes": 3, "sinks": 0},
+    "some-layers": {"layers": "1", "passes": 5},
+}
+# Every family with the default recipe, every recipe on families that differ in what matters to it.
+CASES = [(name, "parallel") for name in MODELS] + [
+    (name, recipe) for recipe in RECIPES if recipe != "parallel" for name in ("llama", "gemma2", "gpt2")
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def bench(backend: str, name: str, recipe: str) -> Bench:
+    """Steps with shaken memories, the oracle with the same, and three streams."""
+    subject = family(name)
+    step, made = subject.convert(**RECIPES[recipe])
+    program = shaken(step)
+    tokens = np.random.default_rng(3).integers(0, VOCAB, 3 * WINDOW + 3)
+    oracle = Oracle(subject.canonical, made, parameters_of(subject.canonical, program))
+    return Bench(BACKENDS[backend].load(program), oracle, make_streams(tokens, WINDOW))
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> str:
+    name = str(request.param)
+    reason = BACKENDS[name].missing()
+    if reason:
+        pytest.skip(reason)
+    return name
+
+
+@pytest.mark.parametrize(("name", "recipe"), CASES)
+def test_invariants(backend: str, name: str, recipe: str) -> None:
+    subject = bench(backend, name, recipe)
+    assert invariants.chunking(subject) <= TOLERANCE
+    assert invariants.definition(subject) <= TOLERANCE
+    assert invariants.padding(subject) <= TOLERANCE
+    assert invariants.state_bytes(subject) == 0
+    assert invariants.saving(subject) == 0
+    assert invariants.permuting(subject) <= TOLERANCE
+    assert invariants.lengths(subject) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "recipe"), CASES)
+def test_exact_inside_the_window(backend: str, name: str, recipe: str) -> None:
+    """Against the original's own forward: `parallel` with any parameters of its memories, `insert` as converted."""
+    subject = family(name)
+    step, made = subject.convert(**RECIPES[recipe])
+    program = shaken(step) if made.strategy == "parallel" else step
+    tokens = np.random.default_rng(4).integers(0, VOCAB, WINDOW)
+    for count in (1, WINDOW - 1, WINDOW):
+        stream = Stream(tokens[:count], (count,))
+        assert invariants.inside(BACKENDS[backend].load(program), stream, subject.logits) <= AGAINST_ORIGINAL
+
+
+def test_beyond_the_window_it_is_another_model(backend: str) -> None:
+    """Else exactness inside it would prove nothing."""
+    subject = family("llama")
+    step, _ = subject.convert()
+    tokens = np.random.default_rng(4).integers(0, VOCAB, 3 * WINDOW)
+    stream = Stream(tokens, (len(tokens),))
+    assert invariants.inside(BACKENDS[backend].load(step), stream, subject.logits) > 1e-2
+
+
+def test_a_layer_whose_own_window_is_small_needs_no_other(backend: str) -> None:
+    """Mistral with a window of 5 under a KV window of 8, memories off: the original at any length (decision 1)."""
+    from sleepc.verify.shake import without_memories
+
+    subject = family("mistral-5")
+    step, _ = subject.convert()
+    tokens = np.random.default_rng(5).integers(0, VOCAB, 4 * WINDOW)
+    stream = Stream(tokens, (len(tokens),))
+    assert invariants.inside(BACKENDS[backend].load(without_memories(step)), stream, subject.logits) <= AGAINST_ORIGINAL
