@@ -207,7 +207,7 @@ def _replace(
         call = graph.fx.call_function(
             torch.ops.sleepc.attention.default,
             (q, k, v, mask, None),
-            {"scale": scale, "softcap": softcap, "causal": causal},
+            {"scale": scale, "softcap": softcap, "causal": causal, "window": 0},
         )
     call.meta = {"val": val(node), "source": node.meta.get("source", "")}
     node.replace_all_uses_with(call)

@@ -1,0 +1,101 @@
+"""Every planted fault is found by `verify`, in every program that has a place for it, and a sound program passes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sleepc.ir.program import ProgramGraphs
+from sleepc.recipe import Recipe
+from sleepc.verify.mutations import MUTATIONS
+from sleepc.verify.verify import VerifyReport, verify_program
+from tests.families import VOCAB, family
+
+PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("gemma2", {"passes": 3}),
+    "qwen2-online": ("qwen2", {"write": "online"}),
+    "gpt2-hard": ("gpt2", {"eviction": "hard"}),
+    "llama-insert": ("llama", {"strategy": "insert", "write": "sleep"}),
+}
+# Where the fault changes nothing that the program computes.
+HARMLESS = {
+    # Sliding eviction zeroes nothing anyway.
+    ("evicted tokens stay", "gemma2"),
+    ("evicted tokens stay", "qwen2-online"),
+    ("evicted tokens stay", "llama-insert"),
+    # With hard eviction positions stay below sinks + window: every token has its own slot, and all are near enough.
+    ("sinks dropped", "gpt2-hard"),
+    ("wrong ring slot", "gpt2-hard"),
+    # Sliding eviction goes on counting; none of these streams reaches the last position.
+    ("positions go on after hard eviction", "gemma2"),
+    ("positions go on after hard eviction", "qwen2-online"),
+    ("positions go on after hard eviction", "llama-insert"),
+}
+
+
+@cache
+def program(name: str) -> tuple[ProgramGraphs, Recipe]:
+    chosen, options = PROGRAMS[name]
+    return family(chosen).convert(**options)
+
+
+def check(step: ProgramGraphs, name: str) -> VerifyReport:
+    torch.set_num_threads(1)
+    subject = family(PROGRAMS[name][0])
+    tokens = np.random.default_rng(8).integers(0, VOCAB, 40).tolist()
+    _, recipe = program(name)
+    return verify_program(step, subject.canonical, recipe, tokens, original=original(name), perplexity=False)
+
+
+def original(name: str) -> Any:
+    """The original, its answers to the same tokens remembered; its float32 softmax is not what is tested here."""
+    subject = family(PROGRAMS[name][0])
+
+    def call(tokens: torch.Tensor) -> torch.Tensor:
+        return _answer(name, tuple(tokens[0].tolist()), subject)
+
+    return call
+
+
+ANSWERS: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+
+
+def _answer(name: str, tokens: tuple[int, ...], subject: Any) -> torch.Tensor:
+    if (name, tokens) not in ANSWERS:
+        ANSWERS[name, tokens] = subject.logits(torch.tensor([tokens]))
+    return ANSWERS[name, tokens]
+
+
+def failed(report: VerifyReport) -> set[int]:
+    """Invariants that fail; 2, which alone meets transformers' float32 softmax, only by more than that explains."""
+    return {
+        c.invariant
+        for c in report.checks
+        if not c.ok and not (c.invariant == 2 and c.value is not None and c.value < 2e-5)
+    }
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_sound_program_passes(name: str) -> None:
+    assert failed(check(program(name)[0], name)) == set()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("fault", MUTATIONS)
+def test_the_fault_is_found(fault: str, name: str) -> None:
+    mutant = MUTATIONS[fault](program(name)[0])
+    if mutant is None or (fault, name) in HARMLESS:
+        return
+    assert failed(check(mutant, name))
+
+
+def test_every_fault_has_a_place() -> None:
+    """Else a fault would be found nowhere and nobody would know."""
+    for fault, mutate in MUTATIONS.items():
+        places = [n for n in PROGRAMS if (fault, n) not in HARMLESS and mutate(program(n)[0]) is not None]
+        assert places, fault
+    assert len(MUTATIONS) >= 12
