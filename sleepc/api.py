@@ -304,8 +304,17 @@ def inspect(
     if not isinstance(target, nn.Module) and (Path(target) / artifact.MANIFEST).is_file():
         program = load(target)
         return inspect_program(program._canonical(progress), program.graphs, program.recipe)
-    recipe = make_recipe(recipe)
     module = target if isinstance(target, nn.Module) else load_module(resolve(target, progress))
     canonical = capture(module, progress)
-    graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
-    return inspect_program(canonical, graphs, recipe)
+    made = make_recipe(recipe) if recipe is not None else _fitting(canonical)
+    graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
+    return inspect_program(canonical, graphs, made)
+
+
+def _fitting(canonical: ProgramGraphs) -> Recipe:
+    """The default recipe, with a smaller window where the model has too few positions for it."""
+    recipe = Recipe()
+    if canonical.max_positions is None:
+        return recipe
+    sinks = min(recipe.sinks, canonical.max_positions - 1)
+    return Recipe(window=max(min(recipe.window, canonical.max_positions - sinks), 1), sinks=sinks)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from pydantic import ValidationError
 
 import sleepc
@@ -154,8 +157,6 @@ def _write_params(
     draft: Path, program: ProgramGraphs, standalone: bool
 ) -> tuple[dict[str, ParamEntry], list[WeightFile]]:
     """Save held tensors, refer to (or copy) the source's files, and say where every parameter is."""
-    from safetensors.torch import save_file
-
     files: dict[Path, WeightFile] = {}
     entries: dict[str, ParamEntry] = {}
     own = {key: param for key, param in program.params.items() if _belongs_to_artifact(param)}
@@ -163,7 +164,7 @@ def _write_params(
         held = {key: param for key, param in own.items() if param.new is new}
         if held:
             # Clones, since safetensors refuses tensors that share memory (a tied head).
-            save_file({k: p.materialise().cpu().contiguous().clone() for k, p in held.items()}, draft / name)
+            _save_tensors({k: p.materialise().cpu().contiguous().clone() for k, p in held.items()}, draft / name)
             hashes = TensorFile(draft / name).hashes()
             entries |= {k: _entry(len(files), k, p, hashes[k]) for k, p in held.items()}
             files[draft / name] = _weight_file(draft / name, name)
@@ -173,6 +174,20 @@ def _write_params(
                 files[param.file] = _source_file(draft, param.file, standalone, len(files))
             entries[key] = _entry(list(files).index(param.file), param.tensor, param, param.sha256)
     return {key: entries[key] for key in program.params}, list(files.values())
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """safetensors' writer, with the operating system's errors (a full disk) as what they are."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _belongs_to_artifact(param: Param) -> bool:

@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = (["--debug"] if debug else []) + [a for a in arguments if a != "--debug"]
     try:
         code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
+            raise KeyboardInterrupt
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             traceback.print_exc()
@@ -75,16 +77,15 @@ def _settle_libraries() -> None:
 
 def tell(error: BaseException) -> int:
     """Say on stderr what happened, where, and what to do; the exit code."""
-    import click
-
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, click.exceptions.Exit):
+    if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _say(INTERRUPTED, "interrupted: nothing half-written was left; run the same command again to go on")
-    if isinstance(error, click.ClickException):
-        return _say(UsageError.exit_code, f"error: {error.format_message()}", "`sleepc --help` lists the commands.")
+    usage = getattr(error, "format_message", None)  # of click's exceptions, which typer keeps to itself
+    if usage is not None:
+        return _say(UsageError.exit_code, f"error: {usage()}", "`sleepc --help` lists the commands.")
     if isinstance(error, SleepcError):
         place = f" ({error.where})" if error.where else ""
         return _say(error.exit_code, f"error: {error.what}{place}", error.fix)

@@ -78,7 +78,7 @@ def run(
             else "nothing was saved (--state FILE keeps the state)"
         )
         err.print(f"interrupted: {kept}")
-        raise typer.Exit(130)
+        sys.exit(130)
 
 
 def _prompt(prompt: str | None, file: Path | None, *, resumes: bool) -> str:

@@ -64,7 +64,7 @@ def _table(report: VerifyReport) -> None:
             "tokens", "full attention", "sliding window", "converted", title="perplexity by distance", box=None
         )
         for row in report.perplexity:
-            figures = [f"{x:.2f}" for x in (row.full, row.sliding, row.converted)]
+            figures = ["–" if x is None else f"{x:.2f}" for x in (row.full, row.sliding, row.converted)]
             lines.add_row(f"{row.tokens_from}–{row.tokens_to}", *figures)
         out.print(lines)
     out.print(f"{'all invariants hold' if report.ok else '[red]not all invariants hold[/]'}   {report.seconds:.1f} s")

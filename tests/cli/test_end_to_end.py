@@ -1,0 +1,124 @@
+"""The commands as a person runs them, on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.models import ROOT, json_of, save_model, sleepc
+
+WORDS = " ".join(f"w{i % 60 + 1}" for i in range(30))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def artifact(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artifact") / "out"
+    done = sleepc("convert", model, "-o", out, "--window", 8, "--sinks", 2)
+    assert done.returncode == 0, done.stderr
+    for stage in ("capture", "rewrite", "verify", "saved", "next"):
+        assert any(line.startswith(stage) for line in done.stdout.splitlines()), done.stdout
+    assert not [p for p in out.parent.iterdir() if p != out]
+    return out
+
+
+def test_inspect_tells_the_same_of_model_and_artifact(model: Path, artifact: Path) -> None:
+    seen = json_of(sleepc("inspect", artifact, "--json"))
+    assert (seen["sites"], seen["convertible"], len(seen["blocks"])) == (3, 3, 3)
+    assert seen["new_parameters"] > 0
+    assert seen["state_bytes"] > 0
+    original = json_of(sleepc("inspect", model, "--json"))
+    assert [b["kv_heads"] for b in original["blocks"]] == [b["kv_heads"] for b in seen["blocks"]]
+    shown = sleepc("inspect", artifact, "--why").stdout
+    assert "breaks even" in shown
+
+
+def test_verify_holds_and_prints_perplexity(artifact: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(WORDS * 2)
+    report = json_of(sleepc("verify", artifact, "--text", text, "--hash", "--json"))
+    assert report["ok"]
+    assert {c["invariant"] for c in report["checks"]} == set(range(1, 10))
+    assert report["perplexity"]
+    shown = sleepc("verify", artifact, "--text", text)
+    assert shown.returncode == 0
+    assert "all invariants hold" in shown.stdout
+
+
+def test_a_state_goes_on_in_another_process(artifact: Path, tmp_path: Path) -> None:
+    options = ("--max-tokens", 3, "--json")
+    whole = json_of(sleepc("run", artifact, WORDS, "--max-tokens", 6, "--json"))
+    assert whole["sleeps"] > 2
+    state = tmp_path / "state"
+    first = json_of(sleepc("run", artifact, WORDS, "--state", state, *options))
+    second = json_of(sleepc("run", artifact, "--state", state, *options))
+    assert first["text"].split() + second["text"].split() == whole["text"].split()
+    assert second["state_bytes"] == whole["state_bytes"]
+
+
+def test_prompt_file_and_standard_input_read_the_same(artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt"
+    file.write_text(WORDS)
+    by_file = sleepc("run", artifact, "-f", file, "--max-tokens", 4)
+    by_pipe = sleepc("run", artifact, "--max-tokens", 4, stdin=WORDS)
+    assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr + by_pipe.stderr
+    assert by_file.stdout == by_pipe.stdout
+    assert by_file.stdout.strip()
+
+
+def test_sampling_options_and_stats(artifact: Path) -> None:
+    options = ("--temperature", 1.5, "--top-k", 20, "--top-p", 0.95, "--max-tokens", 8)
+    one = sleepc("run", artifact, WORDS, *options, "--seed", 1, "--stats")
+    again = sleepc("run", artifact, WORDS, *options, "--seed", 1)
+    other = sleepc("run", artifact, WORDS, *options, "--seed", 2)
+    assert one.stdout == again.stdout != other.stdout
+    assert "ms/token" in one.stderr
+    first = one.stdout.split()[0]
+    stopped = sleepc("run", artifact, WORDS, *options, "--seed", 1, "--stop", first)
+    assert stopped.stdout.strip() == ""
+
+
+def test_standalone_needs_nothing_else(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    save_model(copy)
+    done = sleepc("convert", copy, "-o", tmp_path / "out", "--window", 8, "--sinks", 2, "--standalone", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    copy.rename(tmp_path / "elsewhere")
+    assert sleepc("run", tmp_path / "out", WORDS, "--max-tokens", 2).returncode == 0
+
+
+def test_graphs_are_dumped_and_json_is_one_object(model: Path, tmp_path: Path) -> None:
+    options = ("--window", 8, "--sinks", 2, "--no-verify", "--json", "--strategy", "insert", "--layers", "every:2")
+    done = sleepc("convert", model, "-o", tmp_path / "out", "--dump-graphs", tmp_path / "graphs", *options)
+    assert json_of(done)["inspection"]["sites"] == 3
+    assert "insert-memory" in " ".join(str(p) for p in (tmp_path / "graphs").rglob("*"))
+    recipe = json.loads((tmp_path / "out" / "sleepc.json").read_text())["recipe"]
+    assert (recipe["strategy"], recipe["layers"]) == ("insert", "every:2")
+
+
+def test_interrupted_conversion_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sleepc", "convert", str(model), "-o", str(tmp_path / "out"), "--window", "8"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_fast_and_imports_no_torch() -> None:
+    code = "import sys; from sleepc.cli import main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert "convert" in sleepc("--help").stdout
