@@ -22,14 +22,14 @@ class Recipe(BaseModel):
     strategy: Strategy = "parallel"
     rule: Literal["gated_delta"] = "gated_delta"
     layers: str = "all"
-    window: int = Field(256, ge=1, le=1 << 20)
-    passes: int = Field(1, ge=1, le=64)
+    window: int = Field(default=256, ge=1, le=1 << 20)
+    passes: int = Field(default=1, ge=1, le=64)
     consolidation: Literal["replay"] = "replay"
     eviction: Literal["sliding", "hard"] = "sliding"
-    sinks: int = Field(4, ge=0, le=1 << 16)
+    sinks: int = Field(default=4, ge=0, le=1 << 16)
     write: Literal["default", "sleep", "online"] = "default"
     dtype: Dtype = "auto"
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
     @property
     def write_time(self) -> Literal["sleep", "online"]:

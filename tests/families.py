@@ -19,7 +19,7 @@ from sleepc.recipe import Recipe, make_recipe
 
 VOCAB = 61
 WINDOW = 8
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -57,14 +57,14 @@ def _qwen3() -> nn.Module:
 def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    options = {"bos_token_id": 0, "eos_token_id": 0}
+    options: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=24, **options))
 
 
 def _gemma2() -> nn.Module:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    options = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}
+    options: dict[str, Any] = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}
     return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **options))
 
 
@@ -111,8 +111,9 @@ def make_module(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers says of tiny configurations
         module = MODELS[name]()
-    if hasattr(module, "set_attn_implementation"):
-        module.set_attn_implementation("eager")
+    choose: Any = getattr(module, "set_attn_implementation", None)
+    if choose is not None:
+        choose("eager")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -125,7 +125,10 @@ def no_softcap(program: ProgramGraphs) -> int:
 def no_sinks(program: ProgramGraphs) -> int:
     """The first tokens are in the ring's turn as all others, as far as the mask knows."""
     nodes = [n for n in _calls(program.embed, ours.window_mask.default) if n.kwargs["sinks"]]
-    return sum(_set([n], window=n.kwargs["window"] + n.kwargs["sinks"], sinks=0) for n in nodes)  # type: ignore[operator]
+    for node in nodes:
+        options: dict[str, Any] = dict(node.kwargs)
+        node.kwargs = {**options, "window": options["window"] + options["sinks"], "sinks": 0}
+    return len(nodes)
 
 
 @mutation("scale wrong")
@@ -261,13 +264,13 @@ def decay_every_pass(program: ProgramGraphs) -> int:
         assert isinstance(passes, int)
         if passes - bool(written) < 2:
             continue
-        state = node.args[4]
+        state: Any = node.args[4]
         e = Emit(graph, "fault", node)
         for _ in range(passes - bool(written)):
             new = e.ours("replay", *node.args[:4], state, **{**node.kwargs, "passes": 1, "written": False})
             state = [e.item(new, 0)]
         for user in list(node.users):
-            user.replace_all_uses_with(state[0])  # type: ignore[index]
+            user.replace_all_uses_with(state[0])
         count += 1
     return count
 

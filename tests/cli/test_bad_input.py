@@ -157,7 +157,7 @@ def test_output_that_exists(model: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_models_that_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM
 
-    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2}
     bert = BertLMHeadModel(BertConfig(**sizes, num_attention_heads=4, intermediate_size=48))
     code, said = convert(capsys, save_model(tmp_path / "bert", module=bert))
     assert (code, "bidirectional" in said) == (2, True), said
