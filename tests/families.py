@@ -64,7 +64,8 @@ def _gpt2() -> nn.Module:
 def _gemma2() -> nn.Module:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    options: dict[str, Any] = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}
+    options: dict[str, Any] = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8}
+    options["attn_logit_softcapping"] = 2.0
     return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **options))
 
 
