@@ -35,7 +35,7 @@ QUESTIONS = (
     ("inside the window", "What did Marta buy for herself on the market in Harrow Bay?"),
     ("beyond the window", "What colour is the door of the lighthouse?"),
 )
-console = Console()
+console = Console(soft_wrap=True)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.models import ROOT, json_of, save_model, sleepc
 
@@ -122,3 +123,34 @@ def test_help_is_fast_and_imports_no_torch() -> None:
     code = "import sys; from sleepc.cli import main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     assert "convert" in sleepc("--help").stdout
+
+
+def test_verify_fails_for_a_planted_fault(artifact: Path, tmp_path: Path) -> None:
+    from sleepc.api import load
+    from sleepc.artifact import save_artifact
+    from sleepc.verify.mutations import MUTATIONS
+
+    program = load(artifact)
+    mutant = MUTATIONS["scale wrong"](program.graphs)
+    assert mutant is not None
+    save_artifact(tmp_path / "mutant", mutant, program.recipe, program.source, {}, tokenizer=artifact)
+    done = sleepc("verify", tmp_path / "mutant", "--json")
+    assert done.returncode == 1, done.stderr
+    assert not json.loads(done.stdout)["ok"]
+
+
+def test_many_files_and_hub_ids_from_the_cache(model: Path, tmp_path: Path) -> None:
+    from tests.families import make_module
+
+    folder = tmp_path / "hub" / "models--org--tiny" / "snapshots" / "abc"
+    make_module("llama", torch.float32).save_pretrained(folder, max_shard_size="20KB")  # type: ignore[operator]
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text("abc")
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    many = json_of(sleepc("inspect", "org/tiny", "--json", environment=environment))
+    one = json_of(sleepc("inspect", model, "--json"))
+    assert many == one
+    absent = sleepc("inspect", "org/absent", environment=environment)
+    assert absent.returncode == 1
+    assert "not in the local cache" in absent.stderr
