@@ -34,6 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": {"ir", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
     "artifact": {"ir", "ops", "passes", "backends", "hf", "recipe", "manifest"},
     "inspection": {"ir", "ops", "passes", "recipe"},
+    "diffing": {"ir"},
+    "doctor": {"backends", "hf"},
     "__init__": {"api", "inspection", "recipe"},  # on first use
 }
 ABOVE = {"api", "cli", "__main__"}  # may import everything below

@@ -12,6 +12,8 @@ import typer
 
 import sleepc
 from sleepc.cli.convert import convert
+from sleepc.cli.diff import diff
+from sleepc.cli.doctor import doctor
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.verify import verify
@@ -31,6 +33,8 @@ app.command()(convert)
 app.command()(inspect)
 app.command()(verify)
 app.command()(run)
+app.command()(diff)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

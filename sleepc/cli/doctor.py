@@ -1,0 +1,44 @@
+"""`sleepc doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sleepc.cli.display import out, print_json
+
+if TYPE_CHECKING:
+    from sleepc.doctor import Finding
+
+COLOURS = {"ok": "green", "missing": "yellow", "broken": "red", "note": "dim"}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what works on this machine, what does not, why, and what to install. Exit 0 where models can be run."""
+    import sleepc
+    from sleepc.doctor import examine, works
+
+    findings = examine()
+    ok = works(findings)
+    if as_json:
+        print_json({"ok": ok, "sleepc": sleepc.__version__, "findings": [f.to_json() for f in findings]})
+    else:
+        _table(findings)
+        out.print("\nmodels can be converted and run here" if ok else "\n[red]models cannot be run here yet[/]")
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _table(findings: list[Finding]) -> None:
+    from rich.markup import escape
+
+    wide = max(len(f.what) for f in findings)
+    group = ""
+    for f in findings:
+        title = f.group if f.group != group else ""
+        group = f.group
+        fix = f"   → [bold]{escape(f.fix)}[/]" if f.fix else ""
+        out.print(f"{title:10}{f.what:{wide}}  [{COLOURS[f.mark]}]{f.mark:8}[/]{escape(f.detail)}{fix}")
