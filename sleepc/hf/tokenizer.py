@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ FILES = (
     "chat_template.jinja",
     "config.json",
 )
+
+
+Template = Callable[[list[dict[str, str]]], str]
+"""Messages (role, content) -> the text of the conversation, up to where the answer begins."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,46 @@ class Tokenizer:
         text: str = self.inner.decode(ids, skip_special_tokens=True)
         return text
 
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a text that others surround: nothing is put before or after it."""
+        ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def template(self) -> Template | None:
+        """The model's chat template; None where it has none."""
+        return _template(self.folder)
+
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """The ids of a conversation by the model's chat template, up to where the answer begins.
 
-        transformers renders templates in a sandbox. Raises UsageError where the model has none.
+        Raises UsageError where the model has none, or it refuses the conversation.
         """
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        if not tokenizer.chat_template:
+        template = self.template()
+        if template is None:
             raise UsageError("this model has no chat template", fix="Leave --chat out.")
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        return self.encode_part(template(messages))
+
+
+@cache
+def _template(folder: Path) -> Template | None:
+    """A model directory -> its chat template as a function. transformers renders templates in a sandbox."""
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        return None
+
+    def render(messages: list[dict[str, str]]) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except (TemplateError, TypeError) as error:
+            raise UsageError(
+                f"the model's chat template refuses this conversation: {error}",
+                fix="Some templates take no system text, or want the roles in another order.",
+            ) from error
+
+    return render
 
 
 def load_tokenizer(folder: Path | None) -> Tokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, overload
@@ -203,10 +203,11 @@ class Session:
         session._become(self._copy(chosen))
         return session
 
-    def save_state(self, path: str | os.PathLike[str]) -> None:
+    def save_state(self, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None) -> None:
         """Write the state and the last logits as one safetensors file, whole or not at all.
 
-        A session that loads it continues bit for bit. Raises SleepcError if it cannot be written.
+        A session that loads it continues bit for bit. `notes` go into its metadata, for `read_note`.
+        Raises SleepcError if it cannot be written.
         """
         self._require_whole()
         arrays = self.steps.to_named_arrays(self._state)
@@ -218,7 +219,7 @@ class Session:
                 fix="the backend's wake or sleep moves the clock wrongly; nothing was written",
             )
         own: dict[str, Array] = {LAST: self._last.astype(np.float64), KNOWN: self._known}
-        write_state(path, {**arrays, **own}, self._contents_of_file())
+        write_state(path, {**arrays, **own}, replace(self._contents_of_file(), notes=notes or {}))
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file of `save_state`, of the same model and batch.

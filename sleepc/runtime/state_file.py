@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,6 +19,7 @@ from sleepc.runtime.steps import Array, Signature
 
 FORMAT = "sleepc.state"
 VERSION = "1"
+NOTE = "note."  # before the names of notes in the metadata
 AGAIN = "feed the text again, or load another file"
 
 
@@ -46,11 +47,15 @@ DTYPES: dict[str, DType] = {
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file must hold: `facts` word for word in its metadata, and `arrays` as its tensors."""
+    """What a file must hold: `facts` word for word in its metadata, and `arrays` as its tensors.
+
+    `notes` are written into its metadata too, and not compared (see `read_note`).
+    """
 
     facts: Mapping[str, str]
     arrays: Signature
     batch: int
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array, "B" being the batch."""
@@ -88,6 +93,24 @@ def read_state(path: str | os.PathLike[str], contents: Contents) -> dict[str, Ar
     or that of another version, model or batch.
     """
     file = Path(path)
+    tensors, metadata = _open(file)
+    _check_metadata(metadata, contents, file)
+    if tensors.keys() != contents.arrays.keys():
+        _refuse(file, f"arrays {', '.join(sorted(tensors.keys() ^ contents.arrays.keys()))}")
+    return {name: _array(name, tensors[name], contents, file) for name in contents.arrays}
+
+
+def read_note(path: str | os.PathLike[str], name: str) -> str | None:
+    """A note of a state file's metadata, unchecked; None where it has none of that name. Raises as `read_state`."""
+    file = Path(path)
+    metadata = _open(file)[1]
+    if metadata.get("format") != FORMAT:
+        raise SleepcError("this is no state file of sleepc", where=str(file), fix=AGAIN)
+    return metadata.get(NOTE + name)
+
+
+def _open(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, as they stand."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -96,15 +119,13 @@ def read_state(path: str | os.PathLike[str], contents: Contents) -> dict[str, Ar
         tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]  # as published
     except SafetensorError as error:
         raise SleepcError(f"the state file is cut off or damaged: {error}", where=str(file), fix=AGAIN) from error
-    _check_metadata(_header_metadata(data), contents, file)
-    if tensors.keys() != contents.arrays.keys():
-        _refuse(file, f"arrays {', '.join(sorted(tensors.keys() ^ contents.arrays.keys()))}")
-    return {name: _array(name, tensors[name], contents, file) for name in contents.arrays}
+    return tensors, _header_metadata(data)
 
 
 def _metadata(contents: Contents) -> dict[str, str]:
     own = {"format": FORMAT, "version": VERSION, "batch": str(contents.batch)}
-    return {**own, **contents.facts, "signature": _signature_text(contents.arrays)}
+    notes = {NOTE + name: text for name, text in contents.notes.items()}
+    return {**own, **contents.facts, "signature": _signature_text(contents.arrays), **notes}
 
 
 def _signature_text(arrays: Signature) -> str:

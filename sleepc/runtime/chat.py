@@ -1,0 +1,287 @@
+"""A conversation without a terminal: turns, what of each is new to the model, and the ways back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from sleepc.errors import SleepcError, UsageError
+from sleepc.runtime.session import Session, Snapshot
+from sleepc.runtime.state_file import read_note
+from sleepc.runtime.text import Decoder, TextStream
+
+Message = dict[str, str]
+PIECE = 512  # tokens read between two moments at which a turn can be stopped
+KEEP_TURNS, KEEP_BYTES = 32, 1 << 30  # of states to go back to
+NOTE, VERSION = "chat", 1
+REWRITES = "the chat template rewrites earlier turns: the model keeps what it has read, and reads the new turn alone"
+
+
+class Tokens(Decoder, Protocol):
+    """The part of a tokenizer that a conversation needs."""
+
+    @property
+    def eos_ids(self) -> Collection[int]:
+        """The tokens that end an answer."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with what stands before every text."""
+
+    def encode_part(self, text: str) -> list[int]:
+        """The ids of a text and no more."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How answers are chosen; `seed` is that of the first turn, and the next turn's is one more."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stops: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message and its answer. `prompt` is the text that was put before the answer, after the answer before.
+
+    `ids` is all that the model read in this turn, the last `said` of it being the answer.
+    """
+
+    user: str
+    prompt: str
+    answer: str
+    ids: list[int]
+    said: int
+
+
+@dataclass
+class _Answer:
+    """An answer while it is written."""
+
+    stream: TextStream
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+
+    def show(self, piece: str) -> str:
+        self.text += piece
+        return piece
+
+
+class Conversation:
+    """Turns of a session of one row that has read nothing yet.
+
+    A state cannot be rewound, so each turn reads only what is new: of the template's text, what comes after the ids
+    that were read. `template` turns messages into text up to where the answer begins; without one, messages are read
+    as they are. `note` is something that a person should know of the last turn, or "".
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokens,
+        template: Callable[[list[Message]], str] | None,
+        system: str = "",
+    ) -> None:
+        self.session, self.tokenizer, self.template, self.system = session, tokenizer, template, system
+        self.turns: list[Turn] = []
+        self.note = ""
+        self._told = False
+        self._start = session.snapshot()
+        room = KEEP_BYTES // max(session.stats.state_bytes, 1)
+        self._before: deque[Snapshot] = deque(maxlen=max(1, min(KEEP_TURNS, room)))
+
+    @property
+    def ids(self) -> list[int]:
+        """Every id that the state has read."""
+        return [token for turn in self.turns for token in turn.ids]
+
+    @property
+    def sleeps(self) -> int:
+        """How often the model slept over these ids, also in the process that a loaded file comes from."""
+        return len(self.ids) // self.session.steps.window
+
+    # -- speaking --------------------------------------------------------------------------------
+
+    def say(self, text: str, manner: Manner) -> Generator[str]:
+        """Read a message and write the answer: pieces of its text, "" where there is none to show yet.
+
+        Whenever the consumer closes it, the answer so far becomes the turn's; before the answer has begun, the turn
+        is taken back. It is also taken back where an exception ends it. Raises UsageError, at once and with nothing
+        changed, where the template refuses the conversation.
+        """
+        prompt, ids = self._news(text)
+        return self._turn(text, prompt, ids, manner)
+
+    def _turn(self, text: str, prompt: str, ids: list[int], manner: Manner) -> Generator[str]:
+        before = self.session.snapshot()
+        answer = _Answer(TextStream(self.tokenizer, manner.stops))
+        try:
+            yield from self._read(ids)
+            yield from self._write(answer, manner)
+        except BaseException as stop:
+            if not isinstance(stop, GeneratorExit) or not answer.ids:
+                self.session.restore(before)
+                raise
+            answer.show(answer.stream.finish())
+            self._keep(before, Turn(text, prompt, answer.text, ids + answer.ids, len(answer.ids)))
+            raise
+        self._keep(before, Turn(text, prompt, answer.text, ids + answer.ids, len(answer.ids)))
+
+    def _read(self, ids: list[int]) -> Generator[str]:
+        for start in range(0, len(ids), PIECE):
+            last = start + PIECE >= len(ids)
+            self.session.feed(ids[start : start + PIECE], logits="last" if last else "none")
+            yield ""
+
+    def _write(self, answer: _Answer, manner: Manner) -> Generator[str]:
+        eos, seed = self.tokenizer.eos_ids, None if manner.seed is None else manner.seed + len(self.turns)
+        steps = self.session.generate(
+            manner.max_tokens,
+            temperature=manner.temperature,
+            top_k=manner.top_k,
+            top_p=manner.top_p,
+            seed=seed,
+            stop_ids=eos,
+        )
+        for step in steps:
+            token = int(step[0])
+            answer.ids.append(token)
+            if token in eos:
+                break
+            yield answer.show(answer.stream.push(token))
+            if answer.stream.stopped is not None:
+                break
+        yield answer.show(answer.stream.finish())
+
+    def _keep(self, before: Snapshot, turn: Turn) -> None:
+        self._before.append(before)
+        self.turns.append(turn)
+
+    # -- what is new -----------------------------------------------------------------------------
+
+    def _news(self, text: str) -> tuple[str, list[int]]:
+        """A message -> the text to put before its answer, and the ids of it to read. Sets `note`."""
+        self.note = ""
+        if self.template is None:
+            return self._plain(text)
+        read = self.ids
+        parts = self._parts(text, self.template)
+        whole = self.tokenizer.encode_part(self.template(self._messages([t.answer for t in self.turns], text)))
+        if parts is not None and whole[: len(read)] == read:
+            return parts[-1], whole[len(read) :]
+        if parts is None or parts[:-1] != [turn.prompt for turn in self.turns]:
+            self.note, self._told = "" if self._told else REWRITES, True
+        part = parts[-1] if parts is not None else self.template([{"role": "user", "content": text}])
+        ids = self.tokenizer.encode_part(part)
+        # The model may have said the end of its answer itself; the template says it again.
+        ended = ids[:1] == read[-1:] and ids[0] in self.tokenizer.eos_ids
+        return part, ids[1:] if ended else ids
+
+    def _plain(self, text: str) -> tuple[str, list[int]]:
+        if self.turns:
+            return "\n" + text, self.tokenizer.encode_part("\n" + text)
+        first = f"{self.system}\n{text}" if self.system else text
+        return first, self.tokenizer.encode(first)
+
+    def _parts(self, text: str, template: Callable[[list[Message]], str]) -> list[str] | None:
+        """The template's text, cut at the answers: n + 1 parts. None where it leaves an answer out or doubles it.
+
+        Marks stand for the answers, so that nothing depends on how the template would spell what the model said.
+        """
+        spoken = self.system + text + "".join(turn.user for turn in self.turns)
+        name = "answer"
+        while name in spoken:
+            name += "_"
+        marks = [f"[{name}:{i}]" for i in range(len(self.turns))]
+        rest, parts = template(self._messages(marks, text)), []
+        for mark in marks:
+            if rest.count(mark) != 1:
+                return None
+            part, rest = rest.split(mark)
+            parts.append(part)
+        return [*parts, rest]
+
+    def _messages(self, answers: list[str], text: str) -> list[Message]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        spoken = [
+            {"role": role, "content": content}
+            for turn, answer in zip(self.turns, answers, strict=True)
+            for role, content in (("user", turn.user), ("assistant", answer))
+        ]
+        return [*system, *spoken, {"role": "user", "content": text}]
+
+    # -- going back, keeping ---------------------------------------------------------------------
+
+    def undo(self) -> Turn:
+        """Take the last turn back, state and history; returns it. Raises UsageError where its state is not kept."""
+        if not self._before:
+            why = "there is no turn to undo" if not self.turns else "the state before that turn is not kept"
+            kept = f"the last {self._before.maxlen} turns since the beginning, a reset or a load"
+            raise UsageError(why, fix=f"The states before {kept} are kept.")
+        self.session.restore(self._before.pop())
+        return self.turns.pop()
+
+    def reset(self) -> None:
+        """Begin again, with the same system text."""
+        self.session.restore(self._start)
+        self._begin([])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write state and conversation as one state file. Raises SleepcError if it cannot be written."""
+        data = {"version": VERSION, "system": self.system, "turns": [asdict(turn) for turn in self.turns]}
+        self.session.save_state(path, {NOTE: json.dumps(data)})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue a conversation from a file of `save`. Raises as Session.load_state, and then nothing has changed."""
+        note = read_note(path, NOTE)
+        if note is None:
+            raise SleepcError(
+                "the state file holds no conversation",
+                where=str(path),
+                fix="It was not written by `sleepc chat`: `sleepc run --state` goes on from it.",
+            )
+        system, turns = _parse(note, self.session.steps.vocab, str(path))
+        self.session.load_state(path)
+        self.system = system
+        self._begin(turns)
+
+    def _begin(self, turns: list[Turn]) -> None:
+        self.turns, self.note, self._told = turns, "", False
+        self._before.clear()
+
+
+def _parse(note: str, vocab: int, where: str) -> tuple[str, list[Turn]]:
+    """The note of a state file -> system text and turns, checked. Raises SleepcError."""
+    try:
+        data = json.loads(note)
+        if data["version"] != VERSION:
+            raise ValueError(f"version {data['version']}")
+        return _text(data["system"]), [_turn(entry, vocab) for entry in data["turns"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SleepcError(
+            f"the conversation in the state file cannot be read: {type(error).__name__}: {error}",
+            where=where,
+            fix="the file is damaged or newer: load another one",
+        ) from error
+
+
+def _turn(entry: dict[str, Any], vocab: int) -> Turn:
+    ids, said = entry["ids"], entry["said"]
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
+        raise ValueError("ids that are no tokens of this model")
+    if type(said) is not int or not 0 <= said <= len(ids):
+        raise ValueError(f"an answer of {said!r} in {len(ids)} tokens")
+    return Turn(_text(entry["user"]), _text(entry["prompt"]), _text(entry["answer"]), ids, said)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a text should be")
+    return value
