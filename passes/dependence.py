@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -59,10 +60,17 @@ def find_dependence(graph: Graph, token_ports: tuple[str, ...], position_ports: 
 def learned_positions(graph: Graph) -> int | None:
     """Rows of the smallest table that is indexed by positions, or None where positions are not looked up."""
     dependence = find_dependence(graph, ("tokens",), ("positions",))
-    rows = [
-        int(val(table).shape[0])
-        for node in graph.calls()
-        if is_call(node, aten.embedding.default) and node.args[1] in dependence.positions
-        for table in node.all_input_nodes[:1]
-    ]
-    return min(rows, default=None)
+    rows = [_rows(node) for node in graph.calls() if _looks_up(node, dependence.positions)]
+    return min((r for r in rows if isinstance(r, int)), default=None)
+
+
+def _looks_up(node: fx.Node, positions: frozenset[fx.Node]) -> bool:
+    if is_call(node, aten.embedding.default):
+        return node.args[1] in positions
+    return is_call(node, aten.gather.default, aten.index_select.default) and node.args[2] in positions
+
+
+def _rows(node: fx.Node) -> Any:
+    """The size that an index may not pass; not an int where it is a size of the call."""
+    table, dim = node.args[:2]
+    return val(table).shape[0 if is_call(node, aten.embedding.default) else dim]  # type: ignore[arg-type,index]

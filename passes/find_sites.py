@@ -39,17 +39,12 @@ def find_site(graph: Graph) -> Site:
     """The attention site of a block class (a block has one). Raises Refusal where q and k before positions are not
     found.
     """
-    node = next(
-        n
-        for n in graph.calls()
-        if is_call(n, torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default)
-    )
+    node = attention_of(graph)
     q, k, v = node.args[:3]
     assert isinstance(q, fx.Node)
     assert isinstance(k, fx.Node)
     assert isinstance(v, fx.Node)
-    dependence = find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
-    tree = Dominators(graph, dependence)
+    tree = Dominators(graph, _dependence(graph))
     before_q, before_k = tree.before_positions(q), tree.before_positions(k)
     x = tree.common([before_q, before_k, v])
     hidden = dims(graph.ports()["h"])
@@ -73,6 +68,40 @@ def find_site(graph: Graph) -> Site:
         sinks=node.args[4] is not None,
         rotated=before_q is not q,
     )
+
+
+def expose_heads(graph: Graph) -> int:
+    """Let q and k before positions be there as [B,H,T,D] where positions are applied to [B,T,H,D]: the value is turned
+    over and back. The number of values turned.
+    """
+    tree = Dominators(graph, _dependence(graph))
+    turned: dict[fx.Node, None] = {}
+    for value in attention_of(graph).args[:2]:
+        assert isinstance(value, fx.Node)
+        origin = tree.origin(value)
+        if dims(origin) == tuple(dims(value)[d] for d in (0, 2, 1, 3)):
+            turned[origin] = None
+    for origin in turned:
+        users = list(origin.users)
+        with graph.fx.inserting_after(origin):
+            over = graph.fx.call_function(torch.ops.aten.transpose.int, (origin, 1, 2))
+        with graph.fx.inserting_after(over):
+            back = graph.fx.call_function(torch.ops.aten.transpose.int, (over, 1, 2))
+        for node in (over, back):
+            node.meta = {"source": origin.meta.get("source", "")}
+        for user in users:
+            user.replace_input_with(origin, back)
+    return len(turned)
+
+
+def attention_of(graph: Graph) -> fx.Node:
+    """The attention of a block class (a block has one)."""
+    ours = (torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default)
+    return next(n for n in graph.calls() if is_call(n, *ours))
+
+
+def _dependence(graph: Graph) -> Dependence:
+    return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
 
 
 def dims(node: fx.Node) -> tuple[int | str, ...]:
@@ -110,10 +139,24 @@ class Dominators:
     def before_positions(self, value: fx.Node) -> fx.Node:
         """The value just before positions are applied on the way to `value`; `value` itself where none are.
 
+        Raises Refusal(POSITIONS) where it has not the shape of `value`.
+        """
+        origin = self.origin(value)
+        if is_call(origin, torch.ops.aten.transpose.int) and dims(origin) != dims(value):
+            origin = origin.all_input_nodes[0]  # the heads stand elsewhere while positions are applied
+        if dims(origin) != dims(value):
+            raise Refusal(
+                "POSITIONS",
+                "q or k before positions is not found: the value that positions are applied to has another shape",
+                where=str(value.meta.get("source", "")),
+            )
+        return origin
+
+    def origin(self, value: fx.Node) -> fx.Node:
+        """The same, whatever its shape.
+
         Tainted is what is made from the tokens together with something that depends on positions. The untainted values
-        that
-        feed tainted ones have one nearest common origin of the same shape: that is q (or k) before positions.
-        Raises Refusal(POSITIONS) where it has not.
+        that feed tainted ones have one nearest common origin: that is q (or k) before positions.
         """
         tainted = self._tainted(value)
         if value not in tainted:
@@ -121,12 +164,8 @@ class Dominators:
         tokens = self.dependence.tokens
         frontier = {n for t in tainted for n in t.all_input_nodes if n in tokens and n not in tainted}
         origin = self.common(list(frontier))
-        if dims(origin) != dims(value):
-            raise Refusal(
-                "POSITIONS",
-                "q or k before positions is not found: the value that positions are applied to has another shape",
-                where=str(value.meta.get("source", "")),
-            )
+        while not isinstance(origin.meta["type"], TensorType):
+            origin = self.above[origin]  # one value split in two
         return origin
 
     def _tainted(self, value: fx.Node) -> set[fx.Node]:

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from sleepc.capture.attention_free import has_attention, no_attention
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
+from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
 
@@ -76,6 +77,8 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
                 dynamic_shapes={"tokens": dynamic, "positions": dynamic},
                 strict=False,
             )
+            if any(mutates(node.target) for node in exported.graph.nodes):
+                exported = exported.run_decompositions({})  # operators stay what they are, but write to no argument
     except SleepcError:
         raise
     except Exception as error:

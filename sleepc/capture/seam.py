@@ -19,6 +19,7 @@ import sleepc.ops  # noqa: F401  (registers sleepc::attention)
 from sleepc.errors import Refusal
 
 NAME = "sleepc"
+EXPERTS = "batched_mm"  # each token's experts are gathered and multiplied with it
 # What the function understands, and what cannot change the numbers of inference.
 UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal"}
 HARMLESS = {
@@ -78,20 +79,44 @@ def mask(
 
 @contextmanager
 def open_seam(model: nn.Module) -> Iterator[None]:
-    """Route the attention of a Hugging Face model through sleepc for the duration; other modules are left as they
-    are.
+    """Route the attention of a Hugging Face model through sleepc for the duration, and its experts through products of
+    fixed shape; other modules are left as they are.
     """
-    config = getattr(model, "config", None)
+    with _attention_seam(model), _experts_seam(model):
+        yield
+
+
+@contextmanager
+def _attention_seam(model: nn.Module) -> Iterator[None]:
     choose: Any = getattr(model, "set_attn_implementation", None)
-    if config is None or choose is None:
+    offered: Any = getattr(model, "_can_set_attn_implementation", None)
+    if choose is None or offered is None or not offered():
         yield
         return
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
-    before = config._attn_implementation
+    before = model.config._attn_implementation  # type: ignore[union-attr]
     choose(NAME)
+    try:
+        yield
+    finally:
+        choose(before)
+
+
+@contextmanager
+def _experts_seam(model: nn.Module) -> Iterator[None]:
+    """The other ways to run experts ask which of them got tokens: their shapes depend on values, and a graph has none
+    of that.
+    """
+    choose: Any = getattr(model, "set_experts_implementation", None)
+    offered: Any = getattr(model, "_can_set_experts_implementation", None)
+    if choose is None or offered is None or not offered():
+        yield
+        return
+    before = model.config._experts_implementation  # type: ignore[union-attr]
+    choose(EXPERTS)
     try:
         yield
     finally:
