@@ -84,13 +84,17 @@ def _facts(a: ProgramGraphs, b: ProgramGraphs) -> list[str]:
 
 def _pairs(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, Graph | None, Graph | None]]:
     """Graphs that stand at the same place, with the name that a person reads above their difference."""
-    yield "embed", a.embed, b.embed
+    old, new = ({graph.name: graph for graph in p.graphs()} for p in (a, b))
+    of_blocks: set[str] = set()
     for title, x, y in _classes(a, b):
-        old, new = a.classes.get(x), b.classes.get(y)
-        yield title, old and old.wake, new and new.wake
-        yield f"{title}: sleep", old and old.sleep, new and new.sleep
-    yield "head", a.head, b.head
-    yield "clock", a.clock, b.clock
+        # A class has graphs of its name: `block.0` itself, `block.0.sleep`, ..
+        parts = [n.removeprefix(c) for c, names in ((x, old), (y, new)) for n in names if f"{n}.".startswith(f"{c}.")]
+        for part in dict.fromkeys(parts):
+            of_blocks |= {x + part, y + part}
+            yield f"{title}: {part[1:]}" if part else title, old.get(x + part), new.get(y + part)
+    for name in dict.fromkeys([*old, *new]):
+        if name not in of_blocks:
+            yield name, old.get(name), new.get(name)
 
 
 def _classes(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, str, str]]:
@@ -151,7 +155,8 @@ def _identity(param: Param) -> tuple[object, ...]:
 
 def hash_of(tensor: torch.Tensor) -> str:
     """sha256 of a tensor's bytes, as a safetensors file holds them."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 # -------------------------------------------------------------------------------------------- line by line

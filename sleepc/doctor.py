@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything, in the order in which a person reads it."""
     found = list(packages())
-    found += [_safely("backends", name, lambda name=name: _backend(name), _install(name)) for name in backends()]
+    found += [_safely("backends", name, partial(_backend, name), _install(name)) for name in backends()]
     found.append(_safely("device", "CUDA", _device, "pip install --force-reinstall torch"))
     for what, look in (("cache", _cache), ("hub", _hub), ("demo model", _demo)):
         found.append(_safely("storage", what, look, "SLEEPC_CACHE=DIR and HF_HOME=DIR name other folders"))

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"backends", "hf"},
     "__init__": {"api", "inspection", "recipe"},  # on first use
 }
-ABOVE = {"api", "cli", "__main__"}  # may import everything below
+ABOVE = {"api", "bisecting", "cli", "__main__"}  # may import everything below
 NO_TORCH = ("runtime", "errors", "recipe", "__init__")
 HEAVY = {"torch", "transformers", "huggingface_hub"}
 TEXTS = {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ".cfg", ".sh", ".typed", ""}

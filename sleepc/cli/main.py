@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 import sleepc
+from sleepc.cli.bisect import bisect
+from sleepc.cli.chat import chat
 from sleepc.cli.convert import convert
 from sleepc.cli.diff import diff
 from sleepc.cli.doctor import doctor
@@ -33,7 +35,9 @@ app.command()(convert)
 app.command()(inspect)
 app.command()(verify)
 app.command()(run)
+app.command()(chat)
 app.command()(diff)
+app.command()(bisect)
 app.command()(doctor)
 
 

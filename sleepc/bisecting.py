@@ -1,0 +1,227 @@
+"""A conversion run again, pass by pass: the first pass after which a program's numbers leave those of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sleepc import api, artifact
+from sleepc.capture.export import capture_module
+from sleepc.capture.seam import open_seam
+from sleepc.diffing import ProgramDiff, diff_programs
+from sleepc.errors import SleepcError, UsageError
+from sleepc.hf.load import load_module, max_positions, module_on_meta
+from sleepc.hf.resolve import Checkpoint, resolve
+from sleepc.ir.graph import Graph
+from sleepc.ir.interp import run
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.weights import HeldTensor
+from sleepc.passes.base import Pass, Stage
+from sleepc.passes.pipeline import FRONT, rewrite_stages
+from sleepc.passes.runner import run_stages
+from sleepc.recipe import Recipe
+from sleepc.verify.invariants import absolute
+from sleepc.verify.report import TOLERANCES
+from sleepc.verify.shake import is_silent
+from sleepc.verify.texts import default_text
+
+Progress = Callable[[str, float | None], None]
+CAPTURE, STORED = "capture", "the artifact's program"
+MOST = 32  # tokens: enough for every operator to show itself
+
+
+@dataclass(frozen=True)
+class Row:
+    """One program on the way: what made it, its largest error of a logit (None: it cannot be run), in words why."""
+
+    step: str
+    rewrites: str
+    error: float | None
+    ok: bool
+    detail: str = ""
+
+
+@dataclass
+class Bisection:
+    """All programs on the way. `stored` says how the artifact's program differs from the one that its recipe makes
+    today, `trained` which parameters of memories have other values (training does that too), `damaged` which tensors
+    have other bytes than the artifact says.
+    """
+
+    tokens: int
+    tolerance: float
+    rows: list[Row] = field(default_factory=list)
+    stored: ProgramDiff = field(default_factory=ProgramDiff)
+    trained: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def culprit(self) -> str | None:
+        """The first step whose numbers are wrong, or None."""
+        return next((row.step for row in self.rows if not row.ok), None)
+
+    @property
+    def ok(self) -> bool:
+        """Are all numbers right, and is the artifact what its recipe makes, but for what training changes?"""
+        return self.culprit is None and self.stored.equal and not self.damaged
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; an error that is infinite becomes a text, which JSON can hold."""
+        rows = [{**asdict(r), "error": "inf" if r.error == inf else r.error} for r in self.rows]
+        rest = {"tokens": self.tokens, "tolerance": self.tolerance, "trained": self.trained, "damaged": self.damaged}
+        return {"ok": self.ok, "culprit": self.culprit, "rows": rows, **rest, "stored": self.stored.to_json()}
+
+
+@dataclass
+class Probe:
+    """What programs are compared by: tokens [T], at most a window of them, and the original's logits [T,V]. Up to its
+    first sleep a converted program computes what the original does.
+    """
+
+    tokens: Sequence[int]
+    wanted: Tensor
+    tolerance: float
+
+    def __call__(self, step: str, rewrites: str, program: ProgramGraphs) -> Row:
+        """Run a program and compare."""
+        try:
+            error = absolute(logits_of_program(program, self.tokens), self.wanted)
+        except (SleepcError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
+            first = str(failure).splitlines()[0] if str(failure) else ""
+            return Row(step, rewrites, None, False, f"the program cannot be run: {type(failure).__name__}: {first}")
+        return Row(step, rewrites, error, error <= self.tolerance)
+
+
+def bisect_artifact(
+    folder: Path, *, against: str | None = None, tolerance: float | None = None, progress: Progress
+) -> Bisection:
+    """Convert an artifact's original again, pass by pass, and compare what comes out with the artifact.
+
+    `against` names the original where it is not where it was. Raises UsageError where there is none.
+    """
+    program = api.load(folder)
+    if against is None and program.source.kind == "module":
+        raise UsageError("the original was a module in memory", where=str(folder), fix="Name a model: --against MODEL.")
+    checkpoint = resolve(against or program.source.folder, progress)
+    progress("loading the original", None)
+    module = load_module(checkpoint)
+    tokens = _tokens(program)
+    wanted = api.logits_of(module)(torch.tensor([tokens]))[0]
+    allowed = TOLERANCES[program.graphs.dtype].absolute if tolerance is None else tolerance
+    probe = Probe(tokens, wanted, allowed)
+    progress(CAPTURE, None)
+    found, fresh = bisect(capture_flat(module, checkpoint, program.recipe), program.recipe, probe, progress)
+    if fresh is not None:
+        _compare_stored(found, program.graphs, fresh, probe)
+    progress("hashing the artifact", None)
+    found.damaged = [key for key, intact in artifact.verify_hashes(program.graphs) if not intact]
+    return found
+
+
+def _tokens(program: api.Program) -> list[int]:
+    """The first tokens of a text that is on every machine; random ones where the model has no tokenizer."""
+    count = min(program.recipe.window, MOST)
+    try:
+        ids = program.tokenizer().encode(default_text(1000))[:count]
+    except UsageError:
+        ids = []
+    if len(ids) == count:
+        return list(ids)
+    return torch.randint(0, program.graphs.vocab, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def capture_flat(module: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> ProgramGraphs:
+    """A module as a program at level ATEN in the recipe's dtype, with the module's own values as parameters."""
+    dtype = api.DTYPES.get(recipe.dtype)
+    other = dtype is not None and any(p.dtype != dtype for p in module.parameters())
+    exported = module_on_meta(checkpoint, dtype) if other and dtype is not None else module
+    with open_seam(exported):
+        program = capture_module(exported, max_positions=max_positions(getattr(exported, "config", None)))
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    values: dict[str, Tensor] = dict(named)
+    program.params |= {key: HeldTensor(values[key].detach()) for key in program.params if key in values}
+    return program
+
+
+def bisect(
+    captured: ProgramGraphs, recipe: Recipe, probe: Probe, progress: Progress
+) -> tuple[Bisection, ProgramGraphs | None]:
+    """Convert `captured` (level ATEN) as the recipe says and compare after every pass; also the converted program.
+
+    A pass that breaks the program is wrong too, and ends the conversion: then there is no program. Raises UsageError
+    where the recipe does not fit the model.
+    """
+    found = Bisection(len(probe.tokens), probe.tolerance, [probe(CAPTURE, "", captured)])
+    program = _walk(found, captured, FRONT, probe, progress)
+    if program is not None:
+        program = _walk(found, program, rewrite_stages(recipe, len(program.layout)), probe, progress)
+    return found, program
+
+
+def _walk(
+    found: Bisection, program: ProgramGraphs, stages: Sequence[Stage], probe: Probe, progress: Progress
+) -> ProgramGraphs | None:
+    for stage in stages:
+        for each in stage.passes:
+            progress(each.name, None)
+            alone = Stage(stage.name, stage.level if each is stage.passes[-1] else program.level, (each,))
+            try:
+                program = run_stages(program, (alone,))
+            except UsageError:
+                raise
+            except SleepcError as error:
+                found.rows.append(Row(each.name, "", None, False, f"the pass broke the program: {error.what}"))
+                return None
+            found.rows.append(probe(each.name, _rewrites(each, program), program))
+    return program
+
+
+def _rewrites(each: Pass, program: ProgramGraphs) -> str:
+    """How many rewrites the last pass made, from the program's history: `pass rewrites seconds`."""
+    return program.history[-1].removeprefix(f"{each} ").split(" ")[0]
+
+
+def _compare_stored(found: Bisection, stored: ProgramGraphs, fresh: ProgramGraphs, probe: Probe) -> None:
+    """Note how an artifact's program differs from a fresh one, and whether its numbers are right."""
+    differs = diff_programs(fresh, stored)
+    found.trained = [key for key in differs.changed if fresh.params[key].new]
+    found.stored = replace(differs, changed=[key for key in differs.changed if key not in found.trained])
+    row = probe(STORED, "", stored)
+    if not row.ok and row.error is not None and found.stored.equal and found.trained and not is_silent(stored):
+        row = replace(row, ok=True, detail="its inserted mixers have been trained: other numbers are meant")
+    found.rows.append(row)
+
+
+@torch.no_grad()
+def logits_of_program(program: ProgramGraphs, tokens: Sequence[int]) -> Tensor:
+    """Logits [T,V] of tokens [T] read by a row that has read nothing; a program at any level, also between two."""
+    ids = torch.tensor([list(tokens)], dtype=torch.int64)
+    positions = torch.arange(len(tokens))[None]
+    inputs: dict[str, Tensor] = {"tokens": ids, "positions": positions, "lengths": torch.tensor([len(tokens)])}
+    states = {s.name: torch.zeros(1, *(int(d) for d in s.dims[1:]), dtype=s.dtype) for s in program.all_states()}
+    names = {key: key for key in program.params}
+    values = run(program.embed, {**inputs, **states, **_parameters(program, program.embed, names)})
+    for i, block in enumerate(program.layout):
+        cls = program.classes[block.cls]
+        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        values |= run(cls.wake, {**values, **own, **_parameters(program, cls.wake, block.params)})
+    if program.layout:
+        values = run(program.head, {**values, **_parameters(program, program.head, names)})
+    logits: Tensor = values["logits"][0]
+    return logits
+
+
+def _parameters(program: ProgramGraphs, graph: Graph, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The values of a graph's parameter ports in the dtypes of the ports; `names` gives a port's key."""
+    values = {}
+    for kind in ("param", "const"):
+        for name, port in graph.ports(kind).items():
+            known = port.meta.get("type") or port.meta["val"]  # at level ATEN types are torch's
+            values[name] = program.params[names[name]].materialise().to(known.dtype)
+    return values
