@@ -1,0 +1,390 @@
+"""Which families of transformers' registry of causal language models can be converted, each tried with a small model.
+
+Every model type gets a configuration made small (shrink.py) and random weights, is saved, converted from its files with
+a window of 8, and verified: the capture against the model at two shapes, the converted program against another instance
+of it with eager attention inside the window, and the invariants of docs/verify.md over several sleeps. The status is
+
+    verified   all of that holds
+    refused    sleepc says why it does not convert it, with a code of the closed list
+    failed     anything else
+    no model   transformers cannot build or run such a model by itself
+
+Each family has a process of its own. What was found is kept in the work folder, so that a run that was interrupted goes
+on; the tables docs/coverage.md and docs/coverage.json are written when every family has been tried. The exit status is
+1 where one of the families that sleepc promises is not verified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+_PROMISED = (
+    "llama mistral qwen2 qwen3 gemma2 gemma3 phi3 gpt2 gpt_neox gptj opt olmo2 granite stablelm smollm3 gpt_oss "
+    "llama4_text mixtral qwen3_moe bloom falcon"
+)
+PROMISED = frozenset(_PROMISED.split())
+STATUSES = ("verified", "refused", "failed", "no model")
+NO_SOFTMAX = ("RECURRENT", "NO_ATTENTION")  # refused with these codes: not families of softmax attention
+RECIPE = {"window": 8, "sinks": 2}
+SHAPES = ((2, 7), (1, 24))  # batch, tokens: neither is what the export saw
+MEMORY = 12 << 30  # bytes of address space
+TIMEOUT = 240  # seconds
+CONTEXT = multiprocessing.get_context("forkserver")
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = _parser().parse_args()
+    known = registry()
+    chosen = options.families.split(",") if options.families else known
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        sys.exit(f"transformers' registry of causal language models does not have: {', '.join(unknown)}")
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = Results(options.work / "results.jsonl")
+    results.forget(chosen if options.fresh else [f for f in chosen if options.again and results.unverified(f)])
+    run_all([family for family in chosen if family not in results.rows], results, options.jobs, options.timeout)
+    rows = [results.rows[family] for family in known if family in results.rows]
+    print(summary(rows))
+    if options.out or len(rows) == len(known):
+        write_tables(options.out or ROOT / "docs", rows)
+    else:
+        print(f"{len(known) - len(rows)} families have not been tried: docs/coverage.md is as it was")
+    return int(any(results.unverified(family) for family in PROMISED if family in chosen))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", metavar="A,B", help="only these model types")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
+    parser.add_argument("--timeout", type=int, default=TIMEOUT, help="seconds for a family")
+    parser.add_argument("--work", type=Path, default=_cache(), help="where results are kept between runs")
+    parser.add_argument("--fresh", action="store_true", help="try all that are chosen, whatever was found before")
+    parser.add_argument("--again", action="store_true", help="try again what was not verified")
+    parser.add_argument("--out", type=Path, help="write the tables here, also where families are missing")
+    return parser
+
+
+def _cache() -> Path:
+    from sleepc.hf.gguf import cache_folder
+
+    return cache_folder() / "coverage"
+
+
+def registry() -> list[str]:
+    """All model types that transformers has a causal language model for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+# One family, in a child.
+
+
+def try_family(family: str) -> Row:
+    """What becomes of a family: its row."""
+    import torch
+    import transformers
+
+    from sleepc.errors import Refusal
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    with TemporaryDirectory(prefix="sleepc-coverage-") as scratch:
+        try:
+            save_model(family, Path(scratch))
+        except Exception as error:  # whatever transformers raises: it is the result
+            return _row(family, "no model", _first_line(error))
+        try:
+            fault = find_fault(Path(scratch))
+        except Refusal as error:
+            return _row(family, "refused", error.what, error.code)
+        except Exception as error:  # the same: a fault of any kind is what is looked for
+            return _row(family, "failed", _first_line(error))
+    return _row(family, "failed" if fault else "verified", fault)
+
+
+def _row(family: str, status: str, reason: str, code: str | None = None) -> Row:
+    softmax = status != "no model" and code not in NO_SOFTMAX
+    return {"family": family, "status": status, "code": code, "reason": reason, "softmax": softmax}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def save_model(family: str, folder: Path) -> None:
+    """A small model with random weights, as a checkpoint: in float64 where it runs in that, else in float32.
+
+    Raises what transformers raises where there is no such model.
+    """
+    import torch
+    from shrink import small_config
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    made: Any = AutoModelForCausalLM
+    module = made.from_config(small_config(family), dtype=torch.float32, attn_implementation="eager").eval()
+    _scatter(module)
+    _run_everywhere(module)
+    try:
+        _run_everywhere(module.double())
+    except RuntimeError:  # casts to float32 on its way
+        module.float()
+    module.save_pretrained(folder)
+
+
+def _scatter(module: nn.Module) -> None:
+    """Give parameters values for which attention is uneven and errors show."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
+            # Vectors are gains and biases: around what they were.
+            parameter.copy_(parameter + noise if parameter.dim() < 2 else noise)
+
+
+def _run_everywhere(module: nn.Module) -> None:
+    """Raises where the model cannot run, or says nothing that can be compared."""
+    import torch
+
+    from sleepc.capture.export import TokensToLogits
+
+    if hasattr(module, "set_experts_implementation"):
+        module.set_experts_implementation("eager")
+    call = TokensToLogits(module)
+    for batch, length in SHAPES:
+        with torch.no_grad():
+            logits = call(_tokens(batch, length), torch.arange(length).expand(batch, length))
+        if not logits.isfinite().all():
+            raise RuntimeError("the logits of the small model are not finite")
+
+
+def _tokens(batch: int, length: int) -> Tensor:
+    import torch
+    from shrink import VOCAB
+
+    return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+def find_fault(folder: Path) -> str:
+    """Convert and verify the model in `folder`: what does not hold, or nothing. Raises what the conversion raises."""
+    import sleepc
+    from sleepc.api import logits_of
+    from sleepc.hf.load import load_module
+    from sleepc.hf.resolve import resolve
+    from sleepc.verify.verify import verify_program
+
+    program = sleepc.convert(folder, RECIPE)
+    original = logits_of(load_module(resolve(folder, _silent), attention="eager"))
+    assert program.canonical is not None
+    # Inside the window the original is compared below: eager attention computes softmax in float32, in float64 too.
+    report = verify_program(
+        program.graphs, program.canonical, program.recipe, _tokens(1, 32)[0].tolist(), perplexity=False
+    )
+    broken = [f"{c.name}: {c.detail if c.value is None else format(c.value, '.2g')}" for c in report.checks if not c.ok]
+    faults = [_capture_fault(program, original), _window_fault(program, original), *broken]
+    return "; ".join(fault for fault in faults if fault)
+
+
+def _silent(what: str, share: float | None) -> None:
+    del what, share
+
+
+def _capture_fault(program: Any, original: Any) -> str:
+    """The program before rewriting against the original, at shapes that the export did not see."""
+    import torch
+
+    from sleepc.recipe import Recipe
+    from sleepc.verify.oracle import Oracle, parameters_of
+
+    whole = Recipe(window=2 * max(length for _, length in SHAPES), sinks=0)  # no sleep: memories give nothing
+    oracle = Oracle(program.canonical, whole, parameters_of(program.canonical, program.graphs))
+    for batch, length in SHAPES:
+        tokens = _tokens(batch, length)
+        with torch.no_grad():
+            found = oracle(tokens).logits()
+        error = _relative(found, original(tokens))
+        if not error <= _tolerance(found):
+            return f"the capture differs from the model by {error:.2g} at {batch} x {length} tokens"
+    return ""
+
+
+def _window_fault(program: Any, original: Any) -> str:
+    """The converted program against the original, inside the window."""
+    import torch
+
+    tokens = _tokens(1, RECIPE["window"])
+    found = torch.from_numpy(program.session().feed(tokens.numpy(), logits="all"))
+    error = _relative(found, original(tokens))
+    return "" if error <= _tolerance(found) else f"inside the window it differs from the model by {error:.2g}"
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    """The largest error, of the scale of what is wanted."""
+    wanted = wanted.double()
+    return float((found.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
+
+
+def _tolerance(logits: Tensor) -> float:
+    return 1e-6 if str(logits.dtype) == "torch.float64" else 1e-4
+
+
+# All families.
+
+
+class Results:
+    """The rows found so far, one JSON line each in a file, by family."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.rows: dict[str, Row] = {row["family"]: row for row in map(json.loads, lines)}
+
+    def add(self, row: Row) -> None:
+        """Keep a row."""
+        self.rows[row["family"]] = row
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget(self, families: Sequence[str]) -> None:
+        """Drop the rows of `families`."""
+        self.rows = {name: row for name, row in self.rows.items() if name not in families}
+        text = "".join(json.dumps(row) + "\n" for row in self.rows.values())
+        self.path.write_text(text, encoding="utf-8")
+
+    def unverified(self, family: str) -> bool:
+        """Has it not been verified?"""
+        return family not in self.rows or self.rows[family]["status"] != "verified"
+
+
+def run_all(families: Sequence[str], results: Results, jobs: int, timeout: int) -> None:
+    """Try `families`, `jobs` at a time, and keep and print what becomes of them."""
+    start_server()
+    with ThreadPoolExecutor(max(jobs, 1)) as pool:
+        started = [pool.submit(run_child, family, timeout) for family in families]
+        for count, done in enumerate(as_completed(started), 1):
+            row = done.result()
+            results.add(row)
+            code = f" {row['code']}" if row["code"] else ""
+            print(
+                f"{count}/{len(started)} {row['family']}: {row['status']}{code} {row['reason']} ({row['seconds']} s)",
+                flush=True,
+            )
+
+
+def start_server() -> None:
+    """Let children be forked from a process that has imported the large packages, which takes longer than a family."""
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    CONTEXT.set_forkserver_preload(["torch", "transformers", "sleepc.api", "sleepc.verify.verify"])
+
+
+def run_child(family: str, timeout: float) -> Row:
+    """The row of a family, found by a process of its own."""
+    began = time.monotonic()
+    answers, answer = CONTEXT.Pipe(duplex=False)
+    child = CONTEXT.Process(target=_child, args=(family, answer))
+    child.start()
+    answer.close()
+    try:
+        heard = answers.poll(timeout)
+        row = json.loads(answers.recv_bytes()) if heard else _row(family, "failed", f"no result after {timeout} s")
+        child.kill()
+        child.join()
+    except EOFError:
+        child.join()
+        row = _row(family, "failed", f"its process ended with status {child.exitcode}")
+    return row | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _child(family: str, answer: Any) -> None:
+    """Send the row of `family`; what is printed on the way is for nobody."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    answer.send_bytes(json.dumps(try_family(family)).encode())
+
+
+# The tables.
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Counts and the share, in two lines."""
+    counts = Counter(row["status"] for row in rows)
+    softmax = [row for row in rows if row["softmax"]]
+    verified = counts["verified"]
+    share = f"{verified / len(softmax):.0%}" if softmax else "none"
+    missing = [row["family"] for row in rows if row["family"] in PROMISED and row["status"] != "verified"]
+    return (
+        f"{len(rows)} families: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES) + ".\n"
+        f"{verified} of {len(softmax)} families of softmax attention are verified ({share}). "
+        f"Promised and not verified: {', '.join(missing) or 'none'}."
+    )
+
+
+def write_tables(folder: Path, rows: Sequence[Row]) -> None:
+    """Write coverage.json and coverage.md."""
+    keys = ("family", "status", "code", "reason", "softmax")
+    rows = sorted(rows, key=lambda row: (STATUSES.index(row["status"]), row["code"] or "", row["family"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = [{key: row[key] for key in keys} for row in rows]
+    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in plain)
+    (folder / "coverage.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    table = "\n".join(f"| {_name(r)} | {r['status']} | {r['code'] or ''} | {_cell(r['reason'])} |" for r in rows)
+    text = INTRODUCTION.format(summary=summary(rows), table=table, **{n: version(n) for n in ("torch", "transformers")})
+    (folder / "coverage.md").write_text(text, encoding="utf-8")
+
+
+INTRODUCTION = """# Coverage
+
+What becomes of every causal language model that transformers has, each with a small random model of its kind: all kinds
+of its layers, windows of 5. Made by `python benchmarks/coverage.py` (which says how) with torch {torch} and
+transformers {transformers}; coverage.json holds the same. **Bold** families are promised: the command fails where one
+of them is not verified.
+
+- *verified*: converted with a window of 8; the capture equals the model, the program equals it inside the window, and
+  all invariants hold over several sleeps.
+- *refused*: sleepc does not convert it and says why, with a code. Families refused with RECURRENT or NO_ATTENTION are
+  not counted as families of softmax attention.
+- *failed*: anything else. *no model*: transformers cannot build or run a small one by itself; not counted.
+
+{summary}
+
+| family | status | code | reason |
+| --- | --- | --- | --- |
+{table}
+"""
+
+
+def _name(row: Row) -> str:
+    return f"**{row['family']}**" if row["family"] in PROMISED else str(row["family"])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
