@@ -22,6 +22,7 @@ PLAIN: dict[Any, Callable[..., Any]] = {
     for name in (
         "window_slots",
         "window_mask",
+        "window_bias",
         "window_attention",
         "write_slots",
         "short_conv",

@@ -75,6 +75,7 @@ _OURS = (
     "attention",
     "window_slots",
     "window_mask",
+    "window_bias",
     "window_attention",
     "write_slots",
     "short_conv",

@@ -92,9 +92,23 @@ def _window_slots(positions: Tensor, *, window: int, sinks: int) -> Tensor:
     return positions.new_empty(positions.shape)
 
 
-def _window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0) -> Tensor:
+def _window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, **_: Any) -> Tensor:
     rows, tokens = positions.shape
     return positions.new_empty(rows, 1, tokens, sinks + window + tokens, dtype=torch.bool)
+
+
+def _window_bias(
+    positions: Tensor,
+    position: Tensor,
+    *,
+    window: int,
+    sinks: int,
+    slopes: Sequence[float],
+    dtype: torch.dtype,
+    **_: Any,
+) -> Tensor:
+    rows, tokens = positions.shape
+    return positions.new_empty(rows, len(slopes), tokens, sinks + window + tokens, dtype=dtype)
 
 
 def _write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
@@ -130,7 +144,7 @@ def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tenso
 
 _define(
     "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sinks=None, *, float scale,"
-    " float softcap=0.0, bool causal=False, int window=0) -> Tensor",
+    " float softcap=0.0, bool causal=False, int window=0, int chunk=0, float[] slopes=[]) -> Tensor",
     functional.attention,
     _attention,
 )
@@ -141,9 +155,16 @@ _define(
     differentiable=False,
 )
 _define(
-    "(Tensor positions, Tensor position, *, int window, int sinks, int own=0) -> Tensor",
+    "(Tensor positions, Tensor position, *, int window, int sinks, int own=0, int chunk=0) -> Tensor",
     functional.window_mask,
     _window_mask,
+    differentiable=False,
+)
+_define(
+    "(Tensor positions, Tensor position, *, int window, int sinks, float[] slopes, ScalarType dtype, int own=0,"
+    " int chunk=0) -> Tensor",
+    functional.window_bias,
+    _window_bias,
     differentiable=False,
 )
 _define(

@@ -83,15 +83,21 @@ def attention(
     softcap: float = 0.0,
     causal: bool = False,
     window: int = 0,
+    chunk: int = 0,
+    slopes: Sequence[float] = (),
 ) -> Tensor:
     """Softmax attention among the new tokens: a window without slots."""
     tokens = q.shape[2]
     bias = torch.zeros(1, 1, tokens, tokens, dtype=torch.float64)
     bias = bias if mask is None else _bias(mask).clone()
+    if slopes:
+        bias = bias.repeat(1, len(slopes), 1, 1)
     for t in range(tokens):
-        if causal:
-            bias[..., t, t + 1 :] = -math.inf
-            bias[..., t, : max(t + 1 - window, 0) if window else 0] = -math.inf
+        for j in range(tokens if causal else 0):
+            for h, slope in enumerate(slopes):
+                bias[:, h, t, j] -= slope * (t - j)
+            if j > t or (window and t - j >= window) or (chunk and t // chunk != j // chunk):
+                bias[..., t, j] = -math.inf
     empty_k, empty_v = k[:, :, :0], v[:, :, :0]
     return window_attention(q, k, v, empty_k, empty_v, bias, sinks, scale=scale, softcap=softcap)
 
@@ -106,21 +112,54 @@ def window_slots(positions: Tensor, *, window: int, sinks: int) -> Tensor:
     return torch.tensor(slots, dtype=torch.int64).view(positions.shape)
 
 
-def window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0) -> Tensor:
-    """Play the stream up to `position` into slots, then ask for every pair whether it sees."""
+def _played(positions: Tensor, position: Tensor, window: int, sinks: int) -> list[list[int]]:
+    """The positions of every row's keys: the stream up to `position` played into slots, then the new tokens."""
+    rows = []
+    for b in range(positions.shape[0]):
+        held = [-1] * (sinks + window)
+        for past in range(int(position[b])):
+            held[_slot(past, window, sinks)] = past
+        rows.append(held + [int(p) for p in positions[b]])
+    return rows
+
+
+def window_mask(
+    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0, chunk: int = 0
+) -> Tensor:
+    """Ask for every pair whether it sees."""
     (rows, tokens), width = positions.shape, sinks + window
     out = torch.zeros(rows, 1, tokens, width + tokens, dtype=torch.bool)
     reach = window if own == 0 else min(own, window)
-    for b in range(rows):
-        held = [-1] * width
-        for past in range(int(position[b])):
-            held[_slot(past, window, sinks)] = past
-        keys = held + [int(p) for p in positions[b]]
+    for b, keys in enumerate(_played(positions, position, window, sinks)):
         for t in range(tokens):
             i = int(positions[b, t])
             for column, j in enumerate(keys):
                 kept_sink = j < sinks and not 0 < own <= window
-                out[b, 0, t, column] = 0 <= j <= i and (kept_sink or i - j < reach)
+                together = chunk == 0 or i // chunk == j // chunk
+                out[b, 0, t, column] = 0 <= j <= i and together and (kept_sink or i - j < reach)
+    return out
+
+
+def window_bias(
+    positions: Tensor,
+    position: Tensor,
+    *,
+    window: int,
+    sinks: int,
+    slopes: Sequence[float],
+    dtype: torch.dtype = torch.float64,
+    own: int = 0,
+    chunk: int = 0,
+) -> Tensor:
+    """Take slope times distance off the score of every pair that sees. float64, whatever `dtype` is."""
+    seen = window_mask(positions, position, window=window, sinks=sinks, own=own, chunk=chunk)
+    out = torch.full((seen.shape[0], len(slopes), *seen.shape[2:]), -math.inf, dtype=torch.float64)
+    for b, keys in enumerate(_played(positions, position, window, sinks)):
+        for t, i in enumerate(positions[b].tolist()):
+            for column, j in enumerate(keys):
+                for h, slope in enumerate(slopes):
+                    if seen[b, 0, t, column]:
+                        out[b, h, t, column] = -slope * (i - j)
     return out
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,26 @@ def test_attention_equals_the_loop(
     want = naive.attention(*args, scale=0.5, softcap=softcap, causal=causal)
     got = functional.attention(*args, scale=0.5, softcap=softcap, causal=causal)
     assert worst(got, want) < 1e-12
+
+
+@small
+@given(
+    groups=st.sampled_from(GROUPS),
+    tokens=st.integers(0, 7),
+    window=st.integers(0, 3),
+    chunk=st.integers(0, 4),
+    slopes=st.booleans(),
+)
+def test_attention_of_a_mask_class_equals_the_loop(
+    groups: tuple[int, int], tokens: int, window: int, chunk: int, slopes: bool
+) -> None:
+    heads, memories = groups
+    q, k = normal(2, heads, tokens, 4), normal(2, memories, tokens, 4, seed=1)
+    v = normal(2, memories, tokens, 3, seed=2)
+    rates = [0.5**h for h in range(heads)] if slopes else []
+    for causal in (True, False):
+        how: dict[str, Any] = {"scale": 0.5, "causal": causal, "window": window, "chunk": chunk, "slopes": rates}
+        assert worst(functional.attention(q, k, v, **how), naive.attention(q, k, v, **how)) < 1e-12
 
 
 @small

@@ -43,6 +43,7 @@ def _attention_cases(tokens: int) -> list[Case]:
     how = {"scale": 0.5}
     return [
         Case("attention", (q, k, v), {**how, "causal": True}),
+        Case("attention", (q, k, v), {**how, "causal": True, "chunk": 2, "slopes": [0.5, 0.4, 0.3, 0.2]}, "slopes"),
         Case("attention", (q, k, v, bias, sinks), {**how, "softcap": 2.0}, "bias"),
         Case("window_attention", (q, k, v, *held, mask), how),
         Case("window_attention", (q, k, v, *held, mask, sinks), {**how, "softcap": 2.0}, "sinks"),
@@ -55,7 +56,8 @@ def _window_cases(tokens: int) -> list[Case]:
     slots = functional.window_slots(positions, **size)
     return [
         Case("window_slots", (positions,), size),
-        Case("window_mask", (positions, start), {**size, "own": 2}),
+        Case("window_mask", (positions, start), {**size, "own": 2, "chunk": 3}),
+        Case("window_bias", (positions, start), {**size, "slopes": [0.5, 0.25], "dtype": torch.float32}),
         Case("write_slots", (normal(2, 1, 5, 2), normal(2, 1, tokens, 2, seed=1), slots)),
     ]
 
@@ -140,7 +142,7 @@ def test_any_layout_of_arguments(case: Case) -> None:
     assert all(x.is_contiguous() for x in got)
 
 
-DISCRETE = ("window_slots", "window_mask")
+DISCRETE = ("window_slots", "window_mask", "window_bias")
 
 
 @pytest.mark.parametrize("through", ["plain", "registered"])

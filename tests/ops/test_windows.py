@@ -29,18 +29,35 @@ calls = st.integers(0, 6).flatmap(
 
 
 @small
-@given(call=calls, window=st.integers(1, 7), sinks=st.integers(0, 4), own=st.integers(0, 9))
+@given(
+    call=calls, window=st.integers(1, 7), sinks=st.integers(0, 4), own=st.integers(0, 9), chunk=st.sampled_from([0, 5])
+)
 def test_mask_and_slots_equal_a_played_stream(
-    call: tuple[list[int], list[int], int], window: int, sinks: int, own: int
+    call: tuple[list[int], list[int], int], window: int, sinks: int, own: int, chunk: int
 ) -> None:
     positions, start = _positions(*call)
     size = {"window": window, "sinks": sinks}
     slots = functional.window_slots(positions, **size)
     assert slots.dtype == torch.int64
     assert torch.equal(slots, naive.window_slots(positions, **size))
-    mask = functional.window_mask(positions, start, own=own, **size)
+    mask = functional.window_mask(positions, start, own=own, chunk=chunk, **size)
     assert mask.dtype == torch.bool
-    assert torch.equal(mask, naive.window_mask(positions, start, own=own, **size))
+    assert torch.equal(mask, naive.window_mask(positions, start, own=own, chunk=chunk, **size))
+
+
+@small
+@given(call=calls, window=st.integers(1, 7), sinks=st.integers(0, 4), own=st.integers(0, 9), chunk=st.integers(0, 6))
+def test_bias_equals_a_played_stream(
+    call: tuple[list[int], list[int], int], window: int, sinks: int, own: int, chunk: int
+) -> None:
+    positions, start = _positions(*call)
+    how = {"window": window, "sinks": sinks, "own": own, "chunk": chunk, "slopes": [0.5, 0.3]}
+    bias = functional.window_bias(positions, start, dtype=torch.float32, **how)  # type: ignore[arg-type]
+    assert bias.dtype == torch.float32
+    want = naive.window_bias(positions, start, **how)  # type: ignore[arg-type]
+    unseen = want.isinf()
+    assert torch.equal(bias == torch.finfo(torch.float32).min, unseen)
+    assert torch.allclose(bias.double()[~unseen], want[~unseen], rtol=1e-6, atol=0)
 
 
 @small

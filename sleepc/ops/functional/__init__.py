@@ -8,7 +8,7 @@ memory with an argument (except `write_slots_`).
 from sleepc.ops.functional.attention import attention, window_attention
 from sleepc.ops.functional.features import l2norm, short_conv
 from sleepc.ops.functional.memory import delta_rule, delta_rule_read, replay
-from sleepc.ops.functional.windows import window_mask, window_slots, write_slots, write_slots_
+from sleepc.ops.functional.windows import window_bias, window_mask, window_slots, write_slots, write_slots_
 
 __all__ = [
     "attention",
@@ -18,6 +18,7 @@ __all__ = [
     "replay",
     "short_conv",
     "window_attention",
+    "window_bias",
     "window_mask",
     "window_slots",
     "write_slots",

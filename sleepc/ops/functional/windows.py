@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,21 +27,64 @@ def _held(position: Tensor, window: int, sinks: int) -> Tensor:
     return torch.where(slot < sinks, sink, torch.where(ring >= sinks, ring, -1))
 
 
-def window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0) -> Tensor:
+def window_mask(
+    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0, chunk: int = 0
+) -> Tensor:
     """Who sees whom (True = sees): new tokens as queries, slots and then new tokens as keys.
 
     positions [B, T] of the new tokens (-1 = padding), position [B] of a row's next token before
-    this call, `own` the layer's own sliding window in tokens (0 = none) -> bool [B, 1, T, W + T].
+    this call, `own` the layer's own sliding window in tokens (0 = none), `chunk` the length of its
+    chunks of positions (0 = none) -> bool [B, 1, T, W + T].
 
     Query i sees key j where both are real, j <= i, and i - j < min(own or window, window); or j is
-    a sink, unless the layer's own window is too short to have kept it.
+    a sink, unless the layer's own window is too short to have kept it; and always only where j
+    lies in the same chunk.
     """
-    keys = torch.cat([_held(position, window, sinks), positions], 1)[:, None, None, :]
-    queries = positions[:, None, :, None]
+    keys, queries = _keys(positions, position, window, sinks), positions[:, None, :, None]
     near = queries - keys < min(own or window, window)
     if own == 0 or own > window:
         near = near | (keys < sinks)
+    if chunk:
+        near = near & (queries // chunk == keys // chunk)
     return near & (keys >= 0) & (keys <= queries)
+
+
+def window_bias(
+    positions: Tensor,
+    position: Tensor,
+    *,
+    window: int,
+    sinks: int,
+    slopes: Sequence[float],
+    dtype: torch.dtype,
+    own: int = 0,
+    chunk: int = 0,
+) -> Tensor:
+    """`window_mask` as what is added to the scores of layers whose bias grows with distance (ALiBi).
+
+    slopes [Hq] -> `dtype` [B, Hq, T, W + T]: slope times (j - i), the dtype's least number where
+    query i does not see key j.
+    """
+    seen = window_mask(positions, position, window=window, sinks=sinks, own=own, chunk=chunk)
+    keys = _keys(positions, position, window, sinks)[:, 0, 0]
+    return distance_bias(seen, keys, slopes, dtype, positions)
+
+
+def _keys(positions: Tensor, position: Tensor, window: int, sinks: int) -> Tensor:
+    """Positions of all keys, slots first, [B, 1, 1, W + T]; -1 for none."""
+    return torch.cat([_held(position, window, sinks), positions], 1)[:, None, None, :]
+
+
+def distance_bias(
+    seen: Tensor, keys: Tensor, slopes: Sequence[float], dtype: torch.dtype, queries: Tensor | None = None
+) -> Tensor:
+    """Slope times (j - i) where `seen` [B, 1, T, K], else the least number: [B, Hq, T, K].
+
+    Positions: keys [B, K], queries [B, T] (those of the keys by default).
+    """
+    distance = keys[:, None, None, :] - (keys if queries is None else queries)[:, None, :, None]
+    rate = torch.tensor(list(slopes), dtype=dtype, device=keys.device).view(1, -1, 1, 1)
+    return torch.where(seen, rate * distance, torch.finfo(dtype).min)
 
 
 def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
