@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,17 +19,30 @@ def inspect(
     why: Annotated[
         bool, typer.Option("--why", help="Say of every block why it is rewritten as it is, or not.")
     ] = False,
+    svg: Annotated[Path | None, typer.Option(help="Draw blocks, windows, memories and sleep into this file.")] = None,
 ) -> None:
     """Show blocks, attention sites, what a conversion makes of them, and what it costs."""
-    from sleepc import api
-
     display = Display(err)
     with display.doing("inspect"):
-        seen = api.inspect(target, progress=display)
+        seen = _look(target, svg, display)
     if as_json:
         print_json(seen.to_json())
         return
     _table(seen, why)
+
+
+def _look(target: str, svg: Path | None, display: Display) -> Inspection:
+    """Inspect, and draw where `svg` asks for it."""
+    from sleepc import api
+
+    if svg is None:
+        return api.inspect(target, progress=display)
+    from sleepc.cli.picture.make import check_picture_file, make_picture, write_picture
+
+    check_picture_file(svg)
+    seen, picture = make_picture(target, display)
+    write_picture(svg, picture)
+    return seen
 
 
 def _table(seen: Inspection, why: bool) -> None:

@@ -1,0 +1,1 @@
+"""A converted program as a picture for people: facts of the program, a canvas, and what is drawn where."""

@@ -1,0 +1,62 @@
+"""From what a person names to a file with its picture."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sleepc import api
+from sleepc.artifact import MANIFEST
+from sleepc.cli.display import Display
+from sleepc.cli.picture.draw import draw
+from sleepc.cli.picture.facts import facts_of
+from sleepc.errors import UsageError
+from sleepc.hf.load import load_module
+from sleepc.hf.resolve import resolve
+from sleepc.inspection import Inspection, inspect_program
+from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.runner import run_stages
+
+
+def check_picture_file(path: Path) -> None:
+    """Raises UsageError where a picture cannot be written to, before any work: no folder, or a file of another kind."""
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"there is no directory {path.parent}", where="--svg", fix="Make it, or choose another place.")
+    if not path.exists():
+        return
+    if not path.is_file() or not _starts_as_svg(path):
+        raise UsageError(f"{path} exists and is not an SVG", where="--svg", fix="Choose another name.")
+
+
+def _starts_as_svg(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"<svg"
+
+
+def make_picture(target: str, display: Display) -> tuple[Inspection, str]:
+    """What `inspect` tells of a model or an artifact, and its picture; a model is drawn as the defaults convert it."""
+    if (Path(target) / MANIFEST).is_file():
+        program = api.load(target)
+        seen, graphs, recipe = program.inspect(), program.graphs, program.recipe
+    else:
+        canonical = api.capture(load_module(resolve(target, display)), display)
+        recipe = api._fitting(canonical)
+        graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+        seen = inspect_program(canonical, graphs, recipe)
+    return seen, draw(facts_of(Path(target).resolve().name, seen, graphs, recipe))
+
+
+def write_picture(path: Path, svg: str) -> None:
+    """Write a file whole or not at all, in the place of an older picture."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.absolute().parent, suffix=".svg", delete=False
+    ) as file:
+        draft = Path(file.name)
+        try:
+            file.write(svg)
+            file.close()
+            draft.chmod(0o644)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
