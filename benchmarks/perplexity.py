@@ -20,10 +20,11 @@ from common import Row, arguments, checkpoint_of, console, machine, report
 
 import sleepc
 from sleepc.api import Program, logits_of
+from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.hf.load import load_module
-from sleepc.runtime.baseline import SlidingSteps
 from sleepc.runtime.session import Session
+from sleepc.verify.shake import without_memories
 
 COLUMNS = ("from", "to", "full", "sliding", "converted", "converted/sliding")
 BOUNDS = (0, 256, 512, 768, 1024)
@@ -48,10 +49,10 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with checkpoint_of(options) as checkpoint:
         program = sleepc.convert(checkpoint.folder)
         texts = choose_texts(program, options)
-        steps = program.steps()
+        steps, baseline = program.steps(), load(without_memories(program.graphs))
         readers: dict[str, Reader] = {
             "full": _full(logits_of(load_module(checkpoint))),
-            "sliding": lambda ids: _read(Session(SlidingSteps(steps)), ids),
+            "sliding": lambda ids: _read(Session(baseline), ids),
             "converted": lambda ids: _read(Session(steps), ids),
         }
         losses = {name: np.zeros((len(texts), options.length - 1)) for name in readers}

@@ -24,11 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 import sleepc
+from sleepc.backends.eager.backend import load
 from sleepc.errors import SleepcError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
-from sleepc.runtime.baseline import SlidingSteps
 from sleepc.runtime.session import Session
+from sleepc.verify.shake import without_memories
 
 TEXT = Path(__file__).with_name("demo_text.txt")
 QUESTIONS = (
@@ -151,7 +152,7 @@ def ask(program: sleepc.Program, subject: Subject, answer_tokens: int) -> None:
         ids = tokenizer.chat([{"role": "user", "content": f"{text}\n{question} Answer in one short sentence."}])
         console.print(f"\n[bold]{question}[/]  [dim]({place}; {len(ids)} tokens are read)[/]")
         sleeping = program.session()
-        sliding = Session(SlidingSteps(sleeping.steps), 1)
+        sliding = Session(load(without_memories(program.graphs)), 1)
         answers: list[tuple[str, Callable[..., list[int]]]] = [
             ("full attention", full),
             ("sliding window", partial(read_and_answer, sliding, show=False)),
