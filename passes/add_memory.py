@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import fx
 
-from sleepc.ir.infer import infer_types
-from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.emit import Emit, aten
 from sleepc.passes.find_sites import find_site
-from sleepc.passes.memory import MemoryBuilder, MemoryOptions, add_to_layout, chosen_classes, filled, identities, zeros
+from sleepc.passes.memory import MemoryBuilder, NewParam, Written, add_memories, filled, identities, zeros
+from sleepc.passes.plan import Groups, MemoryOptions
 
 MIX_BIAS = -4.0
 SCALE = 1.0  # with unit keys a stored value comes back at its own size
@@ -28,24 +28,18 @@ class AddMemory(Pass):
     keys, gates (and values, where the KV window does not hold them anyway) are recorded.
     """
 
-    layers: tuple[int, ...]
-    options: MemoryOptions
+    groups: Groups
     name: ClassVar[str] = "add-memory"
     effect: ClassVar[Effect] = "APPROXIMATE"
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes that got a memory."""
-        classes = chosen_classes(program, self.layers)
-        for name in classes:
-            build = MemoryBuilder(program, program.classes[name], self.options, find_site(program.classes[name].wake))
-            _add(build)
-            infer_types(build.graph)
-            add_to_layout(program, name, build.new, self.options.seed)
-        return len(classes)
+        return add_memories(program, self.groups, _add)
 
 
-def _add(build: MemoryBuilder) -> None:
-    graph, site, options = build.graph, build.site, build.options
+def _add(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> list[NewParam]:
+    build = MemoryBuilder(program, cls, options, find_site(cls.wake))
+    graph, site = build.graph, build.site
     results = graph.results()
     old_users = list(site.node.users)
     e = Emit(graph, "memory", old_users[0])
@@ -53,37 +47,14 @@ def _add(build: MemoryBuilder) -> None:
     x = e.cast(site.x, build.dtype)
     q = _mapped(build, e, site.q, "memory.m_q", site.q_heads)
     k = e.mul(_mapped(build, e, site.k, "memory.m_k", site.kv_heads), e.unsqueeze(real, 1, -1))
-    memories = build.memories()
-    gated = options.recorded or options.write == "online"
-    g, beta = build.gates(e, x, real) if gated else (None, None)
-    if options.write == "online":
-        both = e.ours(
-            "delta_rule",
-            q,
-            k,
-            e.cast(site.v, build.dtype),
-            g,
-            beta,
-            list(memories.values()),
-            rule=options.rule,
-            scale=SCALE,
-        )
-        out = e.item(both, 0)
-        results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
-    else:
-        out = e.ours("delta_rule_read", q, list(memories.values()), rule=options.rule, scale=SCALE)
+    written = Written(k, e.cast(site.v, build.dtype), *build.gates(e, x, real))
+    out = build.answer(e, q, written, SCALE, results)
     mixed = _mix(build, e, x, out)
     for user in old_users:
         user.replace_input_with(site.node, mixed)
-    if options.recorded:
-        assert g is not None
-        assert beta is not None
-        late = Emit(graph, "memory")
-        dtype = build.program.dtype
-        results["record.k"] = build.record(late, "record.k", late.cast(k, dtype), dtype, (site.d_k,))
-        results["record.g"] = build.record(late, "record.g", g, build.dtype, ())
-        results["record.beta"] = build.record(late, "record.beta", beta, build.dtype, ())
-    build.finish(results)
+    build.records(Emit(graph, "memory"), written, results, with_v=False)
+    build.finish(results, written)
+    return build.new
 
 
 def _mapped(build: MemoryBuilder, e: Emit, value: fx.Node, name: str, heads: int) -> fx.Node:

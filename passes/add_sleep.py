@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
@@ -13,62 +14,63 @@ from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.ops.rules import find as find_rule
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.bound_attention import CLOCK
+from sleepc.passes.bound_attention import CLOCK, slots_name
 from sleepc.passes.emit import Emit, aten
-from sleepc.passes.memory import MemoryOptions
+from sleepc.passes.plan import Groups, MemoryOptions
 
 Eviction = Literal["sliding", "hard"]
+RECORDS = ("record.", "hidden")
 
 
 @dataclass(frozen=True)
 class AddSleep(Pass):
-    """Consolidation `replay` and eviction (semantics.md, section 4). No hidden state is computed again.
+    """Consolidation of the window's record, and eviction (semantics.md, section 4).
 
-    clock: (position, since, slept) -> new counters; the window slots [B,L] of the tokens since the last sleep; which
-    slots
-    [B,sinks+L] stay. Hard eviction keeps the sinks; sliding keeps all, unless the next window would pass the last
-    position.
-    blocks: every memory replays the window's record `passes` times (write time online: wake was the first), the record
-    is
-    emptied, evicted slots are zeroed.
+    clock: (position, since, slept) -> new counters; for each length W of a KV window the slots [B,L] of the tokens
+    since the last sleep, and which slots [B,sinks+W] stay. Hard eviction keeps the sinks; sliding keeps all, unless the
+    next window would pass the last position.
+    blocks: a memory whose window was recorded applies its rule to the record, as often as its options say (with write
+    time online, wake was the first time); records are emptied, evicted slots are zeroed.
     """
 
+    window: int
     sinks: int
     eviction: Eviction
-    options: MemoryOptions
+    groups: Groups
     name: ClassVar[str] = "add-sleep"
     effect: ClassVar[Effect] = "APPROXIMATE"
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of graphs added."""
-        program.clock = self._clock(program.max_positions)
+        options = {i: group.options for group in self.groups for i in group.layers}
+        of_class = {block.cls: options.get(i) for i, block in enumerate(program.layout)}
+        program.clock, program.window = self._clock(program), self.window
         for name, cls in program.classes.items():
-            cls.sleep = self._sleep(f"{name}.sleep", cls)
+            cls.sleep = self._sleep(f"{name}.sleep", cls, of_class[name])
         return 1 + len(program.classes)
 
-    def _clock(self, max_positions: int | None) -> Graph:
-        graph, window, sinks = Graph("clock"), self.options.window, self.sinks
-        position, since, slept = (graph.add_port("state", s.name, s.type()) for s in CLOCK)
+    def _clock(self, program: ProgramGraphs) -> Graph:
+        graph = Graph("clock")
+        ports = {s.name: graph.add_port("state", s.name, s.type()) for s in program.states}
+        position, since, slept = (ports[s.name] for s in CLOCK)
         graph.set_returns({"slept": slept})
         e = Emit(graph, "clock")
-        steps = e.unsqueeze(e.call(aten.arange.default, window), 0)
+        steps = e.unsqueeze(e.call(aten.arange.default, self.window), 0)
         held = e.call(aten.lt.Tensor, steps, e.unsqueeze(since, 1))
         tokens = e.where(held, e.add(e.unsqueeze(e.sub(position, since), 1), steps), 0)
-        slots = e.ours("window_slots", tokens, window=window, sinks=sinks)
-        hard = self._hard(e, position, max_positions)
-        places = e.unsqueeze(e.call(aten.arange.default, window + sinks), 0)
-        sink = e.call(aten.lt.Scalar, places, sinks)
-        keep = e.call(aten.logical_or.default, e.unsqueeze(e.call(aten.logical_not.default, hard), 1), sink)
-        restarted = e.call(aten.clamp.default, position, None, sinks)
-        graph.set_returns(
-            {
-                "slots": slots,
-                "keep": keep,
-                "position": e.where(hard, restarted, position),
-                "since": e.call(aten.zeros_like.default, since),
-                "slept": e.call(aten.ones_like.default, slept),
-            }
-        )
+        hard = self._hard(e, position, program.max_positions)
+        results: dict[str, fx.Node] = {}
+        for window in sorted({w for cls in program.classes.values() if (w := self._ring(cls))}):
+            results[slots_name(window)] = e.ours("window_slots", tokens, window=window, sinks=self.sinks)
+            places = e.unsqueeze(e.call(aten.arange.default, window + self.sinks), 0)
+            sink = e.call(aten.lt.Scalar, places, self.sinks)
+            keep = e.call(aten.logical_or.default, e.unsqueeze(e.call(aten.logical_not.default, hard), 1), sink)
+            results[keep_name(window)] = keep
+        restarted = e.call(aten.clamp.default, position, None, self.sinks)
+        results |= {name: e.call(aten.zeros_like.default, node) for name, node in ports.items()}
+        results["position"] = e.where(hard, restarted, position)
+        results["slept"] = e.call(aten.ones_like.default, slept)
+        graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         return graph
@@ -77,49 +79,61 @@ class AddSleep(Pass):
         """Which rows this sleep evicts hard: bool [B]."""
         if self.eviction == "hard":
             return e.call(aten.ge.Scalar, position, 0)
-        limit = torch.iinfo(torch.int64).max if max_positions is None else max_positions - self.options.window
+        limit = torch.iinfo(torch.int64).max if max_positions is None else max_positions - self.window
         return e.call(aten.gt.Scalar, position, limit)
 
-    def _sleep(self, name: str, cls: BlockClass) -> Graph:
-        graph = Graph(name)
-        window, slots = self.options.window, self.options.window + self.sinks
-        at = graph.add_port("input", "slots", TensorType(torch.int64, ("B", window)))
-        keep = graph.add_port("input", "keep", TensorType(torch.bool, ("B", slots)))
+    def _ring(self, cls: BlockClass) -> int:
+        """The length of the class's KV window, 0 for none."""
+        return next((int(s.dims[2]) - self.sinks for s in cls.states if s.name == "k"), 0)
+
+    def _sleep(self, name: str, cls: BlockClass, options: MemoryOptions | None) -> Graph:
+        graph, window = Graph(name), self._ring(cls)
         states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
-        graph.set_returns({"k": states["k"]})
+        graph.set_returns(dict(list(states.items())[:1]))
         e = Emit(graph, "sleep")
-        results: dict[str, torch.fx.Node] = {}
-        if "record.k" in states:
-            results |= self._replay(e, cls, states, at)
-        kept = e.unsqueeze(keep, 1, -1)
-        results |= {n: e.where(kept, states[n], 0.0) for n in ("k", "v")}
-        results |= {n: e.call(aten.zeros_like.default, s) for n, s in states.items() if n.startswith("record.")}
+        results: dict[str, fx.Node] = {}
+        if options is not None and "record.k" in states:
+            results |= self._consolidate(e, cls, states, options)
+        if window:
+            keep = graph.add_port("input", keep_name(window), TensorType(torch.bool, ("B", window + self.sinks)))
+            results |= {n: e.where(e.unsqueeze(keep, 1, -1), states[n], 0.0) for n in ("k", "v")}
+        results |= {n: e.call(aten.zeros_like.default, s) for n, s in states.items() if n.startswith(RECORDS)}
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         return graph
 
-    def _replay(
-        self, e: Emit, cls: BlockClass, states: dict[str, torch.fx.Node], at: torch.fx.Node
-    ) -> dict[str, torch.fx.Node]:
-        memory = next(s for s in cls.states if s.name not in ("k", "v"))
-        _, heads, _, width = next(s for s in cls.states if s.name == "v").dims
-        if "record.v" in states:
-            values = states["record.v"]
-        else:
-            # The KV window holds the tokens of the window anyway; slots beyond them have beta = 0.
-            index = e.call(aten.expand.default, e.unsqueeze(at, 1, -1), [-1, heads, -1, width])
-            values = e.call(aten.gather.default, states["v"], 2, index)
-        names = list(find_rule(self.options.rule).states(1, 1, 1))
-        record = [e.cast(value, memory.dtype) for value in (states["record.k"], values)]
+    def _consolidate(
+        self, e: Emit, cls: BlockClass, states: dict[str, fx.Node], options: MemoryOptions
+    ) -> dict[str, fx.Node]:
+        """The memory's tensors after the rule was applied to the record."""
+        names = list(find_rule(options.rule).states(1, 1, 1))
+        dtype = next(s.dtype for s in cls.states if s.name == names[0])
+        beta = states["record.beta"]
         new = e.ours(
             "replay",
-            *record,
-            states["record.g"],
-            states["record.beta"],
+            e.cast(states["record.k"], dtype),
+            e.cast(self._values(e, cls, states), dtype),
+            states["record.g"] if "record.g" in states else e.call(aten.zeros_like.default, beta),
+            beta,
             [states[n] for n in names],
-            rule=self.options.rule,
-            passes=self.options.passes,
-            written=self.options.write == "online",
+            rule=options.rule,
+            passes=options.replays,
+            written=options.write == "online",
         )
         return {n: e.item(new, i) for i, n in enumerate(names)}
+
+    def _values(self, e: Emit, cls: BlockClass, states: dict[str, fx.Node]) -> fx.Node:
+        """The window's values [B,H,L,d_v]. The KV window may hold them anyway; slots beyond them have beta = 0."""
+        if "record.v" in states:
+            return states["record.v"]
+        window = self._ring(cls)
+        at = e.graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", self.window)))
+        _, heads, _, width = next(s for s in cls.states if s.name == "v").dims
+        index = e.call(aten.expand.default, e.unsqueeze(at, 1, -1), [-1, heads, -1, width])
+        return e.call(aten.gather.default, states["v"], 2, index)
+
+
+def keep_name(window: int) -> str:
+    """The name of which slots stay, in KV windows of this length."""
+    return f"keep.{window}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import fx
 
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
@@ -16,8 +15,10 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.classes import chosen_classes
 from sleepc.passes.emit import Emit, aten
 from sleepc.passes.find_sites import find_site
+from sleepc.passes.plan import Rings
 
 CLOCK = (
     StateSpec("position", ("B",), torch.int64, "accumulate"),
@@ -29,49 +30,66 @@ ROW = TensorType(torch.int64, ("B",))
 
 @dataclass(frozen=True)
 class BoundAttention(Pass):
-    """Every attention layer keeps a KV window of `sinks` + `window` slots (semantics.md, section 2 and 4).
+    """The attention layers in `rings` keep a KV window of sinks + window slots (semantics.md, section 2 and 4).
 
     embed: takes lengths [B] and the clock (position, since, slept) instead of positions, and hands on, for all blocks:
-    slots and
-    record slots [B,T] of the new tokens, one mask [B,1,T,sinks+window+T] for each window that layers have of their own,
-    which tokens are real, how many, and whether the row has slept.
+    record slots [B,T] of the new tokens, which of them are real, how many, and whether the row has slept; for each
+    length of a KV window the tokens' slots [B,T], and for each window that its layers have of their own a mask
+    [B,1,T,sinks+window+T].
     blocks: attention -> window_attention over the old window and the new tokens, which are written into it last.
     Raises UsageError where window plus sinks is more than the positions that the model has.
     """
 
-    window: int
+    rings: Rings
     sinks: int
     name: ClassVar[str] = "bound-attention"
     effect: ClassVar[Effect] = "APPROXIMATE"
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes rewritten."""
+        masks: dict[tuple[int, int], None] = {}
+        rewritten = 0
+        for length, layers in self.rings:
+            window = self._window(program, length)
+            for name in chosen_classes(program, layers):
+                masks[window, self._bind_block(program, name, window)] = None
+                rewritten += 1
+        _wind_clock(program.embed, self.sinks, list(masks))
+        program.states = CLOCK
+        return max(rewritten, 1)
+
+    def _window(self, program: ProgramGraphs, length: int | None) -> int:
         limit = program.max_positions
-        if limit is not None and self.sinks + self.window > limit:
+        if length is None and limit is None:
             raise UsageError(
-                f"a window of {self.window} and {self.sinks} sinks need {self.window + self.sinks} positions, "
+                "the model does not say how many positions it has, so a layer cannot keep all of them",
+                where="overrides: window: none",
+                fix="Give a number of tokens instead of none.",
+            )
+        window = limit - self.sinks if length is None and limit is not None else length
+        assert window is not None
+        if limit is not None and self.sinks + window > limit:
+            raise UsageError(
+                f"a window of {window} and {self.sinks} sinks need {window + self.sinks} positions, "
                 f"and the model has {limit}",
                 where="--window, --sinks",
                 fix=f"Choose --window {limit - self.sinks} or less.",
             )
-        own_windows = sorted({self._bind_block(program, name) for name in program.classes})
-        _wind_clock(program.embed, self, own_windows)
-        program.states = CLOCK
-        return len(program.classes)
+        return window
 
-    def _bind_block(self, program: ProgramGraphs, name: str) -> int:
+    def _bind_block(self, program: ProgramGraphs, name: str, window: int) -> int:
         cls = program.classes[name]
         graph = cls.wake
         site = find_site(graph)
-        slots = self.sinks + self.window
+        slots = self.sinks + window
         specs = [
             StateSpec("k", ("B", site.kv_heads, slots, site.d_k), program.dtype, "ring"),
             StateSpec("v", ("B", site.kv_heads, slots, site.d_v), program.dtype, "ring"),
         ]
-        own = site.window if 0 < site.window <= self.window else 0
+        own = site.window if 0 < site.window <= window else 0
         mask_type = TensorType(torch.bool, ("B", 1, "T", f"T+{slots}"))
-        mask = graph.add_port("input", mask_name(own), mask_type)
-        new_slots = graph.add_port("input", "slots", TensorType(torch.int64, ("B", "T")))
+        mask = graph.add_port("input", mask_name(window, own), mask_type)
+        new_slots = graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", "T")))
         k_window, v_window = (graph.add_port("state", s.name, s.type()) for s in specs)
         q, k, v = site.node.args[:3]
         e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
@@ -100,12 +118,17 @@ class BoundAttention(Pass):
         return own
 
 
-def mask_name(own: int) -> str:
-    """The name of the mask of layers with a window of their own (0: none)."""
-    return f"mask.{own}" if own else "mask"
+def slots_name(window: int) -> str:
+    """The name of the slots in KV windows of this length."""
+    return f"slots.{window}"
 
 
-def _wind_clock(embed: Graph, bound: BoundAttention, own_windows: list[int]) -> None:
+def mask_name(window: int, own: int) -> str:
+    """The name of the mask of layers with this KV window and a window of their own (0: none)."""
+    return f"mask.{window}.{own}" if own else f"mask.{window}"
+
+
+def _wind_clock(embed: Graph, sinks: int, masks: list[tuple[int, int]]) -> None:
     results = embed.results()
     ports = embed.ports()
     tokens, old_positions = ports["tokens"], ports["positions"]
@@ -121,11 +144,12 @@ def _wind_clock(embed: Graph, bound: BoundAttention, own_windows: list[int]) -> 
     old_positions.replace_all_uses_with(e_safe)
     embed.fx.erase_node(old_positions)
     results = {name: (e_safe if node is old_positions else node) for name, node in results.items()}
-    sizes = {"window": bound.window, "sinks": bound.sinks}
-    results["slots"] = e.ours("window_slots", positions, **sizes)
     results["record_slots"] = e.where(real, e.add(e.unsqueeze(since, 1), steps), -1)
-    for own in own_windows:
-        results[mask_name(own)] = e.ours("window_mask", positions, position, **sizes, own=own)
+    for window, own in masks:
+        sizes = {"window": window, "sinks": sinks}
+        if slots_name(window) not in results:
+            results[slots_name(window)] = e.ours("window_slots", positions, **sizes)
+        results[mask_name(window, own)] = e.ours("window_mask", positions, position, **sizes, own=own)
     results["real"] = real
     # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.
     results["lengths"] = e.call(aten.clone.default, lengths)
@@ -133,16 +157,3 @@ def _wind_clock(embed: Graph, bound: BoundAttention, own_windows: list[int]) -> 
     results["position"], results["since"] = e.add(position, lengths), e.add(since, lengths)
     embed.set_returns(results)
     infer_types(embed)
-
-
-def type_of(graph: Graph, result: str) -> TensorType:
-    """The type of a named result."""
-    found = graph.results()[result].meta["type"]
-    assert isinstance(found, TensorType)
-    return found
-
-
-def embed_port(program: ProgramGraphs, graph: Graph, name: str) -> fx.Node:
-    """The block's input port for embed's result `name`, added if the block does not read it yet."""
-    found: fx.Node | None = graph.ports().get(name)
-    return found or graph.add_port("input", name, type_of(program.embed, name))

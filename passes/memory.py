@@ -1,5 +1,5 @@
-"""What the memory passes share: options, new parameters, masked gates, the memory's state and the record of a
-window.
+"""What the memory passes share: new parameters, masked gates, the memory's state, its reads and writes, and the record
+of a window.
 """
 
 from __future__ import annotations
@@ -7,37 +7,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import fx
 
+from sleepc.ir.graph import Graph
+from sleepc.ir.infer import infer_types
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.ir.weights import HeldTensor
 from sleepc.ops.rules import find as find_rule
-from sleepc.passes.bound_attention import embed_port
+from sleepc.passes.classes import chosen_classes, embed_port
 from sleepc.passes.emit import Emit, aten
 from sleepc.passes.find_sites import Site
+from sleepc.passes.plan import Groups, MemoryOptions
 
-Write = Literal["sleep", "online"]
 Initial = Callable[[torch.Generator], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class MemoryOptions:
-    """How the memories of a program are built: semantics.md, sections 3 to 5."""
-
-    rule: str
-    write: Write
-    window: int
-    passes: int
-    seed: int
-
-    @property
-    def recorded(self) -> bool:
-        """Does a sleep need the window's keys, values and gates?"""
-        return self.write == "sleep" or self.passes > 1
+Rewrite = Callable[[ProgramGraphs, BlockClass, MemoryOptions], "list[NewParam]"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +41,23 @@ def row(*shape: int) -> tuple[int | str, ...]:
     return ("B", *shape)
 
 
-class MemoryBuilder:
-    """Adds the ports, states and parameters of one memory to a block class."""
+class Written(NamedTuple):
+    """What the tokens of a step write: k, v [B,H,T,D], g [B,H,T] or [B,H,T,d_k], beta [B,H,T]; 0 at padding."""
 
-    def __init__(self, program: ProgramGraphs, cls: BlockClass, options: MemoryOptions, site: Site) -> None:
+    k: fx.Node
+    v: fx.Node
+    g: fx.Node
+    beta: fx.Node
+
+
+class MemoryBuilder:
+    """Adds the ports, states and parameters of one memory, of `heads` heads, to a block class."""
+
+    def __init__(
+        self, program: ProgramGraphs, cls: BlockClass, options: MemoryOptions, site: Site, heads: int | None = None
+    ) -> None:
         self.program, self.cls, self.options, self.site = program, cls, options, site
+        self.heads = heads or site.kv_heads
         self.graph = cls.wake
         self.dtype = state_dtype(program.dtype)
         self.new: list[NewParam] = []
@@ -81,48 +80,88 @@ class MemoryBuilder:
     def memories(self) -> dict[str, fx.Node]:
         """State ports of the rule's tensors."""
         site = self.site
-        shapes: dict[str, tuple[int, ...]] = find_rule(self.options.rule).states(site.kv_heads, site.d_k, site.d_v)
+        shapes: dict[str, tuple[int, ...]] = find_rule(self.options.rule).states(self.heads, site.d_k, site.d_v)
         return {n: self.state(StateSpec(n, row(*shape), self.dtype, "accumulate")) for n, shape in shapes.items()}
 
     def gates(self, e: Emit, x: fx.Node, real: fx.Node) -> tuple[fx.Node, fx.Node]:
-        """g and beta [B,Hkv,T] from x [B,T,hidden], 0 at padding.
+        """g [B,H,T], per channel [B,H,T,d_k], and beta [B,H,T] from x [B,T,hidden], 0 at padding.
 
-        g = -exp(A)·softplus(W_a x + dt), beta = sigmoid(W_b x + b) (conversion.md 1, after Gated DeltaNet, 2412.06464).
+        g = -exp(A)·softplus(W_a x + dt), beta = sigmoid(W_b x + b) (conversion.md 1, after Gated DeltaNet, 2412.06464;
+        per channel as in Gated Linear Attention, 2312.06635). A rule without decay has g = 0 and no parameters for it.
         """
-        heads, hidden = self.site.kv_heads, self.program.hidden
-        w_a = self.param("memory.w_a", (heads, hidden), zeros(heads, hidden))
-        dt = self.param("memory.dt", (heads,), self._half_lives)
-        log_a = self.param("memory.log_a", (heads,), zeros(heads))
+        heads, hidden = self.heads, self.program.hidden
+        mask = e.unsqueeze(real, -1)
+        g = self._decay(e, x, mask) if find_rule(self.options.rule).decays else None
         w_b = self.param("memory.w_b", (heads, hidden), zeros(heads, hidden))
         b_b = self.param("memory.b_b", (heads,), zeros(heads))
+        beta = e.transpose(e.mul(e.call(aten.sigmoid.default, e.linear(x, w_b, b_b)), mask), 1, 2)
+        return e.call(aten.zeros_like.default, beta) if g is None else g, beta
+
+    def _decay(self, e: Emit, x: fx.Node, mask: fx.Node) -> fx.Node:
+        heads, width, per_channel = self.heads, self.site.d_k, self.options.decay == "channel"
+        rows = heads * width if per_channel else heads
+        w_a = self.param("memory.w_a", (rows, self.program.hidden), zeros(rows, self.program.hidden))
+        dt = self.param("memory.dt", (rows,), lambda _: self._half_lives().repeat_interleave(rows // heads))
+        log_a = self.param("memory.log_a", (rows,), zeros(rows))
         softplus = e.call(aten.softplus.default, e.linear(x, w_a, dt))
-        g = e.neg(e.mul(softplus, e.call(aten.exp.default, log_a)))
-        beta = e.call(aten.sigmoid.default, e.linear(x, w_b, b_b))
-        mask = e.unsqueeze(real, -1)
-        return tuple(e.transpose(e.mul(value, mask), 1, 2) for value in (g, beta))  # type: ignore[return-value]
+        g = e.neg(e.mul(e.mul(softplus, e.call(aten.exp.default, log_a)), mask))
+        if per_channel:
+            g = e.reshape(g, [e.size(x, 0), e.size(x, 1), heads, width])
+        return e.transpose(g, 1, 2)
 
-    def _half_lives(self, _: torch.Generator) -> torch.Tensor:
+    def _half_lives(self) -> torch.Tensor:
         """dt such that a head forgets half within L to 16 L tokens, spread over the heads: softplus(dt) = ln 2 /
-        half-life.
+        half-life. Recurrent passes decay each time, so half-lives are as many times longer.
         """
-        heads, window = self.site.kv_heads, self.options.window
-        steps = (
-            torch.linspace(0, 4, heads, dtype=torch.float64) if heads > 1 else torch.tensor([2.0], dtype=torch.float64)
-        )
-        rate = math.log(2) / (window * 2.0**steps)
-        return torch.log(torch.expm1(rate))
+        heads, window = self.heads, self.options.window
+        doublings = torch.linspace(0, 4, heads, dtype=torch.float64) if heads > 1 else torch.tensor([2.0]).double()
+        passes = self.options.passes if self.options.again else 1
+        return torch.log(torch.expm1(math.log(2) / (passes * window * 2.0**doublings)))
 
-    def record(self, e: Emit, name: str, value: fx.Node, dtype: torch.dtype, width: tuple[int, ...]) -> fx.Node:
-        """Write `value` [B,Hkv,T,..] of the new tokens into a record of the window; the result is the new record."""
-        dims = row(self.site.kv_heads, self.options.window, *width)
-        port = self.state(StateSpec(name, dims, dtype, "ring"))
-        return e.ours("write_slots", port, value, self.shared("record_slots"))
+    def answer(self, e: Emit, q: fx.Node, written: Written, scale: float, results: dict[str, fx.Node]) -> fx.Node:
+        """What q reads from the memory; with write time `online` every token is written first, into `results`."""
+        memories = self.memories()
+        options = {"rule": self.options.rule, "scale": scale}
+        if self.options.write == "sleep":
+            return e.ours("delta_rule_read", q, list(memories.values()), **options)
+        both = e.ours("delta_rule", q, *written, list(memories.values()), **options)
+        results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
+        return e.item(both, 0)
 
-    def finish(self, results: dict[str, fx.Node]) -> None:
-        """Set the results and register the class's new states."""
+    def records(self, e: Emit, written: Written, results: dict[str, fx.Node], *, with_v: bool) -> None:
+        """Where a sleep needs them: the window's keys, values, gates, in `results`. Values may be in the KV window."""
+        if not self.options.recorded:
+            return
+        dtype, site = self.program.dtype, self.site
+        parts = [("k", e.cast(written.k, dtype), dtype, (site.d_k,))]
+        if with_v:
+            parts.append(("v", e.cast(written.v, dtype), dtype, (site.d_v,)))
+        if find_rule(self.options.rule).decays:
+            parts.append(("g", written.g, self.dtype, (site.d_k,) if self.options.decay == "channel" else ()))
+        parts.append(("beta", written.beta, self.dtype, ()))
+        for name, value, kept, width in parts:
+            spec = StateSpec(f"record.{name}", row(self.heads, self.options.window, *width), kept, "ring")
+            results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
+
+    def finish(self, results: dict[str, fx.Node], written: Written) -> None:
+        """Set the results, register the class's new states, and keep what recurrent passes run, if there are any."""
+        if self.options.again:
+            self.cls.again = self._again(results, written)
         self.graph.set_returns(results)
         self.graph.drop_dead()
         self.cls.states = (*self.cls.states, *self.states)
+
+    def _again(self, results: dict[str, fx.Node], written: Written) -> Graph:
+        """The block as a map (h, ..) -> (h, memory'): what is read only in wake is written at the end of the pass."""
+        names = list(find_rule(self.options.rule).states(1, 1, 1))
+        if self.options.write == "sleep":
+            e, old = Emit(self.graph, "memory"), [self.graph.ports("state")[name] for name in names]
+            new = e.ours("replay", *written, old, rule=self.options.rule, passes=1, written=False)
+            results = {**results, **{name: e.item(new, i) for i, name in enumerate(names)}}
+        self.graph.set_returns({name: results[name] for name in ("h", *names)})
+        copy = self.graph.clone()
+        copy.drop_dead()
+        return copy
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -178,22 +217,15 @@ def add_to_layout(program: ProgramGraphs, cls: str, new: list[NewParam], seed: i
         program.layout[i] = Block(cls, keys)
 
 
-def chosen_classes(program: ProgramGraphs, layers: tuple[int, ...]) -> list[str]:
-    """Split classes so that each is chosen entirely or not at all, and return the chosen ones, in order."""
-    chosen: list[str] = []
-    for name in list(program.classes):
-        members = [i for i, block in enumerate(program.layout) if block.cls == name]
-        inside = [i for i in members if i in layers]
-        if not inside:
-            continue
-        target = name
-        if len(inside) < len(members):
-            target = f"block.{len(program.classes)}"
-            old = program.classes[name]
-            copy = BlockClass(old.wake.clone(), old.sleep.clone() if old.sleep else None, old.states)
-            copy.wake.name = target
-            program.classes[target] = copy
-            for i in inside:
-                program.layout[i] = Block(target, program.layout[i].params)
-        chosen.append(target)
-    return chosen
+def add_memories(program: ProgramGraphs, groups: Groups, rewrite: Rewrite) -> int:
+    """`rewrite` every class of the groups' layers and make its new parameters; the number of classes."""
+    count = 0
+    for group in groups:
+        for name in chosen_classes(program, group.layers):
+            cls = program.classes[name]
+            new = rewrite(program, cls, group.options)
+            for graph in cls.graphs():
+                infer_types(graph)
+            add_to_layout(program, name, new, group.options.seed)
+            count += 1
+    return count

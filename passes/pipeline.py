@@ -10,6 +10,7 @@ A pass that finds nothing to do returns 0; there are no conditions in the lists.
 
 from __future__ import annotations
 
+from sleepc.passes.add_loop import AddLoop
 from sleepc.passes.add_memory import AddMemory
 from sleepc.passes.add_sleep import AddSleep
 from sleepc.passes.base import Stage
@@ -19,8 +20,9 @@ from sleepc.passes.classify_masks import ClassifyMasks
 from sleepc.passes.cut_blocks import CutBlocks
 from sleepc.passes.drop_noops import DropNoops
 from sleepc.passes.insert_memory import InsertMemory
-from sleepc.passes.memory import MemoryOptions
+from sleepc.passes.plan import check_rules, memory_groups, rings
 from sleepc.passes.raise_attention import RaiseAttention
+from sleepc.passes.replace_attention import ReplaceAttention
 from sleepc.recipe import Recipe
 
 FRONT = (
@@ -33,21 +35,31 @@ FRONT = (
 
 
 def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
-    """CANONICAL -> STEP, as the recipe says, for a model of `blocks` blocks."""
-    options = MemoryOptions(
-        rule=recipe.rule, write=recipe.write_time, window=recipe.window, passes=recipe.passes, seed=recipe.seed
-    )
-    layers = recipe.chosen_layers(blocks)
-    of = {"parallel": (layers, ()), "insert": ((), layers)}[recipe.strategy]
+    """CANONICAL -> STEP, as the recipe says, for a model of `blocks` blocks.
+
+    Raises UsageError for a recipe that does not fit.
+    """
+    check_rules(recipe)
+    plans = recipe.plan(blocks)
+    replaced, parallel, inserted = (memory_groups(recipe, plans, s) for s in ("replace", "parallel", "insert"))
+    start, end = recipe.loop_range(blocks)
     return (
         Stage(
             "rewrite",
             "CONVERTED",
             (
-                BoundAttention(recipe.window, recipe.sinks),
-                AddMemory(of[0], options),
-                InsertMemory(of[1], options),
+                BoundAttention(rings(plans), recipe.sinks),
+                ReplaceAttention(replaced),
+                AddMemory(parallel),
+                InsertMemory(inserted),
             ),
         ),
-        Stage("stateful", "STEP", (AddSleep(recipe.sinks, recipe.eviction, options),)),
+        Stage(
+            "stateful",
+            "STEP",
+            (
+                AddLoop(start, end, recipe.passes if recipe.recurs else 1, recipe.window, recipe.sinks),
+                AddSleep(recipe.window, recipe.sinks, recipe.eviction, (*replaced, *parallel, *inserted)),
+            ),
+        ),
     )

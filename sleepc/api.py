@@ -95,7 +95,7 @@ class Program:
         hash: bool = False,
         progress: Progress = _silent,
     ) -> VerifyReport:
-        """Measure the invariants on real tokens, against the original model (docs/verify.md).
+        """Measure the invariants on real tokens, against the original model.
 
         `text` or `tokens` are what is read (text of the standard library by default). `hash` checks every tensor's
         bytes first.

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 import sleepc
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import Block, BlockClass, ProgramGraphs, StateSpec
+from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs, StateSpec
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.text import parse_graph, print_graph
 from sleepc.ir.types import DTYPES
@@ -32,6 +32,7 @@ from sleepc.manifest import (
     BlockEntry,
     ClassEntry,
     GraphFile,
+    LoopEntry,
     Manifest,
     ParamEntry,
     Source,
@@ -114,6 +115,8 @@ def save_artifact(
             embed=_write_graph(draft, program.embed),
             head=_write_graph(draft, program.head),
             clock=_write_graph(draft, _present(program.clock)),
+            loop=_write_loop(draft, program.loop) if program.loop else None,
+            window=program.window,
             classes={name: _write_class(draft, cls) for name, cls in program.classes.items()},
             layout=[BlockEntry(cls=b.cls, params=b.params) for b in program.layout],
             states=[_state_entry(s) for s in program.states],
@@ -138,8 +141,13 @@ def _write_class(draft: Path, cls: BlockClass) -> ClassEntry:
     return ClassEntry(
         wake=_write_graph(draft, cls.wake),
         sleep=_write_graph(draft, _present(cls.sleep)),
+        again=_write_graph(draft, cls.again) if cls.again else None,
         states=[_state_entry(s) for s in cls.states],
     )
+
+
+def _write_loop(draft: Path, loop: Loop) -> LoopEntry:
+    return LoopEntry(start=loop.start, end=loop.end, passes=loop.passes, given=_write_graph(draft, loop.given))
 
 
 def _write_graph(draft: Path, graph: Graph) -> GraphFile:
@@ -263,6 +271,8 @@ def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
         embed=_read_graph(folder, manifest.embed),
         head=_read_graph(folder, manifest.head),
         clock=_read_graph(folder, manifest.clock),
+        loop=_read_loop(folder, manifest) if manifest.loop else None,
+        window=manifest.window,
         classes={name: _read_class(folder, entry) for name, entry in manifest.classes.items()},
         layout=[Block(entry.cls, entry.params) for entry in manifest.layout],
         states=tuple(_state_spec(s) for s in manifest.states),
@@ -290,7 +300,18 @@ def _read_graph(folder: Path, entry: GraphFile) -> Graph:
 
 def _read_class(folder: Path, entry: ClassEntry) -> BlockClass:
     states = tuple(_state_spec(s) for s in entry.states)
-    return BlockClass(_read_graph(folder, entry.wake), _read_graph(folder, entry.sleep), states)
+    again = _read_graph(folder, entry.again) if entry.again else None
+    return BlockClass(_read_graph(folder, entry.wake), _read_graph(folder, entry.sleep), again, states)
+
+
+def _read_loop(folder: Path, manifest: Manifest) -> Loop | None:
+    entry, blocks = manifest.loop, manifest.layout
+    if entry is None:
+        return None
+    can = all(b.cls in manifest.classes and manifest.classes[b.cls].again for b in blocks[entry.start :])
+    if not entry.start < entry.end <= len(blocks) or not can:
+        raise SleepcError(f"the loop over blocks {entry.start} to {entry.end} does not fit", fix=RESTORE)
+    return Loop(entry.start, entry.end, entry.passes, _read_graph(folder, entry.given))
 
 
 def _state_spec(entry: StateEntry) -> StateSpec:
@@ -346,8 +367,8 @@ def _check_layout(program: ProgramGraphs) -> None:
                     f"parameter {key} has shape {program.params[key].shape} instead of {declared}", fix=RESTORE
                 )
         named = {s.name for s in cls.states}
-        for graph in (cls.wake, cls.sleep):
-            if graph is not None and set(graph.ports("state")) - named:
+        for graph in cls.graphs():
+            if set(graph.ports("state")) - named:
                 raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
     for graph in (program.embed, program.head):
         unknown = (set(graph.ports("param")) | set(graph.ports("const"))) - set(program.params)

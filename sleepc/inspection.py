@@ -12,7 +12,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.passes.find_sites import Site, find_site
-from sleepc.recipe import Recipe
+from sleepc.recipe import LayerPlan, Recipe
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
     `break_even` is the context length from which the state is smaller than a full KV cache of the same dtype.
     """
     sites = {name: find_site(cls.wake) for name, cls in canonical.classes.items()}
-    chosen = recipe.chosen_layers(len(canonical.layout))
-    blocks = [_block(i, b.cls, sites[b.cls], i in chosen, recipe, canonical) for i, b in enumerate(canonical.layout)]
+    plans = recipe.plan(len(canonical.layout))
+    blocks = [_block(i, b.cls, sites[b.cls], plans[i], recipe, canonical) for i, b in enumerate(canonical.layout)]
     of_blocks = [sites[b.cls] for b in canonical.layout]
     per_token = sum(s.kv_heads * (s.d_k + s.d_v) for s in of_blocks) * canonical.dtype.itemsize
     state = converted.state_bytes()
@@ -118,10 +118,7 @@ def has_bias(graph: Graph, site: Site) -> bool:
     return False
 
 
-def _block(index: int, cls: str, site: Site, chosen: bool, recipe: Recipe, program: ProgramGraphs) -> BlockInfo:
-    memory = {"parallel": f" + {recipe.rule} memory", "insert": f", then a {recipe.rule} mixer"}[recipe.strategy]
-    own = site.window if 0 < site.window <= recipe.window else 0
-    kept = f"window {recipe.window}" + (f" (own {own})" if own else "")
+def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, program: ProgramGraphs) -> BlockInfo:
     graph = program.classes[cls].wake
     return BlockInfo(
         index=index,
@@ -135,6 +132,16 @@ def _block(index: int, cls: str, site: Site, chosen: bool, recipe: Recipe, progr
         positions="applied to q and k" if site.rotated else "none in the block",
         mask=f"window {site.window}" if site.window else "causal",
         bias=has_bias(graph, site),
-        becomes=kept + (memory if chosen else ""),
-        why="" if chosen else f"not among --layers {recipe.layers}",
+        becomes=_becomes(site, plan),
+        why="" if plan.strategy != "keep" else f"not among --layers {recipe.layers}, or kept by an override",
     )
+
+
+def _becomes(site: Site, plan: LayerPlan) -> str:
+    """What the recipe makes of a layer, in words."""
+    if plan.strategy == "replace":
+        return f"a {plan.rule} mixer in its place"
+    kept = "window of all positions" if plan.window is None else f"window {plan.window}"
+    if site.window and (plan.window is None or site.window <= plan.window):
+        kept += f" (own {site.window})"
+    return kept + {"parallel": f" + {plan.rule} memory", "insert": f", then a {plan.rule} mixer"}.get(plan.strategy, "")

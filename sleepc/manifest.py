@@ -62,6 +62,7 @@ class ClassEntry(Strict):
 
     wake: GraphFile
     sleep: GraphFile
+    again: GraphFile | None = None
     states: list[StateEntry]
 
 
@@ -70,6 +71,15 @@ class BlockEntry(Strict):
 
     cls: str
     params: dict[str, str]
+
+
+class LoopEntry(Strict):
+    """See ir.program.Loop."""
+
+    start: int = Field(ge=0)
+    end: int = Field(ge=1)
+    passes: int = Field(ge=2, le=64)
+    given: GraphFile
 
 
 class WeightFile(Strict):
@@ -117,6 +127,8 @@ class Manifest(Strict):
     embed: GraphFile
     head: GraphFile
     clock: GraphFile
+    loop: LoopEntry | None = None
+    window: int = Field(gt=0)
     classes: dict[str, ClassEntry]
     layout: list[BlockEntry] = Field(min_length=1, max_length=MAX_BLOCKS)
     states: list[StateEntry]

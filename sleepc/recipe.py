@@ -4,14 +4,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Literal
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sleepc.errors import UsageError
 
-Strategy = Literal["parallel", "insert"]
+Strategy = Literal["parallel", "insert", "replace"]
+Decay = Literal["head", "channel"]
+WriteTime = Literal["sleep", "online"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
+Layers = Annotated[str, Field(max_length=1000)]
+RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+MAX_WINDOW = 1 << 20
+
+
+class Override(BaseModel):
+    """Other options for some layers. `window` is how many tokens their attention keeps: at least the recipe's, or
+    `none` for all positions that the model has; with `none` and no strategy a layer keeps its attention as it is.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: Layers
+    strategy: Strategy | Literal["keep"] | None = None
+    rule: RuleName | None = None
+    decay: Decay | None = None
+    write: Literal["default", "sleep", "online"] | None = None
+    window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] | Literal["none"] | None = None
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions."""
+
+    strategy: Strategy | Literal["keep"]
+    rule: str
+    decay: Decay
+    write: WriteTime
+    window: int | None
 
 
 class Recipe(BaseModel):
@@ -20,29 +53,93 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Strategy = "parallel"
-    rule: Literal["gated_delta"] = "gated_delta"
-    layers: str = "all"
-    window: int = Field(default=256, ge=1, le=1 << 20)
+    rule: RuleName = "gated_delta"
+    decay: Decay = "head"
+    layers: Layers = "all"
+    window: int = Field(default=256, ge=1, le=MAX_WINDOW)
     passes: int = Field(default=1, ge=1, le=64)
-    consolidation: Literal["replay"] = "replay"
+    consolidation: Literal["replay", "recurrent"] = "replay"
+    loop: str = Field(default="all", pattern=r"^(all|middle|\d{1,6}:\d{1,6})$")
     eviction: Literal["sliding", "hard"] = "sliding"
     sinks: int = Field(default=4, ge=0, le=1 << 16)
     write: Literal["default", "sleep", "online"] = "default"
     dtype: Dtype = "auto"
     seed: int = Field(default=0, ge=0, lt=1 << 31)
+    overrides: tuple[Override, ...] = Field(default=(), max_length=4096)
 
     @property
-    def write_time(self) -> Literal["sleep", "online"]:
-        """The write time, `default` resolved: sleep for parallel, online for insert."""
-        if self.write != "default":
-            return self.write
-        return "sleep" if self.strategy == "parallel" else "online"
+    def recurs(self) -> bool:
+        """Are blocks run again over a window when it is consolidated?"""
+        return self.consolidation == "recurrent" and self.passes > 1
 
-    def chosen_layers(self, count: int) -> tuple[int, ...]:
-        """The blocks to convert, of `count`. Raises UsageError for a layer that the model does not have or a text it
-        cannot read.
+    def plan(self, count: int) -> tuple[LayerPlan, ...]:
+        """What becomes of each of `count` layers; of several overrides of one layer the last one wins.
+
+        Raises UsageError for a layer that the model does not have, a text that cannot be read, or options that exclude
+        each other.
         """
-        return parse_layers(self.layers, count)
+        chosen = parse_layers(self.layers, count)
+        plans: list[dict[str, Any]] = [
+            {
+                "strategy": self.strategy if i in chosen else "keep",
+                "rule": self.rule,
+                "decay": self.decay,
+                "write": self.write,
+                "window": self.window,
+            }
+            for i in range(count)
+        ]
+        for override in self.overrides:
+            given = override.model_dump(exclude_none=True, exclude={"layers"})
+            if given.get("window") == "none":
+                given.setdefault("strategy", "keep")
+            for i in parse_layers(override.layers, count, where="overrides"):
+                plans[i] |= given
+        return tuple(self._layer(i, options) for i, options in enumerate(plans))
+
+    def _layer(self, i: int, options: dict[str, Any]) -> LayerPlan:
+        strategy, write, window = options["strategy"], options["write"], options["window"]
+        if strategy == "replace" and write == "sleep":
+            raise UsageError(
+                "with write time sleep a memory is only read while awake, which needs attention beside it, and "
+                "strategy replace has none",
+                where=f"layer {i}",
+                fix="Use --write online, or --strategy parallel or insert.",
+            )
+        if window == "none" and self.eviction == "hard":
+            raise UsageError(
+                "window none keeps every token, and hard eviction drops them at each sleep",
+                where=f"overrides: layer {i}",
+                fix="Use --eviction sliding.",
+            )
+        if window != "none" and window < self.window:
+            raise UsageError(
+                f"a window of {window} drops tokens that no sleep has consolidated: sleeps come after {self.window}",
+                where=f"overrides: layer {i}",
+                fix=f"Choose {self.window} or more, or none.",
+            )
+        if write == "default":
+            write = "sleep" if strategy == "parallel" else "online"
+        return LayerPlan(strategy, options["rule"], options["decay"], write, None if window == "none" else window)
+
+    def loop_range(self, count: int) -> tuple[int, int]:
+        """Blocks [a, b) that recurrent passes run over; `middle` leaves out a quarter at either end.
+
+        Raises UsageError where the model, of `count` blocks, has no such range.
+        """
+        if self.loop == "all":
+            return 0, count
+        if self.loop == "middle":
+            first = min(-(-count // 4), (count - 1) // 2)
+            return first, count - first
+        first, end = (int(part) for part in self.loop.split(":"))
+        if not first < end <= count:
+            raise UsageError(
+                f"the model has blocks 0 to {count - 1}: a loop over [{first}, {end}) is empty or leaves it",
+                where=f"--loop {self.loop}",
+                fix=f'Use "all", "middle" or a range a:b with 0 <= a < b <= {count}.',
+            )
+        return first, end
 
 
 def make_recipe(options: Recipe | dict[str, Any] | None) -> Recipe:
@@ -54,9 +151,9 @@ def make_recipe(options: Recipe | dict[str, Any] | None) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(
-            _explain(name, first), where=f"--{name}", fix="`sleepc convert --help` lists the options."
-        ) from None
+        where = f"--{name}" if len(first["loc"]) == 1 else name
+        fix = _nearest(first) or "`sleepc convert --help` lists the options."
+        raise UsageError(_explain(name, first), where=where, fix=fix) from None
 
 
 def _explain(name: str, first: Any) -> str:
@@ -65,7 +162,16 @@ def _explain(name: str, first: Any) -> str:
     return f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def parse_layers(text: str, count: int) -> tuple[int, ...]:
+def _nearest(first: Any) -> str:
+    """For an unknown key, the known one that looks most like it."""
+    if first["type"] != "extra_forbidden":
+        return ""
+    names = list((Override if first["loc"][0] == "overrides" else Recipe).model_fields)
+    near = get_close_matches(str(first["loc"][-1]), names, 1)
+    return f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(names)}."
+
+
+def parse_layers(text: str, count: int, where: str = "--layers") -> tuple[int, ...]:
     """`all`, `every:2` (2nd, 4th, ..), or numbers and ranges from 0, both ends included.
 
     >>> parse_layers("every:2", 6)
@@ -78,25 +184,25 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
     every = re.fullmatch(r"every:([1-9]\d{0,5})", text)
     if every:
         step = int(every[1])
-        return _in_range(range(step - 1, count, step), text, count)
+        return _in_range(range(step - 1, count, step), text, count, where)
     chosen: set[int] = set()
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
         if not found:
-            raise UsageError(f"cannot read layers {text!r}", where="--layers", fix='Use "all", "every:2" or "3,5,7-9".')
+            raise UsageError(f"cannot read layers {text!r}", where=where, fix='Use "all", "every:2" or "3,5,7-9".')
         first, last = int(found[1]), int(found[2] or found[1])
         chosen.update(range(first, last + 1))
-    return _in_range(sorted(chosen), text, count)
+    return _in_range(sorted(chosen), text, count, where)
 
 
-def _in_range(chosen: Iterable[int], text: str, count: int) -> tuple[int, ...]:
+def _in_range(chosen: Iterable[int], text: str, count: int, where: str) -> tuple[int, ...]:
     layers = tuple(chosen)
     outside = [i for i in layers if i >= count]
     if outside or not layers:
         what = f"layer {outside[0]} does not exist" if outside else "no layer is chosen"
         raise UsageError(
             f"{what}: the model has blocks 0 to {count - 1}",
-            where=f"--layers {text}",
+            where=f"{where} {text}",
             fix='Use "all", "every:2" or "3,5,7-9".',
         )
     return layers

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
 from sleepc.ir.program import ProgramGraphs, StateSpec
-from sleepc.ir.types import DTYPE_NAMES, TensorType
+from sleepc.ir.types import DTYPE_NAMES
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 State = dict[str, Tensor]
-CLOCK_NAMES = ("position", "since", "slept")
 
 
 class EagerSteps:
@@ -41,6 +40,8 @@ class EagerSteps:
         self._clock = Executor(program.clock, functions, self.device)
         self._wake = {n: Executor(c.wake, functions, self.device) for n, c in program.classes.items()}
         self._sleep = {n: Executor(c.sleep, functions, self.device) for n, c in program.classes.items() if c.sleep}
+        self._again = {n: Executor(c.again, functions, self.device) for n, c in program.classes.items() if c.again}
+        self._given = Executor(program.loop.given, functions, self.device) if program.loop else None
         self._head_extras = set(program.head.ports("input")) - {"h"}
         self.bind(parameters)
 
@@ -58,11 +59,8 @@ class EagerSteps:
 
     @property
     def window(self) -> int:
-        """L, from the shape of what a sleep reads."""
-        assert self.program.clock is not None
-        slots = self.program.clock.results()["slots"].meta["type"]
-        assert isinstance(slots, TensorType)
-        return int(slots.dims[1])
+        """L."""
+        return self.program.window
 
     @property
     def vocab(self) -> int:
@@ -81,8 +79,7 @@ class EagerSteps:
     ) -> tuple[Tensor | None, State]:
         """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
         values = self._embed({**self.parameters, **state, "tokens": tokens, "lengths": lengths})
-        new = dict(state)
-        new["position"], new["since"] = values.pop("position"), values.pop("since")
+        new = dict(state) | {s.name: values.pop(s.name) for s in self.program.states if s.name in values}
         for name, parameters, names in self._blocks:
             inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
             results = self._wake[name](inputs)
@@ -106,10 +103,33 @@ class EagerSteps:
     def sleep_tensors(self, state: State) -> State:
         """Consolidate and evict in every row of `state`."""
         clock = self._clock(state)
-        new = dict(state) | {name: clock.pop(name) for name in CLOCK_NAMES}
+        new = dict(state) | {s.name: clock.pop(s.name) for s in self.program.states}
         for name, _, names in self._blocks:
             results = self._sleep[name]({**clock, **{local: state[full] for local, full in names.items()}})
             new.update({names[local]: value for local, value in results.items()})
+        return new if self._given is None else self._run_again(self._given, state, new)
+
+    def _run_again(self, given: Executor, old: State, new: State) -> State:
+        """Recurrent passes over the window that `old` holds, on the memories of `new` (semantics.md, section 4)."""
+        loop = self.program.loop
+        assert loop is not None
+        values = given({**self.parameters, **old})
+        # Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep.
+        live = {"live": torch.ones_like(old["slept"])}
+        h, last = old[f"{loop.end - 1}.hidden"][:, 0], len(self._blocks)
+        passes = [(loop.start, loop.end, live)] * (loop.passes - 1) + [(loop.end, last, {})]
+        for start, end, extra in passes:
+            for name, parameters, names in self._blocks[start:end]:
+                inputs = {
+                    **values,
+                    **extra,
+                    "h": h,
+                    **parameters,
+                    **{local: new[full] for local, full in names.items()},
+                }
+                results = self._again[name](inputs)
+                h = results.pop("h")
+                new.update({names[local]: value for local, value in results.items()})
         return new
 
     def wake(

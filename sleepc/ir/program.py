@@ -43,12 +43,26 @@ class StateSpec:
 @dataclass
 class BlockClass:
     """A block's graphs with parameters abstracted: `wake` maps (h, extras, state) to (h, state'), `sleep` maps state
-    to state'.
+    to state', `again` is one more pass over a window while it is consolidated: (h, extras, state) to (h, memory').
     """
 
     wake: Graph
     sleep: Graph | None = None
+    again: Graph | None = None
     states: tuple[StateSpec, ...] = ()
+
+    def graphs(self) -> list[Graph]:
+        """Those that there are."""
+        return [graph for graph in (self.wake, self.sleep, self.again) if graph is not None]
+
+    def clone(self) -> BlockClass:
+        """A copy whose graphs may be changed."""
+        return BlockClass(
+            self.wake.clone(),
+            self.sleep.clone() if self.sleep else None,
+            self.again.clone() if self.again else None,
+            self.states,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,13 +74,30 @@ class Block:
 
 
 @dataclass
+class Loop:
+    """Recurrent consolidation: a sleep runs blocks `start` to `end` (not included) `passes` - 1 times over its window's
+    hidden states, then the blocks after them once. `given` makes what they read beside h, from the counters before the
+    sleep and, if need be, the window's tokens.
+    """
+
+    start: int
+    end: int
+    passes: int
+    given: Graph
+
+    def clone(self) -> Loop:
+        """A copy whose graph may be changed."""
+        return replace(self, given=self.given.clone())
+
+
+@dataclass
 class ProgramGraphs:
     """A model as a compiler sees it (docs/ir.md). At level ATEN the whole model is in `embed`, and there are no blocks.
 
     embed: (tokens [B,T], positions [B,T]) -> h [B,T,d] and loop-invariant extras; from CONVERTED on also the clock's
     values.
     head: h [B,T,d] -> logits [B,T,V].  clock: counters at a sleep -> new counters and what the blocks' sleep graphs
-    read.
+    read.  loop: where sleeps run blocks again.
     A port of kind param or const of `embed`, `head` is named by its key in `params`; in a block class by
     `Block.params`.
     """
@@ -77,24 +108,26 @@ class ProgramGraphs:
     classes: dict[str, BlockClass] = field(default_factory=dict)
     layout: list[Block] = field(default_factory=list)
     clock: Graph | None = None
+    loop: Loop | None = None
     states: tuple[StateSpec, ...] = ()
     params: dict[str, Param] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     max_positions: int | None = None
     vocab: int = 0
     hidden: int = 0
+    window: int = 0  # tokens from sleep to sleep, at level STEP
     history: list[str] = field(default_factory=list)
 
     def graphs(self) -> Iterator[Graph]:
         """Every graph once, in the order of the data's way."""
         yield self.embed
         for cls in self.classes.values():
-            yield cls.wake
-            if cls.sleep is not None:
-                yield cls.sleep
+            yield from cls.graphs()
         yield self.head
         if self.clock is not None:
             yield self.clock
+        if self.loop is not None:
+            yield self.loop.given
 
     def all_states(self) -> list[StateSpec]:
         """Every state tensor of a session, by its full name ("3.k" is state k of block 3)."""
@@ -109,15 +142,13 @@ class ProgramGraphs:
 
     def clone(self) -> ProgramGraphs:
         """A copy whose graphs may be changed; parameters are shared."""
-        classes = {
-            name: BlockClass(c.wake.clone(), c.sleep.clone() if c.sleep else None, c.states)
-            for name, c in self.classes.items()
-        }
+        classes = {name: cls.clone() for name, cls in self.classes.items()}
         return replace(
             self,
             embed=self.embed.clone(),
             head=self.head.clone(),
             clock=self.clock.clone() if self.clock else None,
+            loop=self.loop.clone() if self.loop else None,
             classes=classes,
             layout=list(self.layout),
             params=dict(self.params),

@@ -1,26 +1,26 @@
-"""What a converted program must compute, computed another way: whole streams, layer by layer, before any rewriting.
+"""What a converted program must compute, computed another way: whole windows, block by block, before any rewriting.
 
 No rewrite pass, no ring, no slots, no clock, no session: windows are masks over token indices (timeline.py), memories
-are loops over tokens (reference.py), and the model itself is the CANONICAL program, read by the one interpreter.
+are loops over tokens (reference.py), and the model itself is the CANONICAL program, read by the one interpreter. A
+sleep is Algorithm 1 of arXiv 2605.26099, line by line, where it evicts hard, keeps no sinks and loops over all blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn.functional import silu
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.interp import Runner
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.find_sites import Site, find_site
-from sleepc.recipe import Recipe
+from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, make_timeline, sees
@@ -28,97 +28,161 @@ from sleepc.verify.timeline import Timeline, held_tokens, make_timeline, sees
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layer:
-    """What one block leaves: k and v [B,Hkv,T,..] as attention sees them, and its memory at the end, if it has one."""
+    """What one block has seen and holds: k and v [B,Hkv,t,..] as attention sees them, what its convolution has seen
+    [B,t,channels], its memory, and what the tokens of the window would write into it.
+    """
 
-    k: Tensor
-    v: Tensor
-    memory: Memory | None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    mixed: Tensor | None = None
+    memory: Memory | None = None
+    written: Written | None = None
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A stream read to its end: the last hidden states [B,T,d], its timeline, and what every block left."""
+class Window:
+    """Tokens start .. end-1 between two sleeps. `asleep`: read again while they are consolidated. `live`: do memories
+    count in a mix?
+    """
 
-    oracle: Oracle
+    start: int
+    end: int
+    asleep: bool
+    live: bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A window that was read: the last hidden states [B,n,d], and what else the head reads."""
+
+    start: int
+    end: int
     hidden: Tensor
     given: dict[str, Any]
+
+
+@dataclass
+class Stream:
+    """A stream read to its end: its timeline, its windows, and what every block left."""
+
+    oracle: Oracle
+    rows: int
     time: Timeline
-    layers: tuple[Layer, ...]
+    layers: list[Layer]
+    chunks: list[Chunk] = field(default_factory=list)
 
     def logits(self, start: int = 0, end: int | None = None) -> Tensor:
-        """Logits [B,n,V] of tokens start..end-1: the head is asked for those only, since vocabularies are large."""
-        cut = slice(start, end)
-        values = {name: _cut(v, cut, self.hidden.shape[1]) for name, v in self.given.items()}
-        return self.oracle.head({**values, "h": self.hidden[:, cut]})
+        """Logits [B,n,V] of tokens start..end-1: the head is asked for their windows only, since vocabularies are
+        large.
+        """
+        end = len(self.time.position) if end is None else end
+        parts = [
+            self.oracle.head({**c.given, "h": c.hidden})[:, max(start - c.start, 0) : end - c.start]
+            for c in self.chunks
+            if c.start < end and start < c.end
+        ]
+        return torch.cat(parts, 1) if parts else torch.zeros(self.rows, 0, self.oracle.program.vocab)
 
     def state(self) -> dict[str, Tensor]:
         """What a session's state holds at the end: memories, KV windows and counts, by their names there."""
         found: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
-            found[f"{i}.k"], found[f"{i}.v"] = self.window(i)
-            names = memory_names(self.oracle.recipe.rule)
+            if layer.k is not None and layer.v is not None:
+                held = held_tokens(self.time, self.oracle.recipe.sinks, self.oracle.ring(i))
+                for name, x in (("k", layer.k), ("v", layer.v)):
+                    found[f"{i}.{name}"] = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
+            names = memory_names(self.oracle.plans[i].rule)
             found |= {f"{i}.{name}": s for name, s in zip(names, layer.memory or (), strict=False)}
-        rows = self.hidden.shape[0]
         last = self.time.cuts[-1] if self.time.cuts else 0
-        found["position"] = torch.full((rows,), self.time.next_position)
-        found["since"] = torch.full((rows,), len(self.time.position) - last)
-        found["slept"] = torch.full((rows,), bool(self.time.cuts))
+        found["position"] = torch.full((self.rows,), self.time.next_position)
+        found["since"] = torch.full((self.rows,), len(self.time.position) - last)
+        found["slept"] = torch.full((self.rows,), bool(self.time.cuts))
         return found
-
-    def window(self, block: int) -> tuple[Tensor, Tensor]:
-        """The KV window of a block, k and v [B,Hkv,sinks+L,..]; slots that hold nothing are zero."""
-        held = held_tokens(self.time, self.oracle.recipe)
-        layer = self.layers[block]
-        k, v = (torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0) for x in (layer.k, layer.v))
-        return k, v
-
-
-def _cut(value: Any, cut: slice, length: int) -> Any:
-    has_tokens = isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == length
-    return value[:, cut] if has_tokens else value
 
 
 class Oracle:
     """The meaning of `recipe` for a program at level CANONICAL.
 
     `parameters`: every tensor by key, those of the memories under "blocks.{i}.memory.*" (see `parameters_of`); they may
-    require gradients. `memory=False` leaves the memories out (m = 0, no mixer): the sliding-window baseline. `double`
-    computes everything in float64, whatever the program's own casts say.
+    require gradients. `double` computes everything in float64, whatever the program's own casts say.
     """
 
     def __init__(
-        self,
-        canonical: ProgramGraphs,
-        recipe: Recipe,
-        parameters: Mapping[str, Tensor],
-        *,
-        memory: bool = True,
-        double: bool = False,
+        self, canonical: ProgramGraphs, recipe: Recipe, parameters: Mapping[str, Tensor], *, double: bool = False
     ) -> None:
         assert canonical.level == "CANONICAL", canonical.level
         self.program, self.recipe, self.parameters, self.double = canonical, recipe, parameters, double
-        self.chosen = recipe.chosen_layers(len(canonical.layout)) if memory else ()
+        self.plans = recipe.plan(len(canonical.layout))
+        self.loop = recipe.loop_range(len(canonical.layout))
+        self.embed, self.ending = Runner(canonical.embed), Runner(canonical.head)
         self.runner = cache(lambda name: Runner(canonical.classes[name].wake))
         self.site = cache(lambda name: find_site(canonical.classes[name].wake))
 
     def __call__(self, tokens: Tensor, cuts: Sequence[int] | None = None) -> Stream:
         """Read tokens [B,T], with sleeps after every L-th, or after as many tokens as `cuts` says."""
-        batch, length = tokens.shape
+        rows, length = tokens.shape
         time = make_timeline(length, self.recipe, self.program.max_positions, cuts)
-        inputs = {"tokens": tokens, "positions": time.position.expand(batch, length).contiguous()}
-        given = Runner(self.program.embed)({**self.parameters, **inputs}, self._widen)
-        h, layers = given.pop("h"), []
-        for i in range(len(self.program.layout)):
-            h, layer = self._block(i, {**given, "h": h}, time)
-            layers.append(layer)
-        return Stream(self, h, given, time, tuple(layers))
+        stream = Stream(self, rows, time, [Layer() for _ in self.plans])
+        for start, end in time.windows():
+            before = [layer.memory for layer in stream.layers]
+            positions = time.position[start:end].expand(rows, -1).contiguous()
+            inputs = {"tokens": tokens[:, start:end], "positions": positions}
+            given = self.embed({**self.parameters, **inputs}, self._widen)
+            window = Window(start, end, asleep=False, live=bool(time.slept[start] > 0))
+            h, hidden = given.pop("h"), None
+            for i in range(len(self.plans)):
+                h = self._block(i, {**given, "h": h}, window, stream)
+                hidden = h if i == self.loop[1] - 1 else hidden
+            stream.chunks.append(Chunk(start, end, h, given))
+            if end in time.cuts:
+                assert hidden is not None
+                self._sleep(hidden, given, window, stream, before)
+        return stream
+
+    def _sleep(
+        self, h: Tensor, given: dict[str, Any], window: Window, stream: Stream, before: list[Memory | None]
+    ) -> None:
+        """Consolidate a window: h [B,n,d] is what wake left at the end of the loop, `before` the memories from before
+        it (semantics.md, section 4).
+        """
+        (start, end), recurs = self.loop, self.recipe.recurs
+        for i, (layer, plan) in enumerate(zip(stream.layers, self.plans, strict=True)):
+            if layer.written is not None and not (recurs and i >= end):
+                first = 1 if plan.write == "online" else 0
+                passes = self.recipe.passes if self.recipe.consolidation == "replay" else 1
+                layer.memory = reference.replay(plan.rule, layer.memory, layer.written, first, passes)
+        if not recurs:
+            return
+        again = Window(window.start, window.end, asleep=True, live=True)
+        for _ in range(2, self.recipe.passes + 1):
+            for i in range(start, end):
+                h = self._block(i, {**given, "h": h}, again, stream)
+                self._write(i, stream.layers[i])
+        again = Window(window.start, window.end, asleep=True, live=window.live)
+        for i in range(end, len(self.plans)):
+            stream.layers[i].memory = before[i]
+            h = self._block(i, {**given, "h": h}, again, stream)
+            self._write(i, stream.layers[i])
+
+    def _write(self, i: int, layer: Layer) -> None:
+        """At the end of a pass: what was only read in it is written."""
+        if layer.written is not None and self.plans[i].write == "sleep":
+            layer.memory = reference.replay(self.plans[i].rule, layer.memory, layer.written, 0, 1)
 
     def head(self, values: Mapping[str, Any]) -> Tensor:
         """Logits from the last hidden states."""
-        logits: Tensor = Runner(self.program.head)({**self.parameters, **values}, self._widen)["logits"]
+        logits: Tensor = self.ending({**self.parameters, **values}, self._widen)["logits"]
         return logits
+
+    def ring(self, i: int) -> int:
+        """How many tokens the attention of block i keeps."""
+        window = self.plans[i].window
+        if window is None:
+            assert self.program.max_positions is not None
+            return self.program.max_positions - self.recipe.sinks
+        return window
 
     def _widen(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Casts to narrower floats go to float64 where everything does."""
@@ -129,68 +193,40 @@ class Oracle:
         kwargs = {n: wide.get(a, a) if isinstance(a, torch.dtype) else a for n, a in kwargs.items()}
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _block(self, i: int, values: dict[str, Any], time: Timeline) -> tuple[Tensor, Layer]:
+    def _block(self, i: int, values: dict[str, Any], window: Window, stream: Stream) -> Tensor:
         block = self.program.layout[i]
-        site = self.site(block.cls)
         values = {**{port: self.parameters[key] for port, key in block.params.items()}, **values}
-        seen = _Watch(self, i, site, time, values)
-        h = self.runner(block.cls)(values, seen)["h"]
-        memory = seen.memory
-        if i in self.chosen and self.recipe.strategy == "insert":
-            h, memory = self._insert(i, h, site, time)
-        return h, Layer(seen.k, seen.v, memory)
+        watch = _Watch(self, i, self.site(block.cls), window, stream, values)
+        h: Tensor = self.runner(block.cls)(values, watch)["h"]
+        return watch.mixer.insert(h) if self.plans[i].strategy == "insert" else h
 
-    def _memory_parameters(self, i: int) -> dict[str, Tensor]:
+    def parameters_of(self, i: int) -> dict[str, Tensor]:
+        """Those of the memory of block i, by their short names."""
         prefix = f"blocks.{i}.memory."
         return {key.removeprefix(prefix): p for key, p in self.parameters.items() if key.startswith(prefix)}
 
-    def _wide(self, x: Tensor) -> Tensor:
+    def wide(self, x: Tensor) -> Tensor:
+        """x in the dtype of memories."""
         return x.to(torch.float64 if self.double or self.program.dtype == torch.float64 else torch.float32)
 
-    def _recorded(self, w: Written, *, with_v: bool) -> Written:
+    def recorded(self, w: Written, *, with_v: bool) -> Written:
         """What is left of it in a window's record, whose keys and values have the activations' dtype."""
         dtype = torch.float64 if self.double else self.program.dtype
         v = w.v.to(dtype).to(w.v.dtype) if with_v else w.v
         return Written(w.k.to(dtype).to(w.k.dtype), v, w.g, w.beta)
 
-    def parallel(
-        self, i: int, site: Site, found: Mapping[fx.Node, Tensor], window: Tensor, time: Timeline
-    ) -> tuple[Tensor, Memory]:
-        """(1 - m) o_window + m o_memory, m = 0 before the first sleep; and the memory."""
-        p = self._memory_parameters(i)
-        x, q, k, v = (self._wide(found[node]) for node in (site.x, site.q, site.k, site.v))
-        q = reference.unit(q @ p["m_q"].reshape(site.q_heads, site.d_k, site.d_k))
-        k = reference.unit(k @ p["m_k"].reshape(site.kv_heads, site.d_k, site.d_k))
-        written = Written(k, v, *reference.gates(x, p))
-        out, memory = reference.run_memory(q, written, self._recorded(written, with_v=False), time, self.recipe)
-        m = torch.sigmoid(x @ p["w_m"].T + p["b_m"]).transpose(1, 2)[..., None]
-        m = torch.where((time.slept > 0)[:, None], m, 0.0)
-        return ((1 - m) * self._wide(window) + m * out).to(window.dtype), memory
-
-    def _insert(self, i: int, h: Tensor, site: Site, time: Timeline) -> tuple[Tensor, Memory]:
-        """h + W_o (RMSNorm_head(o) silu(W_g x)), x = RMSNorm(h); and the memory."""
-        p, wide = self._memory_parameters(i), self._wide(h)
-        x = reference.rms(wide) * p["norm"]
-        mixed = silu(reference.causal_conv(x @ p["w_qkv"].T, p["conv"]))
-        heads = [(site.q_heads, site.d_k), (site.kv_heads, site.d_k), (site.kv_heads, site.d_v)]
-        q, k, v = reference.split_heads(mixed, heads)
-        written = Written(reference.unit(k), v, *reference.gates(x, p))
-        recorded = self._recorded(written, with_v=True)
-        out, memory = reference.run_memory(reference.unit(q), written, recorded, time, self.recipe)
-        merged = (reference.rms(out) * p["out_norm"]).transpose(1, 2).flatten(2)
-        return (wide + (merged * silu(x @ p["w_g"].T)) @ p["w_o"].T).to(h.dtype), memory
-
 
 class _Watch:
     """The hook of one block: notes q, k, v and x on the way, and answers for the attention."""
 
-    def __init__(self, oracle: Oracle, i: int, site: Site, time: Timeline, values: Mapping[str, Any]) -> None:
-        self.oracle, self.i, self.site, self.time = oracle, i, site, time
+    def __init__(
+        self, oracle: Oracle, i: int, site: Site, window: Window, stream: Stream, values: Mapping[str, Any]
+    ) -> None:
+        self.oracle, self.i, self.site, self.window, self.stream = oracle, i, site, window, stream
+        self.layer, self.plan = stream.layers[i], oracle.plans[i]
+        self.mixer = Mixer(oracle, i, site, window, self.layer, self.plan)
         self.wanted = {site.q, site.k, site.v, site.x}
         self.found = {n: values[n.meta["port"].name] for n in self.wanted if n.op == "placeholder"}
-        self.memory: Memory | None = None
-        self.k: Tensor
-        self.v: Tensor
 
     def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node is self.site.node:
@@ -202,15 +238,87 @@ class _Watch:
         return value
 
     def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        q, self.k, self.v, mask, sinks = args
+        site, found = self.site, self.found
+        if self.plan.strategy == "replace":
+            return self.mixer.replace(found[site.x], found[site.q], found[site.k], found[site.v])
+        q, k, v, mask, sinks = args
         assert mask is None, "the mask was not classified"
-        oracle = self.oracle
-        see = sees(self.time, oracle.recipe, kwargs["window"])
-        window = reference.attention(q, self.k, self.v, see, sinks, scale=kwargs["scale"], softcap=kwargs["softcap"])
-        if self.i not in oracle.chosen or oracle.recipe.strategy != "parallel":
-            return window
-        mixed, self.memory = oracle.parallel(self.i, self.site, self.found, window, self.time)
-        return mixed
+        out = self._windowed(q, k, v, sinks, kwargs)
+        if self.plan.strategy != "parallel":
+            return out
+        return self.mixer.parallel(found[site.x], found[site.q], found[site.k], found[site.v], out)
+
+    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        """Attention over what is not evicted; while asleep over the window itself and the sinks from before it."""
+        oracle, layer, (start, end) = self.oracle, self.layer, (self.window.start, self.window.end)
+        before = (k[:, :, :0], v[:, :, :0]) if layer.k is None or layer.v is None else (layer.k, layer.v)
+        keys, values = (torch.cat([old[:, :, :start], new], 2) for old, new in zip(before, (k, v), strict=True))
+        see = sees(self.stream.time, oracle.recipe.sinks, oracle.ring(self.i), kwargs["window"])[start:end, :end]
+        if self.window.asleep:
+            token = torch.arange(end)
+            see = see & ((token >= start) | (token < oracle.recipe.sinks))
+        else:
+            layer.k, layer.v = keys, values
+        return reference.attention(q, keys, values, see, sinks, scale=kwargs["scale"], softcap=kwargs["softcap"])
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """The memory of one block over one window: what it answers; what it holds and has seen goes into `layer`."""
+
+    oracle: Oracle
+    i: int
+    site: Site
+    window: Window
+    layer: Layer
+    plan: LayerPlan
+
+    def parallel(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> Tensor:
+        """(1 - m) o_window + m o_memory, m = 0 where memories do not count yet."""
+        p, site = self.oracle.parameters_of(self.i), self.site
+        x, q, k, v = (self.oracle.wide(value) for value in (x, q, k, v))
+        q = reference.unit(q @ p["m_q"].reshape(site.q_heads, site.d_k, site.d_k))
+        k = reference.unit(k @ p["m_k"].reshape(site.kv_heads, site.d_k, site.d_k))
+        out = self._answer(q, Written(k, v, *reference.gates(x, p, site.d_k)), with_v=False)
+        m = torch.sigmoid(x @ p["w_m"].T + p["b_m"]).transpose(1, 2)[..., None] * float(self.window.live)
+        return ((1 - m) * self.oracle.wide(attended) + m * out).to(attended.dtype)
+
+    def replace(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """RMSNorm_head(o) silu(W_g x) [B,Hq,T,dv], keys and values expanded by head, scale 1/sqrt(dk)."""
+        site = self.site
+        copies = site.q_heads // site.kv_heads
+        parts = (q, k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1))
+        y = torch.cat([self.oracle.wide(part).transpose(1, 2).flatten(2) for part in parts], -1)
+        merged = self._mix(self.oracle.wide(x), y, site.q_heads, site.d_k**-0.5)
+        return merged.reshape(*merged.shape[:2], site.q_heads, site.d_v).transpose(1, 2).to(v.dtype)
+
+    def insert(self, h: Tensor) -> Tensor:
+        """h + W_o (RMSNorm_head(o) silu(W_g x)), x = RMSNorm(h)."""
+        p, wide = self.oracle.parameters_of(self.i), self.oracle.wide(h)
+        x = reference.rms(wide) * p["norm"]
+        return (wide + self._mix(x, x @ p["w_qkv"].T, self.site.kv_heads, 1.0) @ p["w_o"].T).to(h.dtype)
+
+    def _mix(self, x: Tensor, y: Tensor, heads: int, scale: float) -> Tensor:
+        """RMSNorm_head(o) silu(W_g x) [B,T,Hq dv] for y = q|k|v before the convolution."""
+        p, site = self.oracle.parameters_of(self.i), self.site
+        before = y[:, :0] if self.window.asleep or self.layer.mixed is None else self.layer.mixed
+        seen = torch.cat([before, y], 1)
+        if not self.window.asleep:
+            self.layer.mixed = seen
+        mixed = torch.nn.functional.silu(reference.causal_conv(seen, p["conv"])[:, before.shape[1] :])
+        q, k, v = reference.split_heads(mixed, [(site.q_heads, site.d_k), (heads, site.d_k), (heads, site.d_v)])
+        written = Written(reference.unit(k), v, *reference.gates(x, p, site.d_k))
+        out = scale * self._answer(reference.unit(q), written, with_v=True)
+        merged = (reference.rms(out) * p["out_norm"]).transpose(1, 2).flatten(2)
+        return merged * torch.nn.functional.silu(x @ p["w_g"].T)
+
+    def _answer(self, q: Tensor, written: Written, *, with_v: bool) -> Tensor:
+        memory = self.layer.memory or reference.empty_memory(self.plan.rule, written)
+        online = self.plan.write == "online"
+        out, self.layer.memory = reference.answer(self.plan.rule, q, written, memory, online=online)
+        recorded = written if self.window.asleep else self.oracle.recorded(written, with_v=with_v)
+        self.layer.written = recorded
+        return out
 
 
 def parameters_of(canonical: ProgramGraphs, step: ProgramGraphs, *, double: bool = False) -> dict[str, Tensor]:

@@ -13,9 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sleepc.recipe import Recipe
-from sleepc.verify.timeline import Timeline
-
 Memory = list[Tensor]
 # rule -> (subtracts what the key already returns, decays)
 RULES = {"linear": (False, False), "gated": (False, True), "delta": (True, False), "gated_delta": (True, True)}
@@ -47,19 +44,25 @@ def unit(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Written:
-    """What the tokens of a stream write: k [B,H,T,dk] of unit length, v [B,H,T,dv], g and beta [B,H,T]."""
+    """What the tokens of a window write: k [B,H,T,dk] of unit length, v [B,H,T,dv], g [B,H,T] or per channel
+    [B,H,T,dk], None for none, and beta [B,H,T].
+    """
 
     k: Tensor
     v: Tensor
-    g: Tensor
+    g: Tensor | None
     beta: Tensor
 
 
-def gates(x: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """g and beta [B,H,T] from x [B,T,d]: -exp(A) softplus(W_a x + dt) and sigmoid(W_b x + b)."""
+def gates(x: Tensor, p: Mapping[str, Tensor], width: int) -> tuple[Tensor | None, Tensor]:
+    """g and beta from x [B,T,d]: -exp(A) softplus(W_a x + dt), where there is a W_a, and sigmoid(W_b x + b)."""
+    beta = torch.sigmoid(x @ p["w_b"].T + p["b_b"]).transpose(1, 2)
+    if "w_a" not in p:
+        return None, beta
     g = -p["log_a"].exp() * F.softplus(x @ p["w_a"].T + p["dt"])
-    beta = torch.sigmoid(x @ p["w_b"].T + p["b_b"])
-    return g.transpose(1, 2), beta.transpose(1, 2)
+    if g.shape[2] != beta.shape[1]:
+        return g.reshape(*g.shape[:2], -1, width).transpose(1, 2), beta
+    return g.transpose(1, 2), beta
 
 
 Update = Callable[[Memory, Written, int, bool], Memory]
@@ -74,7 +77,9 @@ def update_of(rule: str) -> Update:
     def update(memory: Memory, w: Written, t: int, decay: bool) -> Memory:
         k, s = w.k[:, :, t], memory[0]
         if decay and decays:
-            s = w.g[:, :, t].exp()[..., None, None] * s
+            assert w.g is not None
+            fade = w.g[:, :, t].exp()
+            s = (fade[..., None] if fade.dim() == 3 else fade[..., None, None]) * s
         value = w.v[:, :, t]
         if corrects:
             value = value - torch.einsum("bhkv,bhk->bhv", s, k)
@@ -89,7 +94,7 @@ def _update_from_registry(name: str) -> Update:
     rule = find(name)
 
     def update(memory: Memory, w: Written, t: int, decay: bool) -> Memory:
-        g = w.g[:, :, t] if decay and rule.decays else torch.zeros_like(w.g[:, :, t])
+        g = w.g[:, :, t] if decay and w.g is not None else torch.zeros_like(w.beta[:, :, t])
         return list(rule.step(w.k[:, :, t], w.v[:, :, t], g, w.beta[:, :, t], memory))
 
     return update
@@ -125,26 +130,25 @@ def read(q: Tensor, memory: Memory, rule: str) -> Tensor:
     return q @ _repeat(memory[0], q.shape[1])
 
 
-def run_memory(q: Tensor, w: Written, recorded: Written, time: Timeline, recipe: Recipe) -> tuple[Tensor, Memory]:
-    """What q [B,Hq,T,dk] reads from the memory at every token, and the memory at the end.
-
-    `recorded` is `w` as a window's record holds it (rounded, in half precision): what a sleep replays.
-    """
-    update, memory = update_of(recipe.rule), empty_memory(recipe.rule, w)
-    online = recipe.write_time == "online"
-    out = [q[:, :, :0] @ _repeat(w.v.new_zeros(*memory[0].shape[:3], w.v.shape[3]), q.shape[1])]
-    for start, end in time.windows():
-        if online:
-            for t in range(start, end):
-                memory = update(memory, w, t, True)
-                out.append(read(q[:, :, t : t + 1], memory, recipe.rule))
-        else:
-            out.append(read(q[:, :, start:end], memory, recipe.rule))
-        if end in time.cuts:
-            for done in range(1 if online else 0, recipe.passes):
-                for t in range(start, end):
-                    memory = update(memory, recorded, t, done == 0)
+def answer(rule: str, q: Tensor, w: Written, memory: Memory, *, online: bool) -> tuple[Tensor, Memory]:
+    """What q [B,Hq,T,dk] reads at every token, which with `online` is written before, and the memory at the end."""
+    if not online:
+        return read(q, memory, rule), memory
+    update, out = update_of(rule), []
+    for t in range(q.shape[2]):
+        memory = update(memory, w, t, True)
+        out.append(read(q[:, :, t : t + 1], memory, rule))
     return torch.cat(out, 2), memory
+
+
+def replay(rule: str, memory: Memory | None, w: Written, first: int, passes: int) -> Memory:
+    """The update over a window, for passes `first` .. `passes` - 1; only pass 0 decays."""
+    update = update_of(rule)
+    memory = memory or empty_memory(rule, w)
+    for number in range(first, passes):
+        for t in range(w.k.shape[2]):
+            memory = update(memory, w, t, number == 0)
+    return memory
 
 
 def split_heads(x: Tensor, widths: Sequence[tuple[int, int]]) -> list[Tensor]:

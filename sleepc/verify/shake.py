@@ -42,12 +42,14 @@ def shaken(program: ProgramGraphs, seed: int = 0) -> ProgramGraphs:
 
 
 def without_memories(program: ProgramGraphs) -> ProgramGraphs:
-    """The sliding-window baseline: the mix is 0, and what a mixer puts out is multiplied by 0."""
+    """The sliding-window baseline: the mix is 0, and what a mixer puts out is multiplied by 0. Of a layer whose
+    attention was replaced nothing is left.
+    """
     values = {}
     for key, value in new_parameters(program).items():
         if key.endswith(".b_m"):
             values[key] = torch.full_like(value, -1e4)
-        elif key.endswith((".w_m", ".w_o")):
+        elif key.endswith((".w_m", ".w_o", ".w_g")):
             values[key] = torch.zeros_like(value)
     return with_parameters(program, values)
 

@@ -58,28 +58,28 @@ def make_timeline(
     return Timeline(columns[0], columns[1], columns[2], tuple(sorted(at)), position, epoch)
 
 
-def sees(time: Timeline, recipe: Recipe, own: int) -> Tensor:
-    """Which token (row) sees which (column): bool [T,T].
+def sees(time: Timeline, sinks: int, window: int, own: int) -> Tensor:
+    """Which token (row) sees which (column) in a layer that keeps `window` tokens: bool [T,T].
 
-    Seen are the sinks (the first tokens of the stream) and what has not been evicted of the latest L tokens. A layer
-    with a window of its own of up to L tokens sees what is nearer than that, by position, and sinks not beyond it.
+    Seen are the sinks (the first tokens of the stream) and what has not been evicted of the latest tokens. A layer
+    with a window of its own of up to as many sees what is nearer than that, by position, and sinks not beyond it.
     """
     token = torch.arange(len(time.position))
     past = token[None] <= token[:, None]
     together = time.epoch[None] == time.epoch[:, None]
     distance = time.position[:, None] - time.position[None]
-    narrow = 0 < own <= recipe.window
-    near = together & (token[:, None] - token[None] < (own if narrow else recipe.window))
-    sink = (token < recipe.sinks)[None].expand_as(past)
+    narrow = 0 < own <= window
+    near = together & (token[:, None] - token[None] < (own if narrow else window))
+    sink = (token < sinks)[None].expand_as(past)
     return past & (near | (sink & (distance < own) if narrow else sink))
 
 
-def held_tokens(time: Timeline, recipe: Recipe) -> Tensor:
-    """The token that every slot of the KV window holds at the end of the stream, -1 for none: int64 [sinks + L]."""
-    held = torch.full((recipe.sinks + recipe.window,), -1, dtype=torch.int64)
+def held_tokens(time: Timeline, sinks: int, window: int) -> Tensor:
+    """The token that every slot of a KV window holds at the end of the stream, -1 for none: int64 [sinks + window]."""
+    held = torch.full((sinks + window,), -1, dtype=torch.int64)
     for token, (position, epoch) in enumerate(zip(time.position.tolist(), time.epoch.tolist(), strict=True)):
-        if position < recipe.sinks:
+        if position < sinks:
             held[position] = token
         elif epoch == time.next_epoch:
-            held[recipe.sinks + (position - recipe.sinks) % recipe.window] = token
+            held[sinks + (position - sinks) % window] = token
     return held

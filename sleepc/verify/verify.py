@@ -161,14 +161,18 @@ def _check_inside(subject: Subject, report: VerifyReport, progress: Progress) ->
     if original is None:
         measure.skip(2, "not measured: the original was not given")
         return
-    if recipe.strategy == "insert" and not is_silent(step):
+    strategies = {plan.strategy for plan in recipe.plan(len(step.layout))}
+    if "replace" in strategies:
+        measure.skip(2, "does not apply: layers without attention are another model")
+        return
+    if "insert" in strategies and not is_silent(step):
         measure.skip(2, "does not apply: the inserted mixers have been trained")
         return
     count = min(recipe.window, LONG, len(subject.tokens))
     stream = Stream(subject.tokens[:count], (count,))
     tolerance = subject.tolerance.absolute
     measure(2, lambda: invariants.inside(subject.load(step), stream, original), tolerance, f"logits of {count} tokens")
-    if recipe.strategy == "parallel":
+    if "insert" not in strategies:
         count = min(count, SMALL)
         short = Stream(subject.tokens[:count], (count,))
         steps = subject.load(shaken(step))
