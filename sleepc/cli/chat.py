@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from sleepc.cli.display import Display, err, number, out, size
+from sleepc.cli.display import Display, err, number, size
+from sleepc.cli.terminal import Lines, Marks, leaving, sleeps, stopping
 from sleepc.errors import SleepcError, UsageError
 
 if TYPE_CHECKING:
@@ -61,8 +59,8 @@ def chat(
 
     manner = Manner(max_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
     StopStrings(manner.stops)  # refuses empty ones, before anything is loaded
-    if state is not None and not state.parent.is_dir():
-        raise UsageError(f"there is no folder {state.parent}", where="--state", fix="Name a file in one that exists.")
+    if state is not None and (state.is_dir() or not state.parent.is_dir()):  # told now, not after the conversation
+        raise UsageError(f"{state} cannot be a file", where="--state", fix="Name a file in a folder that exists.")
     with Display(err).doing("loading"):
         conversation, per_token = _open(artifact, system, backend=backend, device=device, dtype=dtype)
     talk = Talk(conversation, manner, per_token)
@@ -71,8 +69,13 @@ def chat(
         if system and system != conversation.system:
             talk.tell("--system is left aside: the conversation in the file has begun with another")
     talk.greet(artifact)
-    talk.run()
-    if state is not None:
+    if state is None:
+        talk.run()
+        return
+    try:
+        with leaving():
+            talk.run()
+    finally:  # also where the reader of the answers, or the terminal, has gone away
         talk.save(state)
 
 
@@ -88,11 +91,8 @@ def _open(artifact: Path, system: str, *, backend: str, device: str, dtype: str 
     template = tokenizer.template()
     steps = program.steps(backend=backend, device=device, dtype=dtype)
     session = Session(steps, identity=identity(read_manifest(artifact)))
-    if dtype is not None:
-        per_token = kv_bytes(program.graphs, api.DTYPES[dtype].itemsize)
-    else:
-        per_token = kv_bytes(program.graphs, program.graphs.dtype.itemsize)
-    return Conversation(session, tokenizer, template, system), per_token
+    kind = api.DTYPES[dtype] if dtype is not None else program.graphs.dtype
+    return Conversation(session, tokenizer, template, system), kv_bytes(program.graphs, kind.itemsize)
 
 
 def identity(manifest: Manifest) -> str:
@@ -156,9 +156,7 @@ class Talk:
         while True:
             try:
                 line = self.lines.read()
-                if line is None:
-                    return
-                if line.split()[:1] in (["/exit"], ["/quit"]) and line.startswith("/"):
+                if line is None or line.rstrip() in ("/exit", "/quit"):
                     return
                 self._do(line)
                 pressed = False
@@ -197,15 +195,13 @@ class Talk:
                     self.marks.write(piece)
                     if stopped():
                         break
-        except KeyboardInterrupt:  # the second one, in the middle of a step
-            self.marks.end()
-            self.tell("broken off: this turn was taken back")
-            return
+        except KeyboardInterrupt:  # the second one: in the middle of a step, it takes the turn back
+            pass
         self.marks.end()
         if len(self.conversation.turns) == count:
-            self.tell("stopped before the answer began: this turn was taken back")
-            return
-        self._tell_end(stopped(), time.perf_counter() - started)
+            self.tell("stopped, and this turn was taken back: its answer had not begun, or a step was broken off")
+        else:
+            self._tell_end(stopped(), time.perf_counter() - started)
 
     def _tell_end(self, stopped: bool, seconds: float) -> None:
         turn = self.conversation.turns[-1]
@@ -241,7 +237,7 @@ class Talk:
     def save(self, path: Path) -> None:
         """Keep the conversation in a file, and say so."""
         self.conversation.save(path)
-        self.tell(f"{self._length()} in {path}")
+        self.tell(f"kept {self._length()} in {path}")
 
     def load(self, path: Path) -> None:
         """Go on with the conversation of a file, and say so."""
@@ -254,7 +250,7 @@ class Talk:
 
     def _stats(self, rest: str) -> None:
         talk, stats = self.conversation, self.conversation.session.stats
-        self.tell(f"{self._length()}, {number(len(talk.ids))} tokens, {_sleeps(talk.sleeps)}")
+        self.tell(f"{self._length()}, {number(len(talk.ids))} tokens, {sleeps(talk.sleeps)}")
         if self.speed:
             self.tell(self.speed)
         cache = size(self.kv_per_token * len(talk.ids))
@@ -263,114 +259,3 @@ class Talk:
     def _length(self) -> str:
         turns = len(self.conversation.turns)
         return f"{turns} turn{'' if turns == 1 else 's'}"
-
-
-def _sleeps(count: int) -> str:
-    return f"{number(count)} sleep{'' if count == 1 else 's'}"
-
-
-class Marks:
-    """An answer's words on stdout, with a dim mark where the model slept: between words, and on a terminal only."""
-
-    def __init__(self) -> None:
-        self.waiting = self.all = 0
-        self.begun = False
-
-    def add(self) -> None:
-        """The model has slept."""
-        self.waiting += 1
-        self.all += 1
-
-    def begin(self) -> None:
-        """An answer begins."""
-        self.waiting, self.all, self.begun = 0, 0, False
-
-    def write(self, piece: str) -> None:
-        """Write a piece of text; a mark goes before its first space, or before the answer."""
-        if self.waiting and out.is_terminal:
-            at = 0 if not self.begun else next((i for i, c in enumerate(piece) if c.isspace()), -1)
-            if at >= 0:
-                self._put(piece[:at])
-                self._mark()
-                piece = piece[at:]
-        self._put(piece)
-
-    def end(self) -> None:
-        """The answer has ended."""
-        if self.waiting and out.is_terminal:
-            self._mark()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        if self.all and not out.is_terminal:
-            err.print(Text(f"· {_sleeps(self.all)}", style="dim"))
-
-    def _put(self, text: str) -> None:
-        if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            self.begun = True
-
-    def _mark(self) -> None:
-        text = "· sleep" if self.waiting == 1 else f"· {_sleeps(self.waiting)}"
-        out.print(Text(f" {text}" if self.begun else f"{text} ", style="dim"), end="")
-        self.waiting = 0
-
-
-class Lines:
-    """Messages from stdin: with a prompt and a history on a terminal, silently from a pipe."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stdin.isatty()
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")  # bytes that are no text do not end a conversation
-        if self.terminal:
-            try:
-                import readline  # noqa: F401  # gives input() its history and keys
-            except ImportError:  # not on every system; input() works without
-                return
-
-    def read(self) -> str | None:
-        """The next message, lines that end with a backslash joined with the next; None at the end of the input."""
-        lines: list[str] = []
-        while True:
-            line = self._line("… " if lines else "> ")
-            if line is None:
-                return "\n".join(lines) if lines else None
-            if not line.endswith("\\"):
-                return "\n".join([*lines, line])
-            lines.append(line[:-1])
-
-    def _line(self, prompt: str) -> str | None:
-        if not self.terminal:
-            line = sys.stdin.readline()
-            return line.rstrip("\n") if line else None
-        if not sys.stdout.isatty():  # input() would write the prompt among the answers
-            sys.stderr.write(prompt)
-            sys.stderr.flush()
-            prompt = ""
-        try:
-            return input(prompt)
-        except EOFError:
-            err.print()
-            return None
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C only leaves word, so that a step comes to its end; a second one interrupts as ever.
-
-    Yields a function: was it pressed?
-    """
-    pressed = False
-
-    def press(signum: int, frame: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -176,7 +176,8 @@ class Conversation:
         whole = self.tokenizer.encode_part(self.template(self._messages([t.answer for t in self.turns], text)))
         if parts is not None and whole[: len(read)] == read:
             return parts[-1], whole[len(read) :]
-        if parts is None or parts[:-1] != [turn.prompt for turn in self.turns]:
+        # Spaces around an answer are not looked at: some templates have one there only once the answer is there.
+        if parts is None or [part.strip() for part in parts[:-1]] != [turn.prompt.strip() for turn in self.turns]:
             self.note, self._told = "" if self._told else REWRITES, True
         part = parts[-1] if parts is not None else self.template([{"role": "user", "content": text}])
         ids = self.tokenizer.encode_part(part)
@@ -223,8 +224,8 @@ class Conversation:
         """Take the last turn back, state and history; returns it. Raises UsageError where its state is not kept."""
         if not self._before:
             why = "there is no turn to undo" if not self.turns else "the state before that turn is not kept"
-            kept = f"the last {self._before.maxlen} turns since the beginning, a reset or a load"
-            raise UsageError(why, fix=f"The states before {kept} are kept.")
+            most = self._before.maxlen
+            raise UsageError(why, fix=f"Turns since the beginning, a reset or a load can be undone, {most} at most.")
         self.session.restore(self._before.pop())
         return self.turns.pop()
 

@@ -165,6 +165,19 @@ def test_a_template_that_rewrites_what_was_read(template: Callable[[list[Message
     same_state(state_of(talk.session), fed_at_once(talk))
 
 
+def test_a_space_before_answers_that_are_there_is_no_rewriting() -> None:
+    """As in Llama 2's template."""
+
+    def spaced(messages: list[Message]) -> str:
+        return plain(messages).replace(f"{chr(ASSISTANT)}[", f"{chr(ASSISTANT)} [").replace(f"{chr(ASSISTANT)}o", " o")
+
+    talk = Conversation(Session(saying("ok")), Letters(), spaced)
+    tell(talk, "hi")
+    tell(talk, "so")
+    assert talk.note == ""
+    assert text_of(talk.ids) == "<u>hi</><a>ok</><u>so</><a>ok</>"
+
+
 def test_words_that_look_like_the_marks_for_answers() -> None:
     talk = Conversation(Session(saying("ok")), Letters(), plain)
     for text in ("[answer:0]", "[answer_:1]", "x"):

@@ -1,0 +1,345 @@
+"""`sleepc chat` as a person uses it: over a pipe, on a terminal, with Ctrl-C, and with files that do not fit."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import sleepc as package
+from sleepc.cli.chat import identity, kv_bytes
+from sleepc.cli.main import main
+from tests.cli.models import ROOT, save_model
+
+TEMPLATE = (
+    "{% for m in messages %}{{ {'system': 'w55', 'user': 'w56', 'assistant': 'w57'}[m['role']] }} "
+    "{{ m['content'] | trim }} w58 {% endfor %}{% if add_generation_prompt %}w57 {% endif %}"
+)
+load = cache(package.load)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> package.Program:
+    model = save_model(tmp_path_factory.mktemp("model"))
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    (model / "generation_config.json").write_text('{"eos_token_id": 58}')
+    converted = package.convert(model, {"window": 8, "sinks": 2})
+    converted.save(model.parent / f"{model.name}-artifact")
+    return converted
+
+
+@pytest.fixture(scope="module")
+def artifact(program: package.Program) -> Path:
+    assert program.path is not None
+    return program.path
+
+
+@pytest.fixture
+def talk(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[list[str], str]]:
+    """Lines over a pipe -> the lines of stdout, and stderr. It must end with 0."""
+    monkeypatch.setattr("sleepc.api.load", load)  # reading and checking an artifact takes longer than talking
+
+    def run(
+        *lines: str, options: tuple[object, ...] = ("--max-tokens", 5), target: Path = artifact
+    ) -> tuple[list[str], str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        with pytest.raises(SystemExit) as caught:
+            main(["chat", str(target), *map(str, options)])
+        said = capsys.readouterr()
+        assert caught.value.code == 0, said.err
+        assert "\x1b" not in said.out + said.err
+        return said.out.splitlines(), said.err
+
+    return run
+
+
+Talk = Callable[..., tuple[list[str], str]]
+
+
+# ---------------------------------------------------------------------------------------------- over a pipe
+
+
+def test_answers_alone_are_on_stdout_and_are_the_same_again(talk: Talk) -> None:
+    answers, told = talk("w1 w2 w3", "", "w4 w5")
+    assert [len(answer.split()) for answer in answers] == [5, 5]
+    assert all(word.startswith("w") for word in " ".join(answers).split())
+    assert "> " not in told
+    assert "· 1 sleep" in told
+    assert "cut off after 5 tokens" in told
+    assert talk("w1 w2 w3", "w4 w5") == (answers, told)
+    assert talk("w1 w2 w3", "w4 w5", options=("--max-tokens", 5, "--system", "w9"))[0] != answers
+
+
+def test_undo_and_reset_lead_to_the_same_answers(talk: Talk) -> None:
+    answers, _ = talk("w1 w2 w3", "w4 w5", "w6")
+    undone, told = talk("w1 w2 w3", "w7 w8 w9", "/undo", "w4 w5", "w6")
+    assert [undone[0], *undone[2:]] == answers
+    assert 'taken back: "w7 w8 w9"' in told
+    reset, _ = talk("w7 w8", "/reset", "w1 w2 w3", "w4 w5", "w6")
+    assert reset[1:] == answers
+    assert "no turn to undo" in talk("/undo")[1]
+
+
+def test_a_conversation_goes_on_from_its_file(talk: Talk, tmp_path: Path) -> None:
+    answers, _ = talk("w1 w2 w3", "w4 w5", "w6")
+    file = tmp_path / "my talk"
+    first, told = talk("w1 w2 w3", f"/state save {file}", "w7", f"/state load {file}", "w4 w5")
+    assert [first[0], first[2]] == answers[:2]
+    assert f"kept 1 turn in {file}" in told
+    options = ("--max-tokens", 5, "--state", tmp_path / "state")
+    assert talk("w1 w2 w3", "w4 w5", options=options)[0] == answers[:2]
+    last, told = talk("/stats", "w6", options=(*options, "--system", "w3"))
+    assert last == answers[2:]
+    assert "going on from" in told
+    assert "--system is left aside" in told
+    assert re.search(r"2 turns, \d+ tokens, [1-9] sleeps?", told)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my talk", "state"]
+
+
+def test_what_went_wrong_is_told_and_the_conversation_goes_on(talk: Talk, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\x00" * 50)
+    lines = ("w1", f"/state load {tmp_path / 'x'}", f"/state save {tmp_path / 'no' / 'x'}", "/state", "/udno", "w2")
+    answers, told = talk(*lines)
+    assert answers == talk("w1", "w2")[0]
+    assert told.count("error: ") == 3
+    assert "the nearest is /undo" in told
+    assert "Traceback" not in told
+    assert "/state save FILE" in talk("/help", "/exit", "w1")[1]
+    assert talk("/exit", "w1")[0] == []
+
+
+def test_stats_say_what_there_is(talk: Talk) -> None:
+    told = talk("w1 w2 w3", "/stats")[1]
+    # w56 w1 w2 w3 w58 w57, and five of the answer; in a KV cache each is 3 blocks x 2 heads x (8 + 8) x 4 bytes.
+    assert "1 turn, 11 tokens, 1 sleep" in told
+    assert "tokens/s" in told
+    assert f"would be {11 * 3 * 2 * 16 * 4 / 1e3:.1f} kB" in told
+
+
+def test_figures_are_those_of_the_original(program: package.Program) -> None:
+    assert kv_bytes(program.graphs, 4) == program.inspect().kv_bytes_per_token
+
+
+def test_a_line_that_goes_on_and_one_that_is_no_command(talk: Talk) -> None:
+    assert talk("w1\\", "w2 w3")[0] == talk("w1 w2 w3")[0]
+    assert talk("w1 w2\\")[0] == talk("w1 w2")[0]
+    assert talk(" /undo w1")[0] == talk("w0 w0 w1")[0], "/ and undo are no words of the tokenizer"
+
+
+def test_a_model_without_a_template_goes_on_with_the_text(talk: Talk, artifact: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(artifact, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    answers, told = talk("w1 w2", "w3", target=bare)
+    assert [len(answer.split()) for answer in answers] == [5, 5]
+    assert told.count("no chat template") == 1
+
+
+def test_a_template_that_takes_no_system_text(talk: Talk, artifact: Path, tmp_path: Path) -> None:
+    strict = shutil.copytree(artifact, tmp_path / "strict")
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    (strict / "chat_template.jinja").write_text(refusal + TEMPLATE)
+    answers, told = talk("w1", target=strict, options=("--system", "w5"))
+    assert answers == []
+    assert "no system here" in told
+    assert talk("w1", target=strict)[0] == talk("w1")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--state", "absent/file"), "--state"),
+        (("--state", "."), "--state"),
+        (("--stop", ""), "empty"),
+        (("--dtype", "int3"), "dtype"),
+        (("--backend", "abacus"), "abacus"),
+    ],
+)
+def test_options_that_do_not_fit(
+    artifact: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["chat", str(artifact), *options])
+    said = capsys.readouterr().err
+    assert (caught.value.code, words in said) == (2, True), said
+
+
+def test_a_state_of_another_conversion_is_refused_and_left(
+    artifact: Path, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    talk("w1", options=("--state", state))
+    before = state.read_bytes()
+    monkeypatch.setattr("sleepc.cli.chat.identity", lambda manifest: "another")
+    with pytest.raises(SystemExit) as caught:
+        main(["chat", str(artifact), "--state", str(state)])
+    said = capsys.readouterr().err
+    assert (caught.value.code, "identity" in said) == (1, True), said
+    assert state.read_bytes() == before
+
+
+def test_identity_is_of_what_is_computed(artifact: Path) -> None:
+    from sleepc.artifact import read_manifest
+
+    manifest = read_manifest(artifact)
+    elsewhere = [file.model_copy(update={"path": "elsewhere"}) for file in manifest.files]
+    assert identity(manifest.model_copy(update={"files": elsewhere, "report": {"verify": 1}})) == identity(manifest)
+    key, entry = next(iter(manifest.params.items()))
+    trained = {**manifest.params, key: entry.model_copy(update={"sha256": "0" * 64})}
+    assert identity(manifest.model_copy(update={"params": trained})) != identity(manifest)
+    graph = manifest.head.model_copy(update={"sha256": "0" * 64})
+    assert identity(manifest.model_copy(update={"head": graph})) != identity(manifest)
+
+
+# ---------------------------------------------------------------------------------------------- in a process
+
+
+# In the new process: Ctrl-C is not ignored (as it is where a shell runs the tests in the background), and comes from
+# the terminal at stdin, if that is one.
+START = """
+import fcntl, signal, sys, termios
+from sleepc.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.stdin.isatty():
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+main(sys.argv[1:])
+"""
+
+
+class Terminal:
+    """`sleepc chat` in a pseudo-terminal, or with `pipes` for its input and output."""
+
+    def __init__(self, *arguments: object, pipes: bool = False) -> None:
+        self.inside, outside = pty.openpty()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, "chat", *map(str, arguments)],
+            env={**environment, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+            stdin=subprocess.PIPE if pipes else outside,
+            stdout=subprocess.PIPE if pipes else outside,
+            stderr=subprocess.STDOUT,
+        )
+        os.close(outside)
+        stdin, stdout = self.process.stdin, self.process.stdout
+        self.input = stdin.fileno() if stdin else self.inside
+        self.output = stdout.fileno() if stdout else self.inside
+        self.decoder = getincrementaldecoder("utf-8")()
+        self.text, self.at = "", 0
+
+    def wait(self, pattern: str) -> re.Match[str]:
+        """Read until this comes after what was waited for before."""
+        limit = time.monotonic() + 60
+        while not (found := re.compile(pattern).search(self.text, self.at)):
+            assert time.monotonic() < limit, self.text
+            assert self._read(), f"it ended before {pattern!r}:\n{self.text}"
+        self.at = found.end()
+        return found
+
+    def _read(self) -> bool:
+        """Take what has come; False at the end."""
+        if not select.select([self.output], [], [], 0.2)[0]:
+            return True
+        try:
+            data = os.read(self.output, 1 << 16)
+        except OSError:  # how a pseudo-terminal ends
+            return False
+        self.text += self.decoder.decode(data)
+        return bool(data)
+
+    def send(self, text: str) -> None:
+        os.write(self.input, text.encode())
+
+    def end(self) -> int:
+        """Wait for the end; the exit code."""
+        while self._read():
+            pass
+        return self.process.wait(timeout=60)
+
+
+@pytest.fixture
+def terminal(artifact: Path) -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def start(*options: object, pipes: bool = False) -> Terminal:
+        opened.append(Terminal(artifact, *options, pipes=pipes))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        os.close(one.inside)
+        for stream in (one.process.stdin, one.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_session(
+    terminal: Callable[..., Terminal], talk: Talk, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+
+    state = tmp_path / "state"
+    chat = terminal("--max-tokens", 1_000_000, "--state", state, pipes=True)
+    chat.send("w1 w2 w3\n")
+    chat.wait(r"(w\d+ ){20}")
+    chat.process.send_signal(signal.SIGINT)
+    chat.wait("stopped: what was said so far is kept")
+    chat.send("/stats\n")
+    said = int(chat.wait(r"1 turn, (\d+) tokens")[1]) - 6
+    chat.send("/undo\n/stats\nw4\n")
+    chat.wait("0 turns, 0 tokens, 0 sleeps")
+    answer = chat.wait(r"(w\d+ ){9}")[0].split()
+    chat.process.send_signal(signal.SIGINT)
+    chat.wait("stopped")
+    chat.process.send_signal(signal.SIGHUP)  # as a terminal that closes
+    assert chat.end() == 128 + signal.SIGHUP
+    with safe_open(state, framework="numpy") as file:
+        assert [turn["user"] for turn in json.loads(file.metadata()["note.chat"])["turns"]] == ["w4"]
+    assert "Traceback" not in chat.text
+    assert talk("w4", options=("--max-tokens", 9))[0][0].split() == answer
+    whole = talk("w1 w2 w3", options=("--max-tokens", said))[0][0]
+    assert whole in chat.text.replace("\n", " "), "every token that was read was shown"
+
+
+def test_on_a_terminal(terminal: Callable[..., Terminal], talk: Talk) -> None:
+    chat = terminal("--max-tokens", 12)
+    chat.wait(r"sleeps every 8 tokens.*\n.*> $")
+    chat.send("w1 w2\\\n")
+    chat.wait("… ")
+    chat.send("w3\n")
+    shown = chat.wait(r"\n([^\n]*w\d+[^\n]*)\r\n[^\n]*cut off")[1]
+    assert "\x1b[2m · sleep\x1b[0m w" in shown, "dim, and between words"
+    words = re.sub(r"\x1b\[[\d;]*m| ?· (\d+ )?sleeps? ?", "", shown)
+    assert words.split() == talk("w1 w2 w3", options=("--max-tokens", 12))[0][0].split()
+    chat.wait("> ")
+    chat.send("\x1b[A\r")  # the history's last line, w3
+    chat.wait(r"w3\r\n[^\n]*w\d+[^\n]*\r\n[^\n]*cut off")
+    chat.wait("> ")
+    chat.send("\x03")
+    chat.wait("Ctrl-C once more leaves.*\n.*> ")
+    chat.send("/stats\n")
+    chat.wait("2 turns")
+    chat.wait("> ")
+    chat.send("\x03")
+    chat.wait("Ctrl-C once more leaves.*\n.*> ")
+    chat.send("\x03")
+    assert chat.end() == 0
+    assert "Traceback" not in chat.text
