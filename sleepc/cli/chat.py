@@ -95,30 +95,30 @@ def _open(artifact: Path, system: str, *, backend: str, device: str, dtype: str 
     return Conversation(session, tokenizer, template, system), kv_bytes(program.graphs, kind.itemsize)
 
 
+# What a manifest says of an artifact besides what it computes: where its files are, what was measured, with which version.
+BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256"}
+
+
 def identity(manifest: Manifest) -> str:
-    """A hash of what the model computes, graphs and weights; not of where its files are or what was measured."""
-    graphs = [manifest.embed, manifest.head, manifest.clock]
-    graphs += [graph for cls in manifest.classes.values() for graph in (cls.wake, cls.sleep)]
-    blocks = [[block.cls, sorted(block.params.items())] for block in manifest.layout]
-    weights = sorted((key, param.sha256) for key, param in manifest.params.items())
-    return hashlib.sha256(json.dumps([[g.sha256 for g in graphs], blocks, weights]).encode()).hexdigest()
+    """A hash of what the model computes: graphs, layout and weights, as they stand in the file."""
+    data = manifest.model_dump(mode="json", exclude_unset=True, exclude=BESIDE)
+    for entry in data["params"].values():
+        del entry["file"]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def kv_bytes(program: ProgramGraphs, itemsize: int) -> int:
     """The bytes that one token takes in a KV cache, from what the blocks' attention reads: k and v [B, H, T, D]."""
-    import torch
     from torch import fx
 
-    from sleepc.ir.graph import is_call
+    from sleepc.passes.find_sites import attention_of, dims
 
     total = 0
     for block in program.layout:
-        for node in program.classes[block.cls].wake.calls():
-            if is_call(node, torch.ops.sleepc.window_attention.default):
-                for source in node.args[1:3]:
-                    assert isinstance(source, fx.Node)
-                    dims = source.meta["type"].dims
-                    total += int(dims[1]) * int(dims[3]) * itemsize
+        for source in attention_of(program.classes[block.cls].wake).args[1:3]:
+            assert isinstance(source, fx.Node)
+            _, heads, _, width = dims(source)
+            total += int(heads) * int(width) * itemsize
     return total
 
 

@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sleepc as package
 from sleepc.cli.chat import identity, kv_bytes
 from sleepc.cli.main import main
+from sleepc.runtime.chat import Conversation, Manner
 from tests.cli.models import ROOT, save_model
 
 TEMPLATE = (
@@ -193,17 +195,36 @@ def test_a_state_of_another_conversion_is_refused_and_left(
     assert state.read_bytes() == before
 
 
-def test_identity_is_of_what_is_computed(artifact: Path) -> None:
+def test_identity_is_of_what_is_computed(artifact: Path, tmp_path: Path) -> None:
     from sleepc.artifact import read_manifest
 
     manifest = read_manifest(artifact)
-    elsewhere = [file.model_copy(update={"path": "elsewhere"}) for file in manifest.files]
-    assert identity(manifest.model_copy(update={"files": elsewhere, "report": {"verify": 1}})) == identity(manifest)
+    copied = read_manifest(load(artifact).save(tmp_path / "copy", standalone=True))
+    assert copied.files != manifest.files
+    assert identity(copied) == identity(manifest)
     key, entry = next(iter(manifest.params.items()))
     trained = {**manifest.params, key: entry.model_copy(update={"sha256": "0" * 64})}
     assert identity(manifest.model_copy(update={"params": trained})) != identity(manifest)
     graph = manifest.head.model_copy(update={"sha256": "0" * 64})
     assert identity(manifest.model_copy(update={"head": graph})) != identity(manifest)
+
+
+def test_the_state_is_that_of_the_ids_and_undo_brings_the_same_bits(program: package.Program) -> None:
+    session = program.session()
+    arrays = session.steps.to_named_arrays
+    talk = Conversation(session, program.tokenizer(), program.tokenizer().template())
+    for text in ("w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11 w12"):
+        before = arrays(session.snapshot().state)
+        list(talk.say(text, Manner(max_tokens=7)))
+    assert (len(talk.turns), talk.sleeps) == (3, session.stats.sleeps)
+    at_once = program.session()
+    at_once.feed(talk.ids)
+    expected = at_once.steps.to_named_arrays(at_once.snapshot().state)
+    for name, array in arrays(session.snapshot().state).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    talk.undo()
+    for name, array in arrays(session.snapshot().state).items():
+        np.testing.assert_array_equal(array, before[name], name)
 
 
 # ---------------------------------------------------------------------------------------------- in a process
