@@ -66,11 +66,21 @@ class Tokenizer:
 
 @cache
 def _template(folder: Path) -> Template | None:
-    """A model directory -> its chat template as a function. transformers renders templates in a sandbox."""
+    """A model directory -> its chat template as a function. transformers renders templates in a sandbox.
+
+    Raises UsageError where transformers cannot read the tokenizer's files, or only by running code of the model's.
+    """
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"transformers cannot read this model's tokenizer: {(str(error) or type(error).__name__).splitlines()[0]}",
+            where=str(folder),
+            fix="The chat template comes with it; without one, `sleepc run` goes on with a text.",
+        ) from error
     if not tokenizer.chat_template:
         return None
 

@@ -24,6 +24,8 @@ import pytest
 import sleepc as package
 from sleepc.cli.chat import identity, kv_bytes
 from sleepc.cli.main import main
+from sleepc.errors import UsageError
+from sleepc.hf.tokenizer import load_tokenizer
 from sleepc.runtime.chat import Conversation, Manner
 from tests.cli.models import ROOT, save_model
 
@@ -160,6 +162,25 @@ def test_a_template_that_takes_no_system_text(talk: Talk, artifact: Path, tmp_pa
     assert answers == []
     assert "no system here" in told
     assert talk("w1", target=strict)[0] == talk("w1")[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("tokenizer_config.json", "{", "cannot read"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}, "tokenizer_class": "Y"}', "code"),
+        ("chat_template.jinja", "{% for %}", "refuses"),
+    ],
+)
+def test_tokenizers_and_templates_that_cannot_be_used(
+    artifact: Path, tmp_path: Path, file: str, text: str, words: str
+) -> None:
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        shutil.copy(artifact / name, tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_tokenizer(tmp_path).chat([{"role": "user", "content": "w1"}])
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize(
