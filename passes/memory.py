@@ -133,7 +133,9 @@ class MemoryBuilder:
         if not self.options.recorded:
             return
         dtype, site = self.program.dtype, self.site
-        parts = [("k", e.cast(written.k, dtype), dtype, (site.d_k,))]
+        parts: list[tuple[str, fx.Node, torch.dtype, tuple[int, ...]]] = [
+            ("k", e.cast(written.k, dtype), dtype, (site.d_k,))
+        ]
         if with_v:
             parts.append(("v", e.cast(written.v, dtype), dtype, (site.d_v,)))
         if find_rule(self.options.rule).decays:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files
 from sleepc.hf.resolve import Checkpoint, resolve
 from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
@@ -30,6 +31,7 @@ from sleepc.ir.tensorfile import TensorFile, scan
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import Source
 from sleepc.passes.pipeline import FRONT, rewrite_stages
+from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
@@ -203,6 +205,7 @@ def convert(
     damaged files.
     """
     recipe = make_recipe(recipe)
+    check_rules(recipe)  # before any work
     started = time.perf_counter()
     checkpoint = None if isinstance(model, nn.Module) else resolve(model, progress)
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
@@ -218,7 +221,19 @@ def convert(
     graphs = run_stages(canonical, stages, progress=lambda name: progress(name, None), dump=dump)
     program = Program(graphs, recipe, _source(model, checkpoint), canonical=canonical, original=module)
     program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
+    _warn_untrained(program)
     return program
+
+
+def _warn_untrained(program: Program) -> None:
+    """Recurrent passes are computation that the model has never seen: only training makes them useful."""
+    if program.recipe.recurs and not program.report.get("training"):
+        text = (
+            f"{program.recipe.passes} recurrent passes on a program that was not trained for them: each sleep runs "
+            "blocks on states that they have never seen, and what it writes is likely worse than one pass. Use "
+            "--consolidation replay, --passes 1, or train the program."
+        )
+        warnings.warn(text, SleepcWarning, stacklevel=3)
 
 
 def capture(module: nn.Module, progress: Progress = _silent, dump: Path | None = None) -> ProgramGraphs:
@@ -294,7 +309,9 @@ def load(path: str | Path) -> Program:
     """
     folder = Path(path)
     graphs, manifest = artifact.load_artifact(folder)
-    return Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder, checked=False)
+    program = Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder, checked=False)
+    _warn_untrained(program)
+    return program
 
 
 def inspect(

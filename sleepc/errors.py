@@ -44,3 +44,7 @@ class Refusal(UsageError):
     def __init__(self, code: RefusalCode, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what, where=where, fix=fix)
         self.code = code
+
+
+class SleepcWarning(UserWarning):
+    """What a person should know, though nothing is wrong."""

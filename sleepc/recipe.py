@@ -142,8 +142,11 @@ class Recipe(BaseModel):
         return first, end
 
 
-def make_recipe(options: Recipe | dict[str, Any] | None) -> Recipe:
-    """A checked recipe. Raises UsageError that names the option, its value and what is allowed."""
+def make_recipe(options: Recipe | dict[str, Any] | None, where: str = "") -> Recipe:
+    """A checked recipe, of options from `where`.
+
+    Raises UsageError that names the option, its value and what is allowed; for an unknown one, the nearest known one.
+    """
     if isinstance(options, Recipe):
         return options
     try:
@@ -151,7 +154,7 @@ def make_recipe(options: Recipe | dict[str, Any] | None) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        where = f"--{name}" if len(first["loc"]) == 1 else name
+        where = where or (f"--{name}" if len(first["loc"]) == 1 else name)
         fix = _nearest(first) or "`sleepc convert --help` lists the options."
         raise UsageError(_explain(name, first), where=where, fix=fix) from None
 

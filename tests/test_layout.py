@@ -23,6 +23,7 @@ LINKED = ("passes", "backends")
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "recipe": set(),
+    "recipe_file": {"recipe"},
     "manifest": {"ir", "recipe"},
     "ir": set(),
     "ops": set(),

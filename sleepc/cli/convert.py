@@ -17,20 +17,54 @@ if TYPE_CHECKING:
 def convert(
     model: Annotated[str, typer.Argument(help="A Hugging Face directory, a hub id, or a .gguf file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact directory to make.")],
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="A YAML file of options, by the names of these; flags win.")
+    ] = None,
     strategy: Annotated[
-        str, typer.Option(help="parallel (a memory beside attention) or insert (a mixer after it).")
-    ] = "parallel",
-    rule: Annotated[str, typer.Option(help="The memory's update rule.")] = "gated_delta",
-    layers: Annotated[str, typer.Option(help='Which blocks: "all", "every:2" or "3,5,7-9".')] = "all",
-    window: Annotated[int, typer.Option(help="Tokens that attention keeps; a sleep comes after as many.")] = 256,
-    passes: Annotated[int, typer.Option(help="Passes of a sleep over its window.")] = 1,
-    eviction: Annotated[str, typer.Option(help="sliding or hard.")] = "sliding",
-    sinks: Annotated[int, typer.Option(help="First tokens that attention keeps for ever.")] = 4,
-    write: Annotated[str, typer.Option(help="When memories are written: default, sleep or online.")] = "default",
+        str | None,
+        typer.Option(
+            help="parallel (a memory beside attention), insert (a mixer after it) or replace (one in its place).",
+            show_default="parallel",
+        ),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="The memory's update rule: linear, gated, delta or gated_delta.", show_default="gated_delta"),
+    ] = None,
+    decay: Annotated[
+        str | None, typer.Option(help="What decays at its own rate: head or channel.", show_default="head")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help='Which blocks: "all", "every:2" or "3,5,7-9".', show_default="all")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens that attention keeps; a sleep comes after as many.", show_default="256"),
+    ] = None,
+    passes: Annotated[int | None, typer.Option(help="Passes of a sleep over its window.", show_default="1")] = None,
+    consolidation: Annotated[
+        str | None,
+        typer.Option(
+            help="What passes do: replay (the memory's update again) or recurrent (blocks run again; needs training).",
+            show_default="replay",
+        ),
+    ] = None,
+    loop: Annotated[
+        str | None, typer.Option(help="Blocks that recurrent passes run: all, middle or a:b.", show_default="all")
+    ] = None,
+    eviction: Annotated[str | None, typer.Option(help="sliding or hard.", show_default="sliding")] = None,
+    sinks: Annotated[
+        int | None, typer.Option(help="First tokens that attention keeps for ever.", show_default="4")
+    ] = None,
+    write: Annotated[
+        str | None,
+        typer.Option(help="When memories are written: default, sleep or online.", show_default="default"),
+    ] = None,
     dtype: Annotated[
-        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16 or float64.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Of new random parameters.")] = 0,
+        str | None,
+        typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16 or float64.", show_default="auto"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of new random parameters.", show_default="0")] = None,
     standalone: Annotated[bool, typer.Option("--standalone", help="Copy the weights into the artifact.")] = False,
     dump_graphs: Annotated[
         Path | None, typer.Option(help="Write the program's text after every pass into this directory.")
@@ -44,21 +78,25 @@ def convert(
     """Convert a model: its attention keeps a window, and sleeps consolidate what leaves it into fast weights."""
     from sleepc.artifact import check_free
     from sleepc.recipe import make_recipe
+    from sleepc.recipe_file import read_recipe
 
-    recipe = make_recipe(
-        {
-            "strategy": strategy,
-            "rule": rule,
-            "layers": layers,
-            "window": window,
-            "passes": passes,
-            "eviction": eviction,
-            "sinks": sinks,
-            "write": write,
-            "dtype": dtype,
-            "seed": seed,
-        }
-    )
+    flags = {
+        "strategy": strategy,
+        "rule": rule,
+        "decay": decay,
+        "layers": layers,
+        "window": window,
+        "passes": passes,
+        "consolidation": consolidation,
+        "loop": loop,
+        "eviction": eviction,
+        "sinks": sinks,
+        "write": write,
+        "dtype": dtype,
+        "seed": seed,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    recipe = make_recipe({**(read_recipe(recipe_file) if recipe_file else {}), **given})
     check_free(output, force=force)  # before any work
     from sleepc import api
 

@@ -6,7 +6,8 @@ import errno
 import os
 import sys
 import traceback
-from typing import Annotated
+import warnings
+from typing import Annotated, TextIO
 
 import typer
 
@@ -19,7 +20,7 @@ from sleepc.cli.doctor import doctor
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.verify import verify
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 
 INTERRUPTED = 130
 
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     _settle_libraries()
+    warnings.showwarning = _show_warning
     # --debug may stand anywhere: a person adds it to the end of the line that failed.
     arguments = (["--debug"] if debug else []) + [a for a in arguments if a != "--debug"]
     try:
@@ -81,6 +83,21 @@ def _settle_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # docs/log.md: a busy neighbour makes spinning threads slow
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Ours in one line for people, others as Python shows them."""
+    if issubclass(category, SleepcWarning):
+        typer.echo(f"warning: {message}", err=True)
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def tell(error: BaseException) -> int:
