@@ -25,8 +25,9 @@ _SIZES: tuple[tuple[int, str], ...] = (
     (
         WIDTH,
         "hidden_size d_model n_embd dim_model emb_dim embedding_size embedding_dim word_embed_proj_dim "
-        "embedding_dim hidden_size_global backbone_hidden_size lru_width out_hidden_size "
-        "input_embedding_size output_embedding_size vision_output_dim",
+        "hidden_size_global backbone_hidden_size lru_width out_hidden_size "
+        "input_embedding_size output_embedding_size vision_output_dim "
+        "adapter_in_dim adapter_out_dim adapter_input_size",
     ),
     (
         HEADS,
@@ -75,6 +76,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
         "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions model_max_length context_length",
     ),
 )
+SCALES = {"attention_multiplier": 0.25}  # as 1 / sqrt(head_dim): larger ones leave attention nothing to weigh
 SIZES = {name: size for size, names in _SIZES for name in names.split()}
 SIZES |= dict.fromkeys(LAYER_COUNTS, LAYERS)
 KV_HEADS = ("num_key_value_heads", "num_query_groups")  # as many as heads, or half of them, as they were
@@ -86,6 +88,7 @@ _INDEXER = {
     "indexer_budget": 8,
     "indexer_compress_ratio": 2,
 }
+_DOTS3 = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "kv_lora_rank": 24, "qk_nope_head_dim": 8}
 _HASHES: dict[str, Any] = {"encoder_hash_byte_group_vocab": 64}
 OVERRIDES: dict[str, dict[str, Any]] = {
     # None by default, where the code needs a number
@@ -108,7 +111,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "blt": {name: _HASHES for name in ("patcher_config", "encoder_config", "decoder_config", "global_config")}
     | _HASHES,
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
-    "dots3_note": {"vision_config": {"adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH}},
+    "dots3_note": {"text_config": {"per_layer_config": {2: _DOTS3, 3: _DOTS3}}},
+    "dots3_note_text": {"per_layer_config": {2: _DOTS3, 3: _DOTS3}},
     "gemma3n_text": {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
@@ -162,6 +166,8 @@ def _small(name: str, value: Any, fields: dict[str, Any], chosen: list[int]) -> 
         return _inside_vocabulary(value)
     if name in LAYER_COUNTS:
         return len(chosen)
+    if name in SCALES:
+        return SCALES[name]
     if name in KV_HEADS and value == fields.get("num_attention_heads"):
         return HEADS
     if name == "head_dim" and value == fields.get("qk_rope_head_dim"):
