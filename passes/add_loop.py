@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -75,7 +75,8 @@ class AddLoop(Pass):
                 _replace(states[kv], e.call(aten.slice.Tensor, states[kv], 2, 0, self.sinks))
         for port, node in graph.ports("input").items():
             if port.startswith("mask."):
-                node.meta["type"] = TensorType(torch.bool, ("B", 1, "T", f"T+{self.sinks}" if self.sinks else "T"))
+                seen: TensorType = node.meta["type"]
+                node.meta["type"] = replace(seen, dims=(*seen.dims[:3], f"T+{self.sinks}" if self.sinks else "T"))
         memories = [n for n in graph.returns if n != "h"]
         if from_start and any(spec.name.startswith(START) for spec in self._keep_start(cls, memories)):
             results = graph.results()

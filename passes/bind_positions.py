@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -80,9 +80,13 @@ def _bind(graph: Graph, arange: fx.Node, positions: fx.Node) -> None:
 def _recompute_values(graph: Graph, source: fx.Node) -> None:
     """Run what depends on `source` again on example values; nothing that depends on the tokens may change its shape."""
     dependence = find_dependence(graph, ("tokens",), ("positions",))
+    rows = {source}
     for node in graph.calls():
         if not is_tensor(node):
             continue
+        if node in dependence.positions and rows.intersection(node.all_input_nodes):
+            rows.add(node)
+            _keep_rows(node, source)
         before = str(val(node).shape)
         try:
             node.meta["val"] = evaluate(node, lambda n: n.meta["val"])
@@ -91,6 +95,16 @@ def _recompute_values(graph: Graph, source: fx.Node) -> None:
             raise _refusal(node) from error
         if not fits:
             raise _refusal(node)
+
+
+def _keep_rows(node: fx.Node, source: fx.Node) -> None:
+    """What was one row of positions [T], reshaped to [1,T,..], is now [B,T] and becomes [B,T,..]."""
+    if not is_call(node, aten.reshape.default, aten.view.default):
+        return
+    sizes: Any = node.args[1]
+    of_rows = str(val(node.all_input_nodes[0]).shape[0]) == str(val(source).shape[0])
+    if of_rows and sizes[0] == 1 and -1 not in sizes:
+        node.args = (node.args[0], [-1, *sizes[1:]])
 
 
 def _refusal(node: fx.Node) -> Refusal:

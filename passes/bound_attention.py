@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 
 from sleepc.errors import UsageError
-from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
@@ -19,6 +18,7 @@ from sleepc.passes.classes import chosen_classes
 from sleepc.passes.emit import Emit, aten
 from sleepc.passes.find_sites import find_site
 from sleepc.passes.plan import Rings
+from sleepc.passes.window_masks import WindowMask
 
 CLOCK = (
     StateSpec("position", ("B",), torch.int64, "accumulate"),
@@ -34,8 +34,7 @@ class BoundAttention(Pass):
 
     embed: takes lengths [B] and the clock (position, since, slept) instead of positions, and hands on, for all blocks:
     record slots [B,T] of the new tokens, which of them are real, how many, and whether the row has slept; for each
-    length of a KV window the tokens' slots [B,T], and for each window that its layers have of their own a mask
-    [B,1,T,sinks+window+T].
+    length of a KV window the tokens' slots [B,T], and one mask for all layers that see alike (window_masks.py).
     blocks: attention -> window_attention over the old window and the new tokens, which are written into it last.
     Raises UsageError where window plus sinks is more than the positions that the model has.
     """
@@ -47,14 +46,14 @@ class BoundAttention(Pass):
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes rewritten."""
-        masks: dict[tuple[int, int], None] = {}
+        masks: dict[WindowMask, str] = {}
         rewritten = 0
         for length, layers in self.rings:
             window = self._window(program, length)
             for name in chosen_classes(program, layers):
-                masks[window, self._bind_block(program, name, window)] = None
+                self._bind_block(program, name, window, masks)
                 rewritten += 1
-        _wind_clock(program.embed, self.sinks, list(masks))
+        _wind_clock(program, masks)
         program.states = CLOCK
         return max(rewritten, 1)
 
@@ -77,7 +76,7 @@ class BoundAttention(Pass):
             )
         return window
 
-    def _bind_block(self, program: ProgramGraphs, name: str, window: int) -> int:
+    def _bind_block(self, program: ProgramGraphs, name: str, window: int, masks: dict[WindowMask, str]) -> None:
         cls = program.classes[name]
         graph = cls.wake
         site = find_site(graph)
@@ -86,9 +85,8 @@ class BoundAttention(Pass):
             StateSpec("k", ("B", site.kv_heads, slots, site.d_k), program.dtype, "ring"),
             StateSpec("v", ("B", site.kv_heads, slots, site.d_v), program.dtype, "ring"),
         ]
-        own = site.window if 0 < site.window <= window else 0
-        mask_type = TensorType(torch.bool, ("B", 1, "T", f"T+{slots}"))
-        mask = graph.add_port("input", mask_name(window, own), mask_type)
+        seen = WindowMask.of(site, window, self.sinks)
+        mask = graph.add_port("input", masks.setdefault(seen, f"mask.{len(masks)}"), seen.type(bias_dtype(program)))
         new_slots = graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", "T")))
         k_window, v_window = (graph.add_port("state", s.name, s.type()) for s in specs)
         q, k, v = site.node.args[:3]
@@ -115,7 +113,6 @@ class BoundAttention(Pass):
         graph.drop_dead()
         infer_types(graph)
         cls.states = (*cls.states, *specs)
-        return own
 
 
 def slots_name(window: int) -> str:
@@ -123,12 +120,13 @@ def slots_name(window: int) -> str:
     return f"slots.{window}"
 
 
-def mask_name(window: int, own: int) -> str:
-    """The name of the mask of layers with this KV window and a window of their own (0: none)."""
-    return f"mask.{window}.{own}" if own else f"mask.{window}"
+def bias_dtype(program: ProgramGraphs) -> torch.dtype:
+    """Numbers added to scores are float32, and float64 where the model is."""
+    return torch.float64 if program.dtype == torch.float64 else torch.float32
 
 
-def _wind_clock(embed: Graph, sinks: int, masks: list[tuple[int, int]]) -> None:
+def _wind_clock(program: ProgramGraphs, masks: dict[WindowMask, str]) -> None:
+    embed = program.embed
     results = embed.results()
     ports = embed.ports()
     tokens, old_positions = ports["tokens"], ports["positions"]
@@ -145,11 +143,11 @@ def _wind_clock(embed: Graph, sinks: int, masks: list[tuple[int, int]]) -> None:
     embed.fx.erase_node(old_positions)
     results = {name: (e_safe if node is old_positions else node) for name, node in results.items()}
     results["record_slots"] = e.where(real, e.add(e.unsqueeze(since, 1), steps), -1)
-    for window, own in masks:
-        sizes = {"window": window, "sinks": sinks}
-        if slots_name(window) not in results:
-            results[slots_name(window)] = e.ours("window_slots", positions, **sizes)
-        results[mask_name(window, own)] = e.ours("window_mask", positions, position, **sizes, own=own)
+    for mask, name in masks.items():
+        if slots_name(mask.window) not in results:
+            sizes = {"window": mask.window, "sinks": mask.sinks}
+            results[slots_name(mask.window)] = e.ours("window_slots", positions, **sizes)
+        results[name] = mask.emit(e, positions, position, bias_dtype(program))
     results["real"] = real
     # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.
     results["lengths"] = e.call(aten.clone.default, lengths)

@@ -13,31 +13,25 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import learned_positions
-from sleepc.passes.values import evaluate
+from sleepc.passes.read_mask import Grid, MaskClass, classify, evaluate_mask, needed_for
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
-GRID = 4352
-# A window or a chunk stands in the mask's code as a number. Where there is none, a grid of GRID squared would only cost
-# memory.
-LEAST, MARGIN = 512, 2
+GRID = 8448
+# A window or a chunk stands in the mask's code as a number; the grid goes that much further. Where there is none, a
+# large grid would only cost memory.
+LEAST, MARGIN = 512, 256
 SMALL = 24
-MASKED = -1e4
-
-
-@dataclass(frozen=True)
-class MaskClass:
-    """What a query at i sees: keys j <= i, and j > i - window where the window is not 0."""
-
-    window: int = 0
+NUMBERS = 2**31  # those beyond mean "to the end"
 
 
 @dataclass(frozen=True)
 class ClassifyMasks(Pass):
-    """Replace each attention's mask tensor by `causal=True, window=w`.
+    """Replace each attention's mask tensor by `causal=True` and what else it says: window, chunk, slopes (ALiBi).
 
     The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
-    where it must not change. Also notes how many positions a learned table has, which bounds the grid.
-    Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not a window.
+    where it must not change. Also notes how many positions a learned table has, or a mask of fixed size, which bounds
+    the grid. Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not
+    understood.
     """
 
     name: ClassVar[str] = "classify-masks"
@@ -59,12 +53,12 @@ class ClassifyMasks(Pass):
                 continue
             if mask not in known:
                 known[mask] = _classify(program, graph, mask, node.meta.get("source", ""))
-            if known[mask].window < 0:
+            if known[mask].bidirectional:
                 bidirectional.append(node)
                 continue
             # Every argument is spelled out, since export leaves out those at their default.
             node.args = (*node.args[:3], None, node.args[4] if len(node.args) > 4 else None)
-            node.kwargs = {"softcap": 0.0, **node.kwargs, "causal": True, "window": known[mask].window}
+            node.kwargs = {"softcap": 0.0, **node.kwargs, "causal": True, **known[mask].options()}
             count += 1
         if bidirectional:
             raise _bidirectional(len(bidirectional), len(sites))
@@ -83,78 +77,59 @@ def _bidirectional(count: int, total: int) -> Refusal:
 
 
 def _classify(program: ProgramGraphs, graph: Graph, mask: fx.Node, where: str) -> MaskClass:
-    size = min(_grid_size(graph, mask), program.max_positions or GRID)
-    grid = evaluate_mask(program, graph, mask, torch.zeros(1, size, dtype=torch.int64))[0]
-    result = classify_grid(grid)
+    size = min(_grid_size(program, graph, mask), program.max_positions or GRID)
+    grid = _evaluate_largest(program, graph, mask, size, where)
+    size = grid.seen.shape[-1]
+    result = classify(grid)
     if result is None:
-        raise Refusal("UNKNOWN_MASK", "a mask is neither causal nor a sliding window", where=where)
+        raise Refusal(
+            "UNKNOWN_MASK",
+            "a mask is neither causal nor a window, chunks or a bias that grows with distance",
+            where=where,
+        )
     small = min(SMALL, size)
     tokens = torch.arange(3 * small).reshape(3, small) % max(program.vocab, 1)
-    several = evaluate_mask(program, graph, mask, tokens)
-    if not (several == grid[:small, :small]).all():
+    if not evaluate_mask(program, graph, mask, tokens).equals(grid, small):
         raise Refusal("UNKNOWN_MASK", "a mask depends on the tokens or on the length of the call", where=where)
     return result
 
 
-def _grid_size(graph: Graph, mask: fx.Node) -> int:
-    """Tokens enough to see what a mask does, by the largest number among its operators' arguments."""
+def _evaluate_largest(program: ProgramGraphs, graph: Graph, mask: fx.Node, size: int, where: str) -> Grid:
+    """The mask on one row of `size` tokens; of as many as it can be made for, where it was written down for fewer."""
+
+    def attempt(length: int) -> Grid | None:
+        try:
+            return evaluate_mask(program, graph, mask, torch.zeros(1, length, dtype=torch.int64))
+        except (RuntimeError, IndexError):  # sizes that do not fit
+            return None
+
+    found = attempt(size)
+    if found is not None:
+        return found
+    works, fails = 1, size
+    while fails - works > 1:
+        middle = (works + fails) // 2
+        works, fails = (middle, fails) if attempt(middle) is not None else (works, middle)
+    found = attempt(works)
+    if found is None or works < SMALL // 2:
+        raise Refusal("UNKNOWN_MASK", f"a mask cannot be made for {size} tokens", where=where)
+    program.max_positions = works
+    return found
+
+
+def _grid_size(program: ProgramGraphs, graph: Graph, mask: fx.Node) -> int:
+    """Tokens enough to see what a mask does, by the largest number among its operators' arguments and constants."""
     numbers: list[int] = []
-    for node in _needed(graph, mask):
-        fx.node.map_aggregate((node.args, dict(node.kwargs)), lambda a: numbers.append(a) if type(a) is int else None)
+
+    def note(argument: Any) -> None:
+        if type(argument) is int:
+            numbers.append(argument)
+
+    for node in needed_for(graph, mask):
+        fx.node.map_aggregate((node.args, dict(node.kwargs)), note)
         if node.op == "placeholder" and node.meta["port"].kind != "input":
-            return GRID  # numbers may come from a parameter
-    return min(GRID, max(LEAST, MARGIN * max(map(abs, numbers), default=0)))
-
-
-def _needed(graph: Graph, target: fx.Node) -> list[fx.Node]:
-    """The nodes that `target` is computed from, and itself, in order."""
-    needed = {target}
-    for node in reversed(list(graph.fx.nodes)):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    return [node for node in graph.fx.nodes if node in needed]
-
-
-def classify_grid(grid: torch.Tensor) -> MaskClass | None:
-    """The class of a bool mask [T,T]; window -1 for bidirectional, None for anything unknown."""
-    size = grid.shape[0]
-    i = torch.arange(size)
-    causal = i[None] <= i[:, None]
-    if bool((grid & ~causal).any()):
-        return MaskClass(-1)
-    seen_by_last = int(grid[-1].sum())
-    if bool((grid == causal).all()):
-        return MaskClass()
-    window = causal & (i[None] > i[:, None] - seen_by_last)
-    return MaskClass(seen_by_last) if seen_by_last and bool((grid == window).all()) else None
-
-
-def evaluate_mask(program: ProgramGraphs, graph: Graph, mask: fx.Node, tokens: torch.Tensor) -> torch.Tensor:
-    """Run the mask's subgraph for tokens [B,T] at positions 0..T-1: bool [B or 1,T,T], True where a query sees a key.
-
-    Raises Refusal(UNKNOWN_MASK) where heads have different masks (ALiBi and the like).
-    """
-    value = _run_upto(program, graph, mask, tokens)
-    seen = value if value.dtype == torch.bool else value > MASKED
-    if value.is_floating_point() and bool(((value != 0) & seen).any()):
-        raise Refusal("UNKNOWN_MASK", "a mask adds numbers to scores that are seen (ALiBi or a learned bias)")
-    while seen.dim() < 4:
-        seen = seen[None]
-    if seen.shape[1] != 1 and not bool((seen == seen[:, :1]).all()):
-        raise Refusal("UNKNOWN_MASK", "heads of one layer have different masks")
-    return seen[:, 0]
-
-
-def _run_upto(program: ProgramGraphs, graph: Graph, target: fx.Node, tokens: torch.Tensor) -> torch.Tensor:
-    batch, length = tokens.shape
-    inputs = {"tokens": tokens, "positions": torch.arange(length).expand(batch, length)}
-    values: dict[fx.Node, Any] = {}
-    for node in _needed(graph, target):
-        if node.op == "placeholder":
-            port = node.meta["port"]
-            values[node] = inputs[port.name] if port.kind == "input" else program.params[port.name].materialise()
-        else:
-            values[node] = evaluate(node, values.__getitem__)
-    result = values[target]
-    assert isinstance(result, torch.Tensor)
-    return result
+            value = program.params[node.meta["port"].name].materialise()
+            if value.numel() > LEAST:
+                return GRID  # a table of masks
+            numbers += [int(x) for x in value.flatten().tolist() if abs(x) < NUMBERS]
+    return min(GRID, max(LEAST, MARGIN + max((abs(n) for n in numbers if abs(n) < NUMBERS), default=0)))

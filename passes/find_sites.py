@@ -14,6 +14,9 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.types import TensorType
 from sleepc.passes.dependence import Dependence, find_dependence
 
+aten = torch.ops.aten
+RELAYOUTS = (aten.reshape.default, aten.transpose.int, aten.to.dtype)  # the numbers stay, they only stand elsewhere
+
 
 @dataclass(frozen=True)
 class Site:
@@ -29,6 +32,8 @@ class Site:
     d_k: int
     d_v: int
     window: int
+    chunk: int
+    slopes: tuple[float, ...]
     softcap: float
     scale: float
     sinks: bool
@@ -63,6 +68,8 @@ def find_site(graph: Graph) -> Site:
         d_k=int(d_k),
         d_v=int(d_v),
         window=options.get("window", 0),
+        chunk=options.get("chunk", 0),
+        slopes=tuple(options.get("slopes", ())),
         softcap=options["softcap"],
         scale=options["scale"],
         sinks=node.args[4] is not None,
@@ -75,23 +82,23 @@ def expose_heads(graph: Graph) -> int:
     over and back. The number of values turned.
     """
     tree = Dominators(graph, _dependence(graph))
-    turned: dict[fx.Node, None] = {}
+    found: dict[fx.Node, None] = {}
     for value in attention_of(graph).args[:2]:
         assert isinstance(value, fx.Node)
         origin = tree.origin(value)
-        if dims(origin) == tuple(dims(value)[d] for d in (0, 2, 1, 3)):
-            turned[origin] = None
-    for origin in turned:
+        if dims(origin) == turned(value):
+            found[origin] = None
+    for origin in found:
         users = list(origin.users)
         with graph.fx.inserting_after(origin):
-            over = graph.fx.call_function(torch.ops.aten.transpose.int, (origin, 1, 2))
+            over = graph.fx.call_function(aten.transpose.int, (origin, 1, 2))
         with graph.fx.inserting_after(over):
-            back = graph.fx.call_function(torch.ops.aten.transpose.int, (over, 1, 2))
+            back = graph.fx.call_function(aten.transpose.int, (over, 1, 2))
         for node in (over, back):
             node.meta = {"source": origin.meta.get("source", "")}
         for user in users:
             user.replace_input_with(origin, back)
-    return len(turned)
+    return len(found)
 
 
 def attention_of(graph: Graph) -> fx.Node:
@@ -109,6 +116,12 @@ def dims(node: fx.Node) -> tuple[int | str, ...]:
     type_ = node.meta["type"]
     assert isinstance(type_, TensorType), node
     return type_.dims
+
+
+def turned(node: fx.Node) -> tuple[int | str, ...]:
+    """The dimensions of a node [B,H,T,D] with tokens and heads the other way round."""
+    rows, heads, tokens, width = dims(node)
+    return rows, tokens, heads, width
 
 
 class Dominators:
@@ -142,7 +155,7 @@ class Dominators:
         Raises Refusal(POSITIONS) where it has not the shape of `value`.
         """
         origin = self.origin(value)
-        if is_call(origin, torch.ops.aten.transpose.int) and dims(origin) != dims(value):
+        if is_call(origin, aten.transpose.int) and dims(origin) != dims(value):
             origin = origin.all_input_nodes[0]  # the heads stand elsewhere while positions are applied
         if dims(origin) != dims(value):
             raise Refusal(
@@ -153,7 +166,7 @@ class Dominators:
         return origin
 
     def origin(self, value: fx.Node) -> fx.Node:
-        """The same, whatever its shape.
+        """The same, where it has one, in the shape of `value` or with tokens and heads the other way round.
 
         Tainted is what is made from the tokens together with something that depends on positions. The untainted values
         that feed tainted ones have one nearest common origin: that is q (or k) before positions.
@@ -166,6 +179,8 @@ class Dominators:
         origin = self.common(list(frontier))
         while not isinstance(origin.meta["type"], TensorType):
             origin = self.above[origin]  # one value split in two
+        while dims(origin) not in (dims(value), turned(value)) and is_call(origin, *RELAYOUTS):
+            origin = origin.all_input_nodes[0]
         return origin
 
     def _tainted(self, value: fx.Node) -> set[fx.Node]:

@@ -9,8 +9,8 @@ from torch import fx
 
 from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
-from sleepc.passes.emit import Emit, aten
-from sleepc.passes.values import evaluate, is_tensor, val
+from sleepc.passes.emit import aten
+from sleepc.passes.values import FlatEmit, is_tensor, val
 
 SAME_PLACE = (aten.slice.Tensor, aten.unsqueeze.default, aten.select.int)  # (x, dim, ..)
 RESIZING = (aten.view.default, aten.reshape.default, aten.expand.default, aten._unsafe_view.default)  # (x, sizes)
@@ -25,7 +25,7 @@ def split_complex(graph: Graph) -> int:
     pairs: dict[fx.Node, fx.Node] = {}
     for node in graph.calls():
         if is_tensor(node) and val(node).is_complex():
-            pairs[node] = _pair(_Real(graph, str(node.meta.get("source", "")), node), node, pairs)
+            pairs[node] = _pair(_Pairs(graph, str(node.meta.get("source", "")), node), node, pairs)
         elif is_call(node, aten.view_as_real.default):
             node.replace_all_uses_with(pairs[node.all_input_nodes[0]])
         elif pairs.keys() & set(node.all_input_nodes):
@@ -35,13 +35,8 @@ def split_complex(graph: Graph) -> int:
     return len(pairs)
 
 
-class _Real(Emit):
-    """Emit for flat graphs: also notes torch's example value."""
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().call(target, *args, **kwargs)
-        node.meta["val"] = evaluate(node, lambda n: n.meta["val"])
-        return node
+class _Pairs(FlatEmit):
+    """Emit with words for pairs."""
 
     def stack(self, real: fx.Node, imaginary: fx.Node) -> fx.Node:
         """The pair of two parts."""
@@ -52,7 +47,7 @@ class _Real(Emit):
         return self.call(aten.select.int, pair, -1, 0), self.call(aten.select.int, pair, -1, 1)
 
 
-def _pair(e: _Real, node: fx.Node, pairs: dict[fx.Node, fx.Node]) -> fx.Node:
+def _pair(e: _Pairs, node: fx.Node, pairs: dict[fx.Node, fx.Node]) -> fx.Node:
     make = MADE_OF_REALS.get(node.target)
     if make is not None:
         return make(e, *node.args)
@@ -71,7 +66,7 @@ def _pair(e: _Real, node: fx.Node, pairs: dict[fx.Node, fx.Node]) -> fx.Node:
     raise _refusal(node)
 
 
-def _product(e: _Real, a: Any, b: Any, pairs: dict[fx.Node, fx.Node]) -> fx.Node:
+def _product(e: _Pairs, a: Any, b: Any, pairs: dict[fx.Node, fx.Node]) -> fx.Node:
     """(x + iy)(u + iv) = xu - yv + i(xv + yu); a factor may be real."""
     if a not in pairs:
         a, b = b, a
@@ -83,7 +78,7 @@ def _product(e: _Real, a: Any, b: Any, pairs: dict[fx.Node, fx.Node]) -> fx.Node
     return e.stack(e.sub(e.mul(x, u), e.mul(y, v)), e.add(e.mul(x, v), e.mul(y, u)))
 
 
-def _polar(e: _Real, size: fx.Node, angle: fx.Node) -> fx.Node:
+def _polar(e: _Pairs, size: fx.Node, angle: fx.Node) -> fx.Node:
     return e.stack(e.mul(size, e.call(aten.cos.default, angle)), e.mul(size, e.call(aten.sin.default, angle)))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph, is_call
+from sleepc.passes.emit import Emit, aten
 
 SIZE_ARITHMETIC = (operator.add, operator.mul, operator.sub, operator.floordiv, operator.neg)
 
@@ -52,3 +53,19 @@ def same_type(a: fx.Node, b: fx.Node) -> bool:
 def is_size(node: fx.Node) -> bool:
     """Is the node's value a size (an int), not a tensor?"""
     return is_call(node, torch.ops.aten.sym_size.int, *SIZE_ARITHMETIC)
+
+
+class FlatEmit(Emit):
+    """Emit for flat graphs: notes torch's example value of what it writes."""
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """One operator call."""
+        node = super().call(target, *args, **kwargs)
+        node.meta["val"] = evaluate(node, lambda n: n.meta["val"])
+        return node
+
+    def unfold(self, value: fx.Node, heads: int) -> fx.Node:
+        """[B*heads,..] -> [B,heads,..]; what has no batch, [heads,..] or [1,..], gets one of 1."""
+        if isinstance(val(value).shape[0], int):
+            return self.unsqueeze(value, 0)
+        return self.call(aten.unflatten.int, value, 0, [-1, heads])

@@ -253,13 +253,16 @@ class _Watch:
         oracle, layer, (start, end) = self.oracle, self.layer, (self.window.start, self.window.end)
         before = (k[:, :, :0], v[:, :, :0]) if layer.k is None or layer.v is None else (layer.k, layer.v)
         keys, values = (torch.cat([old[:, :, :start], new], 2) for old, new in zip(before, (k, v), strict=True))
-        see = sees(self.stream.time, oracle.recipe.sinks, oracle.ring(self.i), kwargs["window"])[start:end, :end]
+        time, part = self.stream.time, (slice(start, end), slice(0, end))
+        see = sees(time, oracle.recipe.sinks, oracle.ring(self.i), kwargs["window"], self.site.chunk)[part]
+        bias = reference.bias(self.site.slopes, time.position)[:, *part] if self.site.slopes else None
         if self.window.asleep:
             token = torch.arange(end)
             see = see & ((token >= start) | (token < oracle.recipe.sinks))
         else:
             layer.k, layer.v = keys, values
-        return reference.attention(q, keys, values, see, sinks, scale=kwargs["scale"], softcap=kwargs["softcap"])
+        options = {"scale": kwargs["scale"], "softcap": kwargs["softcap"], "bias": bias}
+        return reference.attention(q, keys, values, see, sinks, **options)
 
 
 @dataclass(frozen=True)

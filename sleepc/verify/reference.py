@@ -19,18 +19,36 @@ RULES = {"linear": (False, False), "gated": (False, True), "delta": (True, False
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, see: Tensor, sinks: Tensor | None, *, scale: float, softcap: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    see: Tensor,
+    sinks: Tensor | None,
+    *,
+    scale: float,
+    softcap: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention, q [B,Hq,T,dk], k, v [B,Hkv,T,..], see bool [T,T], sinks [Hq] logits or None -> [B,Hq,T,dv]."""
+    """Softmax attention, q [B,Hq,T,dk], k, v [B,Hkv,T,..], see bool [T,T], sinks [Hq] logits or None, bias [Hq,T,T] or
+    None -> [B,Hq,T,dv].
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = (q @ _repeat(k, q.shape[1]).transpose(2, 3)).to(wide) * scale
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
     scores = scores.masked_fill(~see, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(wide)[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
     weights = torch.softmax(scores, -1)[..., : k.shape[2]]
     return weights.to(v.dtype) @ _repeat(v, q.shape[1])
+
+
+def bias(slopes: Sequence[float], position: Tensor) -> Tensor:
+    """-slope times the distance between tokens at position [T]: [Hq,T,T] (ALiBi, arXiv 2108.12409)."""
+    distance = position[:, None] - position[None]
+    return torch.stack([-slope * distance.double() for slope in slopes])
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:

@@ -58,11 +58,12 @@ def make_timeline(
     return Timeline(columns[0], columns[1], columns[2], tuple(sorted(at)), position, epoch)
 
 
-def sees(time: Timeline, sinks: int, window: int, own: int) -> Tensor:
+def sees(time: Timeline, sinks: int, window: int, own: int, chunk: int = 0) -> Tensor:
     """Which token (row) sees which (column) in a layer that keeps `window` tokens: bool [T,T].
 
     Seen are the sinks (the first tokens of the stream) and what has not been evicted of the latest tokens. A layer
-    with a window of its own of up to as many sees what is nearer than that, by position, and sinks not beyond it.
+    with a window of its own of up to as many sees what is nearer than that, by position, and sinks not beyond it; one
+    with chunks sees nothing from another chunk, by position.
     """
     token = torch.arange(len(time.position))
     past = token[None] <= token[:, None]
@@ -71,6 +72,8 @@ def sees(time: Timeline, sinks: int, window: int, own: int) -> Tensor:
     narrow = 0 < own <= window
     near = together & (token[:, None] - token[None] < (own if narrow else window))
     sink = (token < sinks)[None].expand_as(past)
+    if chunk:
+        past = past & (time.position[:, None] // chunk == time.position[None] // chunk)
     return past & (near | (sink & (distance < own) if narrow else sink))
 
 
