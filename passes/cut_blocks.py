@@ -12,7 +12,7 @@ from torch import fx
 
 from sleepc.capture.attention_free import no_attention
 from sleepc.errors import Refusal
-from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.graph import Graph, graph_key, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
@@ -20,7 +20,6 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import find_dependence
 from sleepc.passes.find_sites import expose_heads
 from sleepc.passes.region import Extractor, Given, between, operators
-from sleepc.passes.runner import graph_key
 from sleepc.passes.values import is_size, is_tensor, val
 
 

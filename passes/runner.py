@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import fx
-
 from sleepc.errors import SleepcError
 from sleepc.ir.check import check_graph
-from sleepc.ir.graph import Graph
+from sleepc.ir.graph import graph_key
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.passes.base import Pass, Stage
@@ -78,20 +76,6 @@ def fingerprint(program: ProgramGraphs) -> tuple[object, ...]:
     states = tuple((name, c.states) for name, c in program.classes.items())
     params = tuple((k, id(v)) for k, v in program.params.items())
     return graphs, layout, states, params, program.states
-
-
-def graph_key(graph: Graph) -> tuple[object, ...]:
-    """A graph's nodes, comparable: equal keys mean equal graphs, but for names and sources."""
-    number: dict[fx.Node, str] = {}
-    rows = []
-    for i, node in enumerate(graph.fx.nodes):
-        number[node] = f"%{i}"
-        args = fx.map_arg((node.args, node.kwargs), number.__getitem__)
-        type_ = str(node.meta.get("type")) if node.op == "placeholder" else ""
-        rows.append(
-            (node.op, node.meta.get("port"), type_, str(node.target) if node.op == "call_function" else "", str(args))
-        )
-    return tuple(rows)
 
 
 def dump_program(program: ProgramGraphs, folder: Path) -> None:

@@ -101,3 +101,17 @@ class Graph:
 def is_call(node: Any, *targets: Any) -> bool:
     """Is `node` a call of one of `targets`?"""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def graph_key(graph: Graph) -> tuple[object, ...]:
+    """A graph's nodes, comparable: equal keys mean equal graphs, but for names and sources."""
+    number: dict[Node, str] = {}
+    rows = []
+    for i, node in enumerate(graph.fx.nodes):
+        number[node] = f"%{i}"
+        args = fx.map_arg((node.args, node.kwargs), number.__getitem__)
+        type_ = str(node.meta.get("type")) if node.op == "placeholder" else ""
+        rows.append(
+            (node.op, node.meta.get("port"), type_, str(node.target) if node.op == "call_function" else "", str(args))
+        )
+    return tuple(rows)

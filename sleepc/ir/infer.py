@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from sleepc.errors import SleepcError
 from sleepc.ir import dims
 from sleepc.ir.diagnose import fault
-from sleepc.ir.graph import Graph
+from sleepc.ir.graph import Graph, graph_key
 from sleepc.ir.levels import SIZE_OPERATORS
 from sleepc.ir.types import DTYPE_NAMES, IntType, TensorType, TupleType, Type
 
@@ -28,6 +29,12 @@ MORE_HINTS = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67)
 MAX_SIZE_OPERATIONS = 256
 
 
+# Types follow from operators, arguments and the ports' types alone, and block classes are often alike: what was
+# inferred for a graph is kept for its equals.
+_KNOWN: OrderedDict[tuple[object, ...], tuple[Type | None, ...]] = OrderedDict()
+KEPT = 256
+
+
 def infer_types(graph: Graph) -> None:
     """Set meta["type"] of every node but the output, from the types of the ports.
 
@@ -35,6 +42,18 @@ def infer_types(graph: Graph) -> None:
     V10 a port without type, V11 an operator that refuses its arguments or gives what no type
     describes, V13 a size that is no size, V14 a graph that is right for particular sizes only.
     """
+    key = graph_key(graph)
+    if key not in _KNOWN:
+        _infer(graph)
+        _KNOWN[key] = tuple(node.meta.get("type") for node in graph.fx.nodes)
+        if len(_KNOWN) > KEPT:
+            _KNOWN.popitem(last=False)
+    for node, type_ in zip(graph.fx.nodes, _KNOWN[key], strict=True):
+        if node.op != "output":
+            node.meta["type"] = type_
+
+
+def _infer(graph: Graph) -> None:
     environment = ShapeEnv()
     symbols = _make_symbols(graph, environment)
     names = {size.node.expr: name for name, size in symbols.items()}
