@@ -89,6 +89,107 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+# Classes, and what their configurations have. A window or chunk of a layer's own is 5 tokens.
+SMALL: dict[str, Any] = {**SHAPE, "num_hidden_layers": 2}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+FALCON: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+FALCON |= {"max_position_embeddings": 64, **SPECIAL}
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gemma3": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {**SMALL, "head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {**SMALL, **SPECIAL}),
+    "gpt-neox": (
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {**SMALL, **SPECIAL, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+    "gptj": (
+        "GPTJConfig",
+        "GPTJForCausalLM",
+        {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4, **SPECIAL},
+    ),
+    "opt": (
+        "OPTConfig",
+        "OPTForCausalLM",
+        {**SMALL, **SPECIAL, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    ),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", {**SMALL, **SPECIAL}),
+    "granite": (
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        {
+            **SMALL,
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 1.5,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.3,
+        },
+    ),
+    "stablelm": ("StableLmConfig", "StableLmForCausalLM", {**SMALL, **SPECIAL, "use_parallel_residual": True}),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {**SMALL, **SPECIAL, "no_rope_layers": [1, 0]}),
+    "gpt-oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            **SMALL,
+            **SPECIAL,
+            **EXPERTS,
+            "head_dim": 8,
+            "sliding_window": 5,
+            "rope_parameters": {"rope_type": "default"},
+        },
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {
+            **SMALL,
+            **SPECIAL,
+            "intermediate_size_mlp": 48,
+            "head_dim": 8,
+            "num_local_experts": 2,
+            "attention_chunk_size": 5,
+            "no_rope_layers": [1, 0],
+            "floor_scale": 4,
+            "attn_scale": 0.5,
+        },
+    ),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {**SMALL, **EXPERTS}),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {**SMALL, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+    ),
+    "bloom": (
+        "BloomConfig",
+        "BloomForCausalLM",
+        {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4, **SPECIAL},
+    ),
+    "mpt": ("MptConfig", "MptForCausalLM", {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "falcon": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": False}),
+    "falcon-grouped": (
+        "FalconConfig",
+        "FalconForCausalLM",
+        {**FALCON, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "falcon-alibi": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": True}),
+}
+
+
+def _other(name: str) -> nn.Module:
+    """A model of OTHERS."""
+    import transformers
+
+    config, model, options = OTHERS[name]
+    made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**options))
+    return made
+
+
 @dataclass(frozen=True)
 class Family:
     """A module in float64 with weights large enough for errors to show, and its program at level CANONICAL."""
@@ -111,10 +212,11 @@ def make_module(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.manual_seed(7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers says of tiny configurations
-        module = MODELS[name]()
-    choose: Any = getattr(module, "set_attn_implementation", None)
-    if choose is not None:
-        choose("eager")
+        module = MODELS[name]() if name in MODELS else _other(name)
+    for part in ("attn", "experts"):
+        choose: Any = getattr(module, f"set_{part}_implementation", None)
+        if choose is not None:
+            choose("eager")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -1,0 +1,86 @@
+"""Families beside those of the whole suite, each captured once: what is promised of every family, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sleepc
+from sleepc.api import logits_of
+from sleepc.backends.eager.backend import load as load_eager
+from sleepc.ir.compare import max_error
+from sleepc.ir.interp import Runner
+from sleepc.ir.program import ProgramGraphs
+from sleepc.runtime.session import Session
+from sleepc.verify import invariants
+from sleepc.verify.invariants import Bench
+from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.shake import shaken
+from sleepc.verify.streams import Stream
+from sleepc.verify.verify import make_streams
+from tests.families import OTHERS, VOCAB, WINDOW, make_module
+
+# Some of these models compute norms, rotations or experts in float32, also as float64 models.
+TOLERANCE = 1e-6
+AGAINST_ORIGINAL = 2e-5
+SHAPES = ((2, 11), (1, 17))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def canonical_logits(program: ProgramGraphs, tokens: Tensor) -> Tensor:
+    """Logits [B,T,V] of a program at level CANONICAL, read by the interpreter."""
+    rows, length = tokens.shape
+    params = {key: param.materialise() for key, param in program.params.items()}
+    values = {**params, "tokens": tokens, "positions": torch.arange(length).expand(rows, length)}
+    values |= Runner(program.embed)(values)
+    for block in program.layout:
+        own = {port: params[key] for port, key in block.params.items()}
+        values |= Runner(program.classes[block.cls].wake)({**values, **own})
+    logits: Tensor = Runner(program.head)(values)["logits"]
+    return logits
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_family(name: str, tmp_path: Path) -> None:
+    module = make_module(name)
+    original = logits_of(module)
+    program = sleepc.convert(module, {"window": WINDOW, "sinks": 2})
+    canonical = program.canonical
+    assert canonical is not None
+    rng = np.random.default_rng(3)
+
+    # the capture holds for other shapes, beyond windows and chunks of the layers' own
+    for shape in SHAPES:
+        tokens = torch.from_numpy(rng.integers(0, VOCAB, shape))
+        assert max_error(canonical_logits(canonical, tokens), original(tokens)) <= TOLERANCE
+
+    # exact inside the window, whatever the memories' parameters are
+    shaken_program = shaken(program.graphs)
+    steps = load_eager(shaken_program)
+    stream = Stream(rng.integers(0, VOCAB, WINDOW), (WINDOW,))
+    assert invariants.inside(steps, stream, original) <= AGAINST_ORIGINAL
+
+    # several sleeps in any split, against the oracle, padded on either side, saved and loaded in between
+    oracle = Oracle(canonical, program.recipe, parameters_of(canonical, shaken_program))
+    bench = Bench(steps, oracle, make_streams(rng.integers(0, VOCAB, 3 * WINDOW + 3), WINDOW))
+    assert invariants.chunking(bench) <= TOLERANCE
+    assert invariants.definition(bench) <= TOLERANCE
+    assert invariants.padding(bench) <= TOLERANCE
+    assert invariants.saving(bench) == 0
+
+    # and as an artifact
+    loaded = sleepc.load(program.save(tmp_path / "artifact"))
+    ids = stream.tokens.tolist() * 2
+    assert np.array_equal(loaded.session().feed(ids), Session(load_eager(program.graphs)).feed(ids))
