@@ -51,13 +51,13 @@ class CutBlocks(Pass):
 
 def find_borders(flat: Graph, sites: list[fx.Node]) -> list[fx.Node]:
     """The borders h_0 .. h_D: block i maps border i to border i + 1."""
-    chain = _dominators(flat)
     order = {node: i for i, node in enumerate(flat.fx.nodes)}
+    chain = _dominators(flat, sites, order)
     found_between: list[list[fx.Node]] = []
     for i in range(len(sites) + 1):
         after = order[sites[i - 1]] if i else -1
         before = order[sites[i]] if i < len(sites) else len(order)
-        found = [n for n in chain if after < order[n] < before and val(n).dim() == 3 and val(n).is_floating_point()]
+        found = [n for n in chain if after < order[n] < before and is_border(n)]
         if not found:
             raise Refusal(
                 "BLOCKS",
@@ -86,19 +86,50 @@ def _last_border(flat: Graph, borders: list[fx.Node], candidates: list[fx.Node])
     return sums[-1]
 
 
-def _dominators(flat: Graph) -> list[fx.Node]:
-    """Tensors that every path from the tokens to the logits passes, in order."""
+def _dominators(flat: Graph, sites: list[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
+    """Tensors that every path from the tokens to the logits passes, in order.
+
+    Values that are made of the tokens before the first attention and read by later blocks too (embeddings that are
+    added to every layer's values) are no such paths: embed hands them on beside h.
+    """
     dependence = find_dependence(flat, ("tokens",), ("positions",))
-    tokens = flat.ports("input")["tokens"]
-    logits = flat.results()["logits"]
+    tokens, logits = flat.ports("input")["tokens"], flat.results()["logits"]
     graph: nx.DiGraph[fx.Node] = nx.DiGraph()
     for node in dependence.tokens:
         graph.add_edges_from((source, node) for source in node.all_input_nodes if source in dependence.tokens)
-    above = nx.immediate_dominators(graph, tokens)
-    chain = [logits]
-    while chain[-1] is not tokens:
+    after = nx.descendants(graph, sites[0]) | {sites[0]}
+    late = _chain(graph.subgraph(after), sites[0], logits)
+    second = order[sites[1]] if len(sites) > 1 else len(order)
+    first_border = next((n for n in reversed(late) if is_border(n) and order[n] < second), None)
+    if first_border is None:
+        return late
+    beyond = nx.descendants(graph, first_border)
+    for node in set(graph) - after:
+        if beyond.intersection(graph.successors(node)):
+            _bypass(graph, node, tokens, first_border)
+    return [*_chain(graph, tokens, first_border), *late[late.index(first_border) + 1 :]]
+
+
+def _bypass(graph: nx.DiGraph[fx.Node], node: fx.Node, tokens: fx.Node, border: fx.Node) -> None:
+    """Take the node's edges away, unless it is the one way to the border."""
+    edges = list(graph.out_edges(node))
+    graph.remove_edges_from(edges)
+    if not nx.has_path(graph, tokens, border):
+        graph.add_edges_from(edges)
+
+
+def _chain(graph: nx.DiGraph[fx.Node], start: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """Tensors on every path from start to end, in order."""
+    above = nx.immediate_dominators(graph, start)
+    chain = [end]
+    while chain[-1] is not start:
         chain.append(above[chain[-1]])
     return [n for n in reversed(chain) if is_tensor(n)]
+
+
+def is_border(node: fx.Node) -> bool:
+    """Can the value be what blocks pass on: [B,T,d]?"""
+    return val(node).dim() == 3 and val(node).is_floating_point()
 
 
 def _place(flat: Graph, borders: list[fx.Node]) -> dict[fx.Node, int]:

@@ -1,4 +1,4 @@
-"""Gradients flow through wake and sleep, into every new parameter and into the weights, and are those of the oracle."""
+"""Gradients flow through wake and sleep into every parameter, new or the model's own, and are those of the oracle."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ LENGTH = 2 * WINDOW + 5
         ("llama", {"passes": 2}),
         ("gemma2", {"strategy": "insert", "passes": 2}),
         ("gpt2", {"eviction": "hard", "write": "online"}),
+        ("llama", {"consolidation": "recurrent", "passes": 3, "eviction": "hard", "sinks": 0, "write": "online"}),
+        ("llama", {"consolidation": "recurrent", "passes": 2, "loop": "0:2"}),
+        ("gpt2", {"consolidation": "recurrent", "passes": 2, "loop": "middle", "strategy": "replace"}),
     ],
 )
 def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any]) -> None:
@@ -31,10 +34,12 @@ def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any
     program = shaken(step)
     tokens = torch.randint(0, VOCAB, (1, LENGTH), generator=torch.Generator().manual_seed(5))
     target = torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    parameters = {k: v.detach().clone().requires_grad_() for k, v in materialise(program, "cpu").items()}
-    new = [key for key in parameters if ".memory." in key]
+    own = set(dict(subject.module.named_parameters(remove_duplicate=False)))
+    constants = {k: v for k, v in materialise(program, "cpu").items() if k not in own and ".memory." not in k}
+    values = {k: v for k, v in materialise(program, "cpu").items() if k not in constants}
+    parameters = {k: v.detach().clone().requires_grad_() for k, v in values.items()}
 
-    steps = EagerSteps(program, parameters, train=True)
+    steps = EagerSteps(program, {**constants, **parameters}, train=True)
     state, out = steps.new_state(1), []
     for start in range(0, LENGTH, WINDOW):
         piece = tokens[:, start : start + WINDOW]
@@ -43,13 +48,16 @@ def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any
         out.append(logits[0])
         if piece.shape[1] == WINDOW:
             state = steps.sleep_tensors(state)
-    found = torch.autograd.grad((torch.cat(out) * target).sum(), [parameters[k] for k in new], allow_unused=True)
+    found = torch.autograd.grad((torch.cat(out) * target).sum(), list(parameters.values()), allow_unused=True)
 
-    leaves = {k: v.detach().clone().requires_grad_() for k, v in parameters.items() if k in new}
-    oracle = Oracle(subject.canonical, recipe, {**parameters_of(subject.canonical, program), **leaves})
-    wanted = torch.autograd.grad((oracle(tokens).logits()[0] * target).sum(), list(leaves.values()), allow_unused=True)
+    known = parameters_of(subject.canonical, program)
+    assert known.keys() == parameters.keys() | constants.keys()
+    leaves = {k: known[k].clone().requires_grad_() for k in parameters}
+    oracle = Oracle(subject.canonical, recipe, {**known, **leaves})
+    read = list(leaves.values())
+    wanted = torch.autograd.grad((oracle(tokens).logits()[0] * target).sum(), read, allow_unused=True)
     assert any(g is not None and bool(g.any()) for g in found)
-    for key, a, b in zip(new, found, wanted, strict=True):
+    for key, a, b in zip(parameters, found, wanted, strict=True):
         if b is None or not b.any():
             assert a is None or not a.any(), key
         else:

@@ -34,10 +34,33 @@ RECIPES: dict[str, dict[str, Any]] = {
     "insert-sleep": {"strategy": "insert", "write": "sleep", "eviction": "hard", "passes": 3, "sinks": 0},
     "some-layers": {"layers": "1", "passes": 5},
 }
+# Every rule, strategy and way of consolidation, each on one family.
+MATRIX: dict[str, dict[str, Any]] = {
+    "linear": {"rule": "linear"},
+    "gated-channel": {"rule": "gated", "decay": "channel", "write": "online"},
+    "delta": {"rule": "delta", "passes": 3},
+    "gated-delta-channel": {"strategy": "insert", "decay": "channel", "write": "sleep"},
+    "replace": {"strategy": "replace"},
+    "replace-channel": {"strategy": "replace", "layers": "1", "decay": "channel", "passes": 2, "eviction": "hard"},
+    "recurrent": {"consolidation": "recurrent", "passes": 2},
+    "recurrent-hard": {"consolidation": "recurrent", "passes": 3, "loop": "middle", "eviction": "hard", "sinks": 0},
+    "recurrent-online": {"consolidation": "recurrent", "passes": 2, "loop": "0:2", "write": "online"},
+    "recurrent-insert": {"consolidation": "recurrent", "passes": 3, "loop": "0:1", "strategy": "insert"},
+    "recurrent-replace": {"consolidation": "recurrent", "passes": 2, "loop": "1:2", "strategy": "replace"},
+    "layer-by-layer": {
+        "consolidation": "recurrent",
+        "passes": 2,
+        "loop": "1:3",
+        "overrides": [{"layers": "0", "window": "none"}, {"layers": "1", "rule": "delta", "window": WINDOW + 5}],
+    },
+}
+RECIPES |= MATRIX
 # Every family with the default recipe, every recipe on families that differ in what matters to it.
-CASES = [(name, "parallel") for name in MODELS] + [
-    (name, recipe) for recipe in RECIPES if recipe != "parallel" for name in ("llama", "gemma2", "gpt2")
-]
+FAMILIES = ("llama", "gemma2", "gpt2")
+CASES = [(name, "parallel") for name in MODELS]
+CASES += [(name, recipe) for recipe in RECIPES if recipe not in ("parallel", *MATRIX) for name in FAMILIES]
+CASES += [(FAMILIES[i % 3], recipe) for i, recipe in enumerate(MATRIX)]
+EXACT = [(name, recipe) for name, recipe in CASES if RECIPES[recipe].get("strategy") != "replace"]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +103,7 @@ def test_invariants(backend: str, name: str, recipe: str) -> None:
     assert invariants.lengths(subject) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "recipe"), CASES)
+@pytest.mark.parametrize(("name", "recipe"), EXACT)
 def test_exact_inside_the_window(backend: str, name: str, recipe: str) -> None:
     """Against the original's own forward: `parallel` with any parameters of its memories, `insert` as converted."""
     subject = family(name)
