@@ -78,8 +78,15 @@ def _facts(a: ProgramGraphs, b: ProgramGraphs) -> list[str]:
         "hidden": (a.hidden, b.hidden),
         "vocabulary": (a.vocab, b.vocab),
         "positions": (a.max_positions, b.max_positions),
+        "window": (a.window, b.window),
+        "loop": (_loop(a), _loop(b)),
     }
     return [f"{name} {old} → {new}" for name, (old, new) in pairs.items() if old != new]
+
+
+def _loop(program: ProgramGraphs) -> str:
+    loop = program.loop
+    return f"{loop.start}:{loop.end}, {loop.passes} passes" if loop else "none"
 
 
 def _pairs(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, Graph | None, Graph | None]]:

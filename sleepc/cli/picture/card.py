@@ -85,10 +85,9 @@ def _without(c: Canvas, x: float, y: float, part: Part) -> float:
     """attention -> feed-forward; where the way ends."""
     _step(c, x + 532, y, "feed-forward")
     c.arrow([(x + 414, y + MIDDLE), (x + 532, y + MIDDLE)])
-    gone = "full attention is kept: nothing is forgotten"
-    if not part.everything:
-        gone = "no memory here: what leaves the window is gone"
-    c.text(x + 20, y + LOWER + 16, gone)
+    unchanged = part.everything or 0 < part.info.window <= part.kept
+    after = "attention is as in the original" if unchanged else "what leaves the window is gone"
+    c.text(x + 20, y + LOWER + 30, f"no memory here: {after}")
     return x + 642
 
 
@@ -121,7 +120,7 @@ def _after(c: Canvas, x: float, y: float, part: Part) -> float:
     c.text(x + 428, y + LOWER + 45, "read by every token", "soft", 12)
     if part.memory.asleep:
         c.arrow([(x + 36, y + LOWER - 26), (x + 36, y + LOWER - 1)], night=True)
-        c.text(x + 48, y + LOWER - 14, "written when asleep, from a record", "asleep", 12)
+        c.text(x + 48, y + LOWER - 14, f"written when asleep, {_source(part)}", "asleep", 12)
     return x + 642
 
 
@@ -140,6 +139,10 @@ def _instead(c: Canvas, x: float, y: float, part: Part) -> None:
     c.arrow([(left + BOX, y + MIDDLE), (x + 532, y + MIDDLE)])
 
 
+def _source(part: Part) -> str:
+    return "by running again" if part.memory.again else "from a record"
+
+
 def _when(part: Part) -> str:
     if part.memory.awake and part.memory.asleep:
         return "written by every token and asleep"
@@ -150,4 +153,4 @@ def _memory_box(c: Canvas, x: float, y: float, part: Part) -> None:
     c.box(x, y, BOX, 40, "memory")
     shape = " + ".join(" × ".join(map(str, s)) for s in part.memory.shapes)
     c.text(x + 12, y + 17, "memory (fast weights)", "inmemory", bold=True)
-    c.text(x + 12, y + 33, f"{shape} numbers", "inmemory", 12)
+    c.text(x + 12, y + 33, f"{shape} numbers · {part.memory.rule}", "inmemory", 12)

@@ -8,24 +8,27 @@ from sleepc.cli.picture.card import ENTRY, GAP, HEIGHT, LOWER, WIDTH, draw_card
 from sleepc.cli.picture.facts import Facts, Part, Pattern
 from sleepc.cli.picture.words import blocks_in_words, legend, sleep_steps, tokens_in_words
 
-PAGE = 1100
-LEFT = 44  # of cards
-PANEL, PANEL_WIDTH = 764, 304
+PAGE = 1124
+LEFT = 66  # of cards
+PANEL, PANEL_WIDTH = 786, 304
 CHART, CHART_HEIGHT = 340, 130
-TEXTS = 440  # of the legend
+TEXTS = 462  # of the legend
+LONGEST_NAME = 60
 
 
 def draw(facts: Facts) -> str:
     """The SVG of a converted program."""
     c = Canvas(PAGE)
     window = tokens_in_words(facts.recipe.window)
-    c.text(LEFT, 44, facts.name, size=22, bold=True)
+    name = facts.name if len(facts.name) <= LONGEST_NAME else f"{facts.name[:LONGEST_NAME]}…"
+    c.text(LEFT, 44, name, size=22, bold=True)
     c.text(LEFT, 68, f"as sleepc converts it: bounded memory, and a sleep after every {window}", "soft", 14)
     c.text(LEFT, 112, "AWAKE: the way of every token", "soft", bold=True)
     y = first = _embed(c, 98, facts)
     places: list[tuple[float, Part]] = []
     for pattern in facts.patterns:
         y = _pattern(c, y, pattern, facts, places)
+    _bracket(c, places, facts)
     y = _head(c, y, facts)
     y = max(y, _sleep(c, first, places, facts)) + 30
     y = max(_cost(c, y, facts), _legend(c, y, facts))
@@ -68,6 +71,17 @@ def _pattern(c: Canvas, y: float, pattern: Pattern, facts: Facts, places: list[t
         c.text(LEFT, top - 8, f"blocks {a}–{b}: these {len(pattern.parts)} in turn, {pattern.times} times", bold=True)
         c.line([(LEFT - 4, top), (LEFT - 16, top), (LEFT - 16, y - GAP), (LEFT - 4, y - GAP)], "frame")
     return y
+
+
+def _bracket(c: Canvas, places: list[tuple[float, Part]], facts: Facts) -> None:
+    """The loop of a recurrent sleep: from the end of its last block back to its first, and how often."""
+    loop = facts.loop
+    inside = [y for y, part in places if loop and loop.start <= part.blocks[0] < loop.end]
+    if loop is None or not inside:
+        return
+    top, bottom, x = inside[0] + 40, inside[-1] + HEIGHT - 40, LEFT - 28
+    c.arrow([(LEFT - 2, bottom), (x, bottom), (x, top), (LEFT - 1, top)], night=True)
+    c.text(x - 3, (top + bottom) / 2, f"{loop.passes - 1}×", "asleep", 12, "end", bold=True)
 
 
 def _title(part: Part) -> str:

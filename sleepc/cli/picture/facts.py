@@ -11,7 +11,7 @@ from torch import fx
 
 from sleepc.inspection import BlockInfo, Inspection
 from sleepc.ir.graph import Graph, is_call
-from sleepc.ir.program import BlockClass, ProgramGraphs, StateSpec
+from sleepc.ir.program import BlockClass, Loop, ProgramGraphs, StateSpec
 from sleepc.recipe import Recipe
 
 Place = Literal["none", "beside", "after", "instead"]
@@ -23,10 +23,16 @@ class Memory:
     """The fast weights of one block: where they stand, their sizes without the batch, and when they are written."""
 
     place: Place
+    rule: str
     shapes: tuple[tuple[int, ...], ...]
     awake: bool  # written with every token
-    asleep: bool  # written by a sleep
-    recorded: bool  # from a record of the window of its own
+    replayed: bool  # written by a sleep from what the window held
+    again: bool  # written by a sleep that runs the block again
+
+    @property
+    def asleep(self) -> bool:
+        """Does a sleep write it?"""
+        return self.replayed or self.again
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,6 @@ class Part:
     everything: bool  # it keeps every position that the model has
     memory: Memory
     state_bytes: int
-
-    @property
-    def sleeps(self) -> bool:
-        """Does a sleep write this block's memory?"""
-        return self.memory.asleep
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Facts:
     seen: Inspection
     recipe: Recipe
     patterns: tuple[Pattern, ...]
+    loop: Loop | None = None
 
     def parts(self) -> list[Part]:
         """Every part, from the first block to the last."""
@@ -81,7 +83,7 @@ def facts_of(name: str, seen: Inspection, program: ProgramGraphs, recipe: Recipe
         Pattern(tuple(_part(blocks, seen, program, recipe) for blocks in parts), times)
         for parts, times in find_patterns(classes)
     )
-    return Facts(name, seen, recipe, made)
+    return Facts(name, seen, recipe, made, program.loop)
 
 
 def find_patterns(classes: Sequence[str]) -> list[tuple[list[tuple[int, ...]], int]]:
@@ -133,7 +135,7 @@ def _part(blocks: tuple[int, ...], seen: Inspection, program: ProgramGraphs, rec
         info=seen.blocks[blocks[0]],
         kept=max(slots - recipe.sinks, 0),
         everything=slots > recipe.sinks + recipe.window and slots == program.max_positions,
-        memory=_memory(cls),
+        memory=_memory(cls, recipe.plan(len(program.layout))[blocks[0]].rule),
         state_bytes=sum(spec.bytes_per_row() for spec in cls.states),
     )
 
@@ -142,15 +144,16 @@ def _size(spec: StateSpec) -> tuple[int, ...]:
     return tuple(int(d) for d in spec.dims[1:])
 
 
-def _memory(cls: BlockClass) -> Memory:
+def _memory(cls: BlockClass, rule: str) -> Memory:
     specs = [s for s in cls.states if s.update == "accumulate"]
     names = {s.name for s in specs}
     return Memory(
         place=_place(cls.wake, names),
+        rule=rule,
         shapes=tuple(_size(s) for s in specs),
         awake=bool(names & set(cls.wake.returns)),
-        asleep=cls.sleep is not None and any(_writes(cls.sleep, name) for name in names),
-        recorded=any(s.name == "record.v" for s in cls.states),
+        replayed=cls.sleep is not None and any(_writes(cls.sleep, name) for name in names),
+        again=cls.again is not None and bool(names & set(cls.again.returns)),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sleepc.cli.display import number
 from sleepc.cli.picture.facts import Facts
+from sleepc.ir.program import Loop
 
 MANY = 5  # runs of blocks that are named one by one
 
@@ -39,24 +40,42 @@ def sleep_steps(facts: Facts) -> list[str]:
     steps = [
         f"{window.capitalize()} have been read since the last sleep." if recipe.window > 1 else "A token was read."
     ]
-    asleep = sorted(i for p in parts if p.memory.asleep and not p.memory.awake for i in p.blocks)
-    both = sorted(i for p in parts if p.memory.asleep and p.memory.awake for i in p.blocks)
-    awake = sorted(i for p in parts if p.memory.awake and not p.memory.asleep for i in p.blocks)
+    replays = 1 if facts.loop else recipe.passes
+    asleep = sorted(i for p in parts if p.memory.replayed and not p.memory.awake for i in p.blocks)
+    both = sorted(i for p in parts if p.memory.replayed and p.memory.awake for i in p.blocks)
+    awake = sorted(i for p in parts if p.memory.awake and not p.memory.replayed for i in p.blocks)
     if asleep:
+        how = "" if facts.loop else " Nothing is computed again."
         steps.append(
             f"In {blocks_in_words(asleep)} what the window held (keys and values) is written into the memory: "
-            f"{_passes(recipe.passes)}, by the rule {recipe.rule}. Nothing is computed again."
+            f"{_passes(replays)}.{how}"
         )
-    if both:
+    if both and replays > 1:
         steps.append(
             f"In {blocks_in_words(both)} every token was written into the memory when it was read; what was written "
-            f"is now written again: {_passes(recipe.passes - 1)}, by the rule {recipe.rule}."
+            f"is now written again: {_passes(replays - 1)}."
         )
     if awake:
         steps.append(f"In {blocks_in_words(awake)} every token was written into the memory when it was read.")
+    if facts.loop:
+        steps.append(_loop(facts.loop, len(facts.seen.blocks)))
     steps.append(_eviction(facts, window))
     steps.append("Awake again: the next tokens read what the memory holds.")
     return steps
+
+
+def _loop(loop: Loop, count: int) -> str:
+    one = loop.end - loop.start == 1
+    run, they, write, their = ("runs", "it", "writes", "its") if one else ("run", "they", "write", "their")
+    often = "once more" if loop.passes == 2 else f"{loop.passes - 1} more times"
+    text = (
+        f"{blocks_in_words(range(loop.start, loop.end)).capitalize()} {run} over the window {often}, on what {they} "
+        f"made of it the time before, and {write} {their} memory again."
+    )
+    after = range(loop.end, count)
+    return (
+        f"{text} Then {blocks_in_words(after)} run{'s' if len(after) == 1 else ''} over the result." if after else text
+    )
 
 
 def _passes(count: int) -> str:
