@@ -104,7 +104,7 @@ class MemoryBuilder:
         dt = self.param("memory.dt", (rows,), lambda _: self._half_lives().repeat_interleave(rows // heads))
         log_a = self.param("memory.log_a", (rows,), zeros(rows))
         softplus = e.call(aten.softplus.default, e.linear(x, w_a, dt))
-        g = e.neg(e.mul(e.mul(softplus, e.call(aten.exp.default, log_a)), mask))
+        g = e.mul(e.neg(e.mul(softplus, e.call(aten.exp.default, log_a))), mask)
         if per_channel:
             g = e.reshape(g, [e.size(x, 0), e.size(x, 1), heads, width])
         return e.transpose(g, 1, 2)

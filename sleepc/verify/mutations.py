@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.graph import Graph, Port, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
@@ -333,3 +333,71 @@ def one_clock(program: ProgramGraphs) -> int:
     results["position"] = e.add(e.call(aten.zeros_like.default, results["position"]), first)
     program.embed.set_returns(results)
     return 1
+
+
+@mutation("one recurrent pass too many")
+def pass_too_many(program: ProgramGraphs) -> int:
+    """A sleep runs its loop once more than it should."""
+    if program.loop is None:
+        return 0
+    program.loop.passes += 1
+    return 1
+
+
+@mutation("recurrent passes at the positions of the next window")
+def positions_of_next_window(program: ProgramGraphs) -> int:
+    """What blocks read while asleep is made for the tokens to come."""
+    nodes = _calls(program.loop.given, aten.sub.Tensor) if program.loop else []
+    for node in nodes[:1]:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+    return len(nodes[:1])
+
+
+@mutation("hidden states of the window one token off")
+def hidden_off_by_one(program: ProgramGraphs) -> int:
+    """The loop starts from the states of the tokens before."""
+    count = 0
+    for cls in program.classes.values():
+        results = cls.wake.results()
+        if "hidden" in results:
+            e = Emit(cls.wake, "fault")
+            cls.wake.set_returns({**results, "hidden": e.call(aten.roll.default, results["hidden"], [1], [2])})
+            count += 1
+    return count
+
+
+@mutation("blocks after the loop start from the window's end")
+def after_from_the_end(program: ProgramGraphs) -> int:
+    """Their memories do not go back to what they held before the window."""
+    count = 0
+    for cls in program.classes.values():
+        for name, node in cls.again.ports("state").items() if cls.again else ():
+            if name.startswith("start."):
+                node.meta["port"] = Port("state", name.removeprefix("start."))
+                count += 1
+    return count
+
+
+@mutation("recurrent passes go on with the convolution's tail")
+def tail_while_asleep(program: ProgramGraphs) -> int:
+    """A sleep pass sees what stands before its window, or after it, in the convolution."""
+    count = 0
+    for cls in program.classes.values():
+        for node in _calls(cls.again, aten.zeros_like.default):
+            source = node.all_input_nodes[0]
+            if source.op == "placeholder" and source.meta["port"].name == "tail":
+                node.replace_all_uses_with(source)
+                count += 1
+    return count
+
+
+@mutation("sinks seen twice while asleep")
+def sinks_twice(program: ProgramGraphs) -> int:
+    """A sleep pass over the first window sees its sinks as its own tokens and as kept ones."""
+    if program.loop is None:
+        return 0
+    graph = program.loop.given
+    masks = _calls(graph, ours.window_mask.default)
+    for node in masks:
+        node.args = (node.args[0], graph.ports()["position"])
+    return len(masks)

@@ -20,7 +20,18 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-online": ("qwen2", {"write": "online"}),
     "gpt2-hard": ("gpt2", {"eviction": "hard"}),
     "llama-insert": ("llama", {"strategy": "insert", "write": "sleep"}),
+    "llama-loop": ("llama", {"strategy": "insert", "consolidation": "recurrent", "passes": 2, "loop": "0:2"}),
 }
+# What only a program with recurrent passes has a place for; the others are planted where they were.
+OF_LOOPS = {
+    "one recurrent pass too many",
+    "recurrent passes at the positions of the next window",
+    "hidden states of the window one token off",
+    "blocks after the loop start from the window's end",
+    "recurrent passes go on with the convolution's tail",
+    "sinks seen twice while asleep",
+}
+PLANTED = [(fault, name) for fault in MUTATIONS for name in PROGRAMS if (fault in OF_LOOPS) == (name == "llama-loop")]
 # Where the fault changes nothing that the program computes.
 HARMLESS = {
     # Sliding eviction zeroes nothing anyway.
@@ -84,8 +95,7 @@ def test_a_sound_program_passes(name: str) -> None:
     assert failed(check(program(name)[0], name)) == set()
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("fault", MUTATIONS)
+@pytest.mark.parametrize(("fault", "name"), PLANTED)
 def test_the_fault_is_found(fault: str, name: str) -> None:
     mutant = MUTATIONS[fault](program(name)[0])
     if mutant is None or (fault, name) in HARMLESS:
@@ -96,6 +106,6 @@ def test_the_fault_is_found(fault: str, name: str) -> None:
 def test_every_fault_has_a_place() -> None:
     """Else a fault would be found nowhere and nobody would know."""
     for fault, mutate in MUTATIONS.items():
-        places = (n for n in PROGRAMS if (fault, n) not in HARMLESS)
+        places = (name for planted, name in PLANTED if planted == fault and (fault, name) not in HARMLESS)
         assert any(mutate(program(n)[0]) is not None for n in places), fault
     assert len(MUTATIONS) >= 12
