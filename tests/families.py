@@ -181,11 +181,25 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+# To be refused: a convolution and a state space, a gated delta rule, a loop over tokens, linear attention.
+LINEAR: dict[str, Any] = {**SMALL, "layer_types": ["linear_attention", "full_attention"]}
+RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mamba": (
+        "MambaConfig",
+        "MambaForCausalLM",
+        {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **SPECIAL},
+    ),
+    "qwen3-next": ("Qwen3NextConfig", "Qwen3NextForCausalLM", {**LINEAR, "head_dim": 8, "num_experts": 4}),
+    "rwkv": ("RwkvConfig", "RwkvForCausalLM", {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}),
+    "minimax": ("MiniMaxConfig", "MiniMaxForCausalLM", {**LINEAR, **SPECIAL, "num_local_experts": 2}),
+}
+
+
 def _other(name: str) -> nn.Module:
-    """A model of OTHERS."""
+    """A model of OTHERS or RECURRENT."""
     import transformers
 
-    config, model, options = OTHERS[name]
+    config, model, options = (OTHERS | RECURRENT)[name]
     made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**options))
     return made
 

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
 from sleepc.capture.attention_free import has_attention, no_attention
+from sleepc.capture.recurrence import refuse_recurrence
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.levels import mutates
@@ -58,10 +59,12 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     """Export `model` (in eval mode, any device, also meta) to a program at level ATEN.
 
     Parameters are held by reference to the module's tensors, under their qualified names.
-    Raises SleepcError where torch.export cannot follow the model.
+    Raises Refusal(RECURRENT) where layers have a recurrence of their own, SleepcError where torch.export cannot follow
+    the model.
     """
     wrapped = TokensToLogits(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    refuse_recurrence(wrapped, device)
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)
     positions = torch.arange(LENGTH, device=device).expand(BATCH, LENGTH).contiguous()
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}

@@ -13,6 +13,7 @@ from torch import Tensor
 import sleepc
 from sleepc.api import logits_of
 from sleepc.backends.eager.backend import load as load_eager
+from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.interp import Runner
 from sleepc.ir.program import ProgramGraphs
@@ -23,7 +24,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
-from tests.families import OTHERS, VOCAB, WINDOW, make_module
+from tests.families import OTHERS, RECURRENT, VOCAB, WINDOW, make_module
 
 # Some of these models compute norms, rotations or experts in float32, also as float64 models.
 TOLERANCE = 1e-6
@@ -84,3 +85,10 @@ def test_family(name: str, tmp_path: Path) -> None:
     loaded = sleepc.load(program.save(tmp_path / "artifact"))
     ids = stream.tokens.tolist() * 2
     assert np.array_equal(loaded.session().feed(ids), Session(load_eager(program.graphs)).feed(ids))
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_layers_with_a_recurrence_of_their_own_are_refused(name: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        sleepc.convert(make_module(name, torch.float32), {"window": WINDOW})
+    assert caught.value.code == "RECURRENT"

@@ -1,0 +1,77 @@
+"""Models with layers that carry a state of their own from token to token: told apart before they are exported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sleepc.errors import Refusal
+
+aten = torch.ops.aten
+LENGTH = 13  # a number that no other size of a model has
+STEPS = 3  # as many single tokens taken out one by one are a loop over tokens
+RUNNING = (aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default)
+
+
+class _Found(Exception):
+    """Ends the run as soon as a sign was seen."""
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks for a convolution over tokens, a running sum or product, keys times values, and a loop over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.taken: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten.convolution.default and _over_tokens(*args[:2]):
+            raise _Found("a convolution over tokens")
+        if func in RUNNING and args[0].is_floating_point():
+            raise _Found("a running sum or product")
+        if func is aten.bmm.default and _sums_over_tokens(*args):
+            raise _Found("a sum of keys times values")
+        if func is aten.select.int and _takes_a_token(args[0], args[1]):
+            self.taken.add(args[2])
+            if len(self.taken) >= STEPS:
+                raise _Found("a loop over tokens")
+        return func(*args, **(kwargs or {}))
+
+
+def _over_tokens(x: Tensor, weight: Tensor) -> bool:
+    """Is it a convolution of features [B,C,T], padded or not, with more than one tap?"""
+    taps = weight.shape[-1]
+    return weight.dim() == 3 and taps > 1 and LENGTH <= x.shape[-1] <= LENGTH + 2 * taps
+
+
+def _sums_over_tokens(a: Tensor, b: Tensor) -> bool:
+    """[..,D,T] times [..,T,D]: every token's is added to one matrix (softmax attention has [..,T,T] times [..,T,D])."""
+    return b.shape[-2] == LENGTH and a.shape[-2] != LENGTH and b.shape[-1] != LENGTH
+
+
+def _takes_a_token(x: Tensor, dim: int) -> bool:
+    return x.is_floating_point() and x.dim() > 1 and x.shape[dim] == LENGTH
+
+
+def refuse_recurrence(model: nn.Module, device: torch.device) -> None:
+    """Run the model once on fake tensors (no weight is read). Raises Refusal(RECURRENT) where a layer shows a sign of a
+    recurrence. A model whose run fails is left to the export, which says why.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tokens = torch.zeros(2, LENGTH, dtype=torch.int64, device=device)
+    positions = torch.arange(LENGTH, device=device).expand(2, LENGTH)
+    try:
+        with torch.no_grad(), mode, _Watch():
+            model(mode.from_tensor(tokens), mode.from_tensor(positions))
+    except _Found as sign:
+        raise Refusal(
+            "RECURRENT",
+            f"a layer carries a state of its own from token to token ({sign})",
+            fix="sleepc converts models whose only way from token to token is softmax attention.",
+        ) from None
+    except Exception:  # the model's own code, which may raise anything
+        return
