@@ -52,7 +52,7 @@ class Inspection:
     state_bytes: int
     kv_bytes_per_token: int
     break_even: int
-    misses: list[str]
+    sleep: str
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -85,8 +85,18 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
         state_bytes=state,
         kv_bytes_per_token=per_token,
         break_even=ceil(state / per_token),
-        misses=[],
+        sleep=_sleep(recipe, len(blocks)),
     )
+
+
+def _sleep(recipe: Recipe, blocks: int) -> str:
+    """When a row sleeps and what a sleep does, in words."""
+    passes = f"{recipe.passes} pass{'es' if recipe.passes > 1 else ''}"
+    what = f"{passes} of {recipe.consolidation}"
+    if recipe.recurs:
+        start, end = recipe.loop_range(blocks)
+        what += f" over blocks {start} to {end - 1}" if end - start > 1 else f" over block {start}"
+    return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"
 
 
 def new_parameters(program: ProgramGraphs) -> int:

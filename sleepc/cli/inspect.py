@@ -68,6 +68,7 @@ def _table(seen: Inspection, why: bool) -> None:
             str(b.index), b.cls, f"{b.q_heads}/{b.kv_heads}", str(b.head_size), *marks, b.positions, b.becomes
         )
     out.print(table)
+    out.print(f"sleep {seen.sleep}")
     out.print(f"{seen.convertible} of {seen.sites} sites convertible   +{number(seen.new_parameters)} parameters")
     out.print(
         f"state per sequence {size(seen.state_bytes)} at any length · KV cache {size(seen.kv_bytes_per_token)} per token · "
@@ -76,5 +77,3 @@ def _table(seen: Inspection, why: bool) -> None:
     if why:
         for b in seen.blocks:
             out.print(f"  block {b.index}: {b.why}")
-        for miss in seen.misses:
-            out.print(f"  near miss: {miss}")

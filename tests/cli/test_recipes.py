@@ -1,0 +1,96 @@
+"""Recipe files: every option is a key, flags win, mistakes are named, and what was resolved is in the artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sleepc.errors import UsageError
+from sleepc.recipe import Recipe, make_recipe
+from sleepc.recipe_file import MAX_BYTES, read_recipe
+from tests.cli.models import save_model, sleepc
+
+RECIPE = """\
+# what a person writes
+strategy: insert
+window: 8
+sinks: 2
+passes: 2
+consolidation: recurrent
+loop: middle
+overrides:
+  - layers: "0"
+    window: none        # keeps its attention
+  - {layers: "2", rule: delta, strategy: parallel}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> None:
+    model, recipe, out = save_model(tmp_path / "model"), write(tmp_path, RECIPE), tmp_path / "out"
+    done = sleepc("convert", model, "-o", out, "--recipe", recipe, "--passes", 3, "--seed", 5)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: 3 recurrent passes on a program that was not trained")
+    stored = Recipe.model_validate(json.loads((out / "sleepc.json").read_text())["recipe"])
+    assert (stored.strategy, stored.window, stored.passes, stored.seed, stored.loop) == ("insert", 8, 3, 5, "middle")
+    keep, insert, parallel = stored.plan(3)
+    assert (keep.strategy, keep.window) == ("keep", None)
+    assert (insert.strategy, insert.rule, insert.window) == ("insert", "gated_delta", 8)
+    assert (parallel.strategy, parallel.rule) == ("parallel", "delta")
+    shown = sleepc("inspect", out).stdout
+    assert "window of all positions" in shown
+    assert "3 passes of recurrent over block 1" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "fix"),
+    [
+        ("windw: 8", "no option named 'windw'", "Did you mean 'window'?"),
+        ("overrides: [{layers: '0', rle: delta}]", "no option named 'overrides.0.rle'", "Did you mean 'rule'?"),
+        ("zzzz: 8", "no option named 'zzzz'", "Options: strategy, rule"),
+        ("window: many", "window = 'many'", ""),
+        ("passes: 65", "passes = 65", ""),
+        ("[1, 2]", "a recipe is a mapping", ""),
+        ("window: [", "line 1", ""),
+        ("window: !!python/object/apply:os.system [true]", "could not determine a constructor", ""),
+        ("x: &a [1]\ny: *b", "undefined alias", ""),
+        ("", "a recipe is a mapping", ""),
+        ("1: 2", "a recipe is a mapping", ""),
+        ("#" * (MAX_BYTES + 1), "is no recipe", ""),
+    ],
+)
+def test_mistakes_are_named(text: str, said: str, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as found:
+        read_recipe(write(tmp_path, text))
+    assert said in found.value.what
+    assert fix in found.value.fix
+    assert "recipe.yaml" in found.value.where
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "."])
+def test_a_file_that_is_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read the recipe"):
+        read_recipe(tmp_path / name)
+
+
+def test_of_several_overrides_the_last_one_wins() -> None:
+    overrides = [{"layers": "all", "rule": "delta", "window": 512}, {"layers": "1", "rule": "gated"}]
+    plans = make_recipe({"overrides": overrides, "layers": "0-1"}).plan(3)
+    assert [p.rule for p in plans] == ["delta", "gated", "delta"]
+    assert [p.window for p in plans] == [512, 512, 512]
+    assert [p.strategy for p in plans] == ["parallel", "parallel", "keep"]
+
+
+@pytest.mark.parametrize(
+    ("loop", "count", "wanted"),
+    [("all", 3, (0, 3)), ("middle", 1, (0, 1)), ("middle", 2, (0, 2)), ("middle", 3, (1, 2)), ("middle", 30, (8, 22))],
+)
+def test_loop_ranges(loop: str, count: int, wanted: tuple[int, int]) -> None:
+    assert make_recipe({"loop": loop}).loop_range(count) == wanted
