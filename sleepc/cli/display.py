@@ -12,7 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-out = Console(highlight=False, soft_wrap=True)
+# Into a file or a pipe, tables are as wide as they need: there is no screen to fit.
+WIDE = 240
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
