@@ -16,7 +16,7 @@ from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
 from sleepc.diffing import ProgramDiff, diff_programs
 from sleepc.errors import SleepcError, UsageError
-from sleepc.hf.load import load_module, max_positions, module_on_meta
+from sleepc.hf.load import load_module, max_positions
 from sleepc.hf.resolve import Checkpoint, resolve
 from sleepc.ir.graph import Graph
 from sleepc.ir.interp import run
@@ -114,12 +114,12 @@ def bisect_artifact(
     checkpoint = resolve(against or program.source.folder, progress)
     progress("loading the original", None)
     module = load_module(checkpoint)
+    typed = _in_dtype(module, checkpoint, program.recipe)
     tokens = _tokens(program)
-    wanted = api.logits_of(module)(torch.tensor([tokens]))[0]
-    allowed = TOLERANCES[program.graphs.dtype].absolute if tolerance is None else tolerance
-    probe = Probe(tokens, wanted, allowed)
+    wanted = api.logits_of(typed)(torch.tensor([tokens]))[0]
+    probe = Probe(tokens, wanted, _tolerance(program.graphs) if tolerance is None else tolerance)
     progress(CAPTURE, None)
-    found, fresh = bisect(capture_flat(module, checkpoint, program.recipe), program.recipe, probe, progress)
+    found, fresh = bisect(capture_flat(typed, values=module), program.recipe, probe, progress)
     if fresh is not None:
         strategies = {plan.strategy for plan in program.recipe.plan(len(fresh.layout))}
         hidden = not strategies & {"insert", "replace"}
@@ -143,16 +143,28 @@ def _tokens(program: api.Program) -> list[int]:
     return torch.randint(0, program.graphs.vocab, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def capture_flat(module: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> ProgramGraphs:
-    """A module as a program at level ATEN in the recipe's dtype, with the module's own values as parameters."""
+def _tolerance(program: ProgramGraphs) -> float:
+    """What `verify` allows a logit of the program's dtype; in float64 that of float32, since models have softmax and
+    norms in float32 whatever their dtype is.
+    """
+    return max(TOLERANCES[program.dtype].absolute, TOLERANCES[torch.float32].absolute)
+
+
+def _in_dtype(module: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> nn.Module:
+    """The original in the dtype that the recipe asks for, with its code's own casts."""
     dtype = api.DTYPES.get(recipe.dtype)
-    other = dtype is not None and any(p.dtype != dtype for p in module.parameters())
-    exported = module_on_meta(checkpoint, dtype) if other and dtype is not None else module
-    with open_seam(exported):
-        program = capture_module(exported, max_positions=max_positions(getattr(exported, "config", None)))
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    values: dict[str, Tensor] = dict(named)
-    program.params |= {key: HeldTensor(values[key].detach()) for key in program.params if key in values}
+    if dtype is None or all(p.dtype == dtype for p in module.parameters()):
+        return module
+    return load_module(checkpoint, dtype=recipe.dtype)
+
+
+def capture_flat(module: nn.Module, *, values: nn.Module) -> ProgramGraphs:
+    """A module as a program at level ATEN; `values` is the same in the dtype of its files and gives the parameters."""
+    with open_seam(module):
+        program = capture_module(module, max_positions=max_positions(getattr(module, "config", None)))
+    named = (*values.named_parameters(remove_duplicate=False), *values.named_buffers(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(named)
+    program.params |= {key: HeldTensor(tensors[key].detach()) for key in program.params if key in tensors}
     return program
 
 

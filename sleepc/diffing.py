@@ -92,7 +92,8 @@ def _loop(program: ProgramGraphs) -> str:
 def _pairs(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, Graph | None, Graph | None]]:
     """Graphs that stand at the same place, with the name that a person reads above their difference."""
     old, new = ({graph.name: graph for graph in p.graphs()} for p in (a, b))
-    of_blocks: set[str] = set()
+    yield "embed", a.embed, b.embed
+    of_blocks = {a.embed.name, b.embed.name}
     for title, x, y in _classes(a, b):
         # A class has graphs of its name: `block.0` itself, `block.0.sleep`, ..
         parts = [n.removeprefix(c) for c, names in ((x, old), (y, new)) for n in names if f"{n}.".startswith(f"{c}.")]

@@ -61,13 +61,14 @@ def verdict(found: Bisection, target: Path) -> list[str]:
     from sleepc.bisecting import CAPTURE, STORED
 
     lines = []
+    intact = found.culprit in (None, STORED)  # the passes are
     if found.culprit == CAPTURE:
         lines.append("wrong from the start: the captured graph does not compute what the model does (sleepc/capture)")
-    elif found.culprit not in (None, STORED):
+    elif not intact:
         lines += [f"first wrong after: {found.culprit}", "`sleepc convert … --dump-graphs DIR` shows what it did."]
     if not found.stored.equal:
-        lines.append("the artifact's program is not the one that its recipe makes: it was changed, or made by another")
-        lines.append("version of sleepc.")
+        here = "its recipe makes: it was changed, or made by another version of sleepc."
+        lines.append(f"the artifact's program is not the one that {here if intact else 'was made here:'}")
         lines += [f"  graph {g.name}: +{g.added} -{g.removed} lines" for g in found.stored.graphs]
         lines += [f"  {text}" for text in (*found.stored.facts, *found.stored.states)]
         keys = {"changed": found.stored.changed, "added": found.stored.added, "removed": found.stored.removed}
