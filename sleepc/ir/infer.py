@@ -12,7 +12,6 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]  # it comes with torch, without types
 import torch
 from torch import fx
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
@@ -90,6 +89,8 @@ def _make_symbols(graph: Graph, environment: ShapeEnv) -> dict[str, torch.SymInt
 
 
 def _make_symbol(environment: ShapeEnv, name: str, hint: int) -> torch.SymInt:
+    from torch._dynamo.source import ConstantSource  # it takes a second, and what loads no program needs none
+
     source = ConstantSource(name)
     symbol = environment.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     made = environment.create_symintnode(symbol, hint=hint, source=source)
