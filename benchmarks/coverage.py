@@ -150,14 +150,18 @@ def save_model(family: str, folder: Path) -> None:
     module = made.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     _scatter(module)
     _run_everywhere(module)
-    try:
-        _run_everywhere(module.double())
-    except RuntimeError:  # casts to float32 on its way
-        module.float()
-    module.save_pretrained(folder)
-    if module.config.model_type != config.model_type:  # the text model of a larger one, whose checkpoints say so
-        config.dtype = module.dtype
-        config.save_pretrained(folder)
+    for dtype in (torch.float64, torch.float32):
+        module.to(dtype).save_pretrained(folder)
+        if module.config.model_type != config.model_type:  # the text model of a larger one, whose checkpoints say so
+            config.dtype = dtype
+            config.save_pretrained(folder)
+        try:
+            _run_everywhere(made.from_pretrained(folder, attn_implementation="eager"))
+        except RuntimeError:  # casts to float32 on its way
+            if dtype == torch.float32:
+                raise
+        else:
+            return
 
 
 def _scatter(module: nn.Module) -> None:
