@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -119,11 +119,11 @@ def _classes(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, str, str
         yield f"{both} ({numbers(at, 'block')})", x_name, y_name
 
 
-def numbers(values: list[int], noun: str) -> str:
-    """Sorted numbers for people, with their noun.
+def numbers(values: Sequence[int], noun: str, most: int | None = None) -> str:
+    """Sorted numbers for people, with their noun; of more than `most` runs only the first and the last.
 
-    >>> numbers([0, 1, 2, 5], "block"), numbers([1, 3, 5], "block"), numbers([4], "block")
-    ('blocks 0–2, 5', 'blocks 1, 3, 5', 'block 4')
+    >>> numbers([0, 1, 2, 5], "block"), numbers([4], "block"), numbers(range(0, 26, 2), "block", 5)
+    ('blocks 0–2, 5', 'block 4', 'blocks 0, 2, 4 … 24')
     """
     runs: list[list[int]] = []
     for value in values:
@@ -131,8 +131,10 @@ def numbers(values: list[int], noun: str) -> str:
             runs[-1].append(value)
         else:
             runs.append([value])
-    parts = [p for run in runs for p in ([f"{run[0]}–{run[-1]}"] if len(run) > 2 else map(str, run))]
-    return f"{noun}{'s' if len(values) > 1 else ''} {', '.join(parts)}"
+    names = [f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    short = most is not None and len(names) > most
+    text = f"{', '.join(names[:3])} … {names[-1]}" if short else ", ".join(names)
+    return f"{noun}{'s' if len(values) > 1 else ''} {text}"
 
 
 def _states(a: ProgramGraphs, b: ProgramGraphs) -> list[str]:

@@ -152,9 +152,10 @@ def test_no_text_leaves_the_page(name: str, options: dict[str, Any]) -> None:
 
 def test_names_are_text_in_a_picture() -> None:
     shown = facts("llama")
-    name = '</text><script>alert("1")</script>&\x00\x1b'
+    name = '</text><script>alert("1")</script>&\x00\x1b\udcff\uffff'
     svg = draw(replace(shown, name=name))
     assert "<script" not in svg
+    assert svg.encode("utf-8")
     assert texts(svg)[0].startswith("</text><script>")
 
 

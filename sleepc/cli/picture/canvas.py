@@ -52,7 +52,7 @@ DARK: dict[str, tuple[str, str]] = {
 }
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 LINE = 18  # pixels from one line of text to the next
-PRINTABLE = str.maketrans({c: " " for c in map(chr, (*range(32), *range(127, 160)))})  # XML has no control characters
+NOT_IN_XML = str.maketrans(dict.fromkeys((*range(32), *range(127, 160), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), " "))
 
 
 class Canvas:
@@ -81,7 +81,7 @@ class Canvas:
         """One line of text on the base line y."""
         options = f' text-anchor="{anchor}"' if anchor != "start" else ""
         options += ' font-weight="600"' if bold else ""
-        words = escape(text.translate(PRINTABLE))
+        words = _escaped(text)
         self.shapes.append(f'<text class="{kind}" x="{x:g}" y="{y:g}" font-size="{size}"{options}>{words}</text>')
 
     def words(self, x: float, y: float, text: str, columns: int, kind: str = "ink", size: int = 13) -> float:
@@ -114,12 +114,14 @@ class Canvas:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {height:g}" '
             f'width="{self.width}" height="{height:g}" role="img" font-family="{FONT}">'
         )
-        told = [
-            f"<{tag}>{escape(text.translate(PRINTABLE))}</{tag}>"
-            for tag, text in (("title", title), ("desc", description))
-        ]
+        told = [f"<{tag}>{_escaped(text)}</{tag}>" for tag, text in (("title", title), ("desc", description))]
         style = f"<style>\n{_rules(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{_rules(DARK)}\n}}\n</style>"
         return "\n".join([head, *told, style, page, *self.shapes, "</svg>", ""])
+
+
+def _escaped(text: str) -> str:
+    """Text as XML can hold it: no control characters, no halves of characters (names of files have both)."""
+    return escape(text.translate(NOT_IN_XML))
 
 
 def _rules(colours: dict[str, tuple[str, str]]) -> str:

@@ -21,8 +21,11 @@ from sleepc.passes.runner import run_stages
 
 def check_picture_file(path: Path) -> None:
     """Raises UsageError where a picture cannot be written to, before any work: no folder, or a file of another kind."""
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise UsageError(f"there is no directory {path.parent}", where="--svg", fix="Make it, or choose another place.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write into {path.parent}", where="--svg", fix="Choose another place.")
     if not path.exists():
         return
     if not path.is_file() or not _starts_as_svg(path):

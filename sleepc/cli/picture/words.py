@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sleepc.cli.display import number
 from sleepc.cli.picture.facts import Facts
+from sleepc.diffing import numbers
 from sleepc.ir.program import Loop
 
 MANY = 5  # runs of blocks that are named one by one
@@ -17,20 +18,8 @@ def tokens_in_words(count: int) -> str:
 
 
 def blocks_in_words(blocks: Sequence[int]) -> str:
-    """Sorted blocks by number, many of them in short.
-
-    >>> blocks_in_words([0, 1, 2, 5]), blocks_in_words([4]), blocks_in_words(range(0, 26, 2))
-    ('blocks 0–2, 5', 'block 4', 'blocks 0, 2, 4 … 24')
-    """
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and block == runs[-1][-1] + 1:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    names = [f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    text = ", ".join(names) if len(names) <= MANY else f"{', '.join(names[:3])} … {names[-1]}"
-    return f"block{'s' if len(blocks) > 1 else ''} {text}"
+    """Sorted blocks by number, many of them in short."""
+    return numbers(blocks, "block", MANY)
 
 
 def sleep_steps(facts: Facts) -> list[str]:
