@@ -2,7 +2,7 @@
 
 Every model type gets a configuration made small (shrink.py) and random weights, is saved, converted from its files with
 a window of 8, and verified: the capture against the model at two shapes, the converted program against another instance
-of it with eager attention inside the window, and the invariants of docs/verify.md over several sleeps. The status is
+of it with eager attention inside the window, and all that `sleepc verify` measures over several sleeps. The status is
 
     verified   all of that holds
     refused    sleepc says why it does not convert it, with a code of the closed list
@@ -299,14 +299,16 @@ def run_all(families: Sequence[str], results: Results, jobs: int, timeout: int) 
     start_server()
     with ThreadPoolExecutor(max(jobs, 1)) as pool:
         started = [pool.submit(run_child, family, timeout) for family in families]
-        for count, done in enumerate(as_completed(started), 1):
-            row = done.result()
-            results.add(row)
-            code = f" {row['code']}" if row["code"] else ""
-            print(
-                f"{count}/{len(started)} {row['family']}: {row['status']}{code} {row['reason']} ({row['seconds']} s)",
-                flush=True,
-            )
+        try:
+            for count, done in enumerate(as_completed(started), 1):
+                row = done.result()
+                results.add(row)
+                code = f" {row['code']}" if row["code"] else ""
+                what = f"{row['family']}: {row['status']}{code} {row['reason']} ({row['seconds']} s)"
+                print(f"{count}/{len(started)} {what}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            sys.exit("interrupted: the same command goes on from here")
 
 
 def start_server() -> None:
