@@ -29,7 +29,7 @@ from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile, scan
 from sleepc.ir.weights import HeldTensor
-from sleepc.manifest import Source
+from sleepc.manifest import Source, identity_of
 from sleepc.passes.pipeline import FRONT, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
@@ -61,13 +61,14 @@ class Program:
     canonical: ProgramGraphs | None = None
     original: nn.Module | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    identity: str = ""
     checked: bool = True
 
     def session(
         self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None
     ) -> Session:
         """A session of `batch` rows. Raises UsageError for a backend, device or dtype that is not there."""
-        return Session(self.steps(backend=backend, device=device, dtype=dtype), batch)
+        return Session(self.steps(backend=backend, device=device, dtype=dtype), batch, identity=self.identity)
 
     def steps(
         self, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None, train: bool = False
@@ -179,7 +180,7 @@ class Program:
                 force=force,
                 tokenizer=folder,
             )
-        self.path = target
+        self.path, self.identity = target, identity_of(artifact.read_manifest(target))
         return target
 
     @contextmanager
@@ -310,6 +311,7 @@ def load(path: str | Path) -> Program:
     folder = Path(path)
     graphs, manifest = artifact.load_artifact(folder)
     program = Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder, checked=False)
+    program.identity = identity_of(manifest)
     _warn_untrained(program)
     return program
 

@@ -146,3 +146,15 @@ def digest(data: dict[str, Any]) -> str:
     """sha256 of a manifest's data, in one spelling, without its own hash."""
     rest = {key: value for key, value in data.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+# What a manifest says besides what the artifact computes: where its files are, what was measured, with which version.
+BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256"}
+
+
+def identity_of(manifest: Manifest) -> str:
+    """A hash of what the model computes: graphs, layout and weights, as they stand in the file."""
+    data = manifest.model_dump(mode="json", exclude_unset=True, exclude=BESIDE)
+    for entry in data["params"].values():
+        del entry["file"]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from sleepc.errors import SleepcError, UsageError
 
 if TYPE_CHECKING:
     from sleepc.ir.program import ProgramGraphs
-    from sleepc.manifest import Manifest
     from sleepc.runtime.chat import Conversation, Manner
 
 HELP = """\
@@ -82,29 +80,14 @@ def chat(
 def _open(artifact: Path, system: str, *, backend: str, device: str, dtype: str | None) -> tuple[Conversation, int]:
     """A conversation with the artifact's model, and the bytes of a KV cache per token."""
     from sleepc import api
-    from sleepc.artifact import read_manifest
     from sleepc.runtime.chat import Conversation
-    from sleepc.runtime.session import Session
 
     program = api.load(artifact)
     tokenizer = program.tokenizer()
     template = tokenizer.template()
-    steps = program.steps(backend=backend, device=device, dtype=dtype)
-    session = Session(steps, identity=identity(read_manifest(artifact)))
+    session = program.session(backend=backend, device=device, dtype=dtype)
     kind = api.DTYPES[dtype] if dtype is not None else program.graphs.dtype
     return Conversation(session, tokenizer, template, system), kv_bytes(program.graphs, kind.itemsize)
-
-
-# What a manifest says of an artifact besides what it computes: where its files are, what was measured, with which version.
-BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256"}
-
-
-def identity(manifest: Manifest) -> str:
-    """A hash of what the model computes: graphs, layout and weights, as they stand in the file."""
-    data = manifest.model_dump(mode="json", exclude_unset=True, exclude=BESIDE)
-    for entry in data["params"].values():
-        del entry["file"]
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def kv_bytes(program: ProgramGraphs, itemsize: int) -> int:

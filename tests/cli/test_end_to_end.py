@@ -67,6 +67,18 @@ def test_a_state_goes_on_in_another_process(artifact: Path, tmp_path: Path) -> N
     assert second["state_bytes"] == whole["state_bytes"]
 
 
+def test_a_state_of_another_conversion_is_refused(model: Path, artifact: Path, tmp_path: Path) -> None:
+    """Its tensors have the same shapes, and would mean something else."""
+    other, state = tmp_path / "other", tmp_path / "state"
+    assert sleepc("convert", model, "-o", other, "--window", 8, "--sinks", 2, "--rule", "delta").returncode == 0
+    assert sleepc("run", artifact, "w1 w2", "--state", state, "--max-tokens", 1).returncode == 0
+    before = state.read_bytes()
+    done = sleepc("run", other, "--state", state, "--max-tokens", 1)
+    assert (done.returncode, state.read_bytes()) == (1, before)
+    assert done.stderr.startswith("error:")
+    assert "another model" in done.stderr
+
+
 def test_prompt_file_and_standard_input_read_the_same(artifact: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompt"
     file.write_text(WORDS)
