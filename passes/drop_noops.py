@@ -33,7 +33,11 @@ CASTS = (
 )
 VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default, aten.slice.Tensor)
 ASSERTS = ("_assert_", "sym_constrain_range", "_assert_scalar")
-SPELLINGS = {aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor}
+SPELLINGS = {
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.numpy_T.default: aten.t.default,  # for more than two dimensions PyTorch will drop it; types are checked
+}
 PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
 

@@ -170,7 +170,11 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BloomForCausalLM",
         {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4, **SPECIAL},
     ),
-    "mpt": ("MptConfig", "MptForCausalLM", {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "mpt": (
+        "MptConfig",
+        "MptForCausalLM",
+        {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    ),
     "falcon": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": False}),
     "falcon-grouped": (
         "FalconConfig",

@@ -13,10 +13,10 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
 from sleepc.capture.attention_free import has_attention, no_attention
+from sleepc.capture.functional import make_functional
 from sleepc.capture.recurrence import refuse_recurrence
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
-from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
 
@@ -80,8 +80,10 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
                 dynamic_shapes={"tokens": dynamic, "positions": dynamic},
                 strict=False,
             )
-            if any(mutates(node.target) for node in exported.graph.nodes):
-                exported = exported.run_decompositions({})  # operators stay what they are, but write to no argument
+            program = _to_program(exported, max_positions)
+            if not make_functional(program.embed):
+                # slow, but it knows about views; operators stay what they are
+                program = _to_program(exported.run_decompositions({}), max_positions)
     except SleepcError:
         raise
     except Exception as error:
@@ -94,7 +96,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
         ) from error
     finally:
         logger.setLevel(level)
-    return _to_program(exported, max_positions)
+    return program
 
 
 def _to_program(exported: ExportedProgram, max_positions: int | None) -> ProgramGraphs:
