@@ -128,6 +128,12 @@ def has_bias(graph: Graph, site: Site) -> bool:
     return False
 
 
+def _mask(site: Site) -> str:
+    """What the layer's own mask says."""
+    reach = f"chunks of {site.chunk}" if site.chunk else f"window {site.window}" if site.window else "causal"
+    return f"{reach}, less with distance" if site.slopes else reach
+
+
 def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, program: ProgramGraphs) -> BlockInfo:
     graph = program.classes[cls].wake
     return BlockInfo(
@@ -140,7 +146,7 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
         softcap=site.softcap,
         sinks=site.sinks,
         positions="applied to q and k" if site.rotated else "none in the block",
-        mask=f"window {site.window}" if site.window else "causal",
+        mask=_mask(site),
         bias=has_bias(graph, site),
         becomes=_becomes(site, plan),
         why="" if plan.strategy != "keep" else f"not among --layers {recipe.layers}, or kept by an override",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import sleepc
 from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.program import ProgramGraphs
@@ -86,6 +87,14 @@ def test_slopes_of_a_spelled_out_model(of_keys: bool) -> None:
         return slopes * (j if of_keys else j - j[:, None] + 3)
 
     assert site(Biased(bias)).slopes == tuple(SLOPES.tolist())
+
+
+def test_inspect_tells_of_the_bias() -> None:
+    def bias(length: int) -> Tensor:
+        return SLOPES.float().view(HEADS, 1, 1) * torch.arange(length)
+
+    found = sleepc.inspect(Biased(bias), {"window": 8, "sinks": 2})
+    assert [block.mask for block in found.blocks] == ["causal, less with distance"]
 
 
 def test_a_bias_of_another_kind_is_refused() -> None:
