@@ -58,16 +58,27 @@ def find_dependence(graph: Graph, token_ports: tuple[str, ...], position_ports: 
 
 
 def learned_positions(graph: Graph) -> int | None:
-    """Rows of the smallest table that is indexed by positions, or None where positions are not looked up."""
+    """Rows of the smallest table that is indexed by positions, or None where positions are not looked up.
+
+    What was looked up and then indexes another table (token types that stand in a buffer) is no position any more.
+    """
     dependence = find_dependence(graph, ("tokens",), ("positions",))
-    rows = [_rows(node) for node in graph.calls() if _looks_up(node, dependence.positions)]
+    rows: list[Any] = []
+    found: set[fx.Node] = set()
+    for node in graph.calls():
+        index = _index(node)
+        if index in dependence.positions and index not in found:
+            rows.append(_rows(node))
+        if index in dependence.positions or found.intersection(node.all_input_nodes):
+            found.add(node)
     return min((r for r in rows if isinstance(r, int)), default=None)
 
 
-def _looks_up(node: fx.Node, positions: frozenset[fx.Node]) -> bool:
+def _index(node: fx.Node) -> Any:
+    """What a look-up in a table asks for; None for other calls."""
     if is_call(node, aten.embedding.default):
-        return node.args[1] in positions
-    return is_call(node, aten.gather.default, aten.index_select.default) and node.args[2] in positions
+        return node.args[1]
+    return node.args[2] if is_call(node, aten.gather.default, aten.index_select.default) else None
 
 
 def _rows(node: fx.Node) -> Any:

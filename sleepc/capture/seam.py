@@ -62,7 +62,7 @@ def attention(
     out = torch.ops.sleepc.attention(
         query, key, value, attention_mask, kwargs.get("s_aux"), scale=scale, softcap=softcap
     )
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None  # as transformers' own functions: models call .view on it
 
 
 def mask(

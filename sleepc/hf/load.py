@@ -36,7 +36,7 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
         )
     except Exception as error:
         raise _cannot_build(checkpoint, error) from error
-    if hasattr(model, "set_experts_implementation") and getattr(model.config, "num_local_experts", None):
+    if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(EXPERTS)
     return as_module(model)
 
