@@ -134,24 +134,29 @@ class Program:
         self.checked = True
 
     def _tokens(self, text: str | None) -> list[int]:
-        from sleepc.verify.texts import default_text
+        """Those of `text`, or of a text that is on every machine; random ones where the model can read none."""
+        from sleepc.verify.texts import default_text, says_something
 
-        has_tokenizer = self.path is not None or bool(self.source.folder)
-        if text is None and not has_tokenizer:
-            generator = torch.Generator().manual_seed(0)
-            return torch.randint(0, self.graphs.vocab, (4096,), generator=generator).tolist()
-        return self.tokenizer().encode(text if text is not None else default_text())
+        if text is not None:
+            return self.tokenizer().encode(text)
+        if self.path is not None or self.source.folder:
+            ids = self.tokenizer().encode(default_text())
+            if says_something(ids):
+                return ids
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, self.graphs.vocab, (4096,), generator=generator).tolist()
 
     def _original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
+        """The original, by transformers' own eager attention, in the dtype that the recipe asks for."""
         if isinstance(against, nn.Module):
-            return against
+            return in_dtype(against, None, self.recipe)
         if against is None and self.original is not None:
-            return self.original
+            checkpoint = resolve(self.source.folder, progress) if self.source.folder else None
+            return in_dtype(self.original, checkpoint, self.recipe)
         if against is None and self.source.kind == "module":
             raise UsageError("the original was a module in memory", fix="Give it: program.verify(against=module).")
         progress("loading the original", None)
-        # Copied out of the compiler's way: a separate instance with transformers' own eager attention.
-        return load_module(resolve(against or self.source.folder, progress))
+        return load_module(resolve(against or self.source.folder, progress), dtype=self.recipe.dtype)
 
     def _canonical(self, progress: Progress, original: nn.Module | None = None) -> ProgramGraphs:
         if self.canonical is None:
@@ -210,7 +215,7 @@ def convert(
     started = time.perf_counter()
     checkpoint = None if isinstance(model, nn.Module) else resolve(model, progress)
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
-    canonical = capture(_in_dtype(module, checkpoint, recipe), progress, dump_graphs)
+    canonical = capture(_to_export(module, checkpoint, recipe), progress, dump_graphs)
     _take_values(canonical, module)
     if checkpoint is not None:
         headers = [TensorFile(file) for file in checkpoint.files]
@@ -252,7 +257,15 @@ def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:
     return load_module(checkpoint)
 
 
-def _in_dtype(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
+def in_dtype(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
+    """An original in the dtype that the recipe asks for, with its code's own casts: itself where it has it already."""
+    dtype = DTYPES.get(recipe.dtype)
+    if dtype is None or all(p.dtype == dtype for p in module.parameters()):
+        return module
+    return load_module(checkpoint, dtype=recipe.dtype) if checkpoint else copy.deepcopy(module).to(dtype)
+
+
+def _to_export(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
     """The module to export: where another dtype is asked for, the same code in that dtype, with its own casts."""
     dtype = DTYPES.get(recipe.dtype)
     if dtype is None or all(p.dtype == dtype for p in module.parameters()):

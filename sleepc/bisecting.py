@@ -17,7 +17,7 @@ from sleepc.capture.seam import open_seam
 from sleepc.diffing import ProgramDiff, diff_programs
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.load import load_module, max_positions
-from sleepc.hf.resolve import Checkpoint, resolve
+from sleepc.hf.resolve import resolve
 from sleepc.ir.graph import Graph
 from sleepc.ir.interp import run
 from sleepc.ir.program import ProgramGraphs
@@ -29,7 +29,7 @@ from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.verify.invariants import absolute
 from sleepc.verify.report import TOLERANCES
-from sleepc.verify.texts import default_text
+from sleepc.verify.texts import default_text, says_something
 
 Progress = Callable[[str, float | None], None]
 CAPTURE, STORED = "capture", "the artifact's program"
@@ -114,10 +114,10 @@ def bisect_artifact(
     checkpoint = resolve(against or program.source.folder, progress)
     progress("loading the original", None)
     module = load_module(checkpoint)
-    typed = _in_dtype(module, checkpoint, program.recipe)
+    typed = api.in_dtype(module, checkpoint, program.recipe)
     tokens = _tokens(program)
     wanted = api.logits_of(typed)(torch.tensor([tokens]))[0]
-    probe = Probe(tokens, wanted, _tolerance(program.graphs) if tolerance is None else tolerance)
+    probe = Probe(tokens, wanted, TOLERANCES[program.graphs.dtype].absolute if tolerance is None else tolerance)
     progress(CAPTURE, None)
     found, fresh = bisect(capture_flat(typed, values=module), program.recipe, probe, progress)
     if fresh is not None:
@@ -138,24 +138,9 @@ def _tokens(program: api.Program) -> list[int]:
         ids = program.tokenizer().encode(default_text(1000))[:count]
     except UsageError:  # there is no tokenizer
         ids = []
-    if len(ids) == count and 2 * len(set(ids)) > count:
+    if len(ids) == count and says_something(ids):
         return list(ids)
     return torch.randint(0, program.graphs.vocab, (count,), generator=torch.Generator().manual_seed(0)).tolist()
-
-
-def _tolerance(program: ProgramGraphs) -> float:
-    """What `verify` allows a logit of the program's dtype; in float64 that of float32, since models have softmax and
-    norms in float32 whatever their dtype is.
-    """
-    return max(TOLERANCES[program.dtype].absolute, TOLERANCES[torch.float32].absolute)
-
-
-def _in_dtype(module: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> nn.Module:
-    """The original in the dtype that the recipe asks for, with its code's own casts."""
-    dtype = api.DTYPES.get(recipe.dtype)
-    if dtype is None or all(p.dtype == dtype for p in module.parameters()):
-        return module
-    return load_module(checkpoint, dtype=recipe.dtype)
 
 
 def capture_flat(module: nn.Module, *, values: nn.Module) -> ProgramGraphs:

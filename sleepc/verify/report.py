@@ -82,7 +82,8 @@ class Tolerance:
 
 
 TOLERANCES = {
-    torch.float64: Tolerance(1e-9, 1e-8),
+    # Models take softmax and norms in float32 whatever their dtype is; the oracle does not.
+    torch.float64: Tolerance(1e-9, 1e-4),
     torch.float32: Tolerance(1e-4, 1e-3),
     # A rounding of 2^-11 (2^-8) in every sum of every block, while both sides sum in different orders.
     torch.float16: Tolerance(2e-2, 2e-1),
