@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sleepc.capture.fake_run import fake_run
 from sleepc.errors import Refusal
 
 SIGNS = ("softmax", "scaled_dot_product", "sleepc::attention")
@@ -29,10 +29,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def has_attention(model: nn.Module, tokens: torch.Tensor, positions: torch.Tensor) -> bool:
     """Does a run on fake tensors (no weight is read) meet attention? True where even that run fails."""
     watch = _Watch()
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), mode, watch:
-            model(mode.from_tensor(tokens), mode.from_tensor(positions))
+        fake_run(model, tokens, positions, watch)
     except Exception:  # the model's own code, which may raise anything: the caller has an error to report already
         return True
     return watch.seen

@@ -64,7 +64,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     """
     wrapped = TokensToLogits(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    refuse_recurrence(wrapped, device)
+    looked = refuse_recurrence(wrapped, device)
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)
     positions = torch.arange(LENGTH, device=device).expand(BATCH, LENGTH).contiguous()
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
@@ -80,6 +80,8 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
                 dynamic_shapes={"tokens": dynamic, "positions": dynamic},
                 strict=False,
             )
+            if not looked:
+                refuse_recurrence(exported.module(), device)
             program = _to_program(exported, max_positions)
             if not make_functional(program.embed):
                 # slow, but it knows about views; operators stay what they are

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sleepc.errors import Refusal
+from sleepc.capture.fake_run import fake_run
+from sleepc.errors import Refusal, SleepcError
 
 aten = torch.ops.aten
 LENGTH = 13  # a number that no other size of a model has
@@ -57,21 +57,25 @@ def _takes_a_token(x: Tensor, dim: int) -> bool:
     return x.is_floating_point() and x.dim() > 1 and x.shape[dim] == LENGTH
 
 
-def refuse_recurrence(model: nn.Module, device: torch.device) -> None:
+def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
     """Run the model once on fake tensors (no weight is read). Raises Refusal(RECURRENT) where a layer shows a sign of a
-    recurrence. A model whose run fails is left to the export, which says why.
+    recurrence.
+
+    False where the model's code cannot be run like this: whoever exports it has the error to report, or a graph to
+    look at instead.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     tokens = torch.zeros(2, LENGTH, dtype=torch.int64, device=device)
     positions = torch.arange(LENGTH, device=device).expand(2, LENGTH)
     try:
-        with torch.no_grad(), mode, _Watch():
-            model(mode.from_tensor(tokens), mode.from_tensor(positions))
+        fake_run(model, tokens, positions, _Watch())
     except _Found as sign:
         raise Refusal(
             "RECURRENT",
             f"a layer carries a state of its own from token to token ({sign})",
             fix="sleepc converts models whose only way from token to token is softmax attention.",
         ) from None
+    except SleepcError:  # attention is called in a way that sleepc does not know: no export would help
+        raise
     except Exception:  # the model's own code, which may raise anything
-        return
+        return False
+    return True
