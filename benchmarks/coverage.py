@@ -370,16 +370,17 @@ def write_tables(folder: Path, rows: Sequence[Row]) -> None:
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in plain)
     (folder / "coverage.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     table = "\n".join(f"| {_name(r)} | {r['status']} | {r['code'] or ''} | {_cell(r['reason'])} |" for r in rows)
-    text = INTRODUCTION.format(summary=summary(rows), table=table, **{n: version(n) for n in ("torch", "transformers")})
+    versions = {name: version(name) for name in ("sleepc", "torch", "transformers")}
+    text = INTRODUCTION.format(summary=summary(rows), table=table, **versions)
     (folder / "coverage.md").write_text(text, encoding="utf-8")
 
 
 INTRODUCTION = """# Coverage
 
 What becomes of every causal language model that transformers has, each with a small random model of its kind: all kinds
-of its layers, windows of 5. Made by `python benchmarks/coverage.py` (which says how) with torch {torch} and
-transformers {transformers}; coverage.json holds the same. **Bold** families are promised: the command fails where one
-of them is not verified.
+of its layers, windows of 5. Made by `python benchmarks/coverage.py` (which says how) with sleepc {sleepc}, torch
+{torch} and transformers {transformers}; coverage.json holds the same. **Bold** families are promised: the command
+fails where one of them is not verified.
 
 - *verified*: converted with a window of 8; the capture equals the model, the program equals it inside the window, and
   all invariants hold over several sleeps.

@@ -114,6 +114,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "dots3_note": {"text_config": {"per_layer_config": {2: _DOTS3, 3: _DOTS3}}},
     "dots3_note_text": {"per_layer_config": {2: _DOTS3, 3: _DOTS3}},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "gemma3n_text": {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
