@@ -45,6 +45,11 @@ def _calls(graph: Graph | None, target: Any) -> list[fx.Node]:
     return [n for n in graph.calls() if is_call(n, target)] if graph is not None else []
 
 
+def _masks(graph: Graph) -> list[fx.Node]:
+    """Who sees whom, as bools or as what is added to scores."""
+    return [*_calls(graph, ours.window_mask.default), *_calls(graph, ours.window_bias.default)]
+
+
 def _wakes(program: ProgramGraphs, target: Any) -> list[tuple[Graph, fx.Node]]:
     return [(c.wake, n) for c in program.classes.values() for n in _calls(c.wake, target)]
 
@@ -64,7 +69,7 @@ def _set(nodes: list[fx.Node], **options: Any) -> int:
 
 
 def _shift_held(program: ProgramGraphs, by: int) -> int:
-    masks = _calls(program.embed, ours.window_mask.default)
+    masks = _masks(program.embed)
     for node in masks:
         e = Emit(program.embed, "fault", node)
         node.args = (node.args[0], e.add(node.args[1], by))
@@ -86,7 +91,7 @@ def window_minus_one(program: ProgramGraphs) -> int:
 @mutation("own window one too far")
 def own_window_plus_one(program: ProgramGraphs) -> int:
     """A layer with a window of its own sees one token more."""
-    nodes = [n for n in _calls(program.embed, ours.window_mask.default) if n.kwargs["own"]]
+    nodes = [n for n in _masks(program.embed) if n.kwargs["own"]]
     return _set(nodes, own=lambda own: own + 1)
 
 
@@ -124,7 +129,7 @@ def no_softcap(program: ProgramGraphs) -> int:
 @mutation("sinks dropped")
 def no_sinks(program: ProgramGraphs) -> int:
     """The first tokens are in the ring's turn as all others, as far as the mask knows."""
-    nodes = [n for n in _calls(program.embed, ours.window_mask.default) if n.kwargs["sinks"]]
+    nodes = [n for n in _masks(program.embed) if n.kwargs["sinks"]]
     for node in nodes:
         options: dict[str, Any] = dict(node.kwargs)
         node.kwargs = {**options, "window": options["window"] + options["sinks"], "sinks": 0}
@@ -397,7 +402,20 @@ def sinks_twice(program: ProgramGraphs) -> int:
     if program.loop is None:
         return 0
     graph = program.loop.given
-    masks = _calls(graph, ours.window_mask.default)
+    masks = _masks(graph)
     for node in masks:
         node.args = (node.args[0], graph.ports()["position"])
     return len(masks)
+
+
+@mutation("chunks one token too long")
+def chunk_plus_one(program: ProgramGraphs) -> int:
+    """A layer that sees its own chunk of positions sees a longer one."""
+    return _set([n for n in _masks(program.embed) if n.kwargs.get("chunk")], chunk=lambda chunk: chunk + 1)
+
+
+@mutation("slopes of other heads")
+def slopes_reversed(program: ProgramGraphs) -> int:
+    """What distance takes off the scores is that of another head."""
+    nodes = _calls(program.embed, ours.window_bias.default)
+    return _set(nodes, slopes=lambda slopes: list(reversed(slopes)))

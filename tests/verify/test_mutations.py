@@ -21,17 +21,24 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-hard": ("gpt2", {"eviction": "hard"}),
     "llama-insert": ("llama", {"strategy": "insert", "write": "sleep"}),
     "llama-loop": ("llama", {"strategy": "insert", "consolidation": "recurrent", "passes": 2, "loop": "0:2"}),
+    "bloom": ("bloom", {}),
+    "llama4": ("llama4", {"eviction": "hard"}),
 }
-# What only a program with recurrent passes has a place for; the others are planted where they were.
-OF_LOOPS = {
-    "one recurrent pass too many",
-    "recurrent passes at the positions of the next window",
-    "hidden states of the window one token off",
-    "blocks after the loop start from the window's end",
-    "recurrent passes go on with the convolution's tail",
-    "sinks seen twice while asleep",
+# What only some programs have a place for is planted in those; everything else in the first four.
+SPECIAL = {
+    "llama-loop": {
+        "one recurrent pass too many",
+        "recurrent passes at the positions of the next window",
+        "hidden states of the window one token off",
+        "blocks after the loop start from the window's end",
+        "recurrent passes go on with the convolution's tail",
+        "sinks seen twice while asleep",
+    },
+    "bloom": {"slopes of other heads", "window one too far", "wrong ring slot"},
+    "llama4": {"chunks one token too long", "window one too short"},
 }
-PLANTED = [(fault, name) for fault in MUTATIONS for name in PROGRAMS if (fault in OF_LOOPS) == (name == "llama-loop")]
+ONLY_THERE = {*SPECIAL["llama-loop"], "slopes of other heads", "chunks one token too long"}
+PLANTED = [(fault, name) for name in PROGRAMS for fault in sorted(SPECIAL.get(name, set(MUTATIONS) - ONLY_THERE))]
 # Where the fault changes nothing that the program computes.
 HARMLESS = {
     # Sliding eviction zeroes nothing anyway.
@@ -82,12 +89,10 @@ def _answer(name: str, tokens: tuple[int, ...], subject: Any) -> torch.Tensor:
 
 
 def failed(report: VerifyReport) -> set[int]:
-    """Invariants that fail; 2, which alone meets transformers' float32 softmax, only by more than that explains."""
-    return {
-        c.invariant
-        for c in report.checks
-        if not c.ok and not (c.invariant == 2 and c.value is not None and c.value < 2e-5)
-    }
+    """Invariants that fail by more than float32 explains: models take softmax in it, and Llama 4 runs its experts in it,
+    also as float64 models.
+    """
+    return {c.invariant for c in report.checks if not c.ok and not (c.value is not None and c.value < 2e-5)}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
