@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from sleepc.cli.display import Display, err, number, size
+from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
 from sleepc.cli.terminal import Lines, Marks, leaving, sleeps, stopping
 from sleepc.errors import SleepcError, UsageError
 
@@ -32,24 +33,20 @@ A line that ends with \\ goes on in the next one; a space before a / sends it to
 
 
 def chat(
-    artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
+    artifact: Artifact,
     system: Annotated[str, typer.Option(help="What the model is told before the conversation.")] = "",
     state: Annotated[
         Path | None, typer.Option(help="Go on from this file if it exists, and save to it at the end.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of an answer at most.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens of this mass.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many most likely tokens; 0 is all.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End an answer before this text; may be given several times.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="Run in this dtype: the artifact's own or a wider one.")] = None,
-    backend: Annotated[str, typer.Option(help="eager.")] = "eager",
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    stop: Stop = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    backend: Backend = "eager",
 ) -> None:
     """Talk with the model; it sleeps while you do. /help lists the commands."""
     from sleepc.runtime.chat import Manner

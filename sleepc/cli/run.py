@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sleepc.cli.display import err, number, print_json, size
+from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
 from sleepc.cli.verify import read_text
 from sleepc.errors import UsageError
 
@@ -22,7 +23,7 @@ PIECE = 2048  # tokens read between two updates of the display
 
 
 def run(
-    artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
+    artifact: Artifact,
     prompt: Annotated[
         str | None, typer.Argument(help="What to continue or answer; after the text of -f, if both are given.")
     ] = None,
@@ -31,20 +32,18 @@ def run(
         Path | None, typer.Option(help="Resume from this file if it exists, and save to it at the end.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens of this mass.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many most likely tokens; 0 is all.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")] = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    stop: Stop = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Print tokens, sleeps, speed and state size at the end.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="Run in this dtype: the artifact's own or a wider one.")] = None,
-    backend: Annotated[str, typer.Option(help="eager.")] = "eager",
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    backend: Backend = "eager",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and no stream.")] = False,
 ) -> None:
     """Read a prompt, a file or standard input, and stream what the model makes of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +29,6 @@ from tests.families import OTHERS, RECURRENT, VOCAB, WINDOW, make_module
 TOLERANCE = 1e-6
 AGAINST_ORIGINAL = 2e-5
 SHAPES = ((2, 11), (1, 17))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def canonical_logits(program: ProgramGraphs, tokens: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ LENGTH = 2 * WINDOW + 5
     ],
 )
 def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
     subject = family(name)
     step, recipe = subject.convert(**options)
     program = shaken(step)
@@ -66,7 +65,6 @@ def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any
 
 
 def test_gradients_reach_the_models_own_weights_and_the_state() -> None:
-    torch.set_num_threads(1)
     step, _ = family("llama").convert()
     program = shaken(step)
     parameters = {k: v.detach().clone() for k, v in materialise(program, "cpu").items()}

@@ -6,13 +6,11 @@ clock with them; streams of over three windows, rows on different clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
@@ -61,14 +59,6 @@ CASES = [(name, "parallel") for name in MODELS]
 CASES += [(name, recipe) for recipe in RECIPES if recipe not in ("parallel", *MATRIX) for name in FAMILIES]
 CASES += [(FAMILIES[i % 3], recipe) for i, recipe in enumerate(MATRIX)]
 EXACT = [(name, recipe) for name, recipe in CASES if RECIPES[recipe].get("strategy") != "replace"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

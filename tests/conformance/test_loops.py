@@ -83,7 +83,6 @@ class ValueEmbeddings(nn.Module):
 
 
 def test_blocks_that_read_tokens_get_them_again() -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     canonical = api.capture(ValueEmbeddings().double().eval())
     recipe = make_recipe({"window": WINDOW, "sinks": 2, "loop": "1:2", **RECURRENT})
@@ -100,7 +99,6 @@ def test_blocks_that_read_tokens_get_them_again() -> None:
 
 def test_passes_change_what_a_sleep_leaves() -> None:
     """Else equality with the oracle would prove nothing about passes after the first."""
-    torch.set_num_threads(1)
     tokens = np.random.default_rng(3).integers(0, VOCAB, (1, WINDOW))
     memories = []
     for passes in (1, 2, 3):

@@ -62,7 +62,6 @@ def convert(**options: object) -> ProgramGraphs:
 
 @pytest.mark.parametrize("options", [{}, {"write": "online"}, {"strategy": "insert"}])
 def test_two_state_tensors_through_the_whole_program(rule: Rule, options: dict[str, object]) -> None:
-    torch.set_num_threads(1)
     program = convert(**options)
     assert {"0.S", "0.M"} <= {s.name for s in program.all_states()}
     tokens = np.random.default_rng(3).integers(0, VOCAB, 3 * WINDOW + 3)
