@@ -19,6 +19,7 @@ from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import find_dependence
 from sleepc.passes.find_sites import expose_heads
+from sleepc.passes.join_parts import join_parts
 from sleepc.passes.region import Extractor, Given, between, operators
 from sleepc.passes.values import is_size, is_tensor, val
 
@@ -170,8 +171,9 @@ def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: d
         if key not in seen:
             seen[key] = out.graph.name
             infer_types(out.graph)
-            if expose_heads(out.graph):
-                infer_types(out.graph)
+            for expose in (join_parts, expose_heads):
+                if expose(out.graph):
+                    infer_types(out.graph)
             classes[out.graph.name] = BlockClass(out.graph)
         layout.append(Block(seen[key], out.params))
     head = Extractor(flat, Graph("head"), {**given, borders[-1]: Given("h", h_type)}, abstract=False)

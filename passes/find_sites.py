@@ -49,7 +49,7 @@ def find_site(graph: Graph) -> Site:
     assert isinstance(q, fx.Node)
     assert isinstance(k, fx.Node)
     assert isinstance(v, fx.Node)
-    tree = Dominators(graph, _dependence(graph))
+    tree = Dominators(graph, dependence_of(graph))
     before_q, before_k = tree.before_positions(q), tree.before_positions(k)
     x = tree.common([before_q, before_k, v])
     hidden = dims(graph.ports()["h"])
@@ -81,7 +81,7 @@ def expose_heads(graph: Graph) -> int:
     """Let q and k before positions be there as [B,H,T,D] where positions are applied to [B,T,H,D]: the value is turned
     over and back. The number of values turned.
     """
-    tree = Dominators(graph, _dependence(graph))
+    tree = Dominators(graph, dependence_of(graph))
     found: dict[fx.Node, None] = {}
     for value in attention_of(graph).args[:2]:
         assert isinstance(value, fx.Node)
@@ -107,7 +107,8 @@ def attention_of(graph: Graph) -> fx.Node:
     return next(n for n in graph.calls() if is_call(n, *ours))
 
 
-def _dependence(graph: Graph) -> Dependence:
+def dependence_of(graph: Graph) -> Dependence:
+    """What in a block depends on h, and what on the positions that embed hands on."""
     return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
 
 

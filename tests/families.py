@@ -181,6 +181,25 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FalconForCausalLM",
         {**FALCON, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
     ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {
+            **{**SMALL, "num_key_value_heads": 4},
+            **SPECIAL,
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 12,
+            "q_lora_rank": 12,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 6,
+            "v_head_dim": 8,
+        },
+    ),
     "falcon-alibi": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": True}),
 }
 

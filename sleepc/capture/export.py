@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
 from sleepc.capture.attention_free import has_attention, no_attention
+from sleepc.capture.filled import join_pieces
 from sleepc.capture.functional import make_functional
 from sleepc.capture.recurrence import refuse_recurrence
 from sleepc.errors import SleepcError
@@ -83,6 +84,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
             if not looked:
                 refuse_recurrence(exported.module(), device)
             program = _to_program(exported, max_positions)
+            join_pieces(program.embed)
             if not make_functional(program.embed):
                 # slow, but it knows about views; operators stay what they are
                 program = _to_program(exported.run_decompositions({}), max_positions)

@@ -23,6 +23,7 @@ class Remembers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table, self.out = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.scale: Tensor
         self.register_buffer("scale", torch.ones(WIDTH))
         self.ramp: Any = torch.arange(WIDTH).float()
         self.seen: list[Any] = []
