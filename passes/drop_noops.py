@@ -36,6 +36,9 @@ ASSERTS = ("_assert_", "sym_constrain_range", "_assert_scalar")
 SPELLINGS = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor,
     aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.new_empty.default: aten.new_zeros.default,  # unset memory may have any values: zeros
+    aten.empty.memory_format: aten.zeros.default,
+    aten.empty_like.default: aten.zeros_like.default,
     aten.numpy_T.default: aten.t.default,  # for more than two dimensions PyTorch will drop it; types are checked
 }
 PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")

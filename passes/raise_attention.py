@@ -12,8 +12,9 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.dependence import Dependence, find_dependence
-from sleepc.passes.read_scores import MATMUL, Miss, folds, join, keeps_numbers, read_scores, unfolded
+from sleepc.passes.dependence import find_dependence
+from sleepc.passes.read_scores import MATMUL, Miss, ScoreReader, folds, keeps_numbers, unfolded
+from sleepc.passes.score_terms import join
 from sleepc.passes.values import FlatEmit, evaluate, val
 
 aten = torch.ops.aten
@@ -31,8 +32,8 @@ EXPANSIONS = (
 class RaiseAttention(Pass):
     """Two forms:
     1. aten.scaled_dot_product_attention, with or without mask, causal flag and grouped heads;
-    2. matmul(softmax(terms(softcap(scale(matmul(q, kT))))), v), each part optional; terms are masks and numbers that do
-       not depend on the tokens. Heads may be folded into the batch.
+    2. matmul(softmax(terms(softcap(scale(matmul(q, kT))))), v), each part optional; terms are masks, and numbers that
+       are added or multiply, which do not depend on the tokens. Heads may be folded into the batch.
     Keys and values that were repeated for grouped heads are taken from before the repetition, if repeating is all that
     was done.
     Raises Refusal where a softmax over tokens is left over, with the reason.
@@ -45,6 +46,7 @@ class RaiseAttention(Pass):
         """The number of attention operations raised."""
         graph = program.embed
         dependence = find_dependence(graph, ("tokens",), ("positions",))
+        reader = ScoreReader(program, dependence)
         count = 0
         for node in graph.calls():
             if is_call(node, aten.scaled_dot_product_attention.default):
@@ -52,7 +54,7 @@ class RaiseAttention(Pass):
                 count += 1
             elif is_call(node, *SOFTMAX) and node in dependence.tokens and _over_tokens(node):
                 try:
-                    _raise_decomposed(graph, node, dependence)
+                    _raise_decomposed(graph, node, reader)
                 except Miss as miss:
                     raise Refusal(
                         "UNKNOWN_MASK",
@@ -82,7 +84,7 @@ def _raise_fused(graph: Graph, node: fx.Node) -> None:
     )
 
 
-def _raise_decomposed(graph: Graph, softmax: fx.Node, dependence: Dependence) -> None:
+def _raise_decomposed(graph: Graph, softmax: fx.Node, reader: ScoreReader) -> None:
     out = softmax
     while len(out.users) == 1 and keeps_numbers(next(iter(out.users))):
         out = next(iter(out.users))
@@ -91,13 +93,33 @@ def _raise_decomposed(graph: Graph, softmax: fx.Node, dependence: Dependence) ->
     product = next(iter(out.users))
     if product.args[0] is not out:
         raise Miss("its result stands on the right of a product")
-    scores = read_scores(softmax.args[0], dependence)
+    scores = reader.read(softmax.args[0])
     assert scores.q is not None
-    assert scores.k is not None
+    assert scores.turned is not None
+    e = FlatEmit(graph, str(softmax.meta.get("source", "")), product)
     v: Any = product.args[1]
-    q, k, v = (unfolded(x) for x in (scores.q, scores.k, v))
-    mask = join(FlatEmit(graph, str(softmax.meta.get("source", "")), product), scores.terms, int(val(q).shape[1]))
+    q, k, v = (unfolded(x) for x in (scores.q, turned_back(e, scores.turned), v))
+    q, k = (in_dtype_of(e, v, x) for x in (q, k))
+    mask = join(e, scores.terms, int(val(q).shape[1]))
     _replace(graph, product, q, k, v, mask, scale=scores.scale, softcap=scores.softcap)
+
+
+def turned_back(e: FlatEmit, keys: fx.Node) -> fx.Node:
+    """Keys [.., T, D] of keys [.., D, T]: from before they were transposed, where they were by themselves."""
+    rank = val(keys).dim()
+    if is_call(keys, aten.transpose.int) and {d % rank for d in keys.args[1:]} == {rank - 1, rank - 2}:  # type: ignore[operator]
+        return keys.all_input_nodes[0]
+    return e.transpose(keys, -1, -2)
+
+
+def in_dtype_of(e: FlatEmit, v: fx.Node, x: fx.Node) -> fx.Node:
+    """Queries or keys in the dtype of the values, as windows are kept; `sleepc::attention` widens scores."""
+    dtype = val(v).dtype
+    if val(x).dtype == dtype:
+        return x
+    source = x.all_input_nodes[0]
+    widened = is_call(x, aten.to.dtype) and val(source).dtype == dtype and val(x).dtype.itemsize > dtype.itemsize
+    return source if widened else e.cast(x, dtype)
 
 
 def _replace(

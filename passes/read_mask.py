@@ -54,13 +54,18 @@ class Grid:
 def evaluate_mask(program: ProgramGraphs, graph: Graph, mask: fx.Node, tokens: Tensor) -> Grid:
     """Run the mask's subgraph for tokens [B,T] at positions 0..T-1.
 
-    Raises Refusal(UNKNOWN_MASK) where heads see different keys.
+    Raises Refusal(UNKNOWN_MASK) where heads see different keys, or scores are not passed on as they are.
     """
     value, eps = _run_upto(program, graph, mask, tokens)
     while value.dim() < 4:
         value = value[None]
     length = tokens.shape[1]
     value = value.expand(*value.shape[:2], length, length)
+    if value.is_floating_point() and bool(value.isnan().any()):
+        raise Refusal(
+            "UNKNOWN_MASK",
+            "scores are multiplied with numbers other than 1 where a key is seen and 0 where it is hidden",
+        )
     seen = value if value.dtype == torch.bool else value > MASKED
     if seen.shape[1] != 1 and not bool((seen == seen[:, :1]).all()):
         raise Refusal("UNKNOWN_MASK", "heads of one layer see different keys")

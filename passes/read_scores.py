@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import fx
 
 from sleepc.ir.graph import is_call
+from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.dependence import Dependence
-from sleepc.passes.values import FlatEmit, shape_text, val
+from sleepc.passes.emit import aten
+from sleepc.passes.read_mask import MASKED, needed_for
+from sleepc.passes.score_terms import Term
+from sleepc.passes.values import evaluate, shape_text, val
 
-aten = torch.ops.aten
 MATMUL = (aten.matmul.default, aten.bmm.default)
+WHERE = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
+MAXIMUM = (aten.max.other, aten.maximum.default, aten.clamp_min.default, aten.clamp.default)
 
 
 class Miss(Exception):
     """Why something that looks like attention is not what the rule understands."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """One thing that is done to the scores: a mask (bool; `hidden`: it marks what is NOT seen) or numbers added."""
-
-    value: fx.Node
-    hidden: bool = False
-    factor: float = 1.0  # what the numbers are multiplied with afterwards, together with the scores
 
 
 @dataclass
@@ -39,62 +33,115 @@ class Scores:
     softcap: float = 0.0
     scale: float = 1.0
     q: fx.Node | None = None
-    k: fx.Node | None = None
+    turned: fx.Node | None = None  # the keys transposed, [.., D, T]
 
 
-def read_scores(node: Any, dependence: Dependence) -> Scores:
-    """What is known of the scores that a softmax reads. Raises Miss for what is not understood."""
-    scores = Scores()
-    while not is_call(node, *MATMUL):
-        if is_call(node, aten.baddbmm.default):
-            node = _take_sum_of_product(node, scores)
-            break
-        node = _step_back(node, scores, dependence)
-    scores.q, transposed = node.args[-2:]
-    if not is_call(transposed, aten.transpose.int):
-        raise Miss("scores are not q times transposed k")
-    rank = val(transposed).dim()
-    if {d % rank for d in transposed.args[1:]} != {rank - 1, rank - 2}:
-        raise Miss("keys are transposed over other dimensions than tokens and channels")
-    scores.k = transposed.args[0]
-    return scores
+@dataclass(frozen=True)
+class ScoreReader:
+    """Reads scores in a program, of whose values `dependence` tells which depend on the tokens."""
+
+    program: ProgramGraphs
+    dependence: Dependence
+
+    def read(self, node: Any) -> Scores:
+        """What is known of the scores that a softmax reads. Raises Miss for what is not understood."""
+        scores = Scores()
+        while not is_call(node, *MATMUL):
+            if is_call(node, aten.baddbmm.default):
+                _take_sum_of_product(node, scores)
+                break
+            node = self._step_back(node, scores)
+        scores.q, scores.turned = node.args[-2:]
+        return scores
+
+    def _step_back(self, node: Any, scores: Scores) -> Any:
+        if not isinstance(node, fx.Node):
+            raise Miss("scores end in a constant")
+        if keeps_numbers(node):
+            return node.all_input_nodes[0]
+        if is_call(node, aten.masked_fill.Scalar, aten.masked_fill.Tensor):
+            return self._take_filled(scores, node.args[0], node.args[1], node.args[2], "hidden")
+        if is_call(node, *WHERE):
+            condition, a, b = node.args
+            if a in self.dependence.tokens:
+                return self._take_filled(scores, a, condition, b, "seen")
+            return self._take_filled(scores, b, condition, a, "hidden")
+        if is_call(node, *MAXIMUM) and len(node.args) == 2 and not node.kwargs:
+            inner, least = self._apart(node)
+            self._check_filled(least)  # it passes on all scores that are seen
+            return inner
+        if is_call(node, aten.add.Tensor, aten.sub.Tensor):
+            return self._take_added(node, scores)
+        if is_call(node, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
+            return self._take_factor(node, scores)
+        raise Miss(f"{node.target} stands between scores and softmax")
+
+    def _apart(self, node: fx.Node) -> tuple[fx.Node, Any]:
+        """The argument that depends on the tokens, and the other one."""
+        a, b = node.args[:2]
+        if a in self.dependence.tokens and b in self.dependence.tokens:
+            raise Miss(f"scores and something else that depends on the tokens meet in {node.target}")
+        return (a, b) if a in self.dependence.tokens else (b, a)  # type: ignore[return-value]
+
+    def _take_filled(
+        self, scores: Scores, inner: Any, mask: Any, value: Any, kind: Literal["seen", "hidden"]
+    ) -> fx.Node:
+        self._check_filled(value)
+        return _take_term(scores, inner, Term(mask, kind))
+
+    def _check_filled(self, value: Any) -> None:
+        number = self._number(value)
+        if number is None or number > MASKED:
+            raise Miss(f"masked scores are filled with {value if number is None else number}")
+
+    def _number(self, value: Any) -> float | None:
+        """A number that stands in the code, as one or as a tensor of one element; None for anything else."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        if not isinstance(value, fx.Node) or val(value).numel() != 1:
+            return None
+        known: dict[fx.Node, Any] = {}
+        for node in needed_for(self.program.embed, value):
+            if node.op == "placeholder":
+                port = node.meta["port"]
+                if port.kind != "const":
+                    return None
+                known[node] = self.program.params[port.name].materialise()
+            else:
+                known[node] = evaluate(node, known.__getitem__)
+        return float(known[value])
+
+    def _take_added(self, node: fx.Node, scores: Scores) -> fx.Node:
+        inner, added = self._apart(node)
+        if node.kwargs or not isinstance(added, fx.Node):
+            raise Miss("a sum of scores has options")
+        less = is_call(node, aten.sub.Tensor)
+        if less and inner is not node.args[0]:
+            raise Miss("scores are subtracted from something")
+        return _take_term(scores, inner, Term(added, "added", -scores.scale if less else scores.scale))
+
+    def _take_factor(self, node: fx.Node, scores: Scores) -> Any:
+        inner, by = self._apart(node)
+        factor = self._number(by)
+        divides = is_call(node, aten.div.Tensor, aten.div.Scalar)
+        if divides and inner is not node.args[0]:
+            raise Miss("something is divided by scores")
+        if factor is None:
+            if divides:
+                raise Miss("scores are divided by a tensor")
+            return _take_term(scores, inner, Term(by, "times"))
+        factor = 1.0 / factor if divides else factor
+        if is_call(inner, aten.tanh.default):
+            return _take_softcap(inner, factor, scores)
+        scores.scale *= factor
+        return inner
 
 
-def _take_sum_of_product(node: fx.Node, scores: Scores) -> fx.Node:
+def _take_sum_of_product(node: fx.Node, scores: Scores) -> None:
     """baddbmm(term, q, kT): beta term + alpha q kT."""
     beta, alpha = (float(node.kwargs.get(name, 1)) for name in ("beta", "alpha"))  # type: ignore[arg-type]
-    _take_term(scores, node.args[1], Term(node.args[0], factor=scores.scale * beta))  # type: ignore[arg-type]
+    _take_term(scores, node.args[1], Term(node.args[0], "added", scores.scale * beta))  # type: ignore[arg-type]
     scores.scale *= alpha
-    return node
-
-
-def _step_back(node: Any, scores: Scores, dependence: Dependence) -> fx.Node:
-    if not isinstance(node, fx.Node):
-        raise Miss("scores end in a constant")
-    if keeps_numbers(node):
-        return node.all_input_nodes[0]
-    if is_call(node, aten.masked_fill.Scalar):
-        _check_filled(node.args[2])
-        return _take_term(scores, node.args[0], Term(node.args[1], hidden=True))  # type: ignore[arg-type]
-    if is_call(node, aten.where.ScalarOther):
-        _check_filled(node.args[2])
-        return _take_term(scores, node.args[1], Term(node.args[0]))  # type: ignore[arg-type]
-    if is_call(node, aten.add.Tensor) and isinstance(node.args[1], fx.Node):
-        if node.kwargs or len(node.all_input_nodes) != 2:
-            raise Miss("a sum of scores has options")
-        a, b = node.all_input_nodes
-        if a in dependence.tokens and b in dependence.tokens:
-            raise Miss("something that depends on the tokens is added to the scores")
-        scored, added = (a, b) if a in dependence.tokens else (b, a)
-        return _take_term(scores, scored, Term(added, factor=scores.scale))
-    if is_call(node, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
-        return _take_factor(node, scores)
-    raise Miss(f"{node.target} stands between scores and softmax")
-
-
-def _check_filled(value: Any) -> None:
-    if not isinstance(value, (int, float)) or (value > -1e4 and not math.isinf(value)):
-        raise Miss(f"masked scores are filled with {value}")
 
 
 def _take_term(scores: Scores, inner: Any, term: Term) -> fx.Node:
@@ -104,28 +151,19 @@ def _take_term(scores: Scores, inner: Any, term: Term) -> fx.Node:
     return inner  # type: ignore[no-any-return]
 
 
-def _take_factor(node: fx.Node, scores: Scores) -> fx.Node:
-    inner, factor = node.args[0], node.args[1]
-    if not isinstance(factor, (int, float)):
-        raise Miss("scores are scaled by a tensor")
-    if is_call(node, aten.div.Tensor, aten.div.Scalar):
-        factor = 1.0 / factor
-    if is_call(inner, aten.tanh.default):
-        if scores.softcap or scores.scale != 1.0:
-            raise Miss("scores are capped and then scaled")
-        scores.softcap = float(factor)
-        within = inner.args[0]  # type: ignore[union-attr]
-        if not is_call(within, aten.div.Tensor, aten.div.Scalar, aten.mul.Tensor, aten.mul.Scalar):
-            raise Miss("tanh of scores without a cap")
-        divided = is_call(within, aten.div.Tensor, aten.div.Scalar)
-        by = within.args[1]  # type: ignore[union-attr]
-        if not isinstance(by, (int, float)) or not math.isclose(
-            1 / by if not divided else by, scores.softcap, rel_tol=1e-6
-        ):
-            raise Miss("tanh of scores with two different caps")
-        return within.args[0]  # type: ignore[union-attr,return-value]
-    scores.scale *= float(factor)
-    return inner  # type: ignore[return-value]
+def _take_softcap(tanh: fx.Node, factor: float, scores: Scores) -> fx.Node:
+    """factor tanh(scores / factor)."""
+    if scores.softcap or scores.scale != 1.0:
+        raise Miss("scores are capped and then scaled")
+    scores.softcap = factor
+    within = tanh.args[0]
+    if not is_call(within, aten.div.Tensor, aten.div.Scalar, aten.mul.Tensor, aten.mul.Scalar):
+        raise Miss("tanh of scores without a cap")
+    divided = is_call(within, aten.div.Tensor, aten.div.Scalar)
+    by = within.args[1]  # type: ignore[union-attr]
+    if not isinstance(by, (int, float)) or not math.isclose(1 / by if not divided else by, factor, rel_tol=1e-6):
+        raise Miss("tanh of scores with two different caps")
+    return within.args[0]  # type: ignore[union-attr,return-value]
 
 
 def keeps_numbers(node: fx.Node) -> bool:
@@ -152,18 +190,3 @@ def unfolded(value: fx.Node) -> fx.Node:
     if is_call(value, aten.reshape.default) and isinstance(source, fx.Node) and folds(value, source):
         return source
     raise Miss("heads are folded into the batch, and it is not seen where")
-
-
-def join(e: FlatEmit, terms: list[Term], heads: int) -> fx.Node | None:
-    """All terms as one mask: bool where there is only one that is, else numbers to add; None where there is none."""
-    values = []
-    for term in terms:
-        value = e.call(aten.logical_not.default, term.value) if term.hidden else term.value
-        if val(value).dtype == torch.bool:
-            value = value if len(terms) == 1 else e.call(aten.where.Scalar, value, 0.0, -math.inf)
-        elif term.factor != 1.0:
-            value = e.mul(value, term.factor)
-        if val(value).dim() == 3:
-            value = e.unfold(value, heads)
-        values.append(value)
-    return reduce(e.add, values) if values else None

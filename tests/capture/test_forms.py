@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import sleepc
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
 from sleepc.errors import Refusal
@@ -44,14 +48,12 @@ def test_the_seam_leaves_the_model_as_it_was() -> None:
 
 
 def test_bidirectional_attention_is_refused() -> None:
-    from torch.nn import functional as F
-
-    class Both(torch.nn.Module):
+    class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.out = torch.nn.Embedding(11, 16), torch.nn.Linear(16, 11)
+            self.table, self.out = nn.Embedding(11, 16), nn.Linear(16, 11)
 
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        def forward(self, tokens: Tensor) -> Tensor:
             x = self.table(tokens)
             q = x.view(*tokens.shape, 2, 8).transpose(1, 2)
             y = F.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(x.shape)
@@ -60,3 +62,71 @@ def test_bidirectional_attention_is_refused() -> None:
     with pytest.raises(Refusal) as caught:
         run_stages(capture_module(Both()), FRONT)
     assert caught.value.code == "BIDIRECTIONAL"
+
+
+LEAST = torch.finfo(torch.float32).min
+Masking = Callable[[Tensor, Tensor], Tensor]  # scores [B,H,T,T] and a mask [1,1,T,T], numbers 0 and 1 -> scores
+
+
+class SpelledOut(nn.Module):
+    """One block of attention over permuted keys, scores in `dtype`, masked in a way of its own."""
+
+    def __init__(self, masking: Masking, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.masking, self.dtype = masking, dtype
+        self.table, self.out = nn.Embedding(11, 16), nn.Linear(16, 11)
+        self.seen = nn.Buffer(torch.ones(40, 40).tril()[None, None])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        length = tokens.shape[1]
+        heads = x.view(*tokens.shape, 2, 8)
+        q, turned = heads.transpose(1, 2).to(self.dtype), heads.permute(0, 2, 3, 1).to(self.dtype)
+        scores = self.masking(q @ turned, self.seen[:, :, :length, :length])
+        y = F.softmax(scores, -1).to(x.dtype) @ heads.transpose(1, 2)
+        return self.out(x + y.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+def largest(scores: Tensor, least: float) -> Tensor:
+    return torch.max(scores, torch.full((), least))
+
+
+MASKINGS: dict[str, Masking] = {
+    "a number that stands in a tensor": lambda w, b: torch.where(b > 0, w, torch.tensor(LEAST, dtype=w.dtype)),
+    "the other way round": lambda w, b: torch.where(b == 0, -torch.inf, w / 3.0),
+    "filled with a tensor": lambda w, b: w.masked_fill(b == 0, torch.tensor(LEAST, dtype=w.dtype)),
+    "no less than the least number": lambda w, b: largest(w + (1 - b) * LEAST, LEAST),
+    "clamped below": lambda w, b: (w.masked_fill(b == 0, LEAST)).clamp(min=LEAST),
+    "a product and a sum": lambda w, b: w / 3.0 * b + -1e4 * (1 - b),
+    "a product and a difference": lambda w, b: w * b - 1e10 * (1 - b),
+    "a product and a mask": lambda w, b: (w * b).masked_fill(b == 0, -torch.inf),
+    "a scale in a tensor": lambda w, b: (w / torch.tensor(8.0).sqrt()).masked_fill(b == 0, -torch.inf),
+}
+
+
+@pytest.mark.parametrize("name", MASKINGS)
+def test_maskings(name: str) -> None:
+    dtype = torch.float64 if name == "filled with a tensor" else torch.float32
+    model = SpelledOut(MASKINGS[name], dtype)
+    tokens = (torch.arange(12) * 7 % 11)[None]
+    program = sleepc.convert(model, {"window": 12, "sinks": 2})
+    found = torch.from_numpy(program.session().feed(tokens.numpy(), logits="all"))
+    torch.testing.assert_close(found, model(tokens))
+
+
+NO_MASKINGS: dict[str, Masking] = {
+    "keys that a product with 0 does not hide": lambda w, b: w * b,
+    "nor a small number": lambda w, b: w * b - 100.0 * (1 - b),
+    "a product with more than 1": lambda w, b: 2.0 * b * w - 1e4 * (1 - b),
+    "nothing below -1": lambda w, b: largest(w.masked_fill(b == 0, LEAST), -1.0),
+    "filled with -1": lambda w, b: torch.where(b > 0, w, torch.tensor(-1.0)),
+    "divided by scores": lambda w, b: b / w,
+    "subtracted scores": lambda w, b: b - w,
+}
+
+
+@pytest.mark.parametrize("name", NO_MASKINGS)
+def test_what_is_no_masking_is_refused(name: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        run_stages(capture_module(SpelledOut(NO_MASKINGS[name])), FRONT)
+    assert caught.value.code == "UNKNOWN_MASK"
