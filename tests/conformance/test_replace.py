@@ -1,0 +1,80 @@
+"""Strategy `replace`: what it takes over, what it starts as, and that it can learn from there."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from sleepc.api import logits_of
+from sleepc.backends.eager.backend import load, materialise
+from sleepc.backends.eager.steps import EagerSteps
+from sleepc.runtime.session import Session
+from sleepc.verify import invariants
+from sleepc.verify.invariants import Bench
+from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.shake import shaken
+from sleepc.verify.verify import make_streams
+from tests.families import VOCAB, WINDOW, family
+
+
+def test_it_starts_as_the_layer_without_its_attention() -> None:
+    subject = family("llama")
+    step, _ = subject.convert(strategy="replace", layers="1")
+    silent = copy.deepcopy(subject.module)
+    with torch.no_grad():
+        silent.get_parameter("model.layers.1.self_attn.o_proj.weight").zero_()
+    tokens = np.random.default_rng(4).integers(0, VOCAB, (1, WINDOW))
+    found = Session(load(step)).feed(tokens[0], logits="all")[0]
+    wanted = logits_of(silent)(torch.from_numpy(tokens))[0]
+    assert float((torch.from_numpy(found) - wanted).abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "phi3"])
+def test_biases_norms_head_sizes_and_fused_projections_are_kept(name: str) -> None:
+    """Qwen2 has biases, Qwen3 q/k norms and heads of a size of their own, Phi-3 one projection for q, k and v. The
+    oracle reads q, k and v off the original's own graph.
+    """
+    subject = family(name)
+    step, recipe = subject.convert(strategy="replace")
+    program = shaken(step)
+    tokens = np.random.default_rng(3).integers(0, VOCAB, 2 * WINDOW + 3)
+    oracle = Oracle(subject.canonical, recipe, parameters_of(subject.canonical, program))
+    bench = Bench(load(program), oracle, make_streams(tokens, WINDOW))
+    assert invariants.definition(bench) < 1e-9
+
+
+def test_the_layout_is_the_native_one() -> None:
+    """Heads of Gated DeltaNet layers: one memory, decay, write gate and output gate for each query head; q, k, v side
+    by side in the convolution.
+    """
+    step, _ = family("llama").convert(strategy="replace")
+    shapes = {
+        key.removeprefix("blocks.0.memory."): p.shape for key, p in step.params.items() if "blocks.0.memory" in key
+    }
+    heads, width, hidden = 4, 8, 32
+    assert shapes == {
+        "conv": (3 * heads * width, 4),
+        "w_a": (heads, hidden),
+        "dt": (heads,),
+        "log_a": (heads,),
+        "w_b": (heads, hidden),
+        "b_b": (heads,),
+        "w_g": (heads * width, hidden),
+        "out_norm": (width,),
+    }
+    states = {s.name: s.dims[1:] for s in step.classes[step.layout[0].cls].states}
+    assert states == {"S": (heads, width, width), "tail": (3 * heads * width, 3)}
+
+
+def test_the_gate_learns_first() -> None:
+    step, _ = family("llama").convert(strategy="replace")
+    parameters = {k: v.detach().clone() for k, v in materialise(step, "cpu").items()}
+    gate = parameters["blocks.1.memory.w_g"].requires_grad_()
+    steps = EagerSteps(step, parameters, train=True)
+    logits, _ = steps.wake_tensors(steps.new_state(1), torch.arange(WINDOW)[None], torch.tensor([WINDOW]), "all")
+    assert logits is not None
+    (found,) = torch.autograd.grad(logits.square().sum(), [gate])
+    assert bool(found.any())
