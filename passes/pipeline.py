@@ -16,6 +16,7 @@ from sleepc.passes.add_sleep import AddSleep
 from sleepc.passes.base import Stage
 from sleepc.passes.bind_positions import BindPositions
 from sleepc.passes.bound_attention import BoundAttention
+from sleepc.passes.check_operators import CheckOperators
 from sleepc.passes.classify_masks import ClassifyMasks
 from sleepc.passes.cut_blocks import CutBlocks
 from sleepc.passes.drop_noops import DropNoops
@@ -29,7 +30,7 @@ FRONT = (
     Stage(
         "canonicalize",
         "CANONICAL",
-        (DropNoops(), RaiseAttention(), ClassifyMasks(), BindPositions(), CutBlocks()),
+        (DropNoops(), RaiseAttention(), ClassifyMasks(), BindPositions(), CheckOperators(), CutBlocks()),
     ),
 )
 

@@ -130,3 +130,26 @@ def test_what_is_no_masking_is_refused(name: str) -> None:
     with pytest.raises(Refusal) as caught:
         run_stages(capture_module(SpelledOut(NO_MASKINGS[name])), FRONT)
     assert caught.value.code == "UNKNOWN_MASK"
+
+
+def some_doubled(x: Tensor) -> Tensor:
+    chosen = x[..., 0] > 0
+    return x.index_put((chosen,), 2 * x[chosen])
+
+
+class Bent(SpelledOut):
+    """Another operator on the logits."""
+
+    def __init__(self, bend: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(MASKINGS["filled with a tensor"])
+        self.bend = bend
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.bend(super().forward(tokens))
+
+
+@pytest.mark.parametrize("bend", [torch.special.bessel_j0, some_doubled])
+def test_operators_and_shapes_that_no_program_holds_are_refused(bend: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(Refusal) as caught:
+        run_stages(capture_module(Bent(bend)), FRONT)
+    assert caught.value.code == "OPERATOR"
