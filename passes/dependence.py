@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph, is_call
-from sleepc.passes.values import val
+from sleepc.passes.values import evaluate, val
 
 aten = torch.ops.aten
 # Operators that read a tensor's shape or dtype only: their result does not depend on its values.
@@ -58,20 +58,53 @@ def find_dependence(graph: Graph, token_ports: tuple[str, ...], position_ports: 
 
 
 def learned_positions(graph: Graph) -> int | None:
-    """Rows of the smallest table that is indexed by positions, or None where positions are not looked up.
+    """How many positions the smallest table that is indexed by positions has rows for, or None where positions are not
+    looked up.
 
     What was looked up and then indexes another table (token types that stand in a buffer) is no position any more.
     """
     dependence = find_dependence(graph, ("tokens",), ("positions",))
-    rows: list[Any] = []
+    bounds: list[int | None] = []
     found: set[fx.Node] = set()
     for node in graph.calls():
         index = _index(node)
         if index in dependence.positions and index not in found:
-            rows.append(_rows(node))
+            bounds.append(_bound(graph, node))
         if index in dependence.positions or found.intersection(node.all_input_nodes):
             found.add(node)
-    return min((r for r in rows if isinstance(r, int)), default=None)
+    return min((b for b in bounds if b is not None), default=None)
+
+
+def _bound(graph: Graph, lookup: fx.Node) -> int | None:
+    """The first position whose row is not in the table: a model may add to positions before it looks them up."""
+    rows, index = _rows(lookup), _index(lookup)
+    if not isinstance(rows, int):
+        return None
+    asked = _evaluate(graph, index, rows + 1)
+    if asked is None or asked.shape[-1] != rows + 1:
+        return rows
+    outside = ((asked < 0) | (asked >= rows)).reshape(-1, rows + 1).any(0).nonzero()
+    return int(outside[0]) if len(outside) else None
+
+
+def _evaluate(graph: Graph, target: fx.Node, length: int) -> Tensor | None:
+    """The value of `target` for one row of positions 0 to length - 1; None where it needs the model's tensors."""
+    needed = {target}
+    for node in reversed(list(graph.fx.nodes)):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    values: dict[fx.Node, Any] = {}
+    for node in graph.fx.nodes:
+        if node not in needed:
+            continue
+        if node.op == "placeholder":
+            if node.meta["port"].kind != "input":
+                return None
+            values[node] = torch.arange(length)[None]  # of the tokens only the shape is asked for
+        else:
+            values[node] = evaluate(node, values.__getitem__)
+    found: Tensor = values[target]
+    return found
 
 
 def _index(node: fx.Node) -> Any:

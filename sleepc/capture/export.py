@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
 from sleepc.capture.attention_free import has_attention, no_attention
+from sleepc.capture.counting import counting_start
 from sleepc.capture.filled import join_pieces
 from sleepc.capture.functional import make_functional
 from sleepc.capture.recurrence import refuse_recurrence
@@ -34,16 +35,16 @@ class TokensToLogits(nn.Module):
         accepted = inspect.signature(model.forward).parameters
         self.hugging_face = "input_ids" in accepted and "position_ids" in accepted
         self.cached = "use_cache" in accepted
+        self.start = 0
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits [B,T,V] for tokens [B,T] at positions [B,T]."""
-        for mine, theirs in zip(tokens.shape, positions.shape, strict=True):
-            torch._check(mine == theirs)  # type: ignore[no-untyped-call]
-        if not self.hugging_face:
-            result = self.model(tokens)
-        else:
-            options = {"use_cache": False} if self.cached else {}
-            result = self.model(input_ids=tokens, position_ids=positions, **options)
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """Logits [B,T,V] for tokens [B,T] at positions [B,T], counted from 0; None leaves the counting to the model."""
+        options: dict[str, Any] = {"use_cache": False} if self.cached else {}
+        if positions is not None:
+            for mine, theirs in zip(tokens.shape, positions.shape, strict=True):
+                torch._check(mine == theirs)  # type: ignore[no-untyped-call]
+            options["position_ids"] = positions + self.start if self.start else positions
+        result = self.model(input_ids=tokens, **options) if self.hugging_face else self.model(tokens)
         logits = getattr(result, "logits", result)
         if isinstance(logits, tuple):
             logits = logits[0]
@@ -66,6 +67,8 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     wrapped = TokensToLogits(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     looked = refuse_recurrence(wrapped, device)
+    if wrapped.hugging_face:
+        wrapped.start = counting_start(wrapped)
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)
     positions = torch.arange(LENGTH, device=device).expand(BATCH, LENGTH).contiguous()
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
