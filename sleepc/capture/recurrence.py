@@ -12,7 +12,7 @@ from sleepc.capture.fake_run import fake_run
 from sleepc.errors import Refusal, SleepcError
 
 aten = torch.ops.aten
-LENGTH = 13  # a number that no other size of a model has
+PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 STEPS = 3  # as many single tokens taken out one by one are a loop over tokens
 RUNNING = (aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default)
 
@@ -24,37 +24,38 @@ class _Found(Exception):
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks for a convolution over tokens, a running sum or product, keys times values, and a loop over tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.length = length
         self.taken: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten.convolution.default and _over_tokens(*args[:2]):
+        if func is aten.convolution.default and _over_tokens(args[0], args[1], self.length):
             raise _Found("a convolution over tokens")
         if func in RUNNING and args[0].is_floating_point():
             raise _Found("a running sum or product")
-        if func is aten.bmm.default and _sums_over_tokens(*args):
+        if func is aten.bmm.default and _sums_over_tokens(args[0], args[1], self.length):
             raise _Found("a sum of keys times values")
-        if func is aten.select.int and _takes_a_token(args[0], args[1]):
+        if func is aten.select.int and _takes_a_token(args[0], args[1], self.length):
             self.taken.add(args[2])
             if len(self.taken) >= STEPS:
                 raise _Found("a loop over tokens")
         return func(*args, **(kwargs or {}))
 
 
-def _over_tokens(x: Tensor, weight: Tensor) -> bool:
+def _over_tokens(x: Tensor, weight: Tensor, length: int) -> bool:
     """Is it a convolution of features [B,C,T], padded or not, with more than one tap?"""
     taps = weight.shape[-1]
-    return weight.dim() == 3 and taps > 1 and LENGTH <= x.shape[-1] <= LENGTH + 2 * taps
+    return weight.dim() == 3 and taps > 1 and length <= x.shape[-1] <= length + 2 * taps
 
 
-def _sums_over_tokens(a: Tensor, b: Tensor) -> bool:
+def _sums_over_tokens(a: Tensor, b: Tensor, length: int) -> bool:
     """[..,D,T] times [..,T,D]: every token's is added to one matrix (softmax attention has [..,T,T] times [..,T,D])."""
-    return b.shape[-2] == LENGTH and a.shape[-2] != LENGTH and b.shape[-1] != LENGTH
+    return b.shape[-2] == length and a.shape[-2] != length and b.shape[-1] != length
 
 
-def _takes_a_token(x: Tensor, dim: int) -> bool:
-    return x.is_floating_point() and x.dim() > 1 and x.shape[dim] == LENGTH
+def _takes_a_token(x: Tensor, dim: int, length: int) -> bool:
+    return x.is_floating_point() and x.dim() > 1 and x.shape[dim] == length
 
 
 def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
@@ -64,10 +65,11 @@ def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
     False where the model's code cannot be run like this: whoever exports it has the error to report, or a graph to
     look at instead.
     """
-    tokens = torch.zeros(2, LENGTH, dtype=torch.int64, device=device)
-    positions = torch.arange(LENGTH, device=device).expand(2, LENGTH)
+    length = _length(model)
+    tokens = torch.zeros(2, length, dtype=torch.int64, device=device)
+    positions = torch.arange(length, device=device).expand(2, length)
     try:
-        fake_run(model, tokens, positions, _Watch())
+        fake_run(model, tokens, positions, _Watch(length))
     except _Found as sign:
         raise Refusal(
             "RECURRENT",
@@ -79,3 +81,9 @@ def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
     except Exception:  # the model's own code, which may raise anything
         return False
     return True
+
+
+def _length(model: nn.Module) -> int:
+    """A number of tokens that no size of the model can be mistaken for: a prime that divides none of them."""
+    sizes = {size for p in (*model.parameters(), *model.buffers()) for size in p.shape}
+    return next((prime for prime in PRIMES if all(size % prime for size in sizes)), PRIMES[-1])
