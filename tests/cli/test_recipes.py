@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from sleepc.errors import UsageError
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.recipe_file import MAX_BYTES, read_recipe
-from tests.cli.models import save_model, sleepc
+from tests.cli.models import ROOT, save_model, sleepc
 
 RECIPE = """\
 # what a person writes
@@ -94,3 +95,12 @@ def test_of_several_overrides_the_last_one_wins() -> None:
 )
 def test_loop_ranges(loop: str, count: int, wanted: tuple[int, int]) -> None:
     assert make_recipe({"loop": loop}).loop_range(count) == wanted
+
+
+def test_the_page_about_recipes_has_every_option(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert all(f"| `{name}` |" in page for name in Recipe.model_fields)
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    plans = make_recipe(read_recipe(write(tmp_path, example))).plan(30)
+    assert [plans[i].strategy for i in (0, 3, 29)] == ["keep", "parallel", "keep"]
+    assert [plans[i].rule for i in (2, 3)] == ["gated_delta", "delta"]
