@@ -91,6 +91,8 @@ def _respell(graph: Graph, node: fx.Node) -> int:
         node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], val(node).dtype), {}
     elif is_call(node, aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
+    elif is_call(node, aten.mT.default):
+        node.target, node.args = aten.transpose.int, (node.args[0], -2, -1)
     else:
         node.target = SPELLINGS.get(node.target, node.target)  # type: ignore[call-overload]
         node.kwargs = {k: v for k, v in node.kwargs.items() if k not in PLACEMENT}

@@ -14,8 +14,9 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import find_dependence
 from sleepc.passes.read_scores import MATMUL, Miss, ScoreReader, folds, keeps_numbers, unfolded
+from sleepc.passes.respell_einsum import respell_einsums
 from sleepc.passes.score_terms import join
-from sleepc.passes.values import FlatEmit, evaluate, val
+from sleepc.passes.values import FlatEmit, call_sizes, evaluate, val
 
 aten = torch.ops.aten
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
@@ -43,11 +44,11 @@ class RaiseAttention(Pass):
     effect: ClassVar[Effect] = "ROUNDING"
 
     def run(self, program: ProgramGraphs) -> int:
-        """The number of attention operations raised."""
+        """The number of attention operations raised, and of products spelled anew."""
         graph = program.embed
+        count = respell_einsums(graph)
         dependence = find_dependence(graph, ("tokens",), ("positions",))
         reader = ScoreReader(program, dependence)
-        count = 0
         for node in graph.calls():
             if is_call(node, aten.scaled_dot_product_attention.default):
                 _raise_fused(graph, node)
@@ -76,12 +77,16 @@ def _raise_fused(graph: Graph, node: fx.Node) -> None:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     q, k, v = given["query"], given["key"], given["value"]
-    if val(q).dim() != 4:
-        raise Refusal("OPERATOR", "attention whose heads are folded into the batch", where=node.meta.get("source", ""))
+    e = FlatEmit(graph, str(node.meta.get("source", "")), node)
+    try:
+        q, k, v = (with_heads(e, x) for x in (q, k, v))
+    except Miss as miss:
+        raise Refusal("OPERATOR", f"attention is not understood: {miss}", where=e.source) from miss
+    mask = given.get("attn_mask")
+    if mask is not None and val(mask).dim() == 3:
+        mask = e.unfold(mask, int(val(q).shape[1]))
     scale = given.get("scale") or val(q).shape[-1] ** -0.5
-    _replace(
-        graph, node, q, k, v, given.get("attn_mask"), scale=float(scale), causal=bool(given.get("is_causal", False))
-    )
+    _replace(graph, node, q, k, v, mask, scale=float(scale), causal=bool(given.get("is_causal", False)))
 
 
 def _raise_decomposed(graph: Graph, softmax: fx.Node, reader: ScoreReader) -> None:
@@ -98,10 +103,28 @@ def _raise_decomposed(graph: Graph, softmax: fx.Node, reader: ScoreReader) -> No
     assert scores.turned is not None
     e = FlatEmit(graph, str(softmax.meta.get("source", "")), product)
     v: Any = product.args[1]
-    q, k, v = (unfolded(x) for x in (scores.q, turned_back(e, scores.turned), v))
+    q, k, v = (with_heads(e, x) for x in (scores.q, turned_back(e, scores.turned), v))
     q, k = (in_dtype_of(e, v, x) for x in (q, k))
+    for factor in scores.factors:
+        q = scaled(e, q, factor)
     mask = join(e, scores.terms, int(val(q).shape[1]))
     _replace(graph, product, q, k, v, mask, scale=scores.scale, softcap=scores.softcap)
+
+
+def with_heads(e: FlatEmit, x: fx.Node) -> fx.Node:
+    """Queries, keys or values [B,H,T,D]: from before heads were folded into the batch; [B,T,D] is one head."""
+    rows, _ = call_sizes(e.graph)
+    x = e.unsqueeze(x, 1) if val(x).dim() == 3 and str(val(x).shape[0]) in rows else unfolded(x)
+    if val(x).dim() != 4 or isinstance(val(x).shape[0], int):
+        raise Miss("queries, keys and values are not laid out as rows of the batch, heads, tokens, channels")
+    return x
+
+
+def scaled(e: FlatEmit, q: fx.Node, factor: fx.Node) -> fx.Node:
+    """Queries times a factor [..,1] of their scores: (f q) k = f (q k)."""
+    if val(factor).dim() == 3 and not isinstance(val(factor).shape[0], int):
+        factor = e.unfold(factor, int(val(q).shape[1]))
+    return in_dtype_of(e, q, e.mul(q, factor))
 
 
 def turned_back(e: FlatEmit, keys: fx.Node) -> fx.Node:

@@ -34,6 +34,7 @@ class Scores:
     scale: float = 1.0
     q: fx.Node | None = None
     turned: fx.Node | None = None  # the keys transposed, [.., D, T]
+    factors: list[fx.Node] = field(default_factory=list)  # the scores of a query are multiplied with: [..,1]
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class ScoreReader:
         raise Miss(f"{node.target} stands between scores and softmax")
 
     def _apart(self, node: fx.Node) -> tuple[fx.Node, Any]:
-        """The argument that depends on the tokens, and the other one."""
+        """The scores, and the other argument: one number for all keys of a query, or what is not made of the tokens."""
         a, b = node.args[:2]
+        if _is_per_query(a) != _is_per_query(b):
+            return (b, a) if _is_per_query(a) else (a, b)  # type: ignore[return-value]
         if a in self.dependence.tokens and b in self.dependence.tokens:
             raise Miss(f"scores and something else that depends on the tokens meet in {node.target}")
         return (a, b) if a in self.dependence.tokens else (b, a)  # type: ignore[return-value]
@@ -118,6 +121,8 @@ class ScoreReader:
         less = is_call(node, aten.sub.Tensor)
         if less and inner is not node.args[0]:
             raise Miss("scores are subtracted from something")
+        if _is_per_query(added) and not scores.softcap:
+            return inner  # the softmax does not see what is added to all keys of a query
         return _take_term(scores, inner, Term(added, "added", -scores.scale if less else scores.scale))
 
     def _take_factor(self, node: fx.Node, scores: Scores) -> Any:
@@ -127,6 +132,11 @@ class ScoreReader:
         if divides and inner is not node.args[0]:
             raise Miss("something is divided by scores")
         if factor is None:
+            if by in self.dependence.tokens:
+                raise Miss("scores are multiplied with something that depends on the tokens")
+            if _is_per_query(by) and not scores.softcap and not divides:
+                scores.factors.append(by)
+                return inner
             if divides:
                 raise Miss("scores are divided by a tensor")
             return _take_term(scores, inner, Term(by, "times"))
@@ -147,13 +157,20 @@ def _take_sum_of_product(node: fx.Node, scores: Scores) -> None:
 def _take_term(scores: Scores, inner: Any, term: Term) -> fx.Node:
     if scores.softcap:
         raise Miss("a mask or a bias is capped together with the scores")
+    if scores.factors and term.kind == "added":
+        raise Miss("a bias is multiplied with a tensor together with the scores")
     scores.terms.append(term)
     return inner  # type: ignore[no-any-return]
 
 
+def _is_per_query(value: Any) -> bool:
+    """Is it a tensor of one number for all keys of a query: [..,1], or one number?"""
+    return isinstance(value, fx.Node) and [str(size) for size in val(value).shape[-1:]] in ([], ["1"])
+
+
 def _take_softcap(tanh: fx.Node, factor: float, scores: Scores) -> fx.Node:
     """factor tanh(scores / factor)."""
-    if scores.softcap or scores.scale != 1.0:
+    if scores.softcap or scores.factors or scores.scale != 1.0:
         raise Miss("scores are capped and then scaled")
     scores.softcap = factor
     within = tanh.args[0]
@@ -170,8 +187,10 @@ def keeps_numbers(node: fx.Node) -> bool:
     """Is it a cast, or does it only fold the heads [B,H,T,T] into the batch or take them out?"""
     if is_call(node, aten.to.dtype):
         return True
+    if not is_call(node, aten.reshape.default):
+        return False
     source = node.all_input_nodes[0]
-    return is_call(node, aten.reshape.default) and (folds(node, source) or folds(source, node))
+    return folds(node, source) or folds(source, node)
 
 
 def folds(folded: fx.Node, apart: fx.Node) -> bool:

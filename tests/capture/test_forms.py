@@ -100,6 +100,8 @@ MASKINGS: dict[str, Masking] = {
     "a product and a sum": lambda w, b: w / 3.0 * b + -1e4 * (1 - b),
     "a product and a difference": lambda w, b: w * b - 1e10 * (1 - b),
     "a product and a mask": lambda w, b: (w * b).masked_fill(b == 0, -torch.inf),
+    "a product with a number a head": lambda w, b: (w * torch.tensor([[[1.5]], [[0.5]]])).masked_fill(b == 0, LEAST),
+    "less the largest": lambda w, b: (m := w.masked_fill(b == 0, LEAST)) - m.amax(-1, keepdim=True),
     "a scale in a tensor": lambda w, b: (w / torch.tensor(8.0).sqrt()).masked_fill(b == 0, -torch.inf),
 }
 
@@ -114,12 +116,61 @@ def test_maskings(name: str) -> None:
     torch.testing.assert_close(found, model(tokens))
 
 
+def with_einsum(heads: Tensor, hidden: Tensor) -> Tensor:
+    scores = torch.einsum("bihd, bjhd -> bhij", heads, heads).masked_fill(hidden, LEAST)
+    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), heads).flatten(2)
+
+
+def with_one_head(heads: Tensor, hidden: Tensor) -> Tensor:
+    x = heads.flatten(2)
+    return (x @ x.mT / 4.0).masked_fill(hidden, LEAST).softmax(-1) @ x
+
+
+def fused_with_one_head(heads: Tensor, hidden: Tensor) -> Tensor:
+    x = heads.flatten(2)
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=~hidden[None])
+
+
+def with_heads_first(heads: Tensor, hidden: Tensor) -> Tensor:
+    x = heads.permute(2, 0, 1, 3)
+    return ((x @ x.mT).masked_fill(hidden, LEAST).softmax(-1) @ x).permute(1, 2, 0, 3).flatten(2)
+
+
+class LaidOut(SpelledOut):
+    """One block of attention from heads [B,T,H,D] and a mask [T,T] of what is hidden, to [B,T,H D]."""
+
+    def __init__(self, attend: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(MASKINGS["clamped below"])
+        self.attend = attend
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, length = self.table(tokens), tokens.shape[1]
+        hidden = self.seen[0, 0, :length, :length] == 0
+        return self.out(x + self.attend(x.view(*tokens.shape, 2, 8), hidden))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("attend", [with_einsum, with_one_head, fused_with_one_head])
+def test_layouts(attend: Callable[[Tensor, Tensor], Tensor]) -> None:
+    model = LaidOut(attend)
+    tokens = (torch.arange(12) * 7 % 11)[None]
+    program = sleepc.convert(model, {"window": 12, "sinks": 2})
+    found = torch.from_numpy(program.session().feed(tokens.numpy(), logits="all"))
+    torch.testing.assert_close(found, model(tokens))
+
+
+def test_a_layout_that_is_not_known_is_refused() -> None:
+    with pytest.raises(Refusal, match="laid out"):
+        run_stages(capture_module(LaidOut(with_heads_first)), FRONT)
+
+
 NO_MASKINGS: dict[str, Masking] = {
     "keys that a product with 0 does not hide": lambda w, b: w * b,
     "nor a small number": lambda w, b: w * b - 100.0 * (1 - b),
     "a product with more than 1": lambda w, b: 2.0 * b * w - 1e4 * (1 - b),
     "nothing below -1": lambda w, b: largest(w.masked_fill(b == 0, LEAST), -1.0),
     "filled with -1": lambda w, b: torch.where(b > 0, w, torch.tensor(-1.0)),
+    "a product with a number made of scores": lambda w, b: (w * w.mean(-1, True)).masked_fill(b == 0, LEAST),
+    "a bias that is scaled with the scores": lambda w, b: (w + LEAST * (1 - b)) * torch.tensor([[[1.5]], [[0.5]]]),
     "divided by scores": lambda w, b: b / w,
     "subtracted scores": lambda w, b: b - w,
 }
