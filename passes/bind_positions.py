@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import ARANGES, find_dependence
+from sleepc.passes.region import is_tensor_like
 from sleepc.passes.values import call_sizes, evaluate, is_tensor, val
 
 aten = torch.ops.aten
@@ -68,43 +70,103 @@ def _counting_aranges(graph: Graph) -> list[fx.Node]:
 
 
 def _bind(graph: Graph, arange: fx.Node, positions: fx.Node) -> None:
-    for user in list(arange.users):
-        if is_call(user, aten.unsqueeze.default) and user.args[1] in (0, -2):
-            user.replace_all_uses_with(positions)
-            graph.fx.erase_node(user)
+    """Let `positions` [B,T] stand for `arange` [T]: what is made of it has one row per sequence, in front.
+
+    Everything that is made of it is evaluated again, up to where it meets the tokens: there no shape may change.
+    """
+    rows = {positions: arange.meta["val"]}  # what the values were, for all sequences at once
     arange.replace_all_uses_with(positions)
     graph.fx.erase_node(arange)
-    _recompute_values(graph, positions)
-
-
-def _recompute_values(graph: Graph, source: fx.Node) -> None:
-    """Run what depends on `source` again on example values; nothing that depends on the tokens may change its shape."""
     dependence = find_dependence(graph, ("tokens",), ("positions",))
-    rows = {source}
-    for node in graph.calls():
-        if not is_tensor(node):
+    for node in list(graph.calls()):
+        if rows.keys().isdisjoint(node.all_input_nodes) or not is_tensor_like(node):
             continue
-        if node in dependence.positions and rows.intersection(node.all_input_nodes):
-            rows.add(node)
-            _keep_rows(node, source)
-        before = str(val(node).shape)
+        before, of_rows = node.meta["val"], node not in dependence.tokens
         try:
+            if of_rows:
+                _keep_rows(node, rows, positions)
             node.meta["val"] = evaluate(node, lambda n: n.meta["val"])
-            fits = node not in dependence.tokens or str(val(node).shape) == before
         except Exception as error:
             raise _refusal(node) from error
-        if not fits:
+        if of_rows:
+            rows[node] = before
+        if _outranks(node, rows) or not _fits(
+            before, node.meta["val"], str(val(positions).shape[0]) if of_rows else ""
+        ):
             raise _refusal(node)
+    for node in [n for n in rows if is_call(n, aten.alias.default)]:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        graph.fx.erase_node(node)
 
 
-def _keep_rows(node: fx.Node, source: fx.Node) -> None:
-    """What was one row of positions [T], reshaped to [1,T,..], is now [B,T] and becomes [B,T,..]."""
-    if not is_call(node, aten.reshape.default, aten.view.default):
+def _fits(before: Any, now: Any, batch: str) -> bool:
+    """Has a value kept its shape, or, where it is made of positions, rows in front: [T,..] or [1,T,..] -> [B,T,..]?"""
+    if not isinstance(now, Tensor):
+        return all(_fits(a, b, batch) for a, b in zip(before, now, strict=True))
+    was, is_ = ([str(size) for size in x.shape] for x in (before, now))
+    if not batch:
+        return was == is_
+    return is_ == [batch, *was] or (was[:1] in (["1"], [batch]) and is_ == [batch, *was[1:]])
+
+
+def _outranks(node: fx.Node, rows: dict[fx.Node, Any]) -> bool:
+    """Has another argument more dimensions, so that rows would stand beside something that they are not?"""
+    made = [val(n).dim() for n in node.all_input_nodes if n in rows and is_tensor(n)]
+    others = [val(n).dim() for n in node.all_input_nodes if n not in rows and is_tensor(n)]
+    return bool(made) and max(others, default=0) > max(made)
+
+
+def _keep_rows(node: fx.Node, rows: dict[fx.Node, Any], positions: fx.Node) -> None:
+    """Let an operator that names dimensions or sizes mean the same ones where rows stand in front."""
+    source = node.all_input_nodes[0]
+    if source not in rows or not is_tensor(source):
         return
+    before = rows[source]
+    if val(source).dim() > before.dim():  # [T,..] -> [B,T,..]
+        _shift_dims(node, before.dim())
+    if is_call(node, aten.reshape.default, aten.view.default):
+        node.args = (source, _sizes_with_rows(node, before, positions))
+    elif is_call(node, aten.repeat.default):
+        repeats: Any = node.args[1]
+        given = max(len(repeats) - before.dim(), 0) if val(source).dim() > before.dim() else 1
+        node.args = (source, [1, *repeats[given:]])  # rows are there, whatever was repeated to make them
+
+
+def _shift_dims(node: fx.Node, rank: int) -> None:
+    """Add one to the dimensions that the operator names from the front; unsqueeze(0) makes the rows that are there."""
+    assert isinstance(node.target, OpOverload)
+    if is_call(node, aten.unsqueeze.default):
+        dim: Any = node.args[1]
+        node.args = (node.args[0], dim % (rank + 1))
+        if node.args[1] == 0:
+            node.target, node.args = aten.alias.default, node.args[:1]
+            return
+    args = list(node.args)
+    for i, arg in enumerate(node.target._schema.arguments):
+        if "dim" not in arg.name.split("_") and arg.name.rstrip("01s") != "dim":
+            continue
+        if i >= len(args) and arg.default_value is not None and arg.name not in node.kwargs:
+            args.append(arg.default_value)
+        named: Any = args[i]  # raises where it is not given in order, and the model is refused
+        args[i] = [_shifted(d) for d in named] if isinstance(named, (list, tuple)) else _shifted(named)
+    node.args = tuple(args)
+
+
+def _shifted(dim: Any) -> Any:
+    return dim + 1 if isinstance(dim, int) and dim >= 0 else dim
+
+
+def _sizes_with_rows(node: fx.Node, before: Tensor, positions: fx.Node) -> list[Any]:
     sizes: Any = node.args[1]
-    of_rows = str(val(node.all_input_nodes[0]).shape[0]) == str(val(source).shape[0])
-    if of_rows and sizes[0] == 1 and -1 not in sizes:
-        node.args = (node.args[0], [-1, *sizes[1:]])
+    first = sizes[0] if sizes else None
+    if isinstance(first, fx.Node) and str(first.meta["val"]) == str(val(positions).shape[0]):
+        return list(sizes)
+    if first == -1 and val(node.all_input_nodes[0]).dim() == before.dim():
+        return list(sizes)
+    with node.graph.inserting_before(node):
+        batch = node.graph.call_function(aten.sym_size.int, (positions, 0))
+    batch.meta["val"] = val(positions).shape[0]
+    return [batch, *(sizes[1:] if first == 1 else sizes)]
 
 
 def _refusal(node: fx.Node) -> Refusal:
