@@ -17,6 +17,7 @@ from sleepc.capture.counting import counting_start
 from sleepc.capture.filled import join_pieces
 from sleepc.capture.functional import make_functional
 from sleepc.capture.recurrence import refuse_recurrence
+from sleepc.capture.unfollowed import explain
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.program import ProgramGraphs
@@ -61,8 +62,9 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     """Export `model` (in eval mode, any device, also meta) to a program at level ATEN.
 
     Parameters are held by reference to the module's tensors, under their qualified names.
-    Raises Refusal(RECURRENT) where layers have a recurrence of their own, SleepcError where torch.export cannot follow
-    the model.
+    Raises Refusal: RECURRENT where layers have a recurrence of their own, POSITIONS where the model counts in another
+    way than by one, OPERATOR where what it does depends on values; SleepcError where torch.export cannot follow the
+    model.
     """
     wrapped = TokensToLogits(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -96,11 +98,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     except Exception as error:
         if not has_attention(wrapped, tokens, positions):
             raise no_attention(type(model).__name__) from error
-        raise SleepcError(
-            f"torch.export cannot follow the model: {str(error).splitlines()[0] if str(error) else error!r}",
-            where=type(model).__name__,
-            fix="Run with --debug for the whole trace.",
-        ) from error
+        raise explain(error, model) from error
     finally:
         logger.setLevel(level)
     return program

@@ -1,0 +1,56 @@
+"""What torch.export says of a model that it cannot follow, for people."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
+
+from sleepc.errors import Refusal, SleepcError
+
+VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
+TORCH = Path(torch.__file__).parent
+
+
+def explain(error: Exception, model: nn.Module) -> SleepcError:
+    """The error to raise: Refusal(OPERATOR) where the model's code goes other ways for other values or lengths."""
+    causes = list(_causes(error))
+    where = type(model).__name__
+    if any(isinstance(cause, VALUES) for cause in causes):
+        return Refusal(
+            "OPERATOR",
+            f"the model's code goes on in another way for other values in its tensors ({_place(causes[-1])})",
+            where=where,
+            fix="sleepc converts models whose operations are the same whatever is read: no expert or patch that is run "
+            "only where tokens chose it.",
+        )
+    if any(isinstance(cause, ConstraintViolationError) for cause in causes):
+        return Refusal(
+            "OPERATOR",
+            "the model's code computes with the number of tokens: its graph would hold for one number only",
+            where=where,
+            fix="sleepc converts models that do the same for any number of tokens.",
+        )
+    first = str(error).splitlines()[0] if str(error) else repr(error)
+    return SleepcError(
+        f"torch.export cannot follow the model: {first}", where=where, fix="Run with --debug for the whole trace."
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it comes from, in turn."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _place(error: BaseException) -> str:
+    """The last line of code outside of torch that the error has passed: file:line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if TORCH not in Path(f.filename).parents]
+    return f"{Path(outside[-1].filename).name}:{outside[-1].lineno}" if outside else "in torch"
