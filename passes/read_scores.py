@@ -101,7 +101,7 @@ class ScoreReader:
         """A number that stands in the code, as one or as a tensor of one element; None for anything else."""
         if isinstance(value, (int, float)):
             return float(value)
-        if not isinstance(value, fx.Node) or val(value).numel() != 1:
+        if not isinstance(value, fx.Node) or {*shape_text(value)} - {"1"}:
             return None
         known: dict[fx.Node, Any] = {}
         for node in needed_for(self.program.embed, value):
@@ -116,7 +116,7 @@ class ScoreReader:
 
     def _take_added(self, node: fx.Node, scores: Scores) -> fx.Node:
         inner, added = self._apart(node)
-        if node.kwargs or not isinstance(added, fx.Node):
+        if node.kwargs:
             raise Miss("a sum of scores has options")
         less = is_call(node, aten.sub.Tensor)
         if less and inner is not node.args[0]:
@@ -164,8 +164,8 @@ def _take_term(scores: Scores, inner: Any, term: Term) -> fx.Node:
 
 
 def _is_per_query(value: Any) -> bool:
-    """Is it a tensor of one number for all keys of a query: [..,1], or one number?"""
-    return isinstance(value, fx.Node) and [str(size) for size in val(value).shape[-1:]] in ([], ["1"])
+    """Is it a tensor of one number for all keys of a query, [..,1], or one number?"""
+    return not isinstance(value, fx.Node) or shape_text(value)[-1:] in ((), ("1",))
 
 
 def _take_softcap(tanh: fx.Node, factor: float, scores: Scores) -> fx.Node:

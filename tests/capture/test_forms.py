@@ -102,6 +102,7 @@ MASKINGS: dict[str, Masking] = {
     "a product and a mask": lambda w, b: (w * b).masked_fill(b == 0, -torch.inf),
     "a product with a number a head": lambda w, b: (w * torch.tensor([[[1.5]], [[0.5]]])).masked_fill(b == 0, LEAST),
     "less the largest": lambda w, b: (m := w.masked_fill(b == 0, LEAST)) - m.amax(-1, keepdim=True),
+    "more by a number": lambda w, b: 5.0 + (w + 1).masked_fill(b == 0, LEAST),
     "a scale in a tensor": lambda w, b: (w / torch.tensor(8.0).sqrt()).masked_fill(b == 0, -torch.inf),
 }
 
@@ -173,6 +174,8 @@ NO_MASKINGS: dict[str, Masking] = {
     "a bias that is scaled with the scores": lambda w, b: (w + LEAST * (1 - b)) * torch.tensor([[[1.5]], [[0.5]]]),
     "divided by scores": lambda w, b: b / w,
     "subtracted scores": lambda w, b: b - w,
+    "scores subtracted from a number": lambda w, b: 1.0 - w,
+    "a cap that a number is added in": lambda w, b: (torch.tanh((w + 1.0) / 5.0) * 5.0).masked_fill(b == 0, LEAST),
 }
 
 
