@@ -74,8 +74,13 @@ def _bind(graph: Graph, arange: fx.Node, positions: fx.Node) -> None:
 
     Everything that is made of it is evaluated again, up to where it meets the tokens: there no shape may change.
     """
-    rows = {positions: arange.meta["val"]}  # what the values were, for all sequences at once
-    arange.replace_all_uses_with(positions)
+    with graph.fx.inserting_before(arange):
+        bound = graph.fx.call_function(
+            aten.alias.default, (positions,)
+        )  # a node of its own: positions have other readers
+    bound.meta["val"] = val(positions)
+    rows = {bound: arange.meta["val"]}  # what the values were, for all sequences at once
+    arange.replace_all_uses_with(bound)
     graph.fx.erase_node(arange)
     dependence = find_dependence(graph, ("tokens",), ("positions",))
     for node in list(graph.calls()):

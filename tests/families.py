@@ -170,29 +170,14 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BloomForCausalLM",
         {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4, **SPECIAL},
     ),
-    "mpt": (
-        "MptConfig",
-        "MptForCausalLM",
-        {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
-    ),
     "falcon": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": False}),
-    "falcon-grouped": (
-        "FalconConfig",
-        "FalconForCausalLM",
-        {**FALCON, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
-    ),
     "deepseek-v3": (
         "DeepseekV3Config",
         "DeepseekV3ForCausalLM",
         {
             **{**SMALL, "num_key_value_heads": 4},
             **SPECIAL,
-            "moe_intermediate_size": 16,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_group": 2,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
+            "first_k_dense_replace": 2,
             "kv_lora_rank": 12,
             "q_lora_rank": 12,
             "qk_rope_head_dim": 4,
@@ -218,12 +203,12 @@ RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def _other(name: str) -> nn.Module:
-    """A model of OTHERS or RECURRENT."""
+def _other(name: str, **changes: Any) -> nn.Module:
+    """A model of OTHERS or RECURRENT, with changes to its configuration."""
     import transformers
 
     config, model, options = (OTHERS | RECURRENT)[name]
-    made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**options))
+    made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**options | changes))
     return made
 
 
@@ -244,12 +229,12 @@ class Family:
         return run_stages(self.canonical, rewrite_stages(recipe, len(self.canonical.layout))), recipe
 
 
-def make_module(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A module of the family with random weights, the same in every process."""
+def make_module(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> nn.Module:
+    """A module of the family with random weights, the same in every process; `changes` are for those of OTHERS."""
     torch.manual_seed(7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers says of tiny configurations
-        module = MODELS[name]() if name in MODELS else _other(name)
+        module = MODELS[name]() if name in MODELS else _other(name, **changes)
     for part in ("attn", "experts"):
         choose: Any = getattr(module, f"set_{part}_implementation", None)
         if choose is not None:

@@ -99,6 +99,24 @@ def test_rows_of_positions(form: Form) -> None:
     assert max_error(found, wanted) < 1e-6
 
 
+def test_positions_that_are_given_are_left_alone() -> None:
+    class Both(Counts):
+        def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:  # type: ignore[override]
+            given = position_ids.unsqueeze(2).float().cos()
+            return super().forward(input_ids) * given.transpose(0, 1).transpose(0, 1)
+
+    model = Both(unsqueezed_late)
+    program = capture_module(model)
+    DropNoops().run(program)
+    assert BindPositions().run(program) == 1
+    values = {name: param.materialise() for name, param in program.params.items()}
+    tokens, positions = torch.randint(0, VOCAB, (2, 6)), torch.arange(6).expand(2, 6)
+    with torch.no_grad():
+        wanted = model(tokens, positions)
+    found = Runner(program.embed)({**values, "tokens": tokens, "positions": positions})["logits"]
+    assert max_error(found, wanted) < 1e-6
+
+
 def over_all_rows(count: Tensor, x: Tensor, table: Tensor) -> Tensor:
     return table[count] * torch.outer(count.float(), count.float()).sum(1)[:, None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,17 @@ def test_family(name: str, tmp_path: Path) -> None:
     loaded = sleepc.load(program.save(tmp_path / "artifact"))
     ids = stream.tokens.tolist() * 2
     assert np.array_equal(loaded.session().feed(ids), Session(load_eager(program.graphs)).feed(ids))
+
+
+@pytest.mark.parametrize(("name", "tied"), [("opt", False), ("bloom", False), ("gpt-neox", True)])
+def test_the_other_way_to_tie_weights(name: str, tied: bool) -> None:
+    """Families whose models usually have the weights of the table in the head, without, and the other way round."""
+    module: Any = make_module(name, tie_word_embeddings=tied)
+    assert (module.get_input_embeddings().weight is module.get_output_embeddings().weight) == tied
+    original = logits_of(module)
+    program = sleepc.convert(module, {"window": WINDOW, "sinks": 2})
+    stream = Stream(np.random.default_rng(3).integers(0, VOCAB, WINDOW), (WINDOW,))
+    assert invariants.inside(load_eager(shaken(program.graphs)), stream, original) <= AGAINST_ORIGINAL
 
 
 @pytest.mark.parametrize("name", RECURRENT)
