@@ -45,7 +45,9 @@ PROMISED = frozenset(_PROMISED.split())
 STATUSES = ("verified", "refused", "failed", "no model")
 NO_SOFTMAX = ("RECURRENT", "NO_ATTENTION")  # refused with these codes: not families of softmax attention
 RECIPE = {"window": 8, "sinks": 2}
-TOLERANCES = {"torch.float64": 1e-6, "torch.float32": 1e-4}  # of the scale of what is compared
+# Of the scale of what is compared. Many float64 models compute scores or norms in float32 (GPT-Neo is off by 1.8e-6 from
+# itself in float64 throughout); tests/conformance/test_families.py holds the promised families to 1e-6.
+TOLERANCES = {"torch.float64": 5e-6, "torch.float32": 1e-4}
 SHAPES = ((2, 7), (1, 24))  # batch, tokens: neither is what the export saw
 MEMORY = 12 << 30  # bytes of address space
 TIMEOUT = 240  # seconds
