@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"ir", "ops", "passes", "runtime"},
     "hf": {"ir", "ops", "capture"},
     "verify": {"ir", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
+    "tasks": {"ir", "ops", "passes", "runtime", "hf", "recipe", "verify"},
     "artifact": {"ir", "ops", "passes", "backends", "hf", "recipe", "manifest"},
     "inspection": {"ir", "ops", "passes", "recipe"},
     "diffing": {"ir"},

@@ -17,6 +17,7 @@ from sleepc.cli.chat import chat
 from sleepc.cli.convert import convert
 from sleepc.cli.diff import diff
 from sleepc.cli.doctor import doctor
+from sleepc.cli.eval import evaluate
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.verify import verify
@@ -40,6 +41,7 @@ app.command()(chat)
 app.command()(diff)
 app.command()(bisect)
 app.command()(doctor)
+app.command("eval")(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,218 @@
+"""`sleepc eval ARTIFACT --task TASK`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from sleepc.cli.display import Display, err, number, out, print_json
+from sleepc.cli.options import Artifact, Device
+from sleepc.cli.verify import read_text
+from sleepc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sleepc.api import Program
+    from sleepc.runtime.steps import Steps
+    from sleepc.tasks.source import Source
+    from sleepc.tasks.task import Row, Task, TaskName
+
+DISTANCES = "0.5,1,2,3,4,5,6,7,8"
+MOST_PASSES = 64
+SHOWN = ("accuracy", "log_prob", "perplexity")
+
+
+@dataclass
+class Evaluation:
+    """A task, and the rows of every model that it was put to."""
+
+    task: Task
+    name: TaskName
+    window: int
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(
+    artifact: Artifact,
+    task: Annotated[str, typer.Option(help="perplexity, retrieval or copy.")],
+    sweep: Annotated[
+        str | None, typer.Option(help="Replay windows so often instead, one model for each: passes=1,2,4.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="A model to measure full attention with.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file to read; Python's help topics by default.")] = None,
+    distances: Annotated[
+        str, typer.Option(help="How many windows ago; perplexity reads as many as the largest.")
+    ] = DISTANCES,
+    samples: Annotated[int, typer.Option(min=1, max=10_000, help="Streams, with one item at every distance.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is planted, and where.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file (.svg or .png).")] = None,
+    device: Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure what a model still knows by how long ago it was read: converted, with memories off, and full attention."""
+    from sleepc import api
+    from sleepc.tasks.plot import check_plot, draw_plot, write_plot
+
+    started = time.perf_counter()
+    name, passes, windows = _known_task(task), _passes(sweep), _windows(distances)
+    if plot is not None:
+        check_plot(plot)
+    display = Display(err)
+    program = api.load(artifact)
+    with display.doing("eval"):
+        found = _prepare(program, name, windows, samples, seed, read_text(text))
+        for model, steps, limit in _models(program, passes, against, found.task.length, device, display):
+            found.rows[model] = found.task.rows(steps(), limit, lambda share, m=model: display(m, share))  # type: ignore[misc]
+            _note(found, model, limit)
+    seconds = time.perf_counter() - started
+    if plot is not None:
+        title = f"{name}: {artifact.resolve().name}, {samples} streams"
+        data = draw_plot(
+            found.rows, found.task.metrics[0], found.window, title, plot.suffix.lower()[1:], found.task.chance
+        )
+        write_plot(plot, data)
+    facts = {"artifact": str(artifact), "samples": samples, "seed": seed, "text": str(text) if text else None}
+    if as_json:
+        print_json({**facts, **to_json(found), "seconds": seconds})
+    else:
+        _tables(found, samples, seconds)
+
+
+def _known_task(name: str) -> TaskName:
+    from sleepc.tasks.task import TASKS
+
+    if name not in TASKS:
+        raise UsageError(f"there is no task {name!r}", where="--task", fix=f"Tasks: {', '.join(TASKS)}.")
+    return cast("TaskName", name)
+
+
+def _passes(sweep: str | None) -> list[int]:
+    """`passes=1,2,4` as numbers; none for no sweep."""
+    if sweep is None:
+        return []
+    key, _, values = sweep.partition("=")
+    numbers = [int(v) for v in values.split(",") if v.isascii() and v.isdigit() and len(v) < 4]
+    if key != "passes" or len(numbers) != values.count(",") + 1 or not all(1 <= n <= MOST_PASSES for n in numbers):
+        raise UsageError(
+            f"cannot sweep {sweep!r}", where="--sweep", fix=f"Give numbers of passes, 1 to {MOST_PASSES}: passes=1,2,4."
+        )
+    return list(dict.fromkeys(numbers))
+
+
+def _windows(text: str) -> list[float]:
+    """`0.5,1,2` as numbers, ascending."""
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not all(0 < n <= 10_000 for n in found):
+        raise UsageError(
+            f"cannot read distances {text!r}", where="--distances", fix="Give numbers of windows above 0: 0.5,1,2,4."
+        )
+    return found
+
+
+def _prepare(
+    program: Program, name: TaskName, windows: list[float], samples: int, seed: int, text: str | None
+) -> Evaluation:
+    from sleepc.tasks.planting import Setup
+    from sleepc.tasks.task import make_task
+
+    window = program.recipe.window
+    distances = tuple(sorted({max(round(n * window), 1) for n in windows}))
+    setup = Setup(distances, samples, program.recipe.sinks, seed)
+    source = _source(program, text, setup.samples * (2 * distances[-1] + setup.sinks + window), seed)
+    found = Evaluation(make_task(name, source, setup, window), name, window)
+    if source.tokenizer is None:
+        found.notes.append("the model cannot read words: streams are random tokens")
+    if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:
+        found.notes.append("where attention was replaced, a layer without its memory is left with nothing (sliding)")
+    return found
+
+
+def _source(program: Program, text: str | None, tokens: int, seed: int) -> Source:
+    import numpy as np
+
+    from sleepc.tasks.source import make_source
+
+    try:
+        tokenizer = program.tokenizer()
+    except UsageError:  # it has none
+        if text is not None:
+            raise
+        tokenizer = None
+    return make_source(tokenizer, text, program.graphs.vocab, tokens, np.random.default_rng(seed))
+
+
+Model = tuple[str, "Callable[[], Steps]", int]  # its name, what makes its steps, and how many tokens it can read
+
+
+def _models(
+    program: Program, passes: list[int], against: str | None, length: int, device: str, display: Display
+) -> list[Model]:
+    """What is measured. Steps are made when their turn comes, so that one model is held at a time."""
+    from sleepc.backends.eager.backend import load
+    from sleepc.tasks.programs import full_attention, with_passes
+    from sleepc.verify.shake import without_memories
+
+    converted = {"converted": program.graphs}
+    if passes:
+        converted = {f"passes={n}": with_passes(program.graphs, program.recipe, n) for n in passes}
+    program.steps(device=device)  # is the device there, and are the bytes those of the conversion?
+    graphs = [(name, each, length) for name, each in {**converted, "sliding": without_memories(program.graphs)}.items()]
+    if against is not None:
+        canonical = program._canonical(display, program._original(against, display))
+        full = full_attention(canonical, length)
+        graphs.append(("full", full, full.window))
+    return [(name, lambda each=each: load(each, device=device), limit) for name, each, limit in graphs]  # type: ignore[misc]
+
+
+def _note(found: Evaluation, model: str, limit: int) -> None:
+    if limit < found.task.length:
+        found.notes.append(f"{model}: the model has {limit} positions, and streams have {found.task.length} tokens")
+
+
+def to_json(found: Evaluation) -> dict[str, Any]:
+    """Plain data; figures that are infinite or NaN become texts, which JSON can hold."""
+    rows = [
+        {"model": model, **{k: v if math.isfinite(v) else str(v) for k, v in row.items()}}
+        for model, all_rows in found.rows.items()
+        for row in all_rows
+    ]
+    task = found.task
+    facts = {"task": found.name, "window": found.window, "tokens": task.length, "metrics": list(task.metrics)}
+    return {**facts, "models": list(found.rows), "chance": task.chance, "rows": rows, "notes": found.notes}
+
+
+def _tables(found: Evaluation, samples: int, seconds: float) -> None:
+    from rich.table import Table
+
+    for metric in (m for m in found.task.metrics if m in SHOWN):
+        by = "tokens" if metric == "perplexity" else "distance"
+        title = {"log_prob": "mean log p of the right tokens"}.get(metric, metric)
+        table = Table(box=None, pad_edge=False, title=title)
+        for name in (by, *found.rows):
+            table.add_column(name, justify="right")
+        places: dict[str, dict[str, str]] = {}
+        for model, rows in found.rows.items():
+            for row in rows:
+                places.setdefault(_place(row, found.window), {})[model] = f"{row[metric]:.2f}"
+        for place, figures in places.items():
+            table.add_row(place, *(figures.get(model, "–") for model in found.rows))
+        out.print(table)
+    chance = f" · chance {found.task.chance:.2f}" if found.task.chance is not None else ""
+    out.print(f"{samples} streams of {number(found.task.length)} tokens{chance}   {seconds:.1f} s")
+    for note in found.notes:
+        out.print(f"[dim]{note}[/]")
+
+
+def _place(row: Row, window: int) -> str:
+    if "distance" in row:
+        return f"{row['distance']} ({row['distance'] / window:g} windows)"
+    return f"{row['from']}–{row['to']}"

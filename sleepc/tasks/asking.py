@@ -1,0 +1,102 @@
+"""Read streams with a program, and see what it makes of the questions; or how surprised it is by a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from sleepc.runtime.session import Session
+from sleepc.runtime.steps import FloatArray, IntArray, Steps
+from sleepc.tasks.planting import Ids, Item, Sample
+from sleepc.verify.distance import surprise
+
+Progress = Callable[[float], None]
+PIECE = 256  # tokens of every row in one call
+FEW = 64  # where all their logits are wanted: vocabularies are large
+MEMORY = 256 << 20  # bytes of state held at once
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one candidate's tokens: log p of all, how many there are, and how many were the most likely ones."""
+
+    likelihood: float
+    tokens: int
+    hits: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answers to an item's candidates, the right one first."""
+
+    answers: tuple[Answer, ...]
+
+    @property
+    def right(self) -> Answer:
+        """That to the right candidate."""
+        return self.answers[0]
+
+    @property
+    def rank(self) -> int:
+        """1 where the right candidate is the most likely one."""
+        return 1 + sum(not self.right.likelihood > other.likelihood for other in self.answers[1:])
+
+
+def ask(steps: Steps, samples: Sequence[Sample], progress: Progress) -> list[tuple[int, Reply]]:
+    """(distance, reply) for every item of every stream, each asked in the state in which its stream left the model."""
+    replies: list[tuple[int, Reply]] = []
+    rows = most_rows(steps)
+    for start in range(0, len(samples), rows):
+        group = samples[start : start + rows]
+        session = Session(steps, len(group))
+        tokens = np.stack([sample.tokens for sample in group])
+        for at in range(0, tokens.shape[1], PIECE):
+            session.feed(tokens[:, at : at + PIECE], logits="none")
+            progress((start + len(group) * at / tokens.shape[1]) / len(samples))
+        items = [(row, distance, item) for row, s in enumerate(group) for distance, item in s.items.items()]
+        answers = iter(_answers(session, [(row, item, c) for row, _, item in items for c in item.candidates], rows))
+        replies += [(distance, Reply(tuple(islice(answers, len(item.candidates))))) for _, distance, item in items]
+    return replies
+
+
+def _answers(session: Session, asked: Sequence[tuple[int, Item, Ids]], rows: int) -> list[Answer]:
+    """An answer for each (row, item, candidate): copies of the rows read question and candidate, `rows` at a time."""
+    found = []
+    for start in range(0, len(asked), rows):
+        group = asked[start : start + rows]
+        copies = session.select_rows([row for row, _, _ in group])
+        logits = copies.feed([[*item.question, *candidate[:-1]] for _, item, candidate in group], logits="all")
+        for i, (_, item, candidate) in enumerate(group):
+            first = len(item.question) - 1
+            found.append(_answer(logits[i, first : first + len(candidate)], candidate))
+    return found
+
+
+def _answer(logits: FloatArray, tokens: Ids) -> Answer:
+    """Of tokens [n], under the logits [n,V] of the tokens before them."""
+    likelihood = -float(surprise(torch.from_numpy(logits), np.array([0, *tokens])).sum())
+    return Answer(likelihood, len(tokens), int((logits.argmax(-1) == tokens).sum()))
+
+
+def surprises(steps: Steps, texts: IntArray, progress: Progress) -> FloatArray:
+    """-log p of tokens 1 .. of texts [B,T], each read from an empty state: [B,T-1]."""
+    found = np.zeros((len(texts), texts.shape[1] - 1))
+    rows = most_rows(steps)
+    for start in range(0, len(texts), rows):
+        group = texts[start : start + rows]
+        session = Session(steps, len(group))
+        for at in range(0, texts.shape[1] - 1, FEW):
+            logits = session.feed(group[:, at : at + FEW], logits="all")
+            for b, text in enumerate(group):
+                found[start + b, at : at + FEW] = surprise(torch.from_numpy(logits[b]), text[at : at + FEW + 1])
+            progress((start + len(group) * at / texts.shape[1]) / len(texts))
+    return found
+
+
+def most_rows(steps: Steps) -> int:
+    """Rows whose state fits into MEMORY; at least one."""
+    return int(max(MEMORY // Session(steps).stats.state_bytes, 1))

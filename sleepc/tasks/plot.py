@@ -1,0 +1,75 @@
+"""Figures by distance as a picture, by matplotlib: one line for each model."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from sleepc.errors import UsageError
+from sleepc.tasks.task import Row
+
+STARTS = {".svg": (b"<?xml", b"<svg"), ".png": (b"\x89PNG",)}
+
+
+def check_plot(path: Path) -> None:
+    """Raises UsageError, before any work, where a plot cannot be made or written: no matplotlib, another kind of file,
+    no folder, or a file that is something else.
+    """
+    kind, folder = path.suffix.lower(), path.absolute().parent
+    if kind not in STARTS:
+        raise UsageError(f"cannot plot into {path.name}", where="--plot", fix="Name a file that ends in .svg or .png.")
+    if find_spec("matplotlib") is None:
+        raise UsageError("plots need matplotlib", where="--plot", fix="pip install 'sleepc[plot]'")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write into {path.parent}", where="--plot", fix="Make it, or choose another place.")
+    if path.exists() and not (path.is_file() and _starts_as(path, STARTS[kind])):
+        raise UsageError(f"{path} exists and is no plot", where="--plot", fix="Choose another name.")
+
+
+def _starts_as(path: Path, starts: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(starts)
+
+
+def draw_plot(
+    rows: Mapping[str, Sequence[Row]], metric: str, window: int, title: str, kind: str, chance: float | None = None
+) -> bytes:
+    """An SVG or PNG of `metric` over the tokens in between, of each model's rows; windows are marked on the axis."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "sleepc"}):  # the same rows give the same bytes
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for i, (name, found) in enumerate(rows.items()):
+            at = [row.get("distance", row.get("to", 0)) for row in found]
+            style = "--" if name == "sliding" else ":" if name == "full" else "-"
+            axes.plot(at, [row[metric] for row in found], "osv^D*P"[i % 7] + style, label=name)
+        if chance is not None:
+            axes.axhline(chance, color="grey", linewidth=0.8, label="chance")
+        axes.axvline(window, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(title=title, ylabel=metric, xlabel=f"tokens (the dotted line is the window, {window})")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        out = io.BytesIO()
+        figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=120)
+    return out.getvalue()
+
+
+def write_plot(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, in the place of an older plot."""
+    with tempfile.NamedTemporaryFile(dir=path.absolute().parent, suffix=path.suffix, delete=False) as file:
+        draft = Path(file.name)
+        try:
+            file.write(data)
+            file.close()
+            draft.chmod(0o644)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""The programs that are compared: the converted one with other numbers of passes, and full attention."""
+
+from __future__ import annotations
+
+import torch
+
+from sleepc.errors import UsageError
+from sleepc.ir.graph import is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ops.rules import find as find_rule
+from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.runner import run_stages
+from sleepc.recipe import Recipe, make_recipe
+
+
+def with_passes(program: ProgramGraphs, recipe: Recipe, passes: int) -> ProgramGraphs:
+    """A program that replays each window `passes` times. Raises UsageError where its sleeps do not replay, or more than
+    one pass has no use.
+    """
+    if recipe.consolidation == "recurrent":
+        raise UsageError(
+            "this artifact's passes run blocks again, and its half-lives were made for their number",
+            where="--sweep",
+            fix="Convert it once for every number of passes, and evaluate each.",
+        )
+    program = program.clone()
+    replays = [
+        node
+        for cls in program.classes.values()
+        if cls.sleep is not None
+        for node in cls.sleep.calls()
+        if is_call(node, torch.ops.sleepc.replay.default)
+    ]
+    if not replays:
+        raise UsageError(
+            "this artifact's memories are written by every token, and a sleep replays nothing",
+            where="--sweep",
+            fix="Convert it with --passes 2, which keeps what a replay needs, or with --write sleep.",
+        )
+    for node in replays:
+        rule = str(node.kwargs["rule"])
+        if passes > 1 and not find_rule(rule).corrects:
+            raise UsageError(
+                f"rule {rule} does not correct what it wrote: replaying a window {passes} times only multiplies what "
+                "it adds",
+                where="--sweep",
+                fix="Convert with a rule that corrects (delta, gated_delta).",
+            )
+        node.kwargs = {**node.kwargs, "passes": passes}
+    return program
+
+
+def full_attention(canonical: ProgramGraphs, tokens: int) -> ProgramGraphs:
+    """The original as a program that reads `tokens` tokens, or as many as it has positions, in one window: nothing is
+    evicted and there are no memories.
+    """
+    window = min(tokens, canonical.max_positions or tokens)
+    recipe = make_recipe({"window": window, "sinks": 0, "overrides": [{"layers": "all", "strategy": "keep"}]})
+    return run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
