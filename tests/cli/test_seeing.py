@@ -32,6 +32,8 @@ from tests.families import family
 
 SVG = "{http://www.w3.org/2000/svg}"
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -72,7 +74,7 @@ def texts(svg: str) -> list[str]:
         ("gemma2", {}, ["window: the nearest 5 tokens", "window: the latest 8 tokens", "scores capped at 2"]),
         ("gpt2", {"layers": "every:2"}, ["no memory here: what leaves the window is gone", "block 1", "24 positions"]),
         ("llama", {"strategy": "insert"}, ["add", "written by every token", "blocks 0–2: 3 alike"]),
-        ("qwen2", {"eviction": "hard", "sinks": 0}, ["The window is emptied; nothing"]),
+        pytest.param("qwen2", {"eviction": "hard", "sinks": 0}, ["The window is emptied; nothing"], marks=SLOW),
         (
             "llama",
             {"strategy": "replace", "layers": "1"},
@@ -289,9 +291,9 @@ def bisected(capsys: pytest.CaptureFixture[str], target: Path, *options: object)
     "options",
     [
         {},
-        {"strategy": "insert", "layers": "every:2", "write": "sleep", "passes": 2},
+        pytest.param({"strategy": "insert", "layers": "every:2", "write": "sleep", "passes": 2}, marks=SLOW),
         {"strategy": "replace", "layers": "1", "overrides": [{"layers": "2", "strategy": "parallel"}]},
-        {"consolidation": "recurrent", "passes": 2, "loop": "0:2", "dtype": "float64"},
+        pytest.param({"consolidation": "recurrent", "passes": 2, "loop": "0:2", "dtype": "float64"}, marks=SLOW),
     ],
 )
 def test_a_sound_conversion_keeps_the_numbers(
