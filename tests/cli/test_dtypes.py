@@ -1,4 +1,4 @@
-"""A conversion in another dtype is verified against the original in that dtype; a text nobody can read hides nothing."""
+"""A conversion in another dtype is verified against the original in that dtype; unreadable texts hide nothing."""
 
 from __future__ import annotations
 
