@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from sleepc.tasks.source import Source
     from sleepc.tasks.task import Row, Task, TaskName
 
-DISTANCES = "0.5,1,2,3,4,5,6,7,8"
+DISTANCES = "0.5,1,2,4,8"
 MOST_PASSES = 64
+ROOM = 64  # random tokens of a stream beside those of its distances: more than anything that is planted has
 SHOWN = ("accuracy", "log_prob", "perplexity")
 
 
@@ -68,7 +70,7 @@ def evaluate(
     with display.doing("eval"):
         found = _prepare(program, name, windows, samples, seed, read_text(text))
         for model, steps, limit in _models(program, passes, against, found.task.length, device, display):
-            found.rows[model] = found.task.rows(steps(), limit, lambda share, m=model: display(m, share))  # type: ignore[misc]
+            found.rows[model] = found.task.rows(steps(), limit, partial(display, model))
             _note(found, model, limit)
     seconds = time.perf_counter() - started
     if plot is not None:
@@ -127,7 +129,7 @@ def _prepare(
     window = program.recipe.window
     distances = tuple(sorted({max(round(n * window), 1) for n in windows}))
     setup = Setup(distances, samples, program.recipe.sinks, seed)
-    source = _source(program, text, setup.samples * (2 * distances[-1] + setup.sinks + window), seed)
+    source = _source(program, text, samples * (2 * distances[-1] + setup.sinks + ROOM), seed)
     found = Evaluation(make_task(name, source, setup, window), name, window)
     if source.tokenizer is None:
         found.notes.append("the model cannot read words: streams are random tokens")
@@ -170,7 +172,7 @@ def _models(
         canonical = program._canonical(display, program._original(against, display))
         full = full_attention(canonical, length)
         graphs.append(("full", full, full.window))
-    return [(name, lambda each=each: load(each, device=device), limit) for name, each, limit in graphs]  # type: ignore[misc]
+    return [(name, partial(load, each, device=device), limit) for name, each, limit in graphs]
 
 
 def _note(found: Evaluation, model: str, limit: int) -> None:

@@ -12,6 +12,7 @@ from sleepc.runtime.steps import IntArray
 from sleepc.tasks.source import Source
 
 Ids = tuple[int, ...]
+ALONE = 1 << 20  # tokens that a single item may have
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Setup:
     @property
     def gap(self) -> int:
         """Tokens that an item may have: they must not overlap."""
-        return int(np.diff(self.distances).min(initial=self.distances[0]))
+        return int(np.diff(self.distances).min(initial=ALONE))
 
 
 def plant(source: Source, setup: Setup, rows: Sequence[Sequence[Item]], rng: np.random.Generator) -> list[Sample]:

@@ -22,6 +22,7 @@ from sleepc.tasks.task import Planted, Row, Task, TaskName, make_task
 from sleepc.verify.distance import surprise
 from sleepc.verify.shake import shaken, without_memories
 from tests.families import VOCAB, family
+from tests.tasks.recall import SURE, Recall
 
 NAMES: tuple[TaskName, ...] = ("perplexity", "retrieval", "copy")
 INSIDE = Setup((8, 16), samples=2, sinks=2)
@@ -68,22 +69,22 @@ def test_likelihoods_are_those_of_the_original_module() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_full_attention_is_the_original_and_says_what_it_cannot_read(name: TaskName) -> None:
-    canonical = family("gpt2").canonical  # 24 positions
-    task = make_task(name, source(), BEYOND, 8)
-    full = full_attention(canonical, task.length)
-    assert full.window == 24 <= task.length
+def test_full_attention_reads_as_far_as_the_model_has_positions(name: TaskName) -> None:
+    task = make_task(name, source(), Setup((8, 70), samples=2), 16)
+    full = full_attention(family("llama").canonical, task.length)
+    assert full.window == 64 < task.length, "the model has 64 positions"
     found = rows(task, load(full), full.window)
-    assert [(r["from"], r["to"]) for r in found] == ([(1, 8), (8, 16), (16, 24)] if name == "perplexity" else [])
+    assert [(r["from"], r["to"]) for r in found] == ([(1, 16), (16, 32), (32, 64)] if name == "perplexity" else [])
 
 
-def test_surprises_of_rows_are_those_of_single_texts() -> None:
-    texts = np.stack(source().pieces(3, 70, np.random.default_rng(2)))
-    logits = family("qwen2").logits(torch.from_numpy(texts[:, :60]))
-    steps = load(full_attention(family("qwen2").canonical, 70))
+def test_surprises_in_pieces_are_those_of_the_original_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sleepc.tasks.asking.FEW", 16)
+    texts = np.stack(source().pieces(3, 60, np.random.default_rng(2)))
+    logits = family("llama").logits(torch.from_numpy(texts))
+    steps = load(full_attention(family("llama").canonical, 60))
     found = surprises(steps, texts, lambda share: None)
     for row, text in enumerate(texts):
-        assert np.allclose(found[row, :60], surprise(logits[row], text[:61]).numpy(), atol=1e-6)
+        assert np.allclose(found[row], surprise(logits[row], text).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 30])
@@ -106,8 +107,22 @@ def test_without_memories_there_is_a_window_and_nothing_else(name: TaskName) -> 
     assert not close(sliding, rows(task, load(shaken(step))))
 
 
-def test_a_memory_that_holds_a_pair_is_seen() -> None:
-    """Ranks tell who knows the answer: the right one is at rank 1 only where it is likelier than all others."""
+@pytest.mark.parametrize("name", ["retrieval", "copy"])
+@pytest.mark.parametrize("reach", [1000, 40, 8])
+def test_what_a_model_remembers_is_what_is_measured(name: TaskName, reach: int) -> None:
+    """A model that recalls exactly what is in its reach gets everything there, and nothing from further back."""
+    setup = Setup((16, 48, 80), samples=8, sinks=2, seed=3)
+    words = np.arange(2000)
+    text = Source(np.full(4000, 1999), words)
+    task = make_task(name, text, setup, 8)
+    for row in rows(task, Recall(reach, vocab=2000)):
+        knows = row["distance"] + 20 <= reach
+        assert row["accuracy"] == (1 if knows else 0), row
+        sure = float(np.log(1 / (1 + 1999 * np.exp(-SURE))))
+        assert row["log_prob"] == pytest.approx(sure if knows else -np.log(2000), abs=1e-3)
+
+
+def test_the_right_candidate_is_first_only_where_it_is_likelier_than_all_others() -> None:
 
     def reply(*likelihoods: float) -> Reply:
         return Reply(tuple(Answer(x, 2, 1) for x in likelihoods))
