@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 DISTANCES = "0.5,1,2,4,8"
 MOST_PASSES = 64
 ROOM = 64  # random tokens of a stream beside those of its distances: more than anything that is planted has
-SHOWN = ("accuracy", "log_prob", "perplexity")
+TITLES = {"margin": "log p of the right answer over that of the others", "log_prob": "mean log p of the right tokens"}
+SHOWN = ("accuracy", "margin", "log_prob", "perplexity")
 
 
 @dataclass
@@ -197,8 +198,7 @@ def _tables(found: Evaluation, samples: int, seconds: float) -> None:
 
     for metric in (m for m in found.task.metrics if m in SHOWN):
         by = "tokens" if metric == "perplexity" else "distance"
-        title = {"log_prob": "mean log p of the right tokens"}.get(metric, metric)
-        table = Table(box=None, pad_edge=False, title=title)
+        table = Table(box=None, pad_edge=False, title=TITLES.get(metric, metric))
         for name in (by, *found.rows):
             table.add_column(name, justify="right")
         places: dict[str, dict[str, str]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -45,6 +46,12 @@ class Reply:
         """1 where the right candidate is the most likely one."""
         return 1 + sum(not self.right.likelihood > other.likelihood for other in self.answers[1:])
 
+    @property
+    def margin(self) -> float:
+        """Log p of the right candidate over the mean of the others: on average 0 for who knows nothing."""
+        others = [other.likelihood for other in self.answers[1:]]
+        return self.right.likelihood - sum(others) / len(others)
+
 
 def ask(steps: Steps, samples: Sequence[Sample], progress: Progress) -> list[tuple[int, Reply]]:
     """(distance, reply) for every item of every stream, each asked in the state in which its stream left the model."""
@@ -54,16 +61,23 @@ def ask(steps: Steps, samples: Sequence[Sample], progress: Progress) -> list[tup
         group = samples[start : start + rows]
         session = Session(steps, len(group))
         tokens = np.stack([sample.tokens for sample in group])
+        done = partial(_tell, progress, start, len(group), len(samples))
         for at in range(0, tokens.shape[1], PIECE):
             session.feed(tokens[:, at : at + PIECE], logits="none")
-            progress((start + len(group) * at / tokens.shape[1]) / len(samples))
+            done(at / tokens.shape[1] / 2)
         items = [(row, distance, item) for row, s in enumerate(group) for distance, item in s.items.items()]
-        answers = iter(_answers(session, [(row, item, c) for row, _, item in items for c in item.candidates], rows))
+        asked = [(row, item, candidate) for row, _, item in items for candidate in item.candidates]
+        answers = iter(_answers(session, asked, rows, done))
         replies += [(distance, Reply(tuple(islice(answers, len(item.candidates))))) for _, distance, item in items]
     return replies
 
 
-def _answers(session: Session, asked: Sequence[tuple[int, Item, Ids]], rows: int) -> list[Answer]:
+def _tell(progress: Progress, start: int, rows: int, count: int, part: float) -> None:
+    """`part` is how much of the rows from `start` on is done."""
+    progress((start + rows * part) / count)
+
+
+def _answers(session: Session, asked: Sequence[tuple[int, Item, Ids]], rows: int, done: Progress) -> list[Answer]:
     """An answer for each (row, item, candidate): copies of the rows read question and candidate, `rows` at a time."""
     found = []
     for start in range(0, len(asked), rows):
@@ -73,6 +87,7 @@ def _answers(session: Session, asked: Sequence[tuple[int, Item, Ids]], rows: int
         for i, (_, item, candidate) in enumerate(group):
             first = len(item.question) - 1
             found.append(_answer(logits[i, first : first + len(candidate)], candidate))
+        done(0.5 + start / len(asked) / 2)
     return found
 
 
@@ -93,7 +108,7 @@ def surprises(steps: Steps, texts: IntArray, progress: Progress) -> FloatArray:
             logits = session.feed(group[:, at : at + FEW], logits="all")
             for b, text in enumerate(group):
                 found[start + b, at : at + FEW] = surprise(torch.from_numpy(logits[b]), text[at : at + FEW + 1])
-            progress((start + len(group) * at / texts.shape[1]) / len(texts))
+            _tell(progress, start, len(group), len(texts), at / texts.shape[1])
     return found
 
 

@@ -70,8 +70,9 @@ class Planted:
 
 
 def _score_retrieval(replies: Sequence[Reply]) -> Row:
-    ranks = [reply.rank for reply in replies]
-    return {"accuracy": ranks.count(1) / len(ranks), "rank": sum(ranks) / len(ranks)}
+    ranks, count = [reply.rank for reply in replies], len(replies)
+    margin = sum(reply.margin for reply in replies) / count
+    return {"accuracy": ranks.count(1) / count, "rank": sum(ranks) / count, "margin": margin}
 
 
 def _score_copy(replies: Sequence[Reply]) -> Row:
@@ -110,7 +111,7 @@ def make_task(name: TaskName, source: Source, setup: Setup, window: int) -> Task
     """The streams of a task. Raises UsageError where the source or the distances do not give them."""
     if name == "retrieval":
         chance = 1 / (1 + DISTRACTORS)
-        return Planted(retrieval(source, setup), _score_retrieval, ("accuracy", "rank", "log_prob"), chance)
+        return Planted(retrieval(source, setup), _score_retrieval, ("accuracy", "rank", "margin", "log_prob"), chance)
     if name == "copy":
         return Planted(copying(source, setup), _score_copy, ("accuracy", "log_prob"))
     pieces = source.pieces(setup.samples, max(setup.distances[-1], 2), np.random.default_rng(setup.seed))

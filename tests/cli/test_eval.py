@@ -54,7 +54,7 @@ def rows_of(data: dict[str, Any], model: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("task", "keys", "places"),
     [
-        ("retrieval", {"distance", "accuracy", "rank", "log_prob", "count"}, [4, 8, 16]),
+        ("retrieval", {"distance", "accuracy", "rank", "margin", "log_prob", "count"}, [4, 8, 16]),
         ("copy", {"distance", "accuracy", "log_prob", "count"}, [4, 8, 16]),
         ("perplexity", {"from", "to", "perplexity", "count"}, [8, 16]),
     ],

@@ -120,6 +120,7 @@ def test_what_a_model_remembers_is_what_is_measured(name: TaskName, reach: int) 
         assert row["accuracy"] == (1 if knows else 0), row
         sure = float(np.log(1 / (1 + 1999 * np.exp(-SURE))))
         assert row["log_prob"] == pytest.approx(sure if knows else -np.log(2000), abs=1e-3)
+        assert row.get("margin", 0) == pytest.approx(SURE if knows and name == "retrieval" else 0)
 
 
 def test_the_right_candidate_is_first_only_where_it_is_likelier_than_all_others() -> None:
@@ -129,10 +130,12 @@ def test_the_right_candidate_is_first_only_where_it_is_likelier_than_all_others(
 
     task = make_task("retrieval", source(), BEYOND, 8)
     assert isinstance(task, Planted)
-    assert task.score([reply(-1, -2, -3), reply(-2, -2, -3), reply(float("nan"), -2)]) == {
+    assert task.score([reply(-1, -2, -3), reply(-2, -2, -3), reply(-9, -2, -4)]) == {
         "accuracy": pytest.approx(1 / 3),
-        "rank": pytest.approx(5 / 3),
+        "rank": pytest.approx(2),
+        "margin": pytest.approx((1.5 + 0.5 - 6) / 3),
     }
+    assert reply(float("nan"), -2, -3).rank == 3, "who says nothing knows nothing"
 
 
 def passes_of(program: ProgramGraphs) -> set[object]:
