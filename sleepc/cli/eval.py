@@ -75,7 +75,7 @@ def evaluate(
             _note(found, model, limit)
     seconds = time.perf_counter() - started
     if plot is not None:
-        title = f"{name}: {artifact.resolve().name}, {samples} streams"
+        title = f"{name}: {artifact.resolve().name}, {_streams(samples)}"
         data = draw_plot(
             found.rows, found.task.metrics[0], found.window, title, plot.suffix.lower()[1:], found.task.chance
         )
@@ -209,9 +209,13 @@ def _tables(found: Evaluation, samples: int, seconds: float) -> None:
             table.add_row(place, *(figures.get(model, "–") for model in found.rows))
         out.print(table)
     chance = f" · chance {found.task.chance:.2f}" if found.task.chance is not None else ""
-    out.print(f"{samples} streams of {number(found.task.length)} tokens{chance}   {seconds:.1f} s")
+    out.print(f"{_streams(samples)} of {number(found.task.length)} tokens{chance}   {seconds:.1f} s")
     for note in found.notes:
         out.print(f"[dim]{note}[/]")
+
+
+def _streams(count: int) -> str:
+    return f"{count} stream{'s' if count > 1 else ''}"
 
 
 def _place(row: Row, window: int) -> str:

@@ -38,19 +38,23 @@ def _starts_as(path: Path, starts: tuple[bytes, ...]) -> bool:
 def draw_plot(
     rows: Mapping[str, Sequence[Row]], metric: str, window: int, title: str, kind: str, chance: float | None = None
 ) -> bytes:
-    """An SVG or PNG of `metric` over the tokens in between, of each model's rows; windows are marked on the axis."""
+    """An SVG or PNG of `metric` over the tokens in between, of each model's rows; the window is marked."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.hashsalt": "sleepc"}):  # the same rows give the same bytes
+    with mpl.rc_context({"svg.hashsalt": "sleepc", "svg.fonttype": "none"}):  # the same rows give the same bytes
         figure = Figure(figsize=(7, 4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         for i, (name, found) in enumerate(rows.items()):
-            at = [row.get("distance", row.get("to", 0)) for row in found]
             style = "--" if name == "sliding" else ":" if name == "full" else "-"
-            axes.plot(at, [row[metric] for row in found], "osv^D*P"[i % 7] + style, label=name)
+            axes.plot(
+                [_place(row) for row in found], [row[metric] for row in found], "osv^D*P"[i % 7] + style, label=name
+            )
+        places = sorted({_place(row) for found in rows.values() for row in found})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [f"{place:.0f}" for place in places])
         if chance is not None:
             axes.axhline(chance, color="grey", linewidth=0.8, label="chance")
         axes.axvline(window, color="grey", linewidth=0.8, linestyle=":")
@@ -60,6 +64,11 @@ def draw_plot(
         out = io.BytesIO()
         figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=120)
     return out.getvalue()
+
+
+def _place(row: Row) -> float:
+    """How long ago: a distance, or the end of a range."""
+    return row["distance"] if "distance" in row else row["to"]
 
 
 def write_plot(path: Path, data: bytes) -> None:
