@@ -44,10 +44,10 @@ def close(a: list[Row], b: list[Row], tolerance: float = 1e-6) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inside_the_window_figures_are_the_originals(name: TaskName) -> None:
-    step, _ = family("llama").convert(window=40)
+    step, _ = family("gemma2").convert(window=40)
     task = make_task(name, source(), INSIDE, 40)
     assert task.length <= 40
-    full = load(full_attention(family("llama").canonical, task.length))
+    full = load(full_attention(family("gemma2").canonical, task.length))
     assert close(rows(task, load(step)), rows(task, full))
 
 
@@ -71,7 +71,7 @@ def test_likelihoods_are_those_of_the_original_module() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_full_attention_reads_as_far_as_the_model_has_positions(name: TaskName) -> None:
     task = make_task(name, source(), Setup((8, 70), samples=2), 16)
-    full = full_attention(family("llama").canonical, task.length)
+    full = full_attention(family("gemma2").canonical, task.length)
     assert full.window == 64 < task.length, "the model has 64 positions"
     found = rows(task, load(full), full.window)
     assert [(r["from"], r["to"]) for r in found] == ([(1, 16), (16, 32), (32, 64)] if name == "perplexity" else [])
@@ -80,8 +80,8 @@ def test_full_attention_reads_as_far_as_the_model_has_positions(name: TaskName) 
 def test_surprises_in_pieces_are_those_of_the_original_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sleepc.tasks.asking.FEW", 16)
     texts = np.stack(source().pieces(3, 60, np.random.default_rng(2)))
-    logits = family("llama").logits(torch.from_numpy(texts))
-    steps = load(full_attention(family("llama").canonical, 60))
+    logits = family("gemma2").logits(torch.from_numpy(texts))
+    steps = load(full_attention(family("gemma2").canonical, 60))
     found = surprises(steps, texts, lambda share: None)
     for row, text in enumerate(texts):
         assert np.allclose(found[row], surprise(logits[row], text).numpy(), atol=1e-6)
@@ -89,7 +89,7 @@ def test_surprises_in_pieces_are_those_of_the_original_module(monkeypatch: pytes
 
 @pytest.mark.parametrize("memory", [1, 1 << 30])
 def test_rows_are_independent_of_how_many_are_read_at_once(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, _ = family("llama").convert()
+    step, _ = family("gemma2").convert()
     steps, task = load(shaken(step)), make_task("retrieval", source(), BEYOND, 8)
     wanted = rows(task, steps)
     monkeypatch.setattr("sleepc.tasks.asking.MEMORY", memory)
@@ -99,10 +99,10 @@ def test_rows_are_independent_of_how_many_are_read_at_once(memory: int, monkeypa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_memories_there_is_a_window_and_nothing_else(name: TaskName) -> None:
-    step, _ = family("llama").convert()
+    step, _ = family("gemma2").convert()
     task = make_task(name, source(), BEYOND, 8)
     sliding = rows(task, load(without_memories(step)))
-    kept, _ = family("llama").convert(overrides=[{"layers": "all", "strategy": "keep"}])
+    kept, _ = family("gemma2").convert(overrides=[{"layers": "all", "strategy": "keep"}])
     assert close(sliding, rows(task, load(kept)))
     assert not close(sliding, rows(task, load(shaken(step))))
 
@@ -146,17 +146,17 @@ def passes_of(program: ProgramGraphs) -> set[object]:
 
 @pytest.mark.parametrize("options", [{}, {"write": "online", "passes": 3}])
 def test_a_sweep_makes_the_programs_that_a_conversion_makes(options: dict[str, object]) -> None:
-    step, recipe = family("llama").convert(**options)
+    step, recipe = family("gemma2").convert(**options)
     task = make_task("retrieval", source(), BEYOND, 8)
-    before = passes_of(step)
-    for passes in (1, 2, 4):
+    before, figures = passes_of(step), []
+    for passes in (1, 4):
         swept = with_passes(step, recipe, passes)
-        wanted, _ = family("llama").convert(**{**options, "passes": passes})
+        wanted, _ = family("gemma2").convert(**{**options, "passes": passes})
         assert passes_of(swept) == {passes}
-        assert close(rows(task, load(shaken(swept))), rows(task, load(shaken(wanted))))
+        figures.append(rows(task, load(shaken(swept))))
+        assert close(figures[-1], rows(task, load(shaken(wanted))))
     assert passes_of(step) == before, "the program itself stays as it is"
-    once, thrice = (rows(task, load(shaken(with_passes(step, recipe, n)))) for n in (1, 3))
-    assert not close(once, thrice)
+    assert not close(*figures)
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_a_sweep_makes_the_programs_that_a_conversion_makes(options: dict[str, o
     [
         ({"rule": "gated"}, 2, "rule gated does not correct"),
         ({"strategy": "insert"}, 2, "replays nothing"),
-        ({"consolidation": "recurrent", "passes": 2}, 2, "run blocks again"),
+        ({"consolidation": "recurrent"}, 2, "run blocks again"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(options: dict[str, object], passes: int, said: str) -> None:
-    step, recipe = family("llama").convert(**options)
+    step, recipe = family("gemma2").convert(**options)
     with pytest.raises(UsageError, match=said):
         with_passes(step, recipe, passes)
     if options.get("rule"):
