@@ -31,9 +31,9 @@ _ATEN = {
         floor_divide.Scalar fmod.Scalar fmod.Tensor frac maximum minimum mul.Scalar mul.Tensor neg
         reciprocal remainder.Scalar remainder.Scalar_Tensor remainder.Tensor round round.decimals
         rsub.Scalar rsub.Tensor sign square sub.Scalar sub.Tensor true_divide.Tensor trunc
-        lerp.Scalar lerp.Tensor max.other min.other""",
+        lerp.Scalar lerp.Tensor max.other min.other multiply.Tensor divide.Tensor subtract.Tensor""",
     "functions": """
-        cos erf exp exp2 expm1 log log10 log1p log2 logaddexp pow.Scalar pow.Tensor_Scalar
+        cos erf erfinv exp exp2 expm1 log log10 log1p log2 logaddexp pow.Scalar pow.Tensor_Scalar
         pow.Tensor_Tensor rsqrt sin sqrt tan tanh sigmoid""",
     "activations": """
         celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax.int
@@ -54,7 +54,7 @@ _ATEN = {
         logical_xor lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor ne.Scalar ne.Tensor
         nan_to_num where.Scalar where.ScalarOther where.ScalarSelf where.self""",
     "shapes": """
-        alias broadcast_to cat chunk clone concat constant_pad_nd contiguous detach
+        alias broadcast_tensors broadcast_to cat chunk clone concat constant_pad_nd contiguous detach
         diagonal diff expand expand_as flatten.using_ints flip movedim.int movedim.intlist narrow
         pad permute pixel_shuffle repeat repeat_interleave.self_int reshape roll select.int
         slice.Tensor split.Tensor split.sizes split_with_sizes squeeze squeeze.dim squeeze.dims
@@ -67,7 +67,7 @@ _ATEN = {
     "creation": """
         arange arange.start arange.start_step eye eye.m full full_like linspace
         new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like""",
-    "casts": "_to_copy to.dtype to.other type_as",
+    "casts": "_to_copy copy to.dtype to.other type_as",
     "convolution": "avg_pool1d conv1d conv1d.padding conv2d conv2d.padding convolution",
     "sizes": "sym_size.int",
 }

@@ -89,8 +89,8 @@ def _answer(name: str, tokens: tuple[int, ...], subject: Any) -> torch.Tensor:
 
 
 def failed(report: VerifyReport) -> set[int]:
-    """Invariants that fail by more than float32 explains: models take softmax in it, and Llama 4 runs its experts in it,
-    also as float64 models.
+    """Invariants that fail by more than float32 explains: models take softmax in it, and Llama 4 runs its experts in
+    it, also as float64 models.
     """
     return {c.invariant for c in report.checks if not c.ok and not (c.value is not None and c.value < 2e-5)}
 
