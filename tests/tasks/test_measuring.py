@@ -156,7 +156,7 @@ def test_a_sweep_makes_the_programs_that_a_conversion_makes(options: dict[str, o
         figures.append(rows(task, load(shaken(swept))))
         assert close(figures[-1], rows(task, load(shaken(wanted))))
     assert passes_of(step) == before, "the program itself stays as it is"
-    assert not close(*figures)
+    assert not close(figures[0], figures[1])
 
 
 @pytest.mark.parametrize(
