@@ -20,7 +20,10 @@ Mark = Literal["ok", "missing", "broken", "note"]
 ENOUGH_DISK = 2 << 30  # bytes: a small model, dequantised, and its artifact
 REQUIRED = ("torch", "transformers", "safetensors", "numpy", "networkx", "pydantic", "tokenizers", "huggingface-hub")
 # What optional packages are for, by the extra of sleepc that brings them.
-OPTIONAL = {"gguf": (("gguf", "accelerate"), "reading GGUF files, and the demo model")}
+OPTIONAL = {
+    "gguf": (("gguf", "accelerate"), "reading GGUF files, and the demo model"),
+    "plot": (("matplotlib",), "plots of sleepc eval"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def packages() -> Iterator[Finding]:
         if absent:
             yield Finding("packages", extra, "missing", f"{', '.join(absent)}: {use}", f"pip install 'sleepc[{extra}]'")
         else:
-            yield Finding("packages", extra, "ok", f"{_version(extra)}: {use}")
+            yield Finding("packages", extra, "ok", f"{_version(names[0])}: {use}")
 
 
 def _version(name: str) -> str | None:
