@@ -120,15 +120,22 @@ def test_graphs_are_dumped_and_json_is_one_object(model: Path, tmp_path: Path) -
 
 
 def test_interrupted_conversion_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sleepc", "convert", str(model), "-o", str(tmp_path / "out"), "--window", "8"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(6)
+    """In the middle: once the first passes have run, which the graphs that they dump tell."""
+    dumped, output = tmp_path / "graphs", tmp_path / "work" / "out"
+    output.parent.mkdir()
+    command = [sys.executable, "-m", "sleepc", "convert", str(model), "-o", str(output), "--window", "8"]
+    process = subprocess.Popen(
+        [*command, "--dump-graphs", str(dumped)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    limit = time.monotonic() + 200
+    while not list(dumped.rglob("*.txt")) and time.monotonic() < limit:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    assert not list(tmp_path.iterdir())
+    assert not list(output.parent.iterdir())
 
 
 def test_help_is_fast_and_imports_no_torch() -> None:
