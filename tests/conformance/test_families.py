@@ -24,7 +24,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
-from tests.families import OTHERS, RECURRENT, VOCAB, WINDOW, make_module
+from tests.families import MODELS, OTHERS, RECURRENT, VOCAB, WINDOW, family, make_module
 
 # Some of these models compute norms, rotations or experts in float32, also as float64 models.
 TOLERANCE = 1e-6
@@ -43,6 +43,16 @@ def canonical_logits(program: ProgramGraphs, tokens: Tensor) -> Tensor:
         values |= Runner(program.classes[block.cls].wake)({**values, **own})
     logits: Tensor = Runner(program.head)(values)["logits"]
     return logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_capture_of_the_whole_suites_families(name: str) -> None:
+    """The rest of what is promised of them is in test_invariants.py."""
+    subject = family(name)
+    limit = subject.canonical.max_positions or SHAPES[1][1]
+    for shape in SHAPES:
+        tokens = torch.from_numpy(np.random.default_rng(3).integers(0, VOCAB, (shape[0], min(shape[1], limit))))
+        assert max_error(canonical_logits(subject.canonical, tokens), subject.logits(tokens)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", OTHERS)
