@@ -87,7 +87,7 @@ class Program:
 
     def inspect(self) -> Inspection:
         """What the conversion found and did. The original is captured again where this comes from an artifact."""
-        return inspect_program(self._canonical(_silent), self.graphs, self.recipe)
+        return inspect_program(self.captured(_silent), self.graphs, self.recipe)
 
     def verify(
         self,
@@ -109,8 +109,8 @@ class Program:
         if hash:
             self.checked = False
         self._check_bytes()
-        original = self._original(against, progress)
-        canonical = self._canonical(progress, original)
+        original = self.load_original(against, progress)
+        canonical = self.captured(progress, original)
         ids = list(tokens) if tokens is not None else self._tokens(text)
         report = verify_program(
             self.graphs, canonical, self.recipe, ids, original=logits_of(original), progress=progress
@@ -146,8 +146,11 @@ class Program:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, self.graphs.vocab, (4096,), generator=generator).tolist()
 
-    def _original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
-        """The original, by transformers' own eager attention, in the dtype that the recipe asks for."""
+    def load_original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
+        """The original, with transformers' own eager attention, in the dtype that the recipe asks for.
+
+        Raises UsageError where it was a module in memory, SleepcError where its files are gone or damaged.
+        """
         if isinstance(against, nn.Module):
             return in_dtype(against, None, self.recipe)
         if against is None and self.original is not None:
@@ -158,10 +161,11 @@ class Program:
         progress("loading the original", None)
         return load_module(resolve(against or self.source.folder, progress), dtype=self.recipe.dtype)
 
-    def _canonical(self, progress: Progress, original: nn.Module | None = None) -> ProgramGraphs:
+    def captured(self, progress: Progress, original: nn.Module | None = None) -> ProgramGraphs:
+        """The original as a program at level CANONICAL; captured again where this comes from an artifact."""
         if self.canonical is None:
             progress("capturing the original", None)
-            self.canonical = capture(original or self._original(None, progress), progress)
+            self.canonical = capture(original or self.load_original(None, progress), progress)
         return self.canonical
 
     def save(
@@ -335,15 +339,15 @@ def inspect(
     """What sleepc sees in a model, or what an artifact holds. For a model, `recipe` says what would be made of it."""
     if not isinstance(target, nn.Module) and (Path(target) / artifact.MANIFEST).is_file():
         program = load(target)
-        return inspect_program(program._canonical(progress), program.graphs, program.recipe)
+        return inspect_program(program.captured(progress), program.graphs, program.recipe)
     module = target if isinstance(target, nn.Module) else load_module(resolve(target, progress))
     canonical = capture(module, progress)
-    made = make_recipe(recipe) if recipe is not None else _fitting(canonical)
+    made = make_recipe(recipe) if recipe is not None else fitting_recipe(canonical)
     graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
     return inspect_program(canonical, graphs, made)
 
 
-def _fitting(canonical: ProgramGraphs) -> Recipe:
+def fitting_recipe(canonical: ProgramGraphs) -> Recipe:
     """The default recipe, with a smaller window where the model has too few positions for it."""
     recipe = Recipe()
     if canonical.max_positions is None:

@@ -170,7 +170,7 @@ def _models(
     program.steps(device=device)  # is the device there, and are the bytes those of the conversion?
     graphs = [(name, each, length) for name, each in {**converted, "sliding": without_memories(program.graphs)}.items()]
     if against is not None:
-        canonical = program._canonical(display, program._original(against, display))
+        canonical = program.captured(display, program.load_original(against, display))
         full = full_attention(canonical, length)
         graphs.append(("full", full, full.window))
     return [(name, partial(load, each, device=device), limit) for name, each, limit in graphs]

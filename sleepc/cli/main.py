@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = (["--debug"] if debug else []) + [a for a in arguments if a != "--debug"]
     try:
         code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()  # a reader that went away is met here, and not at Python's end
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
             raise KeyboardInterrupt
     except BaseException as error:
@@ -104,6 +105,8 @@ def _show_warning(
 
 def tell(error: BaseException) -> int:
     """Say on stderr what happened, where, and what to do; the exit code."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # typer's own way out
+        error = error.__context__
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, typer.Exit):

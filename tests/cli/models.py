@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
 from tests.families import VOCAB, make_module
@@ -55,3 +56,14 @@ def json_of(done: subprocess.CompletedProcess[str]) -> Any:
     """What a command with --json printed; it must have succeeded."""
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, stdout, stderr."""
+    from sleepc.cli.main import main
+
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return int(caught.value.code or 0), said.out, said.err

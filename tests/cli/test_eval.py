@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import sleepc as package
-from sleepc.cli.main import main
-from tests.cli.models import save_model
+from tests.cli.models import run_here, save_model
 from tests.families import VOCAB
 
 FAST = ("--samples", 2, "--distances", "0.5,1,2")
@@ -31,11 +30,7 @@ def artifact(model: Path) -> Path:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """Run `sleepc eval` in this process: exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main(["eval", *map(str, arguments)])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return int(caught.value.code or 0), said.out, said.err
+    return run_here(capsys, "eval", *arguments)
 
 
 def found(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

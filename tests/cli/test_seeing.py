@@ -17,7 +17,6 @@ import torch
 import sleepc as package
 from sleepc import doctor
 from sleepc.artifact import save_artifact
-from sleepc.cli.main import main
 from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import Facts, facts_of
 from sleepc.diffing import diff_graphs, diff_programs
@@ -27,6 +26,7 @@ from sleepc.ir.text import parse_graph
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.add_sleep import AddSleep
 from sleepc.passes.bound_attention import BoundAttention
+from tests.cli.models import run_here as run
 from tests.cli.models import save_model, sleepc
 from tests.families import family
 
@@ -43,15 +43,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def artifact(model: Path) -> Path:
     return package.convert(model, {"window": 8, "sinks": 2}).save(model.parent / "artifact")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Run a command in this process: exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return int(caught.value.code or 0), said.out, said.err
 
 
 # ------------------------------------------------------------------------------------------------- pictures

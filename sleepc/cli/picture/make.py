@@ -44,7 +44,7 @@ def make_picture(target: str, display: Display) -> tuple[Inspection, str]:
         seen, graphs, recipe = program.inspect(), program.graphs, program.recipe
     else:
         canonical = api.capture(load_module(resolve(target, display)), display)
-        recipe = api._fitting(canonical)
+        recipe = api.fitting_recipe(canonical)
         graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
         seen = inspect_program(canonical, graphs, recipe)
     return seen, draw(facts_of(Path(target).resolve().name, seen, graphs, recipe))
