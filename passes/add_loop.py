@@ -78,7 +78,7 @@ class AddLoop(Pass):
                 seen: TensorType = node.meta["type"]
                 node.meta["type"] = replace(seen, dims=(*seen.dims[:3], f"T+{self.sinks}" if self.sinks else "T"))
         memories = [n for n in graph.returns if n != "h"]
-        if from_start and any(spec.name.startswith(START) for spec in self._keep_start(cls, memories)):
+        if from_start and self._keep_start(cls, memories):
             results = graph.results()
             for memory in memories:
                 spec = next(s for s in cls.states if s.name == START + memory)
@@ -159,22 +159,8 @@ def _again(cls: BlockClass) -> Graph:
 
 def _replace(old: fx.Node, new: fx.Node) -> None:
     """Let everything that read `old`, but for `new` itself, read `new`."""
-    for user in list(old.users):
-        if user is not new and not (new.op == "call_function" and user in _sources(new, old)):
-            user.replace_input_with(old, new)
-
-
-def _sources(new: fx.Node, old: fx.Node) -> set[fx.Node]:
-    """What `new` is made from, down to `old`."""
-    found: set[fx.Node] = set()
-    stack = [new]
-    while stack:
-        node = stack.pop()
-        for source in node.all_input_nodes:
-            if source is not old and source not in found:
-                found.add(source)
-                stack.append(source)
-    return found
+    for user in [user for user in old.users if user is not new]:
+        user.replace_input_with(old, new)
 
 
 def _drop_ports(graph: Graph) -> None:

@@ -111,11 +111,11 @@ class MemoryBuilder:
 
     def _half_lives(self) -> torch.Tensor:
         """dt such that a head forgets half within L to 16 L tokens, spread over the heads: softplus(dt) = ln 2 /
-        half-life. Recurrent passes decay each time, so half-lives are as many times longer.
+        half-life. The passes of a loop decay each time, so half-lives in it are as many times longer.
         """
         heads, window = self.heads, self.options.window
         doublings = torch.linspace(0, 4, heads, dtype=torch.float64) if heads > 1 else torch.tensor([2.0]).double()
-        passes = self.options.passes if self.options.again else 1
+        passes = self.options.passes if self.options.again == "loop" else 1
         return torch.log(torch.expm1(math.log(2) / (passes * window * 2.0**doublings)))
 
     def answer(self, e: Emit, q: fx.Node, written: Written, scale: float, results: dict[str, fx.Node]) -> fx.Node:

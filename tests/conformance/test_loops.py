@@ -118,6 +118,9 @@ def test_half_lives_are_as_many_times_longer() -> None:
     three, _ = family("llama").convert(consolidation="recurrent", passes=3)
     rates = [softplus(p.params["blocks.0.memory.dt"].materialise().double()) for p in (one, three)]
     assert torch.allclose(rates[0], 3 * rates[1], rtol=1e-5)
+    # Blocks after the loop are written once, whatever N is.
+    after, _ = family("llama").convert(consolidation="recurrent", passes=3, loop="0:2")
+    assert torch.equal(*(p.params["blocks.2.memory.dt"].materialise() for p in (one, after)))
 
 
 def test_an_untrained_program_is_warned_of() -> None:
