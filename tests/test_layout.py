@@ -22,6 +22,7 @@ LINKED = ("passes", "backends")
 # see models only through `runtime.steps` and `api`.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "whole_file": set(),
     "recipe": set(),
     "recipe_file": {"recipe"},
     "manifest": {"ir", "recipe"},
@@ -29,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
     "capture": {"ir", "ops"},
     "passes": {"ir", "ops", "capture", "recipe"},
-    "runtime": set(),
+    "runtime": {"whole_file"},
     "backends": {"ir", "ops", "passes", "runtime"},
     "hf": {"ir", "ops", "capture"},
     "verify": {"ir", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"api", "inspection", "recipe"},  # on first use
 }
 ABOVE = {"api", "bisecting", "cli", "__main__"}  # may import everything below
-NO_TORCH = ("runtime", "errors", "recipe", "__init__")
+NO_TORCH = ("runtime", "whole_file", "errors", "recipe", "__init__")
 HEAVY = {"torch", "transformers", "huggingface_hub"}
 TEXTS = {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ".cfg", ".sh", ".typed", ""}
 # A path that exists on one machine only.

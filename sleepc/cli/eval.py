@@ -60,7 +60,8 @@ def evaluate(
 ) -> None:
     """Measure what a model still knows by how long ago it was read: converted, with memories off, and full attention."""
     from sleepc import api
-    from sleepc.tasks.plot import check_plot, draw_plot, write_plot
+    from sleepc.tasks.plot import check_plot, draw_plot
+    from sleepc.whole_file import write_whole
 
     started = time.perf_counter()
     name, passes, windows = _known_task(task), _passes(sweep), _windows(distances)
@@ -79,7 +80,7 @@ def evaluate(
         data = draw_plot(
             found.rows, found.task.metrics[0], found.window, title, plot.suffix.lower()[1:], found.task.chance
         )
-        write_plot(plot, data)
+        write_whole(plot, data)
     facts = {"artifact": str(artifact), "samples": samples, "seed": seed, "text": str(text) if text else None}
     if as_json:
         print_json({**facts, **to_json(found), "seconds": seconds})

@@ -37,11 +37,12 @@ def _look(target: str, svg: Path | None, display: Display) -> Inspection:
 
     if svg is None:
         return api.inspect(target, progress=display)
-    from sleepc.cli.picture.make import check_picture_file, make_picture, write_picture
+    from sleepc.cli.picture.make import check_picture_file, make_picture
+    from sleepc.whole_file import write_whole
 
     check_picture_file(svg)
     seen, picture = make_picture(target, display)
-    write_picture(svg, picture)
+    write_whole(svg, picture.encode())
     return seen
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, TensorSpec, deserialize, serialize
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.steps import Array, Signature
+from sleepc.whole_file import write_whole
 
 FORMAT = "sleepc.state"
 VERSION = "1"
@@ -146,21 +146,14 @@ def _spec(name: str, array: Array, contents: Contents) -> TensorSpec:
 def _write_beside(path: Path, data: bytes) -> None:
     if not path.name:
         raise UsageError(f"{str(path)!r} is no file name", fix="give the file to write")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or the rename may reach the disk before the bytes
-        part.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise SleepcError(
             f"the state cannot be written: {error.strerror}",
             where=str(path),
             fix="the session and an earlier file are unchanged; choose a folder with room",
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _header_metadata(data: bytes) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,16 +68,3 @@ def draw_plot(
 def _place(row: Row) -> float:
     """How long ago: a distance, or the end of a range."""
     return row["distance"] if "distance" in row else row["to"]
-
-
-def write_plot(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, in the place of an older plot."""
-    with tempfile.NamedTemporaryFile(dir=path.absolute().parent, suffix=path.suffix, delete=False) as file:
-        draft = Path(file.name)
-        try:
-            file.write(data)
-            file.close()
-            draft.chmod(0o644)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from sleepc import api
@@ -48,18 +47,3 @@ def make_picture(target: str, display: Display) -> tuple[Inspection, str]:
         graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
         seen = inspect_program(canonical, graphs, recipe)
     return seen, draw(facts_of(Path(target).resolve().name, seen, graphs, recipe))
-
-
-def write_picture(path: Path, svg: str) -> None:
-    """Write a file whole or not at all, in the place of an older picture."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.absolute().parent, suffix=".svg", delete=False
-    ) as file:
-        draft = Path(file.name)
-        try:
-            file.write(svg)
-            file.close()
-            draft.chmod(0o644)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
