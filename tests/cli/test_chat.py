@@ -308,6 +308,14 @@ class Terminal:
     def send(self, text: str) -> None:
         os.write(self.input, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C at a prompt. Python's readline misses one between the prompt and its wait for a key: wait for that."""
+        limit = time.monotonic() + 60
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < limit, self.text
+            time.sleep(0.01)
+        self.send("\x03")
+
     def end(self) -> int:
         """Wait for the end; the exit code."""
         while self._read():
@@ -376,13 +384,13 @@ def test_on_a_terminal(terminal: Callable[..., Terminal], talk: Talk) -> None:
     chat.send("\x1b[A\r")  # the history's last line, w3
     chat.wait(r"w3\r\n[^\n]*w\d+[^\n]*\r\n[^\n]*cut off")
     chat.wait("> ")
-    chat.send("\x03")
+    chat.interrupt()
     chat.wait("Ctrl-C once more leaves.*\n.*> ")
     chat.send("/stats\n")
     chat.wait("2 turns")
     chat.wait("> ")
-    chat.send("\x03")
+    chat.interrupt()
     chat.wait("Ctrl-C once more leaves.*\n.*> ")
-    chat.send("\x03")
+    chat.interrupt()
     assert chat.end() == 0
     assert "Traceback" not in chat.text
