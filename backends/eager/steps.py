@@ -78,14 +78,25 @@ class EagerSteps:
         self, state: State, tokens: Tensor, lengths: Tensor, logits: Logits
     ) -> tuple[Tensor | None, State]:
         """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
+        values, new = self.begin(state, tokens, lengths)
+        for i in range(len(self._blocks)):
+            values["h"], changed = self.wake_block(i, values, state)
+            new.update(changed)
+        return self._logits(values, lengths, logits), new
+
+    def begin(self, state: State, tokens: Tensor, lengths: Tensor) -> tuple[dict[str, Any], State]:
+        """tokens [B,T], lengths [B] -> (h [B,T,d] and what every block reads beside it, state' but for the blocks')."""
         values = self._embed({**self.parameters, **state, "tokens": tokens, "lengths": lengths})
         new = dict(state) | {s.name: values.pop(s.name) for s in self.program.states if s.name in values}
-        for name, parameters, names in self._blocks:
-            inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
-            results = self._wake[name](inputs)
-            values["h"] = results.pop("h")
-            new.update({names[local]: value for local, value in results.items()})
-        return self._logits(values, lengths, logits), new
+        return values, new
+
+    def wake_block(self, i: int, values: Mapping[str, Any], state: State) -> tuple[Tensor, State]:
+        """One block on `values["h"]` [B,T,d] -> (h' [B,T,d], what it changes of the state)."""
+        name, parameters, names = self._blocks[i]
+        inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+        results = self._wake[name](inputs)
+        h: Tensor = results.pop("h")
+        return h, {names[local]: value for local, value in results.items()}
 
     def _logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
         if logits == "none":
@@ -102,12 +113,21 @@ class EagerSteps:
 
     def sleep_tensors(self, state: State) -> State:
         """Consolidate and evict in every row of `state`."""
-        clock = self._clock(state)
-        new = dict(state) | {s.name: clock.pop(s.name) for s in self.program.states}
-        for name, _, names in self._blocks:
-            results = self._sleep[name]({**clock, **{local: state[full] for local, full in names.items()}})
-            new.update({names[local]: value for local, value in results.items()})
+        clock, new = self.begin_sleep(state)
+        for i in range(len(self._blocks)):
+            new.update(self.sleep_block(i, clock, state))
         return new if self._given is None else self._run_again(self._given, state, new)
+
+    def begin_sleep(self, state: State) -> tuple[dict[str, Any], State]:
+        """What every block's sleep reads, and the state with its counters as they are after the sleep."""
+        clock = self._clock(state)
+        return clock, dict(state) | {s.name: clock.pop(s.name) for s in self.program.states}
+
+    def sleep_block(self, i: int, clock: Mapping[str, Any], state: State) -> State:
+        """One block consolidates and evicts: what it changes of the state. Recurrent passes are not in it."""
+        name, _, names = self._blocks[i]
+        results = self._sleep[name]({**clock, **{local: state[full] for local, full in names.items()}})
+        return {names[local]: value for local, value in results.items()}
 
     def _run_again(self, given: Executor, old: State, new: State) -> State:
         """Recurrent passes over the window that `old` holds, on the memories of `new` (semantics.md, section 4)."""
