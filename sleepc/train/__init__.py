@@ -1,0 +1,1 @@
+"""Training: what makes the memories of a converted model worth having."""
