@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,11 +22,13 @@ def whole(found: Iterator[Document]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something asked for the network"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    for name in ("socket.getaddrinfo", "socket.socket.connect"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("something asked for the network"))
 
 
 def test_files_are_documents_and_so_are_rows(tmp_path: Path) -> None:
@@ -73,6 +76,22 @@ def test_a_large_file_is_read_as_it_is_asked_for() -> None:
     for number in range(1, 40):
         assert len(next(parts)) <= 2 * PART
         assert taken <= number + 1
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_a_large_file_never_lies_in_memory(tmp_path: Path, name: str) -> None:
+    line, count = '{"text": "' + "many words in a line " * 40 + '"}\n', 20_000
+    with gzip.open(tmp_path / name, "wt", 1) if name.endswith("gz") else (tmp_path / name).open("w") as file:
+        for _ in range(count // 100):
+            file.write(line * 100)
+    tracemalloc.start()
+    try:
+        read = sum(len(part) for document in documents([tmp_path / name]) for part in document)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert read == count * (len(json.loads(line)["text"]) if name == "a.jsonl" else len(line))
+    assert peak < 4 << 20 < read
 
 
 @pytest.mark.parametrize("word", ["", "word "])
