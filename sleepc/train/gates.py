@@ -1,0 +1,178 @@
+"""What a memory's gates are set to from the statistics of the attention that it stands beside, or in place of.
+
+conversion.md, section 2 C, and docs/decisions/0008.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.ir.graph import Graph
+from sleepc.passes.find_sites import find_site
+from sleepc.train.statistics import HeadStatistics
+
+TAU = (0.001, 5.0)  # decay per token of a memory in attention's place
+LONGEST = 16  # windows: the longest half-life of a memory beside attention, as at conversion
+LEAST_SHARE = 1e-3  # of a head's attention: below it there is nothing to set a half-life by
+MIX = (0.002, 0.5)  # of a memory beside attention
+OPEN = 0.01  # of the context's size: how far an output gate is opened
+LINEAR = 1e-3  # relative error up to which v counts as linear in x
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a layer's memory is. `window`: tokens between sleeps; `decays`, `writes`: how often a token's decay and its
+    write are applied by the passes of a sleep; `width`: d_k; `corrects`: does its rule?
+    """
+
+    strategy: str
+    window: int
+    hard: bool
+    decays: int
+    writes: int
+    width: int
+    corrects: bool
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Of every memory [H]: half-life in tokens (NaN: leave it) and write strength; `mix` of every query head [Hq]."""
+
+    half_life: Tensor
+    beta: Tensor
+    mix: Tensor
+
+
+def targets(s: HeadStatistics, setting: Setting, memories: int) -> Targets:
+    """What the gates of `memories` memories should come to; query heads that share one are averaged."""
+    half_life = _half_life(s, setting, memories)
+    entropy = _by_memory(s.entropy, memories)
+    spread = entropy.max() - entropy.min()
+    even = (entropy - entropy.min()) / spread if spread > 0 else torch.full_like(entropy, 0.5)
+    beta = 0.3 + 0.4 * (1 - even)
+    if setting.corrects:
+        # A write erases what lies along its key: a pass over n random keys leaves exp(-beta n / width) of what was
+        # there, each pass of a sleep anew. What decay is to keep for a half-life, correction must not erase sooner.
+        known = torch.nan_to_num(half_life, nan=float(setting.window))
+        beta = beta * (2 * math.log(2) * setting.width / (known * setting.writes)).clamp(max=1.0)
+    return Targets(half_life * setting.decays, beta, s.share.clamp(*MIX))
+
+
+def _half_life(s: HeadStatistics, setting: Setting, memories: int) -> Tensor:
+    """ln 2 / tau in tokens, before passes multiply it."""
+    if setting.strategy == "replace":
+        return math.log(2) / (math.log(2) / _by_memory(s.distance, memories)).clamp(*TAU)
+    # Attention has what is near: the memory answers for the rest, and has to keep it for as long as it is looked at.
+    share = _by_memory(s.share, memories)
+    far = _by_memory(s.far * s.share, memories) / share.clamp(min=torch.finfo(torch.float64).tiny)
+    least = 1.0 if setting.hard else float(setting.window)
+    kept = far.clamp(least, LONGEST * setting.window)
+    return torch.where(share > LEAST_SHARE, kept, torch.nan)
+
+
+def _by_memory(value: Tensor, memories: int) -> Tensor:
+    """[Hq] -> [memories], the mean of the query heads that share one."""
+    return value.reshape(memories, -1).mean(1)
+
+
+def gate_values(now: Mapping[str, Tensor], goal: Targets, *, mix: bool = True) -> dict[str, Tensor]:
+    """New values by port for the gates in `now` (a block's new parameters by port), which no longer depend on x.
+
+    softplus(dt) = ln 2 / half-life with log_a = 0, and sigmoid(b_b) = beta; with `mix` sigmoid(b_m) = mix.
+    """
+    values: dict[str, Tensor] = {"memory.b_b": torch.logit(goal.beta), "memory.w_b": _zero(now, "memory.w_b")}
+    if "memory.dt" in now:
+        rows = now["memory.dt"].shape[0] // len(goal.half_life)
+        half_life = goal.half_life.repeat_interleave(rows)
+        dt = torch.log(torch.expm1(math.log(2) / half_life))
+        kept = torch.isnan(half_life)
+        values["memory.dt"] = torch.where(kept, now["memory.dt"].double(), dt)
+        values["memory.log_a"] = torch.where(kept, now["memory.log_a"].double(), 0.0)
+        values["memory.w_a"] = _zero(now, "memory.w_a")
+    if mix and "memory.b_m" in now:
+        values |= {"memory.b_m": torch.logit(goal.mix), "memory.w_m": _zero(now, "memory.w_m")}
+    return {port: value.to(now[port].dtype) for port, value in values.items()}
+
+
+def _zero(now: Mapping[str, Tensor], port: str) -> Tensor:
+    return torch.zeros_like(now[port])
+
+
+def output_gate(
+    now: Mapping[str, Tensor], s: HeadStatistics, wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor
+) -> dict[str, Tensor]:
+    """W_g = alpha W_v for a mixer in attention's place, alpha = 0.01 RMS(context) / RMS(silu(v)), by port.
+
+    wake: the original block, `bound` its parameters by port, `x_like` [1,T,hidden] some hidden states. Where v is not
+    linear in the block's normalised input, small random numbers of the same size.
+    """
+    gate = now["memory.w_g"]
+    heads = len(s.context)
+    alpha = OPEN * s.context / s.value.clamp(min=torch.finfo(torch.float32).tiny)
+    found = value_map(wake, bound, x_like)
+    if found is None:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(gate.shape, generator=generator, dtype=torch.float64) * gate.shape[1] ** -0.5
+        found = (rows * s.value.repeat_interleave(len(rows) // heads)[:, None]).reshape(heads, -1, gate.shape[1])
+    by_head = found.double().repeat_interleave(heads // len(found), 0)
+    return {"memory.w_g": (alpha[:, None, None] * by_head).reshape(gate.shape).to(gate.dtype)}
+
+
+@torch.no_grad()
+def value_map(wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor) -> Tensor | None:
+    """W_v [Hkv,dv,hidden] of a block: v = W_v x + c, found by evaluation; None where v is not linear in x alone."""
+    part = _from_x_to_v(wake)
+    ports = part.ports()
+    if any(name not in bound and name != "x" for name in ports):
+        return None
+    run = Executor(part, PLAIN, torch.device("cpu"))
+    dtype = ports["x"].meta["type"].dtype
+    width = x_like.shape[2]
+    unit = torch.cat([torch.zeros(1, width, dtype=dtype), torch.eye(width, dtype=dtype)])[None]
+
+    def value(x: Tensor) -> Tensor:
+        found: Tensor = run({**bound, "x": x})["v"][0]  # [Hkv,T,dv]
+        return found
+
+    v = value(unit)
+    base, columns = v[:, :1], v[:, 1:] - v[:, :1]
+    x = x_like.to(dtype)
+    wanted, found = value(x), base + x[0] @ columns
+    if (found - wanted).abs().max() > LINEAR * wanted.abs().max():
+        return None
+    return columns.transpose(1, 2)
+
+
+def _from_x_to_v(wake: Graph) -> Graph:
+    """The part of a block's graph that makes v [B,Hkv,T,dv] of its normalised input, a port named x."""
+    part = wake.clone()
+    site = find_site(part)
+    port = part.add_port("input", "x", site.x.meta["type"])
+    v = port if site.v is site.x else site.v
+    for user in list(site.x.users):
+        user.replace_input_with(site.x, port)
+    part.set_returns({"v": v})
+    part.drop_dead()
+    for node in list(part.ports().values()):
+        if not node.users and node is not port:
+            part.fx.erase_node(node)
+    return part
+
+
+def half_lives(values: Mapping[str, Tensor]) -> Tensor | None:
+    """In tokens, at x = 0, of a block's new parameters by port: float64 [rows]; None for a rule without decay."""
+    if "memory.dt" not in values:
+        return None
+    decay = torch.nn.functional.softplus(values["memory.dt"].double()) * values["memory.log_a"].double().exp()
+    return math.log(2) / decay
+
+
+def strengths(values: Mapping[str, Tensor]) -> Tensor:
+    """beta at x = 0: float64 [H]."""
+    return torch.sigmoid(values["memory.b_b"].double())

@@ -1,0 +1,202 @@
+"""The original read with full attention, block by block: what goes in and out, and how far back each head looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sleepc.backends.eager.backend import materialise
+from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.ir.graph import Graph
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ops.functional import attention
+from sleepc.ops.functional.heads import group
+from sleepc.passes.base import Stage
+from sleepc.passes.retype import Retype
+from sleepc.passes.runner import run_stages
+from sleepc.train.local import only_block, only_embed
+
+ATTENTION = torch.ops.sleepc.attention.default
+NEAREST = 0.5  # tokens: the least mean distance (conversion.md, section 2 B)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the converted layer's attention keeps: the first `sinks` tokens, and the latest `window` (None for all), or
+    with `hard` eviction those of the window that the query stands in.
+    """
+
+    window: int | None
+    sinks: int
+    hard: bool = False
+
+    def gone(self, tokens: int) -> Tensor:
+        """Which tokens s a query t no longer sees: bool [T,T]."""
+        at = torch.arange(tokens)
+        if self.window is None:
+            return torch.zeros(tokens, tokens, dtype=torch.bool)
+        since = (at % self.window + 1)[:, None] if self.hard else self.window
+        return (at[:, None] - at >= since) & self.memorable(tokens)
+
+    def memorable(self, tokens: int) -> Tensor:
+        """Which tokens are no sinks: bool [T]."""
+        return torch.arange(tokens) >= self.sinks
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """Of every query head, float64 [Hq], over the tokens of some pieces; attention to sinks is left out of distances.
+
+    distance: mean distance of what is looked at.   far: the same of what the converted attention no longer sees, 0 for
+    none.   share: how much of a query's attention that is, of queries that have such tokens.   entropy: of a query's
+    weights, 1 for even ones over all that it sees.   context: RMS of what comes out.   value: RMS of silu(v).
+    """
+
+    distance: Tensor
+    far: Tensor
+    share: Tensor
+    entropy: Tensor
+    context: Tensor
+    value: Tensor
+
+
+class Recorder:
+    """Stands in for `sleepc::attention`, and sums up what it sees."""
+
+    def __init__(self, reach: Reach) -> None:
+        self.reach = reach
+        self.sums: dict[str, Tensor] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
+        """attention(q, k, v, ..): [B,Hq,T,dv]."""
+        out = attention(q, k, v, *rest, **options)
+        sums = [self._of_weights(p) for p in weights(q, k, *rest, **options)]
+        for name in sums[0]:
+            self._add(name, torch.cat([s[name] for s in sums]))
+        heads = q.shape[1]
+        self._add("context", out.double().square().sum((0, 2, 3)))
+        value = torch.nn.functional.silu(v.double()).square().sum((0, 2, 3)).repeat_interleave(heads // v.shape[1])
+        self._add("value", value)
+        self._add("numbers", torch.full((heads,), out[:, 0].numel(), dtype=torch.float64))
+        return out
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _of_weights(self, p: Tensor) -> dict[str, Tensor]:
+        """Sums over rows and queries of weights p [B,G,T,T]: [G] each."""
+        tokens = p.shape[2]
+        p = p.double()
+        at = torch.arange(tokens, dtype=torch.float64)
+        age, gone = at[:, None] - at, self.reach.gone(tokens)
+        seen, mass = (p > 0).sum(-1), p.sum(-1)
+        chosen = (seen > 1) & (mass > 0)
+        even = p / mass.clamp(min=torch.finfo(torch.float64).tiny)[..., None]
+        entropy = -torch.special.xlogy(even, even).sum(-1) / seen.clamp(min=2).log()
+        near = p * self.reach.memorable(tokens)
+        far = p * gone
+        return {
+            "near": near.sum((0, 2, 3)),
+            "near age": (near * age).sum((0, 2, 3)),
+            "far": far.sum((0, 2, 3)),
+            "far age": (far * age).sum((0, 2, 3)),
+            "far queries": torch.full((p.shape[1],), float(gone.any(-1).sum()) * len(p), dtype=torch.float64),
+            "entropy": torch.where(chosen, entropy, 0.0).sum((0, 2)),
+            "entropy queries": chosen.sum((0, 2)).double(),
+        }
+
+    def statistics(self) -> HeadStatistics:
+        """Of everything seen since the start."""
+        s = self.sums
+        return HeadStatistics(
+            distance=_ratio(s["near age"], s["near"]).clamp(min=NEAREST),
+            far=_ratio(s["far age"], s["far"]),
+            share=_ratio(s["far"], s["far queries"]),
+            entropy=_ratio(s["entropy"], s["entropy queries"]),
+            context=_ratio(s["context"], s["numbers"]).sqrt(),
+            value=_ratio(s["value"], s["numbers"]).sqrt(),
+        )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, 0 where there is nothing."""
+    return torch.where(whole > 0, part / whole.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+
+
+def weights(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    slopes: Sequence[float] = (),
+    **options: Any,
+) -> Iterator[Tensor]:
+    """attention's weights [B,G,T,T], the query heads of one KV head at a time.
+
+    They are what attention gives for values that are the unit vectors: masks, caps, sinks are its own.
+    """
+    heads, tokens = k.shape[1], k.shape[2]
+    count = q.shape[1] // heads
+    wide = torch.promote_types(q.dtype, torch.float32)
+    unit = torch.eye(tokens, dtype=wide, device=q.device).expand(len(q), 1, tokens, tokens)
+    for h, rows in enumerate(group(q, heads).unbind(1)):
+        mine = slice(h * count, (h + 1) * count)
+        own_mask = mask if mask is None or mask.shape[1] == 1 else mask[:, mine]
+        own_sinks = None if sinks is None else sinks[mine]
+        yield attention(rows, k[:, h : h + 1], unit, own_mask, own_sinks, slopes=slopes[mine], **options)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block on pieces: its inputs and outputs [1,T,d], and the statistics of its heads over some of the pieces."""
+
+    index: int
+    h: list[Tensor]
+    target: list[Tensor]
+    statistics: HeadStatistics | None
+
+
+Reaches = Mapping[int, Reach]
+
+
+@torch.no_grad()
+def layers(
+    canonical: ProgramGraphs, pieces: Sequence[Tensor], reaches: Reaches, counted: Collection[int]
+) -> Iterator[Layer]:
+    """The blocks of a program at level CANONICAL in order, on pieces [T] of tokens, with full attention.
+
+    Statistics are made of the layers in `reaches`, over the pieces whose numbers are `counted`. One block's weights
+    are read at a time.
+    """
+    program = widened(canonical, "CANONICAL")
+    embed = _executor(program.embed)
+    known = materialise(only_embed(program), "cpu")
+    values = [embed({**known, "tokens": p[None], "positions": torch.arange(len(p))[None]}) for p in pieces]
+    h = [each.pop("h") for each in values]
+    for i, block in enumerate(program.layout):
+        own = materialise(only_block(program, i), "cpu")
+        bound = {port: own[key] for port, key in block.params.items()}
+        recorder = Recorder(reaches[i]) if i in reaches else None
+        plain = _executor(program.classes[block.cls].wake)
+        recording = _executor(program.classes[block.cls].wake, recorder) if recorder is not None else plain
+        out = [
+            (recording if n in counted else plain)({**each, **bound, "h": h[n]})["h"] for n, each in enumerate(values)
+        ]
+        yield Layer(i, h, out, recorder.statistics() if recorder is not None else None)
+        h = out
+
+
+def _executor(graph: Graph, recorder: Callable[..., Tensor] | None = None) -> Executor:
+    return Executor(graph, {**PLAIN, **({ATTENTION: recorder} if recorder is not None else {})}, torch.device("cpu"))
+
+
+def widened(program: ProgramGraphs, level: Any) -> ProgramGraphs:
+    """The program in float32 where it is narrower: small errors are to be measured."""
+    if program.dtype.itemsize >= 4:
+        return program
+    return run_stages(program, (Stage("retype", level, (Retype(torch.float32),)),))
