@@ -29,7 +29,7 @@ from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile, scan
 from sleepc.ir.weights import HeldTensor
-from sleepc.manifest import Source, identity_of
+from sleepc.manifest import Source, identity_of, weights_digest
 from sleepc.passes.pipeline import FRONT, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
@@ -37,6 +37,7 @@ from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
 
 if TYPE_CHECKING:
+    from sleepc.train.adapter import Adapter
     from sleepc.verify.verify import VerifyReport
 
 Progress = Callable[[str, float | None], None]
@@ -113,7 +114,13 @@ class Program:
         canonical = self.captured(progress, original)
         ids = list(tokens) if tokens is not None else self._tokens(text)
         report = verify_program(
-            self.graphs, canonical, self.recipe, ids, original=logits_of(original), progress=progress
+            self.graphs,
+            canonical,
+            self.recipe,
+            ids,
+            original=logits_of(original),
+            trained=bool(self.report.get("training")),
+            progress=progress,
         )
         self.report["verify"] = report.to_json()
         return report
@@ -168,6 +175,19 @@ class Program:
             self.canonical = capture(original or self.load_original(None, progress), progress)
         return self.canonical
 
+    def adapt(self, path: str | Path, *, merge: bool = False) -> Adapter:
+        """Apply what a training has changed, an adapter file; with `merge` low-rank maps become part of the weights.
+
+        Raises UsageError where it is not of this model or does not fit, SleepcError where it is damaged.
+        """
+        from sleepc.train.adapter import apply_adapter, merge_maps, read_adapter
+
+        adapter = read_adapter(Path(path))
+        apply_adapter(self, adapter)
+        if merge:
+            merge_maps(self)
+        return adapter
+
     def save(
         self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = _silent
     ) -> Path:
@@ -205,15 +225,22 @@ def convert(
     model: str | Path | nn.Module,
     recipe: Recipe | dict[str, Any] | None = None,
     *,
+    adapter: str | Path | Adapter | None = None,
     progress: Progress = _silent,
     dump_graphs: Path | None = None,
 ) -> Program:
-    """Convert a model (a directory, hub id, GGUF file, or a module) as `recipe` says.
+    """Convert a model (a directory, hub id, GGUF file, or a module) as `recipe` says. With an `adapter` (a file) what
+    training changed is applied; options that `recipe` does not give are then those of the training.
 
     Raises UsageError for options that do not fit, Refusal (with a code) for a model that cannot be converted,
     SleepcError for
     damaged files.
     """
+    from sleepc.train.adapter import apply_adapter, read_adapter
+
+    learned = read_adapter(Path(adapter)) if isinstance(adapter, (str, Path)) else adapter
+    if learned is not None and not isinstance(recipe, Recipe):
+        recipe = {**learned.recipe.model_dump(), **(recipe or {})}
     recipe = make_recipe(recipe)
     check_rules(recipe)  # before any work
     started = time.perf_counter()
@@ -229,7 +256,10 @@ def convert(
     stages = rewrite_stages(recipe, len(canonical.layout))
     dump = dump_graphs / "rewrite" if dump_graphs else None
     graphs = run_stages(canonical, stages, progress=lambda name: progress(name, None), dump=dump)
-    program = Program(graphs, recipe, _source(model, checkpoint), canonical=canonical, original=module)
+    source = _source(model, checkpoint).model_copy(update={"weights_sha256": weights_digest(canonical)})
+    program = Program(graphs, recipe, source, canonical=canonical, original=module)
+    if learned is not None:
+        apply_adapter(program, learned)
     program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
     _warn_untrained(program)
     return program

@@ -20,6 +20,10 @@ def convert(
     recipe_file: Annotated[
         Path | None, typer.Option("--recipe", help="A YAML file of options, by the names of these; flags win.")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Apply what a training has changed, from this file; its options are those of the training."),
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -96,13 +100,14 @@ def convert(
         "seed": seed,
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    recipe = make_recipe({**(read_recipe(recipe_file) if recipe_file else {}), **given})
+    options = {**(read_recipe(recipe_file) if recipe_file else {}), **given}
+    make_recipe(options)
     check_free(output, force=force)  # before any work
     from sleepc import api
 
     display = Display(err if as_json else out)
     with display.doing("convert"):
-        program = api.convert(model, recipe, progress=display, dump_graphs=dump_graphs)
+        program = api.convert(model, options, adapter=adapter, progress=display, dump_graphs=dump_graphs)
     seen = program.inspect()
     _tell_conversion(display, program, seen)
     ok, checked = _check(display, program) if check else (True, None)

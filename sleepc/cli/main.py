@@ -12,7 +12,9 @@ from typing import Annotated, TextIO
 import typer
 
 import sleepc
+from sleepc.cli.adapt import adapt
 from sleepc.cli.bisect import bisect
+from sleepc.cli.calibrate import calibrate
 from sleepc.cli.chat import chat
 from sleepc.cli.convert import convert
 from sleepc.cli.diff import diff
@@ -36,12 +38,14 @@ app = typer.Typer(
 app.command()(convert)
 app.command()(inspect)
 app.command()(verify)
+app.command()(calibrate)
 app.command()(run)
 app.command()(chat)
 app.command()(diff)
 app.command()(bisect)
 app.command()(doctor)
 app.command("eval")(evaluate)
+app.command()(adapt)
 
 
 def _print_version(wanted: bool) -> None:

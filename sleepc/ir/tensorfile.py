@@ -70,6 +70,7 @@ class TensorFile:
                 raise self._damaged(f"its header cannot be {length} bytes long")
             raw = file.read(length)
         self.header_sha256 = hashlib.sha256(raw).hexdigest()
+        self.metadata: Any = None  # whatever stands there: texts by name, if it is well-formed
         self.tensors = dict(self._entries(raw, 8 + length))
 
     def _damaged(self, why: str) -> SleepcError:
@@ -80,7 +81,7 @@ class TensorFile:
     def _entries(self, raw: bytes, base: int) -> Iterator[tuple[str, TensorEntry]]:
         try:
             header = json.loads(raw)
-            header.pop("__metadata__", None)
+            self.metadata = header.pop("__metadata__", None)
             items = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
             raise self._damaged(f"its header is not what it should be ({type(error).__name__})") from error

@@ -2,13 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
+from pydantic import Field, Json, ValidationError
 from torch import Tensor
 
+import sleepc
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import HeldTensor
+from sleepc.manifest import Sha256, Strict, dtype_name, sha256_of, tensors_digest
+from sleepc.passes.add_low_rank import LOW_A, LOW_B, AddLowRank
+from sleepc.passes.base import Pass, Stage
+from sleepc.passes.merge_low_rank import MergeLowRank
+from sleepc.passes.runner import run_stages
+from sleepc.recipe import Recipe
+from sleepc.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from sleepc.api import Program
+
+FORMAT = 1
+MAX_TEXT = 1 << 20  # characters of a text in the header
+MAX_RANK = 1024
+SHOWN = 3  # names in a message
+NOT_TRAINED_FOR = {"dtype", "seed"}  # options of a recipe that training does not depend on
+FETCH = "The adapter is damaged or was edited: fetch it again, or train again."
+
+
+class Header(Strict):
+    """The metadata of an adapter file, all of it texts. `rank` is of the low-rank maps, 0 for none; `facts` is what is
+    known of the training; `tensors_sha256` is of the values.
+    """
+
+    format: Annotated[int, Field(ge=1, le=FORMAT)]
+    sleepc: Annotated[str, Field(max_length=100)]
+    source: Annotated[str, Field(max_length=1000)]
+    weights_sha256: Sha256
+    recipe: Json[Recipe]
+    rank: Annotated[int, Field(ge=0, le=MAX_RANK)]
+    facts: Json[dict[str, Any]]
+    tensors_sha256: Sha256
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter file that was checked: `values` by key are mapped from it."""
+
+    path: Path
+    header: Header
+    values: dict[str, Tensor]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the program was converted with that was trained."""
+        return self.header.recipe
+
+
+# ---------------------------------------------------------------------------------------------- values and maps
 
 
 def with_values(graphs: ProgramGraphs, values: Mapping[str, Tensor]) -> ProgramGraphs:
@@ -18,3 +76,201 @@ def with_values(graphs: ProgramGraphs, values: Mapping[str, Tensor]) -> ProgramG
     """
     given = {key: HeldTensor(value.detach(), new=graphs.params[key].new) for key, value in values.items()}
     return replace(graphs, params={**graphs.params, **given})
+
+
+def rank_of(graphs: ProgramGraphs) -> int:
+    """The rank of a program's low-rank maps, 0 where it has none."""
+    return max((p.shape[0] for key, p in graphs.params.items() if p.new and key.endswith(LOW_A)), default=0)
+
+
+def with_rank(graphs: ProgramGraphs, rank: int) -> ProgramGraphs:
+    """The program with low-rank maps of this rank (0: none). Those of another rank go, with what they learned."""
+    if rank_of(graphs) == rank:
+        return graphs
+    maps = {key: param for key, param in graphs.params.items() if param.new and key.endswith(LOW_B)}
+    silent = {key: torch.zeros(param.shape, dtype=param.dtype) for key, param in maps.items()}
+    graphs = _run(with_values(graphs, silent), MergeLowRank())
+    return _run(graphs, AddLowRank(rank, 0)) if rank else graphs
+
+
+def _run(graphs: ProgramGraphs, each: Pass) -> ProgramGraphs:
+    return run_stages(graphs, (Stage("low-rank", "STEP", (each,)),))
+
+
+def merge_maps(program: Program) -> int:
+    """Merge a program's low-rank maps into its weights, and note which weights changed; how many those are."""
+    before = program.graphs
+    program.graphs = _run(before, MergeLowRank())
+    changed = [key for key, param in program.graphs.params.items() if before.params.get(key) is not param]
+    note_training(program, changed, {})
+    return len(changed)
+
+
+def note_training(program: Program, keys: Iterable[str], facts: Mapping[str, Any]) -> None:
+    """Note in the program's report that these parameters were trained, and what is known of it. `weights` lists those
+    of the source that have other values by now.
+    """
+    params, old = program.graphs.params, program.report.get("training", {})
+    weights = {*old.get("weights", ()), *(key for key in keys if not params[key].new)}
+    program.report["training"] = {**old, **facts, "weights": sorted(weights), "rank": rank_of(program.graphs)}
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def write_adapter(path: Path, program: Program, keys: Iterable[str], facts: Mapping[str, Any]) -> None:
+    """Write what differs from a plain conversion: everything new, and the source's weights among `keys`, or trained
+    before. `facts` (plain data: settings, figures) go with it. The training is also noted in the program's report.
+
+    The file is written whole or not at all. Raises OSError where the disk refuses.
+    """
+    from safetensors.torch import save
+
+    note_training(program, keys, facts)
+    params, training = program.graphs.params, program.report["training"]
+    chosen = sorted({*(key for key, param in params.items() if param.new), *training["weights"]})
+    values = {key: params[key].materialise().detach().cpu().contiguous() for key in chosen}
+    rows = [(k, dtype_name(v.dtype), tuple(v.shape), sha256_of(v)) for k, v in values.items()]
+    header = {
+        "format": str(FORMAT),
+        "sleepc": sleepc.__version__,
+        "source": program.source.name,
+        "weights_sha256": program.source.weights_sha256,
+        "recipe": program.recipe.model_dump_json(),
+        "rank": str(training["rank"]),
+        "facts": json.dumps(training),
+        "tensors_sha256": tensors_digest(rows),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Clones, since safetensors refuses tensors that share memory.
+    write_whole(path, save({key: value.clone() for key, value in values.items()}, metadata=header))
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def read_adapter(path: Path) -> Adapter:
+    """An adapter, all of it checked; nothing in it is executed.
+
+    Raises UsageError for what is no adapter or a newer one, SleepcError for a damaged one.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no adapter {path}", fix="`sleepc distil` and `sleepc calibrate` write adapters.")
+    file = TensorFile(path)
+    header = _header(path, file.metadata)
+    if not all(entry.dtype.is_floating_point for entry in file.tensors.values()):
+        raise SleepcError("the adapter holds values that are no floats", where=str(path), fix=FETCH)
+    found = ((k, dtype_name(e.dtype), e.shape, file.sha256(k, finite=True)) for k, e in file.tensors.items())
+    if tensors_digest(found) != header.tensors_sha256:
+        raise SleepcError("the adapter's values were changed after it was written", where=str(path), fix=FETCH)
+    return Adapter(path, header, {key: file.map(key) for key in file.tensors})
+
+
+def _header(path: Path, metadata: Any) -> Header:
+    version = metadata.get("format") if isinstance(metadata, dict) else None
+    if not isinstance(version, str) or "weights_sha256" not in metadata:
+        raise UsageError(
+            f"{path.name} is no adapter of sleepc's", where=str(path), fix="`sleepc distil` writes adapters."
+        )
+    if version.isdecimal() and len(version) < 9 and int(version) > FORMAT:
+        raise UsageError(
+            f"the adapter has format {version}, and this sleepc reads format {FORMAT}",
+            where=str(path),
+            fix="Upgrade sleepc (pip install -U sleepc), or train again.",
+        )
+    if any(not isinstance(text, str) or len(text) > MAX_TEXT for text in metadata.values()):
+        raise SleepcError("the adapter's header is too long to be one", where=str(path), fix=FETCH)
+    try:
+        return Header.model_validate(metadata)
+    except (ValidationError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("facts",), "msg": "too deep"}
+        place = ".".join(str(part) for part in first["loc"])
+        raise SleepcError(
+            f"the adapter's header is not valid: {place}: {first['msg']}", where=str(path), fix=FETCH
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------- applying
+
+
+def apply_adapter(program: Program, adapter: Adapter) -> None:
+    """Make `program` the plain conversion with what the adapter holds, whatever was trained in it before.
+
+    Raises UsageError where the adapter is of another model, or its parameters are not those of the program. Warns
+    where the program was converted with options other than those of the training.
+    """
+    _check_source(program, adapter)
+    _check_restorable(program, adapter)
+    graphs = with_rank(program.graphs, adapter.header.rank)
+    _check_fit(graphs, adapter)
+    _warn_of_options(program.recipe, adapter)
+    program.graphs = with_values(graphs, adapter.values)
+    program.report = {name: found for name, found in program.report.items() if name not in ("training", "verify")}
+    note_training(program, adapter.values, adapter.header.facts)
+    program.identity = ""  # of no artifact: it gets one when it is saved
+
+
+def _check_source(program: Program, adapter: Adapter) -> None:
+    ours, theirs = program.source.weights_sha256, adapter.header.weights_sha256
+    if not ours or not theirs:
+        warnings.warn(
+            f"{'the artifact' if not ours else 'the adapter'} does not say which weights it was made of: whether both "
+            "are of the same model cannot be checked",
+            SleepcWarning,
+            stacklevel=4,
+        )
+    elif ours != theirs:
+        raise UsageError(
+            f"the adapter was trained on other weights: {adapter.header.source} ({theirs[:12]}), and these are "
+            f"{program.source.name} ({ours[:12]})",
+            where=str(adapter.path),
+            fix="Apply it to a conversion of the model that it was trained on.",
+        )
+
+
+def _check_restorable(program: Program, adapter: Adapter) -> None:
+    """Weights that were trained or merged before are not in the source's files any more."""
+    lost = [k for k in program.report.get("training", {}).get("weights", ()) if k not in adapter.values]
+    if lost:
+        raise UsageError(
+            f"{len(lost)} weights of the artifact have been trained or merged, and the adapter has none for them: "
+            f"{_some(lost)}",
+            where=str(program.path or adapter.path),
+            fix="Convert the model anew: sleepc convert MODEL --adapter FILE -o OUT.",
+        )
+
+
+def _check_fit(graphs: ProgramGraphs, adapter: Adapter) -> None:
+    values, params = adapter.values, graphs.params
+    problems = {
+        "the program has no parameters": [key for key in values if key not in params],
+        "the adapter has no values for": [key for key, p in params.items() if p.new and key not in values],
+        "other shapes have": [
+            f"{key} {list(values[key].shape)} instead of {list(params[key].shape)}"
+            for key in values
+            if key in params and tuple(values[key].shape) != params[key].shape
+        ],
+    }
+    for what, keys in problems.items():
+        if keys:
+            raise UsageError(
+                f"the adapter does not fit: {what} {_some(keys)}",
+                where=str(adapter.path),
+                fix="Convert with the options of its training: sleepc convert MODEL --adapter FILE -o OUT.",
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _warn_of_options(recipe: Recipe, adapter: Adapter) -> None:
+    ours, theirs = (r.model_dump(mode="json", exclude=NOT_TRAINED_FOR) for r in (recipe, adapter.recipe))
+    other = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    if other:
+        warnings.warn(
+            f"the adapter was trained with other options: {', '.join(other)}. What it learned may not serve here.",
+            SleepcWarning,
+            stacklevel=4,
+        )

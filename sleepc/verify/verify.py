@@ -25,6 +25,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.report import INVARIANTS, TOLERANCES, Check, PerplexityRow, Tolerance, VerifyReport
 from sleepc.verify.shake import is_silent, new_parameters, shaken, with_parameters, without_memories
 from sleepc.verify.streams import Stream
+from sleepc.verify.trained import has_low_rank, with_weights_of
 
 __all__ = ["Check", "PerplexityRow", "VerifyReport", "verify_program"]
 
@@ -48,6 +49,7 @@ class Subject:
     tokens: IntArray
     original: Logits | None
     load: Callable[[ProgramGraphs], Steps]
+    other_weights: bool = False  # than the original's: trained, or with low-rank maps
 
     @property
     def tolerance(self) -> Tolerance:
@@ -69,6 +71,7 @@ def verify_program(
     *,
     original: Logits | None = None,
     load: Callable[[ProgramGraphs], Steps] = load_eager,
+    trained: bool = False,
     perplexity: bool = True,
     progress: Progress = _silent,
 ) -> VerifyReport:
@@ -76,14 +79,18 @@ def verify_program(
 
     `canonical` is the program before rewriting (the oracle reads it); `original`, tokens [B,T] -> logits [B,T,V],
     another instance of the model, with eager attention. Without them the checks that need them say so. `load` makes
-    steps of a program: a backend. `perplexity=False` leaves out the longest stream.
+    steps of a program: a backend. With `trained` the program may have other weights than the original: the oracle then
+    reads those, low-rank maps merged into them. `perplexity=False` leaves out the longest stream.
 
     Checked is the given program itself: with several sleeps (by hand, where the window is long), past its real window
     where that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
     shaken parameters (shake.py), since a new conversion hides them. Raises UsageError where tokens are missing or not
     of this model.
     """
-    subject = Subject(step, canonical, recipe, _checked(tokens, step.vocab), original, load)
+    other = False
+    if canonical is not None and (trained or has_low_rank(step)):
+        canonical, other = with_weights_of(canonical, step)
+    subject = Subject(step, canonical, recipe, _checked(tokens, step.vocab), original, load, other)
     report = VerifyReport()
     started = time.perf_counter()
     _check_short(subject, report, progress)
@@ -164,6 +171,9 @@ def _check_inside(subject: Subject, report: VerifyReport, progress: Progress) ->
     strategies = {plan.strategy for plan in recipe.plan(len(step.layout))}
     if "replace" in strategies:
         measure.skip(2, "does not apply: layers without attention are another model")
+        return
+    if subject.other_weights:
+        measure.skip(2, "does not apply: the model's own weights have been trained")
         return
     if "insert" in strategies and not is_silent(step):
         measure.skip(2, "does not apply: the inserted mixers have been trained")
