@@ -22,6 +22,7 @@ from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.manifest import Source
 from sleepc.train.adapter import merge_maps, rank_of, read_adapter, with_rank, with_values, write_adapter
 from tests.families import VOCAB, make_module
+from tests.train.changes import trained
 
 OPTIONS: dict[str, Any] = {"window": 6, "sinks": 2}
 FACTS: dict[str, Any] = {"settings": {"tokens": 100}, "loss": [2.0, 1.5]}
@@ -41,21 +42,6 @@ def fresh(model: nn.Module, **options: Any) -> Program:
     if name not in CONVERTED:
         CONVERTED[name] = api.convert(model, {**OPTIONS, **options})
     return replace(CONVERTED[name], graphs=CONVERTED[name].graphs.clone(), report={}, path=None, identity="")
-
-
-def trained(program: Program, rank: int = 0, weights: bool = False, seed: int = 0) -> list[str]:
-    """Other values for what a training may change: what is new, low-rank maps, one weight of the source; their keys."""
-    program.graphs = with_rank(program.graphs, rank) if rank else program.graphs
-    params = program.graphs.params
-    keys = [key for key in params if params[key].new]
-    keys += [next(key for key in params if key.endswith("mlp.up_proj.weight"))] if weights else []
-    generator = torch.Generator().manual_seed(seed)
-    values = {}
-    for key in keys:
-        value = params[key].materialise()
-        values[key] = value + 0.1 * torch.randn(value.shape, generator=generator).to(value.dtype)
-    program.graphs = with_values(program.graphs, values)
-    return keys
 
 
 def logits(program: Program) -> np.ndarray[Any, Any]:

@@ -1,0 +1,141 @@
+"""`sleepc adapt` and `sleepc convert --adapter`: an artifact is adapted, or stays as it was to the byte."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sleepc import api, artifact
+from sleepc.errors import SleepcWarning
+from sleepc.train.adapter import rank_of, write_adapter
+from tests.cli.models import run_here, save_model
+from tests.families import make_module
+from tests.train.changes import trained
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its conversion `plain`, and an `adapter` with maps of rank 2 and one trained weight."""
+    folder = tmp_path_factory.mktemp("adapt")
+    model = save_model(folder / "model", module=make_module("olmo2", torch.float32))
+    program = api.convert(model, {"window": 6, "sinks": 2})
+    program.save(folder / "plain")
+    keys = trained(program, rank=2, weights=True)
+    write_adapter(folder / "adapter", program, keys, {"settings": {"tokens": 64}})
+    program.save(folder / "trained")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def copy_of(made: Path, tmp_path: Path) -> Path:
+    """The plain artifact in a folder where there is nothing else."""
+    shutil.copytree(made / "plain", tmp_path / "here" / "plain")
+    return tmp_path / "here" / "plain"
+
+
+def test_an_artifact_is_replaced_and_holds(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = copy_of(made, tmp_path)
+    before = api.load(plain).identity
+    code, said, _ = run_here(capsys, "adapt", plain, made / "adapter")
+    assert code == 0
+    assert "low-rank maps of rank 2" in said
+    assert "1 weights of the model itself" in said
+    found = api.load(plain)
+    assert found.identity == api.load(made / "trained").identity != before
+    assert found.report["training"]["settings"] == {"tokens": 64}
+    assert [p.name for p in plain.parent.iterdir()] == ["plain"]
+    code, said, _ = run_here(capsys, "verify", plain)
+    assert code == 0, said
+    assert "the model's own weights have been trained" in said
+
+
+def test_another_artifact_is_made(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, out = contents(made / "plain"), tmp_path / "out"
+    code, said, _ = run_here(capsys, "adapt", made / "plain", made / "adapter", "-o", out, "--merge", "--json")
+    assert code == 0
+    told = json.loads(said)
+    assert (told["rank"], told["merged"], told["output"]) == (2, True, str(out))
+    assert told["weights"] == len(told["training"]["weights"]) == 14
+    assert told["identity"] != told["before"]
+    assert contents(made / "plain") == before
+    found = api.load(out)
+    assert rank_of(found.graphs) == 0
+    assert found.identity == told["identity"]
+    assert found.verify(tokens=range(40)).ok
+
+
+def test_a_conversion_takes_the_options_of_the_training(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("convert", made / "model", "--adapter", made / "adapter", "--no-verify", "-o")
+    code, _, err = run_here(capsys, *arguments, tmp_path / "same")
+    assert (code, err) == (0, "")
+    found = api.load(tmp_path / "same")
+    assert (found.recipe.window, found.recipe.sinks) == (6, 2)
+    assert found.identity == api.load(made / "trained").identity
+    (tmp_path / "recipe.yaml").write_text("window: 7\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SleepcWarning)  # tests make them errors
+        code, _, err = run_here(
+            capsys, *arguments, tmp_path / "other", "--recipe", tmp_path / "recipe.yaml", "--sinks", 1
+        )
+    assert code == 0
+    assert err.startswith("warning: the adapter was trained with other options: window 6 → 7, sinks 2 → 1.")
+    found = api.load(tmp_path / "other")
+    assert (found.recipe.window, found.recipe.sinks) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["plain", "absent"], 2, "there is no adapter"),
+        (["plain", "model/model.safetensors"], 2, "is no adapter of sleepc's"),
+        (["plain", "model/config.json"], 1, "not a valid safetensors file"),
+        (["plain", "cut"], 1, "not a valid safetensors file"),
+        (["plain", "foreign"], 2, "trained on other weights"),
+        (["plain", "adapter", "-o", "model"], 2, "exists"),
+        (["plain", "adapter", "-o", "model", "--force"], 2, "is not a sleepc artifact"),
+        (["model", "adapter"], 2, "is not a sleepc artifact"),
+        (["absent", "adapter"], 2, "is not a sleepc artifact"),
+    ],
+)
+def test_what_cannot_be_done_changes_nothing(
+    made: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    (made / "cut").write_bytes((made / "adapter").read_bytes()[:-1])
+    program = api.load(made / "plain")
+    program.source = program.source.model_copy(update={"weights_sha256": "0" * 64})
+    write_adapter(made / "foreign", program, [], {})
+    before = contents(made)
+    found = run_here(capsys, "adapt", *(a if a.startswith("-") else made / a for a in arguments))
+    assert found[0] == code
+    assert found[2].startswith("error: ")
+    assert said in found[2]
+    assert contents(made) == before
+
+
+def test_a_full_disk_leaves_the_old_artifact(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = copy_of(made, tmp_path)
+    before = contents(plain.parent)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "new.safetensors")
+
+    monkeypatch.setattr(artifact, "_save_tensors", full)
+    code, _, err = run_here(capsys, "adapt", plain, made / "adapter")
+    assert code == 1
+    assert "the disk is full" in err
+    assert contents(plain.parent) == before
+    assert [p.name for p in plain.parent.iterdir()] == ["plain"]
