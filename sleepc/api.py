@@ -38,6 +38,7 @@ from sleepc.runtime.session import Session
 
 if TYPE_CHECKING:
     from sleepc.train.adapter import Adapter
+    from sleepc.train.distil import Hooks, Outcome
     from sleepc.verify.verify import VerifyReport
 
 Progress = Callable[[str, float | None], None]
@@ -187,6 +188,58 @@ class Program:
         if merge:
             merge_maps(self)
         return adapter
+
+    def merge(self) -> int:
+        """Make low-rank maps part of the weights; how many weights changed."""
+        from sleepc.train.adapter import merge_maps
+
+        return merge_maps(self)
+
+    def distil(
+        self,
+        text: Sequence[str | Path] = (),
+        *,
+        dataset: str | None = None,
+        field: str = "text",
+        teacher: str | Path | nn.Module | None = None,
+        work: str | Path = "training",
+        resume: bool = False,
+        device: str | None = None,
+        progress: Progress = _silent,
+        hooks: Hooks | None = None,
+        **settings: Any,
+    ) -> Outcome:
+        """Train the memories, or more, towards `teacher` (the original by default) on texts, a data set, or, with
+        neither, on what the teacher writes. `settings` are those of sleepc.train.settings; `work` holds checkpoints,
+        metrics and the adapter. Where it is stopped the program stays as it is, and `resume` goes on.
+
+        Raises UsageError for options that do not fit, SleepcError where the loss is no number.
+        """
+        from sleepc.train.distil import distil
+        from sleepc.train.settings import make_settings
+        from sleepc.train.streams import self_stream, text_stream
+        from sleepc.train.texts import dataset_documents, documents
+
+        chosen, paths, window = make_settings(settings), [Path(path) for path in text], self.graphs.window
+        self._check_bytes()
+        taught = self._teacher(teacher, progress)
+        if paths or dataset:
+            read = (lambda: dataset_documents(dataset, field)) if dataset else (lambda: documents(paths, field))
+            stream = text_stream(read, self.tokenizer(), chosen, window)
+        else:
+            stream = self_stream(taught, self.tokenizer(), chosen, window, device or "cpu")
+        facts = {
+            "text": [str(path) for path in paths] or dataset or "self",
+            "teacher": str(teacher or self.source.name) if not isinstance(teacher, nn.Module) else "module",
+        }
+        progress("training", None)
+        return distil(self, taught, stream, chosen, Path(work), device=device, resume=resume, facts=facts, hooks=hooks)
+
+    def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> ProgramGraphs:
+        if teacher is None:
+            return self.captured(progress)
+        progress("capturing the teacher", None)
+        return capture(self.load_original(teacher, progress), progress)
 
     def save(
         self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = _silent

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
 from sleepc.ir.program import ProgramGraphs, StateSpec
@@ -15,13 +17,16 @@ from sleepc.ir.types import DTYPE_NAMES
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 State = dict[str, Tensor]
+LINEAR = torch.ops.aten.linear.default
 
 
 class EagerSteps:
     """The `Steps` of a program at level STEP. State is a dict of tensors by full name ("3.k").
 
     `parameters` (by key, on `device`, in the dtypes of their ports) may require gradients. With `train=True` nothing is
-    written in place, and `wake_tensors` and `sleep_tensors` are differentiable in parameters and state.
+    written in place, and `wake_tensors` and `sleep_tensors` are differentiable in parameters and state. With `low`,
+    linear maps whose weights are bound in that dtype, and those of the head, are computed in it; all else stays as the
+    graphs say (docs/decisions/0007).
     """
 
     def __init__(
@@ -31,12 +36,17 @@ class EagerSteps:
         *,
         device: str | torch.device = "cpu",
         train: bool = False,
+        low: torch.dtype | None = None,
     ) -> None:
         assert program.clock is not None, "not a program at level STEP"
         self.program, self.device, self.train = program, torch.device(device), train
         functions = PLAIN if train else IN_PLACE
+        last: Mapping[Any, Any] = functions
+        if low is not None:
+            functions = functions | {LINEAR: mixed_linear}
+            last = functions | {LINEAR: partial(mixed_linear, low=low)}
         self._embed = Executor(program.embed, functions, self.device)
-        self._head = Executor(program.head, functions, self.device)
+        self._head = Executor(program.head, last, self.device)
         self._clock = Executor(program.clock, functions, self.device)
         self._wake = {n: Executor(c.wake, functions, self.device) for n, c in program.classes.items()}
         self._sleep = {n: Executor(c.sleep, functions, self.device) for n, c in program.classes.items() if c.sleep}
@@ -78,11 +88,16 @@ class EagerSteps:
         self, state: State, tokens: Tensor, lengths: Tensor, logits: Logits
     ) -> tuple[Tensor | None, State]:
         """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
+        values, new = self.hidden(state, tokens, lengths)
+        return self.logits(values, lengths, logits), new
+
+    def hidden(self, state: State, tokens: Tensor, lengths: Tensor) -> tuple[dict[str, Any], State]:
+        """tokens [B,T], lengths [B] -> (what the head reads, state')."""
         values, new = self.begin(state, tokens, lengths)
         for i in range(len(self._blocks)):
             values["h"], changed = self.wake_block(i, values, state)
             new.update(changed)
-        return self._logits(values, lengths, logits), new
+        return values, new
 
     def begin(self, state: State, tokens: Tensor, lengths: Tensor) -> tuple[dict[str, Any], State]:
         """tokens [B,T], lengths [B] -> (h [B,T,d] and what every block reads beside it, state' but for the blocks')."""
@@ -98,7 +113,8 @@ class EagerSteps:
         h: Tensor = results.pop("h")
         return h, {names[local]: value for local, value in results.items()}
 
-    def _logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
+    def logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
+        """The head on what `hidden` gave -> [B,V], [B,T,V] or None."""
         if logits == "none":
             return None
         last = (lengths - 1).clamp(min=0)
@@ -192,6 +208,14 @@ class EagerSteps:
         """See `Steps.from_named_arrays`."""
         dtypes = {s.name: s.dtype for s in self.program.all_states()}
         return {name: _from_array(arrays[name], dtype).to(self.device) for name, dtype in dtypes.items()}
+
+
+def mixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, low: torch.dtype | None = None) -> Tensor:
+    """x [.., in], weight [out, in], bias [out] -> [.., out] in x's dtype, computed in the weight's dtype or `low`."""
+    dtype = low or weight.dtype
+    if dtype == x.dtype:
+        return linear(x, weight, bias)
+    return linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def _to_array(value: Tensor) -> Array:

@@ -18,6 +18,7 @@ from sleepc.cli.calibrate import calibrate
 from sleepc.cli.chat import chat
 from sleepc.cli.convert import convert
 from sleepc.cli.diff import diff
+from sleepc.cli.distil import distil
 from sleepc.cli.doctor import doctor
 from sleepc.cli.eval import evaluate
 from sleepc.cli.inspect import inspect
@@ -39,6 +40,7 @@ app.command()(convert)
 app.command()(inspect)
 app.command()(verify)
 app.command()(calibrate)
+app.command()(distil)
 app.command()(run)
 app.command()(chat)
 app.command()(diff)

@@ -1,0 +1,105 @@
+"""Checkpoints of a training: masters, the optimiser's state, and where it stands; whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from sleepc.errors import SleepcError
+from sleepc.ir.tensorfile import TensorFile, map_tensor
+
+STATE, FACTS, KEPT = "state.safetensors", "state.json", 2
+MASTER = "master/"
+
+
+class Standing(BaseModel):
+    """Where a training stands: `step` steps are done, `tokens` tokens are read. `run` is what must not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    run: dict[str, Any]
+
+
+def write_checkpoint(
+    folder: Path, standing: Standing, masters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> Path:
+    """Write `folder`/step-00000123 beside its name and rename it; the latest two are kept."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{standing.step:08d}"
+    draft = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+    try:
+        tensors = {MASTER + key: value.detach() for key, value in masters.items()} | _moments(masters, optimiser)
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, draft / STATE)
+        (draft / FACTS).write_text(standing.model_dump_json() + "\n")
+        for name in (STATE, FACTS):
+            with (draft / name).open("rb") as file:
+                os.fsync(file.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for old in checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step-????????"))
+
+
+def read_standing(path: Path) -> Standing:
+    """Where the training stood. Raises SleepcError for a damaged checkpoint."""
+    try:
+        return Standing.model_validate(json.loads((path / FACTS).read_bytes()))
+    except (OSError, ValueError, ValidationError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+
+
+def read_tensors(path: Path, masters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
+    """Set masters and the optimiser's state to those of a checkpoint. Raises SleepcError where they do not fit."""
+    file = TensorFile(path / STATE)
+    with torch.no_grad():
+        for key, master in masters.items():
+            found = file.tensors.get(MASTER + key)
+            if found is None or found.shape != tuple(master.shape) or found.dtype != master.dtype:
+                raise _damaged(path, f"it has no tensor {key} of this shape and dtype")
+            master.copy_(map_tensor(path / STATE, MASTER + key))
+    named = {id(master): key for key, master in masters.items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+        prefix = f"optimiser/{named[id(parameter)]}/"
+        own = [name for name in file.tensors if name.startswith(prefix)]
+        if own:
+            state[number] = {name.removeprefix(prefix): map_tensor(path / STATE, name).clone() for name in own}
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _moments(masters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimiser/{key}/{name}": value
+        for key, master in masters.items()
+        for name, value in optimiser.state.get(master, {}).items()
+    }
+
+
+def _damaged(path: Path, why: str) -> SleepcError:
+    return SleepcError(
+        f"the checkpoint cannot be read: {why}",
+        where=str(path),
+        fix="Remove this checkpoint to go on from the one before it, or start anew without --resume.",
+    )

@@ -1,0 +1,201 @@
+"""Distillation of a converted program: what is trained on what, from which teacher, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sleepc.backends.eager.backend import load as load_eager
+from sleepc.backends.eager.steps import EagerSteps
+from sleepc.errors import UsageError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.runner import run_stages
+from sleepc.recipe import Recipe
+from sleepc.tasks.programs import full_attention
+from sleepc.train.adapter import rank_of, with_rank, with_values, write_adapter
+from sleepc.train.parameters import trained_keys
+from sleepc.train.settings import Settings, parse_stages, phases
+from sleepc.train.student import Student
+from sleepc.train.trainer import Step, Stream, Trainer
+
+if TYPE_CHECKING:
+    from sleepc.api import Program
+
+ADAPTER = "adapter.safetensors"
+
+
+@dataclass
+class Hooks:
+    """What a training tells, and asks, while it runs."""
+
+    on_start: Callable[[Trainer], None] = lambda trainer: None
+    on_step: Callable[[Step], None] = lambda step: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Outcome:
+    """How a training went. `finished` is False where it was stopped; the program is as it was, then."""
+
+    finished: bool
+    steps: int
+    of: int
+    tokens: int
+    trained: int
+    losses: dict[str, tuple[float, float]] = field(default_factory=dict)  # by stage: of its first and last steps
+    adapter: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        losses = {stage: {"first": first, "last": last} for stage, (first, last) in self.losses.items()}
+        facts = {"finished": self.finished, "steps": self.steps, "of": self.of, "tokens": self.tokens}
+        return {**facts, "trained": self.trained, "losses": losses, "adapter": str(self.adapter or "")}
+
+
+def longest(settings: Settings) -> int:
+    """Tokens of the longest pieces."""
+    return max(phase.length for phase in phases(settings))
+
+
+def distil(
+    program: Program,
+    teacher: ProgramGraphs | None,
+    stream: Stream,
+    settings: Settings,
+    work: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    facts: dict[str, Any] | None = None,
+    hooks: Hooks | None = None,
+) -> Outcome:
+    """Train `program` in the folder `work` and give it the trained values; `teacher` is at level CANONICAL.
+
+    `facts` say what is read and who teaches, for checkpoints and the adapter. With several processes (`accelerate
+    launch`) each does its part of every batch. Raises UsageError for options that do not fit, SleepcError where the
+    loss is no number.
+    """
+    accelerator = _accelerator(device)
+    hooks = hooks or Hooks()
+    _check(program, settings, teacher)
+    graphs = with_rank(program.graphs, settings.rank) if settings.train == "low-rank" else program.graphs
+    keys = trained_keys(graphs, settings.train)
+    student = Student(
+        _programs(program, graphs, settings),
+        keys,
+        _teacher(teacher, settings, accelerator.device) if teacher else None,
+        device=accelerator.device,
+        low=settings.precision == "bfloat16",
+        checkpointing=settings.checkpointing,
+    )
+    run = {**settings.model_dump(exclude={"save_every"}), **(facts or {}), "processes": accelerator.num_processes}
+    outcome = Outcome(False, 0, 0, 0, sum(m.numel() for m in student.masters.values()))
+
+    def told(step: Step) -> None:
+        _note(outcome, step)
+        hooks.on_step(step)
+
+    trainer = Trainer(
+        student,
+        settings,
+        stream,
+        work,
+        accelerator,
+        {**run, "program": program.identity},
+        on_step=told,
+        should_stop=hooks.should_stop,
+    )
+    if resume:
+        trainer.resume()
+    hooks.on_start(trainer)
+    outcome.finished = trainer.train()
+    outcome.steps, outcome.of, outcome.tokens = trainer.done, trainer.of, trainer.tokens
+    if outcome.finished:
+        program.graphs = with_values(graphs, student.values())
+        if accelerator.is_main_process:
+            outcome.adapter = work / ADAPTER
+            write_adapter(outcome.adapter, program, keys, {**run, "steps": trainer.done, "tokens": trainer.tokens})
+    accelerator.wait_for_everyone()
+    return outcome
+
+
+def _accelerator(device: str | None) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise UsageError(
+            "training needs accelerate, which is not installed", fix="pip install 'sleepc[train]'"
+        ) from error
+    return Accelerator(cpu=device == "cpu" or (device is None and not torch.cuda.is_available()))
+
+
+def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None) -> None:
+    """Do the stages fit the program and its teacher?"""
+    stages = [name for name, _ in parse_stages(settings.stages)]
+    if teacher is None and stages != ["lengthen"]:
+        raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")
+    if teacher is not None and teacher.vocab != program.graphs.vocab:
+        raise UsageError(
+            f"the teacher has {teacher.vocab} words and the program {program.graphs.vocab}",
+            where="--teacher",
+            fix="A teacher needs the program's own vocabulary.",
+        )
+    same = teacher is None or (len(teacher.layout), teacher.hidden) == (
+        len(program.graphs.layout),
+        program.graphs.hidden,
+    )
+    if "align" in stages and not same:
+        raise UsageError(
+            "align compares blocks one by one, and the teacher has others",
+            where="--stages align",
+            fix="Align on the program's own original.",
+        )
+    limit = teacher.max_positions if teacher is not None else None
+    if limit is not None and limit < settings.length:
+        raise UsageError(
+            f"the teacher has {limit} positions, and pieces have {settings.length} tokens",
+            where="--length",
+            fix=f"Use --length {limit} or less.",
+        )
+    if settings.length <= program.graphs.window:
+        raise UsageError(
+            f"pieces of {settings.length} tokens never reach beyond the window of {program.graphs.window}: nothing "
+            "would be learned of the memories",
+            where="--length",
+            fix=f"Use more than {program.graphs.window}, best several windows.",
+        )
+
+
+def _teacher(canonical: ProgramGraphs, settings: Settings, device: torch.device) -> EagerSteps:
+    graphs = full_attention(canonical, settings.length)
+    if settings.precision != "bfloat16":
+        return load_eager(graphs, device=str(device))
+    return Student({"full": graphs}, [], None, device=device, low=True).bound("full")
+
+
+def _programs(program: Program, graphs: ProgramGraphs, settings: Settings) -> dict[str, ProgramGraphs]:
+    """The program as it is, and where training begins with hard eviction, the same with that."""
+    made = {"own": graphs}
+    recipe = program.recipe
+    if settings.hard and recipe.eviction != "hard" and all(p.window for p in recipe.plan(len(graphs.layout))):
+        made["hard"] = _with_eviction(program, graphs, recipe.model_copy(update={"eviction": "hard"}))
+    else:
+        made["hard"] = graphs
+    return made
+
+
+def _with_eviction(program: Program, graphs: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
+    canonical = program.captured(lambda what, share: None)
+    hard = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+    hard = with_rank(hard, rank_of(graphs))
+    return replace(hard, params=dict(graphs.params))
+
+
+def _note(outcome: Outcome, step: Step) -> None:
+    first, _ = outcome.losses.get(step.stage, (step.loss, step.loss))
+    outcome.losses[step.stage] = (first, step.loss)

@@ -1,0 +1,46 @@
+"""What is minimised: the divergence from the teacher, or the surprise at the next token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ROWS = 256  # tokens at once: logits of a large vocabulary are the largest tensors of a step
+
+
+def kl_sum(teacher: Tensor, student: Tensor, real: Tensor) -> Tensor:
+    """Forward KL(teacher ‖ student), summed over the tokens that are real: logits [B,T,V], real bool [B,T] -> scalar
+    (float32).
+    """
+    teacher, student = teacher[real], student[real]
+    parts = [_kl(t, s) for t, s in zip(torch.split(teacher, ROWS), torch.split(student, ROWS), strict=True)]
+    return torch.stack(parts).sum() if parts else student.float().sum()
+
+
+def _kl(teacher: Tensor, student: Tensor) -> Tensor:
+    p = functional.log_softmax(teacher.detach(), -1, dtype=_wide(teacher))
+    q = functional.log_softmax(student, -1, dtype=_wide(student))
+    return functional.kl_div(q, p, reduction="sum", log_target=True)
+
+
+def surprise_sum(student: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+    """Cross entropy of the tokens that follow, summed: logits [B,T,V], tokens int64 [B,T] that stand one place later,
+    real bool [B,T]: is there one? -> scalar (float32).
+    """
+    wide = student[real].to(_wide(student))
+    return functional.cross_entropy(wide, tokens[real], reduction="sum")
+
+
+def relative_error_sum(found: Tensor, wanted: Tensor, base: Tensor, real: Tensor) -> Tensor:
+    """Squared error of a block's output over the size of what the block adds, summed over real tokens.
+
+    found, wanted, base (the block's input) [B,T,d], real bool [B,T] -> scalar. A block that is missing has 1 per token.
+    """
+    wanted, base = wanted[real].float(), base[real].float()
+    size = (wanted - base).square().mean().clamp_min(1e-12)
+    return (found[real].float() - wanted).square().mean(-1).sum() / size
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

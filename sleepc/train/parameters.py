@@ -1,0 +1,65 @@
+"""Which parameters a training changes, and in which dtypes the others are held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.weights import FileTensor, Param
+from sleepc.train.settings import What
+
+aten = torch.ops.aten
+
+
+def trained_keys(program: ProgramGraphs, what: What) -> list[str]:
+    """Keys of the parameters to train: those that the conversion or low-rank maps added; with `all` every floating
+    parameter of the source too, the first key of each tensor.
+    """
+    keys = list(dict.fromkeys(key for _, names in _ports(program) for key in names.values()))
+    chosen = [key for key in keys if program.params[key].new]
+    if what != "all":
+        return chosen
+    first = {_place(program.params[key]): key for key in reversed(keys)}
+    source = [key for key in keys if not program.params[key].new and program.params[key].dtype.is_floating_point]
+    return chosen + [key for key in source if first[_place(program.params[key])] == key]
+
+
+def tied_keys(program: ProgramGraphs, keys: Iterable[str]) -> dict[str, list[str]]:
+    """For each of `keys` all keys of the same tensor, itself among them (a tied head): they are trained as one."""
+    places: dict[object, list[str]] = {}
+    for key, param in program.params.items():
+        places.setdefault(_place(param), []).append(key)
+    return {key: places[_place(program.params[key])] for key in keys}
+
+
+def linear_keys(program: ProgramGraphs) -> set[str]:
+    """Keys of source weights that nothing but linear maps reads: those that may be held in bfloat16."""
+    linear: set[str] = set()
+    other: set[str] = set()
+    for graph, names in _ports(program):
+        for port, node in graph.ports("param").items():
+            only = all(is_call(user, aten.linear.default) and user.args[0] is not node for user in node.users)
+            (linear if only else other).add(names[port])
+    return {key for key in linear - other if not _is_memory(program.params[key], key)}
+
+
+def _is_memory(param: Param, key: str) -> bool:
+    return param.new and not key.endswith((".low_a", ".low_b"))
+
+
+def _place(param: Param) -> object:
+    if isinstance(param, FileTensor):
+        return param.file, param.tensor
+    return param.value.data_ptr(), param.shape, param.value.stride()
+
+
+def _ports(program: ProgramGraphs) -> Iterator[tuple[Graph, dict[str, str]]]:
+    """Every use of a graph, with the keys of its parameters by port; constants (tables of angles) are left out."""
+    yield program.embed, {name: name for name in program.embed.ports("param")}
+    for block in program.layout:
+        for graph in program.classes[block.cls].graphs():
+            yield graph, {port: block.params[port] for port in graph.ports("param")}
+    yield program.head, {name: name for name in program.head.ports("param")}

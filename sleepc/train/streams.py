@@ -1,0 +1,60 @@
+"""The pieces of every phase: from texts, or from what the teacher writes itself. Exactly the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from sleepc.backends.eager.backend import load
+from sleepc.hf.tokenizer import Tokenizer
+from sleepc.ir.program import ProgramGraphs
+from sleepc.tasks.programs import full_attention
+from sleepc.tasks.source import opening_of
+from sleepc.train.pieces import Piece, pieces, repeated, shuffled
+from sleepc.train.self_text import sampled
+from sleepc.train.settings import STAGES, Phase, Settings
+from sleepc.train.texts import Document
+from sleepc.train.trainer import Stream
+
+BUFFER = 1024  # pieces that are shuffled at once
+SIDE_BY_SIDE = 8  # texts that a teacher writes at a time
+
+
+def text_stream(
+    documents: Callable[[], Iterable[Document]], tokenizer: Tokenizer, settings: Settings, window: int
+) -> Stream:
+    """Pieces of texts, epoch after epoch; those that end inside the first window would teach a memory nothing."""
+
+    def stream(phase: Phase, skip: int) -> Iterator[Piece]:
+        def epoch(number: int) -> Iterator[Piece]:
+            cut = pieces(documents(), tokenizer, phase.length, window + 2)
+            return shuffled(cut, _seed(settings, phase), BUFFER, number)
+
+        return islice(repeated(epoch), skip, None)
+
+    return stream
+
+
+def self_stream(
+    canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, device: str = "cpu"
+) -> Stream:
+    """Pieces that the teacher writes."""
+
+    def stream(phase: Phase, skip: int) -> Iterator[Piece]:
+        return sampled(
+            load(full_attention(canonical, phase.length), device=device),
+            opening_of(tokenizer),
+            phase.length,
+            _seed(settings, phase),
+            SIDE_BY_SIDE,
+            eos_ids=tokenizer.eos_ids,
+            least=window + 2,
+            start=skip,
+        )
+
+    return stream
+
+
+def _seed(settings: Settings, phase: Phase) -> int:
+    """Another order for every phase."""
+    return settings.seed * 1_000_003 + phase.length * len(STAGES) + STAGES.index(phase.stage)

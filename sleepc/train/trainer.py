@@ -1,0 +1,250 @@
+"""The training loop: pieces in, steps of AdamW, metrics and checkpoints out. One process or many."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sleepc.errors import SleepcError, UsageError
+from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, write_checkpoint
+from sleepc.train.pieces import Piece, batch_of
+from sleepc.train.settings import Phase, Settings, phases
+from sleepc.train.student import Student, parts_of
+from sleepc.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Stream = Callable[[Phase, int], Iterator[Piece]]
+"""The pieces of a phase, without its first so many."""
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known after a step. `loss` is per token: KL in nats, relative error of blocks, or surprise in nats."""
+
+    step: int
+    of: int
+    stage: str
+    eviction: str
+    length: int
+    loss: float
+    tokens: int
+    lr: float
+    grad_norm: float
+    seconds: float
+    tokens_per_second: float
+
+
+class Trainer:
+    """Trains a student by `settings` on the pieces of `stream`, in the folder `work`.
+
+    `run_facts` are what a checkpoint must agree with to be gone on from. `on_step` sees every step's figures, and
+    `should_stop` is asked after each (in any process: one is enough to stop all).
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        settings: Settings,
+        stream: Stream,
+        work: Path,
+        accelerator: Accelerator,
+        run_facts: dict[str, Any],
+        *,
+        on_step: Callable[[Step], None] = lambda step: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.student, self.settings, self.stream, self.work = student, settings, stream, work
+        self.accelerator, self.run_facts = accelerator, run_facts
+        self.on_step, self.should_stop = on_step, should_stop
+        self.phases = phases(settings)
+        self.of = sum(phase.steps for phase in self.phases)
+        self.done = self.tokens = 0
+        self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.999), weight_decay=settings.weight_decay)
+        self.micro = _micro(settings, accelerator.num_processes)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameters by learning rate: the memories', low-rank maps', the source's."""
+        s, rates = self.settings, {"memory": self.settings.lr, "low": self.settings.low_rank_lr}
+        groups: dict[str, list[Tensor]] = {}
+        for key, master in self.student.masters.items():
+            new = self.student.program.params[key].new
+            kind = "low" if key.endswith((".low_a", ".low_b")) else "memory" if new else "source"
+            groups.setdefault(kind, []).append(master)
+        return [
+            {"params": params, "lr": rates.get(kind, s.weights_lr), "full": rates.get(kind, s.weights_lr)}
+            for kind, params in groups.items()
+        ]
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def resume(self) -> int:
+        """Go on from the last checkpoint of the folder, if there is one: how many steps are done.
+
+        Raises UsageError where it is of another run, SleepcError where it is damaged.
+        """
+        found = checkpoints(self.work)
+        if not found:
+            return 0
+        standing = read_standing(found[-1])
+        other = sorted(
+            k for k in standing.run.keys() | self.run_facts.keys() if standing.run.get(k) != self.run_facts.get(k)
+        )
+        if other:
+            raise UsageError(
+                f"the stopped training differs in {', '.join(other)}: "
+                + "; ".join(f"{k} {standing.run.get(k)} then, {self.run_facts.get(k)} now" for k in other[:3]),
+                where=str(found[-1]),
+                fix="Give the same options again, or start anew without --resume.",
+            )
+        read_tensors(found[-1], self.student.masters, self.optimiser)
+        self.done, self.tokens = standing.step, standing.tokens
+        return self.done
+
+    def save(self) -> None:
+        """A checkpoint of what is done, by the first process."""
+        if self.accelerator.is_main_process:
+            standing = Standing(step=self.done, tokens=self.tokens, run=self.run_facts)
+            write_checkpoint(self.work, standing, self.student.masters, self.optimiser)
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def train(self) -> bool:
+        """Take the steps that are left; False where it was stopped before the end (a checkpoint is there then)."""
+        self._cut_metrics()
+        before = 0
+        for phase in self.phases:
+            skipped = min(max(self.done - before, 0), phase.steps)
+            if skipped < phase.steps and not self._phase(phase, skipped):
+                return False
+            before += phase.steps
+        self.save()
+        return True
+
+    def _phase(self, phase: Phase, done: int) -> bool:
+        pieces = self.stream(phase, done * self.settings.batch)
+        for i in range(done, phase.steps):
+            self._show(self._step(phase, phase.start + i, list(islice(pieces, self.settings.batch))))
+            if self._anybody_stops():
+                self.save()
+                return False
+            if self.done % self.settings.save_every == 0:
+                self.save()
+        return True
+
+    def _step(self, phase: Phase, i: int, batch: list[Piece]) -> Step:
+        started = time.perf_counter()
+        lr = self._schedule(phase, i)
+        name = "hard" if phase.stage == "distil" and i < self.settings.hard * phase.whole else "own"
+        counted = sum(len(piece) - (phase.stage == "lengthen") for piece in batch)
+        mine = self._mine(batch)
+        loss = sum(
+            self._backward(phase, name, mine[n : n + self.micro], counted) for n in range(0, len(mine), self.micro)
+        )
+        norm, loss = self._gather(float(loss))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise SleepcError(
+                f"the loss is {loss} and the gradient's norm {norm} at step {self.done + 1}",
+                where=phase.stage,
+                fix="Use a smaller learning rate. --resume goes on from the last checkpoint, which is whole.",
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.done, read = self.done + 1, sum(map(len, batch))
+        self.tokens += read
+        seconds = time.perf_counter() - started
+        return Step(
+            self.done, self.of, phase.stage, name, phase.length, loss, self.tokens, lr, norm, seconds, read / seconds
+        )
+
+    def _mine(self, batch: list[Piece]) -> list[Piece]:
+        return batch[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _backward(self, phase: Phase, name: str, rows: list[Piece], counted: int) -> float:
+        """Gradients of some pieces' part of the mean loss; that part."""
+        tokens, lengths = (torch.from_numpy(a).to(self.student.device) for a in batch_of(rows))
+        windows = self.settings.truncate or max(-(-tokens.shape[1] // self.student.program.window), 1)
+        carry, found = self.student.begin(len(rows)), 0.0
+        for part in parts_of(tokens, lengths, windows * self.student.program.window):
+            loss, carry = self.student.read(phase.stage, name, part, carry)
+            loss = loss / counted
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
+            carry, found = carry.detached(), found + float(loss.detach())
+        return found
+
+    def _gather(self, loss: float) -> tuple[float, float]:
+        """Sum gradients over processes and clip them: their norm before that, and the loss."""
+        masters = list(self.student.masters.values())
+        for master in masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        if self.accelerator.num_processes > 1:
+            flat = torch.cat(
+                [m.grad.flatten() for m in masters if m.grad is not None] + [masters[0].new_tensor([loss])]
+            )
+            flat = self.accelerator.reduce(flat, "sum")
+            loss = float(flat[-1])
+            for master, part in zip(masters, flat[:-1].split([m.numel() for m in masters]), strict=True):
+                master.grad = part.view_as(master).clone()
+        norm = torch.nn.utils.clip_grad_norm_(masters, self.settings.clip)
+        return float(norm), loss
+
+    def _schedule(self, phase: Phase, i: int) -> float:
+        """Set the learning rates of a stage's step i: up over the first steps, then down along a cosine to a tenth."""
+        rise = max(round(self.settings.warm_up * phase.whole), 1)
+        share = (
+            (i + 1) / rise
+            if i < rise
+            else 0.1 + 0.45 * (1 + math.cos(math.pi * (i - rise) / max(phase.whole - rise, 1)))
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["full"] * min(share, 1.0)
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def _anybody_stops(self) -> bool:
+        stop = torch.tensor([float(self.should_stop())], device=self.accelerator.device)
+        return (
+            bool(self.accelerator.reduce(stop, "sum").item() > 0) if self.accelerator.num_processes > 1 else bool(stop)
+        )
+
+    # ------------------------------------------------------------------------------------------ metrics
+
+    def _show(self, step: Step) -> None:
+        if self.accelerator.is_main_process:
+            self.work.mkdir(parents=True, exist_ok=True)
+            with (self.work / METRICS).open("a") as file:
+                file.write(json.dumps(asdict(step)) + "\n")
+            self.on_step(step)
+
+    def _cut_metrics(self) -> None:
+        """Drop the lines of steps that come again."""
+        path = self.work / METRICS
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            write_whole(path, "".join(lines[: self.done]).encode())
+
+
+def _micro(settings: Settings, processes: int) -> int:
+    """Pieces of one forward pass. Raises UsageError where the batch cannot be divided so."""
+    parts = settings.accumulate * processes
+    if settings.batch % parts:
+        raise UsageError(
+            f"a batch of {settings.batch} pieces cannot be divided into {settings.accumulate} parts of {processes} "
+            "processes",
+            where="--batch",
+            fix=f"Use a multiple of {parts}.",
+        )
+    return settings.batch // parts
