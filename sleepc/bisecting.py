@@ -27,6 +27,7 @@ from sleepc.passes.pipeline import FRONT, rewrite_stages
 from sleepc.passes.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
+from sleepc.train.adapter import merge_maps, trained_weights
 from sleepc.verify.invariants import absolute
 from sleepc.verify.report import TOLERANCES
 from sleepc.verify.texts import default_text, says_something
@@ -50,8 +51,8 @@ class Row:
 @dataclass
 class Bisection:
     """All programs on the way. `stored` says how the artifact's program differs from the one that its recipe makes
-    today, `trained` which parameters of memories have other values (training does that too), `damaged` which tensors
-    have other bytes than the artifact says.
+    today, `trained` which parameters of memories, or weights that the artifact says were trained, have other values,
+    `damaged` which tensors have other bytes than the artifact says.
     """
 
     tokens: int
@@ -122,11 +123,19 @@ def bisect_artifact(
     found, fresh = bisect(capture_flat(typed, values=module), program.recipe, probe, progress)
     if fresh is not None:
         strategies = {plan.strategy for plan in program.recipe.plan(len(fresh.layout))}
-        hidden = not strategies & {"insert", "replace"}
-        _compare_stored(found, program.graphs, fresh, probe, hidden=hidden)
+        stored, weights = _trained_weights(program)
+        hidden = not strategies & {"insert", "replace"} and not weights
+        _compare_stored(found, stored, fresh, probe, weights, hidden=hidden)
     progress("hashing the artifact", None)
     found.damaged = [key for key, intact in artifact.verify_hashes(program.graphs) if not intact]
     return found
+
+
+def _trained_weights(program: api.Program) -> tuple[ProgramGraphs, set[str]]:
+    """An artifact's program, its low-rank maps merged into the weights, and which weights a training has changed."""
+    merged = replace(program, report=dict(program.report))
+    merge_maps(merged)
+    return merged.graphs, trained_weights(merged)
 
 
 def _tokens(program: api.Program) -> list[int]:
@@ -196,18 +205,20 @@ def _rewrites(each: Pass, program: ProgramGraphs) -> str:
 
 
 def _compare_stored(
-    found: Bisection, stored: ProgramGraphs, fresh: ProgramGraphs, probe: Probe, *, hidden: bool
+    found: Bisection, stored: ProgramGraphs, fresh: ProgramGraphs, probe: Probe, weights: set[str], *, hidden: bool
 ) -> None:
     """Note how an artifact's program differs from a fresh one, and whether its numbers are right.
 
-    `hidden`: up to the first sleep its memories show in no number, whatever was trained.
+    `weights` of the model itself have been trained. `hidden`: up to the first sleep its memories show in no number,
+    whatever was trained.
     """
     differs = diff_programs(fresh, stored)
-    found.trained = [key for key in differs.changed if fresh.params[key].new]
+    found.trained = [key for key in differs.changed if fresh.params[key].new or key in weights]
     found.stored = replace(differs, changed=[key for key in differs.changed if key not in found.trained])
     row = probe(STORED, "", stored)
     if not row.ok and row.error is not None and found.stored.equal and found.trained and not hidden:
-        row = replace(row, ok=True, detail="its mixers have been trained: other numbers are meant")
+        what = "weights" if weights else "mixers"
+        row = replace(row, ok=True, detail=f"its {what} have been trained: other numbers are meant")
     found.rows.append(row)
 
 

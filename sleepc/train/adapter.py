@@ -110,9 +110,22 @@ def note_training(program: Program, keys: Iterable[str], facts: Mapping[str, Any
     """Note in the program's report that these parameters were trained, and what is known of it. `weights` lists those
     of the source that have other values by now.
     """
-    params, old = program.graphs.params, program.report.get("training", {})
-    weights = {*old.get("weights", ()), *(key for key in keys if not params[key].new)}
-    program.report["training"] = {**old, **facts, "weights": sorted(weights), "rank": rank_of(program.graphs)}
+    params = program.graphs.params
+    weights = trained_weights(program) | {key for key in keys if not params[key].new}
+    notes = {**_notes(program), **facts, "weights": sorted(weights), "rank": rank_of(program.graphs)}
+    program.report["training"] = notes
+
+
+def trained_weights(program: Program) -> set[str]:
+    """The source's weights that have been trained or merged, as the program's report says."""
+    found = _notes(program).get("weights")
+    listed = found if isinstance(found, list) else []
+    return {key for key in listed if isinstance(key, str) and key in program.graphs.params}
+
+
+def _notes(program: Program) -> dict[str, Any]:
+    found = program.report.get("training")
+    return found if isinstance(found, dict) else {}
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -230,7 +243,7 @@ def _check_source(program: Program, adapter: Adapter) -> None:
 
 def _check_restorable(program: Program, adapter: Adapter) -> None:
     """Weights that were trained or merged before are not in the source's files any more."""
-    lost = [k for k in program.report.get("training", {}).get("weights", ()) if k not in adapter.values]
+    lost = sorted(trained_weights(program) - set(adapter.values))
     if lost:
         raise UsageError(
             f"{len(lost)} weights of the artifact have been trained or merged, and the adapter has none for them: "

@@ -57,6 +57,11 @@ def test_an_artifact_is_replaced_and_holds(made: Path, tmp_path: Path, capsys: p
     code, said, _ = run_here(capsys, "verify", plain)
     assert code == 0, said
     assert "the model's own weights have been trained" in said
+    code, said, _ = run_here(capsys, "bisect", plain, "--json")
+    assert code == 0, said
+    told = json.loads(said)
+    assert told["rows"][-1]["detail"] == "its weights have been trained: other numbers are meant"
+    assert set(found.report["training"]["weights"]) < set(told["trained"])
 
 
 def test_another_artifact_is_made(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
