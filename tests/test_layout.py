@@ -35,6 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hf": {"ir", "ops", "capture"},
     "verify": {"ir", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
     "tasks": {"ir", "ops", "passes", "runtime", "hf", "recipe", "verify"},
+    "train": {
+        *("ir", "ops", "passes", "backends", "runtime", "verify", "tasks", "hf"),
+        *("recipe", "manifest", "artifact", "whole_file"),
+    },
     "artifact": {"ir", "ops", "passes", "backends", "hf", "recipe", "manifest"},
     "inspection": {"ir", "ops", "passes", "recipe"},
     "diffing": {"ir"},

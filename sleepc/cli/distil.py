@@ -92,6 +92,7 @@ def distil(
     """Train a converted model's memories to give what its original gives, from texts, with sleeps in the loop."""
     from sleepc import api
     from sleepc.artifact import check_free
+    from sleepc.train.checkpoint import forget_checkpoints
     from sleepc.train.distil import Hooks
 
     if sum((bool(text), dataset is not None, own)) != 1:
@@ -141,6 +142,7 @@ def distil(
             program.merge()
         if outcome.finished and first:
             program.save(target, force=True, progress=live.display)
+            forget_checkpoints(work)
     if first:
         _tell(outcome, target, work, live.seconds, as_json=as_json)
     if not outcome.finished:
@@ -157,7 +159,7 @@ def _check_work(work: Path, *, resume: bool, force: bool) -> None:
     found = bool(checkpoints(work))
     if resume and not found:
         raise UsageError("there is no training to go on with", where=str(work), fix="Leave --resume out.")
-    if found and not resume and not force and not (work / "finished").exists():
+    if found and not resume and not force:
         raise UsageError(
             "a training was stopped here",
             where=str(work),

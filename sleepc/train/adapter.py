@@ -27,7 +27,7 @@ from sleepc.recipe import Recipe
 from sleepc.whole_file import write_whole
 
 if TYPE_CHECKING:
-    from sleepc.api import Program
+    from sleepc.train.program import Program
 
 FORMAT = 1
 MAX_TEXT = 1 << 20  # characters of a text in the header

@@ -62,6 +62,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-????????"))
 
 
+def forget_checkpoints(folder: Path) -> None:
+    """Remove them: the training is over."""
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+
+
 def read_standing(path: Path) -> Standing:
     """Where the training stood. Raises SleepcError for a damaged checkpoint."""
     try:

@@ -24,7 +24,7 @@ from sleepc.train.student import Student
 from sleepc.train.trainer import Step, Stream, Trainer
 
 if TYPE_CHECKING:
-    from sleepc.api import Program
+    from sleepc.train.program import Program
 
 ADAPTER = "adapter.safetensors"
 

@@ -1,0 +1,30 @@
+"""What training needs of a converted program (sleepc.api.Program is one)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from sleepc.hf.tokenizer import Tokenizer
+from sleepc.ir.program import ProgramGraphs
+from sleepc.manifest import Source
+from sleepc.recipe import Recipe
+
+
+class Program(Protocol):
+    """A converted model; `graphs` and `report` are what training changes, `canonical` is the original where it is known."""
+
+    graphs: ProgramGraphs
+    recipe: Recipe
+    source: Source
+    report: dict[str, Any]
+    canonical: ProgramGraphs | None
+    path: Path | None
+    identity: str
+
+    def captured(self, progress: Callable[[str, float | None], None]) -> ProgramGraphs:
+        """The original at level CANONICAL."""
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; UsageError where it has none."""
