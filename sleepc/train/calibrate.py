@@ -29,7 +29,7 @@ from sleepc.passes.find_sites import find_site
 from sleepc.recipe import LayerPlan
 from sleepc.tasks.asking import surprises
 from sleepc.train.adapter import with_values
-from sleepc.train.gates import Setting, gate_values, half_lives, output_gate, strengths, targets
+from sleepc.train.gates import MIXES, Setting, gate_values, half_lives, output_gate, strengths, targets
 from sleepc.train.layer_files import LayerFiles, LayerReport, range_of
 from sleepc.train.local import (
     Example,
@@ -47,7 +47,7 @@ from sleepc.train.texts import Document
 from sleepc.verify.shake import MEMORY, without_memories
 
 if TYPE_CHECKING:
-    from sleepc.api import Program
+    from sleepc.train.program import Program
 
 Progress = Callable[[str, float | None], None]
 WINDOWS = 4  # of a piece: three sleeps
@@ -258,7 +258,8 @@ def _each_layer(
             yield done[i]
         elif i in reaches:
             tell = _teller(progress, i, len(plans), settings.steps)
-            found = _calibrate_layer(subject, layer, plans[i].strategy, _setting(program, i, plans[i]), tell)
+            setting = _setting(program, canonical, i, plans[i])
+            found = _calibrate_layer(subject, layer, setting, tell)
             if files is not None:
                 files.keep(*found)
             yield found
@@ -276,12 +277,11 @@ def _reach(program: Program, plan: LayerPlan) -> Reach:
     return Reach(window, program.recipe.sinks, program.recipe.eviction == "hard")
 
 
-def _setting(program: Program, i: int, plan: LayerPlan) -> Setting:
-    recipe, graphs = program.recipe, program.graphs
-    start, end = recipe.loop_range(len(graphs.layout))
+def _setting(program: Program, canonical: ProgramGraphs, i: int, plan: LayerPlan) -> Setting:
+    recipe = program.recipe
+    start, end = recipe.loop_range(len(canonical.layout))
     loops = recipe.recurs and start <= i < end
-    assert program.canonical is not None
-    site = find_site(program.canonical.classes[program.canonical.layout[i].cls].wake)
+    site = find_site(canonical.classes[canonical.layout[i].cls].wake)
     return Setting(
         strategy=plan.strategy,
         window=recipe.window,
@@ -301,7 +301,7 @@ def _teller(progress: Progress, i: int, count: int, steps: int) -> Callable[[int
 
 
 def _calibrate_layer(
-    subject: _Subject, layer: Layer, strategy: str, setting: Setting, tell: Callable[[int, float], None]
+    subject: _Subject, layer: Layer, setting: Setting, tell: Callable[[int, float], None]
 ) -> tuple[dict[str, Tensor], LayerReport]:
     """New values by key, and what they are worth."""
     i, s = layer.index, layer.statistics
@@ -337,7 +337,7 @@ def _calibrate_layer(
     half_life = half_lives(by_port)
     report = LayerReport(
         layer=i,
-        strategy=strategy,
+        strategy=setting.strategy,
         distance=range_of(s.distance),
         far=range_of(s.far),
         half_life=None if half_life is None else range_of(half_life),
@@ -361,7 +361,7 @@ def _examples(subject: _Subject, layer: Layer) -> list[Example]:
 def _gates(
     subject: _Subject, layer: Layer, ports: dict[str, str], now: dict[str, Tensor], s: HeadStatistics, setting: Setting
 ) -> Iterator[dict[str, Tensor]]:
-    """What the gates may be set to, by key: with the mix as the attention has it, and with the mix as it is."""
+    """What the gates may be set to, by key: with some mixes, and with the mix as it is."""
     by_port = {port: now[key] for port, key in ports.items()}
     goal = targets(s, setting, len(by_port["memory.b_b"]))
     extra: dict[str, Tensor] = {}
@@ -371,8 +371,8 @@ def _gates(
         own = materialise(only_block(canonical, layer.index), "cpu")
         bound = {port: own[key] for port, key in block.params.items()}
         extra = output_gate(by_port, s, canonical.classes[block.cls].wake, bound, layer.h[0])
-    for mix in (True, False) if "memory.b_m" in by_port else (False,):
-        yield {ports[port]: value for port, value in {**gate_values(by_port, goal, mix=mix), **extra}.items()}
+    for mix in (*MIXES, None) if "memory.b_m" in by_port else (None,):
+        yield {ports[port]: value for port, value in {**gate_values(by_port, goal, mix), **extra}.items()}
 
 
 # -- the whole -------------------------------------------------------------------------------------

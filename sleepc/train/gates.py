@@ -20,7 +20,8 @@ from sleepc.train.statistics import HeadStatistics
 TAU = (0.001, 5.0)  # decay per token of a memory in attention's place
 LONGEST = 16  # windows: the longest half-life of a memory beside attention, as at conversion
 LEAST_SHARE = 1e-3  # of a head's attention: below it there is nothing to set a half-life by
-MIX = (0.002, 0.5)  # of a memory beside attention
+MIX = (1e-4, 0.5)  # of a memory beside attention
+MIXES = (1 / 4, 1 / 16, 1 / 64)  # parts of what attention lost that a memory which has not learned is let answer for
 OPEN = 0.01  # of the context's size: how far an output gate is opened
 LINEAR = 1e-3  # relative error up to which v counts as linear in x
 
@@ -42,11 +43,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Targets:
-    """Of every memory [H]: half-life in tokens (NaN: leave it) and write strength; `mix` of every query head [Hq]."""
+    """Of every memory [H]: half-life in tokens (NaN: leave it) and write strength; of every query head [Hq] the
+    share of attention that the memory answers for.
+    """
 
     half_life: Tensor
     beta: Tensor
-    mix: Tensor
+    share: Tensor
 
 
 def targets(s: HeadStatistics, setting: Setting, memories: int) -> Targets:
@@ -61,7 +64,7 @@ def targets(s: HeadStatistics, setting: Setting, memories: int) -> Targets:
         # there, each pass of a sleep anew. What decay is to keep for a half-life, correction must not erase sooner.
         known = torch.nan_to_num(half_life, nan=float(setting.window))
         beta = beta * (2 * math.log(2) * setting.width / (known * setting.writes)).clamp(max=1.0)
-    return Targets(half_life * setting.decays, beta, s.share.clamp(*MIX))
+    return Targets(half_life * setting.decays, beta, s.share)
 
 
 def _half_life(s: HeadStatistics, setting: Setting, memories: int) -> Tensor:
@@ -81,10 +84,11 @@ def _by_memory(value: Tensor, memories: int) -> Tensor:
     return value.reshape(memories, -1).mean(1)
 
 
-def gate_values(now: Mapping[str, Tensor], goal: Targets, *, mix: bool = True) -> dict[str, Tensor]:
+def gate_values(now: Mapping[str, Tensor], goal: Targets, mix: float | None = None) -> dict[str, Tensor]:
     """New values by port for the gates in `now` (a block's new parameters by port), which no longer depend on x.
 
-    softplus(dt) = ln 2 / half-life with log_a = 0, and sigmoid(b_b) = beta; with `mix` sigmoid(b_m) = mix.
+    softplus(dt) = ln 2 / half-life with log_a = 0, and sigmoid(b_b) = beta; with `mix` sigmoid(b_m) = mix times the
+    share that attention lost.
     """
     values: dict[str, Tensor] = {"memory.b_b": torch.logit(goal.beta), "memory.w_b": _zero(now, "memory.w_b")}
     if "memory.dt" in now:
@@ -95,8 +99,9 @@ def gate_values(now: Mapping[str, Tensor], goal: Targets, *, mix: bool = True) -
         values["memory.dt"] = torch.where(kept, now["memory.dt"].double(), dt)
         values["memory.log_a"] = torch.where(kept, now["memory.log_a"].double(), 0.0)
         values["memory.w_a"] = _zero(now, "memory.w_a")
-    if mix and "memory.b_m" in now:
-        values |= {"memory.b_m": torch.logit(goal.mix), "memory.w_m": _zero(now, "memory.w_m")}
+    if mix is not None and "memory.b_m" in now:
+        mixed = torch.logit((goal.share * mix).clamp(*MIX))
+        values |= {"memory.b_m": mixed, "memory.w_m": _zero(now, "memory.w_m")}
     return {port: value.to(now[port].dtype) for port, value in values.items()}
 
 
@@ -129,7 +134,7 @@ def value_map(wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor) -> Tenso
     """W_v [Hkv,dv,hidden] of a block: v = W_v x + c, found by evaluation; None where v is not linear in x alone."""
     part = _from_x_to_v(wake)
     ports = part.ports()
-    if any(name not in bound and name != "x" for name in ports):
+    if any(name not in bound and name not in ("x", "h") for name in ports):
         return None
     run = Executor(part, PLAIN, torch.device("cpu"))
     dtype = ports["x"].meta["type"].dtype
@@ -137,7 +142,7 @@ def value_map(wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor) -> Tenso
     unit = torch.cat([torch.zeros(1, width, dtype=dtype), torch.eye(width, dtype=dtype)])[None]
 
     def value(x: Tensor) -> Tensor:
-        found: Tensor = run({**bound, "x": x})["v"][0]  # [Hkv,T,dv]
+        found: Tensor = run({**bound, "x": x, "h": x})["v"][0]  # [Hkv,T,dv]; of h only the size is left
         return found
 
     v = value(unit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from torch import Tensor
 from sleepc.errors import UsageError
 from sleepc.whole_file import write_whole
 
+FINISHED = "layer-*.json"
 OURS = re.compile(r"\.?layer-\d{4}\.(json|safetensors)(\.[0-9a-f]{8}\.part)?")
 Range = tuple[float, float]
 
@@ -75,7 +75,7 @@ class LayerFiles:
             for file in files:
                 file.unlink()
             return
-        for file in self.folder.glob("layer-*.json"):
+        for file in self.folder.glob(FINISHED):
             if _read(file).calibration != self.calibration:
                 raise UsageError(
                     "the unfinished calibration was of another text, other options or another artifact",
@@ -100,10 +100,6 @@ class LayerFiles:
         done = _Finished(calibration=self.calibration, report=report)
         write_whole(path, (done.model_dump_json(indent=1) + "\n").encode())
 
-    def remove(self) -> None:
-        """Away with the folder."""
-        shutil.rmtree(self.folder)
-
     def _paths(self, layer: int) -> tuple[Path, Path]:
         return self.folder / f"layer-{layer:04d}.json", self.folder / f"layer-{layer:04d}.safetensors"
 
@@ -114,6 +110,13 @@ def _read(path: Path) -> _Finished:
     except (OSError, ValueError, ValidationError) as error:
         line = str(error).splitlines()[0]
         raise UsageError(f"cannot read {path}: {line}", where="--resume", fix="Leave --resume out.") from error
+
+
+def forget(folder: Path) -> None:
+    """Remove the files of a calibration that has come to its end."""
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
 
 
 def range_of(values: Tensor) -> Range:

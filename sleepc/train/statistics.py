@@ -96,7 +96,7 @@ class Recorder:
         seen, mass = (p > 0).sum(-1), p.sum(-1)
         chosen = (seen > 1) & (mass > 0)
         even = p / mass.clamp(min=torch.finfo(torch.float64).tiny)[..., None]
-        entropy = -torch.special.xlogy(even, even).sum(-1) / seen.clamp(min=2).log()
+        entropy = -torch.special.xlogy(even, even).sum(-1) / seen.clamp(min=2).double().log()
         near = p * self.reach.memorable(tokens)
         far = p * gone
         return {

@@ -1,0 +1,107 @@
+"""`sleepc calibrate ARTIFACT --text FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sleepc.cli.display import Display, err, number, out, print_json
+from sleepc.cli.options import Artifact
+
+if TYPE_CHECKING:
+    from sleepc.train.calibrate import CalibrationReport
+    from sleepc.train.layer_files import LayerReport, Range
+
+
+def calibrate(
+    artifact: Artifact,
+    text: Annotated[
+        list[Path], typer.Option(help="A text file, a .jsonl file, or a folder of them; may be given several times.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The artifact directory to make; without it ARTIFACT is replaced."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to learn from; as many are held apart.")] = 2048,
+    steps: Annotated[int, typer.Option(min=0, help="Local steps for each layer; 0 sets gates only.")] = 300,
+    against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the layers that were finished.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists at -o.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Set a model's memories by what the original attends to, then step each layer towards it; minutes on a laptop."""
+    from sleepc import api
+    from sleepc.artifact import check_free
+    from sleepc.train.calibrate import CalibrationSettings
+    from sleepc.train.calibrate import calibrate as run
+    from sleepc.train.layer_files import FINISHED, forget
+    from sleepc.train.texts import documents
+
+    target = output or artifact
+    program = api.load(artifact)
+    check_free(target, force=force or output is None)  # before any work
+    read = documents(text)
+    display = Display(err)
+    work = target.resolve().with_name(f".{target.resolve().name}.calibration")
+    with display.doing("calibrate"):
+        program.steps()  # are the bytes those of the conversion?
+        if against is not None:
+            program.captured(display, program.load_original(against, display))
+        try:
+            report = run(program, read, CalibrationSettings(tokens=tokens, steps=steps), display, work, resume)
+        except KeyboardInterrupt:
+            done = len(list(work.glob(FINISHED)))
+            err.print(f"{done} layer{'' if done == 1 else 's'} finished: --resume goes on from there")
+            raise
+    if report.kept:
+        with display.doing("save"):
+            program.save(target, force=True, progress=display)
+    forget(work)
+    if as_json:
+        print_json({"artifact": str(artifact), "output": str(target) if report.kept else None, **report.to_json()})
+    else:
+        _tell(report, target)
+    if not report.kept:
+        raise typer.Exit(1)
+
+
+def _tell(report: CalibrationReport, target: Path) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title="local error, on text held apart")
+    for name in ("layer", "looks back", "half-life", "β", "no memory", "before", "gates", "steps"):
+        table.add_column(name, justify="right")
+    table.add_column("kept")
+    for layer in report.layers:
+        table.add_row(*_row(layer))
+    out.print(table)
+    figures = report.perplexity
+    out.print(
+        f"perplexity beyond {number(report.window)} tokens   no memory {figures['control']:.3f} · before "
+        f"{figures['before']:.3f} · after {figures['after']:.3f}"
+    )
+    for note in report.notes:
+        out.print(f"[dim]{note}[/]")
+    where = str(target) if report.kept else "nothing is saved: it does not help"
+    out.print(f"{where}   [dim]{number(report.tokens)} tokens, {report.seconds:.1f} s[/]")
+
+
+def _row(layer: LayerReport) -> list[str]:
+    return [
+        str(layer.layer),
+        _range(layer.distance, 0),
+        _range(layer.half_life, 0) if layer.half_life else "–",
+        _range(layer.beta, 2),
+        f"{layer.control:.4f}",
+        f"{layer.before:.4f}",
+        f"{layer.gates:.4f}",
+        "–" if layer.steps is None else f"{layer.steps:.4f}",
+        ", ".join(layer.kept) or "nothing",
+    ]
+
+
+def _range(of: Range, digits: int) -> str:
+    low, high = (f"{x:.{digits}f}" for x in of)
+    return low if low == high else f"{low}–{high}"
