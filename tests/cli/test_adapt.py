@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 
 from sleepc import api, artifact
 from sleepc.errors import SleepcWarning
+from sleepc.ir.weights import HeldTensor
+from sleepc.manifest import digest, weights_digest
 from sleepc.train.adapter import rank_of, write_adapter
 from tests.cli.models import run_here, save_model
 from tests.families import make_module
@@ -98,6 +101,29 @@ def test_a_conversion_takes_the_options_of_the_training(
     assert err.startswith("warning: the adapter was trained with other options: window 6 → 7, sinks 2 → 1.")
     found = api.load(tmp_path / "other")
     assert (found.recipe.window, found.recipe.sinks) == (7, 1)
+
+
+def test_the_hash_is_of_the_values_wherever_they_are(made: Path) -> None:
+    graphs = api.load(made / "plain").graphs
+    held = replace(graphs, params={key: HeldTensor(p.materialise(), p.new) for key, p in graphs.params.items()})
+    assert weights_digest(held) == weights_digest(graphs)
+    first = min(key for key, p in graphs.params.items() if not p.new)
+    held.params[first] = HeldTensor(held.params[first].materialise() + 1)
+    assert weights_digest(held) != weights_digest(graphs)
+
+
+def test_an_artifact_from_before_there_were_hashes(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = copy_of(made, tmp_path)
+    data = json.loads((plain / "sleepc.json").read_text())
+    assert data["source"].pop("weights_sha256")
+    (plain / "sleepc.json").write_text(json.dumps({**data, "sha256": digest(data)}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SleepcWarning)
+        code, _, err = run_here(capsys, "adapt", plain, made / "adapter")
+    assert code == 0
+    assert err.startswith("warning: the artifact does not say which weights it was made of")
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,15 @@ from tests.families import VOCAB, family
 
 RECURRENT: dict[str, Any] = {"consolidation": "recurrent", "passes": 2, "loop": "0:1"}
 # (family, options, linear maps in a block): separate and fused projections, Conv1D, transposed weights, experts.
-CASES = [
+CASES: list[Any] = [
     ("llama", {}, 7),
     ("llama", {"strategy": "insert"}, 7),
     ("llama", {"strategy": "replace"}, 7),
     ("llama", RECURRENT, 7),
     ("gpt2", {}, 4),
     ("phi3", {}, 4),
-    ("falcon", {}, 4),
-    ("mixtral", {}, 5),
+    pytest.param("falcon", {}, 4, marks=pytest.mark.slow),
+    pytest.param("mixtral", {}, 5, marks=pytest.mark.slow),
 ]
 
 
