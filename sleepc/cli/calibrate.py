@@ -24,7 +24,9 @@ def calibrate(
         Path | None,
         typer.Option("--output", "-o", help="The artifact directory to make; without it ARTIFACT is replaced."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to learn from; as many are held apart.")] = 2048,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to learn from; as many again are held apart and out.")
+    ] = 2048,
     steps: Annotated[int, typer.Option(min=0, help="Local steps for each layer; 0 sets gates only.")] = 300,
     against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the layers that were finished.")] = False,

@@ -146,7 +146,7 @@ def calibrate_on(
         tokens_held_out=sum(map(len, parts.held_out)),
         layers=tuple(reports),
         perplexity=figures,
-        kept=bool(values) and figures["after"] <= figures["before"],
+        kept=bool(values) and math.isfinite(figures["after"]) and figures["after"] <= figures["before"],
         notes=_notes(program, len(reports), sum(map(len, parts.learn)), settings),
         seconds=time.perf_counter() - started,
     )

@@ -14,13 +14,13 @@ from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops.functional import attention
-from sleepc.ops.functional.heads import group
 from sleepc.passes.base import Stage
 from sleepc.passes.retype import Retype
 from sleepc.passes.runner import run_stages
 from sleepc.train.local import only_block, only_embed
 
 ATTENTION = torch.ops.sleepc.attention.default
+QUERIES = 512  # rows of weights looked at at once, in float64
 NEAREST = 0.5  # tokens: the least mean distance (conversion.md, section 2 B)
 
 
@@ -34,13 +34,12 @@ class Reach:
     sinks: int
     hard: bool = False
 
-    def gone(self, tokens: int) -> Tensor:
-        """Which tokens s a query t no longer sees: bool [T,T]."""
-        at = torch.arange(tokens)
+    def gone(self, queries: Tensor, tokens: int) -> Tensor:
+        """Which of the tokens [T] queries at t [n] no longer see: bool [n,T]."""
         if self.window is None:
-            return torch.zeros(tokens, tokens, dtype=torch.bool)
-        since = (at % self.window + 1)[:, None] if self.hard else self.window
-        return (at[:, None] - at >= since) & self.memorable(tokens)
+            return torch.zeros(len(queries), tokens, dtype=torch.bool)
+        since = (queries % self.window + 1)[:, None] if self.hard else self.window
+        return (queries[:, None] - torch.arange(tokens) >= since) & self.memorable(tokens)
 
     def memorable(self, tokens: int) -> Tensor:
         """Which tokens are no sinks: bool [T]."""
@@ -76,7 +75,7 @@ class Recorder:
         out = attention(q, k, v, *rest, **options)
         sums = [self._of_weights(p) for p in weights(q, k, *rest, **options)]
         for name in sums[0]:
-            self._add(name, torch.cat([s[name] for s in sums]))
+            self._add(name, torch.stack([s[name] for s in sums]))
         heads = q.shape[1]
         self._add("context", out.double().square().sum((0, 2, 3)))
         value = torch.nn.functional.silu(v.double()).square().sum((0, 2, 3)).repeat_interleave(heads // v.shape[1])
@@ -88,25 +87,29 @@ class Recorder:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _of_weights(self, p: Tensor) -> dict[str, Tensor]:
-        """Sums over rows and queries of weights p [B,G,T,T]: [G] each."""
-        tokens = p.shape[2]
+        """Sums over rows and queries of one head's weights p [B,T,T], some queries at a time."""
+        parts = [self._of_queries(p[:, at : at + QUERIES], at) for at in range(0, p.shape[1], QUERIES)]
+        return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+
+    def _of_queries(self, p: Tensor, start: int) -> dict[str, Tensor]:
+        """The same of queries from `start` on, p [B,n,T]."""
+        queries, tokens = p.shape[1:]
         p = p.double()
-        at = torch.arange(tokens, dtype=torch.float64)
-        age, gone = at[:, None] - at, self.reach.gone(tokens)
+        at = torch.arange(start, start + queries)
+        age, gone = at[:, None] - torch.arange(tokens), self.reach.gone(at, tokens)
         seen, mass = (p > 0).sum(-1), p.sum(-1)
         chosen = (seen > 1) & (mass > 0)
         even = p / mass.clamp(min=torch.finfo(torch.float64).tiny)[..., None]
         entropy = -torch.special.xlogy(even, even).sum(-1) / seen.clamp(min=2).double().log()
-        near = p * self.reach.memorable(tokens)
-        far = p * gone
+        near, far = p * self.reach.memorable(tokens), p * gone
         return {
-            "near": near.sum((0, 2, 3)),
-            "near age": (near * age).sum((0, 2, 3)),
-            "far": far.sum((0, 2, 3)),
-            "far age": (far * age).sum((0, 2, 3)),
-            "far queries": torch.full((p.shape[1],), float(gone.any(-1).sum()) * len(p), dtype=torch.float64),
-            "entropy": torch.where(chosen, entropy, 0.0).sum((0, 2)),
-            "entropy queries": chosen.sum((0, 2)).double(),
+            "near": near.sum(),
+            "near age": (near * age).sum(),
+            "far": far.sum(),
+            "far age": (far * age).sum(),
+            "far queries": gone.any(-1).sum().double() * len(p),
+            "entropy": torch.where(chosen, entropy, 0.0).sum(),
+            "entropy queries": chosen.sum().double(),
         }
 
     def statistics(self) -> HeadStatistics:
@@ -136,19 +139,18 @@ def weights(
     slopes: Sequence[float] = (),
     **options: Any,
 ) -> Iterator[Tensor]:
-    """attention's weights [B,G,T,T], the query heads of one KV head at a time.
+    """attention's weights [B,T,T], one query head at a time.
 
     They are what attention gives for values that are the unit vectors: masks, caps, sinks are its own.
     """
-    heads, tokens = k.shape[1], k.shape[2]
-    count = q.shape[1] // heads
+    tokens, count = k.shape[2], q.shape[1] // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     unit = torch.eye(tokens, dtype=wide, device=q.device).expand(len(q), 1, tokens, tokens)
-    for h, rows in enumerate(group(q, heads).unbind(1)):
-        mine = slice(h * count, (h + 1) * count)
-        own_mask = mask if mask is None or mask.shape[1] == 1 else mask[:, mine]
-        own_sinks = None if sinks is None else sinks[mine]
-        yield attention(rows, k[:, h : h + 1], unit, own_mask, own_sinks, slopes=slopes[mine], **options)
+    for j in range(q.shape[1]):
+        h, own = j // count, slice(j, j + 1)
+        own_mask = mask if mask is None or mask.shape[1] == 1 else mask[:, own]
+        own_sinks = None if sinks is None else sinks[own]
+        yield attention(q[:, own], k[:, h : h + 1], unit, own_mask, own_sinks, slopes=slopes[own], **options)[:, 0]
 
 
 @dataclass(frozen=True)
