@@ -60,8 +60,8 @@ def targets(s: HeadStatistics, setting: Setting, memories: int) -> Targets:
     even = (entropy - entropy.min()) / spread if spread > 0 else torch.full_like(entropy, 0.5)
     beta = 0.3 + 0.4 * (1 - even)
     if setting.corrects:
-        # A write erases what lies along its key: a pass over n random keys leaves about exp(-beta n / width) of what was
-        # there, each pass of a sleep anew. What decay is to keep for a half-life, correction must not erase sooner.
+        # A write erases what lies along its key: n random keys leave about exp(-beta n / width) of what was there, each
+        # pass of a sleep anew. What decay is to keep for a half-life, correction must not erase sooner.
         known = torch.nan_to_num(half_life, nan=float(setting.window))
         beta = beta * (2 * math.log(2) * setting.width / (known * setting.writes)).clamp(max=1.0)
     return Targets(half_life * setting.decays, beta, s.share)
