@@ -116,10 +116,11 @@ def distil(
     outcome.finished = trainer.train()
     outcome.steps, outcome.of, outcome.tokens = trainer.done, trainer.of, trainer.tokens
     if outcome.finished:
-        program.graphs = with_values(graphs, student.values())
+        values = student.values()
+        program.graphs = with_values(graphs, values)
         if accelerator.is_main_process:
             outcome.adapter = work / ADAPTER
-            write_adapter(outcome.adapter, program, keys, {**run, "steps": trainer.done, "tokens": trainer.tokens})
+            write_adapter(outcome.adapter, program, values, {**run, "steps": trainer.done, "tokens": trainer.tokens})
     accelerator.wait_for_everyone()
     return outcome
 

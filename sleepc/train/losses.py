@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+FLOOR = 1e-6  # massive activations are a million times the others
 ROWS = 256  # tokens at once: logits of a large vocabulary are the largest tensors of a step
 
 
@@ -33,13 +34,17 @@ def surprise_sum(student: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
 
 
 def relative_error_sum(found: Tensor, wanted: Tensor, base: Tensor, real: Tensor) -> Tensor:
-    """Squared error of a block's output over the size of what the block adds, summed over real tokens.
+    """Squared error of a block's output over that of the block left out, token by token, summed over real tokens.
 
-    found, wanted, base (the block's input) [B,T,d], real bool [B,T] -> scalar. A block that is missing has 1 per token.
+    found, wanted, base (the block's input) [B,T,d], real bool [B,T] -> scalar. Token by token, since a few tokens with
+    massive activations would else be all that counts in some blocks. What a block adds to a token is taken as at least
+    FLOOR of what it adds to tokens on average.
     """
-    wanted, base = wanted[real].float(), base[real].float()
-    size = (wanted - base).square().mean().clamp_min(1e-12)
-    return (found[real].float() - wanted).square().mean(-1).sum() / size
+    wide = _wide(found)
+    wanted, base = wanted[real].to(wide), base[real].to(wide)
+    size = (wanted - base).square().mean(-1)
+    least = FLOOR * size.mean() + torch.finfo(wide).tiny if len(size) else size
+    return ((found[real].to(wide) - wanted).square().mean(-1) / torch.maximum(size, least)).sum()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -13,7 +13,7 @@ from sleepc.recipe import Recipe
 
 
 class Program(Protocol):
-    """A converted model; `graphs` and `report` are what training changes, `canonical` is the original where it is known."""
+    """A converted model; training changes `graphs` and `report`. `canonical` is the original, where it was captured."""
 
     graphs: ProgramGraphs
     recipe: Recipe

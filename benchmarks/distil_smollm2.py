@@ -1,0 +1,201 @@
+"""How much of what a sliding window loses a trained memory brings back, by tokens of distillation.
+
+SmolLM2-135M-Instruct, strategy parallel, window 128, 4 sinks. It is trained on the docstrings of Python's standard
+library and measured on Python's help topics (`pydoc_data.topics`), pieces of 768 tokens each from one topic, over the
+tokens from 128 on. `share` is how much of the gap between the sliding window and full attention is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from common import Row, arguments, checkpoint_of, console, machine, report
+
+import sleepc
+from sleepc.api import Program
+from sleepc.backends.eager.backend import load
+from sleepc.errors import UsageError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.tasks.programs import full_attention, with_passes
+from sleepc.train.adapter import with_values
+from sleepc.train.distil import Hooks
+from sleepc.train.trainer import Step, Trainer
+from sleepc.verify.shake import without_memories
+
+COLUMNS = ("tokens", "model", "perplexity", "share", "loss", "seconds")
+FIRST = 46_080  # 60 pieces of 768 tokens: what the first figure is given for
+LEAST = 200  # characters of a docstring
+ROWS = 4  # pieces that are read side by side
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--text", type=Path, action="append", help="train on these instead of docstrings")
+    parser.add_argument("--tokens", type=int, default=250_000, help="tokens of training")
+    parser.add_argument("--held", type=int, default=32, help="pieces that are held out")
+    parser.add_argument("--length", type=int, default=768, help="tokens of a piece")
+    parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another setting of training")
+    parser.add_argument("--work", type=Path, help="keep checkpoints, metrics and the adapter here; goes on from there")
+    options = parser.parse_args()
+    if options.tiny:
+        options.tokens, options.held, options.length, options.window = 2_000, 4, 96, 16
+    columns = COLUMNS
+    report([machine(), *measure(options)], as_json=options.json, title="distillation", columns=columns)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """A row for every model and point of the curve."""
+    with checkpoint_of(options) as checkpoint, TemporaryDirectory(prefix="sleepc-bench-") as scratch:
+        program = sleepc.convert(checkpoint.folder, {"window": options.window, "sinks": 4, **_given("recipe", options)})
+        held = held_out(program, options)
+        ends = {
+            "full": perplexity(full_attention(program.captured(_quiet), options.length), held, options.window),
+            "sliding": perplexity(without_memories(program.graphs), held, options.window),
+        }
+        facts = {"kind": "distillation", "held": len(held), "length": options.length, "window": options.window}
+        for name, value in ends.items():
+            yield facts | {"tokens": 0, "model": name, "perplexity": value, "share": float(name == "full")}
+        curve = Curve(program, held, options, ends)
+        curve.add(0, program.graphs, None)
+        text = options.text or [docstrings(Path(scratch) / "docstrings.txt")]
+        work = options.work or Path(scratch) / "training"
+        program.distil(
+            text=text,
+            work=work,
+            resume=True,
+            hooks=Hooks(curve.start, curve.step),
+            **{"tokens": options.tokens, "length": options.length, **_given("", options)},
+        )
+        yield from (facts | row for row in curve.rows)
+        for passes in (1, 2, 4):
+            value = perplexity(with_passes(program.graphs, program.recipe, passes), held, options.window)
+            yield facts | {
+                "tokens": options.tokens,
+                "model": f"N={passes}",
+                "perplexity": value,
+                "share": share(value, ends),
+            }
+
+
+class Curve:
+    """Held-out perplexity at the first figure and after every fifth of the training."""
+
+    def __init__(
+        self, program: Program, held: torch.Tensor, options: argparse.Namespace, ends: dict[str, float]
+    ) -> None:
+        self.program, self.held, self.options, self.ends = program, held, options, ends
+        self.points = sorted({FIRST, *(options.tokens * n // 5 for n in range(1, 6))})
+        self.rows: list[Row] = []
+        self.losses: list[float] = []
+        self.begun = time.perf_counter()
+
+    def start(self, trainer: Trainer) -> None:
+        """The training begins."""
+        self.trainer, self.begun = trainer, time.perf_counter()
+
+    def step(self, step: Step) -> None:
+        """A step is done."""
+        self.losses.append(step.loss)
+        if step.step % 10 == 0:
+            mean = np.mean(self.losses[-10:])
+            console.log(f"step {step.step}/{step.of} {step.stage} loss {mean:.4f} {step.tokens_per_second:.0f} tok/s")
+        due = [point for point in self.points if step.tokens >= point or step.step == step.of]
+        if due:
+            self.points = [point for point in self.points if point not in due]
+            self.add(step.tokens, with_values(self.trainer.student.program, self.trainer.student.values()), step)
+
+    def add(self, tokens: int, graphs: ProgramGraphs, step: Step | None) -> None:
+        """Measure the program as it is now."""
+        seconds = time.perf_counter() - self.begun
+        value = perplexity(graphs, self.held, self.options.window)
+        row = {"tokens": tokens, "model": "converted", "perplexity": value, "share": share(value, self.ends)}
+        self.rows.append(row | {"loss": float(np.mean(self.losses[-20:])) if step else None, "seconds": seconds})
+        console.log(f"{tokens} tokens: perplexity {value:.3f}, {row['share']:.1%} of the gap")
+        self.begun += time.perf_counter() - self.begun - seconds
+
+
+def share(value: float, ends: dict[str, float]) -> float:
+    """How much of the gap between sliding window and full attention is closed."""
+    return (ends["sliding"] - value) / (ends["sliding"] - ends["full"])
+
+
+def _given(prefix: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of `--set`, those of the recipe with the prefix `recipe.`."""
+    found = {}
+    for text in options.set:
+        name, _, value = text.partition("=")
+        kind, _, last = name.rpartition(".")
+        if kind == prefix:
+            found[last] = value
+    return found
+
+
+def _quiet(what: str, share: float | None) -> None:
+    del what, share
+
+
+def docstrings(path: Path) -> Path:
+    """Write the docstrings of the standard library that have more than LEAST characters into one file."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found: list[str] = []
+    for file in sorted(root.rglob("*.py")):
+        if {"site-packages", "test", "tests", "idle_test", "pydoc_data"} & set(file.relative_to(root).parts):
+            continue
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):  # a file that is to be like that: lib2to3 has one
+            continue
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+        found += [text for text in texts if text and len(text) > LEAST]
+    path.write_text("\n\n".join(found), encoding="utf-8")
+    return path
+
+
+def held_out(program: Program, options: argparse.Namespace) -> torch.Tensor:
+    """Token ids [pieces, length], each piece of one topic, taken at even distances from all."""
+    tokenizer, length = program.tokenizer(), options.length
+    texts = [tokenizer.encode(topics[name]) for name in sorted(topics)]
+    pieces = [ids[at : at + length] for ids in texts for at in range(0, len(ids) - length + 1, length)]
+    if len(pieces) < options.held:
+        raise UsageError(f"there are {len(pieces)} pieces to hold out, not {options.held}", where="--held")
+    chosen = np.linspace(0, len(pieces) - 1, options.held).astype(int)
+    return torch.tensor([pieces[i] for i in chosen])
+
+
+@torch.no_grad()
+def perplexity(graphs: ProgramGraphs, held: torch.Tensor, first: int) -> float:
+    """exp of the mean surprise at the tokens from `first` on."""
+    steps = load(graphs)
+    losses = []
+    for rows in held.split(ROWS):
+        state = steps.new_state(len(rows))
+        for at in range(0, rows.shape[1], graphs.window):
+            tokens = rows[:, at : at + graphs.window]
+            logits, state = steps.wake_tensors(state, tokens, torch.full((len(rows),), tokens.shape[1]), "all")
+            assert logits is not None
+            following = rows[:, at + 1 : at + 1 + graphs.window]
+            known = logits[:, : following.shape[1]].flatten(0, 1)
+            found = torch.nn.functional.cross_entropy(known, following.flatten(), reduction="none")
+            found = found.view(len(rows), -1)
+            losses.append(found[:, max(first - 1 - at, 0) :].flatten())
+            if at + graphs.window < rows.shape[1]:
+                state = steps.sleep_tensors(state)
+    return math.exp(torch.cat(losses).double().mean())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What a student's loss is: against logits of sessions and of the original, in float64; what gradients and parts do."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sleepc.api import Program, convert
+from sleepc.backends.eager.backend import load
+from sleepc.tasks.programs import full_attention
+from sleepc.train.pieces import batch_of
+from sleepc.train.settings import StageName
+from sleepc.train.student import LOW, Carry, Student, parts_of
+from sleepc.verify.shake import shaken
+from tests.families import VOCAB, make_module
+
+WINDOW, LENGTH = 6, 20
+
+
+@cache
+def _converted(options: str) -> Program:
+    program = convert(make_module("llama", torch.float64), {"window": WINDOW, "sinks": 1, **json.loads(options)})
+    program.graphs = shaken(program.graphs)
+    return program
+
+
+def _program(**options: Any) -> Program:
+    return _converted(json.dumps(options))
+
+
+@pytest.fixture
+def program() -> Program:
+    return _program()
+
+
+def _student(program: Program, **options: Any) -> Student:
+    keys = [key for key, param in program.graphs.params.items() if param.new]
+    teacher = load(full_attention(program.captured(lambda what, share: None), LENGTH))
+    return Student({"own": program.graphs}, keys, teacher, **options)
+
+
+def _pieces(*lengths: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, VOCAB, n) for n in lengths]
+
+
+def _read(student: Student, goal: StageName, pieces: list[Any], size: int = 1000) -> Tensor:
+    tokens, lengths = (torch.from_numpy(a) for a in batch_of(pieces))
+    carry, losses = student.begin(len(pieces)), []
+    for part in parts_of(tokens, lengths, size):
+        loss, carry = student.read(goal, "own", part, carry)
+        losses.append(loss)
+    return torch.stack(losses).sum()
+
+
+def _loss(student: Student, goal: StageName, pieces: list[Any]) -> float:
+    return float(_read(student, goal, pieces).detach())
+
+
+def _logits(program: Program, ids: Any) -> tuple[Tensor, Tensor]:
+    """Of the original, and of a session of the program."""
+    assert program.original is not None
+    with torch.no_grad():
+        full = program.original(torch.tensor(ids)[None]).logits[0]
+    return full, torch.from_numpy(program.session().feed(ids.tolist(), logits="all")[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "replace"}, {"eviction": "hard", "passes": 2}])
+def test_the_distillation_loss_is_the_divergence_of_a_session_from_the_original(options: dict[str, Any]) -> None:
+    program, pieces = _program(**options), _pieces(LENGTH, 13, 2)
+    expected = 0.0
+    for ids in pieces:
+        full, ours = (x.log_softmax(-1) for x in _logits(program, ids))
+        expected += float((full.exp() * (full - ours)).sum())
+    assert _loss(_student(program), "distil", pieces) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_lengthening_loss_is_the_surprise_of_a_session(program: Program) -> None:
+    pieces = _pieces(LENGTH, 13, 7)
+    expected = 0.0
+    for ids in pieces:
+        ours = _logits(program, ids)[1]
+        expected += float(functional.cross_entropy(ours[:-1], torch.tensor(ids[1:]), reduction="sum"))
+    assert _loss(_student(program), "lengthen", pieces) == pytest.approx(expected, rel=1e-6)
+
+
+def test_aligned_blocks_are_exact_inside_the_window_and_not_beyond(program: Program) -> None:
+    student = _student(program)
+    assert _loss(student, "align", _pieces(WINDOW)) < 1e-12
+    assert _loss(student, "align", _pieces(LENGTH)) > 1e-3
+
+
+def test_a_block_that_is_missing_has_an_error_of_one() -> None:
+    from sleepc.train.losses import relative_error_sum
+
+    base, wanted = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    assert float(relative_error_sum(base, wanted, base, real)) == pytest.approx(8)
+
+
+def _gradients(student: Student, goal: StageName, size: int = 1000) -> dict[str, Tensor]:
+    for master in student.masters.values():
+        master.grad = None
+    loss = _read(student, goal, _pieces(LENGTH, 13), size)
+    torch.autograd.backward(loss)
+    return {key: m.grad.clone() for key, m in student.masters.items() if m.grad is not None}
+
+
+@pytest.mark.parametrize("goal", ["align", "distil", "lengthen"])
+def test_computing_activations_again_changes_no_gradient(program: Program, goal: StageName) -> None:
+    plain, again = (_gradients(_student(program, checkpointing=c), goal) for c in (False, True))
+    assert plain.keys() == again.keys()
+    assert any(g.abs().max() > 0 for g in plain.values())
+    for key, gradient in plain.items():
+        torch.testing.assert_close(again[key], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_give_the_same_loss_and_gradients_end_where_they_are_cut(program: Program) -> None:
+    student = _student(program)
+    whole, parted = _gradients(student, "distil"), _gradients(student, "distil", WINDOW)
+    for key, gradient in whole.items():
+        torch.testing.assert_close(parted[key], gradient, rtol=1e-9, atol=1e-12)
+    tokens, lengths = (torch.from_numpy(a) for a in batch_of(_pieces(LENGTH)))
+    key = next(k for k in student.masters if k.endswith(".w_b"))  # reaches later windows through the memory alone
+    found = []
+    for cut in (False, True):
+        student.masters[key].grad = None
+        carry: Carry = student.begin(1)
+        losses = []
+        for part in parts_of(tokens, lengths, WINDOW):
+            loss, carry = student.read("distil", "own", part, carry)
+            losses.append(loss)
+            carry = carry.detached() if cut else carry
+        torch.autograd.backward(torch.stack(losses).sum())
+        left = student.masters[key].grad
+        found.append(None if left is None else float(left.abs().max()))
+    assert found[0]
+    assert not found[1], "what a window wrote has an effect after its sleep only, where the gradient was cut"
+
+
+def test_rows_of_a_batch_do_not_see_each_other(program: Program) -> None:
+    pieces, student = _pieces(LENGTH, 13, 9), _student(program)
+    together = _loss(student, "distil", pieces)
+    assert together == pytest.approx(sum(_loss(student, "distil", [p]) for p in pieces), rel=1e-9)
+
+
+def test_linear_maps_run_in_bfloat16_and_memories_in_float32() -> None:
+    program = convert(make_module("llama-tied", torch.float32), {"window": WINDOW, "sinks": 1})
+    program.graphs = shaken(program.graphs)
+    plain, low = _student(program), _student(program, low=True)
+    kept = {key for key, value in low.frozen.items() if value.dtype == LOW}
+    assert sum("mlp" in key for key in kept) == 9
+    assert not any("memory" in key or "norm" in key for key in kept)
+    assert all(master.dtype == torch.float32 for master in low.masters.values())
+    tokens, lengths = (torch.from_numpy(a) for a in batch_of(_pieces(LENGTH)))
+    part = next(parts_of(tokens, lengths, 1000))
+    loss, carry = low.read("distil", "own", part, low.begin(1))
+    assert {v.dtype for name, v in carry.state.items() if name.endswith(".S")} == {torch.float32}
+    exact = _loss(plain, "distil", _pieces(LENGTH))
+    assert float(loss.detach()) == pytest.approx(exact, rel=0.05)
+    assert float(loss.detach()) != exact
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama"])
+def test_tied_weights_are_trained_as_one(name: str) -> None:
+    from sleepc.train.parameters import trained_keys
+
+    program = convert(make_module(name, torch.float32), {"window": WINDOW, "sinks": 1})
+    keys = trained_keys(program.graphs, "all")
+    student = Student({"own": program.graphs}, keys, None)
+    values = student.values()
+    shapes = [key for key, value in values.items() if tuple(value.shape) == (VOCAB, 32)]
+    masters = [key for key in student.masters if tuple(student.masters[key].shape) == (VOCAB, 32)]
+    assert len(masters) == (1 if name == "llama-tied" else 2)
+    torch.autograd.backward(_read(student, "lengthen", _pieces(LENGTH)))
+    assert all(m.grad is not None for key, m in student.masters.items() if ".memory." not in key)
+    assert set(shapes) >= set(masters)
+    assert set(values) == set(program.graphs.params) - {k for k, p in program.graphs.params.items() if k not in values}

@@ -1,0 +1,198 @@
+"""The loop: exact resume, parts of a batch, schedules, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sleepc.api import Program, convert
+from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.weights import HeldTensor
+from sleepc.train.checkpoint import checkpoints
+from sleepc.train.distil import Hooks, Outcome, distil
+from sleepc.train.pieces import Piece
+from sleepc.train.settings import Phase, Settings, make_settings, phases
+from sleepc.train.trainer import Step
+from tests.families import VOCAB, make_module
+
+LENGTH = 20
+
+
+@cache
+def _converted(strategy: str) -> Program:
+    return convert(make_module("llama", torch.float32), {"window": 6, "sinks": 1, "strategy": strategy})
+
+
+def _program(strategy: str = "parallel") -> Program:
+    """A fresh conversion: training replaces `graphs` and adds to `report`."""
+    return replace(_converted(strategy), report={})
+
+
+def _stream(phase: Phase, skip: int) -> Iterator[Piece]:
+    for n in count(skip):
+        rng = np.random.default_rng([phase.length, n])
+        yield rng.integers(0, VOCAB, phase.length - n % 3)
+
+
+def _train(
+    program: Program, work: Path, stop: int = 0, resume: bool = False, **options: Any
+) -> tuple[Outcome, list[Step]]:
+    steps: list[Step] = []
+    settings = make_settings({"tokens": LENGTH * 4 * 6, "length": LENGTH, "batch": 4, "lr": 0.02, **options})
+    hooks = Hooks(on_step=steps.append, should_stop=lambda: len(steps) == stop)
+    teacher = program.captured(lambda what, share: None)
+    return distil(program, teacher, _stream, settings, work, device="cpu", resume=resume, hooks=hooks), steps
+
+
+def _values(program: Program) -> dict[str, torch.Tensor]:
+    return {key: param.materialise() for key, param in program.graphs.params.items() if isinstance(param, HeldTensor)}
+
+
+def _losses(work: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (work / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("options", [{}, {"stages": "distil,lengthen", "train": "low-rank", "rank": 2, "hard": 0.5}])
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole, stopped = _program(), _program()
+    outcome, steps = _train(whole, tmp_path / "whole", **options)
+    assert outcome.finished
+    before = _values(stopped)
+    first, _ = _train(stopped, tmp_path / "parts", stop=2, **options)
+    assert (first.finished, first.steps, first.adapter) == (False, 2, None)
+    assert all(torch.equal(before[key], value) for key, value in _values(stopped).items()), "untouched when stopped"
+    # What was killed after its checkpoint has lines of steps that come again.
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 77}\n')
+    again = _program()
+    second, rest = _train(again, tmp_path / "parts", resume=True, **options)
+    assert (second.finished, second.steps, rest[0].step) == (True, outcome.steps, 3)
+    assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole") == [step.loss for step in steps]
+    ours = _values(again)
+    assert any(not torch.equal(before[key], ours[key]) for key in before)
+    for key, value in _values(whole).items():
+        assert torch.equal(value, ours[key]), key
+
+
+def test_checkpoints_are_whole_and_two_are_kept(tmp_path: Path) -> None:
+    _train(_program(), tmp_path, save_every=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004", "step-00000006"]
+    assert not list(tmp_path.glob(".step-*"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    _train(_program(), tmp_path, stop=2)
+    with pytest.raises(UsageError, match=r"differs in lr: lr 0.02 then, 0.01 now"):
+        _train(_program(), tmp_path, resume=True, lr=0.01)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    _train(_program(), tmp_path, stop=2)
+    (path,) = checkpoints(tmp_path)
+    data = (path / "state.safetensors").read_bytes()
+    (path / "state.safetensors").write_bytes(data[:-100])
+    with pytest.raises(SleepcError):
+        _train(_program(), tmp_path, resume=True)
+    (path / "state.json").write_text("{")
+    with pytest.raises(SleepcError, match="cannot be read"):
+        _train(_program(), tmp_path, resume=True)
+
+
+def test_parts_of_a_batch_add_up(tmp_path: Path) -> None:
+    _, whole = _train(_program(), tmp_path / "a")
+    _, parts = _train(_program(), tmp_path / "b", accumulate=2)
+    _, windows = _train(_program(), tmp_path / "c", truncate=1)
+    np.testing.assert_allclose([s.loss for s in parts], [s.loss for s in whole], rtol=1e-4)
+    np.testing.assert_allclose([s.grad_norm for s in parts], [s.grad_norm for s in whole], rtol=1e-3)
+    assert windows[0].loss == pytest.approx(whole[0].loss, rel=1e-5)
+    assert windows[0].grad_norm != pytest.approx(whole[0].grad_norm, rel=1e-3)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    program, steps = _program(), list[Step]()
+    settings = make_settings({"tokens": LENGTH * 4 * 20, "length": LENGTH, "batch": 4, "train": "all", "lr": 0.02})
+    same = [_stream(Phase("distil", LENGTH, 1, 0, 1), n) for n in range(4)]
+    batch = [next(stream) for stream in same]
+    outcome = distil(
+        program,
+        program.captured(lambda what, share: None),
+        lambda phase, skip: cycle(batch),
+        settings,
+        tmp_path,
+        device="cpu",
+        hooks=Hooks(on_step=steps.append),
+    )
+    assert steps[-1].loss < 0.9 * steps[0].loss
+    assert outcome.adapter is not None
+    fresh = _program()
+    fresh.adapt(outcome.adapter)
+    ids = list(range(30))
+    np.testing.assert_array_equal(fresh.session().feed(ids), program.session().feed(ids))
+
+
+def test_stages_follow_each_other(tmp_path: Path) -> None:
+    program = _program(strategy="replace")
+    _, steps = _train(program, tmp_path, stages="align,distil,lengthen", hard=0.5, tokens=LENGTH * 4 * 10)
+    seen = list(dict.fromkeys((s.stage, s.eviction, s.length) for s in steps))
+    assert seen == [
+        ("align", "own", 20),
+        ("distil", "hard", 20),
+        ("distil", "own", 20),
+        ("lengthen", "own", 40),
+        ("lengthen", "own", 80),
+    ]
+    assert all(s.lr <= 0.02 for s in steps)
+    assert program.report["training"]["steps"] == len(steps)
+
+
+def test_phases_keep_the_budget() -> None:
+    made = phases(Settings(stages="align,distil,lengthen", tokens=100_000, length=100, batch=5))
+    assert sum(p.steps * p.length * 5 for p in made) == pytest.approx(100_000, rel=0.02)
+    assert [(p.stage, p.length) for p in made] == [
+        ("align", 100),
+        ("distil", 100),
+        ("lengthen", 200),
+        ("lengthen", 400),
+    ]
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
+    program = _program()
+    key = next(k for k in program.graphs.params if k.endswith("memory.dt"))
+    bad = HeldTensor(torch.full(program.graphs.params[key].shape, float("nan")), new=True)
+    program.graphs = replace(program.graphs, params={**program.graphs.params, key: bad})
+    with pytest.raises(SleepcError, match="the loss is nan"):
+        _train(program, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"length": 6}, "never reach beyond the window"),
+        ({"batch": 3, "accumulate": 2}, "cannot be divided"),
+        ({"length": 100}, "has 64 positions"),
+        ({"stages": "distil,align"}, "not in order"),
+        ({"stages": "dream"}, "cannot read stages"),
+        ({"rank": 0}, "rank = 0"),
+        ({"train": "everything"}, "train = 'everything'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        _train(_program(), tmp_path, **options)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    program = _program()
+    teacher = replace(program.captured(lambda what, share: None), vocab=7)
+    with pytest.raises(UsageError, match="the teacher has 7 words"):
+        distil(program, teacher, _stream, Settings(length=LENGTH), tmp_path)
