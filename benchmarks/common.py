@@ -62,6 +62,17 @@ def make_tiny(folder: Path) -> Path:
     return folder
 
 
+def add_letters(folder: Path) -> None:
+    """A tokenizer for the tiny model: every ASCII character is a token."""
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+
+    tokenizer = Tokenizer(WordLevel({chr(code): code for code in range(TINY["vocab_size"])}, unk_token=" "))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def machine() -> Row:
     """What a figure depends on."""
     packages = {name: version(name) for name in ("torch", "transformers")}

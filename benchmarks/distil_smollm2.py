@@ -13,6 +13,7 @@ import math
 import sysconfig
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from tempfile import TemporaryDirectory
@@ -20,20 +21,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, arguments, checkpoint_of, console, machine, report
+from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
 
 import sleepc
 from sleepc.api import Program
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.tasks.planting import Setup
 from sleepc.tasks.programs import full_attention, with_passes
+from sleepc.tasks.source import make_source
+from sleepc.tasks.task import make_task
 from sleepc.train.adapter import with_values
 from sleepc.train.distil import Hooks
 from sleepc.train.trainer import Step, Trainer
 from sleepc.verify.shake import without_memories
 
 COLUMNS = ("tokens", "model", "perplexity", "share", "loss", "seconds")
+SETTINGS: dict[str, Any] = {
+    "train": "low-rank",
+    "rank": 6,
+    "lr": 6e-3,
+    "low_rank_lr": 2e-3,
+    "recall": 0.8,
+    "precision": "bfloat16",
+}
+VARIANTS: dict[str, dict[str, Any]] = {  # what each part of the recipe contributes, at FIRST tokens
+    "all parts": {},
+    "memories only": {"train": "new"},
+    "nothing to recall": {"recall": 0.0},
+    "neither": {"train": "new", "recall": 0.0},
+    "align first": {"stages": "align:1,distil:3"},
+    "hard eviction first": {"hard": 0.25},
+}
 FIRST = 46_080  # 60 pieces of 768 tokens: what the first figure is given for
 LEAST = 200  # characters of a docstring
 ROWS = 4  # pieces that are read side by side
@@ -44,59 +64,94 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--text", type=Path, action="append", help="train on these instead of docstrings")
     parser.add_argument("--tokens", type=int, default=250_000, help="tokens of training")
-    parser.add_argument("--held", type=int, default=32, help="pieces that are held out")
+    parser.add_argument("--held", type=int, default=24, help="pieces that are held out")
     parser.add_argument("--length", type=int, default=768, help="tokens of a piece")
     parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=8, help="streams of the retrieval task")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another setting of training")
     parser.add_argument("--work", type=Path, help="keep checkpoints, metrics and the adapter here; goes on from there")
+    parser.add_argument(
+        "--compare", action="append", choices=list(VARIANTS), help="train this variant instead; may be given again"
+    )
     options = parser.parse_args()
     if options.tiny:
-        options.tokens, options.held, options.length, options.window = 2_000, 4, 96, 16
-    columns = COLUMNS
-    report([machine(), *measure(options)], as_json=options.json, title="distillation", columns=columns)
+        options.tokens, options.held, options.length, options.window, options.samples = 700, 2, 96, 16, 1
+    report([machine(), *measure(options)], as_json=options.json, title="distillation", columns=COLUMNS)
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
     """A row for every model and point of the curve."""
     with checkpoint_of(options) as checkpoint, TemporaryDirectory(prefix="sleepc-bench-") as scratch:
-        program = sleepc.convert(checkpoint.folder, {"window": options.window, "sinks": 4, **_given("recipe", options)})
+        if options.tiny:
+            add_letters(checkpoint.folder)
+        program = sleepc.convert(checkpoint.folder, {"window": options.window, "sinks": 4})
         held = held_out(program, options)
+        full = full_attention(program.captured(_quiet), options.length)
         ends = {
-            "full": perplexity(full_attention(program.captured(_quiet), options.length), held, options.window),
+            "full": perplexity(full, held, options.window),
             "sliding": perplexity(without_memories(program.graphs), held, options.window),
         }
         facts = {"kind": "distillation", "held": len(held), "length": options.length, "window": options.window}
         for name, value in ends.items():
             yield facts | {"tokens": 0, "model": name, "perplexity": value, "share": float(name == "full")}
-        curve = Curve(program, held, options, ends)
-        curve.add(0, program.graphs, None)
+        untrained = perplexity(program.graphs, held, options.window)
+        yield facts | {"tokens": 0, "model": "untrained", "perplexity": untrained, "share": share(untrained, ends)}
         text = options.text or [docstrings(Path(scratch) / "docstrings.txt")]
         work = options.work or Path(scratch) / "training"
-        program.distil(
-            text=text,
-            work=work,
-            resume=True,
-            hooks=Hooks(curve.start, curve.step),
-            **{"tokens": options.tokens, "length": options.length, **_given("", options)},
-        )
+        for name in options.compare or ():
+            curve = Curve(name, held, options, ends)
+            _train(replace(program, report={}), curve, text, work / name.replace(" ", "-"), VARIANTS[name], options)
+            yield from (facts | row for row in curve.rows)
+        if options.compare:
+            return
+        before = program.graphs
+        curve = Curve("converted", held, options, ends)
+        _train(program, curve, text, work, {}, options)
         yield from (facts | row for row in curve.rows)
-        for passes in (1, 2, 4):
+        for passes in (2, 4):
             value = perplexity(with_passes(program.graphs, program.recipe, passes), held, options.window)
-            yield facts | {
-                "tokens": options.tokens,
-                "model": f"N={passes}",
-                "perplexity": value,
-                "share": share(value, ends),
-            }
+            row = {"tokens": options.tokens, "model": f"N={passes}", "perplexity": value, "share": share(value, ends)}
+            yield facts | row
+        yield from retrieval(program, before, options)
+
+
+def _train(
+    program: Program, curve: Curve, text: list[Path], work: Path, variant: dict[str, Any], options: argparse.Namespace
+) -> None:
+    given = dict(text.split("=", 1) for text in options.set)
+    program.distil(
+        text=text,
+        work=work,
+        resume=True,
+        hooks=Hooks(curve.start, curve.step),
+        **{"tokens": options.tokens, "length": options.length, **SETTINGS, **variant, **given},
+    )
+
+
+def retrieval(program: Program, before: ProgramGraphs, options: argparse.Namespace) -> Iterator[Row]:
+    """How often a pair that was told some windows ago is found: full attention, sliding window, before, after."""
+    distances = tuple(round(n * options.window) for n in (0.5, 1, 2, 4, 8))
+    setup = Setup(distances, options.samples, program.recipe.sinks)
+    rng = np.random.default_rng(0)
+    source = make_source(program.tokenizer(), None, program.graphs.vocab, 1, rng)
+    task = make_task("retrieval", source, setup, options.window)
+    models = {
+        "full": full_attention(program.captured(_quiet), task.length),
+        "sliding": without_memories(before),
+        "untrained": before,
+        "converted": program.graphs,
+    }
+    for name, graphs in models.items():
+        for row in task.rows(load(graphs), task.length, _quiet):
+            yield {"kind": "retrieval", "model": name, "samples": options.samples, **row}
+        console.log(f"retrieval: {name}")
 
 
 class Curve:
     """Held-out perplexity at the first figure and after every fifth of the training."""
 
-    def __init__(
-        self, program: Program, held: torch.Tensor, options: argparse.Namespace, ends: dict[str, float]
-    ) -> None:
-        self.program, self.held, self.options, self.ends = program, held, options, ends
+    def __init__(self, name: str, held: torch.Tensor, options: argparse.Namespace, ends: dict[str, float]) -> None:
+        self.name, self.held, self.options, self.ends = name, held, options, ends
         self.points = sorted({FIRST, *(options.tokens * n // 5 for n in range(1, 6))})
         self.rows: list[Row] = []
         self.losses: list[float] = []
@@ -121,7 +176,7 @@ class Curve:
         """Measure the program as it is now."""
         seconds = time.perf_counter() - self.begun
         value = perplexity(graphs, self.held, self.options.window)
-        row = {"tokens": tokens, "model": "converted", "perplexity": value, "share": share(value, self.ends)}
+        row = {"tokens": tokens, "model": self.name, "perplexity": value, "share": share(value, self.ends)}
         self.rows.append(row | {"loss": float(np.mean(self.losses[-20:])) if step else None, "seconds": seconds})
         console.log(f"{tokens} tokens: perplexity {value:.3f}, {row['share']:.1%} of the gap")
         self.begun += time.perf_counter() - self.begun - seconds
@@ -130,17 +185,6 @@ class Curve:
 def share(value: float, ends: dict[str, float]) -> float:
     """How much of the gap between sliding window and full attention is closed."""
     return (ends["sliding"] - value) / (ends["sliding"] - ends["full"])
-
-
-def _given(prefix: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Settings of `--set`, those of the recipe with the prefix `recipe.`."""
-    found = {}
-    for text in options.set:
-        name, _, value = text.partition("=")
-        kind, _, last = name.rpartition(".")
-        if kind == prefix:
-            found[last] = value
-    return found
 
 
 def _quiet(what: str, share: float | None) -> None:

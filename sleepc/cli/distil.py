@@ -70,6 +70,14 @@ def distil(
     hard: Annotated[
         float | None, typer.Option(help="Share of stage distil that evicts hard.", show_default="0")
     ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="Share of pieces with stretches that come again beyond the window.", show_default="0.5"),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="fresh (untrained memories are set to learn fast) or kept.", show_default="fresh"),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, float32 or bfloat16 (for linear maps).", show_default="auto")
     ] = None,
@@ -113,6 +121,8 @@ def distil(
         "low_rank_lr": low_rank_lr,
         "weights_lr": weights_lr,
         "hard": hard,
+        "recall": recall,
+        "start": start,
         "precision": precision,
         "checkpointing": checkpointing,
         "truncate": truncate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ from sleepc.recipe import Recipe
 from sleepc.tasks.programs import full_attention
 from sleepc.train.adapter import rank_of, with_rank, with_values, write_adapter
 from sleepc.train.parameters import trained_keys
+from sleepc.train.pieces import batch_of
 from sleepc.train.settings import Settings, parse_stages, phases
+from sleepc.train.start import start_memories
 from sleepc.train.student import Student
 from sleepc.train.trainer import Step, Stream, Trainer
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from sleepc.train.program import Program
 
 ADAPTER = "adapter.safetensors"
+START = 4  # pieces that are looked at before the first step
 
 
 @dataclass
@@ -84,6 +88,8 @@ def distil(
     hooks = hooks or Hooks()
     _check(program, settings, teacher)
     graphs = with_rank(program.graphs, settings.rank) if settings.train == "low-rank" else program.graphs
+    if settings.start == "fresh":
+        graphs = _started(program, graphs, stream, settings)
     keys = trained_keys(graphs, settings.train)
     student = Student(
         _programs(program, graphs, settings),
@@ -170,6 +176,13 @@ def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None) 
             where="--length",
             fix=f"Use more than {program.graphs.window}, best several windows.",
         )
+
+
+def _started(program: Program, graphs: ProgramGraphs, stream: Stream, settings: Settings) -> ProgramGraphs:
+    pieces = islice(stream(phases(settings)[0], 0), START)
+    tokens, lengths = batch_of([piece[: settings.length] for piece in pieces])
+    canonical = program.captured(lambda what, share: None)
+    return start_memories(graphs, canonical, torch.from_numpy(tokens[:, : lengths.min()]))
 
 
 def _teacher(canonical: ProgramGraphs, settings: Settings, device: torch.device) -> EagerSteps:

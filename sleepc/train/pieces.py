@@ -90,6 +90,26 @@ def shuffled(pieces: Iterable[Piece], seed: int, buffer: int, epoch: int = 0) ->
         yield held[at]
 
 
+def recalling(
+    pieces: Iterable[Piece], share: float, window: int, opening: int, seed: int, start: int = 0
+) -> Iterator[Piece]:
+    """The same pieces, a `share` of them with stretches that come again: half a window of tokens in every window from
+    the third on, read more than a window before. Attention over the whole piece copies them, a memory has to learn to.
+
+    The first `opening` tokens do not. What becomes of a piece depends on `seed` and its number, counted from `start`.
+    """
+    size = window // 2
+    for number, piece in enumerate(pieces, start):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
+        if rng.random() < share and size:
+            piece = piece.copy()
+            for at in range(2 * window, len(piece) - window + 1, window):
+                if (last := at - window - size) > opening:
+                    begin, to = int(rng.integers(opening, last)), at + int(rng.integers(window - size))
+                    piece[to : to + size] = piece[begin : begin + size]
+        yield piece
+
+
 def repeated(make: Callable[[int], Iterator[Piece]]) -> Iterator[Piece]:
     """The pieces of `make(epoch)`, epoch after epoch from 0 on, without an end. Raises UsageError for an empty one."""
     for epoch in count():

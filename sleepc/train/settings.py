@@ -22,7 +22,9 @@ class Settings(BaseModel):
 
     `batch` counts pieces per step, of all processes and accumulated parts together. `truncate` is how many windows
     gradients go back through sleeps, 0 for all of a piece. `precision` is the dtype that the program runs in; trained
-    parameters, gates and states are float32 in any.
+    parameters, gates and states are float32 in any. `recall` is the share of pieces that get stretches which were read
+    more than a window before, `hard` the share of stage distil that evicts hard. `start`: `fresh` sets memories
+    that were never trained to learn fast (sleepc.train.start), `kept` begins from them as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +43,8 @@ class Settings(BaseModel):
     clip: float = Field(default=1.0, gt=0)
     warm_up: float = Field(default=0.05, ge=0, le=1)
     hard: float = Field(default=0.0, ge=0, le=1)
+    recall: float = Field(default=0.5, ge=0, le=1)
+    start: Literal["fresh", "kept"] = "fresh"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     truncate: int = Field(default=0, ge=0)

@@ -10,7 +10,7 @@ from sleepc.hf.tokenizer import Tokenizer
 from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.programs import full_attention
 from sleepc.tasks.source import opening_of
-from sleepc.train.pieces import Piece, pieces, repeated, shuffled
+from sleepc.train.pieces import Piece, pieces, recalling, repeated, shuffled
 from sleepc.train.self_text import sampled
 from sleepc.train.settings import STAGES, Phase, Settings
 from sleepc.train.texts import Document
@@ -30,7 +30,7 @@ def text_stream(
             cut = pieces(documents(), tokenizer, phase.length, window + 2)
             return shuffled(cut, _seed(settings, phase), BUFFER, number)
 
-        return islice(repeated(epoch), skip, None)
+        return islice(_recalling(repeated(epoch), tokenizer, settings, phase, window), skip, None)
 
     return stream
 
@@ -41,7 +41,7 @@ def self_stream(
     """Pieces that the teacher writes."""
 
     def stream(phase: Phase, skip: int) -> Iterator[Piece]:
-        return sampled(
+        written = sampled(
             load(full_attention(canonical, phase.length), device=device),
             opening_of(tokenizer),
             phase.length,
@@ -51,8 +51,17 @@ def self_stream(
             least=window + 2,
             start=skip,
         )
+        return _recalling(written, tokenizer, settings, phase, window, skip)
 
     return stream
+
+
+def _recalling(
+    every: Iterator[Piece], tokenizer: Tokenizer, settings: Settings, phase: Phase, window: int, start: int = 0
+) -> Iterator[Piece]:
+    """With a teacher, some pieces get stretches to recall; without one they would be learned as if people wrote so."""
+    share = settings.recall if phase.stage != "lengthen" else 0.0
+    return recalling(every, share, window, len(opening_of(tokenizer)), _seed(settings, phase), start)
 
 
 def _seed(settings: Settings, phase: Phase) -> int:

@@ -1,0 +1,86 @@
+"""From where memories beside attention learn fast: values for those that are still as a conversion made them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sleepc.backends.eager.backend import materialise
+from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.ir.program import Block, ProgramGraphs
+from sleepc.passes.find_sites import find_site
+from sleepc.train.adapter import with_values
+
+MIX = -2.0  # bias of the mix: 12 % instead of 2 %, which hardly teaches anything
+WRITES = 1 / 16  # of d_k / L: the write strength
+LONGER = 8  # times: the half-lives
+
+
+def start_memories(graphs: ProgramGraphs, canonical: ProgramGraphs, tokens: Tensor) -> ProgramGraphs:
+    """The program with memories of strategy `parallel` that were never trained set to learn; others stay as they are.
+
+    Keys of a head are alike (their mean has 0.9 of their length), which attention does not mind and a linear memory
+    does: maps of q and k leave out the mean direction, found on tokens [B,T]. Writes are weaker, half-lives longer, the
+    mix larger (docs/decisions/0009 has what each is good for).
+    """
+    chosen = [i for i, block in enumerate(graphs.layout) if _is_new(graphs, block)]
+    if not chosen:
+        return graphs
+    means = mean_keys(canonical, tokens)
+    values: dict[str, Tensor] = {}
+    for i in chosen:
+        values |= _started(graphs, graphs.layout[i], means[i])
+    return with_values(graphs, values)
+
+
+def _started(graphs: ProgramGraphs, block: Block, means: Tensor) -> dict[str, Tensor]:
+    def old(name: str) -> Tensor:
+        return graphs.params[block.params[f"memory.{name}"]].materialise()
+
+    heads, width = means.shape
+    unit = torch.nn.functional.normalize(means, dim=-1)
+    without = torch.eye(width, dtype=means.dtype) - unit[:, :, None] * unit[:, None, :]
+    groups = old("m_q").shape[0] // old("m_k").shape[0]
+    beta = min(WRITES * width / graphs.window, 0.5)
+    made = {
+        "m_k": without.flatten(0, 1),
+        "m_q": without.repeat_interleave(groups, 0).flatten(0, 1),
+        "b_b": torch.full((heads,), math.log(beta / (1 - beta))),
+        "b_m": torch.full_like(old("b_m"), MIX),
+    }
+    if "memory.dt" in block.params:
+        # softplus(dt) is the decay of a token
+        decay = torch.nn.functional.softplus(old("dt").double()) / LONGER
+        made["dt"] = torch.log(torch.expm1(decay))
+    return {block.params[f"memory.{name}"]: value.to(old(name).dtype) for name, value in made.items()}
+
+
+def _is_new(graphs: ProgramGraphs, block: Block) -> bool:
+    """Has it maps of keys, and gates that do not yet look at the tokens?"""
+    keys = [block.params.get(f"memory.{name}") for name in ("m_k", "w_b", "w_m")]
+    return None not in keys and not any(graphs.params[key].materialise().any() for key in keys[1:] if key)
+
+
+def mean_keys(canonical: ProgramGraphs, tokens: Tensor) -> list[Tensor]:
+    """The mean of every KV head's unit keys before positions, [Hkv,d_k] for each block, with full attention over
+    tokens [B,T].
+    """
+    cpu, parameters = torch.device("cpu"), materialise(canonical, "cpu")
+    executors: dict[str, Executor] = {}
+    for name, cls in canonical.classes.items():
+        graph = cls.wake.clone()
+        graph.set_returns({**graph.results(), "keys": find_site(graph).k})
+        executors[name] = Executor(graph, PLAIN, cpu)
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    found = []
+    with torch.no_grad():
+        values = Executor(canonical.embed, PLAIN, cpu)({**parameters, "tokens": tokens, "positions": positions})
+        for block in canonical.layout:
+            own = {port: parameters[key] for port, key in block.params.items()}
+            results = executors[block.cls]({**values, **own})
+            keys = torch.nn.functional.normalize(results.pop("keys").float(), dim=-1)
+            found.append(keys.mean((0, 2)))
+            values |= results
+    return found
