@@ -39,6 +39,7 @@ from sleepc.runtime.session import Session
 if TYPE_CHECKING:
     from sleepc.train.adapter import Adapter
     from sleepc.train.distil import Hooks, Outcome
+    from sleepc.train.texts import Document
     from sleepc.verify.verify import VerifyReport
 
 Progress = Callable[[str, float | None], None]
@@ -205,13 +206,14 @@ class Program:
         work: str | Path = "training",
         resume: bool = False,
         device: str | None = None,
+        half: bool = False,
         progress: Progress = _silent,
         hooks: Hooks | None = None,
         **settings: Any,
     ) -> Outcome:
         """Train the memories, or more, towards `teacher` (the original by default) on texts, a data set, or, with
         neither, on what the teacher writes. `settings` are those of sleepc.train.settings; `work` holds checkpoints,
-        metrics and the adapter. Where it is stopped the program stays as it is, and `resume` goes on.
+        metrics and the adapter (float16 with `half`). Where it is stopped the program stays as it is; `resume` goes on.
 
         Raises UsageError for options that do not fit, SleepcError where the loss is no number.
         """
@@ -221,10 +223,15 @@ class Program:
         from sleepc.train.texts import dataset_documents, documents
 
         chosen, paths, window = make_settings(settings), [Path(path) for path in text], self.graphs.window
+
+        def read() -> Iterator[Document]:
+            return dataset_documents(dataset, field) if dataset else documents(paths, field)
+
+        if paths or dataset:
+            read()  # is it there? before any work
         self._check_bytes()
         taught = self._teacher(teacher, progress)
         if paths or dataset:
-            read = (lambda: dataset_documents(dataset, field)) if dataset else (lambda: documents(paths, field))
             stream = text_stream(read, self.tokenizer(), chosen, window)
         else:
             stream = self_stream(taught, self.tokenizer(), chosen, window, device or "cpu")
@@ -233,7 +240,8 @@ class Program:
             "teacher": str(teacher or self.source.name) if not isinstance(teacher, nn.Module) else "module",
         }
         progress("training", None)
-        return distil(self, taught, stream, chosen, Path(work), device=device, resume=resume, facts=facts, hooks=hooks)
+        options: dict[str, Any] = {"device": device, "resume": resume, "facts": facts, "half": half, "hooks": hooks}
+        return distil(self, taught, stream, chosen, Path(work), **options)
 
     def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> ProgramGraphs:
         if teacher is None:

@@ -91,6 +91,7 @@ def distil(
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="50")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Merge low-rank maps into the weights at the end.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write the adapter in float16: half the size.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Start anew where a training was stopped; replace an artifact at -o.")
     ] = False,
@@ -109,7 +110,7 @@ def distil(
         )
     target = output or artifact
     program = api.load(artifact)
-    given = {
+    given: dict[str, Any] = {
         "stages": stages or ("align,distil" if _replaces(program) else "distil"),
         "train": train,
         "rank": rank,
@@ -144,6 +145,7 @@ def distil(
             work=work,
             resume=resume,
             device=device,
+            half=half,
             progress=live.display,
             hooks=Hooks(live.start, live.step, stopped),
             **{name: value for name, value in given.items() if value is not None},

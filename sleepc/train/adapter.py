@@ -131,9 +131,12 @@ def _notes(program: Program) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- writing
 
 
-def write_adapter(path: Path, program: Program, keys: Iterable[str], facts: Mapping[str, Any]) -> None:
+def write_adapter(
+    path: Path, program: Program, keys: Iterable[str], facts: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
     """Write what differs from a plain conversion: everything new, and the source's weights among `keys`, or trained
     before. `facts` (plain data: settings, figures) go with it. The training is also noted in the program's report.
+    With `dtype` values are rounded to it: float16 is half the size.
 
     The file is written whole or not at all. Raises OSError where the disk refuses.
     """
@@ -142,7 +145,7 @@ def write_adapter(path: Path, program: Program, keys: Iterable[str], facts: Mapp
     note_training(program, keys, facts)
     params, training = program.graphs.params, program.report["training"]
     chosen = sorted({*(key for key, param in params.items() if param.new), *training["weights"]})
-    values = {key: params[key].materialise().detach().cpu().contiguous() for key in chosen}
+    values = {key: params[key].materialise().detach().to("cpu", dtype).contiguous() for key in chosen}
     rows = [(k, dtype_name(v.dtype), tuple(v.shape), sha256_of(v)) for k, v in values.items()]
     header = {
         "format": str(FORMAT),
@@ -217,7 +220,8 @@ def apply_adapter(program: Program, adapter: Adapter) -> None:
     graphs = with_rank(program.graphs, adapter.header.rank)
     _check_fit(graphs, adapter)
     _warn_of_options(program.recipe, adapter)
-    program.graphs = with_values(graphs, adapter.values)
+    values = {key: value.to(graphs.params[key].dtype) for key, value in adapter.values.items()}
+    program.graphs = with_values(graphs, values)
     program.report = {name: found for name, found in program.report.items() if name not in ("training", "verify")}
     note_training(program, adapter.values, adapter.header.facts)
     program.identity = ""  # of no artifact: it gets one when it is saved

@@ -76,13 +76,14 @@ def distil(
     device: str | None = None,
     resume: bool = False,
     facts: dict[str, Any] | None = None,
+    half: bool = False,
     hooks: Hooks | None = None,
 ) -> Outcome:
     """Train `program` in the folder `work` and give it the trained values; `teacher` is at level CANONICAL.
 
-    `facts` say what is read and who teaches, for checkpoints and the adapter. With several processes (`accelerate
-    launch`) each does its part of every batch. Raises UsageError for options that do not fit, SleepcError where the
-    loss is no number.
+    `facts` say what is read and who teaches, for checkpoints and the adapter, which is float16 with `half`. With
+    several processes (`torchrun`) each does its part of every batch. Raises UsageError for options that do
+    not fit, SleepcError where the loss is no number.
     """
     accelerator = _accelerator(device)
     hooks = hooks or Hooks()
@@ -126,7 +127,9 @@ def distil(
         program.graphs = with_values(graphs, values)
         if accelerator.is_main_process:
             outcome.adapter = work / ADAPTER
-            write_adapter(outcome.adapter, program, values, {**run, "steps": trainer.done, "tokens": trainer.tokens})
+            figures = {"steps": trainer.done, "tokens": trainer.tokens, "losses": outcome.to_json()["losses"]}
+            dtype = torch.float16 if half else None
+            write_adapter(outcome.adapter, program, values, {**run, **figures}, dtype)
     accelerator.wait_for_everyone()
     return outcome
 

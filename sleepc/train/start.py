@@ -80,7 +80,8 @@ def mean_keys(canonical: ProgramGraphs, tokens: Tensor) -> list[Tensor]:
         for block in canonical.layout:
             own = {port: parameters[key] for port, key in block.params.items()}
             results = executors[block.cls]({**values, **own})
-            keys = torch.nn.functional.normalize(results.pop("keys").float(), dim=-1)
+            keys = results.pop("keys")
+            keys = torch.nn.functional.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
             found.append(keys.mean((0, 2)))
             values |= results
     return found
