@@ -38,6 +38,7 @@ from sleepc.runtime.session import Session
 
 if TYPE_CHECKING:
     from sleepc.train.adapter import Adapter
+    from sleepc.train.calibrate import CalibrationReport
     from sleepc.train.distil import Hooks, Outcome
     from sleepc.train.texts import Document
     from sleepc.verify.verify import VerifyReport
@@ -195,6 +196,29 @@ class Program:
         from sleepc.train.adapter import merge_maps
 
         return merge_maps(self)
+
+    def calibrate(
+        self,
+        text: Sequence[str | Path],
+        *,
+        tokens: int = 2048,
+        steps: int = 300,
+        work: str | Path | None = None,
+        resume: bool = False,
+        progress: Progress = _silent,
+    ) -> CalibrationReport:
+        """Set memories by what the original attends to, then step each layer towards it, where that helps on texts held
+        apart. `work` keeps finished layers for `resume`; remove it once the program is saved.
+
+        Raises UsageError for texts that are too short or not there.
+        """
+        from sleepc.train.calibrate import CalibrationSettings, calibrate
+        from sleepc.train.texts import documents
+
+        read = documents([Path(path) for path in text])
+        self._check_bytes()
+        settings = CalibrationSettings(tokens=tokens, steps=steps)
+        return calibrate(self, read, settings, progress, Path(work) if work else None, resume)
 
     def distil(
         self,

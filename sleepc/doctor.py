@@ -23,6 +23,8 @@ REQUIRED = ("torch", "transformers", "safetensors", "numpy", "networkx", "pydant
 OPTIONAL = {
     "gguf": (("gguf", "accelerate"), "reading GGUF files, and the demo model"),
     "plot": (("matplotlib",), "plots of sleepc eval"),
+    "train": (("accelerate",), "sleepc distil"),
+    "data": (("datasets",), "sleepc distil --dataset"),
 }
 
 

@@ -36,23 +36,18 @@ def calibrate(
     """Set a model's memories by what the original attends to, then step each layer towards it; minutes on a laptop."""
     from sleepc import api
     from sleepc.artifact import check_free
-    from sleepc.train.calibrate import CalibrationSettings
-    from sleepc.train.calibrate import calibrate as run
     from sleepc.train.layer_files import FINISHED, forget
-    from sleepc.train.texts import documents
 
     target = output or artifact
     program = api.load(artifact)
     check_free(target, force=force or output is None)  # before any work
-    read = documents(text)
     display = Display(err)
     work = target.resolve().with_name(f".{target.resolve().name}.calibration")
     with display.doing("calibrate"):
-        program.steps()  # are the bytes those of the conversion?
         if against is not None:
             program.captured(display, program.load_original(against, display))
         try:
-            report = run(program, read, CalibrationSettings(tokens=tokens, steps=steps), display, work, resume)
+            report = program.calibrate(text, tokens=tokens, steps=steps, work=work, resume=resume, progress=display)
         except KeyboardInterrupt:
             done = len(list(work.glob(FINISHED)))
             err.print(f"{done} layer{'' if done == 1 else 's'} finished: --resume goes on from there")

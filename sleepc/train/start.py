@@ -58,8 +58,8 @@ def _started(graphs: ProgramGraphs, block: Block, means: Tensor) -> dict[str, Te
 
 
 def _is_new(graphs: ProgramGraphs, block: Block) -> bool:
-    """Has it maps of keys, and gates that do not yet look at the tokens?"""
-    keys = [block.params.get(f"memory.{name}") for name in ("m_k", "w_b", "w_m")]
+    """Has it maps of keys, and gates as a conversion makes them, all zero?"""
+    keys = [block.params.get(f"memory.{name}") for name in ("m_k", "w_b", "b_b", "w_m")]
     return None not in keys and not any(graphs.params[key].materialise().any() for key in keys[1:] if key)
 
 
