@@ -95,11 +95,11 @@ def _cpu() -> str:
 
 def report(rows: Iterable[Row], *, as_json: bool, title: str, columns: Sequence[str]) -> None:
     """Print rows as JSON lines, or the machine and a table of the rows that have `columns`."""
-    rows = list(rows)
     if as_json:
         for row in rows:
-            print(json.dumps(row))
+            print(json.dumps(row), flush=True)
         return
+    rows = list(rows)
     table = Table(title=title)
     for name in columns:
         table.add_column(name, justify="right")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import math
 import sysconfig
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from sleepc.train.distil import Hooks
 from sleepc.train.trainer import Step, Trainer
 from sleepc.verify.shake import without_memories
 
-COLUMNS = ("tokens", "model", "perplexity", "share", "loss", "seconds")
+COLUMNS = ("tokens", "model", "perplexity", "share", "loss")
 SETTINGS: dict[str, Any] = {
     "train": "low-rank",
     "rank": 6,
@@ -96,17 +96,17 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
             yield facts | {"tokens": 0, "model": name, "perplexity": value, "share": float(name == "full")}
         untrained = perplexity(program.graphs, held, options.window)
         yield facts | {"tokens": 0, "model": "untrained", "perplexity": untrained, "share": share(untrained, ends)}
-        text = options.text or [docstrings(Path(scratch) / "docstrings.txt")]
-        work = options.work or Path(scratch) / "training"
+        work = options.work or Path(scratch)
+        text = options.text or [docstrings(work / "docstrings.txt")]
         for name in options.compare or ():
-            curve = Curve(name, held, options, ends)
-            _train(replace(program, report={}), curve, text, work / name.replace(" ", "-"), VARIANTS[name], options)
+            curve = Curve(name, held, options, ends, work / name.replace(" ", "-"))
+            _train(replace(program, report={}), curve, text, VARIANTS[name], options)
             yield from (facts | row for row in curve.rows)
         if options.compare:
             return
         before = program.graphs
-        curve = Curve("converted", held, options, ends)
-        _train(program, curve, text, work, {}, options)
+        curve = Curve("trained", held, options, ends, work)
+        _train(program, curve, text, {}, options)
         yield from (facts | row for row in curve.rows)
         for passes in (2, 4):
             value = perplexity(with_passes(program.graphs, program.recipe, passes), held, options.window)
@@ -116,12 +116,12 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _train(
-    program: Program, curve: Curve, text: list[Path], work: Path, variant: dict[str, Any], options: argparse.Namespace
+    program: Program, curve: Curve, text: list[Path], variant: dict[str, Any], options: argparse.Namespace
 ) -> None:
     given = dict(text.split("=", 1) for text in options.set)
     program.distil(
         text=text,
-        work=work,
+        work=curve.work,
         resume=True,
         hooks=Hooks(curve.start, curve.step),
         **{"tokens": options.tokens, "length": options.length, **SETTINGS, **variant, **given},
@@ -142,24 +142,30 @@ def retrieval(program: Program, before: ProgramGraphs, options: argparse.Namespa
         "converted": program.graphs,
     }
     for name, graphs in models.items():
-        for row in task.rows(load(graphs), task.length, _quiet):
+        for row in task.rows(load(graphs), task.length, lambda share: None):
             yield {"kind": "retrieval", "model": name, "samples": options.samples, **row}
         console.log(f"retrieval: {name}")
 
 
 class Curve:
-    """Held-out perplexity at the first figure and after every fifth of the training."""
+    """Held-out perplexity at the first figure and after every fifth of the training; kept in its folder `work`."""
 
-    def __init__(self, name: str, held: torch.Tensor, options: argparse.Namespace, ends: dict[str, float]) -> None:
-        self.name, self.held, self.options, self.ends = name, held, options, ends
-        self.points = sorted({FIRST, *(options.tokens * n // 5 for n in range(1, 6))})
-        self.rows: list[Row] = []
+    def __init__(
+        self, name: str, held: torch.Tensor, options: argparse.Namespace, ends: dict[str, float], work: Path
+    ) -> None:
+        self.name, self.held, self.options, self.ends, self.work = name, held, options, ends, work
+        self.points = {FIRST, *(options.tokens * n // 5 for n in range(1, 6))}
         self.losses: list[float] = []
-        self.begun = time.perf_counter()
+        self.file = work / "curve.jsonl"
+        self.rows: list[Row] = []
 
     def start(self, trainer: Trainer) -> None:
-        """The training begins."""
-        self.trainer, self.begun = trainer, time.perf_counter()
+        """The training begins, or goes on."""
+        self.trainer = trainer
+        if self.file.is_file():
+            rows = [json.loads(line) for line in self.file.read_text().splitlines()]
+            self.rows = [row for row in rows if row["tokens"] <= trainer.tokens]
+        self.points = {point for point in self.points if point > trainer.tokens}
 
     def step(self, step: Step) -> None:
         """A step is done."""
@@ -167,19 +173,19 @@ class Curve:
         if step.step % 10 == 0:
             mean = np.mean(self.losses[-10:])
             console.log(f"step {step.step}/{step.of} {step.stage} loss {mean:.4f} {step.tokens_per_second:.0f} tok/s")
-        due = [point for point in self.points if step.tokens >= point or step.step == step.of]
+        due = {point for point in self.points if step.tokens >= point or step.step == step.of}
         if due:
-            self.points = [point for point in self.points if point not in due]
-            self.add(step.tokens, with_values(self.trainer.student.program, self.trainer.student.values()), step)
+            self.points -= due
+            self._measure(step)
 
-    def add(self, tokens: int, graphs: ProgramGraphs, step: Step | None) -> None:
-        """Measure the program as it is now."""
-        seconds = time.perf_counter() - self.begun
-        value = perplexity(graphs, self.held, self.options.window)
-        row = {"tokens": tokens, "model": self.name, "perplexity": value, "share": share(value, self.ends)}
-        self.rows.append(row | {"loss": float(np.mean(self.losses[-20:])) if step else None, "seconds": seconds})
-        console.log(f"{tokens} tokens: perplexity {value:.3f}, {row['share']:.1%} of the gap")
-        self.begun += time.perf_counter() - self.begun - seconds
+    def _measure(self, step: Step) -> None:
+        student = self.trainer.student
+        value = perplexity(with_values(student.program, student.values()), self.held, self.options.window)
+        loss = float(np.mean(self.losses[-20:]))
+        row = {"tokens": step.tokens, "model": self.name, "perplexity": value, "share": share(value, self.ends)}
+        self.rows.append(row | {"loss": loss})
+        self.file.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+        console.log(f"{step.tokens} tokens: perplexity {value:.3f}, {row['share']:.1%} of the gap")
 
 
 def share(value: float, ends: dict[str, float]) -> float:
@@ -205,6 +211,7 @@ def docstrings(path: Path) -> Path:
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
         found += [text for text in texts if text and len(text) > LEAST]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(found), encoding="utf-8")
     return path
 

@@ -1,10 +1,10 @@
-"""The demo: convert a real model, verify it, and ask it about a text that is longer than its window.
+"""The demo: convert a real model, verify it, give it trained memories, and see what they are worth.
 
     python examples/demo.py [--setting short] [--model DIR]
 
-Three models answer the same two questions, greedily and unedited: full attention (transformers, whole KV cache), the
-converted
-program with its memories off (a sliding window with sinks), and the converted program.
+The adapter, examples/smollm2.adapter.safetensors, was made by `make adapter` (docs/quality.md). Four models are
+compared: full attention, the converted program with its memories off (a sliding window with sinks), as converted, and
+trained. They answer two questions about a text that is longer than the window, greedily and unedited.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ from sleepc.backends.eager.backend import load
 from sleepc.errors import SleepcError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
+from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
+from sleepc.tasks.planting import Setup
+from sleepc.tasks.programs import full_attention as full_graphs
+from sleepc.tasks.source import make_source
+from sleepc.tasks.task import make_task
 from sleepc.verify.shake import without_memories
 
 TEXT = Path(__file__).with_name("demo_text.txt")
+ADAPTER = Path(__file__).with_name("smollm2.adapter.safetensors")
+WINDOW, SINKS = 128, 4  # those of the adapter's training
 QUESTIONS = (
     ("inside the window", "What did Marta buy for herself on the market in Harrow Bay?"),
     ("beyond the window", "What colour is the door of the lighthouse?"),
@@ -60,7 +67,9 @@ def main() -> None:
         program = convert(subject, Path(scratch) / "converted")
         report = verify(program, short=short)
         if subject.real:
-            ask(program, subject, answer_tokens=12 if short else 40)
+            models = train(program, short=short)
+            measure(program, models, short=short)
+            ask(program, models, subject, answer_tokens=12 if short else 40)
         table(program, subject, report, started, short=short)
 
 
@@ -105,9 +114,9 @@ def say(what: str, share: float | None = None) -> None:
 
 
 def convert(subject: Subject, out: Path) -> sleepc.Program:
-    """`sleepc convert` with its defaults (window 256, 4 sinks, one replay pass), from Python."""
+    """`sleepc convert --window 128`, from Python."""
     console.rule("convert")
-    program = sleepc.convert(subject.folder)
+    program = sleepc.convert(subject.folder, {"window": WINDOW, "sinks": SINKS})
     program.save(out)
     seen = program.inspect()
     console.print(
@@ -142,8 +151,57 @@ def verify(program: sleepc.Program, *, short: bool) -> dict[str, float]:
     return {"error": error, "kl": kl}
 
 
-def ask(program: sleepc.Program, subject: Subject, answer_tokens: int) -> None:
-    """Both questions, three answers each."""
+def train(program: sleepc.Program, *, short: bool) -> dict[str, ProgramGraphs]:
+    """Apply the adapter to the program; the programs to compare, by name."""
+    console.rule("adapt")
+    untrained = program.graphs
+    adapter = program.adapt(ADAPTER)
+    facts = adapter.header.facts
+    console.print(
+        f"{ADAPTER.name}: {ADAPTER.stat().st_size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
+        f"(memories and low-rank maps of rank {adapter.header.rank})"
+    )
+    length = (2 if short else 8) * WINDOW + 256
+    return {
+        "full attention": full_graphs(program.captured(lambda what, share: None), length),
+        "sliding window": without_memories(untrained),
+        "converted": untrained,
+        "trained": program.graphs,
+    }
+
+
+def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short: bool) -> None:
+    """Perplexity and retrieval by distance, each on texts that the adapter was not trained on."""
+    console.rule("beyond the window")
+    windows = (1, 2) if short else (1, 2, 4, 8)
+    source = make_source(program.tokenizer(), None, program.graphs.vocab, 1, np.random.default_rng(0))
+    tasks = {
+        "perplexity": make_task("perplexity", source, Setup((4 * WINDOW,), 2 if short else 8, SINKS), WINDOW),
+        "retrieval": make_task(
+            "retrieval", source, Setup(tuple(n * WINDOW for n in windows), 2 if short else 8, SINKS), WINDOW
+        ),
+    }
+    rows: dict[str, list[str]] = {}
+    for graphs in models.values():
+        for name, task in tasks.items():
+            for row in task.rows(load(graphs), task.length, lambda share: None):
+                if name == "perplexity":
+                    place, figure = (
+                        f"perplexity, tokens {row['from']:.0f} to {row['to']:.0f}",
+                        f"{row['perplexity']:.2f}",
+                    )
+                else:
+                    place = f"code told {row['distance'] / WINDOW:.0f} windows ago: found"
+                    figure = f"{row['accuracy']:.0%} (log p {row['log_prob']:.2f})"
+                rows.setdefault(place, []).append(figure)
+    table = Table("", *models)
+    for place, figures in rows.items():
+        table.add_row(place, *figures)
+    console.print(table)
+
+
+def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subject, answer_tokens: int) -> None:
+    """Both questions, four answers each."""
     console.rule("ask")
     tokenizer = program.tokenizer()
     text = TEXT.read_text()
@@ -151,13 +209,9 @@ def ask(program: sleepc.Program, subject: Subject, answer_tokens: int) -> None:
     for place, question in QUESTIONS:
         ids = tokenizer.chat([{"role": "user", "content": f"{text}\n{question} Answer in one short sentence."}])
         console.print(f"\n[bold]{question}[/]  [dim]({place}; {len(ids)} tokens are read)[/]")
-        sleeping = program.session()
-        sliding = Session(load(without_memories(program.graphs)), 1)
-        answers: list[tuple[str, Callable[..., list[int]]]] = [
-            ("full attention", full),
-            ("sliding window", partial(read_and_answer, sliding, show=False)),
-            ("converted", partial(read_and_answer, sleeping, show=True)),
-        ]
+        sessions = {name: Session(load(models[name]), 1) for name in ("sliding window", "converted", "trained")}
+        answers: list[tuple[str, Callable[..., list[int]]]] = [("full attention", full)]
+        answers += [(name, partial(read_and_answer, s, show=name == "trained")) for name, s in sessions.items()]
         for name, answer in answers:
             begun = time.perf_counter()
             words = tokenizer.decode(answer(ids, answer_tokens, tokenizer.eos_ids)).strip()
@@ -210,10 +264,6 @@ def table(program: sleepc.Program, subject: Subject, report: dict[str, float], s
     console.print(f"max abs logit error inside the window  {report['error']:.1e}")
     console.print(f"max KL inside the window               {report['kl']:.1e}")
     console.print(f"seconds                                {time.perf_counter() - started:.0f}")
-    if subject.real:
-        console.print(
-            "The memories are untrained: they keep the cost constant and do no harm, but do not help to remember yet."
-        )
 
 
 if __name__ == "__main__":
