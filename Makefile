@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-all check format demo bench clean
+.PHONY: help setup test test-all check format demo adapter bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ format: $(READY) ## Put imports and lines in order
 
 demo: $(READY) ## Convert a real model and talk to it across sleeps (DEMO=short is faster)
 	$(BIN)/python examples/demo.py --setting $(DEMO)
+
+adapter: $(READY) ## Train the demo's adapter again (half an hour on two cores; goes on where it was stopped)
+	$(BIN)/python benchmarks/distil_smollm2.py --work build/adapter --adapter examples/smollm2.adapter.safetensors
 
 bench: $(READY) ## Run a benchmark of benchmarks/ (BENCH=perplexity, decode_cpu, convert_memory; ARGS=...)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)

@@ -32,7 +32,7 @@ from sleepc.tasks.planting import Setup
 from sleepc.tasks.programs import full_attention, with_passes
 from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
-from sleepc.train.adapter import with_values
+from sleepc.train.adapter import with_values, write_adapter
 from sleepc.train.distil import Hooks
 from sleepc.train.trainer import Step, Trainer
 from sleepc.verify.shake import without_memories
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="streams of the retrieval task")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another setting of training")
     parser.add_argument("--work", type=Path, help="keep checkpoints, metrics and the adapter here; goes on from there")
+    parser.add_argument("--adapter", type=Path, help="write the adapter here, in float16")
     parser.add_argument(
         "--compare", action="append", choices=list(VARIANTS), help="train this variant instead; may be given again"
     )
@@ -107,6 +108,9 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
         before = program.graphs
         curve = Curve("trained", held, options, ends, work)
         _train(program, curve, text, {}, options)
+        if options.adapter:
+            words = {"text": [str(path) for path in options.text or ["docstrings of Python's standard library"]]}
+            write_adapter(options.adapter, program, (), words, torch.float16)
         yield from (facts | row for row in curve.rows)
         for passes in (2, 4):
             value = perplexity(with_passes(program.graphs, program.recipe, passes), held, options.window)
@@ -139,7 +143,7 @@ def retrieval(program: Program, before: ProgramGraphs, options: argparse.Namespa
         "full": full_attention(program.captured(_quiet), task.length),
         "sliding": without_memories(before),
         "untrained": before,
-        "converted": program.graphs,
+        "trained": program.graphs,
     }
     for name, graphs in models.items():
         for row in task.rows(load(graphs), task.length, lambda share: None):

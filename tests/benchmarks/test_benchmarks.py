@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 ROOT = Path(__file__).parents[2]
 PROMISED = {
@@ -53,6 +54,24 @@ def test_perplexity() -> None:
     assert inside["full"] == pytest.approx(inside["sliding"], rel=1e-4)
     assert inside["sliding"] == inside["converted"]
     assert ranges[2]["sliding"] != ranges[2]["converted"]
+
+
+def test_distil_smollm2(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter.safetensors"
+    said = run("distil_smollm2", "--json", "--work", str(tmp_path / "work"), "--adapter", str(adapter))
+    _, *found = [json.loads(line) for line in said.splitlines()]
+    curve = [row for row in found if row["kind"] == "distillation"]
+    names = [row["model"] for row in curve]
+    assert names[:3] == ["full", "sliding", "untrained"]
+    assert names[-2:] == ["N=2", "N=4"]
+    trained = [row["tokens"] for row in curve if row["model"] == "trained"]
+    assert trained == sorted(trained)
+    assert len(trained) == 5
+    assert all(row["perplexity"] > 1 for row in curve)
+    asked = {(row["model"], row["distance"]) for row in found if row["kind"] == "retrieval"}
+    assert asked == {(m, d) for m in ("full", "sliding", "untrained", "trained") for d in (8, 16, 32, 64, 128)}
+    with safe_open(adapter, framework="numpy") as file:
+        assert json.loads(file.metadata()["facts"])["text"] == ["docstrings of Python's standard library"]
 
 
 def test_convert_memory() -> None:
