@@ -202,7 +202,7 @@ class Program:
         text: Sequence[str | Path],
         *,
         tokens: int = 2048,
-        steps: int = 300,
+        steps: int = 100,
         work: str | Path | None = None,
         resume: bool = False,
         progress: Progress = _silent,

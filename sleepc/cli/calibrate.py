@@ -27,7 +27,7 @@ def calibrate(
     tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to learn from; as many again are held apart and out.")
     ] = 2048,
-    steps: Annotated[int, typer.Option(min=0, help="Local steps for each layer; 0 sets gates only.")] = 300,
+    steps: Annotated[int, typer.Option(min=0, help="Local steps for each layer; 0 sets gates only.")] = 100,
     against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the layers that were finished.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists at -o.")] = False,

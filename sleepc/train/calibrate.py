@@ -61,7 +61,7 @@ class CalibrationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens: int = Field(default=2048, ge=1, le=1 << 30)
-    steps: int = Field(default=300, ge=0, le=1 << 20)
+    steps: int = Field(default=100, ge=0, le=1 << 20)
 
 
 class CalibrationReport(BaseModel):
