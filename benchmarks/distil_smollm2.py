@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
         curve = Curve("trained", held, options, ends, work)
         _train(program, curve, text, {}, options)
         if options.adapter:
-            words = {"text": [str(path) for path in options.text or ["docstrings of Python's standard library"]]}
+            words = {} if options.text else {"text": ["docstrings of Python's standard library"]}
             write_adapter(options.adapter, program, (), words, torch.float16)
         yield from (facts | row for row in curve.rows)
         for passes in (2, 4):

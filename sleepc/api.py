@@ -241,6 +241,7 @@ class Program:
 
         Raises UsageError for options that do not fit, SleepcError where the loss is no number.
         """
+        from sleepc.train.adapter import name_of
         from sleepc.train.distil import distil
         from sleepc.train.settings import make_settings
         from sleepc.train.streams import self_stream, text_stream
@@ -260,8 +261,8 @@ class Program:
         else:
             stream = self_stream(taught, self.tokenizer(), chosen, window, device or "cpu")
         facts = {
-            "text": [str(path) for path in paths] or dataset or "self",
-            "teacher": str(teacher or self.source.name) if not isinstance(teacher, nn.Module) else "module",
+            "text": [path.name for path in paths] or dataset or "self",
+            "teacher": "module" if isinstance(teacher, nn.Module) else name_of(str(teacher or self.source.name)),
         }
         progress("training", None)
         options: dict[str, Any] = {"device": device, "resume": resume, "facts": facts, "half": half, "hooks": hooks}

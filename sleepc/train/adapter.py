@@ -131,6 +131,11 @@ def _notes(program: Program) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- writing
 
 
+def name_of(model: str) -> str:
+    """A model's name for a file that goes round: a hub id as it is, of a path the last part."""
+    return Path(model).name if Path(model).is_absolute() or Path(model).exists() else model
+
+
 def write_adapter(
     path: Path, program: Program, keys: Iterable[str], facts: Mapping[str, Any], dtype: torch.dtype | None = None
 ) -> None:
@@ -150,7 +155,7 @@ def write_adapter(
     header = {
         "format": str(FORMAT),
         "sleepc": sleepc.__version__,
-        "source": program.source.name,
+        "source": name_of(program.source.name),
         "weights_sha256": program.source.weights_sha256,
         "recipe": program.recipe.model_dump_json(),
         "rank": str(training["rank"]),
