@@ -69,7 +69,7 @@ def main() -> None:
         if subject.real:
             models = train(program, short=short)
             measure(program, models, short=short)
-            ask(program, models, subject, answer_tokens=12 if short else 40)
+            ask(program, models, subject, short=short)
         table(program, subject, report, started, short=short)
 
 
@@ -161,47 +161,39 @@ def train(program: sleepc.Program, *, short: bool) -> dict[str, ProgramGraphs]:
         f"{ADAPTER.name}: {ADAPTER.stat().st_size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
         f"(memories and low-rank maps of rank {adapter.header.rank})"
     )
-    length = (2 if short else 8) * WINDOW + 256
+    length = 8 * WINDOW + 256
     return {
-        "full attention": full_graphs(program.captured(lambda what, share: None), length),
-        "sliding window": without_memories(untrained),
+        "full": full_graphs(program.captured(lambda what, share: None), length),
+        "sliding": without_memories(untrained),
         "converted": untrained,
         "trained": program.graphs,
     }
 
 
 def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short: bool) -> None:
-    """Perplexity and retrieval by distance, each on texts that the adapter was not trained on."""
+    """Perplexity and retrieval by distance, on texts that the adapter was not trained on."""
     console.rule("beyond the window")
-    windows = (1, 2) if short else (1, 2, 4, 8)
+    distances, samples = ((2 * WINDOW,), 2) if short else (tuple(n * WINDOW for n in (1, 2, 4, 8)), 8)
     source = make_source(program.tokenizer(), None, program.graphs.vocab, 1, np.random.default_rng(0))
-    tasks = {
-        "perplexity": make_task("perplexity", source, Setup((4 * WINDOW,), 2 if short else 8, SINKS), WINDOW),
-        "retrieval": make_task(
-            "retrieval", source, Setup(tuple(n * WINDOW for n in windows), 2 if short else 8, SINKS), WINDOW
-        ),
-    }
+    texts = make_task("perplexity", source, Setup((4 * WINDOW,), samples, SINKS), WINDOW)
+    codes = make_task("retrieval", source, Setup(distances, samples, SINKS), WINDOW)
     rows: dict[str, list[str]] = {}
     for graphs in models.values():
-        for name, task in tasks.items():
-            for row in task.rows(load(graphs), task.length, lambda share: None):
-                if name == "perplexity":
-                    place, figure = (
-                        f"perplexity, tokens {row['from']:.0f} to {row['to']:.0f}",
-                        f"{row['perplexity']:.2f}",
-                    )
-                else:
-                    place = f"code told {row['distance'] / WINDOW:.0f} windows ago: found"
-                    figure = f"{row['accuracy']:.0%} (log p {row['log_prob']:.2f})"
-                rows.setdefault(place, []).append(figure)
+        for row in texts.rows(load(graphs), texts.length, lambda share: None):
+            place = f"perplexity after {row['from']:.0f} to {row['to']:.0f} tokens"
+            rows.setdefault(place, []).append(f"{row['perplexity']:.2f}")
+        for row in codes.rows(load(graphs), codes.length, lambda share: None):
+            told = f"code told {row['distance']:.0f} tokens ago"
+            rows.setdefault(f"{told}: found (chance 12 %)", []).append(f"{row['accuracy']:.0%}")
+            rows.setdefault(f"{told}: mean log p", []).append(f"{row['log_prob']:.2f}")
     table = Table("", *models)
     for place, figures in rows.items():
         table.add_row(place, *figures)
     console.print(table)
 
 
-def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subject, answer_tokens: int) -> None:
-    """Both questions, four answers each."""
+def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subject, *, short: bool) -> None:
+    """Both questions, an answer of each model; in the short setting none of the untrained one, which is as sliding."""
     console.rule("ask")
     tokenizer = program.tokenizer()
     text = TEXT.read_text()
@@ -209,13 +201,14 @@ def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subj
     for place, question in QUESTIONS:
         ids = tokenizer.chat([{"role": "user", "content": f"{text}\n{question} Answer in one short sentence."}])
         console.print(f"\n[bold]{question}[/]  [dim]({place}; {len(ids)} tokens are read)[/]")
-        sessions = {name: Session(load(models[name]), 1) for name in ("sliding window", "converted", "trained")}
-        answers: list[tuple[str, Callable[..., list[int]]]] = [("full attention", full)]
+        names = ("sliding", "trained") if short else ("sliding", "converted", "trained")
+        sessions = {name: Session(load(models[name]), 1) for name in names}
+        answers: list[tuple[str, Callable[..., list[int]]]] = [("full", full)]
         answers += [(name, partial(read_and_answer, s, show=name == "trained")) for name, s in sessions.items()]
         for name, answer in answers:
             begun = time.perf_counter()
-            words = tokenizer.decode(answer(ids, answer_tokens, tokenizer.eos_ids)).strip()
-            console.print(f"  {name:15} {words!r}  [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
+            words = tokenizer.decode(answer(ids, 12 if short else 40, tokenizer.eos_ids)).strip()
+            console.print(f"  {name:10} {words!r}  [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
 
 
 def read_and_answer(session: Session, ids: list[int], count: int, eos: tuple[int, ...], *, show: bool) -> list[int]:
