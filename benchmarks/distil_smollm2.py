@@ -137,7 +137,7 @@ def retrieval(program: Program, before: ProgramGraphs, options: argparse.Namespa
     distances = tuple(round(n * options.window) for n in (0.5, 1, 2, 4, 8))
     setup = Setup(distances, options.samples, program.recipe.sinks)
     rng = np.random.default_rng(0)
-    source = make_source(program.tokenizer(), None, program.graphs.vocab, 1, rng)
+    source = make_source(program.tokenizer(), None, program.graphs.vocab, 100_000, rng)
     task = make_task("retrieval", source, setup, options.window)
     models = {
         "full": full_attention(program.captured(_quiet), task.length),
