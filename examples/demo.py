@@ -2,7 +2,7 @@
 
     python examples/demo.py [--setting short] [--model DIR]
 
-The adapter, examples/smollm2.adapter.safetensors, was made by `make adapter` (docs/quality.md). Four models are
+The adapter, examples/smollm2.adapter.safetensors, is the training of docs/quality.md (`make adapter`). Four models are
 compared: full attention, the converted program with its memories off (a sliding window with sinks), as converted, and
 trained. They answer two questions about a text that is longer than the window, greedily and unedited.
 """
