@@ -36,6 +36,11 @@ def load(
 
 def materialise(program: ProgramGraphs, device: str) -> dict[str, torch.Tensor]:
     """Every parameter, on `device`, in the dtype that its port declares."""
+    return {key: program.params[key].materialise().to(device, dtype) for key, dtype in dtypes_of(program).items()}
+
+
+def dtypes_of(program: ProgramGraphs) -> dict[str, torch.dtype]:
+    """The dtypes that ports declare for parameters, by key."""
     dtypes: dict[str, torch.dtype] = {}
     for graph in (program.embed, program.head):
         for key, port in {**graph.ports("param"), **graph.ports("const")}.items():
@@ -44,7 +49,7 @@ def materialise(program: ProgramGraphs, device: str) -> dict[str, torch.Tensor]:
         ports = program.classes[block.cls].wake.ports()
         for port_name, key in block.params.items():
             dtypes[key] = _dtype(ports[port_name].meta["type"])
-    return {key: program.params[key].materialise().to(device, dtype) for key, dtype in dtypes.items()}
+    return dtypes
 
 
 def _dtype(type_: object) -> torch.dtype:

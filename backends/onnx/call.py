@@ -1,0 +1,133 @@
+"""One operator call of a program while it is translated, and the tables of what translates what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from sleepc.backends.onnx.emit import Emitter
+from sleepc.ir.types import TensorType
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+Operators = Literal["ort", "portable"]
+aten = torch.ops.aten
+ours = torch.ops.sleepc
+
+
+@dataclass(frozen=True)
+class Style:
+    """How operators are spelled: `ort` has ONNX Runtime's fused kernels (opset 23 and com.microsoft), `portable` plain
+    operators of opset 18. `precision` is that of linear maps and embeddings; everything else is float32.
+    """
+
+    ops: Operators = "ort"
+    precision: Precision = "fp32"
+    columns: bool = True  # what is written into windows leaves the graph as it is, for the host to write in place
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that has not been asked for yet, since its form depends on who reads it."""
+
+    key: str
+
+
+@dataclass
+class Call:
+    """A call with its translated arguments."""
+
+    e: Emitter
+    node: fx.Node
+    values: Mapping[fx.Node, Any]
+    style: Style
+    passes: ir.Value | None = None  # how often a sleep replays its window, where that is an input
+
+    @property
+    def out(self) -> TensorType:
+        """The type of the result, of an operator with one."""
+        type_ = self.node.meta["type"]
+        assert isinstance(type_, TensorType)
+        return type_
+
+    def raw(self, at: int | str, default: Any = None) -> Any:
+        """An argument by place or name, nodes replaced by what they were translated to."""
+        args: Any = self.node.kwargs if isinstance(at, str) else self.node.args
+        if (at not in args) if isinstance(at, str) else (at >= len(args)):
+            return default
+        return fx.map_arg(args[at], lambda n: self.values[n])
+
+    def option(self, at: int, name: str, default: Any = None) -> Any:
+        """An argument that may be given by place or by name."""
+        return self.raw(name, self.raw(at, default))
+
+    def type(self, at: int) -> TensorType:
+        """The type of a tensor argument."""
+        type_ = self.node_at(at).meta["type"]
+        assert isinstance(type_, TensorType)
+        return type_
+
+    def node_at(self, at: int) -> fx.Node:
+        """An argument as it is in the program."""
+        node = self.node.args[at]
+        assert isinstance(node, fx.Node)
+        return node
+
+    def tensor(self, at: int, dtype: torch.dtype | None = None) -> ir.Value:
+        """An argument as a value, numbers too; cast where it has not the dtype."""
+        value = self.raw(at)
+        if isinstance(value, Weight):
+            value = self.e.weight(value.key)
+        if not isinstance(value, ir.Value):
+            return self.e.const(value, dtype or self.out.dtype)
+        argument = self.node.args[at]
+        type_ = argument.meta["type"] if isinstance(argument, fx.Node) else None
+        if dtype is None or not isinstance(type_, TensorType) or type_.dtype == dtype:
+            return value
+        return self.e.cast(value, dtype)
+
+    def value(self, node: fx.Node) -> ir.Value:
+        """What any node of the program was translated to."""
+        value = self.values[node]
+        if isinstance(value, Weight):
+            return self.e.weight(value.key)
+        assert isinstance(value, ir.Value), node
+        return value
+
+    def dim(self, at: int, rank: int) -> int:
+        """An argument that names a dimension, counted from the front."""
+        return int(self.raw(at)) % rank
+
+
+Translation = Callable[[Call], "ir.Value | Sequence[ir.Value]"]
+Fusion = Callable[[Call], "ir.Value | None"]
+TRANSLATIONS: dict[Any, Translation] = {}
+"""Operator of the program -> how to write it with plain operators of opset 18."""
+FUSED: dict[Any, list[Fusion]] = {}
+"""Last operator of a pattern -> how to write the whole pattern with a kernel of ONNX Runtime's, or None where it is
+something else. What the pattern's other calls were translated to is left without readers, and dropped."""
+
+
+def translates(*targets: Any) -> Callable[[Translation], Translation]:
+    """Enter a function into TRANSLATIONS."""
+
+    def enter(function: Translation) -> Translation:
+        TRANSLATIONS.update(dict.fromkeys(targets, function))
+        return function
+
+    return enter
+
+
+def fuses(*targets: Any) -> Callable[[Fusion], Fusion]:
+    """Enter a function into FUSED."""
+
+    def enter(function: Fusion) -> Fusion:
+        for target in targets:
+            FUSED.setdefault(target, []).append(function)
+        return function
+
+    return enter

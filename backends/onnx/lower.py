@@ -1,0 +1,111 @@
+"""A program at level STEP -> ONNX files in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+import sleepc
+from sleepc.backends.eager.backend import dtypes_of
+from sleepc.backends.onnx.call import Style
+from sleepc.backends.onnx.emit import MICROSOFT
+from sleepc.backends.onnx.manifest import GraphFile, Kept, Manifest, State, Tensor
+from sleepc.backends.onnx.sleep import sleep_graph
+from sleepc.backends.onnx.wake import Step, wake_graph
+from sleepc.backends.onnx.weights import FILE, Weights
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import DTYPE_NAMES
+
+OPSETS = {"ort": {"": 23, MICROSOFT: 1}, "portable": {"": 18}}
+IR_VERSION = 10
+NAMES = {dtype.value: name for dtype, name in ((ir.DataType.FLOAT, "f32"), (ir.DataType.INT64, "i64"))}
+
+
+def lower(program: ProgramGraphs, folder: Path, style: Style, *, ep: str = "cpu", identity: str = "") -> Manifest:
+    """Write wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program has a loop), weights.bin."""
+    weights = Weights(program.params, dtypes_of(program), folder)
+    wake = wake_graph(program, weights, style)
+    sleeps = {"sleep_replay": sleep_graph(program, weights, style)}
+    if program.loop is not None:
+        sleeps["sleep_recurrent"] = sleep_graph(program, weights, style, recurrent=True)
+    files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in {"wake": wake, **sleeps}.items()}
+    asleep = sleeps.get("sleep_recurrent", sleeps["sleep_replay"])
+    states = [
+        State(
+            name=s.name,
+            dtype=DTYPE_NAMES[s.dtype],
+            dims=s.dims,
+            wake=wake.changes[s.name],
+            sleep=asleep.changes.get(s.name, Kept()),
+        )
+        for s in program.all_states()
+    ]
+    return Manifest(
+        sleepc=sleepc.__version__,
+        identity=identity,
+        precision=style.precision,
+        ops=style.ops,
+        ep=ep,
+        opsets=OPSETS[style.ops],
+        vocab=program.vocab,
+        window=program.window,
+        passes=passes_of(program),
+        weights=FILE,
+        weights_size=(folder / FILE).stat().st_size,
+        wake=files["wake"],
+        sleep_replay=files["sleep_replay"],
+        sleep_recurrent=files.get("sleep_recurrent"),
+        states=states,
+        rules=[],
+        report={},
+    )
+
+
+def passes_of(program: ProgramGraphs) -> int:
+    """N: how many passes a sleep of this program makes over its window."""
+    if program.loop is not None:
+        return program.loop.passes
+    replay = torch.ops.sleepc.replay.default
+    sleeps = [cls.sleep for cls in program.classes.values() if cls.sleep is not None]
+    found = [int(node.kwargs["passes"]) for graph in sleeps for node in graph.calls() if node.target is replay]
+    return max(found, default=1)
+
+
+def _save(step: Step, path: Path, style: Style) -> GraphFile:
+    graph = ir.Graph(
+        list(step.inputs.values()),
+        list(step.outputs.values()),
+        nodes=step.e.nodes,
+        initializers=list(step.e.initializers.values()),
+        opset_imports=OPSETS[style.ops],
+        name=path.stem,
+    )
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sleepc", producer_version=sleepc.__version__)
+    _drop_unread(graph)
+    for value in [v for v in graph.inputs if not v.uses() and v.name not in ("tokens", "lengths", "passes")]:
+        graph.inputs.remove(value)
+    ir.save(model, path)
+    return GraphFile(
+        file=path.name, inputs=[_tensor(v) for v in graph.inputs], outputs=[_tensor(v) for v in graph.outputs]
+    )
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Remove nodes without readers; not by onnx-ir's pass, which takes unread outputs from nodes that need them."""
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+
+
+def _tensor(value: ir.Value) -> Tensor:
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    dims = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+    names = {torch_type: DTYPE_NAMES[torch_type] for torch_type in DTYPE_NAMES}
+    from sleepc.backends.onnx.emit import TYPES
+
+    kinds = {TYPES[t]: n for t, n in names.items()}
+    return Tensor(name=value.name, dtype=kinds[value.dtype], dims=dims)

@@ -1,0 +1,27 @@
+"""Norms: layer norm, the L2 norm of a head; RMS norm is found where it is spelled out."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from sleepc.backends.onnx.call import Call, aten, ours, translates
+
+
+@translates(aten.layer_norm.default)
+def layer_norm(c: Call) -> ir.Value:
+    """Over the last dimensions, with weight and bias where there are any."""
+    sizes = c.raw(1)
+    weight = c.tensor(2) if c.raw(2) is not None else c.e.const([1.0] * int(sizes[-1]), c.out.dtype)
+    bias = c.tensor(3) if c.raw(3) is not None else None
+    return c.e(
+        "LayerNormalization", c.tensor(0), weight, bias, axis=-len(sizes), epsilon=float(c.option(4, "eps", 1e-5))
+    )
+
+
+@translates(ours.l2norm.default)
+def l2norm(c: Call) -> ir.Value:
+    """x rsqrt(sum x^2 + 1e-6) over the last dimension."""
+    x = c.tensor(0)
+    total = c.e("ReduceSum", c.e("Mul", x, x), c.e.ints(-1), keepdims=1)
+    root = c.e("Sqrt", c.e("Add", total, c.e.const(1e-6, c.out.dtype)))
+    return c.e("Div", x, root)

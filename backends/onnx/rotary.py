@@ -1,0 +1,1 @@
+"""Rotary positions, found where they are spelled out."""

@@ -1,0 +1,114 @@
+"""sleep_replay.onnx and sleep_recurrent.onnx: state -> state, consolidated and evicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from sleepc.backends.onnx.call import Style
+from sleepc.backends.onnx.emit import Emitter
+from sleepc.backends.onnx.memory import repeat
+from sleepc.backends.onnx.translate import translate
+from sleepc.backends.onnx.wake import Step, ports_of
+from sleepc.backends.onnx.weights import Weights
+from sleepc.ir.program import Loop, ProgramGraphs
+from sleepc.ir.types import TensorType
+
+
+def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recurrent: bool = False) -> Step:
+    """Consolidate and evict. Input beside the state: passes [] (N). With `recurrent` the blocks of the program's loop
+    run again over the window, N - 1 times, before the memories are what they will be; else a sleep is records and
+    memories only.
+    """
+    assert program.clock is not None
+    e = Emitter(weights)
+    step = Step(e)
+    passes = step.input("passes", TensorType(torch.int64, ()))
+    specs = {s.name: s for s in program.all_states()}
+    states = {name: step.input(name, spec.type()) for name, spec in specs.items()}
+    e.sizes = {"B": e("Shape", states["since"], start=0, end=1), "T": e.ints(program.window)}
+    clock: dict[str, Any] = dict(translate(e, program.clock, ports_of(program.clock, states), style))
+    new = {s.name: clock.pop(s.name) for s in program.states}
+    replays = passes if program.loop is None else None
+    for i, block in enumerate(program.layout):
+        cls = program.classes[block.cls]
+        assert cls.sleep is not None
+        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        e.prefix = f"block.{i}."
+        results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}), style, replays)
+        new |= {f"{i}.{name}": value for name, value in results.items()}
+    e.prefix = ""
+    if recurrent:
+        assert program.loop is not None
+        new |= _again(program, program.loop, e, states, new, passes, style)
+    for name, value in new.items():
+        step.replace(name, value, specs[name].type())
+    return step
+
+
+def _again(
+    program: ProgramGraphs,
+    loop: Loop,
+    e: Emitter,
+    old: dict[str, ir.Value],
+    new: dict[str, ir.Value],
+    passes: ir.Value,
+    style: Style,
+) -> dict[str, ir.Value]:
+    """Recurrent passes over the window that `old` holds, on the memories of `new` (semantics.md, section 4)."""
+    values: dict[str, Any] = dict(translate(e, loop.given, ports_of(loop.given, old), style))
+    first = e("Squeeze", old[f"{loop.end - 1}.hidden"], e.ints(1))
+    first.shape, first.type = ir.Shape(["B", program.window, program.hidden]), old[f"{loop.end - 1}.hidden"].type
+    live = e("Expand", e.const(True, torch.bool), e.sizes["B"])  # pass 1 has been written
+    inner = [name for name in _changed(program, loop.start, loop.end)]
+    kinds = {s.name: s.type() for s in program.all_states()}
+
+    def body(carried: Any) -> list[ir.Value]:
+        given = {**values, "live": live, "h": carried[0]}
+        h, changed = _pass(program, e, loop.start, loop.end, given, new | dict(zip(inner, carried[1:], strict=True)), style)
+        return [h, *(changed[name] for name in inner)]
+
+    for name in inner:
+        value = new.get(name, old[name])
+        if value.shape is None:
+            value.shape, value.type = ir.Shape(list(kinds[name].dims)), old[name].type
+    h, *memories = repeat(e, passes, [first, *(new.get(name, old[name]) for name in inner)], body)
+    refined = dict(zip(inner, memories, strict=True))
+    last = len(program.layout)
+    _, after = _pass(program, e, loop.end, last, {**values, "h": h}, old | new | refined, style)
+    return refined | after
+
+
+def _changed(program: ProgramGraphs, start: int, end: int) -> list[str]:
+    """States that the blocks' passes write."""
+    found = []
+    for i in range(start, end):
+        again = program.classes[program.layout[i].cls].again
+        assert again is not None
+        found += [f"{i}.{name}" for name in again.results() if name != "h"]
+    return found
+
+
+def _pass(
+    program: ProgramGraphs,
+    e: Emitter,
+    start: int,
+    end: int,
+    given: dict[str, Any],
+    states: dict[str, ir.Value],
+    style: Style,
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """Blocks `start` to `end` once over the window: (h, what they write)."""
+    h, changed = given["h"], {}
+    for i, block in enumerate(program.layout[start:end], start):
+        cls = program.classes[block.cls]
+        assert cls.again is not None
+        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        e.prefix = f"again.{i}."
+        results = translate(e, cls.again, ports_of(cls.again, {**given, "h": h, **own}, block.params), style)
+        h = results.pop("h")
+        changed |= {f"{i}.{name}": value for name, value in results.items()}
+    e.prefix = ""
+    return h, changed

@@ -1,0 +1,88 @@
+"""A graph of the program -> ONNX nodes, call by call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from torch import fx
+
+from sleepc.backends.onnx import aten, aten_indexing, aten_shapes, linear, memory, norms, rotary, windows  # noqa: F401  (they fill the tables)
+from sleepc.backends.onnx.call import FUSED, TRANSLATIONS, Call, Style, Weight, ours
+from sleepc.backends.onnx.emit import Emitter, declare
+from sleepc.errors import UsageError
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.levels import operator_name
+from sleepc.ir.types import IntType, TensorType
+
+
+@dataclass(frozen=True)
+class Written:
+    """A state's new value as what goes into its slots: new [B, H, T, ..]."""
+
+    new: ir.Value
+
+
+def translate(
+    e: Emitter, graph: Graph, ports: Mapping[str, Any], style: Style, passes: ir.Value | None = None
+) -> dict[str, Any]:
+    """Write the graph's calls after those that are there; ports (values, or `Weight`s) by name -> results by name.
+
+    Raises UsageError for an operator that this backend does not know.
+    """
+    values: dict[fx.Node, Any] = {node: ports[name] for name, node in graph.ports().items()}
+    columns = {graph.results()[name] for name in graph.ports("state") if style.columns and is_column(graph, name)}
+    for node in graph.calls():
+        if node in columns:
+            call = Call(e, node, values, style)
+            values[node] = Written(call.tensor(1, call.type(0).dtype))
+            continue
+        values[node] = _call(Call(e, node, values, style, passes))
+    return {name: _as_value(e, values[node], node) for name, node in graph.results().items()}
+
+
+def _as_value(e: Emitter, value: Any, node: fx.Node) -> Any:
+    if isinstance(value, Written):
+        return value
+    value = e.weight(value.key) if isinstance(value, Weight) else value
+    if value.producer() is not None:
+        declare(value, node.meta["type"])
+    return value
+
+
+def _call(call: Call) -> Any:
+    node, target = call.node, call.node.target
+    if target is operator.getitem:
+        return call.raw(0)[call.raw(1)]
+    if isinstance(node.meta["type"], IntType):
+        return None  # sizes: whoever reads them knows them from the types of results
+    if call.style.ops == "ort":
+        for fusion in FUSED.get(target, ()):
+            found = fusion(call)
+            if found is not None:
+                return _declared(found, node)
+    if target not in TRANSLATIONS:
+        raise UsageError(
+            f"the ONNX backend has no translation of {operator_name(target)}",
+            where=str(node.meta.get("source", "")),
+            fix="Run this program with the eager backend.",
+        )
+    found = TRANSLATIONS[target](call)
+    return _declared(found, node) if isinstance(found, ir.Value) else found
+
+
+def _declared(value: ir.Value, node: fx.Node) -> ir.Value:
+    type_ = node.meta["type"]
+    if isinstance(type_, TensorType) and value.shape is None:
+        declare(value, type_)
+    return value
+
+
+def is_column(graph: Graph, state: str) -> bool:
+    """Is the state's new value the old one with some slots written, which nobody else reads?"""
+    node = graph.results().get(state)
+    own = graph.ports("state").get(state)
+    return is_call(node, ours.write_slots.default) and node.args[0] is own and len(node.users) == 1

@@ -1,0 +1,157 @@
+"""wake.onnx: tokens and state -> logits and what changes of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from sleepc.backends.onnx.call import Style, Weight
+from sleepc.backends.onnx.emit import Emitter, declare
+from sleepc.backends.onnx.manifest import Change, Columns, Kept, Replaced
+from sleepc.backends.onnx.translate import Written, translate
+from sleepc.backends.onnx.weights import Weights
+from sleepc.ir.graph import Graph
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import TensorType
+
+
+@dataclass
+class Step:
+    """A graph that maps state to state: its nodes, its inputs and outputs, and how the host makes the new state."""
+
+    e: Emitter
+    inputs: dict[str, ir.Value] = field(default_factory=dict)
+    outputs: dict[str, ir.Value] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+
+    def input(self, name: str, type_: TensorType) -> ir.Value:
+        """A new input."""
+        value = ir.Value(name=name)
+        declare(value, type_)
+        self.inputs[name] = value
+        return value
+
+    def output(self, name: str, value: ir.Value, type_: TensorType) -> None:
+        """A new output; what is an input, a constant or an output already is passed through a node of its own."""
+        taken = any(value is other for other in self.outputs.values())
+        if value.producer() is None or taken:
+            value = self.e("Identity", value)
+        value.name = name
+        declare(value, type_)
+        self.outputs[name] = value
+
+    def replace(self, state: str, value: ir.Value, type_: TensorType) -> None:
+        """The state's new value is an output."""
+        self.output(f"new.{state}", value, type_)
+        self.changes[state] = Replaced(output=f"new.{state}")
+
+
+def ports_of(graph: Graph, values: Mapping[str, Any], params: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What stands at a graph's ports: values by name; parameters by `params` (port -> key) or by their own name."""
+    found: dict[str, Any] = {}
+    for name, node in graph.ports().items():
+        if node.meta["port"].kind in ("param", "const"):
+            found[name] = Weight(params[name] if params else name)
+        else:
+            found[name] = values[name]
+    return found
+
+
+def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> Step:
+    """The wake step. Inputs beside the state: tokens [B,T], lengths [B], logits_at [B,M] (whose logits are wanted)."""
+    e = Emitter(weights)
+    step = Step(e)
+    tokens = step.input("tokens", TensorType(torch.int64, ("B", "T")))
+    lengths = step.input("lengths", TensorType(torch.int64, ("B",)))
+    wanted = step.input("logits_at", TensorType(torch.int64, ("B", "M")))
+    states = {s.name: step.input(s.name, s.type()) for s in program.all_states()}
+    e.sizes = {
+        "B": e("Shape", lengths, start=0, end=1),
+        "T": e("Shape", tokens, start=1, end=2),
+        "M": e("Shape", wanted, start=1, end=2),
+    }
+    types = {name: node.meta["type"] for name, node in program.embed.results().items()}
+    ports = ports_of(program.embed, {**states, "tokens": tokens, "lengths": lengths})
+    values: dict[str, Any] = dict(translate(e, program.embed, ports, style))
+    for spec in program.states:
+        if spec.name in values:
+            step.replace(spec.name, values.pop(spec.name), spec.type())
+    columns = _blocks(program, step, values, states, style)
+    _logits(program, step, values, wanted, style)
+    _join(step, columns, style)
+    for name in {change.slots for change in step.changes.values() if isinstance(change, Columns)}:
+        step.output(name, values[name], types[name])
+    for name in states:
+        step.changes.setdefault(name, Kept())
+    return step
+
+
+Group = tuple[str, tuple[int | str, ...], torch.dtype, str]
+
+
+def _blocks(
+    program: ProgramGraphs, step: Step, values: dict[str, Any], states: Mapping[str, ir.Value], style: Style
+) -> dict[Group, dict[str, ir.Value]]:
+    """All blocks, one after the other; `values["h"]` becomes the last one's. What they write into windows and records
+    is returned, by kind and state.
+    """
+    e, columns = step.e, {}
+    for i, block in enumerate(program.layout):
+        cls = program.classes[block.cls]
+        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        e.prefix = f"block.{i}."
+        results = translate(e, cls.wake, ports_of(cls.wake, {**values, **own}, block.params), style)
+        values["h"] = results.pop("h")
+        for spec in cls.states:
+            if spec.name not in results:
+                continue
+            found, node = results[spec.name], cls.wake.results()[spec.name]
+            if isinstance(found, Written):
+                slots = node.args[2].meta["port"].name  # type: ignore[union-attr]
+                kind: Group = (spec.name, spec.dims, spec.dtype, slots)
+                columns.setdefault(kind, {})[f"{i}.{spec.name}"] = found.new
+            else:
+                step.replace(f"{i}.{spec.name}", found, spec.type())
+    e.prefix = ""
+    return columns
+
+
+def _logits(program: ProgramGraphs, step: Step, values: dict[str, Any], wanted: ir.Value, style: Style) -> None:
+    """The head, over a large vocabulary, is for the tokens wanted only; where it reads more than h it comes first."""
+    e = step.e
+    at = e("Unsqueeze", wanted, e.ints(2))
+
+    def pick(x: ir.Value) -> ir.Value:
+        return e("GatherND", x, at, batch_dims=1)
+
+    early = set(program.head.ports("input")) == {"h"}
+    if early:
+        values = {**values, "h": pick(values["h"])}
+        tokens = e.sizes.pop("T")
+        e.sizes["T"] = e.sizes["M"]
+        e.forget_sizes()
+    logits = translate(e, program.head, ports_of(program.head, values), style)["logits"]
+    if early:
+        e.sizes["T"] = tokens
+        e.forget_sizes()
+    logits = logits if early else pick(logits)
+    step.output("logits", logits, TensorType(program.dtype, ("B", "M", program.vocab)))
+
+
+def _join(step: Step, columns: dict[Group, dict[str, ir.Value]], style: Style) -> None:
+    """What is written into windows leaves the graph as few tensors: states of one kind side by side, as heads."""
+    e, names = step.e, set()
+    for (name, dims, dtype, slots), parts in columns.items():
+        output = f"columns.{name}"
+        while output in names:
+            output += "'"
+        names.add(output)
+        heads = int(dims[1])
+        joined = e("Concat", *parts.values(), axis=1) if len(parts) > 1 else next(iter(parts.values()))
+        step.output(output, joined, TensorType(dtype, ("B", heads * len(parts), "T", *dims[3:])))
+        for row, state in enumerate(parts):
+            step.changes[state] = Columns(output=output, row=row, slots=slots)

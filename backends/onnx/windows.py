@@ -1,0 +1,158 @@
+"""The window: slots, who sees whom, attention over kept keys, and writing into slots."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+
+from sleepc.backends.onnx.call import Call, fuses, ours, translates
+
+
+def _number(c: Call, value: int) -> ir.Value:
+    return c.e.const(value, torch.int64)
+
+
+def _modulo(c: Call, x: ir.Value, n: int) -> ir.Value:
+    """x mod n, not negative."""
+    return c.e("Mod", x, _number(c, n))
+
+
+@translates(ours.window_slots.default)
+def window_slots(c: Call) -> ir.Value:
+    """positions [B, T] -> slots [B, T]: p < sinks -> p, any other -> sinks + (p - sinks) mod window."""
+    p, window, sinks = c.tensor(0), c.raw("window"), c.raw("sinks")
+    ring = c.e("Add", _modulo(c, c.e("Sub", p, _number(c, sinks)), window), _number(c, sinks))
+    return c.e("Where", c.e("Less", p, _number(c, sinks)), p, ring)
+
+
+def _held(c: Call, position: ir.Value, window: int, sinks: int) -> ir.Value:
+    """Position of the token in every slot, -1 where there is none; position [B] -> [B, W]."""
+    slot = c.e.ints(*range(sinks + window))
+    last = c.e("Unsqueeze", c.e("Sub", position, _number(c, 1)), c.e.ints(1))
+    ring = c.e("Sub", last, _modulo(c, c.e("Sub", last, slot), window))
+    nothing = _number(c, -1)
+    sink = c.e("Where", c.e("LessOrEqual", slot, last), slot, nothing)
+    ring = c.e("Where", c.e("GreaterOrEqual", ring, _number(c, sinks)), ring, nothing)
+    is_sink = c.e.const([i < sinks for i in range(sinks + window)], torch.bool)
+    return c.e("Where", is_sink, sink, ring)
+
+
+def _keys(c: Call, window: int, sinks: int) -> ir.Value:
+    """Positions of all keys, slots first, [B, W + T]; -1 for none. Shared by all masks of a graph."""
+    positions, position = c.tensor(0), c.tensor(1)
+
+    def make() -> ir.Value:
+        return c.e("Concat", _held(c, position, window, sinks), positions, axis=1)
+
+    return c.e.once(("keys", positions.name, window, sinks), make)
+
+
+def _seen(c: Call) -> ir.Value:
+    """Who sees whom, bool [B, T, W + T] (sleepc/ops/functional/windows.py has the rule)."""
+    window, sinks, own, chunk = (int(c.raw(n, 0)) for n in ("window", "sinks", "own", "chunk"))
+    keys = c.e("Unsqueeze", _keys(c, window, sinks), c.e.ints(1))
+    queries = c.e("Unsqueeze", c.tensor(0), c.e.ints(2))
+    near = c.e("Less", c.e("Sub", queries, keys), _number(c, min(own or window, window)))
+    if (own == 0 or own > window) and sinks:
+        near = c.e("Or", near, c.e("Less", keys, _number(c, sinks)))
+    if chunk:
+        near = c.e("And", near, c.e("Equal", _chunk(c, queries, chunk), _chunk(c, keys, chunk)))
+    real = c.e("And", c.e("GreaterOrEqual", keys, _number(c, 0)), c.e("LessOrEqual", keys, queries))
+    return c.e("And", near, real)
+
+
+def _chunk(c: Call, x: ir.Value, n: int) -> ir.Value:
+    """x // n, rounding down."""
+    return c.e("Div", c.e("Sub", x, _modulo(c, x, n)), _number(c, n))
+
+
+@translates(ours.window_mask.default)
+def window_mask(c: Call) -> ir.Value:
+    """Who sees whom, bool [B, 1, T, W + T]."""
+    return c.e("Unsqueeze", _seen(c), c.e.ints(1))
+
+
+@translates(ours.window_bias.default)
+def window_bias(c: Call) -> ir.Value:
+    """The same as what is added to scores: slope times (j - i), the least number where i does not see j."""
+    dtype, slopes = c.out.dtype, list(c.raw("slopes"))
+    window, sinks = int(c.raw("window")), int(c.raw("sinks"))
+    keys = c.e("Unsqueeze", _keys(c, window, sinks), c.e.ints(1))
+    distance = c.e("Sub", keys, c.e("Unsqueeze", c.tensor(0), c.e.ints(2)))
+    rate = c.e.const([[[s]] for s in slopes], dtype)
+    bias = c.e("Mul", rate, c.e("Unsqueeze", c.e.cast(distance, dtype), c.e.ints(1)))
+    least = c.e.const(torch.finfo(dtype).min, dtype)
+    return c.e("Where", c.e("Unsqueeze", _seen(c), c.e.ints(1)), bias, least)
+
+
+@fuses(ours.window_attention.default)
+def fused_attention(c: Call) -> ir.Value | None:
+    """As `Attention`, the window being its past; not with sinks of logits or a softcap, whose order it has otherwise."""
+    if c.raw(6) is not None or c.raw("softcap", 0.0):
+        return None
+    q, k, v, k_window, v_window, mask = (c.tensor(i) for i in range(6))
+    # the kernel wants the outputs for keys and values with those of the past, which nobody reads
+    return c.e.several("Attention", 3, q, k, v, mask, k_window, v_window, scale=float(c.raw("scale")))[0]
+
+
+@translates(ours.window_attention.default)
+def window_attention(c: Call) -> ir.Value:
+    """Scores * scale, softcap, mask, softmax with the sink column, values; queries grouped by KV head."""
+    e, dtype = c.e, c.out.dtype
+    (rows, heads, tokens, width), kv = c.type(0).dims, int(c.type(1).dims[1])
+    groups, width_v = int(heads) // kv, int(c.type(2).dims[3])
+    keys = e("Concat", c.tensor(3), c.tensor(1), axis=2)
+    values = e("Concat", c.tensor(4), c.tensor(2), axis=2)
+    grouped = e.reshape(c.tensor(0), None, (rows, kv, groups, tokens, width))
+    keys = e("Unsqueeze", e.transpose(keys, (0, 1, 3, 2)), e.ints(2))
+    scores = e("Mul", e("MatMul", grouped, keys), e.const(float(c.raw("scale")), dtype))
+    if c.raw("softcap", 0.0):
+        cap = e.const(float(c.raw("softcap")), dtype)
+        scores = e("Mul", e("Tanh", e("Div", scores, cap)), cap)
+    scores, seen = _masked(c, scores, (rows, kv, groups, tokens))
+    weights = _softmax(c, scores, kv, groups)
+    weights = e("Where", seen, weights, e.const(0.0, dtype))
+    out = e("MatMul", weights, e("Unsqueeze", values, e.ints(2)))
+    return e.reshape(out, None, (rows, heads, tokens, width_v))
+
+
+def _masked(c: Call, scores: ir.Value, dims: tuple[int | str, int, int, int | str]) -> tuple[ir.Value, ir.Value]:
+    """scores [B, Hkv, G, T, K] -> (with the mask, who sees whom)."""
+    e, dtype, mask, type_ = c.e, c.out.dtype, c.tensor(5), c.type(5)
+    rows, kv, groups, tokens = dims
+    least = e.const(torch.finfo(dtype).min, dtype)
+    if type_.dtype == torch.bool:
+        seen = e("Unsqueeze", mask, e.ints(2))  # [B, 1, 1, T, K]
+        return e("Where", seen, scores, least), seen
+    bias = e.reshape(mask, None, (rows, kv, groups, tokens, type_.dims[3]))
+    seen = e("Greater", bias, e.const(torch.finfo(dtype).min / 2, dtype))
+    return e("Where", seen, e("Add", scores, bias), least), seen
+
+
+def _softmax(c: Call, scores: ir.Value, kv: int, groups: int) -> ir.Value:
+    """Over keys, with a column of logits that take probability and give nothing where there is one."""
+    if c.raw(6) is None:
+        return c.e("Softmax", scores, axis=-1)
+    sinks = c.e.reshape(c.tensor(6, c.out.dtype), None, (1, kv, groups, 1, 1))
+    most = c.e("Max", c.e("ReduceMax", scores, c.e.ints(-1), keepdims=1), sinks)
+    powers = c.e("Exp", c.e("Sub", scores, most))
+    total = c.e("ReduceSum", powers, c.e.ints(-1), keepdims=1)
+    return c.e("Div", powers, c.e("Add", total, c.e("Exp", c.e("Sub", sinks, most))))
+
+
+@translates(ours.write_slots.default)
+def write_slots(c: Call) -> ir.Value:
+    """buffer [B, H, W, ..], new [B, H, T, ..], slots [B, T], -1 for none -> the buffer with new values in their slots.
+
+    A slot more than there are takes what is not to be written.
+    """
+    e, (rows, heads, width, *rest) = c.e, c.type(0).dims
+    tokens = c.type(1).dims[2]
+    buffer, new = c.tensor(0), c.tensor(1, c.type(0).dtype)
+    spare = e("Expand", e.const(0, c.type(0).dtype), e.shape((rows, heads, 1, *rest)))
+    slots = c.tensor(2)
+    at = e("Where", e("Less", slots, _number(c, 0)), _number(c, int(width)), slots)
+    at = e("Unsqueeze", at, e.ints(1, *range(3, 3 + len(rest))))
+    at = e("Expand", at, e.shape((rows, heads, tokens, *rest)))
+    room = e("ScatterElements", e("Concat", buffer, spare, axis=2), at, new, axis=2)
+    return e("Slice", room, e.ints(0), e.ints(int(width)), e.ints(2))
