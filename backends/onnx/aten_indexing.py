@@ -39,9 +39,3 @@ def topk(c: Call) -> Sequence[ir.Value]:
     return c.e.several(
         "TopK", 2, c.tensor(0), c.e.ints(int(c.raw(1))), axis=axis, largest=int(c.option(3, "largest", True))
     )
-
-
-@translates(aten.embedding.default)
-def embedding(c: Call) -> ir.Value:
-    """Rows of a table."""
-    return c.e("Gather", c.tensor(0), c.tensor(1, torch.int64), axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -12,19 +12,32 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from sleepc.backends.onnx.quantise import quantise
 from sleepc.ir.weights import Param
 
-Form = Literal["plain", "transposed", "half", "half-transposed"]
 Array = npt.NDArray[np.generic]
 FILE = "weights.bin"
 ALIGNMENT = 4096  # ONNX Runtime maps a tensor only where it begins on a page
 
-FORMS: dict[str, Callable[[torch.Tensor], Array]] = {
-    "plain": lambda x: x.numpy(),
-    "transposed": lambda x: x.T.contiguous().numpy(),
-    "half": lambda x: x.half().numpy(),
-    "half-transposed": lambda x: x.T.half().contiguous().numpy(),
-}
+Form = Literal[
+    *("plain", "transposed", "half", "half.transposed"),
+    *("int4", "int4.scales", "int4.rows", "int4.transposed", "int4.transposed.scales"),
+    *("int8", "int8.scales", "int8.rows", "int8.transposed", "int8.transposed.scales"),
+]
+"""How a parameter stands in the file. `transposed` swaps the dimensions of a matrix, `half` is float16; int4 and int8
+are blocks [out, blocks, bytes] with their `scales` [out, blocks]; `rows` are the same bytes as [out, bytes].
+"""
+
+
+def formed(value: torch.Tensor, form: Form) -> Array:
+    """A parameter in a form."""
+    if form.startswith("int"):
+        bits, matrix = int(form[3]), value.float()
+        packed, scales = quantise((matrix.T if "transposed" in form else matrix).numpy(), bits)
+        return scales if form.endswith("scales") else packed.reshape(len(packed), -1) if "rows" in form else packed
+    if "transposed" in form:
+        value = value.T
+    return (value.half() if "half" in form else value).contiguous().numpy()
 
 
 @dataclass
@@ -44,25 +57,33 @@ class Weights:
     def tensor(self, key: str, form: Form) -> ir.ExternalTensor:
         """The initializer's values, in the file."""
         name = self.name(key, form)
-        if name not in self._tensors:
+        if name not in self._tensors and form.endswith("rows"):  # the bytes are there
+            blocks = self.tensor(key, form[:4])  # type: ignore[arg-type]
+            rows, width = blocks.shape[0], blocks.shape[1] * blocks.shape[2]
+            self._tensors[name] = self._reference(name, blocks, ir.Shape((rows, width)))
+            self.written[name] = (key, form)
+        elif name not in self._tensors:
             value = self.params[key].materialise().detach().cpu().to(self.dtypes[key]).contiguous()
-            self._tensors[name] = self._write(name, FORMS[form](value))
+            self._tensors[name] = self._write(name, formed(value, form))
             self.written[name] = (key, form)
         return self._tensors[name]
+
+    def is_new(self, key: str) -> bool:
+        """Did the conversion add it?"""
+        return self.params[key].new
 
     def _write(self, name: str, array: Array) -> ir.ExternalTensor:
         with (self.folder / FILE).open("ab") as file:
             offset = _aligned(file)
             file.write(np.ascontiguousarray(array).tobytes() if array.nbytes < 1 << 20 else memoryview(array).cast("B"))
+        kind = ir.DataType.from_numpy(array.dtype)
         return ir.ExternalTensor(
-            FILE,
-            offset,
-            array.nbytes,
-            ir.DataType.from_numpy(array.dtype),
-            shape=ir.Shape(array.shape),
-            name=name,
-            base_dir=self.folder,
+            FILE, offset, array.nbytes, kind, shape=ir.Shape(array.shape), name=name, base_dir=self.folder
         )
+
+    def _reference(self, name: str, of: ir.ExternalTensor, shape: ir.Shape) -> ir.ExternalTensor:
+        """The bytes of another tensor in another shape."""
+        return ir.ExternalTensor(FILE, of.offset, of.length, of.dtype, shape=shape, name=name, base_dir=self.folder)
 
 
 def _aligned(file: IO[bytes]) -> int:
