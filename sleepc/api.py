@@ -21,6 +21,7 @@ from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
+from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files
 from sleepc.hf.resolve import Checkpoint, resolve
@@ -29,7 +30,7 @@ from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile, scan
 from sleepc.ir.weights import HeldTensor
-from sleepc.manifest import Source, identity_of, weights_digest
+from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
 from sleepc.passes.pipeline import FRONT, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
@@ -139,7 +140,7 @@ class Program:
             raise SleepcError(
                 f"the bytes of {len(broken)} tensors have changed since the conversion: {', '.join(broken[:5])}",
                 where=str(self.path),
-                fix=artifact.RESTORE,
+                fix=RESTORE,
             )
         self.checked = True
 
@@ -295,7 +296,7 @@ class Program:
                 force=force,
                 tokenizer=folder,
             )
-        self.path, self.identity = target, identity_of(artifact.read_manifest(target))
+        self.path, self.identity = target, identity_of(read_manifest(target))
         return target
 
     @contextmanager
@@ -453,7 +454,7 @@ def inspect(
     target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None = None, *, progress: Progress = _silent
 ) -> Inspection:
     """What sleepc sees in a model, or what an artifact holds. For a model, `recipe` says what would be made of it."""
-    if not isinstance(target, nn.Module) and (Path(target) / artifact.MANIFEST).is_file():
+    if not isinstance(target, nn.Module) and (Path(target) / MANIFEST).is_file():
         program = load(target)
         return inspect_program(program.captured(progress), program.graphs, program.recipe)
     module = target if isinstance(target, nn.Module) else load_module(resolve(target, progress))

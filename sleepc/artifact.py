@@ -5,7 +5,6 @@ loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import ValidationError
 
 import sleepc
+from sleepc.digests import dtype_name
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs, StateSpec
@@ -28,7 +27,8 @@ from sleepc.ir.text import parse_graph, print_graph
 from sleepc.ir.types import DTYPES
 from sleepc.ir.weights import FileTensor, HeldTensor, Param
 from sleepc.manifest import (
-    FORMAT,
+    MANIFEST,
+    RESTORE,
     BlockEntry,
     ClassEntry,
     GraphFile,
@@ -38,15 +38,12 @@ from sleepc.manifest import (
     Source,
     StateEntry,
     WeightFile,
-    digest,
-    dtype_name,
+    read_manifest,
 )
 from sleepc.passes.runner import check_program
 from sleepc.recipe import Recipe
 
-MANIFEST, NEW, HELD = "sleepc.json", "new.safetensors", "weights.safetensors"
-MAX_MANIFEST = 64 << 20
-RESTORE = "The artifact is damaged or was edited: convert the model again."
+NEW, HELD = "new.safetensors", "weights.safetensors"
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -225,37 +222,6 @@ def _weight_file(path: Path, name: str | None) -> WeightFile:
 
 
 # ---------------------------------------------------------------------------------------------- reading
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """sleepc.json, checked. Raises UsageError for what is no artifact or a newer one, SleepcError for a damaged one."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UsageError(
-            f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix="`sleepc convert MODEL -o OUT` makes one."
-        )
-    if path.stat().st_size > MAX_MANIFEST:
-        raise SleepcError(f"{MANIFEST} is too large to be one", where=str(path), fix=RESTORE)
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SleepcError(f"{MANIFEST} is not JSON: {error}", where=str(path), fix=RESTORE) from error
-    version = data.get("format") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise UsageError(
-            f"the artifact has format {version}, and this sleepc reads format {FORMAT}",
-            where=f"written by sleepc {data.get('sleepc', '?')}",
-            fix="Upgrade sleepc (pip install -U sleepc), or convert the model again.",
-        )
-    try:
-        manifest = Manifest.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise SleepcError(f"{MANIFEST} is not valid: {place}: {first['msg']}", where=str(path), fix=RESTORE) from error
-    if digest(data) != manifest.sha256:
-        raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=RESTORE)
-    return manifest
 
 
 def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:

@@ -1,22 +1,21 @@
-"""sleepc.json: what an artifact holds, as data that is checked before anything is believed."""
+"""sleepc.json: what an artifact holds, as data that is checked before anything is believed. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, cast
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.types import DTYPE_NAMES
-from sleepc.ir.weights import FileTensor, Param
+from sleepc.errors import SleepcError, UsageError
 from sleepc.recipe import Recipe
 
+MANIFEST = "sleepc.json"
 FORMAT = 1
+MAX_MANIFEST = 64 << 20
+RESTORE = "The artifact is damaged or was edited: convert the model again."
 MAX_BLOCKS = 4096
 
 
@@ -37,11 +36,6 @@ InsidePath = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Dim = Annotated[int, Field(ge=0, lt=1 << 40)]
 DtypeName = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"]
-
-
-def dtype_name(dtype: torch.dtype) -> DtypeName:
-    """The name of a dtype in a manifest."""
-    return cast(DtypeName, DTYPE_NAMES[dtype])
 
 
 class GraphFile(Strict):
@@ -152,36 +146,6 @@ def digest(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def tensors_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
-    """sha256 of tensors given as (key, dtype, shape, sha256 of the bytes), in any order."""
-    rows = sorted((key, dtype, list(shape), sha256) for key, dtype, shape, sha256 in tensors)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def sha256_of(value: torch.Tensor) -> str:
-    """sha256 of a tensor's bytes as they stand in a file."""
-    flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(cast(bytes, flat.numpy())).hexdigest()  # an array is a buffer
-
-
-def weights_digest(program: ProgramGraphs) -> str:
-    """sha256 of a model's parameters: of those in files by the hashes of their bytes, of the others by their values.
-    Buffers are left out, which a library may compute a little differently from one version to the next.
-    """
-    keys = {key for graph in (program.embed, program.head) for key in graph.ports("param")}
-    for block in program.layout:
-        keys |= {block.params[port] for port in program.classes[block.cls].wake.ports("param")}
-    return tensors_digest(
-        (key, dtype_name(param.dtype), param.shape, _sha256(param)) for key in keys for param in (program.params[key],)
-    )
-
-
-def _sha256(param: Param) -> str:
-    if isinstance(param, FileTensor) and param.sha256:
-        return param.sha256
-    return sha256_of(param.materialise())
-
-
 # What a manifest says besides what the artifact computes: where its files are, what was measured, with which version.
 BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256"}
 
@@ -192,3 +156,34 @@ def identity_of(manifest: Manifest) -> str:
     for entry in data["params"].values():
         del entry["file"]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """sleepc.json, checked. Raises UsageError for what is no artifact or a newer one, SleepcError for a damaged one."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix="`sleepc convert MODEL -o OUT` makes one."
+        )
+    if path.stat().st_size > MAX_MANIFEST:
+        raise SleepcError(f"{MANIFEST} is too large to be one", where=str(path), fix=RESTORE)
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SleepcError(f"{MANIFEST} is not JSON: {error}", where=str(path), fix=RESTORE) from error
+    version = data.get("format") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise UsageError(
+            f"the artifact has format {version}, and this sleepc reads format {FORMAT}",
+            where=f"written by sleepc {data.get('sleepc', '?')}",
+            fix="Upgrade sleepc (pip install -U sleepc), or convert the model again.",
+        )
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise SleepcError(f"{MANIFEST} is not valid: {place}: {first['msg']}", where=str(path), fix=RESTORE) from error
+    if digest(data) != manifest.sha256:
+        raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=RESTORE)
+    return manifest

@@ -27,7 +27,8 @@ def adapt(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Apply an adapter to an artifact: the parameters that a training has changed get their trained values."""
-    from sleepc.artifact import check_free, read_manifest
+    from sleepc.artifact import check_free
+    from sleepc.manifest import read_manifest
 
     read_manifest(artifact)  # what is no artifact is said first
     target = output or artifact

@@ -42,9 +42,9 @@ def diff(
 def _read(target: str, display: Display) -> tuple[ProgramGraphs, dict[str, Any]]:
     """The program of an artifact with its recipe, or a model's at level CANONICAL with none."""
     from sleepc import api
-    from sleepc.artifact import MANIFEST
     from sleepc.hf.load import load_module
     from sleepc.hf.resolve import resolve
+    from sleepc.manifest import MANIFEST
 
     if (Path(target) / MANIFEST).is_file():
         program = api.load(target)

@@ -8,12 +8,11 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
-import torch
 
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
 from sleepc.tasks.planting import Ids, Item, Sample
-from sleepc.verify.distance import surprise
+from sleepc.verify.surprise import surprise
 
 Progress = Callable[[float], None]
 PIECE = 256  # tokens of every row in one call
@@ -93,7 +92,7 @@ def _answers(session: Session, asked: Sequence[tuple[int, Item, Ids]], rows: int
 
 def _answer(logits: FloatArray, tokens: Ids) -> Answer:
     """Of tokens [n], under the logits [n,V] of the tokens before them."""
-    likelihood = -float(surprise(torch.from_numpy(logits), np.array([0, *tokens])).sum())
+    likelihood = -float(surprise(logits, np.array([0, *tokens])).sum())
     return Answer(likelihood, len(tokens), int((logits.argmax(-1) == tokens).sum()))
 
 
@@ -107,7 +106,7 @@ def surprises(steps: Steps, texts: IntArray, progress: Progress) -> FloatArray:
         for at in range(0, texts.shape[1] - 1, FEW):
             logits = session.feed(group[:, at : at + FEW], logits="all")
             for b, text in enumerate(group):
-                found[start + b, at : at + FEW] = surprise(torch.from_numpy(logits[b]), text[at : at + FEW + 1])
+                found[start + b, at : at + FEW] = surprise(logits[b], text[at : at + FEW + 1])
             _tell(progress, start, len(group), len(texts), at / texts.shape[1])
     return found
 

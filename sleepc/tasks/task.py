@@ -16,7 +16,7 @@ from sleepc.tasks.copying import copying
 from sleepc.tasks.planting import Sample, Setup
 from sleepc.tasks.retrieval import DISTRACTORS, retrieval
 from sleepc.tasks.source import Source
-from sleepc.verify.distance import bounds
+from sleepc.verify.surprise import bounds
 
 TaskName = Literal["perplexity", "retrieval", "copy"]
 TASKS: tuple[str, ...] = get_args(TaskName)

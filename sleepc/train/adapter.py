@@ -14,11 +14,12 @@ from pydantic import Field, Json, ValidationError
 from torch import Tensor
 
 import sleepc
+from sleepc.digests import dtype_name, sha256_of, tensors_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import HeldTensor
-from sleepc.manifest import Sha256, Strict, dtype_name, sha256_of, tensors_digest
+from sleepc.manifest import Sha256, Strict
 from sleepc.passes.add_low_rank import LOW_A, LOW_B, AddLowRank
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.merge_low_rank import MergeLowRank

@@ -13,6 +13,7 @@ from sleepc.ir.compare import max_error
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.verify.report import PerplexityRow
+from sleepc.verify.surprise import bounds, surprise
 
 PIECE = 64  # tokens whose logits are held at once: vocabularies are large
 
@@ -27,29 +28,12 @@ def follow(
     session, surprises, error = Session(steps), [], 0.0
     for start in range(0, len(tokens), PIECE):
         end = min(start + PIECE, len(tokens))
-        logits = torch.from_numpy(session.feed(tokens[start:end], logits="all")[0])
-        surprises.append(surprise(logits, tokens[start : end + 1]))
+        logits = session.feed(tokens[start:end], logits="all")[0]
+        surprises.append(torch.from_numpy(surprise(logits, tokens[start : end + 1])))
         if wanted is not None and start < upto:
             known = min(end, upto)
-            error = max(error, max_error(logits[: known - start], wanted(start, known)))
+            error = max(error, max_error(torch.from_numpy(logits[: known - start]), wanted(start, known)))
     return torch.cat(surprises), error
-
-
-def surprise(logits: Tensor, tokens: IntArray) -> Tensor:
-    """-log p of tokens 1 .. under logits [n,V] of tokens 0 ..: float64 [len(tokens) - 1]."""
-    following = torch.from_numpy(tokens[1:])
-    known = logits[: len(following)].double().log_softmax(-1)
-    return -known.gather(1, following[:, None])[:, 0]
-
-
-def bounds(window: int, length: int) -> list[int]:
-    """Token counts 1, L, 2L, 4L .. and the length: ends of the ranges that perplexity is given for."""
-    ends = [1]
-    step = window
-    while step < length:
-        ends.append(max(step, ends[-1]))
-        step *= 2
-    return sorted({*ends, length})
 
 
 def perplexities(window: int, full: Tensor | None, sliding: Tensor, converted: Tensor) -> list[PerplexityRow]:

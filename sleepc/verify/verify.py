@@ -19,12 +19,13 @@ from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.verify import invariants
-from sleepc.verify.distance import follow, perplexities, surprise
+from sleepc.verify.distance import follow, perplexities
 from sleepc.verify.invariants import Bench, Logits
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.report import INVARIANTS, TOLERANCES, Check, PerplexityRow, Tolerance, VerifyReport
 from sleepc.verify.shake import is_silent, new_parameters, shaken, with_parameters, without_memories
 from sleepc.verify.streams import Stream
+from sleepc.verify.surprise import surprise
 from sleepc.verify.trained import has_low_rank, with_weights_of
 
 __all__ = ["Check", "PerplexityRow", "VerifyReport", "verify_program"]
@@ -244,7 +245,8 @@ def _full(subject: Subject, tokens: IntArray) -> Tensor | None:
     if subject.original is None:
         return None
     known = tokens[: subject.step.max_positions]
-    return surprise(subject.original(torch.from_numpy(known)[None])[0], known)
+    logits = subject.original(torch.from_numpy(known)[None])[0].double()
+    return torch.from_numpy(surprise(logits.numpy(), known))
 
 
 class Measure:

@@ -218,7 +218,7 @@ def test_a_state_of_another_conversion_is_refused_and_left(
 
 
 def test_identity_is_of_what_is_computed(artifact: Path, tmp_path: Path) -> None:
-    from sleepc.artifact import read_manifest
+    from sleepc.manifest import read_manifest
 
     manifest = read_manifest(artifact)
     copied = read_manifest(load(artifact).save(tmp_path / "copy", standalone=True))

@@ -19,8 +19,8 @@ from sleepc.tasks.programs import full_attention, with_passes
 from sleepc.tasks.retrieval import retrieval
 from sleepc.tasks.source import Source
 from sleepc.tasks.task import Planted, Row, Task, TaskName, make_task
-from sleepc.verify.distance import surprise
 from sleepc.verify.shake import shaken, without_memories
+from sleepc.verify.surprise import surprise
 from tests.families import VOCAB, family
 from tests.tasks.recall import SURE, Recall
 
@@ -62,7 +62,7 @@ def test_likelihoods_are_those_of_the_original_module() -> None:
         for candidate, answer in zip(item.candidates, reply.answers, strict=True):
             ids = np.array([*sample.tokens, *item.question, *candidate])
             logits = family("gemma2").logits(torch.from_numpy(ids)[None])[0]
-            wanted = -float(surprise(logits, ids)[-len(candidate) :].sum())
+            wanted = -float(surprise(logits.numpy(), ids)[-len(candidate) :].sum())
             assert answer.likelihood == pytest.approx(wanted, abs=1e-6)
             assert answer.hits == int(logits[-2].argmax() == candidate[0])
     assert next(found, None) is None
@@ -84,7 +84,7 @@ def test_surprises_in_pieces_are_those_of_the_original_module(monkeypatch: pytes
     steps = load(full_attention(family("gemma2").canonical, 60))
     found = surprises(steps, texts, lambda share: None)
     for row, text in enumerate(texts):
-        assert np.allclose(found[row], surprise(logits[row], text).numpy(), atol=1e-6)
+        assert np.allclose(found[row], surprise(logits[row].numpy(), text), atol=1e-6)
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 30])

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from sleepc import api
-from sleepc.artifact import MANIFEST
 from sleepc.cli.display import Display
 from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import facts_of
@@ -14,6 +13,7 @@ from sleepc.errors import UsageError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
 from sleepc.inspection import Inspection, inspect_program
+from sleepc.manifest import MANIFEST
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 
