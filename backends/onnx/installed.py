@@ -1,0 +1,56 @@
+"""What of ONNX is installed here, and what is missing, in words. Imports neither torch nor what it looks for."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+OLDEST = (1, 25, 1)  # the first with com.microsoft::LinearAttention
+EXPORTERS = ("onnx", "onnx-ir")
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def missing_runtime() -> str | None:
+    """Why exported programs cannot run here, with what to install; None where they can."""
+    found = [name for name in RUNTIMES if version_of(name)]
+    if len(found) > 1:
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites the other's files: uninstall both "
+            "(pip uninstall -y onnxruntime onnxruntime-gpu), then install one"
+        )
+    if not found:
+        return "ONNX Runtime is not installed: pip install 'sleepc[onnx]', or 'sleepc[onnx-gpu]' for CUDA"
+    version = version_of(found[0]) or ""
+    if _numbers(version) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return f"{found[0]} {version} is older than {oldest}: pip install -U '{found[0]}>={oldest}'"
+    return None
+
+
+def missing_exporter() -> str | None:
+    """Why programs cannot be exported and checked here, with what to install; None where they can."""
+    absent = [name for name in EXPORTERS if version_of(name) is None]
+    if absent:
+        return f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} not installed: pip install 'sleepc[onnx]'"
+    return missing_runtime()
+
+
+def about() -> str:
+    """The runtime's name, version and execution providers."""
+    import onnxruntime
+
+    (name,) = (name for name in RUNTIMES if version_of(name))
+    return f"{name} {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """1.32.0rc1 -> (1, 32, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

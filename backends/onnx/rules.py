@@ -1,0 +1,62 @@
+"""What a host has to do, in sentences that a programmer of any language can follow."""
+
+from __future__ import annotations
+
+from sleepc.backends.onnx.manifest import Columns, Manifest
+
+
+def rules_of(manifest: Manifest) -> list[str]:
+    """The rules of the host's loop, numbered, for this export."""
+    sentences = [*_state(manifest), *_wake(manifest), *_after(manifest), *_sleep(manifest)]
+    return [f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1)]
+
+
+def _state(manifest: Manifest) -> list[str]:
+    return [
+        "Choose B, the number of texts (rows) that are read side by side. For each entry of `states` make an array of "
+        'its dtype and dims, with B in the place of "B", filled with zeros: the state of rows that have read nothing.',
+    ]
+
+
+def _wake(manifest: Manifest) -> list[str]:
+    return [
+        f"To read, run {manifest.wake.file} with the states that it has as inputs, by name, and with `tokens` [B, T] "
+        "(each row's tokens from the left on, then zeros), `lengths` [B] (how many they are; a row of length 0 stays "
+        "as it is) and `logits_at` [B, M] (the places, from 0, of the tokens whose logits are wanted; M may be 0). "
+        "T and M may differ from call to call; all are int64.",
+        f"No call may lead over a sleep: lengths[b] is at most {manifest.window} - since[b], where `since` is the "
+        "state of that name. Cut longer texts there.",
+        f"`logits` [B, M, {manifest.vocab}] belong to the tokens asked for. Where a row has no token at a place, they "
+        "mean nothing.",
+    ]
+
+
+def _after(manifest: Manifest) -> list[str]:
+    found = [
+        "After each run make the new states, by `wake` of each entry of `states`. kept: nothing changes. replaced: the "
+        "new value is the output of that name. Inputs and outputs of one run must never share memory."
+    ]
+    if any(isinstance(state.wake, Columns) for state in manifest.states):
+        found.append(
+            "columns: with H = dims[1] of the state, r its `row`, c the output `output` and s the output `slots`, set "
+            "state[b, :, s[b, t]] = c[b, H*r : H*(r+1), t] for every b and t where s[b, t] >= 0. This may be done in "
+            "place, once the run has ended."
+        )
+    return found
+
+
+def _sleep(manifest: Manifest) -> list[str]:
+    file = (manifest.sleep_recurrent or manifest.sleep_replay).file
+    found = [
+        f"When since[b] has reached {manifest.window}, row b sleeps before it reads on. A host may let it sleep "
+        "earlier, when since[b] is above 0.",
+        f"To let rows sleep, run {file} with the states that it has as inputs, of these rows only, and with `passes` "
+        f"(int64, no dimensions) = {manifest.passes}. By `sleep` of each entry of `states`, put what is replaced back "
+        "into these rows; what is kept stays.",
+    ]
+    if manifest.sleep_recurrent is not None:
+        found.append(
+            f"`passes` of {file} is 2 or more. {manifest.sleep_replay.file} is the sleep of one pass, which reads no "
+            "weights of blocks."
+        )
+    return found
