@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sleepc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sleepc.hf.template import Template
 
 FILES = (
     "tokenizer.json",
@@ -20,10 +21,6 @@ FILES = (
     "chat_template.jinja",
     "config.json",
 )
-
-
-Template = Callable[[list[dict[str, str]]], str]
-"""Messages (role, content) -> the text of the conversation, up to where the answer begins."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,10 @@ class Tokenizer:
         return ids
 
     def template(self) -> Template | None:
-        """The model's chat template; None where it has none."""
-        return _template(self.folder)
+        """The model's chat template; None where it has none. Raises UsageError for one that is broken."""
+        from sleepc.hf.template import load_template
+
+        return load_template(self.folder)
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """The ids of a conversation by the model's chat template, up to where the answer begins.
@@ -62,38 +61,6 @@ class Tokenizer:
         if template is None:
             raise UsageError("this model has no chat template", fix="Leave --chat out.")
         return self.encode_part(template(messages))
-
-
-@cache
-def _template(folder: Path) -> Template | None:
-    """A model directory -> its chat template as a function. transformers renders templates in a sandbox.
-
-    Raises UsageError where transformers cannot read the tokenizer's files, or only by running code of the model's.
-    """
-    from jinja2 import TemplateError
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"transformers cannot read this model's tokenizer: {(str(error) or type(error).__name__).splitlines()[0]}",
-            where=str(folder),
-            fix="The chat template comes with it; without one, `sleepc run` goes on with a text.",
-        ) from error
-    if not tokenizer.chat_template:
-        return None
-
-    def render(messages: list[dict[str, str]]) -> str:
-        try:
-            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except (TemplateError, TypeError) as error:
-            raise UsageError(
-                f"the model's chat template refuses this conversation: {error}",
-                fix="Some templates take no system text, or want the roles in another order.",
-            ) from error
-
-    return render
 
 
 def load_tokenizer(folder: Path | None) -> Tokenizer:

@@ -169,8 +169,12 @@ def test_a_template_that_takes_no_system_text(talk: Talk, artifact: Path, tmp_pa
     ("file", "text", "words"),
     [
         ("tokenizer_config.json", "{", "cannot read"),
-        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}, "tokenizer_class": "Y"}', "code"),
-        ("chat_template.jinja", "{% for %}", "refuses"),
+        ("tokenizer_config.json", "[1]", "cannot read"),
+        ("chat_template.jinja", "{% for %}", "broken"),
+        ("chat_template.jinja", "{{ 1 / 0 }}", "refuses"),
+        ("chat_template.jinja", "{{ messages[0].__class__.__mro__ }}", "refuses"),
+        ("chat_template.jinja", "{% set n = namespace(__html__=1) %}", "refuses"),
+        ("chat_template.jinja", "{{ messages.append(1) }}", "refuses"),
     ],
 )
 def test_tokenizers_and_templates_that_cannot_be_used(
