@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -23,9 +24,20 @@ IR_VERSION = 10
 NAMES = {dtype.value: name for dtype, name in ((ir.DataType.FLOAT, "f32"), (ir.DataType.INT64, "i64"))}
 
 
-def lower(program: ProgramGraphs, folder: Path, style: Style, *, ep: str = "cpu", identity: str = "") -> Manifest:
-    """Write wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program has a loop), weights.bin."""
+def lower(
+    program: ProgramGraphs,
+    folder: Path,
+    style: Style,
+    *,
+    ep: str = "cpu",
+    identity: str = "",
+    written: dict[str, tuple[Any, Any]] | None = None,
+) -> Manifest:
+    """Write wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program has a loop), weights.bin. `written`
+    is told what each weight of the file is (see Weights).
+    """
     weights = Weights(program.params, dtypes_of(program), folder)
+    weights.written = {} if written is None else written
     wake = wake_graph(program, weights, style)
     sleeps = {"sleep_replay": sleep_graph(program, weights, style)}
     if program.loop is not None:
