@@ -214,7 +214,7 @@ def _other(name: str, **changes: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Family:
-    """A module in float64 with weights large enough for errors to show, and its program at level CANONICAL."""
+    """A module with weights large enough for errors to show, and its program at level CANONICAL."""
 
     module: nn.Module
     canonical: ProgramGraphs
@@ -249,7 +249,7 @@ def make_module(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -
 
 
 @cache
-def family(name: str) -> Family:
+def family(name: str, dtype: torch.dtype = torch.float64) -> Family:
     """The family, captured."""
-    module = make_module(name)
+    module = make_module(name, dtype)
     return Family(module, capture(module))

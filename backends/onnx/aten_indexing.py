@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -25,11 +26,16 @@ def scatter(c: Call) -> ir.Value:
 
 @translates(aten.index.Tensor)
 def index(c: Call) -> ir.Value:
-    """x at the places of one index tensor in its first dimension."""
-    places = c.node.args[1]
-    if not isinstance(places, (list, tuple)) or len(places) != 1 or places[0] is None:
-        raise UsageError("the ONNX backend indexes by one tensor only", where=str(c.node.meta.get("source", "")))
-    return c.e("Gather", c.tensor(0), c.value(places[0]), axis=0)  # type: ignore[arg-type]
+    """x at the places of one index tensor in one of its dimensions."""
+    places: Any = c.node.args[1]
+    axes = [axis for axis, place in enumerate(places) if place is not None]
+    if len(axes) != 1 or places[axes[0]].meta["type"].dtype == torch.bool:
+        raise UsageError(
+            "the ONNX backend indexes by one tensor of integers only",
+            where=str(c.node.meta.get("source", "")),
+            fix="Run this program with the eager backend.",
+        )
+    return c.e("Gather", c.tensor(0), c.value(places[axes[0]]), axis=axes[0])
 
 
 @translates(aten.topk.default)

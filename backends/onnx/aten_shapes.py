@@ -51,8 +51,14 @@ def transpose(c: Call) -> ir.Value:
 
 @translates(aten.cat.default, aten.concat.default)
 def cat(c: Call) -> ir.Value:
-    """Tensors in a row."""
-    parts = [c.value(n) for n in c.node.args[0]]  # type: ignore[union-attr,arg-type]
+    """Tensors in a row; one of shape [0] is nothing, whatever the others' rank is."""
+    parts = []
+    for node in c.node.args[0]:  # type: ignore[union-attr]
+        type_ = node.meta["type"]  # type: ignore[union-attr]
+        if type_.dims == (0,) and len(c.out.dims) > 1:
+            continue
+        value = c.value(node)  # type: ignore[arg-type]
+        parts.append(value if type_.dtype == c.out.dtype else c.e.cast(value, c.out.dtype))
     return c.e("Concat", *parts, axis=int(c.option(1, "dim", 0)))
 
 

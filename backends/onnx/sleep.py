@@ -67,7 +67,7 @@ def _again(
 
     def body(carried: Any) -> list[ir.Value]:
         given = {**values, "live": live, "h": carried[0]}
-        h, changed = _pass(program, e, loop.start, loop.end, given, new | dict(zip(inner, carried[1:], strict=True)), style)
+        h, changed = _pass(program, e, loop.start, loop.end, given, old | new | dict(zip(inner, carried[1:], strict=True)), style)
         return [h, *(changed[name] for name in inner)]
 
     for name in inner:
