@@ -20,7 +20,7 @@ SCALE = 1.0  # with unit keys a stored value comes back at its own size
 
 @dataclass(frozen=True)
 class AddMemory(Pass):
-    """(1 - m)·o_window + m·o_memory, m = sigmoid(W_m x + b_m) per head, 0 until the row's first sleep (semantics.md,
+    """o_window + m (o_memory - o_window), m = sigmoid(W_m x + b_m) per head, 0 until the row's first sleep (semantics.md,
     section 5).
 
     q and k pass a map per head, identity at start, then the L2 norm; with write time `sleep` the memory is only read
@@ -71,5 +71,4 @@ def _mix(build: MemoryBuilder, e: Emit, x: fx.Node, memory: fx.Node) -> fx.Node:
     m = e.unsqueeze(e.transpose(m, 1, 2), -1)
     m = e.mul(m, e.unsqueeze(build.shared("live"), -1, -1, -1))
     window = e.cast(build.site.node, build.dtype)
-    kept = e.mul(window, e.add(e.neg(m), 1.0))
-    return e.cast(e.add(kept, e.mul(memory, m)), build.program.dtype)
+    return e.cast(e.add(window, e.mul(m, e.sub(memory, window))), build.program.dtype)

@@ -20,6 +20,11 @@ def missing() -> str | None:
     return None
 
 
+def about() -> str:
+    """What it runs on."""
+    return f"PyTorch {torch.__version__}"
+
+
 def load(
     program: ProgramGraphs, *, device: str = "cpu", dtype: torch.dtype | None = None, train: bool = False
 ) -> EagerSteps:

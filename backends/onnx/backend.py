@@ -83,15 +83,17 @@ def export(
     """
     style = style_of(precision, ops, ep)
     from sleepc.backends.onnx.check.check import check
+    from sleepc.backends.onnx.check.weights import Written
     from sleepc.backends.onnx.lower import lower
     from sleepc.backends.onnx.manifest import MANIFEST
     from sleepc.backends.onnx.rules import rules_of
 
     progress("lowering", None)
     program = prepared(program)
-    manifest = lower(program, folder, style, ep=ep, identity=identity)
+    written: Written = {}
+    manifest = lower(program, folder, style, ep=ep, identity=identity, written=written)
     manifest = manifest.model_copy(update={"rules": rules_of(manifest)})
-    report = check(program, folder, manifest, tokens, progress)
+    report = check(program, folder, manifest, written, tokens, progress)
     if not report.ok:
         raise SleepcError(report.failures(), fix="Nothing was written. Please report the model and these figures.")
     manifest = manifest.model_copy(update={"report": report.to_json()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -46,6 +46,7 @@ class Call:
     values: Mapping[fx.Node, Any]
     style: Style
     passes: ir.Value | None = None  # how often a sleep replays its window, where that is an input
+    joins: Mapping[fx.Node, Any] = field(default_factory=dict)  # see joins.py
 
     @property
     def out(self) -> TensorType:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from sleepc.backends.onnx.weights import Form, Weights
+from sleepc.backends.onnx.weights import Form, Keys, Weights
 from sleepc.ir.dims import Polynomial, parse_dim
 from sleepc.ir.types import TensorType
 
 MICROSOFT = "com.microsoft"
+SMALL = 1024  # integers that stand in the graph's own file
 TYPES: dict[torch.dtype, ir.DataType] = {
     torch.float64: ir.DataType.DOUBLE,
     torch.float32: ir.DataType.FLOAT,
@@ -42,7 +45,7 @@ class Emitter:
         self.initializers: dict[str, ir.Value] = {}
         self.sizes: dict[str, ir.Value] = {}
         self._nodes: list[list[ir.Node]] = [[]]
-        self._made: list[dict[Any, ir.Value]] = [{}]
+        self._made: list[dict[Any, Any]] = [{}]
         self._count = 0
 
     def __call__(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
@@ -52,10 +55,18 @@ class Emitter:
     def several(
         self, op: str, results: int, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
-        """One node with `results` results."""
+        """One node with `results` results; where the same was asked for before, those of then: all operators are pure."""
         given = list(inputs)
         while given and given[-1] is None:  # optional inputs at the end are left out
             given.pop()
+        key = (op, domain, results, tuple(map(id, given)), str(sorted(attributes.items())))
+        if op == "Identity" or any(isinstance(value, ir.Graph) for value in attributes.values()):
+            return self._node(op, results, given, domain, attributes)
+        return self.once(key, lambda: self._node(op, results, given, domain, attributes))  # type: ignore[no-any-return]
+
+    def _node(
+        self, op: str, results: int, given: list[ir.Value | None], domain: str, attributes: dict[str, Any]
+    ) -> Sequence[ir.Value]:
         node = ir.node(op, given, attributes, domain=domain, num_outputs=results)
         self._count += 1
         node.name = f"{self.prefix}{op}.{self._count}"
@@ -64,12 +75,12 @@ class Emitter:
         self._nodes[-1].append(node)
         return node.outputs
 
-    def once(self, key: Any, make: Any) -> ir.Value:
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value that `make()` gave for this key in the graph at hand or one around it, or makes now."""
         for made in self._made:
             if key in made:
                 return made[key]
-        value: ir.Value = make()
+        value = make()
         self._made[-1][key] = value
         return value
 
@@ -101,7 +112,7 @@ class Emitter:
             kind = ir.DataType.from_numpy(data.dtype)
         name = f"{kind.name.lower()}{list(data.shape)}.{data.tobytes().hex() or 'none'}"
         if len(name) > 80:
-            name = f"constant.{len(self.initializers)}.{abs(hash(name))}"
+            name = f"constant.{sha256(name.encode()).hexdigest()[:16]}"
         if name not in self.initializers:
             tensor = ir.tensor(data, dtype=kind, name=name)
             self.initializers[name] = ir.Value(
@@ -113,11 +124,15 @@ class Emitter:
         """A constant vector of int64."""
         return self.const(list(values), np.int64)
 
-    def weight(self, key: str, form: Form = "plain") -> ir.Value:
-        """A parameter of the program as an initializer, in a form that a kernel wants."""
-        name = self.weights.name(key, form)
+    def weight(self, keys: Keys, form: Form = "plain") -> ir.Value:
+        """A parameter of the program (or several joined) as an initializer, in a form that a kernel wants."""
+        if isinstance(keys, str) and not self.weights.dtypes[keys].is_floating_point:
+            value = self.weights.value(keys)
+            if value.numel() <= SMALL:  # shape inference reads small integers, and not from another file
+                return self.const(value.tolist(), value.dtype)
+        name = self.weights.name(keys, form)
         if name not in self.initializers:
-            tensor = self.weights.tensor(key, form)
+            tensor = self.weights.tensor(keys, form)
             self.initializers[name] = ir.Value(
                 name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
             )
@@ -199,3 +214,11 @@ def declare(value: ir.Value, type_: TensorType) -> None:
     """Write a type onto a value: exporters must not leave shapes to inference."""
     value.type = ir.TensorType(TYPES[type_.dtype])
     value.shape = ir.Shape(list(type_.dims))
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Is it an initializer, or computed from initializers only?"""
+    node = value.producer()
+    if node is None:
+        return value.const_value is not None
+    return all(v is None or is_constant(v) for v in node.inputs)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 import torch
 
-from sleepc.backends.onnx.call import Call, Weight, aten, translates
+from sleepc.backends.onnx.call import Call, Weight, aten, fuses, translates
 from sleepc.backends.onnx.emit import MICROSOFT
+from sleepc.backends.onnx.joins import Join
 from sleepc.backends.onnx.quantise import BLOCK
-from sleepc.backends.onnx.weights import Form
+from sleepc.backends.onnx.weights import Form, Keys
+from sleepc.ir.graph import is_call
 
 INT8_PRODUCTS = 4  # accuracy_level: activations become int8 in blocks, as genai's exports have it
 
 
-def _map(c: Call, x: ir.Value, key: str, sizes: tuple[int, int], *, flipped: bool = False) -> ir.Value:
+def _map(c: Call, x: ir.Value, key: Keys, sizes: tuple[int, int], *, flipped: bool = False) -> ir.Value:
     """x [.., in] times the weight `key` ([out, in], `flipped`: [in, out]) -> [.., out], in the precision asked for.
 
     What the conversion added (gates, maps of memories) stays in float32.
     """
     e, precision = c.e, c.style.precision
-    if precision == "fp32" or e.weights.is_new(key):
+    if precision == "fp32" or e.weights.is_new(key if isinstance(key, str) else key[0]):
         return e("MatMul", x, e.weight(key, "plain" if flipped else "transposed"))
     if precision == "fp16":
         half = e("MatMul", e.cast(x, torch.float16), e.weight(key, "half" if flipped else "half.transposed"))
@@ -48,6 +52,44 @@ def linear(c: Call) -> ir.Value:
     else:
         product = c.e("MatMul", c.tensor(0), c.e.transpose(c.tensor(1), (1, 0)))
     return product if c.raw(2) is None else c.e("Add", product, c.tensor(2))
+
+
+@fuses(aten.linear.default)
+def joined_linear(c: Call) -> ir.Value | None:
+    """One of several maps of a value, which are one product."""
+    join = c.joins.get(c.node)
+    if join is None:
+        return None
+    if "flat" not in join.parts:
+        whole = _whole(c, join)
+        join.parts["flat"] = list(c.e.several("Split", len(join.members), whole, c.e.ints(*join.sizes), axis=-1))
+    return join.parts["flat"][join.members.index(c.node)]
+
+
+@fuses(aten.transpose.int)
+def joined_heads(c: Call) -> ir.Value | None:
+    """The same for projections that are split into heads: [B, T, sum of H*D] -> [B, H, T, D] each."""
+    reshaped = c.node_at(0)
+    source: Any = reshaped.args[0] if is_call(reshaped, aten.reshape.default, aten.view.default) else None
+    join = c.joins.get(source)
+    width = join.head_width() if join else None
+    if join is None or width is None:
+        return None
+    if "heads" not in join.parts:
+        dims = source.meta["type"].dims[:2]
+        heads = [size // width for size in join.sizes]
+        split = c.e.reshape(_whole(c, join), (*dims, sum(join.sizes)), (*dims, sum(heads), width))
+        rows = c.e.transpose(split, (0, 2, 1, 3))
+        join.parts["heads"] = list(c.e.several("Split", len(heads), rows, c.e.ints(*heads), axis=1))
+    return join.parts["heads"][join.members.index(source)]
+
+
+def _whole(c: Call, join: Join) -> ir.Value:
+    """All maps of a join in one: [.., sum of outputs]."""
+    first = join.members[0]
+    width = int(first.args[1].meta["type"].dims[1])  # type: ignore[union-attr]
+    product = _map(c, c.value(first.args[0]), join.keys, (sum(join.sizes), width))  # type: ignore[arg-type]
+    return c.e("Add", product, c.e.weight(join.bias_keys)) if join.bias_keys else product
 
 
 @translates(aten.addmm.default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sleepc.backends.eager.backend import dtypes_of
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.manifest import GraphFile, Kept, Manifest, State, Tensor
+from sleepc.backends.onnx.skips import join_skips
 from sleepc.backends.onnx.sleep import sleep_graph
 from sleepc.backends.onnx.wake import Step, wake_graph
 from sleepc.backends.onnx.weights import FILE, Weights
@@ -36,7 +38,7 @@ def lower(
     """Write wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program has a loop), weights.bin. `written`
     is told what each weight of the file is (see Weights).
     """
-    weights = Weights(program.params, dtypes_of(program), folder)
+    weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program))
     weights.written = {} if written is None else written
     wake = wake_graph(program, weights, style)
     sleeps = {"sleep_replay": sleep_graph(program, weights, style)}
@@ -75,6 +77,13 @@ def lower(
     )
 
 
+def shared_keys(program: ProgramGraphs) -> frozenset[str]:
+    """Parameters that several ports have: tied tables, blocks with the same weights."""
+    ports = [key for graph in (program.embed, program.head) for key in {**graph.ports("param"), **graph.ports("const")}]
+    counts = Counter([*ports, *(key for block in program.layout for key in block.params.values())])
+    return frozenset(key for key, count in counts.items() if count > 1)
+
+
 def passes_of(program: ProgramGraphs) -> int:
     """N: how many passes a sleep of this program makes over its window."""
     if program.loop is not None:
@@ -96,6 +105,8 @@ def _save(step: Step, path: Path, style: Style) -> GraphFile:
     )
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sleepc", producer_version=sleepc.__version__)
     _drop_unread(graph)
+    if style.ops == "ort":
+        join_skips(graph)
     for value in [v for v in graph.inputs if not v.uses() and v.name not in ("tokens", "lengths", "passes")]:
         graph.inputs.remove(value)
     ir.save(model, path)

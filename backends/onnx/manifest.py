@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sleepc.runtime.steps import CLOCKS
 
 MANIFEST = "onnx.json"
 FORMAT = 1
+CALL = ("tokens", "lengths", "logits_at", "passes")  # inputs that are not state
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]  # of this folder: no path
+DtypeName = Literal["f64", "f32", "f16", "i64", "bool"]
+Dim = Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
+Dims = Annotated[tuple[Dim, ...], Field(max_length=8)]
 
 
 class Part(BaseModel):
@@ -36,57 +44,133 @@ class Columns(Part):
 
     kind: Literal["columns"] = "columns"
     output: str
-    row: int
+    row: int = Field(ge=0, lt=1 << 20)
     slots: str
 
 
-Change = Kept | Replaced | Columns
+Change = Annotated[Kept | Replaced | Columns, Field(discriminator="kind")]
 
 
 class Tensor(Part):
     """An input or output. Named dimensions: B rows, T tokens of the call, M tokens whose logits are wanted."""
 
     name: str
-    dtype: str
-    dims: tuple[int | str, ...]
+    dtype: DtypeName
+    dims: Dims
 
 
 class State(Part):
     """A state tensor, zero at first; how a wake step and a sleep change it."""
 
     name: str
-    dtype: str
-    dims: tuple[int | str, ...]
+    dtype: DtypeName
+    dims: Dims
     wake: Change
-    sleep: Change
+    sleep: Annotated[Kept | Replaced, Field(discriminator="kind")]
 
 
 class GraphFile(Part):
     """A graph and what goes in and out."""
 
-    file: str
+    file: FileName
     inputs: list[Tensor]
     outputs: list[Tensor]
 
 
 class Manifest(Part):
-    """The export as a whole."""
+    """The export as a whole. `sinks` is how many tokens attention keeps for ever; `replays` says that a sleep of
+    another number of `passes` is of use: what is written again is corrected, and no block runs again.
+    """
 
-    format: int = FORMAT
+    format: Literal[1] = FORMAT
     sleepc: str
     identity: str
     precision: str
     ops: str
     ep: str
     opsets: dict[str, int]
-    vocab: int
-    window: int
-    passes: int
-    weights: str
-    weights_size: int
+    vocab: int = Field(gt=0)
+    window: int = Field(gt=0)
+    sinks: int = Field(default=0, ge=0)
+    passes: int = Field(ge=1, le=64)
+    replays: bool = False
+    weights: FileName
+    weights_size: int = Field(ge=0)
     wake: GraphFile
     sleep_replay: GraphFile
     sleep_recurrent: GraphFile | None
     states: list[State]
     rules: list[str]
     report: dict[str, Any]
+
+    @property
+    def graphs(self) -> list[GraphFile]:
+        """Every graph."""
+        return [self.wake, self.sleep_replay, *([self.sleep_recurrent] if self.sleep_recurrent else [])]
+
+    @property
+    def sleep(self) -> GraphFile:
+        """The graph by which rows sleep."""
+        return self.sleep_recurrent or self.sleep_replay
+
+    @property
+    def rings(self) -> dict[str, list[State]]:
+        """States that are written in place, by the output that holds what is new of them, in the order of their rows."""
+        found: dict[str, list[State]] = {}
+        for state in self.states:
+            if isinstance(state.wake, Columns):
+                found.setdefault(state.wake.output, []).append(state)
+        return {output: sorted(states, key=_row) for output, states in found.items()}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Manifest:
+        """Do names, shapes and types agree with each other?"""
+        states = {s.name: s for s in self.states}
+        _require(len(states) == len(self.states), "two states have one name")
+        for name, (dtype, dims) in CLOCKS.items():
+            _require(name in states and (states[name].dtype, states[name].dims) == (dtype, dims), f"no clock {name}")
+        _require(all(s.dims[:1] == ("B",) and all(isinstance(d, int) for d in s.dims[1:]) for s in self.states), "dims")
+        for graph in self.graphs:
+            for tensor in graph.inputs:
+                known = tensor.name in CALL or _same(tensor, states.get(tensor.name))
+                _require(known, f"{graph.file} has an input {tensor.name} that is no state")
+        _require("logits" in {t.name for t in self.wake.outputs}, "no logits")
+        for state in self.states:
+            self._check_change(state, state.wake, self.wake)
+            self._check_change(state, state.sleep, self.sleep)
+        for output, ring in self.rings.items():
+            _check_ring(output, ring, {t.name: t for t in self.wake.outputs})
+        return self
+
+    def _check_change(self, state: State, change: Change, graph: GraphFile) -> None:
+        if isinstance(change, Replaced):
+            output = next((t for t in graph.outputs if t.name == change.output), None)
+            _require(_same(output, state), f"{graph.file} has no output {change.output} like {state.name}")
+
+
+def _row(state: State) -> int:
+    return state.wake.row if isinstance(state.wake, Columns) else 0
+
+
+def _same(tensor: Tensor | None, state: State | None) -> bool:
+    """Are they there, and of one type and shape?"""
+    return tensor is not None and state is not None and (tensor.dtype, tensor.dims) == (state.dtype, state.dims)
+
+
+def _check_ring(output: str, ring: list[State], outputs: dict[str, Tensor]) -> None:
+    """States [B, H, W, ..] of one kind, whose new columns stand side by side in an output [B, layers*H, T, ..]."""
+    first, slots = ring[0], {s.wake.slots for s in ring if isinstance(s.wake, Columns)}
+    _require([_row(s) for s in ring] == list(range(len(ring))), f"rows of {output} are missing")
+    _require({(s.dtype, s.dims) for s in ring} == {(first.dtype, first.dims)}, f"states of {output} differ")
+    _require(len(first.dims) >= 3 and len(slots) == 1, f"{output} is not written by one tensor of slots")
+    (name,) = slots
+    at, new = outputs.get(name), outputs.get(output)
+    _require(at is not None and (at.dtype, at.dims) == ("i64", ("B", "T")), f"there are no slots {name}")
+    heads = int(first.dims[1]) * len(ring)
+    wanted = (first.dtype, ("B", heads, "T", *first.dims[3:]))
+    _require(new is not None and (new.dtype, new.dims) == wanted, f"{output} is not of its states' shape")
+
+
+def _require(holds: bool, text: str) -> None:
+    if not holds:
+        raise ValueError(text)

@@ -12,6 +12,7 @@ from torch import fx
 
 from sleepc.backends.onnx import aten, aten_indexing, aten_shapes, linear, memory, norms, rotary, windows  # noqa: F401  (they fill the tables)
 from sleepc.backends.onnx.call import FUSED, TRANSLATIONS, Call, Style, Weight, ours
+from sleepc.backends.onnx.joins import find_joins
 from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph, is_call
@@ -35,12 +36,13 @@ def translate(
     """
     values: dict[fx.Node, Any] = {node: ports[name] for name, node in graph.ports().items()}
     columns = {graph.results()[name] for name in graph.ports("state") if style.columns and is_column(graph, name)}
+    joins = find_joins(graph, values, e) if style.ops == "ort" else {}
     for node in graph.calls():
         if node in columns:
             call = Call(e, node, values, style)
             values[node] = Written(call.tensor(1, call.type(0).dtype))
             continue
-        values[node] = _call(Call(e, node, values, style, passes))
+        values[node] = _call(Call(e, node, values, style, passes, joins))
     return {name: _as_value(e, values[node], node) for name, node in graph.results().items()}
 
 

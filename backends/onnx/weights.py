@@ -15,6 +15,7 @@ import torch
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.ir.weights import Param
 
+Keys = str | tuple[str, ...]
 Array = npt.NDArray[np.generic]
 FILE = "weights.bin"
 ALIGNMENT = 4096  # ONNX Runtime maps a tensor only where it begins on a page
@@ -47,26 +48,35 @@ class Weights:
     params: Mapping[str, Param]
     dtypes: Mapping[str, torch.dtype]
     folder: Path
-    written: dict[str, tuple[str, str]] = field(default_factory=dict)  # name of the initializer -> (key, form)
+    shared: frozenset[str] = frozenset()  # keys that several ports of the program have
+    written: dict[str, tuple[Keys, Form]] = field(default_factory=dict)  # by the initializer's name
     _tensors: dict[str, ir.ExternalTensor] = field(default_factory=dict)
 
-    def name(self, key: str, form: Form) -> str:
+    def name(self, keys: Keys, form: Form) -> str:
         """The initializer's name."""
-        return key if form == "plain" else f"{key}.{form}"
+        first = keys if isinstance(keys, str) else f"{keys[0]}+{len(keys) - 1}"
+        return first if form == "plain" else f"{first}.{form}"
 
-    def tensor(self, key: str, form: Form) -> ir.ExternalTensor:
+    def tensor(self, keys: Keys, form: Form) -> ir.ExternalTensor:
         """The initializer's values, in the file."""
-        name = self.name(key, form)
+        name = self.name(keys, form)
         if name not in self._tensors and form.endswith("rows"):  # the bytes are there
-            blocks = self.tensor(key, form[:4])  # type: ignore[arg-type]
+            blocks = self.tensor(keys, form[:4])  # type: ignore[arg-type]
             rows, width = blocks.shape[0], blocks.shape[1] * blocks.shape[2]
             self._tensors[name] = self._reference(name, blocks, ir.Shape((rows, width)))
-            self.written[name] = (key, form)
+            self.written[name] = (keys, form)
         elif name not in self._tensors:
-            value = self.params[key].materialise().detach().cpu().to(self.dtypes[key]).contiguous()
-            self._tensors[name] = self._write(name, formed(value, form))
-            self.written[name] = (key, form)
+            self._tensors[name] = self._write(name, formed(self.value(keys), form))
+            self.written[name] = (keys, form)
         return self._tensors[name]
+
+    def value(self, keys: Keys) -> torch.Tensor:
+        """A parameter, or several of one width below each other, in the dtype of its ports."""
+        parts = [
+            self.params[key].materialise().detach().cpu().to(self.dtypes[key])
+            for key in ((keys,) if isinstance(keys, str) else keys)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
 
     def is_new(self, key: str) -> bool:
         """Did the conversion add it?"""

@@ -7,48 +7,76 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import check_files
+from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
 from sleepc.backends.onnx.check.reading import Kept, Other, Reading, tokens_needed
 from sleepc.backends.onnx.check.report import Report
+from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.lower import passes_of
 from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.ir.program import ProgramGraphs
+from sleepc.runtime.steps import IntArray
 
 Progress = Callable[[str, float | None], None]
 
 
+@dataclass
+class Check:
+    """What is checked, and what was found."""
+
+    program: ProgramGraphs  # in float32
+    folder: Path
+    manifest: Manifest
+    tokens: IntArray
+    progress: Progress
+    report: Report = field(default_factory=Report)
+
+    @property
+    def quantised(self) -> bool:
+        """Are weights in blocks? What they cost is then measured on a text."""
+        return self.manifest.precision in BOUNDS
+
+
 def check(
-    program: ProgramGraphs, folder: Path, manifest: Manifest, tokens: Sequence[int], progress: Progress
+    program: ProgramGraphs,
+    folder: Path,
+    manifest: Manifest,
+    written: Written,
+    tokens: Sequence[int],
+    progress: Progress,
 ) -> Report:
-    """Check the files in `folder` against the float32 program that they were made from, reading `tokens`.
+    """Check the files in `folder` against the float32 program that they were made from, reading `tokens`. `written` says
+    what each weight is.
 
     Raises SleepcError where a file is not what was asked for; what they compute is in the report.
     """
     started = time.perf_counter()
-    report = Report()
+    subject = Check(program, folder, manifest, np.array(tokens, np.int64), progress)
     progress("checking the files", None)
     files = [part.file for part in (manifest.wake, manifest.sleep_replay, manifest.sleep_recurrent) if part]
-    report.facts |= {"runtime": about(), **check_files(program, folder, files)}
-    ids = np.resize(np.array(tokens, np.int64), tokens_needed(program.window))
+    stored, facts = check_files(folder, files)
+    check_weights(program, folder, stored, written)
+    subject.report.facts |= {"runtime": about(), **facts}
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as shelf:
         expected = Shelf(Path(shelf))
-        _read_eager(program, ids, expected, progress)
+        _read_eager(subject, dequantised(program, folder, stored, written), expected)
         gc.collect()  # the parameters are free before ONNX Runtime has its own
-        _read_onnx(program, folder, manifest, ids, expected, report, progress)
-    report.seconds = time.perf_counter() - started
-    return report
+        _read_onnx(subject, expected)
+    subject.report.seconds = time.perf_counter() - started
+    return subject.report
 
 
 @dataclass(frozen=True)
@@ -74,29 +102,43 @@ class Shelf:
         return self.folder / f"{name.replace(' ', '-')}.npz"
 
 
-def _read_eager(program: ProgramGraphs, tokens: Any, shelf: Shelf, progress: Progress) -> None:
+def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
+    """Files in blocks are compared with a program whose weights have the same values; so that what quantisation costs
+    does not hide what is wrong. The text is read with the weights as they were.
+    """
+    program, progress = subject.program, subject.progress
     parameters = materialise(program, "cpu")
+    if subject.quantised:
+        progress("reading a text with PyTorch", None)
+        text = subject.tokens[:TEXT]
+        read_text(EagerSteps(program, parameters), text, lambda at, x: shelf.put(f"text {at}", Kept(x)))
+    parameters |= in_blocks
     others: list[Other] = [(name, EagerSteps(p, parameters)) for name, p, _ in sleeps_of(program)]
-    reading = Reading(EagerSteps(program, parameters), tokens, shelf.put)
+    reading = Reading(EagerSteps(program, parameters), _enough(subject), shelf.put)
     reading.read_all(others, lambda share: progress("reading with PyTorch", share))
 
 
-def _read_onnx(
-    program: ProgramGraphs,
-    folder: Path,
-    manifest: Manifest,
-    tokens: Any,
-    expected: Shelf,
-    report: Report,
-    progress: Progress,
-) -> None:
-    steps = OnnxSteps(folder, manifest)
-    others: list[Other] = [(name, _sleeping(steps, changes)) for name, _, changes in sleeps_of(program)]
+def _read_onnx(subject: Check, expected: Shelf) -> None:
+    report, progress = subject.report, subject.progress
+    steps = OnnxSteps(subject.folder, subject.manifest)
 
     def compared(name: str, kept: Kept) -> None:
-        report.rows += compare(name, kept, expected.take(name), manifest.precision)
+        report.rows += compare(name, kept, expected.take(name), subject.manifest.precision)
 
-    Reading(steps, tokens, compared).read_all(others, lambda share: progress("reading with ONNX Runtime", share))
+    others: list[Other] = [(name, _sleeping(steps, changes)) for name, _, changes in sleeps_of(subject.program)]
+    reading = Reading(steps, _enough(subject), compared)
+    reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
+    if subject.quantised:
+        progress("reading a text with ONNX Runtime", None)
+        quality = Quality(subject.tokens[:TEXT])
+        read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected.take(f"text {at}").logits))
+        report.rows += quality.rows(subject.manifest.precision)
+        report.perplexity = quality.perplexity()
+
+
+def _enough(subject: Check) -> IntArray:
+    """Tokens for the checks, from the first on again where there are too few."""
+    return np.resize(subject.tokens, tokens_needed(subject.program.window))
 
 
 Changes = dict[str, Any]

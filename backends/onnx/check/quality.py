@@ -1,0 +1,72 @@
+"""What quantisation costs: a text read in float32 with the program's own weights, and by ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepc.backends.onnx.check.report import Row
+from sleepc.runtime.session import Session
+from sleepc.runtime.steps import FloatArray, IntArray, Steps
+
+TEXT = 1024  # tokens that are read
+PIECE = 32  # of which logits are held
+CLOSE = 0.9  # a word counts as the likeliest where it has so much of the likeliest one's probability
+BOUNDS = {"int8": (0.02, 0.95), "int4": (0.5, 0.7)}
+"""The largest mean KL in nats per token, and the least agreement about the likeliest word. Measured on SmolLM2-135M,
+see docs/log.md.
+"""
+
+
+def read_text(steps: Steps, tokens: IntArray, each: Callable[[int, FloatArray], None]) -> None:
+    """Logits [n, V] of `tokens`, piece by piece: `each(start, logits)`."""
+    session = Session(steps)
+    for start in range(0, len(tokens), PIECE):
+        each(start, session.feed(tokens[None, start : start + PIECE], logits="all")[0])
+
+
+@dataclass
+class Quality:
+    """Sums over the tokens of a text."""
+
+    tokens: IntArray
+    read: int = 0
+    kl: float = 0.0
+    agreed: int = 0
+    surprise: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(2))
+
+    def add(self, start: int, found: FloatArray, expected: FloatArray) -> None:
+        """The logits [n, V] of tokens from `start` on, by ONNX Runtime and in float32."""
+        q, p = _log_softmax(found), _log_softmax(expected)
+        self.kl += float((np.exp(p) * (p - q)).sum())
+        chosen = np.take_along_axis(p, q.argmax(-1)[:, None], -1)[:, 0]
+        self.agreed += int((chosen >= p.max(-1) + math.log(CLOSE)).sum())
+        self.read += len(p)
+        following = self.tokens[start + 1 : start + 1 + len(p)]
+        at = np.arange(len(following))
+        self.surprise -= np.array([p[at, following].sum(), q[at, following].sum()])
+
+    def rows(self, precision: str) -> list[Row]:
+        """The figures against their bounds."""
+        most, least = BOUNDS[precision]
+        text = f"{self.read} tokens, against float32 with weights as they were"
+        return [
+            Row("text", "KL per token", self.kl / self.read, most, f"{text}, in nats"),
+            Row("text", "likeliest word", self.agreed / self.read, least, f"{text}: the same", least=True),
+        ]
+
+    def perplexity(self) -> dict[str, float]:
+        """Before, in float32, and after."""
+        before, after = np.exp(self.surprise / (len(self.tokens) - 1))
+        return {"tokens": len(self.tokens), "before": float(before), "after": float(after)}
+
+
+def _log_softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found

@@ -1,0 +1,125 @@
+"""Weights by value: is each one of the file the parameter it was made of, in the form that was asked for?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sleepc.backends.eager.backend import dtypes_of
+from sleepc.backends.onnx.check.files import Stored
+from sleepc.backends.onnx.quantise import BLOCK, dequantise
+from sleepc.backends.onnx.weights import FILE, Form, Keys
+from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.program import ProgramGraphs
+
+Array = npt.NDArray[Any]
+Written = dict[str, tuple[Keys, Form]]
+"""By a weight's name: the parameters it is made of, one below the other, and its form."""
+PIECE = 4 << 20  # numbers that are compared at once
+
+
+def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: Written) -> None:
+    """Compare every weight with the parameters it was made of. Raises SleepcError at the first one that is off."""
+    dtypes = dtypes_of(program)
+    for name, place in stored.items():
+        if name not in written:
+            raise SleepcError(f"weight {name} is no parameter of the program", where=FILE)
+        keys, form = written[name]
+        if form.endswith("scales"):
+            continue  # with what it scales
+        parts = [program.params[key].materialise().detach().cpu().to(dtypes[key]) for key in _several(keys)]
+        parameter = (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
+        if form.startswith("int"):
+            error = quantised(parameter, place.read(folder), _scales(stored, name, folder), form)
+        else:
+            error = plain(parameter, place.read(folder), form)
+        if error:
+            raise SleepcError(
+                f"weight {name} does not have the values of {', '.join(_several(keys))}: {error}", where=FILE
+            )
+
+
+def dequantised(
+    program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: Written
+) -> dict[str, torch.Tensor]:
+    """Parameters that are in blocks, by key, with the values that kernels compute with.
+
+    Raises UsageError where a parameter has other values in one place than in another.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, place in stored.items():
+        keys, form = written[name]
+        if not form.startswith("int") or form.endswith(("scales", "rows")):
+            continue
+        shapes = [program.params[key].shape for key in _several(keys)]
+        turned = "transposed" in form
+        width = shapes[0][0] if turned else shapes[0][1]
+        values = torch.from_numpy(dequantise(place.read(folder), _scales(stored, name, folder), int(form[3]), width))
+        parts = (values.T if turned else values).split([shape[0] for shape in shapes])
+        found |= dict(zip(_several(keys), (part.contiguous() for part in parts), strict=True))
+    for name in stored:
+        keys, form = written[name]
+        if not form.startswith("int") and found.keys() & set(_several(keys)):
+            raise UsageError(
+                f"parameter {name} is needed whole and in blocks of {BLOCK}, which its width is no multiple of",
+                where="--precision",
+                fix="Use --precision fp16 or fp32.",
+            )
+    return found
+
+
+def _several(keys: Keys) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else keys
+
+
+def _scales(stored: Mapping[str, Stored], name: str, folder: Path) -> Array:
+    scales = f"{name.removesuffix('.rows')}.scales"
+    if scales not in stored:
+        raise SleepcError(f"weight {name} has no scales", where=FILE)
+    return stored[scales].read(folder)
+
+
+def plain(parameter: Array, found: Array, form: str) -> str:
+    """What is wrong with a weight that has the parameter's values, turned or rounded to half; bit for bit."""
+    expected, found = np.atleast_1d(parameter.T if "transposed" in form else parameter), np.atleast_1d(found)
+    if "half" in form and not (np.abs(expected) <= np.finfo(np.float16).max).all():
+        return "it has values beyond the range of float16"
+    if found.shape != expected.shape:
+        return f"its shape is {found.shape} instead of {expected.shape}"
+    for rows in _pieces(expected):
+        same = expected[rows].astype(found.dtype) == found[rows]
+        if not same.all():
+            return f"{np.size(same) - np.count_nonzero(same)} values differ from row {rows.start} on"
+    return ""
+
+
+def quantised(parameter: Array, packed: Array, scales: Array, form: str) -> str:
+    """What is wrong with a weight in blocks: every value within half a step, or a whole one where it is cut off at the
+    end of the range, which has one number more below than above.
+    """
+    expected = parameter.T if "transposed" in form else parameter
+    bits, width = int(form[3]), expected.shape[1]
+    if len(packed) != len(expected) or len(scales) != len(expected) or not np.isfinite(scales).all():
+        return f"its blocks are {packed.shape} with scales {scales.shape}, for {expected.shape}"
+    packed = packed.reshape(*scales.shape, -1)
+    for rows in _pieces(expected):
+        values = dequantise(packed[rows], scales[rows], bits, width)
+        step = np.repeat(scales[rows], BLOCK, 1)[:, :width]
+        at_top = values == (2 ** (bits - 1) - 1) * step
+        allowed = np.where(at_top, 1.0, 0.5) * np.abs(step) * 1.001 + 1e-12
+        off = np.count_nonzero(np.abs(values - expected[rows]) > allowed)
+        if off:
+            return f"{off} values are more than half a step away, from row {rows.start} on"
+    return ""
+
+
+def _pieces(value: Array) -> Iterator[slice]:
+    """Slices of the first dimension, of about PIECE numbers each."""
+    step = max(PIECE // max(value.size // max(len(value), 1), 1), 1)
+    for start in range(0, len(value), step):
+        yield slice(start, start + step)
