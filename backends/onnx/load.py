@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +37,9 @@ class OnnxProgram:
         """The identity of the artifact that it was made from: state files go from one backend to the other."""
         return self.manifest.identity
 
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.folder)
-
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where it has none."""
-        return self._tokenizer
+        return load_tokenizer(self.folder)
 
     def session(self, batch: int = 1, *, device: str = "cpu", dtype: str | None = None) -> Session:
         """A session of `batch` rows."""

@@ -82,7 +82,7 @@ class Manifest(Part):
     another number of `passes` is of use: what is written again is corrected, and no block runs again.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     sleepc: str
     identity: str
     precision: str
@@ -115,7 +115,7 @@ class Manifest(Part):
 
     @property
     def rings(self) -> dict[str, list[State]]:
-        """States that are written in place, by the output that holds what is new of them, in the order of their rows."""
+        """States that are written in place, by the output that has what is new of them; in the order of rows."""
         found: dict[str, list[State]] = {}
         for state in self.states:
             if isinstance(state.wake, Columns):

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sleepc.backends.onnx.manifest import Columns, Manifest, Replaced, State
+from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced, Tensor
+from sleepc.backends.onnx.state import NUMPY, OnnxState, empty, from_arrays, put_rows, selected, write_columns
+from sleepc.errors import SleepcError
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
-NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "i64": np.int64, "bool": np.bool_}
 
-
-@dataclass
-class OnnxState:
-    """`values` are ONNX Runtime's, by state; those of one ring share an array [layers, B, H, W, ..] of `rings`, by the
-    output that is written into it, and so can be written in place.
-    """
-
-    batch: int
-    values: dict[str, Any]
-    rings: dict[str, Array]
+def available_threads() -> int:
+    """OMP_NUM_THREADS, which PyTorch heeds too, or as many as this process may use processors."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isascii() and asked.isdigit() and 0 < int(asked) < 1024:
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class OnnxSteps:
-    """The `Steps` of an export. Raises UsageError where ONNX Runtime is missing or too old."""
+    """The `Steps` of an export. A subclass for another device has a way of its own to `open` graphs and to `place`
+    values; `provider` is ONNX Runtime's name of what runs them.
+    """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        self.folder, self.manifest = folder, manifest
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self.states = {s.name: s for s in manifest.states}
-        self._wake = self._session(manifest.wake.file)
-        self._wake_inputs = [t.name for t in manifest.wake.inputs if t.name in self.states]
-        self._wake_outputs = [t.name for t in manifest.wake.outputs]
-        self._replaced = {s.wake.output: s.name for s in manifest.states if isinstance(s.wake, Replaced)}
-        self._rings: dict[str, list[State]] = {}
-        for state in manifest.states:
-            if isinstance(state.wake, Columns):
-                self._rings.setdefault(state.wake.output, []).append(state)
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        provider: str = "CPUExecutionProvider",
+        passes: int | None = None,
+    ) -> None:
+        self.folder, self.manifest, self.provider, self.passes = folder, manifest, provider, passes
+        self.threads = threads or available_threads()
+        self._opened: dict[str, Any] = {}
+        self._rings = {output: _slots_of(states[0].wake) for output, states in manifest.rings.items()}
+        self.replaced = {s.name: s.wake.output for s in manifest.states if isinstance(s.wake, Replaced)}
+        self.open(manifest.wake)
 
     @property
     def window(self) -> int:
@@ -54,85 +56,94 @@ class OnnxSteps:
         """V."""
         return self.manifest.vocab
 
-    def _session(self, file: str) -> Any:
+    # -- the runtime -----------------------------------------------------------------------------
+
+    def open(self, graph: GraphFile) -> Any:
+        """The session of a graph, opened once. Raises SleepcError where the file is not what the manifest says."""
+        if graph.file not in self._opened:
+            session = self.make_session(self.folder / graph.file)
+            _check_signature(graph, session)
+            self._opened[graph.file] = session
+        return self._opened[graph.file]
+
+    def make_session(self, path: Path) -> Any:
+        """ONNX Runtime's session of a file. Raises SleepcError where it refuses it."""
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        return ort.InferenceSession(str(self.folder / file), options, providers=["CPUExecutionProvider"])
+        try:
+            return ort.InferenceSession(str(path), options, providers=[self.provider])
+        except Exception as error:  # its errors have no common class of their own
+            text = (str(error) or type(error).__name__).splitlines()[0]
+            raise SleepcError(f"ONNX Runtime cannot open {path.name}: {text}", where=str(path.parent)) from error
 
-    @cached_property
-    def _sleep(self) -> Any:
-        part = self.manifest.sleep_recurrent or self.manifest.sleep_replay
-        return self._session(part.file)
+    def place(self, array: Array) -> Any:
+        """An array as ONNX Runtime's value, where graphs read it; here it is the array's own memory."""
+        import onnxruntime as ort
+
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    # -- steps -----------------------------------------------------------------------------------
 
     def new_state(self, batch: int) -> OnnxState:
         """The state of `batch` rows that have read nothing."""
-        return self.from_named_arrays({s.name: np.zeros(_dims(s, batch), NUMPY[s.dtype]) for s in self.manifest.states})
+        return empty(self.manifest, batch)
 
     def wake(
         self, state: OnnxState, tokens: IntArray, lengths: IntArray, logits: Logits
     ) -> tuple[FloatArray | None, OnnxState]:
         """See `Steps.wake`."""
-        binding = self._wake.io_binding()
-        for name in self._wake_inputs:
-            binding.bind_ortvalue_input(name, state.values[name])
-        binding.bind_cpu_input("tokens", np.ascontiguousarray(tokens))
-        binding.bind_cpu_input("lengths", np.ascontiguousarray(lengths))
-        binding.bind_cpu_input("logits_at", _wanted(tokens, lengths, logits))
-        for name in self._wake_outputs:
-            binding.bind_output(name)
-        self._wake.run_with_iobinding(binding)
-        found = dict(zip(self._wake_outputs, binding.get_outputs(), strict=True))
-        for output, name in self._replaced.items():
-            state.values[name] = found[output]
-        for output, states in self._rings.items():
-            _write(state.rings[output], found[output].numpy(), found[states[0].wake.slots].numpy())  # type: ignore[union-attr]
+        rows, count = tokens.shape
+        wanted = {"last": 1, "all": count, "none": 0}[logits]
+        if count == 0:
+            out = np.zeros((rows, wanted, self.vocab), np.float32)
+        else:
+            call = self._call(state)
+            out = call.run(tokens, lengths, wanted)
+            for output, slots in self._rings.items():
+                write_columns(state.rings[output], call.new[output], call.new[slots])
+            state.swap()
         if logits == "none":
             return None, state
-        out: FloatArray = found["logits"].numpy()
-        out = out if out.dtype == np.float64 else out.astype(np.float32, copy=False)
         return (out[:, 0] if logits == "last" else out), state
+
+    def _call(self, state: OnnxState) -> _Call:
+        """The binding whose inputs are what the state is in this turn."""
+        if state.bound[state.turn] is None:
+            state.bound[state.turn] = _Call(self, state)
+        found: _Call = state.bound[state.turn]
+        return found
 
     def sleep(self, state: OnnxState, rows: BoolArray) -> OnnxState:
         """See `Steps.sleep`."""
-        if not rows.all():
-            at = np.flatnonzero(rows)
-            arrays = self.to_named_arrays(state)
-            slept = self.to_named_arrays(self._slept(self.select_rows(state, at)))
-            for name, value in slept.items():
-                arrays[name][at] = value
-            return self.from_named_arrays(arrays)
-        return self._slept(state)
-
-    def _slept(self, state: OnnxState) -> OnnxState:
-        part = self.manifest.sleep_recurrent or self.manifest.sleep_replay
-        binding = self._sleep.io_binding()
-        for tensor in part.inputs:
+        if not rows.any():
+            return state
+        graph = self.manifest.sleep
+        session = self.open(graph)
+        binding, every = session.io_binding(), bool(rows.all())
+        for tensor in graph.inputs:
             if tensor.name == "passes":
-                binding.bind_cpu_input("passes", np.array(self.manifest.passes, np.int64))
+                value = np.array(self.passes or self.manifest.passes, np.int64)
             else:
-                binding.bind_ortvalue_input(tensor.name, state.values[tensor.name])
-        names = [t.name for t in part.outputs]
+                array = state.arrays[tensor.name]
+                value = array if every else array[rows]
+            binding.bind_ortvalue_input(tensor.name, self.place(value))
+        names = [t.name for t in graph.outputs]
         for name in names:
             binding.bind_output(name)
-        self._sleep.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         found = dict(zip(names, binding.get_outputs(), strict=True))
         for spec in self.manifest.states:
-            if not isinstance(spec.sleep, Replaced):
-                continue
-            value = found[spec.sleep.output]
-            if isinstance(spec.wake, Columns):
-                state.rings[spec.wake.output][spec.wake.row] = value.numpy()
-            else:
-                state.values[spec.name] = value
+            if isinstance(spec.sleep, Replaced):
+                put_rows(state, rows, spec.name, found[spec.sleep.output].numpy())
         return state
 
     def select_rows(self, state: OnnxState, rows: IntArray) -> OnnxState:
         """See `Steps.select_rows`."""
-        return self.from_named_arrays({name: value[rows] for name, value in self.to_named_arrays(state).items()})
+        return selected(self.manifest, state, rows)
 
     def signature(self) -> Signature:
         """See `Steps.signature`."""
@@ -140,39 +151,94 @@ class OnnxSteps:
 
     def to_named_arrays(self, state: OnnxState) -> dict[str, Array]:
         """See `Steps.to_named_arrays`."""
-        return {name: value.numpy().copy() for name, value in state.values.items()}
+        return {name: array.copy() for name, array in state.arrays.items()}
 
     def from_named_arrays(self, arrays: Mapping[str, Array]) -> OnnxState:
         """See `Steps.from_named_arrays`."""
-        import onnxruntime as ort
+        return from_arrays(self.manifest, arrays)
 
-        arrays = dict(arrays)
-        rings: dict[str, Array] = {}
-        for output, states in self._rings.items():
-            rings[output] = np.stack([arrays[s.name] for s in states])
-            for i, s in enumerate(states):
-                arrays[s.name] = rings[output][i]
-        values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()
+
+class _Call:
+    """A run of wake.onnx, bound to a state's arrays: inputs to what it is, outputs to its spare ones. What depends on
+    the number of tokens is bound again only when that changes. The state keeps this, and not the other way round, so
+    that its memory is free when the last who uses it is gone.
+    """
+
+    def __init__(self, steps: OnnxSteps, state: OnnxState) -> None:
+        graph = steps.manifest.wake
+        self.session, self.place, self.batch = steps.open(graph), steps.place, state.batch
+        self.binding = self.session.io_binding()
+        self.inputs = {t.name for t in graph.inputs}
+        for name, array in state.arrays.items():
+            self._input(name, array)
+        for name, output in steps.replaced.items():
+            self._output(output, state.spare[name])
+        self.free = [t for t in graph.outputs if t.name not in {"logits", *steps.replaced.values()}]
+        (self.logits,) = [t for t in graph.outputs if t.name == "logits"]
+        self.sizes = (-1, -1)  # T and M
+        self.given: dict[str, Array] = {}
+        self.new: dict[str, Array] = {}
+
+    def run(self, tokens: IntArray, lengths: IntArray, wanted: int) -> FloatArray:
+        """Logits [B, `wanted`, V] of each row's last token (1), of all (T) or none (0); `new` is what else is new."""
+        if self.sizes != (tokens.shape[1], wanted):
+            self._bind(tokens.shape[1], wanted)
+        self.given["tokens"][...] = tokens
+        self.given["lengths"][...] = lengths
+        if wanted == 1:
+            np.maximum(lengths[:, None] - 1, 0, out=self.given["logits_at"])
+        out = self._array(self.logits)  # whoever asked for it keeps it
+        self._output(self.logits.name, out)
+        self.session.run_with_iobinding(self.binding)
+        return out if out.dtype == np.float64 else out.astype(np.float32, copy=False)
+
+    def _bind(self, count: int, wanted: int) -> None:
+        self.sizes = (count, wanted)
+        self.given = {
+            "tokens": np.zeros((self.batch, count), np.int64),
+            "lengths": np.zeros(self.batch, np.int64),
+            "logits_at": np.tile(np.arange(wanted, dtype=np.int64), (self.batch, 1)),
         }
-        return OnnxState(len(arrays["position"]), values, rings)
+        for name, array in self.given.items():
+            self._input(name, array)
+        self.new = {t.name: self._array(t) for t in self.free}
+        for name, array in self.new.items():
+            self._output(name, array)
+
+    def _array(self, tensor: Tensor) -> Array:
+        sizes = {"B": self.batch, "T": self.sizes[0], "M": self.sizes[1]}
+        return np.empty([sizes[d] if isinstance(d, str) else d for d in tensor.dims], NUMPY[tensor.dtype])
+
+    def _input(self, name: str, array: Array) -> None:
+        if name in self.inputs:
+            self.binding.bind_ortvalue_input(name, self.place(array))
+
+    def _output(self, name: str, array: Array) -> None:
+        self.binding.bind_ortvalue_output(name, self.place(array))
 
 
-def _dims(state: State, batch: int) -> tuple[int, ...]:
-    return (batch, *(int(d) for d in state.dims[1:]))
+def _slots_of(change: object) -> str:
+    assert isinstance(change, Columns)
+    return change.slots
 
 
-def _wanted(tokens: IntArray, lengths: IntArray, logits: Logits) -> IntArray:
-    """Places of the call's tokens whose logits are wanted, [B, M]."""
-    rows, count = tokens.shape
-    if logits == "last":
-        return np.ascontiguousarray((lengths - 1).clip(0)[:, None])
-    return np.tile(np.arange(count if logits == "all" else 0, dtype=np.int64), (rows, 1))
+def _check_signature(graph: GraphFile, session: Any) -> None:
+    """Are the graph's inputs and outputs those of the manifest?"""
+    for what, tensors, values in (
+        ("inputs", graph.inputs, session.get_inputs()),
+        ("outputs", graph.outputs, session.get_outputs()),
+    ):
+        said = {t.name: (t.dtype, len(t.dims), [d for d in t.dims if isinstance(d, int)]) for t in tensors}
+        found = {v.name: (_KINDS.get(v.type), len(v.shape), [d for d in v.shape if isinstance(d, int)]) for v in values}
+        if said != found:
+            odd = sorted(name for name in said.keys() | found.keys() if said.get(name) != found.get(name))
+            raise SleepcError(f"{graph.file} has other {what} than the manifest says: {', '.join(odd[:5])}")
 
 
-def _write(ring: Array, new: Array, slots: IntArray) -> None:
-    """ring [layers, B, H, W, ..], new [B, layers*H, T, ..], slots [B, T], -1 for none: in place."""
-    layers, batch, heads = ring.shape[:3]
-    new = new.reshape(batch, layers, heads, *new.shape[2:])
-    rows, tokens = np.nonzero(slots >= 0)
-    ring[:, rows, :, slots[rows, tokens]] = new[rows, :, :, tokens]
+_KINDS = {
+    "tensor(double)": "f64",
+    "tensor(float)": "f32",
+    "tensor(float16)": "f16",
+    "tensor(int64)": "i64",
+    "tensor(bool)": "bool",
+}

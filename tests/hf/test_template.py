@@ -71,7 +71,12 @@ def test_as_transformers(model: Path, tmp_path: Path, source: str, place: str, m
     for file in model.iterdir():
         (tmp_path / file.name).symlink_to(file)
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": source}]
-    stated: dict[str, Any] = {"config": {"chat_template": source}, "named": {"chat_template": named}, "file": {}}[place]
+    places: dict[str, dict[str, Any]] = {
+        "config": {"chat_template": source},
+        "named": {"chat_template": named},
+        "file": {},
+    }
+    stated = places[place]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, **stated}))
     (tmp_path / "special_tokens_map.json").write_text('{"unk_token": {"content": "w0", "lstrip": false}}')
     if place == "file":
