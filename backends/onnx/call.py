@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from sleepc.backends.onnx.emit import Emitter
+from sleepc.errors import UsageError
 from sleepc.ir.types import TensorType
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -28,6 +29,14 @@ class Style:
     ops: Operators = "ort"
     precision: Precision = "fp32"
     columns: bool = True  # what is written into windows leaves the graph as it is, for the host to write in place
+
+    def __post_init__(self) -> None:
+        if self.ops == "portable" and self.precision in ("int8", "int4"):
+            raise UsageError(
+                f"{self.precision} needs kernels of ONNX Runtime's own",
+                where="--ops portable",
+                fix="Leave --ops portable out, or use --precision fp32 or fp16.",
+            )
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,9 @@ def fused_attention(c: Call) -> ir.Value | None:
     if c.raw(6) is not None or c.raw("softcap", 0.0):
         return None
     q, k, v, k_window, v_window, mask = (c.tensor(i) for i in range(6))
+    if c.type(5).dtype == torch.bool:  # once for all layers: the kernel would do it in each
+        least = torch.finfo(c.out.dtype).min
+        mask = c.e("Where", mask, c.e.const(0.0, c.out.dtype), c.e.const(least, c.out.dtype))
     # the kernel wants the outputs for keys and values with those of the past, which nobody reads
     return c.e.several("Attention", 3, q, k, v, mask, k_window, v_window, scale=float(c.raw("scale")))[0]
 
