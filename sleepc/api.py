@@ -38,6 +38,7 @@ from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
 
 if TYPE_CHECKING:
+    from sleepc.exporting import Exported
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
     from sleepc.train.distil import Hooks, Outcome
@@ -83,7 +84,7 @@ class Program:
             raise UsageError(f"there is no backend {backend!r}", where="--backend", fix="Backends: eager.")
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
-        self._check_bytes()
+        self.check_bytes()
         return load_eager(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
 
     def tokenizer(self) -> Tokenizer:
@@ -113,10 +114,10 @@ class Program:
 
         if hash:
             self.checked = False
-        self._check_bytes()
+        self.check_bytes()
         original = self.load_original(against, progress)
         canonical = self.captured(progress, original)
-        ids = list(tokens) if tokens is not None else self._tokens(text)
+        ids = list(tokens) if tokens is not None else self.some_tokens(text)
         report = verify_program(
             self.graphs,
             canonical,
@@ -129,7 +130,7 @@ class Program:
         self.report["verify"] = report.to_json()
         return report
 
-    def _check_bytes(self) -> None:
+    def check_bytes(self) -> None:
         """Once for an artifact: are all tensors' bytes those that were converted? Raises SleepcError where they are
         not.
         """
@@ -144,7 +145,7 @@ class Program:
             )
         self.checked = True
 
-    def _tokens(self, text: str | None) -> list[int]:
+    def some_tokens(self, text: str | None) -> list[int]:
         """Those of `text`, or of a text that is on every machine; random ones where the model can read none."""
         from sleepc.verify.texts import default_text, says_something
 
@@ -217,7 +218,7 @@ class Program:
         from sleepc.train.texts import documents
 
         read = documents([Path(path) for path in text])
-        self._check_bytes()
+        self.check_bytes()
         settings = CalibrationSettings(tokens=tokens, steps=steps)
         return calibrate(self, read, settings, progress, Path(work) if work else None, resume)
 
@@ -255,7 +256,7 @@ class Program:
 
         if paths or dataset:
             read()  # is it there? before any work
-        self._check_bytes()
+        self.check_bytes()
         taught = self._teacher(teacher, progress)
         if paths or dataset:
             stream = text_stream(read, self.tokenizer(), chosen, window)
@@ -298,6 +299,33 @@ class Program:
             )
         self.path, self.identity = target, identity_of(read_manifest(target))
         return target
+
+    def export(
+        self,
+        path: str | Path | None = None,
+        *,
+        to: str = "onnx",
+        precision: str = "fp32",
+        ops: str = "ort",
+        ep: str = "cpu",
+        text: str | None = None,
+        force: bool = False,
+        progress: Progress = _silent,
+    ) -> Exported:
+        """Write files that run without PyTorch into `path` (the artifact's folder `to` by default), all or nothing, and
+        check them: every weight by value, and what ONNX Runtime computes against the eager backend.
+
+        `precision` (fp32, fp16, int8, int4) is that of linear maps and embeddings. `ops` "portable" uses plain
+        operators of opset 18 only, and `ep` is the execution provider that the files are for. `text` is read in the
+        checks and for perplexity.
+        Raises UsageError for options that do not fit or a `path` that exists (`force` replaces an export), SleepcError
+        where a check fails.
+        """
+        from sleepc.exporting import export_program
+
+        return export_program(
+            self, path, to=to, precision=precision, ops=ops, ep=ep, text=text, force=force, progress=progress
+        )
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -50,12 +50,12 @@ NEW, HELD = "new.safetensors", "weights.safetensors"
 
 
 @contextmanager
-def written_beside(target: Path, *, force: bool) -> Iterator[Path]:
+def written_beside(target: Path, *, force: bool, mark: str = MANIFEST) -> Iterator[Path]:
     """A directory that becomes `target` when the block ends well, and vanishes when it does not.
 
-    Raises UsageError where `target` exists and is not to be replaced, or is not an artifact.
+    Raises UsageError where `target` exists and is not to be replaced, or has not the file `mark`.
     """
-    check_free(target, force=force)
+    check_free(target, force=force, mark=mark)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -73,15 +73,18 @@ def written_beside(target: Path, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(draft)
 
 
-def check_free(target: Path, *, force: bool) -> None:
-    """Refuse an output directory that exists, unless `force`; never replace what is not an artifact or empty."""
+def check_free(target: Path, *, force: bool, mark: str = MANIFEST) -> None:
+    """Refuse an output directory that exists, unless `force`; never replace what has no file `mark` and is not empty:
+    an artifact by default.
+    """
     if not target.exists():
         return
     if not force:
         raise UsageError(f"{target} exists", where="-o", fix="Choose another name, or give --force to replace it.")
-    ours = target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+    ours = target.is_dir() and ((target / mark).is_file() or not any(target.iterdir()))
     if not ours:
-        raise UsageError(f"{target} exists and is not a sleepc artifact", where="-o", fix="Choose another name.")
+        kind = "a sleepc artifact" if mark == MANIFEST else f"one of sleepc's (it has no {mark})"
+        raise UsageError(f"{target} exists and is not {kind}", where="-o", fix="Choose another name.")
 
 
 def save_artifact(

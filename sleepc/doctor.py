@@ -25,6 +25,7 @@ OPTIONAL = {
     "plot": (("matplotlib",), "plots of sleepc eval"),
     "train": (("accelerate",), "sleepc distil"),
     "data": (("datasets",), "sleepc distil --dataset"),
+    "onnx": (("onnx", "onnx-ir"), "sleepc export"),
 }
 
 
@@ -98,8 +99,9 @@ def backends() -> list[str]:
 
 def _backend(name: str) -> tuple[Mark, str, str]:
     """A backend is imported, since that is where it breaks, and asked why it cannot run here."""
-    reason = import_module(f"sleepc.backends.{name}.backend").missing()
-    return ("ok", "works", "") if reason is None else ("missing", str(reason), _install(name))
+    backend = import_module(f"sleepc.backends.{name}.backend")
+    reason = backend.missing()
+    return ("ok", str(backend.about()), "") if reason is None else ("missing", str(reason), _install(name))
 
 
 def _install(backend: str) -> str:

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"backends", "hf"},
     "__init__": {"api", "inspection", "recipe"},  # on first use
 }
-ABOVE = {"api", "bisecting", "cli", "__main__"}  # may import everything below
+ABOVE = {"api", "bisecting", "exporting", "cli", "__main__"}  # may import everything below
 # Folders and files of what runs an export where there is no torch, and what that loads.
 NO_TORCH = (
     *("sleepc/__init__.py", "sleepc/errors.py", "sleepc/manifest.py", "sleepc/recipe.py", "sleepc/whole_file.py"),

@@ -21,6 +21,7 @@ from sleepc.cli.diff import diff
 from sleepc.cli.distil import distil
 from sleepc.cli.doctor import doctor
 from sleepc.cli.eval import evaluate
+from sleepc.cli.export import export
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.verify import verify
@@ -48,6 +49,7 @@ app.command()(bisect)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(adapt)
+app.command()(export)
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
@@ -58,9 +59,9 @@ def check(
     tokens: Sequence[int],
     progress: Progress,
 ) -> Report:
-    """Check the files in `folder` against the float32 program that they were made from, reading `tokens`. `written` says
-    what each weight is.
+    """Check the files in `folder` against the float32 program that they were made from, reading `tokens`.
 
+    `written` says what each weight is.
     Raises SleepcError where a file is not what was asked for; what they compute is in the report.
     """
     started = time.perf_counter()
@@ -103,7 +104,7 @@ class Shelf:
 
 
 def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
-    """Files in blocks are compared with a program whose weights have the same values; so that what quantisation costs
+    """Files in blocks are compared with a program whose weights have the same values, so that what quantisation costs
     does not hide what is wrong. The text is read with the weights as they were.
     """
     program, progress = subject.program, subject.progress
@@ -120,17 +121,20 @@ def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> N
 
 def _read_onnx(subject: Check, expected: Shelf) -> None:
     report, progress = subject.report, subject.progress
-    steps = OnnxSteps(subject.folder, subject.manifest)
 
     def compared(name: str, kept: Kept) -> None:
         report.rows += compare(name, kept, expected.take(name), subject.manifest.precision)
 
-    others: list[Other] = [(name, _sleeping(steps, changes)) for name, _, changes in sleeps_of(subject.program)]
-    reading = Reading(steps, _enough(subject), compared)
-    reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
+    with accurate(subject.folder, subject.manifest) as manifest:
+        steps = OnnxSteps(subject.folder, manifest)
+        others: list[Other] = [(name, _sleeping(steps, changes)) for name, _, changes in sleeps_of(subject.program)]
+        reading = Reading(steps, _enough(subject), compared)
+        reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
+        del steps, others, reading
     if subject.quantised:
         progress("reading a text with ONNX Runtime", None)
         quality = Quality(subject.tokens[:TEXT])
+        steps = OnnxSteps(subject.folder, subject.manifest)
         read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected.take(f"text {at}").logits))
         report.rows += quality.rows(subject.manifest.precision)
         report.perplexity = quality.perplexity()

@@ -13,7 +13,7 @@ from sleepc.backends.onnx.check.reading import Kept
 from sleepc.backends.onnx.check.report import Row
 
 Array = npt.NDArray[Any]
-ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2, "int4": 5e-2}
+ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3}
 """Largest error of a logit over the largest logit, and of a state's value over the state's largest."""
 
 

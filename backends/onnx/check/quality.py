@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sleepc.runtime.steps import FloatArray, IntArray, Steps
 
 TEXT = 1024  # tokens that are read
 PIECE = 32  # of which logits are held
+SINGLE = 32  # read one by one: kernels for one token are others
 CLOSE = 0.9  # a word counts as the likeliest where it has so much of the likeliest one's probability
 BOUNDS = {"int8": (0.02, 0.95), "int4": (0.5, 0.7)}
 """The largest mean KL in nats per token, and the least agreement about the likeliest word. Measured on SmolLM2-135M,
@@ -24,10 +26,11 @@ see docs/log.md.
 
 
 def read_text(steps: Steps, tokens: IntArray, each: Callable[[int, FloatArray], None]) -> None:
-    """Logits [n, V] of `tokens`, piece by piece: `each(start, logits)`."""
-    session = Session(steps)
-    for start in range(0, len(tokens), PIECE):
-        each(start, session.feed(tokens[None, start : start + PIECE], logits="all")[0])
+    """Logits [n, V] of `tokens`, piece by piece, the last ones token by token: `each(start, logits)`."""
+    session, single = Session(steps), len(tokens) - SINGLE
+    places = [*range(0, single, PIECE), *range(single, len(tokens))]
+    for start, end in pairwise([*places, len(tokens)]):
+        each(start, session.feed(tokens[None, start:end], logits="all")[0])
 
 
 @dataclass

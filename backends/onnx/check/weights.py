@@ -13,12 +13,12 @@ import torch
 from sleepc.backends.eager.backend import dtypes_of
 from sleepc.backends.onnx.check.files import Stored
 from sleepc.backends.onnx.quantise import BLOCK, dequantise
-from sleepc.backends.onnx.weights import FILE, Form, Keys
+from sleepc.backends.onnx.weights import FILE, Keys
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
 
 Array = npt.NDArray[Any]
-Written = dict[str, tuple[Keys, Form]]
+Written = dict[str, tuple[Keys, str]]
 """By a weight's name: the parameters it is made of, one below the other, and its form."""
 PIECE = 4 << 20  # numbers that are compared at once
 
@@ -32,7 +32,7 @@ def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Sto
         keys, form = written[name]
         if form.endswith("scales"):
             continue  # with what it scales
-        parts = [program.params[key].materialise().detach().cpu().to(dtypes[key]) for key in _several(keys)]
+        parts = [program.params[key].materialise().detach().cpu().to(dtypes[key]) for key in several(keys)]
         parameter = (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
         if form.startswith("int"):
             error = quantised(parameter, place.read(folder), _scales(stored, name, folder), form)
@@ -40,7 +40,7 @@ def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Sto
             error = plain(parameter, place.read(folder), form)
         if error:
             raise SleepcError(
-                f"weight {name} does not have the values of {', '.join(_several(keys))}: {error}", where=FILE
+                f"weight {name} does not have the values of {', '.join(several(keys))}: {error}", where=FILE
             )
 
 
@@ -54,17 +54,17 @@ def dequantised(
     found: dict[str, torch.Tensor] = {}
     for name, place in stored.items():
         keys, form = written[name]
-        if not form.startswith("int") or form.endswith(("scales", "rows")):
+        if not form.startswith("int") or form.endswith("scales"):
             continue
-        shapes = [program.params[key].shape for key in _several(keys)]
-        turned = "transposed" in form
-        width = shapes[0][0] if turned else shapes[0][1]
-        values = torch.from_numpy(dequantise(place.read(folder), _scales(stored, name, folder), int(form[3]), width))
-        parts = (values.T if turned else values).split([shape[0] for shape in shapes])
-        found |= dict(zip(_several(keys), (part.contiguous() for part in parts), strict=True))
+        shapes, turned = [program.params[key].shape for key in several(keys)], "transposed" in form
+        scales = _scales(stored, name, folder)
+        packed = place.read(folder).reshape(*scales.shape, -1)
+        values = torch.from_numpy(dequantise(packed, scales, int(form[3]), shapes[0][0] if turned else shapes[0][1]))
+        parts = torch.split(values.T if turned else values, [shape[0] for shape in shapes])
+        found |= dict(zip(several(keys), (part.contiguous() for part in parts), strict=True))
     for name in stored:
         keys, form = written[name]
-        if not form.startswith("int") and found.keys() & set(_several(keys)):
+        if not form.startswith("int") and found.keys() & set(several(keys)):
             raise UsageError(
                 f"parameter {name} is needed whole and in blocks of {BLOCK}, which its width is no multiple of",
                 where="--precision",
@@ -73,7 +73,8 @@ def dequantised(
     return found
 
 
-def _several(keys: Keys) -> tuple[str, ...]:
+def several(keys: Keys) -> tuple[str, ...]:
+    """Keys as a tuple."""
     return (keys,) if isinstance(keys, str) else keys
 
 

@@ -1,0 +1,76 @@
+"""A program as files that other runtimes run: options, place and text; the backend writes and checks them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepc.artifact import check_free, written_beside
+from sleepc.errors import UsageError
+from sleepc.hf.tokenizer import copy_tokenizer
+
+if TYPE_CHECKING:
+    from sleepc.api import Program
+
+TARGETS = ("onnx",)
+ENOUGH = 64  # tokens of a text, which is read again and again where it is too short
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the files are, what was checked (see backends.onnx.check.report), and how long it took."""
+
+    path: Path
+    report: dict[str, Any]
+    seconds: float
+
+
+def export_program(
+    program: Program,
+    path: str | Path | None,
+    *,
+    to: str,
+    precision: str,
+    ops: str,
+    ep: str,
+    text: str | None,
+    force: bool,
+    progress: Progress,
+) -> Exported:
+    """See `Program.export`."""
+    from sleepc.backends.onnx import backend
+    from sleepc.backends.onnx.manifest import MANIFEST
+
+    if to not in TARGETS:
+        raise UsageError(f"there is no target {to!r}", where="--to", fix=f"Targets: {', '.join(TARGETS)}.")
+    started = time.perf_counter()
+    options = {"precision": precision, "ops": ops, "ep": ep}
+    backend.style_of(**options)  # before any work
+    target = _target(program, path, to)
+    check_free(target, force=force, mark=MANIFEST)
+    program.check_bytes()
+    tokens = program.some_tokens(text)
+    if len(tokens) < ENOUGH:
+        raise UsageError(
+            f"the text has {len(tokens)} tokens", where="--text", fix=f"Give one of {ENOUGH} tokens at least."
+        )
+    with written_beside(target, force=force, mark=MANIFEST) as draft:
+        manifest = backend.export(
+            program.graphs, draft, tokens=tokens, identity=program.identity, progress=progress, **options
+        )
+        folder = program.path or (Path(program.source.folder) if program.source.folder else None)
+        if folder is not None:
+            copy_tokenizer(folder, draft)
+    return Exported(target, manifest.report, time.perf_counter() - started)
+
+
+def _target(program: Program, path: str | Path | None, to: str) -> Path:
+    if path is not None:
+        return Path(path)
+    if program.path is None:
+        raise UsageError("the program is in no artifact, so its export has no place", fix="Give a path.")
+    return program.path / to
