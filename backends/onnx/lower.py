@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import fx
 
 import sleepc
 from sleepc.backends.eager.backend import dtypes_of
@@ -20,6 +21,7 @@ from sleepc.backends.onnx.wake import Step, wake_graph
 from sleepc.backends.onnx.weights import FILE, Weights
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
+from sleepc.ops.rules import find as find_rule
 
 OPSETS = {"ort": {"": 23, MICROSOFT: 1}, "portable": {"": 18}}
 IR_VERSION = 10
@@ -65,7 +67,9 @@ def lower(
         opsets=OPSETS[style.ops],
         vocab=program.vocab,
         window=program.window,
+        sinks=sinks_of(program),
         passes=passes_of(program),
+        replays=replays(program),
         weights=FILE,
         weights_size=(folder / FILE).stat().st_size,
         wake=files["wake"],
@@ -88,10 +92,28 @@ def passes_of(program: ProgramGraphs) -> int:
     """N: how many passes a sleep of this program makes over its window."""
     if program.loop is not None:
         return program.loop.passes
-    replay = torch.ops.sleepc.replay.default
+    return max((int(str(node.kwargs["passes"])) for node in _replays(program)), default=1)
+
+
+def replays(program: ProgramGraphs) -> bool:
+    """Is a sleep of another number of passes of use? Where each replay corrects what is written, and no block runs
+    again, whose memories were made for their number of passes.
+    """
+    found = _replays(program)
+    return program.loop is None and bool(found) and all(find_rule(str(n.kwargs["rule"])).corrects for n in found)
+
+
+def sinks_of(program: ProgramGraphs) -> int:
+    """How many tokens attention keeps for ever."""
+    slots = torch.ops.sleepc.window_slots.default
+    found = [int(str(node.kwargs["sinks"])) for node in program.embed.calls() if node.target is slots]
+    return max(found, default=0)
+
+
+def _replays(program: ProgramGraphs) -> list[fx.Node]:
     sleeps = [cls.sleep for cls in program.classes.values() if cls.sleep is not None]
-    found = [int(node.kwargs["passes"]) for graph in sleeps for node in graph.calls() if node.target is replay]
-    return max(found, default=1)
+    replay = torch.ops.sleepc.replay.default
+    return [node for graph in sleeps for node in graph.calls() if node.target is replay]
 
 
 def _save(step: Step, path: Path, style: Style) -> GraphFile:
