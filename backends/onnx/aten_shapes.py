@@ -53,11 +53,11 @@ def transpose(c: Call) -> ir.Value:
 def cat(c: Call) -> ir.Value:
     """Tensors in a row; one of shape [0] is nothing, whatever the others' rank is."""
     parts = []
-    for node in c.node.args[0]:  # type: ignore[union-attr]
-        type_ = node.meta["type"]  # type: ignore[union-attr]
+    for node in c.nodes_at(0):
+        type_ = node.meta["type"]
         if type_.dims == (0,) and len(c.out.dims) > 1:
             continue
-        value = c.value(node)  # type: ignore[arg-type]
+        value = c.value(node)
         parts.append(value if type_.dtype == c.out.dtype else c.e.cast(value, c.out.dtype))
     return c.e("Concat", *parts, axis=int(c.option(1, "dim", 0)))
 
@@ -66,7 +66,7 @@ def cat(c: Call) -> ir.Value:
 def stack(c: Call) -> ir.Value:
     """Tensors in a row along a new dimension."""
     axis = int(c.option(1, "dim", 0)) % len(c.out.dims)
-    parts = [c.e("Unsqueeze", c.value(n), c.e.ints(axis)) for n in c.node.args[0]]  # type: ignore[union-attr,arg-type]
+    parts = [c.e("Unsqueeze", c.value(n), c.e.ints(axis)) for n in c.nodes_at(0)]
     return c.e("Concat", *parts, axis=axis)
 
 

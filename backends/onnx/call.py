@@ -87,6 +87,12 @@ class Call:
         assert isinstance(node, fx.Node)
         return node
 
+    def nodes_at(self, at: int) -> list[fx.Node]:
+        """An argument that is a list, as it is in the program."""
+        nodes = self.node.args[at]
+        assert isinstance(nodes, (list, tuple))
+        return [node for node in nodes if isinstance(node, fx.Node)]
+
     def tensor(self, at: int, dtype: torch.dtype | None = None) -> ir.Value:
         """An argument as a value, numbers too; cast where it has not the dtype."""
         value = self.raw(at)

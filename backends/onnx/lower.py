@@ -14,6 +14,7 @@ import sleepc
 from sleepc.backends.eager.backend import dtypes_of
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import MICROSOFT
+from sleepc.backends.onnx.functions import attach
 from sleepc.backends.onnx.manifest import GraphFile, Kept, Manifest, State, Tensor
 from sleepc.backends.onnx.skips import join_skips
 from sleepc.backends.onnx.sleep import sleep_graph
@@ -131,6 +132,7 @@ def _save(step: Step, path: Path, style: Style) -> GraphFile:
         join_skips(graph)
     for value in [v for v in graph.inputs if not v.uses() and v.name not in ("tokens", "lengths", "passes")]:
         graph.inputs.remove(value)
+    attach(model)
     ir.save(model, path)
     return GraphFile(
         file=path.name, inputs=[_tensor(v) for v in graph.inputs], outputs=[_tensor(v) for v in graph.outputs]
@@ -142,12 +144,18 @@ def _drop_unread(graph: ir.Graph) -> None:
     for node in reversed(list(graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)
+            continue
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _drop_unread(attribute.as_graph())
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
 
 
 def _tensor(value: ir.Value) -> Tensor:
-    assert value.name is not None and value.shape is not None and value.dtype is not None
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
     dims = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
     names = {torch_type: DTYPE_NAMES[torch_type] for torch_type in DTYPE_NAMES}
     from sleepc.backends.onnx.emit import TYPES

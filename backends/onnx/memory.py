@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -50,16 +51,14 @@ def _tokens(c: Call, first: int, rule: Rule, dtype: torch.dtype) -> Tokens:
 def _rule(c: Call) -> Rule:
     name = str(c.raw("rule"))
     if name not in RULES:
-        raise UsageError(
-            f"the ONNX backend does not know the memory rule {name!r}", fix=f"It has: {', '.join(RULES)}."
-        )
+        raise UsageError(f"the ONNX backend does not know the memory rule {name!r}", fix=f"It has: {', '.join(RULES)}.")
     return find(name)
 
 
 def _state(c: Call, at: int) -> tuple[ir.Value, torch.dtype]:
     """The only tensor of the memory's state, and its dtype."""
-    (node,) = c.node.args[at]  # type: ignore[union-attr,misc]
-    return c.value(node), node.meta["type"].dtype  # type: ignore[union-attr]
+    (node,) = c.nodes_at(at)
+    return c.value(node), node.meta["type"].dtype
 
 
 @translates(ours.delta_rule.default)
@@ -78,8 +77,8 @@ def delta_rule(c: Call) -> Sequence[ir.Value]:
 def delta_rule_read(c: Call) -> ir.Value:
     """scale * S^T q, the memory staying as it is: [B, Hq, T, dv]."""
     e, (state, dtype) = c.e, _state(c, 1)
-    (node,) = c.node.args[1]  # type: ignore[union-attr,misc]
-    (rows, heads, tokens, dk), kv = c.type(0).dims, int(node.meta["type"].dims[1])  # type: ignore[union-attr]
+    (node,) = c.nodes_at(1)
+    (rows, heads, tokens, dk), kv = c.type(0).dims, int(node.meta["type"].dims[1])
     # query heads of one KV head are rows of one product
     length = tokens if heads == kv else -1
     q = e("Reshape", c.tensor(0, dtype), e.ints(0, kv, -1, int(dk))) if length == -1 else c.tensor(0, dtype)
@@ -208,7 +207,7 @@ def _scan(
             results[1].shape, results[1].type = ir.Shape([t.rows, q[1], t.dv]), kind
         after.shape, after.type = before.shape, kind
     graph = ir.Graph([before, *now.values()], results, nodes=nodes, name=tag)
-    options = {"body": graph, "num_scan_inputs": len(given), "scan_input_axes": [2] * len(given)}
+    options: dict[str, Any] = {"body": graph, "num_scan_inputs": len(given), "scan_input_axes": [2] * len(given)}
     if q is None:
         return None, e.several("Scan", 1, state, *given.values(), **options)[0]
     new, out = e.several("Scan", 2, state, *given.values(), **options, scan_output_axes=[2])

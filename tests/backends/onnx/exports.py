@@ -1,0 +1,34 @@
+"""Exports of small families for tests: written once, into folders that live as long as the process."""
+
+from __future__ import annotations
+
+import atexit
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from sleepc.backends.onnx.call import Style
+from sleepc.backends.onnx.lower import lower
+from sleepc.backends.onnx.manifest import Manifest
+from sleepc.verify.shake import shaken
+from tests.conformance.test_invariants import RECIPES
+from tests.families import WINDOW, family
+
+FOLDERS = ExitStack()
+atexit.register(FOLDERS.close)
+
+
+def new_folder() -> Path:
+    """An empty folder, removed when the process ends."""
+    return Path(FOLDERS.enter_context(TemporaryDirectory()))
+
+
+@cache
+def exported(name: str, recipe: str, ops: str = "ort", window: int = WINDOW) -> tuple[Path, Manifest]:
+    """The files of a family by a recipe of the conformance suite, memories shaken."""
+    step, _ = family(name, torch.float32).convert(**{"window": window, **RECIPES[recipe]})
+    folder = new_folder()
+    return folder, lower(shaken(step), folder, Style(ops=ops, columns=ops == "ort"))  # type: ignore[arg-type]
