@@ -80,6 +80,21 @@ def test_convert_memory() -> None:
     assert 0 < model["anonymous_mib"] < model["peak_rss_mib"]
 
 
+def test_onnx_cpu(tmp_path: Path) -> None:
+    """Without genai, which belongs into an environment of its own."""
+    said = run("onnx_cpu", "--json", "--work", str(tmp_path))
+    _, *found = [json.loads(line) for line in said.splitlines()]
+    assert [row["kind"] for row in found] == ["export", "loaded", "prefill", "onnx_cpu", "onnx_cpu", "memory"]
+    exported, loaded, prefill, first, second, memory = found
+    assert exported["sleepc_seconds"] > 0
+    assert not memory["torch"]
+    assert 0 < loaded["rss_mb"] < memory["peak_mb"]
+    assert prefill["tokens"] == 600
+    assert (first["context"], second["context"]) == (300, 600)
+    assert 0 < first["sleepc_ms"] < first["sleepc_ms_with_sleep"]
+    assert first["ratio"] is None
+
+
 def test_tables_are_for_people() -> None:
     out = run("perplexity")
     assert "cpu" in out

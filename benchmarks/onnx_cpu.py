@@ -1,0 +1,196 @@
+"""Exports against onnxruntime-genai on CPU: milliseconds per token, prefill, memory.
+
+The same checkpoint, exported by sleepc and by genai's own builder; each runs in a process of its own on as many
+threads (`--threads`, two by default; genai's by its session options). They take turns, a few tokens at a time, and
+medians are compared; both read the whole context, of random tokens. genai lives in an environment of its own, made
+under build/ the first time (`--genai-env` names another one).
+
+`sleepc_ms_with_sleep` has the share of a sleep that every token pays for. RSS counts everything that is resident,
+mapped weights too. Targets are what this backend was built to reach; they are for two cores and SmolLM2-135M.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import genai
+from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
+
+from sleepc.hf.resolve import Checkpoint
+
+COLUMNS = (
+    *("precision", "context", "sleepc_ms", "sleepc_ms_with_sleep", "genai_ms", "ratio", "target"),
+    *("sleepc_rss_mb", "genai_rss_mb"),
+)
+ROOT = Path(__file__).resolve().parents[1]
+BURST = 8  # tokens of one before the other's turn
+DECODE = {("int4", 256): 1.3, ("int4", 4096): 0.35, ("int4", 8000): 0.25}
+PREFILL = {("int4", 4096): 0.6}
+RSS_MB = {"int4": 400}
+GENAI = ("fp32", "int4", "int8")  # of its builder's precisions for CPU, those that sleepc has, too
+
+
+class Worker:
+    """A process that reads tokens when it is asked to."""
+
+    def __init__(self, python: str, kind: str, folder: Path, threads: int, vocab: int) -> None:
+        environment = os.environ | ({"PYTHONPATH": str(ROOT)} if kind == "sleepc" else {"PYTHONPATH": ""})
+        command = [python, str(Path(__file__).with_name("onnx_worker.py")), kind, str(folder), str(threads)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.vocab = vocab
+        self.loaded = self._answer()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, do: str, **values: Any) -> Row:
+        """Its answer, after it has done it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, "vocab": self.vocab, **values}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Row:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker ended early; its last words are above")
+        found: Row = json.loads(line)
+        return found
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--contexts", default="256,1024,4096,8000", help="lengths of context in tokens")
+    parser.add_argument("--precisions", default="int4,fp32", help="fp32, fp16, int8, int4")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens measured at each context")
+    parser.add_argument("--prefill", type=int, default=4096, help="tokens of the prefill")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "onnx_cpu", help="a folder for the models")
+    parser.add_argument("--genai-env", type=Path, default=ROOT / "build" / "genai")
+    parser.add_argument("--no-genai", action="store_true", help="leave genai out")
+    parser.add_argument("--keep", action="store_true", help="take exports of an earlier run, where there are some")
+    options = parser.parse_args()
+    if options.tiny:
+        options.contexts, options.prefill, options.tokens, options.no_genai = "300,600", 600, 8, True
+        options.precisions = "fp32"
+    report(rows(options), as_json=options.json, title="exports, CPU", columns=COLUMNS)
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Everything, precision after precision."""
+    yield machine() | {"threads": options.threads}
+    with checkpoint_of(options) as checkpoint:
+        if options.tiny:
+            add_letters(checkpoint.folder)
+        artifact = options.work / "artifact"
+        if not (options.keep and artifact.is_dir()):
+            sleepc("convert", str(checkpoint.folder), "-o", str(artifact), "--force", "--no-verify")
+        for precision in options.precisions.split(","):
+            yield from measured(options, checkpoint, artifact, precision)
+
+
+def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path, precision: str) -> Iterator[Row]:
+    """The rows of a precision: the exports, what they hold when loaded, prefill, decode at each context."""
+    ours, theirs = (options.work / f"{who}-{precision}" for who in ("sleepc", "genai"))
+    made: Row = {"kind": "export", "precision": precision}
+    if not (options.keep and ours.is_dir()):
+        made |= sleepc(
+            *("export", str(artifact), "--to", "onnx", "--precision", precision, "-o", str(ours), "--force"),
+        )
+    with ExitStack() as stack:
+        vocab = checkpoint.config["vocab_size"]
+        workers = {"sleepc": Worker(sys.executable, "sleepc", ours, options.threads, vocab)}
+        if not options.no_genai and precision in GENAI:
+            python = genai.python_of(options.genai_env)
+            made |= genai.build(python, checkpoint, precision, theirs)
+            workers["genai"] = Worker(str(python), "genai", theirs, options.threads, vocab)
+        for worker in workers.values():
+            stack.enter_context(worker)
+        yield made
+        for name, worker in workers.items():
+            yield {"kind": "loaded", "precision": precision, "system": name, **worker.loaded}
+        yield prefill(workers, precision, options.prefill)
+        yield from decode(workers, precision, [int(c) for c in options.contexts.split(",")], options.tokens)
+        for name, worker in workers.items():
+            yield peak(worker, name, precision)
+
+
+def prefill(workers: dict[str, Worker], precision: str, tokens: int) -> Row:
+    """Seconds to read `tokens` at once."""
+    row: Row = {"kind": "prefill", "precision": precision, "tokens": tokens}
+    for name, worker in workers.items():
+        worker.ask("start", room=tokens)
+        row[f"{name}_s"] = worker.ask("read", tokens=tokens)["ms"][0] / 1e3
+        console.log(f"{name} read {tokens} tokens, {row[f'{name}_s']:.1f} s")
+    return row | _ratio(row, "s", PREFILL.get((precision, tokens)))
+
+
+def decode(workers: dict[str, Worker], precision: str, contexts: list[int], count: int) -> Iterator[Row]:
+    """Milliseconds per token after each context, in turns; a context goes on from the one before."""
+    for worker in workers.values():
+        worker.ask("start", room=contexts[-1] + count + BURST)
+    asleep = workers["sleepc"].ask("sleep")["ms"]
+    workers["sleepc"].ask("start", room=0)
+    window = workers["sleepc"].loaded["window"]
+    read = 0
+    for context in contexts:
+        row: Row = {"kind": "onnx_cpu", "precision": precision, "context": context, "tokens": count}
+        for worker in workers.values():
+            worker.ask("read", tokens=context - read)
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(0, count, BURST):
+            for name, worker in workers.items():
+                answer = worker.ask("step", tokens=min(BURST, count))
+                times[name] += answer["ms"]
+                row[f"{name}_rss_mb"] = answer["rss_mb"]
+        read = context + len(times["sleepc"])
+        row |= {f"{name}_ms": median(found) for name, found in times.items()}
+        row |= {"sleep_ms": asleep, "sleepc_ms_with_sleep": row["sleepc_ms"] + asleep / window}
+        yield row | _ratio(row, "ms", DECODE.get((precision, context)))
+
+
+def _ratio(row: Row, unit: str, target: float | None) -> Row:
+    theirs = row.get(f"genai_{unit}")
+    return {"ratio": row[f"sleepc_{unit}"] / theirs if theirs else None, "target": target}
+
+
+def peak(worker: Worker, name: str, precision: str) -> Row:
+    """The most that a system held."""
+    target = RSS_MB.get(precision) if name == "sleepc" else None
+    return {"kind": "memory", "precision": precision, "system": name, "target": target, **worker.ask("start", room=1)}
+
+
+def sleepc(*arguments: str) -> Row:
+    """Run sleepc's command line; seconds, and resident memory at its peak."""
+    console.log("sleepc " + " ".join(arguments[:1]))
+    started = time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen([sys.executable, "-m", "sleepc", *arguments], env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"sleepc {arguments[0]} exited with {child.returncode}; what it said is above")
+    return {"sleepc_seconds": time.perf_counter() - started, "sleepc_peak_mb": usage.ru_maxrss * 1024 / 1e6}
+
+
+if __name__ == "__main__":
+    main()

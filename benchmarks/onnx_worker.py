@@ -1,0 +1,128 @@
+"""One system in a process of its own: reads tokens when told to, on standard input, and says how long it took.
+
+    onnx_worker.py sleepc|genai FOLDER THREADS
+
+A line of JSON in, a line out. It runs in either environment: sleepc's, where it loads no torch, and that of
+onnxruntime-genai, which knows nothing of sleepc.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class System(Protocol):
+    """What is measured."""
+
+    def start(self, room: int) -> None:
+        """Begin a text of at most `room` tokens."""
+
+    def read(self, tokens: np.ndarray) -> None:
+        """Read tokens [T], to the last one's logits."""
+
+
+class Sleepc:
+    """An export of sleepc's, run by sleepc's session in ONNX Runtime."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        from sleepc.backends.onnx.manifest import MANIFEST, Manifest
+        from sleepc.backends.onnx.steps import OnnxSteps
+
+        manifest = Manifest.model_validate_json((Path(folder) / MANIFEST).read_text())
+        self.steps = OnnxSteps(Path(folder), manifest, threads=threads)
+        self.facts = {"window": manifest.window, "onnxruntime": version("onnxruntime")}
+
+    def start(self, room: int) -> None:
+        """`room` changes nothing: the state has its size."""
+        from sleepc.runtime.session import Session
+
+        self.session = Session(self.steps)
+
+    def read(self, tokens: np.ndarray) -> None:
+        """Sleeps are where they fall due."""
+        self.session.feed(tokens[None])
+
+    def sleep(self) -> float:
+        """Milliseconds of a sleep, median of three."""
+        times = []
+        for _ in range(3):
+            self.session.feed([[1]])
+            started = time.perf_counter()
+            self.session.sleep()
+            times.append((time.perf_counter() - started) * 1e3)
+        return sorted(times)[1]
+
+
+class Genai:
+    """A model of onnxruntime-genai's builder, run by onnxruntime-genai."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        import onnxruntime_genai as genai
+
+        config = genai.Config(folder)
+        session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        self.model = genai.Model(config)
+        self.facts = {name: version(name) for name in ("onnxruntime", "onnxruntime-genai")}
+
+    def start(self, room: int) -> None:
+        """The KV cache gets room for these tokens, and no more."""
+        import onnxruntime_genai as genai
+
+        self.generator = None  # the old cache first
+        params = genai.GeneratorParams(self.model)
+        params.set_search_options(max_length=room, do_sample=False)
+        self.generator = genai.Generator(self.model, params)
+
+    def read(self, tokens: np.ndarray) -> None:
+        """The logits are asked for, as whoever samples would."""
+        self.generator.append_tokens(tokens[None].astype(np.int32))
+        self.generator.get_logits()
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    kind, folder, threads = sys.argv[1:]
+    system: Any = {"sleepc": Sleepc, "genai": Genai}[kind](folder, int(threads))
+    random = np.random.default_rng(0)
+    print(json.dumps(system.facts | memory()), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(system, json.loads(line), random)), flush=True)
+
+
+def answer(system: Any, asked: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+    """`read` reads tokens in one call, `step` one at a time."""
+    if asked["do"] == "start":
+        system.start(asked["room"])
+        return memory()
+    if asked["do"] == "sleep":
+        return {"ms": system.sleep()}
+    count, times = asked["tokens"], []
+    tokens = random.integers(0, asked["vocab"], count)
+    pieces = [tokens] if asked["do"] == "read" else np.split(tokens, count)
+    for piece in pieces:
+        started = time.perf_counter()
+        system.read(piece)
+        times.append((time.perf_counter() - started) * 1e3)
+    return {"ms": times, **memory()}
+
+
+def memory() -> dict[str, Any]:
+    """Resident memory in MB (10^6 bytes), now and at its peak; weights that are mapped count."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    kib = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in status) if key in RSS}
+    return {name: kib[key] * 1024 / 1e6 for key, name in RSS.items()} | {"torch": "torch" in sys.modules}
+
+
+RSS = {"VmRSS": "rss_mb", "VmHWM": "peak_mb"}
+
+
+if __name__ == "__main__":
+    main()
