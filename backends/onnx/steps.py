@@ -75,10 +75,14 @@ class OnnxSteps:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            return ort.InferenceSession(str(path), options, providers=[self.provider])
+            return ort.InferenceSession(str(path), options, providers=self.providers())
         except Exception as error:  # its errors have no common class of their own
             text = (str(error) or type(error).__name__).splitlines()[0]
             raise SleepcError(f"ONNX Runtime cannot open {path.name}: {text}", where=str(path.parent)) from error
+
+    def providers(self) -> list[Any]:
+        """What runs the graphs, as ONNX Runtime wants to be told."""
+        return [self.provider]
 
     def place(self, array: Array) -> Any:
         """An array as ONNX Runtime's value, where graphs read it; here it is the array's own memory."""
