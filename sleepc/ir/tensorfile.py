@@ -202,6 +202,11 @@ def _reading(path: Path) -> Iterator[None]:
 FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 
 
+def forget_mappings() -> None:
+    """Give up the mappings of files: where no tensor uses one any more, its pages leave this process's memory."""
+    _mapping.cache_clear()
+
+
 @lru_cache(maxsize=64)
 def _mapping(path: Path, changed: int) -> mmap.mmap:
     """One private mapping per file and version. Private, since torch wants writable memory: a write stays with us."""

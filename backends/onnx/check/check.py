@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import materialise
+from sleepc.backends.eager.backend import dtypes_of
+from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.compare import compare
@@ -29,6 +30,7 @@ from sleepc.backends.onnx.lower import passes_of
 from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.tensorfile import forget_mappings
 from sleepc.runtime.steps import IntArray
 
 Progress = Callable[[str, float | None], None]
@@ -73,8 +75,11 @@ def check(
     subject.report.facts |= {"runtime": about(), **facts}
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as shelf:
         expected = Shelf(Path(shelf))
+        if subject.quantised:
+            _read_text_eager(subject, expected)
+            _free()
         _read_eager(subject, dequantised(program, folder, stored, written), expected)
-        gc.collect()  # the parameters are free before ONNX Runtime has its own
+        _free()
         _read_onnx(subject, expected)
     subject.report.seconds = time.perf_counter() - started
     return subject.report
@@ -103,20 +108,28 @@ class Shelf:
         return self.folder / f"{name.replace(' ', '-')}.npz"
 
 
+def _read_text_eager(subject: Check, shelf: Shelf) -> None:
+    subject.progress("reading a text with PyTorch", None)
+    steps = load_eager(subject.program)
+    read_text(steps, subject.tokens[:TEXT], lambda at, x: shelf.put(f"text {at}", Kept(x)))
+
+
 def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
     """Files in blocks are compared with a program whose weights have the same values, so that what quantisation costs
     does not hide what is wrong. The text is read with the weights as they were.
     """
     program, progress = subject.program, subject.progress
-    parameters = materialise(program, "cpu")
-    if subject.quantised:
-        progress("reading a text with PyTorch", None)
-        text = subject.tokens[:TEXT]
-        read_text(EagerSteps(program, parameters), text, lambda at, x: shelf.put(f"text {at}", Kept(x)))
-    parameters |= in_blocks
+    whole = {key: dtype for key, dtype in dtypes_of(program).items() if key not in in_blocks}
+    parameters = {key: program.params[key].materialise().to(dtype) for key, dtype in whole.items()} | in_blocks
     others: list[Other] = [(name, EagerSteps(p, parameters)) for name, p, _ in sleeps_of(program)]
     reading = Reading(EagerSteps(program, parameters), _enough(subject), shelf.put)
     reading.read_all(others, lambda share: progress("reading with PyTorch", share))
+
+
+def _free() -> None:
+    """Parameters that are no longer used leave memory, before the next ones come."""
+    gc.collect()
+    forget_mappings()
 
 
 def _read_onnx(subject: Check, expected: Shelf) -> None:

@@ -58,8 +58,7 @@ def dequantised(
             continue
         shapes, turned = [program.params[key].shape for key in several(keys)], "transposed" in form
         scales = _scales(stored, name, folder)
-        packed = place.read(folder).reshape(*scales.shape, -1)
-        values = torch.from_numpy(dequantise(packed, scales, int(form[3]), shapes[0][0] if turned else shapes[0][1]))
+        values = _values(place.read(folder), scales, int(form[3]), shapes[0][0] if turned else shapes[0][1])
         parts = torch.split(values.T if turned else values, [shape[0] for shape in shapes])
         found |= dict(zip(several(keys), (part.contiguous() for part in parts), strict=True))
     for name in stored:
@@ -70,6 +69,15 @@ def dequantised(
                 where="--precision",
                 fix="Use --precision fp16 or fp32.",
             )
+    return found
+
+
+def _values(packed: Array, scales: Array, bits: int, width: int) -> torch.Tensor:
+    """A weight in blocks -> [out, width], piece by piece."""
+    packed = packed.reshape(*scales.shape, -1)
+    found = torch.empty(len(packed), width)
+    for rows in _pieces(found.numpy()):
+        found[rows] = torch.from_numpy(dequantise(packed[rows], scales[rows], bits, width))
     return found
 
 
