@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.weights import Form, Keys, Weights
-from sleepc.ir.dims import Polynomial, parse_dim
+from sleepc.ir.dims import Polynomial, format_dim, parse_dim
 from sleepc.ir.types import TensorType
 
 MICROSOFT = "com.microsoft"
@@ -44,6 +44,7 @@ class Emitter:
         self.loops = 0
         self.initializers: dict[str, ir.Value] = {}
         self.sizes: dict[str, ir.Value] = {}
+        self.renamed: dict[str, str] = {}  # names of sizes in the program -> in the graph at hand
         self._nodes: list[list[ir.Node]] = [[]]
         self._made: list[dict[Any, Any]] = [{}]
         self._count = 0
@@ -55,7 +56,7 @@ class Emitter:
     def several(
         self, op: str, results: int, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
-        """One node with `results` results; where the same was asked for before, those of then: all operators are pure."""
+        """One node with `results` results; those of before where the same was asked for: all operators are pure."""
         given = list(inputs)
         while given and given[-1] is None:  # optional inputs at the end are left out
             given.pop()
@@ -158,11 +159,24 @@ class Emitter:
         assert total is not None
         return total
 
-    def forget_sizes(self) -> None:
-        """The named sizes have become others."""
+    def rename(self, name: str, other: str) -> None:
+        """From here on, what the program calls `name` is the size `other`."""
+        self.sizes[name] = self.sizes[other]
+        self.renamed[name] = other
         for made in self._made:
             for key in [key for key in made if key[0] in ("size", "shape")]:
                 del made[key]
+
+    def named(self, type_: TensorType) -> TensorType:
+        """A type of the program with the names that sizes have in the graph at hand; a runtime relies on them."""
+        return replace(type_, dims=tuple(self._named(dim) for dim in type_.dims)) if self.renamed else type_
+
+    def _named(self, dim: int | str) -> int | str:
+        if isinstance(dim, int):
+            return dim
+        return format_dim(
+            {tuple(sorted(self.renamed.get(n, n) for n in names)): c for names, c in parse_dim(dim).items()}
+        )
 
     def shape(self, dims: Sequence[int | str]) -> ir.Value:
         """Dimensions as a vector, a constant where they are numbers."""

@@ -12,8 +12,8 @@ from torch import fx
 
 from sleepc.backends.onnx import aten, aten_indexing, aten_shapes, linear, memory, norms, rotary, windows  # noqa: F401  (they fill the tables)
 from sleepc.backends.onnx.call import FUSED, TRANSLATIONS, Call, Style, Weight, ours
-from sleepc.backends.onnx.joins import find_joins
 from sleepc.backends.onnx.emit import Emitter, declare
+from sleepc.backends.onnx.joins import find_joins
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import operator_name
@@ -51,7 +51,7 @@ def _as_value(e: Emitter, value: Any, node: fx.Node) -> Any:
         return value
     value = e.weight(value.key) if isinstance(value, Weight) else value
     if value.producer() is not None:
-        declare(value, node.meta["type"])
+        declare(value, e.named(node.meta["type"]))
     return value
 
 
@@ -65,7 +65,7 @@ def _call(call: Call) -> Any:
         for fusion in FUSED.get(target, ()):
             found = fusion(call)
             if found is not None:
-                return _declared(found, node)
+                return _declared(call.e, found, node)
     if target not in TRANSLATIONS:
         raise UsageError(
             f"the ONNX backend has no translation of {operator_name(target)}",
@@ -73,13 +73,13 @@ def _call(call: Call) -> Any:
             fix="Run this program with the eager backend.",
         )
     found = TRANSLATIONS[target](call)
-    return _declared(found, node) if isinstance(found, ir.Value) else found
+    return _declared(call.e, found, node) if isinstance(found, ir.Value) else found
 
 
-def _declared(value: ir.Value, node: fx.Node) -> ir.Value:
+def _declared(e: Emitter, value: ir.Value, node: fx.Node) -> ir.Value:
     type_ = node.meta["type"]
     if isinstance(type_, TensorType) and value.shape is None:
-        declare(value, type_)
+        declare(value, e.named(type_))
     return value
 
 

@@ -131,13 +131,8 @@ def _logits(program: ProgramGraphs, step: Step, values: dict[str, Any], wanted: 
     early = set(program.head.ports("input")) == {"h"}
     if early:
         values = {**values, "h": pick(values["h"])}
-        tokens = e.sizes.pop("T")
-        e.sizes["T"] = e.sizes["M"]
-        e.forget_sizes()
+        e.rename("T", "M")
     logits = translate(e, program.head, ports_of(program.head, values), style)["logits"]
-    if early:
-        e.sizes["T"] = tokens
-        e.forget_sizes()
     logits = logits if early else pick(logits)
     step.output("logits", logits, TensorType(program.dtype, ("B", "M", program.vocab)))
 
