@@ -18,7 +18,6 @@ from torch import nn
 
 from sleepc import artifact
 from sleepc.backends.eager.backend import load as load_eager
-from sleepc.backends.eager.steps import EagerSteps
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
 from sleepc.digests import weights_digest
@@ -36,8 +35,10 @@ from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
+from sleepc.runtime.steps import Steps
 
 if TYPE_CHECKING:
+    from sleepc.backends.onnx.load import OnnxProgram
     from sleepc.exporting import Exported
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
@@ -78,14 +79,32 @@ class Program:
 
     def steps(
         self, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None, train: bool = False
-    ) -> EagerSteps:
-        """The program as steps of a backend; with `train`, differentiable (see backends.eager.steps)."""
+    ) -> Steps:
+        """The program as steps of a backend; with `train`, differentiable (see backends.eager.steps). `onnx` is the
+        artifact's export (see `export`).
+        """
+        if backend == "onnx" and not train:
+            return self._exported().steps(device=device, dtype=dtype)
         if backend != "eager":
-            raise UsageError(f"there is no backend {backend!r}", where="--backend", fix="Backends: eager.")
+            fix = "Training is PyTorch's: eager." if backend == "onnx" else "Backends: eager, onnx."
+            raise UsageError(f"there is no backend {backend!r}", where="--backend", fix=fix)
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
         self.check_bytes()
         return load_eager(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
+
+    def _exported(self) -> OnnxProgram:
+        """The export in the artifact's folder. Raises UsageError where it is not there, or not of this program."""
+        from sleepc.backends.onnx.load import load as load_export
+
+        if self.path is None:
+            raise UsageError("the program is in no artifact, so it has no export", fix="Save it, and export it.")
+        found = load_export(self.path)
+        if found.identity != self.identity:
+            raise UsageError(
+                "the program was changed since its export", where=str(self.path), fix="Save it, and export it again."
+            )
+        return found
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where it has none."""

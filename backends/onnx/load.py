@@ -27,7 +27,7 @@ AGAIN = "The export is damaged or was edited: make it again with `sleepc export 
 
 @dataclass(frozen=True)
 class OnnxProgram:
-    """An export. `session` and `steps` raise UsageError where ONNX Runtime or the device is not there."""
+    """An export. What runs it raises UsageError where ONNX Runtime or the device is not there."""
 
     folder: Path
     manifest: Manifest
@@ -47,6 +47,13 @@ class OnnxProgram:
 
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> OnnxSteps:
         """Its steps; `passes` other than the export's own are for who compares them."""
+        from sleepc.backends.onnx.steps import OnnxSteps
+
+        provider = self.check(device, dtype)
+        return OnnxSteps(self.folder, self.manifest, provider=provider, passes=passes)
+
+    def check(self, device: str = "cpu", dtype: str | None = None) -> str:
+        """The execution provider that runs it, before anything is opened."""
         if dtype is not None:
             raise UsageError(
                 f"an export has the precision that it was made with, which is {self.manifest.precision}",
@@ -54,10 +61,7 @@ class OnnxProgram:
                 fix="Export again with another --precision (fp32, fp16, int8, int4), and leave --dtype out.",
             )
         require_runtime()
-        provider = provider_of(device, self.manifest)
-        from sleepc.backends.onnx.steps import OnnxSteps
-
-        return OnnxSteps(self.folder, self.manifest, provider=provider, passes=passes)
+        return provider_of(device, self.manifest)
 
 
 def require_runtime() -> None:

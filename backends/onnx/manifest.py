@@ -13,7 +13,7 @@ FORMAT = 1
 CALL = ("tokens", "lengths", "logits_at", "passes")  # inputs that are not state
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]  # of this folder: no path
-DtypeName = Literal["f64", "f32", "f16", "i64", "bool"]
+DtypeName = Annotated[str, Field(pattern=r"^(f64|f32|f16|i64|bool)$")]
 Dim = Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
 Dims = Annotated[tuple[Dim, ...], Field(max_length=8)]
 
@@ -66,7 +66,7 @@ class State(Part):
     dtype: DtypeName
     dims: Dims
     wake: Change
-    sleep: Annotated[Kept | Replaced, Field(discriminator="kind")]
+    sleep: Change
 
 
 class GraphFile(Part):
@@ -136,6 +136,7 @@ class Manifest(Part):
                 _require(known, f"{graph.file} has an input {tensor.name} that is no state")
         _require("logits" in {t.name for t in self.wake.outputs}, "no logits")
         for state in self.states:
+            _require(not isinstance(state.sleep, Columns), f"a sleep writes columns of {state.name}")
             self._check_change(state, state.wake, self.wake)
             self._check_change(state, state.sleep, self.sleep)
         for output, ring in self.rings.items():

@@ -74,17 +74,25 @@ def chat(
         talk.save(state)
 
 
-def _open(artifact: Path, system: str, *, backend: str, device: str, dtype: str | None) -> tuple[Conversation, int]:
-    """A conversation with the artifact's model, and the bytes of a KV cache per token."""
-    from sleepc import api
+def _open(
+    artifact: Path, system: str, *, backend: str, device: str, dtype: str | None
+) -> tuple[Conversation, int | None]:
+    """A conversation with the artifact's model, and the bytes of a KV cache per token, where its graphs are there."""
+    from sleepc.backends.onnx.load import OnnxProgram
+    from sleepc.cli.opening import open_program
     from sleepc.runtime.chat import Conversation
 
-    program = api.load(artifact)
+    program = open_program(artifact, backend)
     tokenizer = program.tokenizer()
     template = tokenizer.template()
-    session = program.session(backend=backend, device=device, dtype=dtype)
-    kind = api.DTYPES[dtype] if dtype is not None else program.graphs.dtype
-    return Conversation(session, tokenizer, template, system), kv_bytes(program.graphs, kind.itemsize)
+    session = program.session(device=device, dtype=dtype)
+    conversation = Conversation(session, tokenizer, template, system)
+    if isinstance(program, OnnxProgram):
+        return conversation, None
+    from sleepc.api import DTYPES
+
+    kind = DTYPES[dtype] if dtype is not None else program.graphs.dtype
+    return conversation, kv_bytes(program.graphs, kind.itemsize)
 
 
 def kv_bytes(program: ProgramGraphs, itemsize: int) -> int:
@@ -105,7 +113,7 @@ def kv_bytes(program: ProgramGraphs, itemsize: int) -> int:
 class Talk:
     """The conversation as a person sees it: answers on stdout, everything else on stderr."""
 
-    def __init__(self, conversation: Conversation, manner: Manner, kv_per_token: int) -> None:
+    def __init__(self, conversation: Conversation, manner: Manner, kv_per_token: int | None) -> None:
         self.conversation, self.manner, self.kv_per_token = conversation, manner, kv_per_token
         self.commands: dict[str, Callable[[str], None]] = {
             "/undo": self._undo,
@@ -233,8 +241,10 @@ class Talk:
         self.tell(f"{self._length()}, {number(len(talk.ids))} tokens, {sleeps(talk.sleeps)}")
         if self.speed:
             self.tell(self.speed)
-        cache = size(self.kv_per_token * len(talk.ids))
-        self.tell(f"state {size(stats.state_bytes)} at any length · a KV cache of these tokens would be {cache}")
+        cache = ""
+        if self.kv_per_token is not None:
+            cache = f" · a KV cache of these tokens would be {size(self.kv_per_token * len(talk.ids))}"
+        self.tell(f"state {size(stats.state_bytes)} at any length{cache}")
 
     def _length(self) -> str:
         turns = len(self.conversation.turns)

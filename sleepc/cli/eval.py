@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from sleepc.cli.display import Display, err, number, out, print_json
-from sleepc.cli.options import Artifact, Device
+from sleepc.cli.options import Artifact, Backend, Device
 from sleepc.cli.verify import read_text
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sleepc.api import Program
-    from sleepc.runtime.steps import Steps
+    from sleepc.cli.subjects import Subject
     from sleepc.tasks.source import Source
     from sleepc.tasks.task import Row, Task, TaskName
 
@@ -56,10 +54,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of what is planted, and where.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file (.svg or .png).")] = None,
     device: Device = "cpu",
+    backend: Backend = "eager",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure what a model still knows by how long ago it was read: converted, with memories off, and full attention."""
-    from sleepc import api
+    """Measure what a model still knows by how long ago it was read: converted, with memories off, and full attention.
+
+    Of an ONNX export (--backend onnx) the converted model alone.
+    """
+    from sleepc.cli.subjects import subject_of
     from sleepc.tasks.plot import check_plot, draw_plot
     from sleepc.whole_file import write_whole
 
@@ -68,10 +70,10 @@ def evaluate(
     if plot is not None:
         check_plot(plot)
     display = Display(err)
-    program = api.load(artifact)
+    subject = subject_of(artifact, backend, passes, against, device, display)
     with display.doing("eval"):
-        found = _prepare(program, name, windows, samples, seed, read_text(text))
-        for model, steps, limit in _models(program, passes, against, found.task.length, device, display):
+        found = _prepare(subject, name, windows, samples, seed, read_text(text))
+        for model, steps, limit in subject.models(found.task.length):
             found.rows[model] = found.task.rows(steps(), limit, partial(display, model))
             _note(found, model, limit)
     seconds = time.perf_counter() - started
@@ -123,58 +125,33 @@ def _windows(text: str) -> list[float]:
 
 
 def _prepare(
-    program: Program, name: TaskName, windows: list[float], samples: int, seed: int, text: str | None
+    subject: Subject, name: TaskName, windows: list[float], samples: int, seed: int, text: str | None
 ) -> Evaluation:
     from sleepc.tasks.planting import Setup
     from sleepc.tasks.task import make_task
 
-    window = program.recipe.window
+    window = subject.window
     distances = tuple(sorted({max(round(n * window), 1) for n in windows}))
-    setup = Setup(distances, samples, program.recipe.sinks, seed)
-    source = _source(program, text, samples * (2 * distances[-1] + setup.sinks + ROOM), seed)
-    found = Evaluation(make_task(name, source, setup, window), name, window)
+    setup = Setup(distances, samples, subject.sinks, seed)
+    source = _source(subject, text, samples * (2 * distances[-1] + setup.sinks + ROOM), seed)
+    found = Evaluation(make_task(name, source, setup, window), name, window, notes=list(subject.notes))
     if source.tokenizer is None:
         found.notes.append("the model cannot read words: streams are random tokens")
-    if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:
-        found.notes.append("where attention was replaced, a layer without its memory is left with nothing (sliding)")
     return found
 
 
-def _source(program: Program, text: str | None, tokens: int, seed: int) -> Source:
+def _source(subject: Subject, text: str | None, tokens: int, seed: int) -> Source:
     import numpy as np
 
     from sleepc.tasks.source import make_source
 
     try:
-        tokenizer = program.tokenizer()
+        tokenizer = subject.tokenizer()
     except UsageError:  # it has none
         if text is not None:
             raise
         tokenizer = None
-    return make_source(tokenizer, text, program.graphs.vocab, tokens, np.random.default_rng(seed))
-
-
-Model = tuple[str, "Callable[[], Steps]", int]  # its name, what makes its steps, and how many tokens it can read
-
-
-def _models(
-    program: Program, passes: list[int], against: str | None, length: int, device: str, display: Display
-) -> list[Model]:
-    """What is measured. Steps are made when their turn comes, so that one model is held at a time."""
-    from sleepc.backends.eager.backend import load
-    from sleepc.tasks.programs import full_attention, with_passes
-    from sleepc.verify.shake import without_memories
-
-    converted = {"converted": program.graphs}
-    if passes:
-        converted = {f"passes={n}": with_passes(program.graphs, program.recipe, n) for n in passes}
-    program.steps(device=device)  # is the device there, and are the bytes those of the conversion?
-    graphs = [(name, each, length) for name, each in {**converted, "sliding": without_memories(program.graphs)}.items()]
-    if against is not None:
-        canonical = program.captured(display, program.load_original(against, display))
-        full = full_attention(canonical, length)
-        graphs.append(("full", full, full.window))
-    return [(name, partial(load, each, device=device), limit) for name, each, limit in graphs]
+    return make_source(tokenizer, text, subject.vocab, tokens, np.random.default_rng(seed))
 
 
 def _note(found: Evaluation, model: str, limit: int) -> None:

@@ -28,6 +28,7 @@ from sleepc.cli.verify import verify
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 
 INTERRUPTED = 130
+NEEDED = ("torch", "transformers", "networkx", "huggingface_hub")  # what an environment for exports only lacks
 
 app = typer.Typer(
     name="sleepc",
@@ -134,6 +135,12 @@ def tell(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return _say(
             1, f"error: the disk is full ({error.filename or 'while writing'})", "Free some space, or write elsewhere."
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name in NEEDED:
+        return _say(
+            UsageError.exit_code,
+            f"error: this needs {error.name}, which is not installed",
+            "pip install sleepc brings it. Without it, run, chat and eval work with an export: --backend onnx",
         )
     if isinstance(error, MemoryError):
         return _say(1, "error: not enough memory", "Use a smaller window, batch or dtype.")

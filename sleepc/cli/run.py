@@ -47,12 +47,12 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and no stream.")] = False,
 ) -> None:
     """Read a prompt, a file or standard input, and stream what the model makes of it."""
-    from sleepc import api
+    from sleepc.cli.opening import open_program
 
-    program = api.load(artifact)
+    program = open_program(artifact, backend)
     tokenizer = program.tokenizer()
     ids = _tokens(tokenizer, _prompt(prompt, file, resumes=state is not None and state.is_file()), chat)
-    session = program.session(backend=backend, device=device, dtype=dtype)
+    session = program.session(device=device, dtype=dtype)
     if state is not None and state.is_file():
         session.load_state(state)
     answer = Answer(tokenizer, stop or [], quiet=as_json)

@@ -1,0 +1,101 @@
+"""What `sleepc eval` measures: the facts that streams are made by, and the models that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sleepc.cli.opening import check_backend
+from sleepc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sleepc.cli.display import Display
+    from sleepc.hf.tokenizer import Tokenizer
+    from sleepc.runtime.steps import Steps
+
+Model = tuple[str, "Callable[[], Steps]", int]  # its name, what makes its steps, and how many tokens it can read
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`models` gives what is measured with streams of so many tokens. Steps are made when their turn comes, so that one
+    model is held at a time.
+    """
+
+    window: int
+    sinks: int
+    vocab: int
+    tokenizer: Callable[[], Tokenizer]
+    models: Callable[[int], list[Model]]
+    notes: Sequence[str] = ()
+
+
+def subject_of(
+    path: Path, backend: str, passes: list[int], against: str | None, device: str, display: Display
+) -> Subject:
+    """What is measured by a backend. Raises UsageError for what the backend cannot measure."""
+    check_backend(backend)
+    if backend == "onnx":
+        return _of_export(path, passes, against, device)
+    return _of_artifact(path, passes, against, device, display)
+
+
+def _of_artifact(path: Path, passes: list[int], against: str | None, device: str, display: Display) -> Subject:
+    """The program, with other numbers of passes where they are asked for; with memories off; full attention."""
+    from sleepc.backends.eager.backend import load
+    from sleepc.cli.opening import open_artifact
+    from sleepc.tasks.programs import full_attention, with_passes
+    from sleepc.verify.shake import without_memories
+
+    program = open_artifact(path)
+
+    def models(length: int) -> list[Model]:
+        converted = {"converted": program.graphs}
+        if passes:
+            converted = {f"passes={n}": with_passes(program.graphs, program.recipe, n) for n in passes}
+        program.steps(device=device)  # is the device there, and are the bytes those of the conversion?
+        every = {**converted, "sliding": without_memories(program.graphs)}
+        graphs = [(name, each, length) for name, each in every.items()]
+        if against is not None:
+            canonical = program.captured(display, program.load_original(against, display))
+            full = full_attention(canonical, length)
+            graphs.append(("full", full, full.window))
+        return [(name, partial(load, each, device=device), limit) for name, each, limit in graphs]
+
+    notes = []
+    if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:
+        notes.append("where attention was replaced, a layer without its memory is left with nothing (sliding)")
+    recipe = program.recipe
+    return Subject(recipe.window, recipe.sinks, program.graphs.vocab, program.tokenizer, models, notes)
+
+
+def _of_export(path: Path, passes: list[int], against: str | None, device: str) -> Subject:
+    """The export, with other numbers of passes where they are asked for."""
+    from sleepc.backends.onnx.load import load
+
+    if against is not None:
+        raise UsageError(
+            "full attention is measured by PyTorch", where="--against", fix="Leave --backend onnx or --against out."
+        )
+    program = load(path)
+    manifest = program.manifest
+    if passes and not manifest.replays:
+        raise UsageError(
+            "this export's sleeps are made for their number of passes: none replays its window with a rule that "
+            "corrects what it wrote",
+            where="--sweep",
+            fix="Convert with --passes, for every number of passes, and evaluate each export.",
+        )
+
+    def models(length: int) -> list[Model]:
+        program.check(device)
+        numbers: dict[str, int | None] = {f"passes={n}": n for n in passes} or {"converted": None}
+        return [(name, partial(program.steps, device=device, passes=n), length) for name, n in numbers.items()]
+
+    notes = [
+        f"measured in ONNX Runtime ({manifest.precision}); memories off and full attention are measured with --backend eager"
+    ]
+    return Subject(manifest.window, manifest.sinks, manifest.vocab, program.tokenizer, models, notes)

@@ -1,0 +1,272 @@
+"""run, chat and eval of an ONNX export, in an environment without PyTorch; and exports that cannot be believed."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sleepc as package
+from sleepc.backends.onnx import installed, load
+from sleepc.errors import SleepcError, UsageError
+from tests.bare import make_bare, run_bare
+from tests.cli.models import json_of, run_here, save_model
+from tests.cli.test_chat import TEMPLATE
+
+PROMPT = " ".join(f"w{i * 7 % 61}" for i in range(21))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with an export, of a model with a chat template."""
+    model = save_model(tmp_path_factory.mktemp("model"))
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    (model / "generation_config.json").write_text('{"eos_token_id": 58}')
+    program = package.convert(model, {"window": 8, "sinks": 2})
+    folder = program.save(tmp_path_factory.mktemp("artifact") / "sleeping")
+    program.export()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Runs a command in an environment without PyTorch."""
+    python = make_bare(tmp_path_factory.mktemp("bare"))
+
+    def command(*arguments: object, stdin: str = "") -> Any:
+        return run_bare(python, "-m", "sleepc", *arguments, "--backend", "onnx", stdin=stdin)
+
+    for name in ("torch", "transformers", "networkx", "huggingface_hub"):
+        done = run_bare(python, "-c", f"import {name}")
+        assert done.returncode == 1
+        assert f"No module named '{name}'" in done.stderr
+    return command
+
+
+def test_run_says_what_pytorch_says(
+    artifact: Path, bare: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, wanted, _ = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 25)
+    for place in (artifact, artifact / "onnx"):
+        done = bare("run", place, PROMPT, "--max-tokens", 25)
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout == wanted
+    assert len(wanted.split()) == 25
+
+
+def test_an_export_needs_no_artifact(artifact: Path, bare: Callable[..., Any], tmp_path: Path) -> None:
+    alone = shutil.copytree(artifact / "onnx", tmp_path / "anywhere")
+    found = json_of(bare("run", alone, "w1 w2", "--chat", "--max-tokens", 3, "--json"))
+    assert found == json_of(bare("run", artifact, "w1 w2", "--chat", "--max-tokens", 3, "--json")) | {
+        key: found[key] for key in ("ms_per_token", "ms_per_token_p99", "reading_seconds")
+    }
+
+
+def test_a_state_goes_from_one_backend_to_the_other(
+    artifact: Path,
+    bare: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    whole = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 12)[1].split()
+    first = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5, "--state", state)[1].split()
+    second = bare("run", artifact, "--max-tokens", 4, "--state", state).stdout.split()
+    third = run_here(capsys, "run", artifact, "--max-tokens", 3, "--state", state)[1].split()
+    assert [*first, *second, *third] == whole
+
+
+def test_chat_says_what_pytorch_says(
+    artifact: Path, bare: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = "w1 w2 w3\nw4\n/undo\nw5\n/stats\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(talk))
+    wanted = run_here(capsys, "chat", artifact, "--max-tokens", 6)[1]
+    done = bare("chat", artifact, "--max-tokens", 6, stdin=talk)
+    assert (done.returncode, done.stdout) == (0, wanted)
+    assert "state" in done.stderr
+
+
+def close(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """Are the figures of these rows the same, but for rounding?"""
+    for row, other in zip(found, wanted, strict=True):
+        assert row.pop("model") == other.pop("model")
+        assert row == pytest.approx(other, rel=1e-3)
+
+
+@pytest.mark.parametrize("task", ["perplexity", "retrieval", "copy"])
+def test_eval_measures_what_pytorch_measures(
+    artifact: Path, bare: Callable[..., Any], capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    options = ("eval", artifact, "--task", task, "--samples", 2, "--distances", "1,3", "--json")
+    wanted = json.loads(run_here(capsys, *options)[1])
+    found = json_of(bare(*options))
+    assert found["models"] == ["converted"]
+    close(found["rows"], [row for row in wanted["rows"] if row["model"] == "converted"])
+    assert len(found["rows"]) > 1
+    assert any("memories off" in note for note in found["notes"])
+
+
+def test_eval_sweeps_passes(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("eval", artifact, "--task", "perplexity", "--samples", 1, "--sweep", "passes=1,3", "--json")
+    wanted = json.loads(run_here(capsys, *options)[1])["rows"]
+    found = json.loads(run_here(capsys, *options, "--backend", "onnx")[1])
+    assert found["models"] == ["passes=1", "passes=3"]
+    close(found["rows"], [row for row in wanted if row["model"] != "sliding"])
+
+
+def test_commands_that_need_pytorch_say_so(artifact: Path, tmp_path: Path) -> None:
+    python = make_bare(tmp_path)
+    for command in (("run", artifact, "w1"), ("inspect", artifact), ("convert", artifact, "-o", tmp_path / "x")):
+        done = run_bare(python, "-m", "sleepc", *command)
+        assert done.returncode == 2, done.stderr
+        assert "not installed" in done.stderr
+        assert "--backend onnx" in done.stderr
+
+
+# -- from Python ---------------------------------------------------------------------------------
+
+
+def test_sessions_of_a_program(artifact: Path) -> None:
+    program = package.load(artifact)
+    wanted = program.session(2).feed([[1, 2, 3], list(range(20))])
+    assert program.session(2, backend="onnx").feed([[1, 2, 3], list(range(20))]) == pytest.approx(wanted, abs=1e-4)
+    program.identity = ""  # as training leaves it
+    with pytest.raises(UsageError, match="changed since"):
+        program.steps(backend="onnx")
+    with pytest.raises(UsageError, match="no backend"):
+        program.steps(backend="onnx", train=True)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--dtype", "float32"), "precision"),
+        (("--device", "cuda"), "CUDA"),
+        (("--device", "tpu"), "no device"),
+        (("--backend", "abacus"), "abacus"),
+    ],
+)
+def test_options_that_do_not_fit(
+    artifact: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    for command in (("run", artifact, "w1"), ("chat", artifact)):
+        code, _, said = run_here(capsys, *command, "--backend", "onnx", *options)
+        assert (code, words in said) == (2, True), said
+
+
+def test_eval_refuses_what_needs_pytorch(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("eval", artifact, "--task", "copy", "--backend", "onnx")
+    code, _, said = run_here(capsys, *options, "--against", "x")
+    assert (code, "full attention" in said) == (2, True), said
+
+
+def test_no_export(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = shutil.copytree(artifact, tmp_path / "plain")
+    shutil.rmtree(plain / "onnx")
+    code, _, said = run_here(capsys, "run", plain, "w1", "--backend", "onnx")
+    assert (code, f"sleepc export {plain} --to onnx" in said) == (2, True), said
+    code, _, said = run_here(capsys, "run", tmp_path, "w1", "--backend", "onnx")
+    assert (code, "neither" in said) == (2, True), said
+    code, _, said = run_here(capsys, "run", artifact / "onnx", "w1")
+    assert (code, "--backend onnx" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ({}, r"sleepc\[onnx\]"),
+        ({"onnxruntime": "1.25.0"}, "older"),
+        ({"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.30.0"}, "both"),
+    ],
+)
+def test_a_runtime_that_is_missing_or_old(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], words: str
+) -> None:
+    monkeypatch.setattr(installed, "version_of", versions.get)
+    with pytest.raises(UsageError, match=words):
+        load.load(artifact).session()
+
+
+def test_an_export_of_another_state_of_the_artifact(artifact: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(artifact, tmp_path / "changed")
+    data = json.loads((changed / "onnx" / "onnx.json").read_text())
+    (changed / "onnx" / "onnx.json").write_text(json.dumps({**data, "identity": "0" * 64}))
+    for place in (changed, changed / "onnx"):
+        with pytest.raises(UsageError, match="another state") as caught:
+            load.load(place)
+        assert "sleepc export" in caught.value.fix
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def _set(*path: Any, value: Any) -> Change:
+    """Sets what stands at a path of keys."""
+
+    def change(data: dict[str, Any]) -> None:
+        *places, last = path
+        for place in places:
+            data = data[place]
+        data[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("format", value=2), "format 2"),
+        (_set("extra", value=1), "extra"),
+        (_set("weights", value="../weights.bin"), "weights"),
+        (_set("wake", "file", value="../x.onnx"), "wake.file"),
+        (_set("wake", "file", value="absent.onnx"), "absent.onnx is missing"),
+        (_set("weights_size", value=7), "bytes instead of 7"),
+        (_set("vocab", value=0), "vocab"),
+        (_set("passes", value=1000), "passes"),
+        (_set("states", value=[]), "no clock"),
+        (_set("states", 0, "dims", value=["B", 3]), "no clock"),
+        (_set("states", 3, "dims", value=["B", 2, 10, 1 << 40]), "states"),
+        (_set("states", 3, "name", value="position"), "one name"),
+        (_set("states", 3, "wake", "row", value=7), "rows"),
+        (_set("states", 3, "wake", "slots", value="nowhere"), "nowhere|not written"),
+        (_set("states", 0, "wake", "output", value="nowhere"), "nowhere"),
+        (_set("wake", "outputs", value=[]), "no logits"),
+    ],
+)
+def test_manifests_that_are_not_believed(artifact: Path, tmp_path: Path, change: Change, words: str) -> None:
+    folder = shutil.copytree(artifact / "onnx", tmp_path / "export")
+    data = json.loads((folder / "onnx.json").read_text())
+    change(data)
+    (folder / "onnx.json").write_text(json.dumps(data))
+    with pytest.raises(SleepcError, match=words) as caught:
+        load.load(folder)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"[" * 100_000, b'{"format": "x"}', b"\xff"])
+def test_files_that_are_no_manifests(artifact: Path, tmp_path: Path, text: bytes) -> None:
+    folder = shutil.copytree(artifact / "onnx", tmp_path / "export")
+    (folder / "onnx.json").write_bytes(text)
+    with pytest.raises(SleepcError, match=r"onnx\.json"):
+        load.load(folder)
+
+
+def test_graphs_that_are_not_what_the_manifest_says(artifact: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact / "onnx", tmp_path / "export")
+    shutil.copy(folder / "sleep_replay.onnx", folder / "wake.onnx")
+    with pytest.raises(SleepcError, match="other inputs than the manifest"):
+        load.load(folder).session()
+    (folder / "wake.onnx").write_bytes(b"nothing")
+    with pytest.raises(SleepcError, match="cannot open"):
+        load.load(folder).session()
