@@ -17,7 +17,7 @@ from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced
 from sleepc.backends.onnx.state import NUMPY, shape_of
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import UsageError
-from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits
+from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, State
 
 CUDA = "CUDAExecutionProvider"
 # TF32 rounds the factors of float32 products to 10 bits, which is not what a float32 export promises.
@@ -50,7 +50,7 @@ class DeviceState:
 
 
 class DeviceSteps(OnnxSteps):
-    """The `Steps` of an export whose graphs give whole states (`--ep cuda`, `--ops portable`)."""
+    """The `Steps` of an export whose graphs give whole states (`--ep cuda`, `--ops portable`), over a DeviceState."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, provider: str = CUDA, **options: Any) -> None:
         if any(isinstance(s.wake, Columns) for s in manifest.states):
@@ -63,12 +63,12 @@ class DeviceSteps(OnnxSteps):
         """With their options; what a provider has no kernel for is run by the CPU's."""
         return [(self.provider, OPTIONS.get(self.provider, {}))]
 
-    def new_state(self, batch: int) -> DeviceState:
+    def new_state(self, batch: int) -> State:
         """The state of `batch` rows that have read nothing."""
         specs = self.manifest.states
         return self.from_named_arrays({s.name: np.zeros(shape_of(s, batch), NUMPY[s.dtype]) for s in specs})
 
-    def from_named_arrays(self, arrays: Mapping[str, Array]) -> DeviceState:
+    def from_named_arrays(self, arrays: Mapping[str, Array]) -> State:
         """See `Steps.from_named_arrays`."""
         import onnxruntime as ort
 
@@ -83,17 +83,17 @@ class DeviceSteps(OnnxSteps):
             places[spec.name][0].update_inplace(array)
         return DeviceState(len(arrays["position"]), places, dict.fromkeys(places, 0))
 
-    def to_named_arrays(self, state: DeviceState) -> dict[str, Array]:  # type: ignore[override]
+    def to_named_arrays(self, state: State) -> dict[str, Array]:
         """See `Steps.to_named_arrays`."""
         return {name: state.now(name).numpy().copy() for name in state.places}
 
-    def select_rows(self, state: DeviceState, rows: IntArray) -> DeviceState:  # type: ignore[override]
+    def select_rows(self, state: State, rows: IntArray) -> State:
         """See `Steps.select_rows`."""
         return self.from_named_arrays({name: array[rows] for name, array in self.to_named_arrays(state).items()})
 
-    def wake(  # type: ignore[override]
-        self, state: DeviceState, tokens: IntArray, lengths: IntArray, logits: Logits
-    ) -> tuple[FloatArray | None, DeviceState]:
+    def wake(
+        self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits
+    ) -> tuple[FloatArray | None, State]:
         """See `Steps.wake`."""
         rows, count = tokens.shape
         wanted = np.tile(np.arange({"last": 1, "all": count, "none": 0}[logits]), (rows, 1))
@@ -108,7 +108,7 @@ class DeviceSteps(OnnxSteps):
             return None, state
         return (out[:, 0] if logits == "last" else out), state
 
-    def sleep(self, state: DeviceState, rows: BoolArray) -> DeviceState:  # type: ignore[override]
+    def sleep(self, state: State, rows: BoolArray) -> State:
         """See `Steps.sleep`. Some rows but not all go by way of the host."""
         if not rows.any():
             return state

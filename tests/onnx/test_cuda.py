@@ -21,7 +21,7 @@ from sleepc.runtime.session import Session
 from tests.families import VOCAB, Family, make_module
 
 CPU = "CPUExecutionProvider"
-Made = Callable[[str], tuple[DeviceSteps, OnnxSteps]]
+Made = Callable[..., tuple[DeviceSteps, OnnxSteps]]
 
 
 @pytest.fixture(scope="module")

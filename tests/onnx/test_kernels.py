@@ -14,10 +14,13 @@ import torch
 from onnx import TensorProto, helper
 
 from sleepc.api import capture
+from sleepc.backends.onnx import backend
 from sleepc.backends.onnx.call import Operators, Style
 from sleepc.backends.onnx.kernels import Table, check_kernels, cuda_table
 from sleepc.backends.onnx.lower import lower
+from sleepc.backends.onnx.manifest import MANIFEST
 from sleepc.backends.onnx.registry import registered
+from sleepc.errors import SleepcError
 from tests.families import Family, make_module
 
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -173,3 +176,14 @@ def test_a_kernel_is_for_the_version_it_names(tmp_path: Path) -> None:
     node = helper.make_node("Attention", ["q", "q", "q"], ["y"], q_num_heads=2, kv_num_heads=2)
     assert check_kernels(write(tmp_path / "old.onnx", [node], {"q": "FLOAT"}, 23)) == []
     assert check_kernels(write(tmp_path / "new.onnx", [node], {"q": "FLOAT"}, 25)) != []
+
+
+def test_an_export_for_cuda_without_a_kernel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, _ = captured("llama").convert()
+    table = cuda_table()
+    standard = {**table.kernels[""], "Attention": []}
+    without = table.model_copy(update={"kernels": {**table.kernels, "": standard}})
+    monkeypatch.setattr("sleepc.backends.onnx.kernels.cuda_table", lambda: without)
+    with pytest.raises(SleepcError, match=r"no CUDA kernel for wake\.onnx: ai\.onnx::Attention-23 on T1 = float"):
+        backend.export(program, tmp_path, tokens=range(60), ep="cuda")
+    assert not (tmp_path / MANIFEST).exists()
