@@ -56,7 +56,7 @@ def _sleep(manifest: Manifest) -> list[str]:
     ]
     if manifest.sleep_recurrent is not None:
         found.append(
-            f"`passes` of {file} is 2 or more. {manifest.sleep_replay.file} is the sleep of one pass, which reads no "
-            "weights of blocks."
+            f"`passes` of {file} is 2 or more. {manifest.sleep_replay.file} is what a sleep does before blocks run "
+            "again, and no whole sleep."
         )
     return found

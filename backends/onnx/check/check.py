@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +21,15 @@ from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
-from sleepc.backends.onnx.check.reading import Kept, Other, Reading, tokens_needed
+from sleepc.backends.onnx.check.reading import Found, Other, Reading, tokens_needed
 from sleepc.backends.onnx.check.report import Report
 from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
+from sleepc.backends.onnx.kernels import check_kernels
 from sleepc.backends.onnx.lower import passes_of
-from sleepc.backends.onnx.manifest import Manifest
+from sleepc.backends.onnx.manifest import Kept, Manifest, Replaced
 from sleepc.backends.onnx.steps import OnnxSteps
+from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import forget_mappings
 from sleepc.runtime.steps import IntArray
@@ -69,8 +70,8 @@ def check(
     started = time.perf_counter()
     subject = Check(program, folder, manifest, np.array(tokens, np.int64), progress)
     progress("checking the files", None)
-    files = [part.file for part in (manifest.wake, manifest.sleep_replay, manifest.sleep_recurrent) if part]
-    stored, facts = check_files(folder, files)
+    _check_provider(subject)
+    stored, facts = check_files(folder, [graph.file for graph in manifest.graphs])
     check_weights(program, folder, stored, written)
     subject.report.facts |= {"runtime": about(), **facts}
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as shelf:
@@ -85,24 +86,32 @@ def check(
     return subject.report
 
 
+def _check_provider(subject: Check) -> None:
+    """Nodes without a kernel would run elsewhere, and their values go back and forth."""
+    if subject.manifest.ep == "cuda":
+        missing = [line for graph in subject.manifest.graphs for line in check_kernels(subject.folder / graph.file)]
+        if missing:
+            raise SleepcError(f"CUDA has no kernel for {'; '.join(missing)}", where="--ep cuda", fix="Use --ep cpu.")
+
+
 @dataclass(frozen=True)
 class Shelf:
     """Keeps what was read on disk: with a large vocabulary it would take as much memory as the model."""
 
     folder: Path
 
-    def put(self, name: str, kept: Kept) -> None:
+    def put(self, name: str, found: Found) -> None:
         """Keep it."""
-        arrays = {f"state.{key}": value for key, value in kept.state.items()}
-        np.savez(self._file(name), logits=kept.logits, **arrays)  # type: ignore[arg-type]
+        arrays = {f"state.{key}": value for key, value in found.state.items()}
+        np.savez(self._file(name), logits=found.logits, **arrays)  # type: ignore[arg-type]
 
-    def take(self, name: str) -> Kept:
+    def take(self, name: str) -> Found:
         """What was put, once."""
         with np.load(self._file(name)) as file:
             arrays = {key: file[key] for key in file.files}
         self._file(name).unlink()
         logits = arrays.pop("logits")
-        return Kept(logits, {key.removeprefix("state."): value for key, value in arrays.items()})
+        return Found(logits, {key.removeprefix("state."): value for key, value in arrays.items()})
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name.replace(' ', '-')}.npz"
@@ -111,7 +120,7 @@ class Shelf:
 def _read_text_eager(subject: Check, shelf: Shelf) -> None:
     subject.progress("reading a text with PyTorch", None)
     steps = load_eager(subject.program)
-    read_text(steps, subject.tokens[:TEXT], lambda at, x: shelf.put(f"text {at}", Kept(x)))
+    read_text(steps, subject.tokens[:TEXT], lambda at, x: shelf.put(f"text {at}", Found(x)))
 
 
 def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
@@ -135,12 +144,12 @@ def _free() -> None:
 def _read_onnx(subject: Check, expected: Shelf) -> None:
     report, progress = subject.report, subject.progress
 
-    def compared(name: str, kept: Kept) -> None:
-        report.rows += compare(name, kept, expected.take(name), subject.manifest.precision)
+    def compared(name: str, found: Found) -> None:
+        report.rows += compare(name, found, expected.take(name), subject.manifest.precision)
 
     with accurate(subject.folder, subject.manifest) as manifest:
         steps = OnnxSteps(subject.folder, manifest)
-        others: list[Other] = [(name, _sleeping(steps, changes)) for name, _, changes in sleeps_of(subject.program)]
+        others: list[Other] = [(name, _sleeping(steps, passes)) for name, _, passes in sleeps_of(subject.program)]
         reading = Reading(steps, _enough(subject), compared)
         reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
         del steps, others, reading
@@ -158,21 +167,15 @@ def _enough(subject: Check) -> IntArray:
     return np.resize(subject.tokens, tokens_needed(subject.program.window))
 
 
-Changes = dict[str, Any]
+def sleeps_of(program: ProgramGraphs) -> list[tuple[str, ProgramGraphs, int]]:
+    """Sleeps to compare: what each is called, the program that makes it, and its passes.
 
-
-def sleeps_of(program: ProgramGraphs) -> list[tuple[str, ProgramGraphs, Changes]]:
-    """Sleeps to compare: what each is called, the program that makes it, and what it changes in the manifest.
-
-    N passes and N + 1, and for a program that runs blocks again also the sleep without that.
+    N passes and N + 1, and for a program that runs blocks again also the sleep without that: 0.
     """
     passes = passes_of(program)
-    found: list[tuple[str, ProgramGraphs, Changes]] = []
+    found = [(f"a sleep of {n} pass{'es' if n > 1 else ''}", with_passes(program, n), n) for n in (passes, passes + 1)]
     if program.loop is not None:
-        plain = replace(program.clone(), loop=None)
-        found.append(("a sleep by sleep_replay.onnx", plain, {"sleep_recurrent": None, "passes": 1}))
-    for n in (passes, passes + 1):
-        found.append((f"a sleep of {n} pass{'es' if n > 1 else ''}", with_passes(program, n), {"passes": n}))
+        found.append(("a sleep that runs no block again", replace(program.clone(), loop=None), 0))
     return found
 
 
@@ -189,8 +192,18 @@ def with_passes(program: ProgramGraphs, passes: int) -> ProgramGraphs:
     return program
 
 
-def _sleeping(steps: OnnxSteps, changes: Changes) -> OnnxSteps:
-    """The same steps, with the same sessions, by a manifest with other sleeps."""
-    other = copy.copy(steps)
-    other.manifest = steps.manifest.model_copy(update=changes)
+def _sleeping(steps: OnnxSteps, passes: int) -> OnnxSteps:
+    """The same steps, with the same sessions, and other sleeps."""
+    other, manifest = copy.copy(steps), steps.manifest
+    if passes:
+        other.manifest = manifest.model_copy(update={"passes": passes})
+        return other
+    outputs = {tensor.name for tensor in manifest.sleep_replay.outputs}
+    kept = [
+        state.model_copy(update={"sleep": Kept()})
+        if isinstance(state.sleep, Replaced) and state.sleep.output not in outputs
+        else state
+        for state in manifest.states
+    ]
+    other.manifest = manifest.model_copy(update={"passes": 1, "sleep_recurrent": None, "states": kept})
     return other

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepc.backends.onnx.check.reading import Kept
+from sleepc.backends.onnx.check.reading import Found
 from sleepc.backends.onnx.check.report import Row
 
 Array = npt.NDArray[Any]
@@ -17,7 +17,7 @@ ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3}
 """Largest error of a logit over the largest logit, and of a state's value over the state's largest."""
 
 
-def compare(check: str, found: Kept, expected: Kept, precision: str) -> list[Row]:
+def compare(check: str, found: Found, expected: Found, precision: str) -> list[Row]:
     """The rows of one check."""
     rows = []
     if precision in ERRORS:

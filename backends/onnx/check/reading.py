@@ -18,7 +18,7 @@ AT_ONCE = 128 << 20  # bytes of logits of one call
 
 
 @dataclass
-class Kept:
+class Found:
     """Of one check: logits [n, V] of tokens in the order of reading, and the state's arrays."""
 
     logits: FloatArray
@@ -39,7 +39,7 @@ class Reading:
 
     steps: Steps
     tokens: IntArray
-    hand_on: Callable[[str, Kept], None]
+    hand_on: Callable[[str, Found], None]
 
     @property
     def span(self) -> int:
@@ -60,7 +60,7 @@ class Reading:
         count, width = sum(map(len, all_of)), self.steps.vocab
         every = max(-(-count * width * 4 // KEPT), 1)
         state = self.steps.to_named_arrays(session.snapshot().state) if session else {}
-        self.hand_on(check, Kept(np.concatenate([x[::every] for x in all_of]), state))
+        self.hand_on(check, Found(np.concatenate([x[::every] for x in all_of]), state))
 
     def stream(self) -> None:
         """Prefill to the first sleep, on across two sleeps, and then token by token."""
@@ -145,11 +145,11 @@ def tokens_needed(window: int) -> int:
     return max(2 * (window if window <= LONG else SHORT) + 2 * FEW, 60)
 
 
-def _slept(steps: Steps, before: Snapshot, tokens: IntArray) -> Kept:
+def _slept(steps: Steps, before: Snapshot, tokens: IntArray) -> Found:
     arrays = before.steps.to_named_arrays(before.state)
     state = steps.sleep(steps.from_named_arrays(arrays), np.ones(1, np.bool_))
     arrays = steps.to_named_arrays(state)
     count = min(len(tokens), steps.window)
     logits, _ = steps.wake(state, tokens[None, :count], np.array([count]), "all")
     assert logits is not None
-    return Kept(logits[0], arrays)
+    return Found(logits[0], arrays)
