@@ -95,6 +95,20 @@ def test_onnx_cpu(tmp_path: Path) -> None:
     assert first["ratio"] is None
 
 
+def test_gpu() -> None:
+    """Where nothing has CUDA, rows say why; the same on the CPU shows that the benchmark runs."""
+    first, *found = [json.loads(line) for line in run("gpu", "--json").splitlines()]
+    assert first["kind"] == "machine"
+    missing = {row["what"] for row in found if row["kind"] == "skipped" and row["reason"]}
+    assert missing | {row["system"] for row in found if row["kind"] == "gpu"} == {"eager", "onnx"}
+    _, *found = [json.loads(line) for line in run("gpu", "--json", "--device", "cpu").splitlines()]
+    rows = [row for row in found if row["kind"] == "gpu"]
+    assert [(row["system"], row["batch"]) for row in rows] == [("eager", 1), ("eager", 2), ("onnx", 1), ("onnx", 2)]
+    assert all(0 < row["ms"] < row["ms_with_sleep"] and row["max_error"] < 1e-3 for row in rows)
+    (kernels,) = [row for row in found if row["kind"] == "kernels"]
+    assert kernels["different"]  # the CPU's are not CUDA's
+
+
 def test_tables_are_for_people() -> None:
     out = run("perplexity")
     assert "cpu" in out
