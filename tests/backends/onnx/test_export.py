@@ -1,0 +1,310 @@
+"""The check of an export finds what is planted: in the weights' file, in constants, in graphs, in how a sleep is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import sleepc
+from sleepc.api import Program
+from sleepc.backends.onnx import backend
+from sleepc.backends.onnx.call import TRANSLATIONS, Style
+from sleepc.backends.onnx.check.check import check
+from sleepc.backends.onnx.check.compare import relative
+from sleepc.backends.onnx.check.files import Stored, check_files
+from sleepc.backends.onnx.check.quality import Quality
+from sleepc.backends.onnx.check.reading import tokens_needed
+from sleepc.backends.onnx.check.report import Report, Row
+from sleepc.backends.onnx.check.weights import Written, check_weights, plain, quantised
+from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
+from sleepc.backends.onnx.lower import lower
+from sleepc.backends.onnx.manifest import Manifest
+from sleepc.backends.onnx.quantise import quantise
+from sleepc.backends.onnx.weights import FILE
+from sleepc.errors import SleepcError, UsageError
+from tests.families import VOCAB, make_module
+
+TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, VOCAB, 96)]
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return sleepc.convert(make_module("llama", torch.float32), {"window": 8, "sinks": 2})
+
+
+@dataclass
+class Lowered:
+    """Files that nobody has checked yet."""
+
+    program: Program
+    folder: Path
+    manifest: Manifest
+    written: Written
+
+    @classmethod
+    def make(cls, program: Program, folder: Path, precision: str = "fp32") -> Lowered:
+        folder.mkdir(exist_ok=True)
+        written: Written = {}
+        style = Style(precision=precision)  # type: ignore[arg-type]
+        return cls(program, folder, lower(program.graphs, folder, style, written=written), written)
+
+    def stored(self) -> dict[str, Stored]:
+        return check_files(self.folder, [graph.file for graph in self.manifest.graphs])[0]
+
+    def check(self) -> Report:
+        graphs = self.program.graphs
+        return check(graphs, self.folder, self.manifest, self.written, TOKENS, lambda what, share: None)
+
+    @contextmanager
+    def weights(self) -> Iterator[bytearray]:
+        """The bytes of the weights' file, to be changed."""
+        data = bytearray((self.folder / FILE).read_bytes())
+        yield data
+        (self.folder / FILE).write_bytes(data)
+
+    def edit(self, change: Callable[[onnx.ModelProto], Any], file: str = "wake.onnx") -> None:
+        model = onnx.load(self.folder / file, load_external_data=False)
+        change(model)
+        (self.folder / file).write_bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def lowered(program: Program, tmp_path: Path) -> Lowered:
+    return Lowered.make(program, tmp_path)
+
+
+def failures(report: Report) -> set[str]:
+    return {row.check for row in report.rows if not row.ok}
+
+
+# ------------------------------------------------------------------------------------------------- sound exports
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_sound_export_passes_every_check(program: Program, tmp_path: Path, precision: str) -> None:
+    report = Lowered.make(program, tmp_path, precision).check()
+    assert report.ok, report.failures()
+    checks = {row.check for row in report.rows}
+    assert {"prefill", "decode", "prefill, then decode", "across two sleeps", "one token repeated"} <= checks
+    assert {"calls of one, two and three tokens", "three rows, asleep one after the other"} <= checks
+    assert {"a sleep of 1 pass", "a sleep of 2 passes"} <= checks
+    assert ("text" in checks) == (precision == "int8") == bool(report.perplexity)
+    assert not list(tmp_path.glob(".check*")) + list(tmp_path.glob("accurate*"))
+
+
+def test_numbers_of_passes_make_different_sleeps(lowered: Lowered) -> None:
+    """Else a graph that ignores its passes would not be found."""
+    from sleepc.backends.onnx.check.check import sleeps_of
+
+    ((_, once, n), (_, twice, m)) = sleeps_of(lowered.program.graphs)
+    assert (n, m) == (1, 2)
+    texts = [str([node.kwargs for node in next(iter(p.classes.values())).sleep.calls()]) for p in (once, twice)]  # type: ignore[union-attr]
+    assert texts[0] != texts[1]
+
+
+# ------------------------------------------------------------------------------------------------- planted faults
+
+
+def test_a_weight_with_one_wrong_value(lowered: Lowered) -> None:
+    place = next(s for s in lowered.stored().values() if len(s.shape) == 2)
+    with lowered.weights() as data:
+        data[place.offset + 5] ^= 1
+    with pytest.raises(SleepcError, match=r"1 values differ"):
+        lowered.check()
+
+
+def test_a_weight_that_is_another_one(lowered: Lowered) -> None:
+    names = [name for name, (_, form) in lowered.written.items() if form == "transposed"]
+    (first, second) = [n for n in names if lowered.stored()[n].shape == lowered.stored()[names[0]].shape][:2]
+    lowered.written[first], lowered.written[second] = lowered.written[second], lowered.written[first]
+    with pytest.raises(SleepcError, match="does not have the values of"):
+        lowered.check()
+
+
+def test_a_weight_that_is_no_parameter(lowered: Lowered) -> None:
+    name = next(iter(lowered.stored()))
+    del lowered.written[name]
+    with pytest.raises(SleepcError, match="is no parameter of the program"):
+        lowered.check()
+
+
+@pytest.mark.parametrize("extra", [b"\0" * 8, b""])
+def test_bytes_that_are_no_weight_and_bytes_that_are_missing(lowered: Lowered, extra: bytes) -> None:
+    with lowered.weights() as data:
+        if extra:
+            data += extra
+        else:
+            del data[-8:]
+    with pytest.raises(SleepcError, match="its weights end at"):
+        lowered.check()
+
+
+def test_two_weights_in_one_place(lowered: Lowered) -> None:
+    def share(model: onnx.ModelProto) -> None:
+        outside = [t for t in model.graph.initializer if t.external_data]
+        first, second = [t for t in outside if t.dims == outside[0].dims][:2]
+        offset = next(e for e in first.external_data if e.key == "offset")
+        next(e for e in second.external_data if e.key == "offset").value = str(int(offset.value) + 4)
+
+    lowered.edit(share)
+    with pytest.raises(SleepcError, match="share the bytes"):
+        lowered.check()
+
+
+def test_a_constant_that_is_no_number(lowered: Lowered) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and t.raw_data)
+        tensor.raw_data = np.full(len(tensor.raw_data) // 4, np.nan, np.float32).tobytes()
+
+    lowered.edit(spoil)
+    with pytest.raises(SleepcError, match="is not a number"):
+        lowered.check()
+
+
+def test_a_large_constant(lowered: Lowered) -> None:
+    lowered.edit(lambda m: m.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1 << 18), "table")))
+    with pytest.raises(SleepcError, match="it is no small one"):
+        lowered.check()
+
+
+def test_a_file_that_is_no_valid_model(lowered: Lowered) -> None:
+    lowered.edit(lambda m: m.graph.node.append(onnx.helper.make_node("Nothing", ["tokens"], ["nothing"])))
+    with pytest.raises(SleepcError, match=r"wake\.onnx is not a valid model"):
+        lowered.check()
+
+
+def test_an_operator_that_is_translated_wrongly(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silu = torch.ops.aten.silu.default
+    monkeypatch.setitem(TRANSLATIONS, silu, lambda c: c.e("Sigmoid", c.tensor(0)))
+    found = failures(Lowered.make(program, tmp_path).check())
+    assert {"prefill", "decode", "across two sleeps", "one token repeated"} <= found
+
+
+def _wrong(steps: Any, name: str, monkeypatch: pytest.MonkeyPatch, change: Callable[..., Any]) -> None:
+    right = getattr(steps, name)
+    monkeypatch.setattr(steps, name, lambda self, *a: change(right, self, *a))
+
+
+def test_a_sleep_that_ignores_its_passes(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sleepc.backends.onnx.steps import OnnxSteps
+
+    def once(right: Callable[..., Any], self: OnnxSteps, *arguments: Any) -> Any:
+        self.passes = 1
+        return right(self, *arguments)
+
+    _wrong(OnnxSteps, "sleep", monkeypatch, once)
+    assert failures(lowered.check()) == {"a sleep of 2 passes"}
+
+
+def test_rows_that_sleep_with_others(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sleepc.backends.onnx.steps import OnnxSteps
+
+    _wrong(OnnxSteps, "sleep", monkeypatch, lambda right, self, state, rows: right(self, state, np.ones_like(rows)))
+    found = failures(lowered.check())
+    assert found == {"three rows, asleep by hand", "three rows, asleep one after the other"}
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def test_errors_are_relative_to_the_scale_and_nothing_hides_in_them() -> None:
+    x = np.array([0.001, -0.004])
+    assert relative(x + 0.0004, x) == pytest.approx(0.1)
+    assert relative(np.array([1.0, np.nan]), np.ones(2)) == np.inf
+    assert relative(np.ones((2, 1)), np.ones((1, 2))) == np.inf
+    assert relative(np.zeros(3), np.zeros(3)) == 0.0
+    assert relative(np.full(3, 1e-9), np.zeros(3)) == np.inf
+    assert not Row("a", "b", float("nan"), 1.0).ok
+    assert not Row("a", "b", float("nan"), 0.1, least=True).ok
+
+
+def test_forms_are_compared_bit_for_bit_or_by_half_steps() -> None:
+    w = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
+    assert not plain(w, w.T.copy(), "transposed")
+    assert "shape" in plain(w, w, "transposed")
+    assert not plain(w, w.astype(np.float16), "half")
+    assert "beyond the range" in plain(w * 1e6, w.astype(np.float16), "half")
+    for bits in (4, 8):
+        packed, scales = quantise(w, bits)
+        assert not quantised(w, packed, scales, f"int{bits}")
+        assert "half a step" in quantised(w, packed, scales * 1.3, f"int{bits}")
+        packed[3, 0, 1] ^= 0x70
+        assert quantised(w, packed, scales, f"int{bits}").startswith("1 values")
+
+
+def test_quality_counts_what_is_lost() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((4, 9)).astype(np.float32) * 4
+    same, other = Quality(np.arange(4)), Quality(np.arange(4))
+    same.add(0, logits, logits)
+    other.add(0, rng.standard_normal((4, 9)), logits)
+    assert all(row.ok for row in same.rows("int8"))
+    assert not any(row.ok for row in other.rows("int4"))
+    assert same.perplexity()["before"] == same.perplexity()["after"] != other.perplexity()["after"]
+
+
+# ------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("fp8", "ort", "cpu"), "fp8"),
+        (("fp32", "onnx", "cpu"), "'onnx'"),
+        (("fp32", "ort", "tpu"), "tpu"),
+        (("int4", "portable", "cpu"), "kernels of ONNX Runtime's own"),
+    ],
+)
+def test_options_that_there_are_not(options: tuple[str, str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        backend.style_of(*options)
+
+
+def test_a_program_is_exported_in_float32() -> None:
+    module = make_module("llama", torch.bfloat16)
+    half = sleepc.convert(module, {"window": 8, "sinks": 2}).graphs
+    assert half.dtype == torch.bfloat16
+    assert backend.prepared(half).dtype == torch.float32
+    double = sleepc.convert(make_module("llama", torch.float64), {"window": 8, "sinks": 2}).graphs
+    with pytest.raises(UsageError, match="float64"):
+        backend.prepared(double)
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ({}, "not installed"),
+        ({"onnxruntime": "1.20.0"}, "older than"),
+        ({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"}, "uninstall both"),
+        ({"onnxruntime-gpu": "1.25.1"}, None),
+    ],
+)
+def test_runtimes_that_are_missing(
+    versions: dict[str, str], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sleepc.backends.onnx.installed.version_of", versions.get)
+    found = missing_runtime()
+    assert found is None if words is None else words in (found or "")
+    assert "onnx and onnx-ir are not installed" in (missing_exporter() or "")
+
+
+def test_long_windows_are_not_read_whole() -> None:
+    assert tokens_needed(4096) < 200
+    assert tokens_needed(256) > 512
+
+
+def test_a_valid_export_with_the_wrong_weights_of_the_program(lowered: Lowered) -> None:
+    """The check of weights stands on its own: what they compute is another question."""
+    other = sleepc.convert(make_module("llama-tied", torch.float32), {"window": 8, "sinks": 2})
+    with pytest.raises((SleepcError, KeyError)):
+        check_weights(other.graphs, lowered.folder, lowered.stored(), lowered.written)
