@@ -93,24 +93,9 @@ def export(
     written: Written = {}
     manifest = lower(program, folder, style, ep=ep, identity=identity, written=written)
     manifest = manifest.model_copy(update={"rules": rules_of(manifest)})
-    if ep == "cuda":
-        _require_kernels(folder, manifest)
     report = check(program, folder, manifest, written, tokens, progress)
     if not report.ok:
         raise SleepcError(report.failures(), fix="Nothing was written. Please report the model and these figures.")
     manifest = manifest.model_copy(update={"report": report.to_json()})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return manifest
-
-
-def _require_kernels(folder: Path, manifest: Manifest) -> None:
-    """Raises SleepcError for nodes without a CUDA kernel: they would run on the CPU, with copies to and fro."""
-    from sleepc.backends.onnx.kernels import check_kernels, cuda_table
-
-    missing = [line for graph in manifest.graphs for line in check_kernels(folder / graph.file)]
-    if missing:
-        raise SleepcError(
-            f"{cuda_table().runtime} has no CUDA kernel for {'; '.join(missing)}",
-            where="--ep cuda",
-            fix="Nothing was written. Use --ep cpu, or another --ops or --precision, and please report the model.",
-        )
