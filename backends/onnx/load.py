@@ -47,10 +47,12 @@ class OnnxProgram:
 
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> OnnxSteps:
         """Its steps; `passes` other than the export's own are for who compares them."""
+        from sleepc.backends.onnx.cuda import CUDA, DeviceSteps
         from sleepc.backends.onnx.steps import OnnxSteps
 
         provider = self.check(device, dtype)
-        return OnnxSteps(self.folder, self.manifest, provider=provider, passes=passes)
+        kind = DeviceSteps if provider == CUDA else OnnxSteps
+        return kind(self.folder, self.manifest, provider=provider, passes=passes)
 
     def check(self, device: str = "cpu", dtype: str | None = None) -> str:
         """The execution provider that runs it, before anything is opened."""
