@@ -5,7 +5,7 @@ The recurrence is `com.microsoft::LinearAttention` where ONNX Runtime has it, el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.call import Call, Style, ours, translates
+from sleepc.backends.onnx.control import repeat
 from sleepc.backends.onnx.emit import MICROSOFT, Emitter
 from sleepc.errors import UsageError
 from sleepc.ops.rules import Rule, find
@@ -108,30 +109,6 @@ def replay(c: Call) -> Sequence[ir.Value]:
         return advance(c.e, c.style, rule, None, still, before, 1.0)[1]
 
     return [repeat(c.e, c.passes, (state,), lambda values: (body(values[0]),))[0]]
-
-
-def repeat(
-    e: Emitter,
-    passes: ir.Value,
-    start: Sequence[ir.Value],
-    body: Callable[[Sequence[ir.Value]], Sequence[ir.Value]],
-) -> Sequence[ir.Value]:
-    """`body` passes - 1 times, as a Loop; passes is an int64 without dimensions."""
-    count = e.once(("again", passes.name), lambda: e("Sub", passes, e.const(1, torch.int64)))
-    e.loops += 1
-    tag = f"{e.prefix}loop.{e.loops}"
-    kinds = [ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)]
-    number, go = (ir.Value(name=f"{tag}.{n}", shape=ir.Shape([]), type=t) for n, t in zip("ig", kinds, strict=True))
-    carried = [ir.Value(name=f"{tag}.{i}", shape=v.shape, type=v.type) for i, v in enumerate(start)]
-    with e.inside() as nodes:
-        results = body(carried)
-        on = e("Identity", go)
-        results = [e("Identity", r) if r in carried else r for r in results]
-    for value, result in zip(carried, results, strict=True):
-        result.shape, result.type = value.shape, value.type
-    on.shape, on.type = go.shape, go.type
-    graph = ir.Graph([number, go, *carried], [on, *results], nodes=nodes, name=tag)
-    return e.several("Loop", len(start), count, e.const(True, torch.bool), *start, body=graph)
 
 
 def advance(

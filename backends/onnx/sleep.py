@@ -9,7 +9,7 @@ import torch
 
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import Emitter
-from sleepc.backends.onnx.memory import repeat
+from sleepc.backends.onnx.control import repeat
 from sleepc.backends.onnx.translate import translate
 from sleepc.backends.onnx.wake import Step, ports_of
 from sleepc.backends.onnx.weights import Weights

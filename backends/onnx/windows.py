@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.call import Call, fuses, ours, translates
+from sleepc.backends.onnx.control import choose
+from sleepc.backends.onnx.emit import MICROSOFT
 
 
 def _number(c: Call, value: int) -> ir.Value:
@@ -94,8 +98,36 @@ def fused_attention(c: Call) -> ir.Value | None:
     if c.type(5).dtype == torch.bool:  # once for all layers: the kernel would do it in each
         least = torch.finfo(c.out.dtype).min
         mask = c.e("Where", mask, c.e.const(0.0, c.out.dtype), c.e.const(least, c.out.dtype))
-    # the kernel wants the outputs for keys and values with those of the past, which nobody reads
-    return c.e.several("Attention", 3, q, k, v, mask, k_window, v_window, scale=float(c.raw("scale")))[0]
+    scale = float(c.raw("scale"))
+
+    def many() -> ir.Value:
+        # the kernel wants the outputs for keys and values with those of the past, which nobody reads
+        return c.e.several("Attention", 3, q, k, v, mask, k_window, v_window, scale=scale)[0]
+
+    if not c.style.columns or c.type(5).dims[1] != 1:
+        return many()
+    return choose(c.e, _is_one_token(c), lambda: _one_token(c, q, (k, v, k_window, v_window), mask), many, c.out)
+
+
+def _is_one_token(c: Call) -> ir.Value:
+    """Is T = 1? bool []."""
+    tokens = c.e.sizes["T"]
+    return c.e.once(("one token",), lambda: c.e("Equal", c.e("Squeeze", tokens, c.e.ints(0)), _number(c, 1)))  # type: ignore[no-any-return]
+
+
+def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value) -> ir.Value:
+    """Attention of one token, window and new key apart: `Attention` copies the window to put the new key after it, which
+    is most of its time where a window of 256 is read for one token.
+    """
+    e, (k, v, k_window, v_window) = c.e, others
+    width, kv = int(c.type(0).dims[3]), int(c.type(1).dims[1])
+    options = {"domain": MICROSOFT, "transB": 1, "alpha": float(c.raw("scale"))}
+    rows = e("Reshape", q, e.ints(0, kv, -1, width))  # query heads of one KV head are rows of one product
+    scores = e("Concat", e("FusedMatMul", rows, k_window, **options), e("FusedMatMul", rows, k, **options), axis=3)
+    weights = e("Softmax", e("Add", scores, mask), axis=-1)
+    old, new = e.several("Split", 2, weights, e.ints(int(c.type(3).dims[2]), 1), axis=3)
+    out = e("Add", e("MatMul", old, v_window), e("MatMul", new, v))
+    return e("Reshape", out, e.ints(0, int(c.type(0).dims[1]), -1, int(c.type(2).dims[3])))
 
 
 @translates(ours.window_attention.default)

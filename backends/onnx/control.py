@@ -1,0 +1,49 @@
+"""Graphs inside graphs: what is repeated, and what is chosen while a graph runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+import torch
+
+from sleepc.backends.onnx.emit import Emitter, declare
+from sleepc.ir.types import TensorType
+
+
+def repeat(
+    e: Emitter,
+    passes: ir.Value,
+    start: Sequence[ir.Value],
+    body: Callable[[Sequence[ir.Value]], Sequence[ir.Value]],
+) -> Sequence[ir.Value]:
+    """`body` passes - 1 times, as a Loop; passes is an int64 without dimensions."""
+    count = e.once(("again", passes.name), lambda: e("Sub", passes, e.const(1, torch.int64)))
+    e.loops += 1
+    tag = f"{e.prefix}loop.{e.loops}"
+    kinds = [ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)]
+    number, go = (ir.Value(name=f"{tag}.{n}", shape=ir.Shape([]), type=t) for n, t in zip("ig", kinds, strict=True))
+    carried = [ir.Value(name=f"{tag}.{i}", shape=v.shape, type=v.type) for i, v in enumerate(start)]
+    with e.inside() as nodes:
+        results = body(carried)
+        on = e("Identity", go)
+        results = [e("Identity", r) if r in carried else r for r in results]
+    for value, result in zip(carried, results, strict=True):
+        result.shape, result.type = value.shape, value.type
+    on.shape, on.type = go.shape, go.type
+    graph = ir.Graph([number, go, *carried], [on, *results], nodes=nodes, name=tag)
+    return e.several("Loop", len(start), count, e.const(True, torch.bool), *start, body=graph)
+
+
+def choose(
+    e: Emitter, condition: ir.Value, then: Callable[[], ir.Value], otherwise: Callable[[], ir.Value], type_: TensorType
+) -> ir.Value:
+    """`then` where the condition, bool [], holds, else `otherwise`; both make a value of the type."""
+    e.loops += 1
+    branches = []
+    for name, make in (("then", then), ("else", otherwise)):
+        with e.inside() as nodes:
+            result = make()
+        declare(result, type_)
+        branches.append(ir.Graph([], [result], nodes=nodes, name=f"{e.prefix}{name}.{e.loops}"))
+    return e("If", condition, then_branch=branches[0], else_branch=branches[1])
