@@ -51,13 +51,14 @@ ABOVE = {"api", "bisecting", "exporting", "cli", "__main__"}  # may import every
 NO_TORCH = (
     *("sleepc/__init__.py", "sleepc/errors.py", "sleepc/manifest.py", "sleepc/recipe.py", "sleepc/whole_file.py"),
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
-    *("backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),
+    *("backends/onnx/cuda.py", "backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),
     *("backends/onnx/state.py", "backends/onnx/steps.py"),
 )
 NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),
     *("sleepc.runtime.chat", "sleepc.tasks.task", "sleepc.tasks.source", "sleepc.hf.tokenizer"),
-    *("sleepc.backends.onnx.load", "sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects"),
+    *("sleepc.backends.onnx.backend", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
+    *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects"),
 )
 HEAVY = {"torch", "transformers", "huggingface_hub", "networkx"}
 TEXTS = {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ".cfg", ".sh", ".typed", ""}

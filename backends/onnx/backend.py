@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from sleepc.backends.onnx.installed import about, missing_exporter
 from sleepc.errors import SleepcError, UsageError
-from sleepc.ir.program import ProgramGraphs
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.call import Style
     from sleepc.backends.onnx.manifest import Manifest
+    from sleepc.ir.program import ProgramGraphs
 
 __all__ = ["about", "export", "missing", "name", "prepared", "style_of"]
 

@@ -110,6 +110,8 @@ def load(path: str | Path) -> OnnxProgram:
     for name in [graph.file for graph in manifest.graphs] + [manifest.weights]:
         if not (folder / name).is_file():
             raise SleepcError(f"{name} is missing", where=str(folder), fix=AGAIN)
+        if folder.resolve() not in (folder / name).resolve().parents:
+            raise SleepcError(f"{name} leads out of the export", where=str(folder), fix=AGAIN)
     size = (folder / manifest.weights).stat().st_size
     if size != manifest.weights_size:
         raise SleepcError(

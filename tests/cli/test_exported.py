@@ -262,6 +262,14 @@ def test_files_that_are_no_manifests(artifact: Path, tmp_path: Path, text: bytes
         load.load(folder)
 
 
+def test_a_link_out_of_the_export(artifact: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact / "onnx", tmp_path / "export")
+    (folder / "weights.bin").rename(tmp_path / "weights.bin")
+    (folder / "weights.bin").symlink_to(tmp_path / "weights.bin")
+    with pytest.raises(SleepcError, match="leads out"):
+        load.load(folder)
+
+
 def test_graphs_that_are_not_what_the_manifest_says(artifact: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(artifact / "onnx", tmp_path / "export")
     shutil.copy(folder / "sleep_replay.onnx", folder / "wake.onnx")
