@@ -104,7 +104,7 @@ def fused_attention(c: Call) -> ir.Value | None:
         # the kernel wants the outputs for keys and values with those of the past, which nobody reads
         return c.e.several("Attention", 3, q, k, v, mask, k_window, v_window, scale=scale)[0]
 
-    if not c.style.columns or c.type(5).dims[1] != 1:
+    if not c.style.columns or c.type(5).dims[1] != 1 or c.e.sizes["T"].const_value is not None:  # a sleep's T is fixed
         return many()
     return choose(c.e, _is_one_token(c), lambda: _one_token(c, q, (k, v, k_window, v_window), mask), many, c.out)
 
