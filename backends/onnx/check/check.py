@@ -6,7 +6,8 @@ import copy
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def _read_onnx(subject: Check, expected: Shelf) -> None:
     def compared(name: str, found: Found) -> None:
         report.rows += compare(name, found, expected.take(name), subject.manifest.precision)
 
-    with accurate(subject.folder, subject.manifest) as manifest:
+    with _told(), accurate(subject.folder, subject.manifest) as manifest:
         steps = OnnxSteps(subject.folder, manifest)
         others: list[Other] = [(name, _sleeping(steps, passes)) for name, _, passes in sleeps_of(subject.program)]
         reading = Reading(steps, _enough(subject), compared)
@@ -157,9 +158,22 @@ def _read_onnx(subject: Check, expected: Shelf) -> None:
         progress("reading a text with ONNX Runtime", None)
         quality = Quality(subject.tokens[:TEXT])
         steps = OnnxSteps(subject.folder, subject.manifest)
-        read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected.take(f"text {at}").logits))
+        with _told():
+            read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected.take(f"text {at}").logits))
         report.rows += quality.rows(subject.manifest.precision)
         report.perplexity = quality.perplexity()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """ONNX Runtime's errors as ours: they have no class in common but the module that they come from."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SleepcError(f"ONNX Runtime cannot run the exported files: {text}") from error
 
 
 def _enough(subject: Check) -> IntArray:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import sleepc
 from sleepc.api import Program
@@ -316,3 +317,15 @@ def test_weights_of_another_training(lowered: Lowered) -> None:
     other = replace(graphs, params={**graphs.params, key: HeldTensor(graphs.params[key].materialise() + 1)})
     with pytest.raises(SleepcError, match="32 values differ"):
         check_weights(other, lowered.folder, lowered.stored(), lowered.written)
+
+
+def test_what_the_runtime_refuses_to_run(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sleepc.backends.onnx.steps import OnnxSteps
+
+    _wrong(OnnxSteps, "wake", monkeypatch, lambda right, self, state, *a: right(self, _cut(state), *a))
+    with pytest.raises(SleepcError, match="ONNX Runtime cannot run the exported files"):
+        lowered.check()
+
+
+def _cut(state: Any) -> Any:
+    raise Fail("a node has inputs that do not fit")
