@@ -10,7 +10,10 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("numpy", "onnxruntime", "tokenizers", "pydantic", "typer", "rich", "safetensors", "pyyaml", "jinja2")
+NEEDED = (
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "pydantic", "typer", "rich", "safetensors", "pyyaml"),
+    "jinja2",
+)
 HEAVY = ("torch", "transformers", "networkx", "huggingface-hub", "onnx", "onnx-ir", "accelerate")
 
 
