@@ -1,7 +1,8 @@
-"""PyTorch's arithmetic, functions, comparisons and reductions, in plain ONNX operators."""
+"""PyTorch's arithmetic, functions and comparisons, in plain ONNX operators."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,39 +14,58 @@ from sleepc.backends.onnx.call import Call, aten, fuses, ours, translates
 from sleepc.backends.onnx.emit import is_constant
 from sleepc.backends.onnx.match import factors
 from sleepc.ir.graph import is_call
+from sleepc.ir.types import TensorType
+
+LOGIC = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
 
 
 def _binary(op: str) -> Callable[[Call], ir.Value]:
-    """Both sides in the result's dtype, as PyTorch promotes them."""
+    """Both sides in the result's dtype, as PyTorch promotes them; the second times `alpha` where there is one."""
 
     def translate(c: Call) -> ir.Value:
-        return c.e(op, c.tensor(0, c.out.dtype), c.tensor(1, c.out.dtype))
+        dtype, alpha = c.out.dtype, c.option(2, "alpha", 1)
+        a, b = c.tensor(0, dtype), c.tensor(1, dtype)
+        if dtype == torch.bool:
+            return c.e(LOGIC[op], a, b)
+        return c.e(op, a, b if alpha == 1 else c.e("Mul", b, c.e.const(alpha, dtype)))
 
     return translate
 
 
 for _op, _targets in {
     "Add": (aten.add.Tensor, aten.add.Scalar),
-    "Sub": (aten.sub.Tensor, aten.sub.Scalar),
-    "Mul": (aten.mul.Tensor, aten.mul.Scalar),
-    "Div": (aten.div.Tensor, aten.div.Scalar),
-    "Max": (aten.maximum.default,),
-    "Min": (aten.minimum.default,),
+    "Sub": (aten.sub.Tensor, aten.sub.Scalar, aten.subtract.Tensor),
+    "Mul": (aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor),
+    "Div": (aten.div.Tensor, aten.div.Scalar, aten.divide.Tensor, aten.true_divide.Tensor),
+    "Max": (aten.maximum.default, aten.max.other),
+    "Min": (aten.minimum.default, aten.min.other),
+    "Pow": (aten.pow.Tensor_Tensor, aten.pow.Scalar),
 }.items():
     translates(*_targets)(_binary(_op))
 
 
-def _comparison(op: str) -> Callable[[Call], ir.Value]:
-    """Both sides in the dtype that PyTorch compares them in."""
+@translates(aten.rsub.Tensor, aten.rsub.Scalar)
+def reversed_difference(c: Call) -> ir.Value:
+    """b - alpha a."""
+    dtype, alpha = c.out.dtype, c.option(2, "alpha", 1)
+    a, b = c.tensor(0, dtype), c.tensor(1, dtype)
+    return c.e("Sub", b, a if alpha == 1 else c.e("Mul", a, c.e.const(alpha, dtype)))
+
+
+def _comparison(op: str, *, opposite: bool = False) -> Callable[[Call], ir.Value]:
+    """Both sides in the dtype that PyTorch compares them in; booleans, of which ONNX only has `Equal`, as numbers."""
 
     def translate(c: Call) -> ir.Value:
-        wide = c.type(0).dtype
-        other = c.node.args[1]
-        if hasattr(other, "meta"):
+        wide, other = c.type(0).dtype, c.node.args[1]
+        if isinstance(other, fx.Node) and isinstance(other.meta["type"], TensorType):
             wide = torch.promote_types(wide, c.type(1).dtype)
         elif isinstance(other, float) and not wide.is_floating_point:
             wide = torch.float32
-        return c.e(op, c.tensor(0, wide), c.tensor(1, wide))
+        elif not isinstance(other, bool) and wide == torch.bool:
+            wide = torch.int64
+        wide = torch.int32 if wide == torch.bool and op != "Equal" else wide
+        found = c.e(op, c.tensor(0, wide), c.tensor(1, wide))
+        return c.e("Not", found) if opposite else found
 
     return translate
 
@@ -58,6 +78,7 @@ for _op, _targets in {
     "Equal": (aten.eq.Tensor, aten.eq.Scalar),
 }.items():
     translates(*_targets)(_comparison(_op))
+translates(aten.ne.Tensor, aten.ne.Scalar)(_comparison("Equal", opposite=True))
 
 
 def _unary(op: str) -> Callable[[Call], ir.Value]:
@@ -74,13 +95,14 @@ for _op, _targets in {
     "Sin": (aten.sin.default,),
     "Tanh": (aten.tanh.default,),
     "Sigmoid": (aten.sigmoid.default,),
-    "Softplus": (aten.softplus.default,),
+    "Tan": (aten.tan.default,),
     "Relu": (aten.relu.default,),
-    "Floor": (aten.floor.default,),
+    "Erf": (aten.erf.default,),
+    "Reciprocal": (aten.reciprocal.default,),
+    "Sign": (aten.sign.default,),
     "Sqrt": (aten.sqrt.default,),
     "Log": (aten.log.default,),
     "Abs": (aten.abs.default,),
-    "Not": (aten.logical_not.default,),
 }.items():
     translates(*_targets)(_unary(_op))
 
@@ -124,22 +146,99 @@ def _is_only_written(node: fx.Node) -> bool:
     )
 
 
-@translates(aten.logical_or.default)
-def logical_or(c: Call) -> ir.Value:
-    """a or b."""
-    return c.e("Or", c.tensor(0, torch.bool), c.tensor(1, torch.bool))
+def _logical(op: str) -> Callable[[Call], ir.Value]:
+    """What is not zero is true."""
+
+    def translate(c: Call) -> ir.Value:
+        return c.e(op, *(c.tensor(i, torch.bool) for i in range(len(c.node.args))))
+
+    return translate
 
 
-@translates(aten.logical_and.default)
-def logical_and(c: Call) -> ir.Value:
-    """a and b."""
-    return c.e("And", c.tensor(0, torch.bool), c.tensor(1, torch.bool))
+for _op, _target in {
+    "Or": aten.logical_or.default,
+    "And": aten.logical_and.default,
+    "Xor": aten.logical_xor.default,
+    "Not": aten.logical_not.default,
+}.items():
+    translates(_target)(_logical(_op))
+
+
+@translates(aten.isnan.default)
+def isnan(c: Call) -> ir.Value:
+    """Is it not a number?"""
+    return c.e("IsNaN", c.tensor(0))
+
+
+@translates(aten.isinf.default)
+def isinf(c: Call) -> ir.Value:
+    """Is it infinite?"""
+    return c.e("IsInf", c.tensor(0))
+
+
+@translates(aten.isfinite.default)
+def isfinite(c: Call) -> ir.Value:
+    """Is it neither?"""
+    return c.e("Not", c.e("Or", isnan(c), isinf(c)))
+
+
+@translates(aten.square.default)
+def square(c: Call) -> ir.Value:
+    """x^2."""
+    return c.e("Mul", c.tensor(0), c.tensor(0))
+
+
+@translates(aten.exp2.default)
+def exp2(c: Call) -> ir.Value:
+    """2^x."""
+    return c.e("Pow", c.e.const(2.0, c.out.dtype), c.tensor(0, c.out.dtype))
+
+
+@translates(aten.expm1.default)
+def expm1(c: Call) -> ir.Value:
+    """exp(x) - 1 = 2 sinh(x/2) exp(x/2), which keeps small x."""
+    half = c.e("Mul", c.tensor(0, c.out.dtype), c.e.const(0.5, c.out.dtype))
+    twice = c.e("Mul", c.e("Sinh", half), c.e.const(2.0, c.out.dtype))
+    return c.e("Mul", twice, c.e("Exp", half))
+
+
+def _logarithm(base: float) -> Callable[[Call], ir.Value]:
+    def translate(c: Call) -> ir.Value:
+        return c.e("Mul", c.e("Log", c.tensor(0, c.out.dtype)), c.e.const(1 / math.log(base), c.out.dtype))
+
+    return translate
+
+
+translates(aten.log2.default)(_logarithm(2))
+translates(aten.log10.default)(_logarithm(10))
+
+
+@translates(aten.lerp.Scalar, aten.lerp.Tensor)
+def lerp(c: Call) -> ir.Value:
+    """a + weight (b - a)."""
+    a, b, weight = (c.tensor(i, c.out.dtype) for i in range(3))
+    return c.e("Add", a, c.e("Mul", weight, c.e("Sub", b, a)))
+
+
+def _addition(op: str) -> Callable[[Call], ir.Value]:
+    """x + value * op(a, b)."""
+
+    def translate(c: Call) -> ir.Value:
+        dtype = c.out.dtype
+        x, a, b = (c.tensor(i, dtype) for i in range(3))
+        return c.e("Add", x, c.e("Mul", c.e(op, a, b), c.e.const(c.raw("value", 1), dtype)))
+
+    return translate
+
+
+translates(aten.addcmul.default)(_addition("Mul"))
+translates(aten.addcdiv.default)(_addition("Div"))
 
 
 @translates(aten.rsqrt.default)
 def rsqrt(c: Call) -> ir.Value:
     """1 / sqrt(x)."""
-    return c.e("Reciprocal", c.e("Sqrt", c.tensor(0)))
+    return c.e("Reciprocal", c.e("Sqrt", c.tensor(0, c.out.dtype)))
 
 
 @translates(aten.log1p.default)
@@ -178,48 +277,19 @@ def power(c: Call) -> ir.Value:
     return c.e("Pow", x, c.e.const(c.raw(1), c.out.dtype))
 
 
-@translates(aten.clamp.default)
-def clamp(c: Call) -> ir.Value:
-    """x between two numbers, of which either may be missing."""
-    x = c.tensor(0, c.out.dtype)
-    low, high = c.option(1, "min"), c.option(2, "max")
-    if low is not None:
-        x = c.e("Max", x, c.e.const(low, c.out.dtype))
-    return x if high is None else c.e("Min", x, c.e.const(high, c.out.dtype))
-
-
 @translates(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
 def where(c: Call) -> ir.Value:
     """a where the condition holds, else b."""
     return c.e("Where", c.tensor(0), c.tensor(1, c.out.dtype), c.tensor(2, c.out.dtype))
 
 
-@translates(aten.softmax.int)
-def softmax(c: Call) -> ir.Value:
-    """Softmax over one dimension, in the dtype asked for."""
-    return c.e("Softmax", c.tensor(0, c.out.dtype), axis=int(c.raw(1)))
+@translates(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def masked_fill(c: Call) -> ir.Value:
+    """x, but a value where the mask holds."""
+    return c.e("Where", c.tensor(1), c.tensor(2, c.out.dtype), c.tensor(0, c.out.dtype))
 
 
-def _reduction(op: str) -> Callable[[Call], ir.Value]:
-    def translate(c: Call) -> ir.Value:
-        axes: Any = c.option(1, "dim")
-        axes = [axes] if isinstance(axes, int) else axes
-        axes = list(range(len(c.type(0).dims))) if not axes else axes
-        keep = int(bool(c.option(2, "keepdim", False)))
-        return c.e(op, c.tensor(0, c.out.dtype), c.e.ints(*axes), keepdims=keep)
-
-    return translate
-
-
-for _op, _targets in {
-    "ReduceMean": (aten.mean.dim,),
-    "ReduceSum": (aten.sum.dim_IntList,),
-    "ReduceMax": (aten.amax.default,),
-}.items():
-    translates(*_targets)(_reduction(_op))
-
-
-@translates(aten.to.dtype, aten._to_copy.default)
+@translates(aten.to.dtype, aten._to_copy.default, aten.to.other, aten.type_as.default)
 def to_dtype(c: Call) -> ir.Value:
     """x in another dtype; nothing where it has it."""
     return c.tensor(0, c.out.dtype)

@@ -18,30 +18,81 @@ def gather(c: Call) -> ir.Value:
     return c.e("GatherElements", c.tensor(0), c.tensor(2), axis=int(c.raw(1)))
 
 
+@translates(aten.take_along_dim.default)
+def take_along_dim(c: Call) -> ir.Value:
+    """The same, dimensions of size 1 being repeated."""
+    axis = int(c.option(2, "dim")) % len(c.out.dims)
+    dims = list(c.out.dims)
+    dims[axis] = c.type(0).dims[axis]
+    x, at = c.e("Expand", c.tensor(0), c.e.shape(dims)), c.e("Expand", c.tensor(1), c.e.shape(c.out.dims))
+    return c.e("GatherElements", x, at, axis=axis)
+
+
+@translates(aten.index_select.default)
+def index_select(c: Call) -> ir.Value:
+    """Places of one dimension."""
+    return c.e("Gather", c.tensor(0), c.tensor(2), axis=int(c.raw(1)))
+
+
 @translates(aten.scatter.src)
 def scatter(c: Call) -> ir.Value:
-    """x with values put at indices along one dimension."""
-    return c.e("ScatterElements", c.tensor(0), c.tensor(2), c.tensor(3), axis=int(c.raw(1)))
+    """x with values put at indices along one dimension, as many of them as there are indices."""
+    return c.e("ScatterElements", c.tensor(0), c.tensor(2), _values(c, 3), axis=int(c.raw(1)))
+
+
+def _values(c: Call, at: int) -> ir.Value:
+    """The part of the values that has the shape of the indices; which is all, but for sizes that differ."""
+    given, wanted, values = c.type(at).dims, c.type(2).dims, c.tensor(at, c.out.dtype)
+    if given == wanted:
+        return values
+    return c.e("Slice", values, c.e.ints(*[0] * len(given)), c.e.shape(wanted))
+
+
+@translates(aten.scatter.value)
+def scatter_value(c: Call) -> ir.Value:
+    """x with a number put at indices along one dimension."""
+    values = c.e("Expand", c.tensor(3, c.out.dtype), c.e.shape(c.type(2).dims))
+    return c.e("ScatterElements", c.tensor(0), c.tensor(2), values, axis=int(c.raw(1)))
+
+
+@translates(aten.scatter_add.default)
+def scatter_add(c: Call) -> ir.Value:
+    """x with values added at indices along one dimension."""
+    return c.e("ScatterElements", c.tensor(0), c.tensor(2), _values(c, 3), axis=int(c.raw(1)), reduction="add")
+
+
+@translates(aten.one_hot.default)
+def one_hot(c: Call) -> ir.Value:
+    """A one at the place that every number says, in as many places as the result's type has."""
+    places = c.e.ints(*range(int(c.out.dims[-1])))
+    return c.e.cast(c.e("Equal", c.e("Unsqueeze", c.tensor(0), c.e.ints(-1)), places), torch.int64)
 
 
 @translates(aten.index.Tensor)
 def index(c: Call) -> ir.Value:
-    """x at the places of one index tensor in one of its dimensions."""
+    """x at the places that tensors say, which name dimensions in a row."""
     places: Any = c.node.args[1]
     axes = [axis for axis, place in enumerate(places) if place is not None]
-    if len(axes) != 1 or places[axes[0]].meta["type"].dtype == torch.bool:
+    in_a_row = axes == list(range(axes[0], axes[0] + len(axes)))
+    if not in_a_row or any(places[axis].meta["type"].dtype == torch.bool for axis in axes):
         raise UsageError(
-            "the ONNX backend indexes by one tensor of integers only",
+            "the ONNX backend indexes by integers, and in dimensions that follow each other, only",
             where=str(c.node.meta.get("source", "")),
             fix="Run this program with the eager backend.",
         )
-    return c.e("Gather", c.tensor(0), c.value(places[axes[0]]), axis=axes[0])
+    if len(axes) == 1:
+        return c.e("Gather", c.tensor(0), c.value(places[axes[0]]), axis=axes[0])
+    return _gathered(c, [places[axis] for axis in axes], axes[0])
 
 
-@translates(aten.topk.default)
-def topk(c: Call) -> Sequence[ir.Value]:
-    """The largest k entries of one dimension and where they are."""
-    axis = int(c.option(2, "dim", -1))
-    return c.e.several(
-        "TopK", 2, c.tensor(0), c.e.ints(int(c.raw(1))), axis=axis, largest=int(c.option(3, "largest", True))
-    )
+def _gathered(c: Call, places: Sequence[Any], first: int) -> ir.Value:
+    """x with its dimensions from `first` on replaced by what the indices have, together."""
+    e, rank, count = c.e, len(c.type(0).dims), len(places)
+    kept, left = list(range(first)), list(range(first + count, rank))
+    # GatherND reads the first dimensions
+    x = e.transpose(c.tensor(0), [*range(first, first + count), *kept, *left])
+    width = len(c.out.dims) - (rank - count)
+    shape = e.shape(c.out.dims[first : first + width])
+    at = [e("Unsqueeze", e("Expand", e.cast(c.value(n), torch.int64), shape), e.ints(-1)) for n in places]
+    found = e("GatherND", x, e("Concat", *at, axis=-1))
+    return e.transpose(found, [*range(width, width + first), *range(width), *range(width + first, len(c.out.dims))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -16,6 +16,7 @@ from sleepc.ir.types import TensorType
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Operators = Literal["ort", "portable"]
+Tokens = Literal["any", "one", "many"]
 aten = torch.ops.aten
 ours = torch.ops.sleepc
 
@@ -29,6 +30,7 @@ class Style:
     ops: Operators = "ort"
     precision: Precision = "fp32"
     columns: bool = True  # what is written into windows leaves the graph as it is, for the host to write in place
+    tokens: Tokens = "any"  # how many a call has, in a part of the graph that is for one or for many
 
     def __post_init__(self) -> None:
         if self.ops == "portable" and self.precision in ("int8", "int4"):
@@ -69,7 +71,17 @@ class Call:
         args: Any = self.node.kwargs if isinstance(at, str) else self.node.args
         if (at not in args) if isinstance(at, str) else (at >= len(args)):
             return default
-        return fx.map_arg(args[at], lambda n: self.values[n])
+        return fx.map_arg(args[at], self._translated)
+
+    def _translated(self, node: fx.Node) -> Any:
+        value = self.values[node]
+        if value is None:
+            raise UsageError(
+                f"the ONNX backend cannot say what size {node} is",
+                where=str(self.node.meta.get("source", "")),
+                fix="Run this program with the eager backend.",
+            )
+        return value
 
     def option(self, at: int, name: str, default: Any = None) -> Any:
         """An argument that may be given by place or by name."""
@@ -94,10 +106,13 @@ class Call:
         return [node for node in nodes if isinstance(node, fx.Node)]
 
     def tensor(self, at: int, dtype: torch.dtype | None = None) -> ir.Value:
-        """An argument as a value, numbers too; cast where it has not the dtype."""
+        """An argument as a value, numbers and sizes too; cast where it has not the dtype."""
         value = self.raw(at)
         if isinstance(value, Weight):
             value = self.e.weight(value.key)
+        if isinstance(value, str):  # a size
+            size = self.e("Squeeze", self.e.shape([value]), self.e.ints(0))
+            return self.e.cast(size, dtype or self.out.dtype)
         if not isinstance(value, ir.Value):
             return self.e.const(value, dtype or self.out.dtype)
         argument = self.node.args[at]
@@ -128,10 +143,13 @@ FUSED: dict[Any, list[Fusion]] = {}
 something else. What the pattern's other calls were translated to is left without readers, and dropped."""
 
 
-def translates(*targets: Any) -> Callable[[Translation], Translation]:
+T = TypeVar("T", bound=Translation)
+
+
+def translates(*targets: Any) -> Callable[[T], T]:
     """Enter a function into TRANSLATIONS."""
 
-    def enter(function: Translation) -> Translation:
+    def enter(function: T) -> T:
         TRANSLATIONS.update(dict.fromkeys(targets, function))
         return function
 

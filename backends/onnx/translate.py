@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import fx
 
-from sleepc.backends.onnx import aten, aten_indexing, aten_shapes, linear, memory, norms, rotary, windows  # noqa: F401  (they fill the tables)
+from sleepc.backends.onnx import (  # noqa: F401  (they fill the tables)
+    aten,
+    aten_activations,
+    aten_indexing,
+    aten_integers,
+    aten_reductions,
+    aten_shapes,
+    linear,
+    memory,
+    norms,
+    rotary,
+    windows,
+)
 from sleepc.backends.onnx.call import FUSED, TRANSLATIONS, Call, Style, Weight, ours
 from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.backends.onnx.joins import find_joins
 from sleepc.errors import UsageError
+from sleepc.ir.dims import Polynomial, add, format_dim, multiply, parse_dim
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import operator_name
 from sleepc.ir.types import IntType, TensorType
@@ -60,7 +74,7 @@ def _call(call: Call) -> Any:
     if target is operator.getitem:
         return call.raw(0)[call.raw(1)]
     if isinstance(node.meta["type"], IntType):
-        return None  # sizes: whoever reads them knows them from the types of results
+        return _size(call)
     if call.style.ops == "ort":
         for fusion in FUSED.get(target, ()):
             found = fusion(call)
@@ -72,8 +86,30 @@ def _call(call: Call) -> Any:
             where=str(node.meta.get("source", "")),
             fix="Run this program with the eager backend.",
         )
-    found = TRANSLATIONS[target](call)
-    return _declared(call.e, found, node) if isinstance(found, ir.Value) else found
+    results = TRANSLATIONS[target](call)
+    return _declared(call.e, results, node) if isinstance(results, ir.Value) else results
+
+
+def _size(call: Call) -> int | str | None:
+    """A size as a number or the text of its dimension; None where it is neither, as it is where sizes are divided.
+    (Shapes of results come from their types, so few operators ask.)
+    """
+    target = call.node.target
+    if target is torch.ops.aten.sym_size.int:
+        return call.type(0).dims[int(call.raw(1))]
+    sides = [call.values[side] if isinstance(side, fx.Node) else side for side in call.node.args]
+    if None in sides or target not in SIZES:
+        return None
+    return format_dim(SIZES[target](*(parse_dim(str(side)) for side in sides)))
+
+
+MINUS: Polynomial = {(): -1}
+SIZES: dict[Any, Callable[..., Polynomial]] = {
+    operator.add: add,
+    operator.mul: multiply,
+    operator.sub: lambda a, b: add(a, multiply(b, MINUS)),
+    operator.neg: lambda a: multiply(a, MINUS),
+}
 
 
 def _declared(e: Emitter, value: ir.Value, node: fx.Node) -> ir.Value:
@@ -87,4 +123,6 @@ def is_column(graph: Graph, state: str) -> bool:
     """Is the state's new value the old one with some slots written, which nobody else reads?"""
     node = graph.results().get(state)
     own = graph.ports("state").get(state)
-    return is_call(node, ours.write_slots.default) and node.args[0] is own and len(node.users) == 1
+    if node is None or not is_call(node, ours.write_slots.default):
+        return False
+    return node.args[0] is own and len(node.users) == 1
