@@ -36,14 +36,29 @@ def repeat(
 
 
 def choose(
-    e: Emitter, condition: ir.Value, then: Callable[[], ir.Value], otherwise: Callable[[], ir.Value], type_: TensorType
-) -> ir.Value:
-    """`then` where the condition, bool [], holds, else `otherwise`; both make a value of the type."""
+    e: Emitter,
+    condition: ir.Value,
+    then: Callable[[], Sequence[ir.Value]],
+    otherwise: Callable[[], Sequence[ir.Value]],
+    types: Callable[[], Sequence[TensorType]],
+) -> Sequence[ir.Value]:
+    """`then` where the condition, bool [], holds, else `otherwise`; both make values of `types`, asked after."""
     e.loops += 1
     branches = []
     for name, make in (("then", then), ("else", otherwise)):
         with e.inside() as nodes:
-            result = make()
-        declare(result, type_)
-        branches.append(ir.Graph([], [result], nodes=nodes, name=f"{e.prefix}{name}.{e.loops}"))
-    return e("If", condition, then_branch=branches[0], else_branch=branches[1])
+            results = list(make())
+            for i, value in enumerate(results):
+                if value.producer() not in nodes or value in results[:i]:
+                    results[i] = e("Identity", value)
+        for value, type_ in zip(results, types(), strict=True):
+            declare(value, type_)
+        branches.append(ir.Graph([], results, nodes=nodes, name=f"{e.prefix}{name}.{e.loops}"))
+    count = len(branches[0].outputs)
+    return e.several("If", count, condition, then_branch=branches[0], else_branch=branches[1])
+
+
+def is_one_token(e: Emitter) -> ir.Value:
+    """Is T = 1? bool []."""
+    size: ir.Value = e.sizes["T"]
+    return e("Equal", e("Squeeze", size, e.ints(0)), e.const(1, torch.int64))

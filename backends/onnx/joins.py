@@ -38,7 +38,7 @@ class Join:
 def find_joins(graph: Graph, values: Mapping[fx.Node, Any], e: Emitter) -> dict[fx.Node, Join]:
     """The linear maps of a graph that can be joined, each with its group.
 
-    They read the same value, have weights of the source's or weights that the conversion added, all with a bias or none.
+    They read the same value; their weights are the source's, or all new; all have a bias, or none.
     """
     groups: dict[tuple[Any, ...], list[fx.Node]] = {}
     for node in graph.calls():

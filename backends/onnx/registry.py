@@ -1,10 +1,11 @@
-"""What the installed ONNX Runtime registers for a provider, as a table of kernels: how cuda_kernels.json is made, and
-compared on a machine with a GPU (benchmarks/gpu.py). The provider must start: CUDA's asks for a device.
+"""What the installed ONNX Runtime registers for a provider, as a table of kernels. The provider must start: CUDA's asks
+for a device. cuda_kernels.json is such a table; benchmarks/gpu.py compares it, and writes it (--write-table FILE).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sleepc.backends.onnx.kernels import Kernel, Schema, Table
@@ -52,6 +53,24 @@ def merged(kernels: list[Kernel]) -> list[Kernel]:
                 one = Kernel(versions=a.versions, types=both)
                 return merged([*kernels[:i], one, *kernels[i + 1 : j], *kernels[j + 1 :]])
     return kernels
+
+
+def as_text(table: Table) -> str:
+    """The table as JSON with a line for each operator and kernel."""
+    found = table.model_dump(mode="json")
+    parts = [f" {json.dumps(key)}: {json.dumps(found[key])}" for key in ("runtime", "provider", "source", "on_cpu")]
+    for key, line in (("schemas", json.dumps), ("kernels", _kernel_lines)):
+        domains = [f"  {json.dumps(domain)}: {_block(ops, line)}" for domain, ops in found[key].items()]
+        parts.append(f" {json.dumps(key)}: {{\n" + ",\n".join(domains) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _block(operators: dict[str, Any], line: Callable[[Any], str]) -> str:
+    return "{\n" + ",\n".join(f"   {json.dumps(op)}: {line(value)}" for op, value in operators.items()) + "\n  }"
+
+
+def _kernel_lines(kernels: list[Any]) -> str:
+    return "[" + ",\n    ".join(json.dumps(kernel) for kernel in kernels) + "]"
 
 
 def _schemas(state: Any) -> list[Any]:

@@ -8,10 +8,11 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.call import Style
-from sleepc.backends.onnx.emit import Emitter
 from sleepc.backends.onnx.control import repeat
+from sleepc.backends.onnx.emit import Emitter
+from sleepc.backends.onnx.ports import ports_of
 from sleepc.backends.onnx.translate import translate
-from sleepc.backends.onnx.wake import Step, ports_of
+from sleepc.backends.onnx.wake import Step
 from sleepc.backends.onnx.weights import Weights
 from sleepc.ir.program import Loop, ProgramGraphs
 from sleepc.ir.types import TensorType
@@ -67,7 +68,9 @@ def _again(
 
     def body(carried: Any) -> list[ir.Value]:
         given = {**values, "live": live, "h": carried[0]}
-        h, changed = _pass(program, e, loop.start, loop.end, given, old | new | dict(zip(inner, carried[1:], strict=True)), style)
+        h, changed = _pass(
+            program, e, loop.start, loop.end, given, old | new | dict(zip(inner, carried[1:], strict=True)), style
+        )
         return [h, *(changed[name] for name in inner)]
 
     for name in inner:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
-from sleepc.backends.onnx.call import Style, Weight
+from sleepc.backends.onnx.blocks import all_blocks
+from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.backends.onnx.manifest import Change, Columns, Kept, Replaced
-from sleepc.backends.onnx.translate import Written, translate
+from sleepc.backends.onnx.ports import ports_of
+from sleepc.backends.onnx.translate import translate
 from sleepc.backends.onnx.weights import Weights
-from sleepc.ir.graph import Graph
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
 
@@ -50,17 +50,6 @@ class Step:
         self.changes[state] = Replaced(output=f"new.{state}")
 
 
-def ports_of(graph: Graph, values: Mapping[str, Any], params: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What stands at a graph's ports: values by name; parameters by `params` (port -> key) or by their own name."""
-    found: dict[str, Any] = {}
-    for name, node in graph.ports().items():
-        if node.meta["port"].kind in ("param", "const"):
-            found[name] = Weight(params[name] if params else name)
-        else:
-            found[name] = values[name]
-    return found
-
-
 def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> Step:
     """The wake step. Inputs beside the state: tokens [B,T], lengths [B], logits_at [B,M] (whose logits are wanted)."""
     e = Emitter(weights)
@@ -80,44 +69,16 @@ def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> Step:
     for spec in program.states:
         if spec.name in values:
             step.replace(spec.name, values.pop(spec.name), spec.type())
-    columns = _blocks(program, step, values, states, style)
-    _logits(program, step, values, wanted, style)
-    _join(step, columns, style)
+    blocks = all_blocks(program, e, values, states, style)
+    _logits(program, step, {**values, "h": blocks.h}, wanted, style)
+    for name, (value, type_) in blocks.outputs.items():
+        step.output(name, value, type_)
+    step.changes |= blocks.changes
     for name in {change.slots for change in step.changes.values() if isinstance(change, Columns)}:
         step.output(name, values[name], types[name])
     for name in states:
         step.changes.setdefault(name, Kept())
     return step
-
-
-Group = tuple[str, tuple[int | str, ...], torch.dtype, str]
-
-
-def _blocks(
-    program: ProgramGraphs, step: Step, values: dict[str, Any], states: Mapping[str, ir.Value], style: Style
-) -> dict[Group, dict[str, ir.Value]]:
-    """All blocks, one after the other; `values["h"]` becomes the last one's. What they write into windows and records
-    is returned, by kind and state.
-    """
-    e, columns = step.e, {}
-    for i, block in enumerate(program.layout):
-        cls = program.classes[block.cls]
-        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        e.prefix = f"block.{i}."
-        results = translate(e, cls.wake, ports_of(cls.wake, {**values, **own}, block.params), style)
-        values["h"] = results.pop("h")
-        for spec in cls.states:
-            if spec.name not in results:
-                continue
-            found, node = results[spec.name], cls.wake.results()[spec.name]
-            if isinstance(found, Written):
-                slots = node.args[2].meta["port"].name  # type: ignore[union-attr]
-                kind: Group = (spec.name, spec.dims, spec.dtype, slots)
-                columns.setdefault(kind, {})[f"{i}.{spec.name}"] = found.new
-            else:
-                step.replace(f"{i}.{spec.name}", found, spec.type())
-    e.prefix = ""
-    return columns
 
 
 def _logits(program: ProgramGraphs, step: Step, values: dict[str, Any], wanted: ir.Value, style: Style) -> None:
@@ -135,18 +96,3 @@ def _logits(program: ProgramGraphs, step: Step, values: dict[str, Any], wanted: 
     logits = translate(e, program.head, ports_of(program.head, values), style)["logits"]
     logits = logits if early else pick(logits)
     step.output("logits", logits, TensorType(program.dtype, ("B", "M", program.vocab)))
-
-
-def _join(step: Step, columns: dict[Group, dict[str, ir.Value]], style: Style) -> None:
-    """What is written into windows leaves the graph as few tensors: states of one kind side by side, as heads."""
-    e, names = step.e, set()
-    for (name, dims, dtype, slots), parts in columns.items():
-        output = f"columns.{name}"
-        while output in names:
-            output += "'"
-        names.add(output)
-        heads = int(dims[1])
-        joined = e("Concat", *parts.values(), axis=1) if len(parts) > 1 else next(iter(parts.values()))
-        step.output(output, joined, TensorType(dtype, ("B", heads * len(parts), "T", *dims[3:])))
-        for row, state in enumerate(parts):
-            step.changes[state] = Columns(output=output, row=row, slots=slots)

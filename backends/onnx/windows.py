@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.call import Call, fuses, ours, translates
-from sleepc.backends.onnx.control import choose
+from sleepc.backends.onnx.control import choose, is_one_token
 from sleepc.backends.onnx.emit import MICROSOFT
 
 
@@ -91,7 +91,7 @@ def window_bias(c: Call) -> ir.Value:
 
 @fuses(ours.window_attention.default)
 def fused_attention(c: Call) -> ir.Value | None:
-    """As `Attention`, the window being its past; not with sinks of logits or a softcap, whose order it has otherwise."""
+    """As `Attention`, the window being its past; not with logits of sinks or a softcap, which it orders otherwise."""
     if c.raw(6) is not None or c.raw("softcap", 0.0):
         return None
     q, k, v, k_window, v_window, mask = (c.tensor(i) for i in range(6))
@@ -104,20 +104,19 @@ def fused_attention(c: Call) -> ir.Value | None:
         # the kernel wants the outputs for keys and values with those of the past, which nobody reads
         return c.e.several("Attention", 3, q, k, v, mask, k_window, v_window, scale=scale)[0]
 
+    def one() -> ir.Value:
+        return _one_token(c, q, (k, v, k_window, v_window), mask)
+
     if not c.style.columns or c.type(5).dims[1] != 1 or c.e.sizes["T"].const_value is not None:  # a sleep's T is fixed
         return many()
-    return choose(c.e, _is_one_token(c), lambda: _one_token(c, q, (k, v, k_window, v_window), mask), many, c.out)
-
-
-def _is_one_token(c: Call) -> ir.Value:
-    """Is T = 1? bool []."""
-    tokens = c.e.sizes["T"]
-    return c.e.once(("one token",), lambda: c.e("Equal", c.e("Squeeze", tokens, c.e.ints(0)), _number(c, 1)))  # type: ignore[no-any-return]
+    if c.style.tokens != "any":
+        return one() if c.style.tokens == "one" else many()
+    return choose(c.e, is_one_token(c.e), lambda: [one()], lambda: [many()], lambda: [c.out])[0]
 
 
 def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value) -> ir.Value:
-    """Attention of one token, window and new key apart: `Attention` copies the window to put the new key after it, which
-    is most of its time where a window of 256 is read for one token.
+    """Attention of one token, window and new key apart: `Attention` copies the window to put the new key after it,
+    which is most of its time where a window of 256 is read for one token.
     """
     e, (k, v, k_window, v_window) = c.e, others
     width, kv = int(c.type(0).dims[3]), int(c.type(1).dims[1])

@@ -1,0 +1,98 @@
+"""All blocks of a wake step, one after the other, and what they change of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from sleepc.backends.onnx.call import Style
+from sleepc.backends.onnx.control import choose, is_one_token
+from sleepc.backends.onnx.emit import Emitter
+from sleepc.backends.onnx.manifest import Change, Columns, Replaced
+from sleepc.backends.onnx.ports import ports_of
+from sleepc.backends.onnx.translate import Written, translate
+from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.types import TensorType
+
+Kind = tuple[str, tuple[int | str, ...], torch.dtype, str]
+
+
+@dataclass
+class Blocks:
+    """h [B,T,d] after the last block; outputs of the graph by name, with their types; and how states change."""
+
+    h: ir.Value
+    outputs: dict[str, tuple[ir.Value, TensorType]] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+
+
+def all_blocks(
+    program: ProgramGraphs, e: Emitter, values: Mapping[str, Any], states: Mapping[str, ir.Value], style: Style
+) -> Blocks:
+    """The blocks; twice for int4, since the fastest products for one token and for many are different kernels of ONNX
+    Runtime's: the graph chooses when it runs.
+    """
+    if style.precision != "int4" or not style.columns:
+        return _blocks(program, e, values, states, style)
+    made: list[Blocks] = []
+
+    def branch(tokens: Any) -> list[ir.Value]:
+        made.append(_blocks(program, e, values, states, replace(style, tokens=tokens)))
+        return [made[-1].h, *(value for value, _ in made[-1].outputs.values())]
+
+    width = TensorType(program.dtype, ("B", "T", program.hidden))
+    h, *found = choose(
+        e,
+        is_one_token(e),
+        lambda: branch("one"),
+        lambda: branch("many"),
+        lambda: [width, *(type_ for _, type_ in made[-1].outputs.values())],
+    )
+    outputs = {name: (value, made[0].outputs[name][1]) for name, value in zip(made[0].outputs, found, strict=True)}
+    return Blocks(h, outputs, made[0].changes)
+
+
+def _blocks(
+    program: ProgramGraphs, e: Emitter, values: Mapping[str, Any], states: Mapping[str, ir.Value], style: Style
+) -> Blocks:
+    found = Blocks(values["h"])
+    columns: dict[Kind, dict[str, ir.Value]] = {}
+    for i, block in enumerate(program.layout):
+        cls = program.classes[block.cls]
+        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        e.prefix = f"block.{i}."
+        ports = ports_of(cls.wake, {**values, **own, "h": found.h}, block.params)
+        results = translate(e, cls.wake, ports, style)
+        found.h = results["h"]
+        for spec in cls.states:
+            value = results.get(spec.name)
+            if isinstance(value, Written):
+                slots = cls.wake.results()[spec.name].args[2].meta["port"].name  # type: ignore[union-attr]
+                columns.setdefault((spec.name, spec.dims, spec.dtype, slots), {})[f"{i}.{spec.name}"] = value.new
+            elif value is not None:
+                _replace(found, f"{i}.{spec.name}", value, spec)
+    e.prefix = ""
+    _join(found, e, columns)
+    return found
+
+
+def _replace(found: Blocks, name: str, value: ir.Value, spec: StateSpec) -> None:
+    found.outputs[f"new.{name}"] = (value, spec.type())
+    found.changes[name] = Replaced(output=f"new.{name}")
+
+
+def _join(found: Blocks, e: Emitter, columns: dict[Kind, dict[str, ir.Value]]) -> None:
+    """What is written into windows leaves the graph as few tensors: states of one kind side by side, as heads."""
+    for (name, dims, dtype, slots), parts in columns.items():
+        output = f"columns.{name}"
+        while output in found.outputs:
+            output += "'"
+        joined = e("Concat", *parts.values(), axis=1) if len(parts) > 1 else next(iter(parts.values()))
+        type_ = TensorType(dtype, ("B", int(dims[1]) * len(parts), "T", *dims[3:]))
+        found.outputs[output] = (joined, type_)
+        for row, state in enumerate(parts):
+            found.changes[state] = Columns(output=output, row=row, slots=slots)
