@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens measured at each context")
     parser.add_argument("--eager", default="float32,bfloat16", help="dtypes; float32 is among them")
     parser.add_argument("--exports", default="fp32,fp16,int4", help="precisions")
+    parser.add_argument("--write-table", type=Path, help="a file for the installed ONNX Runtime's kernels")
     parser.add_argument("--device", default="cuda", choices=sorted(PROVIDERS))
     options = parser.parse_args()
     if options.tiny:
@@ -65,7 +66,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                 steps = each.steps(device=options.device)
                 yield from measured(steps, expected, options, system="eager", precision=dtype)
         if not reasons["onnx"]:
-            yield kernels(PROVIDERS[options.device])
+            yield kernels(PROVIDERS[options.device], options.write_table)
             for precision in options.exports.split(","):
                 steps = exported(program, Path(scratch) / precision, precision, options.device)
                 yield from measured(steps, expected, options, system="onnx", precision=precision)
@@ -97,15 +98,18 @@ def exported(program: Any, folder: Path, precision: str, device: str) -> Steps:
     return DeviceSteps(folder, load(folder).manifest, provider=PROVIDERS[device])
 
 
-def kernels(provider: str) -> Row:
-    """Operators whose kernels are not those of the committed table."""
+def kernels(provider: str, write: Path | None) -> Row:
+    """Operators whose kernels are not those of the committed table; what there is instead goes into a file."""
     import onnxruntime
 
+    from sleepc.backends.onnx.backend import about
     from sleepc.backends.onnx.kernels import cuda_table
-    from sleepc.backends.onnx.registry import registered
+    from sleepc.backends.onnx.registry import as_text, registered
 
     table = cuda_table()
-    found = registered(provider, {domain: list(ops) for domain, ops in table.kernels.items()})
+    found = registered(provider, {domain: list(ops) for domain, ops in table.kernels.items()}, about())
+    if write is not None:
+        write.write_text(as_text(found))
     other = [op for d, ops in table.kernels.items() for op, known in ops.items() if found.kernels[d][op] != known]
     row = {"kind": "kernels", "table": table.runtime, "installed": onnxruntime.__version__, "provider": provider}
     return row | {"operators": sum(map(len, table.kernels.values())), "different": other}

@@ -69,10 +69,10 @@ def test_rows_on_their_own_clocks_are_as_on_the_host(both: Made, consolidation: 
         found.append((logits, steps.to_named_arrays(session.snapshot().state)))
     (ours, state), (theirs, expected) = found
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     assert state.keys() == expected.keys()
     for name, array in state.items():
-        np.testing.assert_allclose(array, expected[name], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_a_step_writes_where_it_does_not_read(both: Made) -> None:

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from sleepc.api import capture
 from sleepc.backends.onnx import backend
 from sleepc.backends.onnx.call import Operators, Style
-from sleepc.backends.onnx.kernels import Table, check_kernels, cuda_table
+from sleepc.backends.onnx.kernels import TABLE, Table, check_kernels, cuda_table
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import MANIFEST
-from sleepc.backends.onnx.registry import registered
+from sleepc.backends.onnx.registry import as_text, registered
 from sleepc.errors import SleepcError
 from tests.families import Family, make_module
 
@@ -69,6 +69,11 @@ def write(path: Path, nodes: list[Any], inputs: dict[str, str], opset: int = 23,
 def cpu() -> Table:
     """The CPU provider's kernels, of the operators in the table."""
     return registered("CPUExecutionProvider", {d: list(ops) for d, ops in cuda_table().kernels.items()})
+
+
+def test_the_table_is_written_as_it_is_committed(cpu: Table) -> None:
+    assert as_text(cuda_table()) == TABLE.read_text()
+    assert Table.model_validate_json(as_text(cpu)) == cpu
 
 
 def small_files(folder: Path) -> Iterator[tuple[str, Path]]:
