@@ -95,7 +95,8 @@ def export(
     manifest = manifest.model_copy(update={"rules": rules_of(manifest)})
     report = check(program, folder, manifest, written, tokens, progress)
     if not report.ok:
-        raise SleepcError(report.failures(), fix="Nothing was written. Please report the model and these figures.")
+        fix = "Use a wider --precision." if report.only_rounding else "Please report the model and these figures."
+        raise SleepcError(report.failures(), fix=f"Nothing was written. {fix}")
     manifest = manifest.model_copy(update={"report": report.to_json()})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return manifest

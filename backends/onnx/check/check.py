@@ -131,7 +131,9 @@ def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> N
     program, progress = subject.program, subject.progress
     whole = {key: dtype for key, dtype in dtypes_of(program).items() if key not in in_blocks}
     parameters = {key: program.params[key].materialise().to(dtype) for key, dtype in whole.items()} | in_blocks
-    others: list[Other] = [(name, EagerSteps(p, parameters)) for name, p, _ in sleeps_of(program)]
+    others: list[Other] = [
+        (name, EagerSteps(p, parameters)) for name, p, _ in sleeps_of(program, subject.manifest.replays)
+    ]
     reading = Reading(EagerSteps(program, parameters), _enough(subject), shelf.put)
     reading.read_all(others, lambda share: progress("reading with PyTorch", share))
 
@@ -150,7 +152,8 @@ def _read_onnx(subject: Check, expected: Shelf) -> None:
 
     with _told(), accurate(subject.folder, subject.manifest) as manifest:
         steps = OnnxSteps(subject.folder, manifest)
-        others: list[Other] = [(name, _sleeping(steps, passes)) for name, _, passes in sleeps_of(subject.program)]
+        sleeps = sleeps_of(subject.program, manifest.replays)
+        others: list[Other] = [(name, _sleeping(steps, passes)) for name, _, passes in sleeps]
         reading = Reading(steps, _enough(subject), compared)
         reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
         del steps, others, reading
@@ -181,13 +184,15 @@ def _enough(subject: Check) -> IntArray:
     return np.resize(subject.tokens, tokens_needed(subject.program.window))
 
 
-def sleeps_of(program: ProgramGraphs) -> list[tuple[str, ProgramGraphs, int]]:
+def sleeps_of(program: ProgramGraphs, replays: bool) -> list[tuple[str, ProgramGraphs, int]]:
     """Sleeps to compare: what each is called, the program that makes it, and its passes.
 
-    N passes and N + 1, and for a program that runs blocks again also the sleep without that: 0.
+    N passes, N + 1 where more have a meaning (it `replays`, or runs blocks again), and for a program that runs blocks
+    again also the sleep without that: 0.
     """
     passes = passes_of(program)
-    found = [(f"a sleep of {n} pass{'es' if n > 1 else ''}", with_passes(program, n), n) for n in (passes, passes + 1)]
+    numbers = (passes, passes + 1) if replays or program.loop else (passes,)
+    found = [(f"a sleep of {n} pass{'es' if n > 1 else ''}", with_passes(program, n), n) for n in numbers]
     if program.loop is not None:
         found.append(("a sleep that runs no block again", replace(program.clone(), loop=None), 0))
     return found

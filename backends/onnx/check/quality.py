@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepc.backends.onnx.check.report import TEXT as CHECK
 from sleepc.backends.onnx.check.report import Row
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
@@ -59,8 +60,8 @@ class Quality:
         most, least = BOUNDS[precision]
         text = f"{self.read} tokens, against float32 with weights as they were"
         return [
-            Row("text", "KL per token", self.kl / self.read, most, f"{text}, in nats"),
-            Row("text", "likeliest word", self.agreed / self.read, least, f"{text}: the same", least=True),
+            Row(CHECK, "KL per token", self.kl / self.read, most, f"{text}, in nats"),
+            Row(CHECK, "likeliest word", self.agreed / self.read, least, f"{text}: the same", least=True),
         ]
 
     def perplexity(self) -> dict[str, float]:

@@ -31,7 +31,7 @@ from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.backends.onnx.weights import FILE
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.base import Stage
 from sleepc.passes.retype import Retype
@@ -110,10 +110,37 @@ def test_numbers_of_passes_make_different_sleeps(lowered: Lowered) -> None:
     """Else a graph that ignores its passes would not be found."""
     from sleepc.backends.onnx.check.check import sleeps_of
 
-    ((_, once, n), (_, twice, m)) = sleeps_of(lowered.program.graphs)
+    ((_, once, n), (_, twice, m)) = sleeps_of(lowered.program.graphs, replays=True)
     assert (n, m) == (1, 2)
     texts = [str([node.kwargs for node in next(iter(p.classes.values())).sleep.calls()]) for p in (once, twice)]  # type: ignore[union-attr]
     assert texts[0] != texts[1]
+
+
+@pytest.fixture(scope="module")
+def looped() -> Program:
+    options = {"window": 8, "sinks": 2, "consolidation": "recurrent", "passes": 2, "loop": "0:2"}
+    with pytest.warns(SleepcWarning):
+        return sleepc.convert(make_module("gpt2", torch.float32), options)
+
+
+def test_a_program_that_runs_blocks_again(looped: Program, tmp_path: Path) -> None:
+    report = Lowered.make(looped, tmp_path).check()
+    assert report.ok, report.failures()
+    sleeps = {row.check for row in report.rows if row.check.startswith("a sleep")}
+    assert sleeps == {"a sleep of 2 passes", "a sleep of 3 passes", "a sleep that runs no block again"}
+
+
+def test_more_passes_are_only_tried_where_they_mean_something(lowered: Lowered) -> None:
+    assert lowered.manifest.replays
+    lowered.manifest = lowered.manifest.model_copy(update={"replays": False})
+    assert "a sleep of 2 passes" not in {row.check for row in lowered.check().rows}
+
+
+def test_what_rounding_costs_is_told_apart(program: Program, tmp_path: Path) -> None:
+    """Random weights: the likeliest words are chance, and int4 changes them."""
+    with pytest.raises(SleepcError, match="likeliest word") as caught:
+        backend.export(program.graphs, tmp_path, tokens=TOKENS, precision="int4")
+    assert "wider --precision" in caught.value.fix
 
 
 # ------------------------------------------------------------------------------------------------- planted faults
