@@ -57,7 +57,7 @@ demo: $(READY) ## Convert a real model and talk to it across sleeps (DEMO=short 
 adapter: $(READY) ## Train the demo's adapter again (half an hour on two cores; goes on where it was stopped)
 	$(BIN)/python benchmarks/distil_smollm2.py --work build/adapter --adapter examples/smollm2.adapter.safetensors
 
-bench: $(READY) ## Run a benchmark of benchmarks/ (BENCH=perplexity, decode_cpu, convert_memory; ARGS=...)
+bench: $(READY) ## Run a benchmark of benchmarks/ (BENCH=perplexity, decode_cpu, convert_memory, onnx_cpu, gpu; ARGS=...)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 clean: ## Remove .venv and what the tools left
