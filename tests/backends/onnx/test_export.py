@@ -19,13 +19,14 @@ import sleepc
 from sleepc.api import Program
 from sleepc.backends.onnx import backend
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
+from sleepc.backends.onnx.check import check as checking
 from sleepc.backends.onnx.check.check import check
 from sleepc.backends.onnx.check.compare import relative
 from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.quality import Quality
 from sleepc.backends.onnx.check.reading import tokens_needed
 from sleepc.backends.onnx.check.report import Report, Row
-from sleepc.backends.onnx.check.weights import Written, check_weights, plain, quantised
+from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Manifest
@@ -213,6 +214,25 @@ def test_a_file_that_is_no_valid_model(lowered: Lowered) -> None:
     lowered.edit(lambda m: m.graph.node.append(onnx.helper.make_node("Nothing", ["tokens"], ["nothing"])))
     with pytest.raises(SleepcError, match=r"wake\.onnx is not a valid model"):
         lowered.check()
+
+
+def test_a_node_that_the_provider_has_no_kernel_for(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "check_kernels", lambda path: [f"{path.name}: Det"])
+    assert lowered.check().ok  # for the CPU
+    lowered.manifest = lowered.manifest.model_copy(update={"ep": "cuda"})
+    with pytest.raises(SleepcError, match=r"CUDA has no kernel for wake\.onnx: Det"):
+        lowered.check()
+
+
+def test_a_parameter_that_is_rounded_in_one_place_only(program: Program, tmp_path: Path) -> None:
+    rounded = Lowered.make(program, tmp_path, "int8")
+    stored = rounded.stored()
+    key = next(keys for keys, form in rounded.written.values() if form == "int8")
+    whole = next(name for name, (_, form) in rounded.written.items() if form == "plain" and name in stored)
+    assert dequantised(program.graphs, tmp_path, stored, rounded.written)
+    rounded.written[whole] = (key, "plain")
+    with pytest.raises(UsageError, match="whole and in blocks"):
+        dequantised(program.graphs, tmp_path, stored, rounded.written)
 
 
 def test_an_operator_that_is_translated_wrongly(
