@@ -76,8 +76,8 @@ class OnnxSteps:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # neither costs time here, and both keep memory that only long calls need
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        # an arena keeps the memory of the longest call, and is no faster here
+        options.enable_cpu_mem_arena = False
         # softmax leaves numbers of 1e-40, with which processors compute a hundred times slower than with 0
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
