@@ -37,7 +37,10 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-@pytest.mark.parametrize(("name", "recipe", "ops"), CASES)
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in CASES[:2] + CASES[5:]]
+
+
+@pytest.mark.parametrize(("name", "recipe", "ops"), [*SLOW, *CASES[2:5]])
 def test_files_are_valid_and_say_their_shapes(name: str, recipe: str, ops: str) -> None:
     for path in files(name, recipe, ops):
         onnx.checker.check_model(str(path), full_check=True)
@@ -49,7 +52,7 @@ def test_files_are_valid_and_say_their_shapes(name: str, recipe: str, ops: str) 
         assert [shape_of(v) for v in inferred.graph.output] == [shape_of(v) for v in model.graph.output]
 
 
-@pytest.mark.parametrize(("name", "recipe", "ops"), CASES)
+@pytest.mark.parametrize(("name", "recipe", "ops"), CASES[3:5])
 def test_the_program_alone_says_how_many_nodes_there_are(name: str, recipe: str, ops: str) -> None:
     """Nothing is unrolled along tokens."""
 
