@@ -196,7 +196,10 @@ class Emitter:
 
     def reshape(self, x: ir.Value, before: Sequence[int | str] | None, dims: Sequence[int | str]) -> ir.Value:
         """x [`before`] -> [`dims`]; the target is a constant wherever ONNX can say it so."""
-        return self("Reshape", x, self._target(before or (), dims))
+        target = self._target(before or (), dims)
+        if target.const_value is None:  # sizes as they are, of which any may be 0
+            return self("Reshape", x, target, allowzero=1)
+        return self("Reshape", x, target)
 
     def _target(self, before: Sequence[int | str], dims: Sequence[int | str]) -> ir.Value:
         # 0 stands for the same size as before in this place, and one -1 for what is left

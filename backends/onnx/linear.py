@@ -12,6 +12,7 @@ from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.joins import Join
 from sleepc.backends.onnx.quantise import BLOCK
 from sleepc.backends.onnx.weights import Form, Keys
+from sleepc.errors import UsageError
 from sleepc.ir.graph import is_call
 
 # accuracy_level of MatMulNBits. Activations become int8 in blocks: half the time for one token, where the bytes of
@@ -50,10 +51,25 @@ def linear(c: Call) -> ir.Value:
     weight = c.raw(1)
     if isinstance(weight, Weight):
         out, width = c.type(1).dims
-        product = _map(c, c.tensor(0), weight.key, (int(out), int(width)))
+        product = _tied(c, weight.key) or _map(c, c.tensor(0), weight.key, (int(out), int(width)))
     else:
         product = c.e("MatMul", c.tensor(0), c.e.transpose(c.tensor(1), (1, 0)))
     return product if c.raw(2) is None else c.e("Add", product, c.tensor(2))
+
+
+def _tied(c: Call, key: str) -> ir.Value | None:
+    """The same by a weight that others read too, which so is in the file once, as they read it. Blocks of int4 and int8
+    serve both anyway.
+    """
+    e, precision = c.e, c.style.precision
+    if key not in e.weights.shared or precision in ("int8", "int4"):
+        return None
+    half = precision == "fp16" and not e.weights.is_new(key)
+    x = e.cast(c.tensor(0), torch.float16) if half else c.tensor(0)
+    rows = e("Reshape", x, e.ints(-1, int(c.type(1).dims[1])))
+    product = e("Gemm", rows, e.weight(key, "half" if half else "plain"), transB=1)
+    product = e.reshape(product, None, c.out.dims)
+    return e.cast(product, torch.float32) if half else product
 
 
 @fuses(aten.linear.default)
@@ -96,8 +112,10 @@ def _whole(c: Call, join: Join) -> ir.Value:
 
 @translates(aten.addmm.default)
 def addmm(c: Call) -> ir.Value:
-    """bias + x [n, in] weight [in, out]."""
+    """bias + x [n, in] weight [in, out]. Raises UsageError for factors other than 1."""
     weight = c.raw(2)
+    if c.raw("beta", 1) != 1 or c.raw("alpha", 1) != 1:
+        raise UsageError("the ONNX backend adds products as they are", where="aten.addmm with beta or alpha")
     if isinstance(weight, Weight):
         width, out = c.type(2).dims
         product = _map(c, c.tensor(1), weight.key, (int(out), int(width)), flipped=True)

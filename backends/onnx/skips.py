@@ -10,9 +10,7 @@ from sleepc.backends.onnx.emit import MICROSOFT
 
 
 def join_skips(graph: ir.Graph) -> int:
-    """Make every x + y [B, T, d] whose norm is taken, and the norm, one SkipSimplifiedLayerNormalization, in inner graphs
-    too; how many.
-    """
+    """Make every x + y [B, T, d] whose norm is taken, and the norm, one kernel, in graphs inside as well; how many."""
     count = 0
     for norm in list(graph):
         inner = [a.as_graph() for a in norm.attributes.values() if a.type == ir.AttributeType.GRAPH]
