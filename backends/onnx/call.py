@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -13,6 +13,9 @@ from torch import fx
 from sleepc.backends.onnx.emit import Emitter
 from sleepc.errors import UsageError
 from sleepc.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from sleepc.backends.onnx.joins import Join
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Operators = Literal["ort", "portable"]
@@ -57,7 +60,7 @@ class Call:
     values: Mapping[fx.Node, Any]
     style: Style
     passes: ir.Value | None = None  # how often a sleep replays its window, where that is an input
-    joins: Mapping[fx.Node, Any] = field(default_factory=dict)  # see joins.py
+    joins: Mapping[fx.Node, Join] = field(default_factory=dict)  # see joins.py
 
     @property
     def out(self) -> TensorType:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +30,9 @@ TYPES: dict[torch.dtype, ir.DataType] = {
     torch.uint8: ir.DataType.UINT8,
     torch.bool: ir.DataType.BOOL,
 }
+
+
+Made = TypeVar("Made")
 
 
 class Emitter:
@@ -63,7 +66,7 @@ class Emitter:
         key = (op, domain, results, tuple(map(id, given)), str(sorted(attributes.items())))
         if op == "Identity" or any(isinstance(value, ir.Graph) for value in attributes.values()):
             return self._node(op, results, given, domain, attributes)
-        return self.once(key, lambda: self._node(op, results, given, domain, attributes))  # type: ignore[no-any-return]
+        return self.once(key, lambda: self._node(op, results, given, domain, attributes))
 
     def _node(
         self, op: str, results: int, given: list[ir.Value | None], domain: str, attributes: dict[str, Any]
@@ -76,11 +79,12 @@ class Emitter:
         self._nodes[-1].append(node)
         return node.outputs
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """The value that `make()` gave for this key in the graph at hand or one around it, or makes now."""
         for made in self._made:
             if key in made:
-                return made[key]
+                found: Made = made[key]
+                return found
         value = make()
         self._made[-1][key] = value
         return value
@@ -117,7 +121,7 @@ class Emitter:
         if name not in self.initializers:
             tensor = ir.tensor(data, dtype=kind, name=name)
             self.initializers[name] = ir.Value(
-                name=name, shape=tensor.shape, type=ir.TensorType(kind), const_value=tensor
+                name=name, shape=ir.Shape(data.shape), type=ir.TensorType(kind), const_value=tensor
             )
         return self.initializers[name]
 

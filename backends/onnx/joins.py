@@ -44,7 +44,7 @@ def find_joins(graph: Graph, values: Mapping[fx.Node, Any], e: Emitter) -> dict[
     for node in graph.calls():
         if not is_call(node, aten.linear.default):
             continue
-        weights = [values.get(a) for a in node.args[1:] if a is not None]  # type: ignore[arg-type]
+        weights: list[Any] = [values.get(a) for a in node.args[1:] if a is not None]  # type: ignore[arg-type]
         if all(isinstance(w, Weight) and w.key not in e.weights.shared for w in weights):
             groups.setdefault((through(node.args[0]), e.weights.is_new(weights[0].key), len(weights)), []).append(node)
     joins: dict[fx.Node, Join] = {}

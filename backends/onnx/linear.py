@@ -31,8 +31,8 @@ def _map(c: Call, x: ir.Value, key: Keys, sizes: tuple[int, int], *, flipped: bo
     if precision == "fp16":
         half = e("MatMul", e.cast(x, torch.float16), e.weight(key, "half" if flipped else "half.transposed"))
         return e.cast(half, torch.float32)
-    form: Form = f"{precision}.transposed" if flipped else precision  # type: ignore[assignment]
-    scales: Form = f"{form}.scales"  # type: ignore[assignment]
+    form: Form = f"{precision}.transposed" if flipped else precision
+    scales: Form = f"{form}.scales"
     return e(
         "MatMulNBits",
         *(x, e.weight(key, form), e.weight(key, scales)),
@@ -139,8 +139,8 @@ def embedding(c: Call) -> ir.Value:
         return e("Gather", c.tensor(0), ids, axis=0)
     if precision == "fp16":
         return e.cast(e("Gather", e.weight(table.key, "half"), ids, axis=0), torch.float32)
-    rows: Form = f"{precision}.rows"  # type: ignore[assignment]
-    scales: Form = f"{precision}.scales"  # type: ignore[assignment]
+    rows: Form = f"{precision}.rows"
+    scales: Form = f"{precision}.scales"
     return e(
         "GatherBlockQuantized",
         *(e.weight(table.key, rows), ids, e.weight(table.key, scales)),

@@ -60,7 +60,7 @@ def _normed(node: Any) -> tuple[fx.Node, float] | None:
     if not is_call(node, aten.mul.Tensor):
         return None
     for x, root in factors(node):
-        total = root.args[0] if is_call(root, aten.rsqrt.default) else None
+        total: Any = root.args[0] if is_call(root, aten.rsqrt.default) else None
         if not is_call(total, aten.add.Tensor):
             continue
         mean, epsilon = total.args[0], constant(total.args[1])

@@ -34,4 +34,5 @@ def dequantise(packed: Packed, scales: Scales, bits: int, width: int) -> npt.NDA
     if bits == 4:
         numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*packed.shape[:2], BLOCK)
     values = (numbers - 2 ** (bits - 1)) * scales[..., None]
-    return values.reshape(len(packed), -1)[:, :width].astype(np.float32)
+    found: npt.NDArray[np.float32] = values.reshape(len(packed), -1)[:, :width].astype(np.float32)
+    return found

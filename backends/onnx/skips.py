@@ -32,6 +32,7 @@ def join_skips(graph: ir.Graph) -> int:
         )
         graph.insert_before(add, node)
         for old, new in ((norm.outputs[0], node.outputs[0]), (total, node.outputs[3])):
+            assert old is not None
             new.name, new.shape, new.type = old.name, old.shape, old.type
             old.name = None
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -104,7 +104,8 @@ def _pass(
     style: Style,
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
     """Blocks `start` to `end` once over the window: (h, what they write)."""
-    h, changed = given["h"], {}
+    h: ir.Value = given["h"]
+    changed: dict[str, ir.Value] = {}
     for i, block in enumerate(program.layout[start:end], start):
         cls = program.classes[block.cls]
         assert cls.again is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,10 @@ Array = npt.NDArray[np.generic]
 FILE = "weights.bin"
 ALIGNMENT = 4096  # ONNX Runtime maps a tensor only where it begins on a page
 
-Form = Literal[
-    *("plain", "transposed", "half", "half.transposed"),
-    *("int4", "int4.scales", "int4.rows", "int4.transposed", "int4.transposed.scales"),
-    *("int8", "int8.scales", "int8.rows", "int8.transposed", "int8.transposed.scales"),
-]
-"""How a parameter stands in the file. `transposed` swaps the dimensions of a matrix, `half` is float16; int4 and int8
-are blocks [out, blocks, bytes] with their `scales` [out, blocks]; `rows` are the same bytes as [out, bytes].
+Form = str
+"""How a parameter stands in the file: "plain", "half" (float16), or "int4", "int8": blocks [out, blocks, bytes], with
+their ".scales" [out, blocks]; ".rows" are the same bytes as [out, bytes]. "transposed" swaps the dimensions of a matrix
+first ("half.transposed", "int4.transposed.scales").
 """
 
 
@@ -61,7 +58,7 @@ class Weights:
         """The initializer's values, in the file."""
         name = self.name(keys, form)
         if name not in self._tensors and form.endswith("rows"):  # the bytes are there
-            blocks = self.tensor(keys, form[:4])  # type: ignore[arg-type]
+            blocks = self.tensor(keys, form[:4])
             rows, width = blocks.shape[0], blocks.shape[1] * blocks.shape[2]
             self._tensors[name] = self._reference(name, blocks, ir.Shape((rows, width)))
             self.written[name] = (keys, form)
@@ -85,7 +82,7 @@ class Weights:
     def _write(self, name: str, array: Array) -> ir.ExternalTensor:
         with (self.folder / FILE).open("ab") as file:
             offset = _aligned(file)
-            file.write(np.ascontiguousarray(array).tobytes() if array.nbytes < 1 << 20 else memoryview(array).cast("B"))
+            np.ascontiguousarray(array).tofile(file)
         kind = ir.DataType.from_numpy(array.dtype)
         return ir.ExternalTensor(
             FILE, offset, array.nbytes, kind, shape=ir.Shape(array.shape), name=name, base_dir=self.folder

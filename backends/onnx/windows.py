@@ -120,9 +120,13 @@ def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value)
     """
     e, (k, v, k_window, v_window) = c.e, others
     width, kv = int(c.type(0).dims[3]), int(c.type(1).dims[1])
-    options = {"domain": MICROSOFT, "transB": 1, "alpha": float(c.raw("scale"))}
+    scale = float(c.raw("scale"))
+
+    def scored(keys: ir.Value) -> ir.Value:
+        return e("FusedMatMul", rows, keys, domain=MICROSOFT, transB=1, alpha=scale)
+
     rows = e("Reshape", q, e.ints(0, kv, -1, width))  # query heads of one KV head are rows of one product
-    scores = e("Concat", e("FusedMatMul", rows, k_window, **options), e("FusedMatMul", rows, k, **options), axis=3)
+    scores = e("Concat", scored(k_window), scored(k), axis=3)
     weights = e("Softmax", e("Add", scores, mask), axis=-1)
     old, new = e.several("Split", 2, weights, e.ints(int(c.type(3).dims[2]), 1), axis=3)
     out = e("Add", e("MatMul", old, v_window), e("MatMul", new, v))
