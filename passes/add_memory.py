@@ -20,12 +20,11 @@ SCALE = 1.0  # with unit keys a stored value comes back at its own size
 
 @dataclass(frozen=True)
 class AddMemory(Pass):
-    """o_window + m (o_memory - o_window), m = sigmoid(W_m x + b_m) per head, 0 until the row's first sleep (semantics.md,
-    section 5).
+    """o_window + m (o_memory - o_window), m = sigmoid(W_m x + b_m) per head, 0 until the row's first sleep
+    (semantics.md, section 5).
 
     q and k pass a map per head, identity at start, then the L2 norm; with write time `sleep` the memory is only read
-    in wake, and
-    keys, gates (and values, where the KV window does not hold them anyway) are recorded.
+    in wake, and keys, gates (and values, where the KV window does not hold them anyway) are recorded.
     """
 
     groups: Groups
