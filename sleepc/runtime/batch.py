@@ -27,6 +27,8 @@ class Packed:
 
     def cut(self, start: IntArray, count: IntArray) -> tuple[IntArray, IntArray]:
         """Tokens start[b] … start[b]+count[b]-1 of each row [B, max count], and their columns."""
+        if not start.any() and int(count.min()) == self.tokens.shape[1]:
+            return self.tokens, self.columns
         step = np.arange(int(count.max()), dtype=np.int64)
         valid = step < count[:, None]
         at = np.where(valid, start[:, None] + step, 0)

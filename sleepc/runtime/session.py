@@ -104,7 +104,8 @@ class Session:
             every = self._read(packed, logits)
             self._stats.tokens_read += int(packed.lengths.sum())
         if logits == "last":
-            return np.where(packed.lengths[:, None] > 0, self._last, 0)
+            read = packed.lengths > 0
+            return self._last.copy() if read.all() else np.where(read[:, None], self._last, 0)
         return every
 
     def sleep(self, rows: Rows | None = None) -> IntArray:
@@ -277,6 +278,9 @@ class Session:
     def _keep_last(self, out: FloatArray | None, ending: BoolArray, count: IntArray) -> None:
         self._known &= count == 0
         if out is None:
+            return
+        if out.ndim == 2 and ending.all():
+            self._last, self._known = out, ending
             return
         self._last = self._last.astype(out.dtype, copy=False)
         rows = np.flatnonzero(ending)

@@ -51,7 +51,7 @@ class Steps(Protocol):
         its state bit for bit. `state` is consumed and may be written in place. Places without a
         token hold id 0. Logits are float32 (float64 where the model is float64): "last" [B, V]
         after each row's last token of this call, "all" [B, T, V], "none" None; what stands where
-        there is no token is not read.
+        there is no token is not read, and the array is the caller's to keep.
         """
 
     def sleep(self, state: State, rows: BoolArray) -> State:
