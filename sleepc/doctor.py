@@ -58,6 +58,8 @@ def _safely(group: str, what: str, look: Callable[[], tuple[Mark, str, str]], fi
     """What `look` found; where it fails, that is the finding."""
     try:
         return Finding(group, what, *look())
+    except ModuleNotFoundError as error:
+        return Finding(group, what, "missing", f"{error.name} is not installed", f"pip install {error.name}")
     except Exception as error:  # whatever a broken package or disk raises: it is what we were asked for
         lines = str(error).splitlines()
         return Finding(group, what, "broken", f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "), fix)

@@ -27,7 +27,7 @@ def repeat(
     with e.inside() as nodes:
         results = body(carried)
         on = e("Identity", go)
-        results = [e("Identity", r) if r in carried else r for r in results]
+        results = _own(e, nodes, results)
     for value, result in zip(carried, results, strict=True):
         result.shape, result.type = value.shape, value.type
     on.shape, on.type = go.shape, go.type
@@ -47,15 +47,22 @@ def choose(
     branches = []
     for name, make in (("then", then), ("else", otherwise)):
         with e.inside() as nodes:
-            results = list(make())
-            for i, value in enumerate(results):
-                if value.producer() not in nodes or value in results[:i]:
-                    results[i] = e("Identity", value)
+            results = _own(e, nodes, make())
         for value, type_ in zip(results, types(), strict=True):
             declare(value, type_)
         branches.append(ir.Graph([], results, nodes=nodes, name=f"{e.prefix}{name}.{e.loops}"))
     count = len(branches[0].outputs)
     return e.several("If", count, condition, then_branch=branches[0], else_branch=branches[1])
+
+
+def _own(e: Emitter, nodes: Sequence[ir.Node], results: Sequence[ir.Value]) -> list[ir.Value]:
+    """Results of an inner graph: each is made in it, and none is there twice."""
+    made = {id(node) for node in nodes}
+    own: list[ir.Value] = []
+    for value in results:
+        ready = id(value.producer()) in made and not any(value is other for other in own)
+        own.append(value if ready else e("Identity", value))
+    return own
 
 
 def is_one_token(e: Emitter) -> ir.Value:
