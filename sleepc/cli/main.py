@@ -24,6 +24,7 @@ from sleepc.cli.eval import evaluate
 from sleepc.cli.export import export
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
+from sleepc.cli.tasks import tasks
 from sleepc.cli.verify import verify
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 
@@ -49,6 +50,7 @@ app.command()(diff)
 app.command()(bisect)
 app.command()(doctor)
 app.command("eval")(evaluate)
+app.command()(tasks)
 app.command()(adapt)
 app.command()(export)
 

@@ -1,0 +1,63 @@
+"""k-hop look-up: follow k relations, whose facts are told in the context. (Loop, Think, Generalize, arXiv 2604.07822,
+the task of depth.)
+
+Each of `relations` is a random permutation of `entities`, told as facts "e3 r1 e5." in random order. A question is an
+entity and k relations; the answer is the entity where they lead. One of the k occurs once among them, so that all
+entities are equally likely (two times the same permutation leads back to the start too often), and guessing gives
+1 / entities. The paper teaches the facts to the weights; here they are in the context, as in Depo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refuse
+
+
+@dataclass(frozen=True)
+class KHop:
+    """Where k relations lead from an entity, each of them a permutation told fact by fact."""
+
+    by: ClassVar[str] = "hops"
+    entities: int = 8
+    relations: int = 3
+    hops: tuple[int, ...] = (1, 2, 3, 4)
+    questions: int = 4
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.relations < 2 and max(self.hops) > 1:
+            refuse("with one relation there is one hop")
+
+    @property
+    def vocabulary(self) -> Words:
+        """A point, entities, relations."""
+        return (".", *named("e", self.entities), *named("r", self.relations))
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """See Puzzle; hops take turns from question to question."""
+        entities, relations = named("e", self.entities), named("r", self.relations)
+        leads = np.array([rng.permutation(self.entities) for _ in relations])
+        facts = [
+            (entities[e], relations[r], entities[leads[r, e]], ".")
+            for r, e in rng.permutation(list(np.ndindex(leads.shape)))
+        ]
+        questions = []
+        for i in range(self.questions):
+            hops = in_turn(self.hops, index * self.questions + i)
+            at = start = int(rng.integers(self.entities))
+            path = self._path(hops, rng)
+            for relation in path:
+                at = int(leads[relation, at])
+            questions.append(Question((entities[start], *(relations[r] for r in path)), (entities[at],), hops))
+        return Example(tuple(word for fact in facts for word in fact), tuple(questions))
+
+    def _path(self, hops: int, rng: np.random.Generator) -> list[int]:
+        """As many relations, of which one occurs once."""
+        once, *others = rng.permutation(self.relations)
+        path = rng.choice(others, hops).tolist() if others else [once]
+        path[rng.integers(hops)] = int(once)
+        return path

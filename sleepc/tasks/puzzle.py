@@ -1,0 +1,89 @@
+"""Puzzles: a context in words, and questions about it that have one right answer each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from sleepc.errors import UsageError
+
+Words = tuple[str, ...]
+MOST = 100_000  # of any setting
+NO_SPACE_BEFORE = {".", ",", "?", ":"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """`asked` is read after the context, then `answer` is to follow. `depth` is what rows of figures are told by."""
+
+    asked: Words
+    answer: Words
+    depth: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A context, and questions that are each asked right after it."""
+
+    context: Words
+    questions: tuple[Question, ...]
+
+
+class Puzzle(Protocol):
+    """A generator: a frozen dataclass, whose fields are settings (numbers, or tuples of depths to go through)."""
+
+    by: ClassVar[str]
+    """What depth counts: "steps", "hops", "pairs" ..."""
+
+    @property
+    def vocabulary(self) -> Words:
+        """All words, in the order of their ids for a model that knows no others."""
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Example number `index`: several depths take turns by it."""
+
+
+def examples(puzzle: Puzzle, count: int, seed: int) -> list[Example]:
+    """The first `count` examples of a seed. Each has random numbers of its own, so more of them begin with the same."""
+    return [puzzle.example(index, np.random.default_rng([seed, index])) for index in range(count)]
+
+
+def named(letter: str, count: int) -> Words:
+    """Words of equal length, so that none is the beginning of another.
+
+    >>> named("k", 10)[:2], named("k", 10)[-1]
+    (('k01', 'k02'), 'k10')
+    """
+    return tuple(f"{letter}{i:0{len(str(count))}}" for i in range(1, count + 1))
+
+
+def in_turn(depths: Sequence[int], index: int) -> int:
+    """Depth number `index`, from the beginning again after the last."""
+    return depths[index % len(depths)]
+
+
+def text_of(words: Words) -> str:
+    """Words as they follow other words: a space before each but marks.
+
+    >>> text_of(("What", "is", "a", "?"))
+    ' What is a?'
+    """
+    return "".join(word if word in NO_SPACE_BEFORE else f" {word}" for word in words)
+
+
+def check(puzzle: object, *zeros: str) -> None:
+    """Raises UsageError for a setting below 1 (0 for those named) or too large, and for no depths at all."""
+    for field in fields(puzzle):  # type: ignore[arg-type]
+        value = getattr(puzzle, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        least = 0 if field.name in zeros else 1
+        if not numbers or not all(least <= n <= MOST for n in numbers):
+            refuse(f"{field.name} has to be {least} to {MOST}, and is {value}")
+
+
+def refuse(what: str) -> None:
+    """Raises the UsageError for settings that do not go together."""
+    raise UsageError(what, where="--set", fix="Give other settings, as --set name=4 or --set name=1,2,4.")

@@ -1,0 +1,48 @@
+"""The puzzles that there are, by name, and their settings as a person gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sleepc.errors import UsageError
+from sleepc.tasks.khop import KHop
+from sleepc.tasks.puzzle import Puzzle
+from sleepc.tasks.rule110 import Rule110
+
+PUZZLES: Mapping[str, type[Puzzle]] = {
+    "rule110": Rule110,
+    "khop": KHop,
+}
+
+
+def make_puzzle(name: str, settings: Sequence[str] = ()) -> Puzzle:
+    """The puzzle `name` (one of PUZZLES) with settings as `width=8` or `steps=1,2`. Raises UsageError for others."""
+    kind: Any = PUZZLES[name]
+    defaults = settings_of(kind())
+    found: dict[str, int | tuple[int, ...]] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        numbers = tuple(int(part) for part in value.split(",") if part.isascii() and part.isdigit())
+        several = isinstance(defaults.get(key), tuple)
+        if key not in defaults or len(numbers) != value.count(",") + 1 or (len(numbers) > 1 and not several):
+            known = ", ".join(f"{k}={spell_setting(v)}" for k, v in defaults.items())
+            raise UsageError(f"{name} cannot be set {setting!r}", where="--set", fix=f"Its settings are {known}.")
+        found[key] = numbers if several else numbers[0]
+    puzzle: Puzzle = kind(**found)
+    return puzzle
+
+
+def settings_of(puzzle: Puzzle) -> dict[str, int | tuple[int, ...]]:
+    """The settings by name."""
+    return {field.name: getattr(puzzle, field.name) for field in fields(puzzle)}  # type: ignore[arg-type]
+
+
+def spell_setting(value: int | tuple[int, ...]) -> str:
+    """A setting as it is given.
+
+    >>> spell_setting((1, 2, 4))
+    '1,2,4'
+    """
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
