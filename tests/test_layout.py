@@ -58,7 +58,8 @@ NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),
     *("sleepc.runtime.chat", "sleepc.tasks.task", "sleepc.tasks.source", "sleepc.hf.tokenizer"),
     *("sleepc.backends.onnx.backend", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
-    *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects"),
+    *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.asked"),
+    *("sleepc.cli.tasks", "sleepc.tasks.puzzles", "sleepc.tasks.solving", "sleepc.tasks.spelling"),
 )
 HEAVY = {"torch", "transformers", "huggingface_hub", "networkx"}
 TEXTS = {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ".cfg", ".sh", ".typed", ""}

@@ -32,6 +32,13 @@ class Subject:
     models: Callable[[int], list[Model]]
     notes: Sequence[str] = ()
 
+    def tokenizer_or_none(self) -> Tokenizer | None:
+        """None where the model has no tokenizer."""
+        try:
+            return self.tokenizer()
+        except UsageError:
+            return None
+
 
 def subject_of(
     path: Path, backend: str, passes: list[int], against: str | None, device: str, display: Display

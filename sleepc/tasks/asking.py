@@ -59,11 +59,11 @@ def ask(steps: Steps, samples: Sequence[Sample], progress: Progress) -> list[tup
     for start in range(0, len(samples), rows):
         group = samples[start : start + rows]
         session = Session(steps, len(group))
-        tokens = np.stack([sample.tokens for sample in group])
+        longest = max(len(sample.tokens) for sample in group)
         done = partial(_tell, progress, start, len(group), len(samples))
-        for at in range(0, tokens.shape[1], PIECE):
-            session.feed(tokens[:, at : at + PIECE], logits="none")
-            done(at / tokens.shape[1] / 2)
+        for at in range(0, longest, PIECE):
+            session.feed([sample.tokens[at : at + PIECE].tolist() for sample in group], logits="none")
+            done(at / longest / 2)
         items = [(row, distance, item) for row, s in enumerate(group) for distance, item in s.items.items()]
         asked = [(row, item, candidate) for row, _, item in items for candidate in item.candidates]
         answers = iter(_answers(session, asked, rows, done))

@@ -35,9 +35,17 @@ def _starts_as(path: Path, starts: tuple[bytes, ...]) -> bool:
 
 
 def draw_plot(
-    rows: Mapping[str, Sequence[Row]], metric: str, window: int, title: str, kind: str, chance: float | None = None
+    rows: Mapping[str, Sequence[Row]],
+    metric: str,
+    window: int,
+    title: str,
+    kind: str,
+    chance: float | None = None,
+    by: str = "tokens",
 ) -> bytes:
-    """An SVG or PNG of `metric` over the tokens in between, of each model's rows; the window is marked."""
+    """An SVG or PNG of `metric` over what rows are told `by`, of each model's rows; where that is tokens, the window is
+    marked.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,15 +57,17 @@ def draw_plot(
         for i, (name, found) in enumerate(rows.items()):
             style = "--" if name == "sliding" else ":" if name == "full" else "-"
             axes.plot(
-                [_place(row) for row in found], [row[metric] for row in found], "osv^D*P"[i % 7] + style, label=name
+                [_place(row, by) for row in found], [row[metric] for row in found], "osv^D*P"[i % 7] + style, label=name
             )
-        places = sorted({_place(row) for found in rows.values() for row in found})
+        places = sorted({_place(row, by) for found in rows.values() for row in found})
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:.0f}" for place in places])
         if chance is not None:
             axes.axhline(chance, color="grey", linewidth=0.8, label="chance")
-        axes.axvline(window, color="grey", linewidth=0.8, linestyle=":")
-        axes.set(title=title, ylabel=metric, xlabel=f"tokens (the dotted line is the window, {window})")
+        axes.set(title=title, ylabel=metric, xlabel=by)
+        if by in ("distance", "tokens"):
+            axes.axvline(window, color="grey", linewidth=0.8, linestyle=":")
+            axes.set_xlabel(f"tokens (the dotted line is the window, {window})")
         axes.grid(alpha=0.3)
         axes.legend()
         out = io.BytesIO()
@@ -65,6 +75,6 @@ def draw_plot(
     return out.getvalue()
 
 
-def _place(row: Row) -> float:
-    """How long ago: a distance, or the end of a range."""
-    return row["distance"] if "distance" in row else row["to"]
+def _place(row: Row, by: str) -> float:
+    """How long ago (a distance, or the end of a range), or how deep."""
+    return row["to"] if by == "tokens" else row[by]

@@ -11,6 +11,7 @@ from sleepc.tasks.khop import KHop
 from sleepc.tasks.puzzle import Puzzle
 from sleepc.tasks.rule110 import Rule110
 
+Settings = dict[str, int | tuple[int, ...]]
 PUZZLES: Mapping[str, type[Puzzle]] = {
     "rule110": Rule110,
     "khop": KHop,
@@ -21,7 +22,7 @@ def make_puzzle(name: str, settings: Sequence[str] = ()) -> Puzzle:
     """The puzzle `name` (one of PUZZLES) with settings as `width=8` or `steps=1,2`. Raises UsageError for others."""
     kind: Any = PUZZLES[name]
     defaults = settings_of(kind())
-    found: dict[str, int | tuple[int, ...]] = {}
+    found: Settings = {}
     for setting in settings:
         key, _, value = setting.partition("=")
         numbers = tuple(int(part) for part in value.split(",") if part.isascii() and part.isdigit())
@@ -34,7 +35,7 @@ def make_puzzle(name: str, settings: Sequence[str] = ()) -> Puzzle:
     return puzzle
 
 
-def settings_of(puzzle: Puzzle) -> dict[str, int | tuple[int, ...]]:
+def settings_of(puzzle: Puzzle) -> Settings:
     """The settings by name."""
     return {field.name: getattr(puzzle, field.name) for field in fields(puzzle)}  # type: ignore[arg-type]
 

@@ -31,6 +31,10 @@ class Task(Protocol):
         """The names of the figures, the one to plot first."""
 
     @property
+    def by(self) -> str:
+        """What rows are told by: "distance", "tokens", or the key of a depth."""
+
+    @property
     def chance(self) -> float | None:
         """What guessing gives of the first one."""
 
@@ -50,6 +54,7 @@ class Planted:
     score: Callable[[Sequence[Reply]], Row]
     metrics: tuple[str, ...]
     chance: float | None = None
+    by: str = "distance"
 
     @property
     def length(self) -> int:
@@ -87,6 +92,7 @@ class Texts:
     window: int
     metrics: tuple[str, ...] = ("perplexity",)
     chance: float | None = None
+    by: str = "tokens"
 
     @property
     def length(self) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from sleepc.tasks.puzzles import PUZZLES
-from tests.cli.models import run_here
+from tests.cli.models import ROOT, run_here
 
 
 def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,3 +49,14 @@ def test_what_cannot_be_shown_is_said(
     code, shown, err = run_here(capsys, "tasks", *options)
     assert (code, shown) == (2, "")
     assert said in err
+
+
+def test_the_documentation_shows_every_task_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "tasks.md").read_text()
+    commands = re.findall(r"^    \$ sleepc (tasks .*)$", text, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == list(PUZZLES)
+    for command in commands:
+        code, said, err = run_here(capsys, *command.split())
+        assert (code, err) == (0, "")
+        shown = "".join(f"    {line}".rstrip() + "\n" for line in said.splitlines())
+        assert f"    $ sleepc {command}\n{shown}" in text

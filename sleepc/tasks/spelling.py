@@ -1,0 +1,58 @@
+"""Examples in the ids of a model: as text for its tokenizer, or each word by its place in the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sleepc.errors import UsageError
+from sleepc.hf.tokenizer import Tokenizer
+from sleepc.tasks.planting import Item, Sample
+from sleepc.tasks.puzzle import Example, Words, text_of
+from sleepc.tasks.source import opening_of
+
+
+def spell_as_text(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Sample]:
+    """Samples whose items are the questions, by number."""
+
+    def ids(words: Words) -> tuple[int, ...]:
+        return tuple(tokenizer.encode_part(text_of(words)))
+
+    opening = opening_of(tokenizer)
+    found = []
+    for example in examples:
+        context = (*opening, *tokenizer.encode_part(text_of(example.context).strip()))
+        items = {i: Item((), ids(q.asked), (ids(q.answer),)) for i, q in enumerate(example.questions)}
+        found.append(Sample(np.array(context, dtype=np.int64), items))
+    return found
+
+
+def spell_as_ids(vocabulary: Words, vocab: int, examples: Sequence[Example]) -> list[Sample]:
+    """The same, each word by its place in the vocabulary. Raises UsageError where the model has fewer tokens."""
+    if vocab < len(vocabulary):
+        raise UsageError(
+            f"the task has {len(vocabulary)} different words, and the model {vocab} tokens",
+            where="--task",
+            fix="Choose smaller settings (--set), or a model that was trained on this task.",
+        )
+    places = {word: place for place, word in enumerate(vocabulary)}
+
+    def ids(words: Words) -> tuple[int, ...]:
+        return tuple(places[word] for word in words)
+
+    return [
+        Sample(
+            np.array(ids(example.context), dtype=np.int64),
+            {i: Item((), ids(q.asked), (ids(q.answer),)) for i, q in enumerate(example.questions)},
+        )
+        for example in examples
+    ]
+
+
+def reads(tokenizer: Tokenizer, words: Words) -> bool:
+    """Does every word come back from its tokens?"""
+    return all(
+        tokenizer.decode(tokenizer.encode_part(text_of((word,)))).strip().casefold() == word.casefold()
+        for word in words
+    )

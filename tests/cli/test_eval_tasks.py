@@ -1,0 +1,95 @@
+"""`sleepc eval --task` for tasks with examples: figures by depth, settings, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import sleepc as package
+from sleepc.tasks.puzzles import PUZZLES
+from tests.cli.models import run_here, save_model
+from tests.tasks.test_puzzles import SMALL
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def artifact(model: Path) -> Path:
+    return package.convert(model, {"window": 8, "sinks": 2}).save(model.parent / "artifact")
+
+
+def chosen(name: str) -> list[str]:
+    return [part for setting in SMALL[name] for part in ("--set", setting)]
+
+
+def found(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    code, said, err = run_here(capsys, "eval", *arguments, "--json")
+    assert code == 0, err
+    data: dict[str, Any] = json.loads(said)
+    assert data.pop("seconds") > 0
+    return data
+
+
+@pytest.mark.parametrize("name", PUZZLES)
+def test_json_has_a_row_for_every_model_and_depth(
+    artifact: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    data = found(capsys, artifact, "--task", name, *chosen(name), "--samples", 6)
+    shown = json.loads(run_here(capsys, "tasks", name, *chosen(name), "--n", "6", "--json")[1])
+    assert (data["settings"], data["samples"], data["models"]) == (shown["settings"], 6, ["converted", "sliding"])
+    depths = sorted({q["depth"] for example in shown["examples"] for q in example["questions"]})
+    for model in data["models"]:
+        rows = [row for row in data["rows"] if row["model"] == model]
+        assert [row[shown["by"]] for row in rows] == depths
+        assert sum(row["count"] for row in rows) == sum(len(example["questions"]) for example in shown["examples"])
+        assert all(0 <= row["constant_accuracy"] <= 1 for row in rows)
+    words = len(shown["vocabulary"])
+    assert data["notes"] == [f"the model cannot read words: tokens are the task's own, 0 to {words - 1}"]
+    assert found(capsys, artifact, "--task", name, *chosen(name), "--samples", 6) == data
+
+
+def test_it_goes_with_sweeps_full_attention_and_plots(
+    artifact: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--task", "rule110", *chosen("rule110"), "--samples", 6)
+    plot = tmp_path / "plot.svg"
+    data = found(capsys, artifact, *small, "--sweep", "passes=1,2", "--against", model, "--plot", plot)
+    assert data["models"] == ["passes=1", "passes=2", "sliding", "full"]
+    texts = {"".join(node.itertext()).strip() for node in ElementTree.fromstring(plot.read_bytes()).iter()}
+    assert {"passes=2", "steps", "accuracy", "1", "2", "7"} <= texts
+
+
+def test_tables_have_the_constant_beside_the_models(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run_here(capsys, "eval", artifact, "--task", "rule110", *chosen("rule110"))
+    assert code == 0
+    heads = [line.split() for line in said.splitlines() if line.split()[:1] == ["steps"]]
+    assert heads == [["steps", "converted", "sliding", "constant"]] * 2 + [["steps", "converted", "sliding"]]
+    assert "examples with every answer right" in said
+    assert "50 streams of 13 tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("rule110", "--set", "height=8"), "rule110 cannot be set 'height=8' (--set)"),
+        (("rule110", "--distances", "1,2"), "rule110 has no use for --distances"),
+        (("rule110", "--text", "book.txt"), "rule110 has no use for --text"),
+        (("copy", "--set", "width=8"), "copy has no settings (--set)"),
+        (("khop", "--set", "entities=70"), "the task has 74 different words, and the model 61 tokens (--task)"),
+        (("sudoku",), "there is no task 'sudoku' (--task)"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    artifact: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], said: str
+) -> None:
+    code, out, err = run_here(capsys, "eval", artifact, "--task", *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
