@@ -7,7 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 from sleepc.errors import UsageError
+from sleepc.tasks.depo import Depo
 from sleepc.tasks.khop import KHop
+from sleepc.tasks.needle import MultiKey, Needle
+from sleepc.tasks.ngram import NGram
 from sleepc.tasks.puzzle import Puzzle
 from sleepc.tasks.rule110 import Rule110
 
@@ -15,6 +18,10 @@ Settings = dict[str, int | tuple[int, ...]]
 PUZZLES: Mapping[str, type[Puzzle]] = {
     "rule110": Rule110,
     "khop": KHop,
+    "needle": Needle,
+    "multikey": MultiKey,
+    "depo": Depo,
+    "ngram": NGram,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from sleepc.tasks.puzzle import Puzzle, Question, Words
 from sleepc.tasks.rule110 import Rule110
@@ -40,4 +41,44 @@ def khop(puzzle: Puzzle, context: Words, question: Question) -> Words:
     return (at,)
 
 
-SOLVERS: dict[str, Solver] = {"rule110": rule110, "khop": khop}
+def needle(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    _, key = question.asked
+    told = [value for word, value in pairwise(context) if word == key]
+    assert len(told) == 1
+    return (told[0],)
+
+
+def depo(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    begin, *rest = context
+    names: list[Words] = [()]
+    for word in rest:
+        names[-1] += (word,)
+        if word.startswith("z"):
+            names.append(())
+    assert (begin, names.pop()) == ("begin", ())
+    after = dict(zip(names[::2], names[1::2], strict=True))
+    hop, *name, _ = question.asked
+    assert hop == f"hop{question.depth}"
+    at = tuple(name)
+    for _ in range(question.depth):
+        at = after[at]
+    return at
+
+
+def ngram(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    """By searching in text; the key stands before or after the string."""
+    parts = "".join((*context, *question.asked)).removeprefix("$").split("|")
+    key, string = (parts[0], parts[1]) if parts[-1] == "" else (parts[1], parts[0])
+    end = string.index(key) + len(key)
+    assert key not in string[end - len(key) + 1 :], "it stands once"
+    return tuple(string[end : end + len(question.answer)])
+
+
+SOLVERS: dict[str, Solver] = {
+    "rule110": rule110,
+    "khop": khop,
+    "needle": needle,
+    "multikey": needle,
+    "depo": depo,
+    "ngram": ngram,
+}

@@ -19,6 +19,10 @@ from tests.tasks.solvers import SOLVERS, TABLE, sentences
 SMALL: dict[str, tuple[str, ...]] = {
     "rule110": ("width=5", "states=2", "steps=1,2,7"),
     "khop": ("entities=3", "relations=2", "hops=1,2,5", "questions=3"),
+    "needle": ("length=9,20", "keys=2", "values=3", "tail=4"),
+    "multikey": ("pairs=3,5", "keys=6", "values=5", "questions=2", "tail=1"),
+    "depo": ("nodes=4", "letters=5", "hops=1,2,3", "questions=3"),
+    "ngram": ("length=6,12", "key=2", "answer=1", "letters=6"),
 }
 CASES = [(name, chosen) for name in PUZZLES for chosen in ((), SMALL[name])]
 seeds = st.integers(0, 2**32)
@@ -111,6 +115,65 @@ def test_lengths_are_as_promised() -> None:
         assert len(example.context) == 5 * 3 * 4
 
 
+@pytest.mark.parametrize("tail", [0, 5])
+def test_needles_stand_once_at_any_place_before_the_tail(tail: int) -> None:
+    places: Counter[int] = Counter()
+    for example in every("needle", "length=20", f"tail={tail}", count=600):
+        assert len(example.context) == 20
+        at = example.context.index(example.questions[0].asked[1])
+        assert [word[0] for word in example.context] == ["n"] * at + ["k", "v"] + ["n"] * (18 - at)
+        places[at] += 1
+    assert set(places) == set(range(19 - tail)), "all of them"
+    assert max(places.values()) < 2.5 * 600 / (19 - tail)
+
+
+def test_a_needle_does_not_depend_on_the_noise() -> None:
+    """Every value is as likely for every key."""
+    asked = Counter(
+        (e.questions[0].asked[1], *e.questions[0].answer) for e in every("needle", "keys=2", "values=2", count=800)
+    )
+    assert len(asked) == 4
+    assert max(asked.values()) < 260
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, pairs=st.integers(3, 9), tail=st.integers(0, 2))
+def test_keys_and_values_are_different_and_none_of_the_tail_is_asked(seed: int, pairs: int, tail: int) -> None:
+    puzzle = make_puzzle("multikey", [f"pairs={pairs}", f"tail={tail}", "questions=1", "keys=9", "values=9"])
+    (example,) = examples(puzzle, 1, seed)
+    keys, values = example.context[::3], example.context[1::3]
+    assert len(example.context) == 3 * pairs
+    assert len(set(keys)) == len(set(values)) == pairs
+    assert keys.index(example.questions[0].asked[1]) < pairs - tail
+
+
+def test_depo_is_one_cycle_of_different_names() -> None:
+    """So k hops and n - k hops undo each other, and n hops lead back."""
+    puzzle = make_puzzle("depo", ["nodes=7", "letters=3", "questions=7"])
+    for example in examples(puzzle, 20, 0):
+        starts = {question.asked[1:-1] for question in example.questions}
+        for start in starts:
+            there = SOLVERS["depo"](puzzle, example.context, Question(("hop3", *start, "is"), (), 3))
+            back = SOLVERS["depo"](puzzle, example.context, Question(("hop4", *there, "is"), (), 4))
+            assert back == start
+            assert there != start
+        assert len(starts) == 7
+    assert max(len(example.context) for example in every("depo")) <= 301, "75 edges, as the paper has it"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_key_comes_last_or_first(first: int) -> None:
+    for example in every("ngram", "length=30", "answer=4", f"first={first}"):
+        (question,) = example.questions
+        assert (len(question.asked), len(question.answer)) == (1 if first else 4, 4)
+        assert len(example.context) == (35 if first else 31)
+
+
+def test_a_string_without_a_key_is_refused() -> None:
+    with pytest.raises(UsageError, match="no 2 of 2 letters stand once among 200"):
+        every("ngram", "letters=2", "key=2", "length=200")
+
+
 def test_depths_take_turns() -> None:
     assert [e.questions[0].depth for e in every("rule110", "steps=1,4,2", count=4)] == [1, 4, 2, 1]
     assert [q.depth for q in every("khop", count=1)[0].questions] == [1, 2, 3, 4]
@@ -133,6 +196,15 @@ def test_khop_relations_are_permutations() -> None:
         ("rule110", "widht=8", "cannot be set 'widht=8'"),
         ("khop", "hops=1,-2", "cannot be set"),
         ("khop", "relations=1", "with one relation there is one hop"),
+        ("needle", "tail=63", "a length of 64 words has no room for two and a tail of 63"),
+        ("multikey", "keys=31", "32 pairs need as many keys and values, and there are 31 and 64"),
+        ("multikey", "tail=1", "4 pairs are too few for 4 questions and a tail of 1"),
+        ("depo", "letters=8", "8 letters do not give 75 names of 1 to 2 tokens"),
+        ("depo", "questions=76", "76 questions start at different nodes, and there are 75"),
+        ("depo", "shortest=3", "names cannot have 3 to 2 tokens"),
+        ("ngram", "letters=27", "there are 26 letters"),
+        ("ngram", "letters=2", "a key of 3 different letters needs as many, and there are 2"),
+        ("ngram", "answer=18", "a string of 20 letters has no room for a key of 3 and 18 more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, chosen: str, said: str) -> None:

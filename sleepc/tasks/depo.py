@@ -1,0 +1,70 @@
+"""Depo: the node k steps on in a cycle whose edges are told in random order. (Physics of Language Models 4.1; settings
+as in Do Language Models Need Sleep?, arXiv 2605.26099, as far as it has them.)
+
+Nodes have different names of `shortest` to `longest` tokens, out of `letters`; the last token of a name is of another
+kind, so that names end by themselves. The context is "begin", then the names of both ends of every edge. A question is
+"hop4", a node's name and "is"; the answer is the name. Hops are asked in turn. Here all names of the answer count,
+and the number of nodes is `nodes` always, as in the original's tests; its training draws fewer. With fewer hops than
+nodes, the answer is never the start: with few names, that alone lets one guess a little better than a constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refuse
+
+BEGIN, IS = "begin", "is"
+LONGEST = 20  # tokens of a name
+
+
+@dataclass(frozen=True)
+class Depo:
+    """Which node is k hops on in a cycle, told edge by edge in random order."""
+
+    by: ClassVar[str] = "hops"
+    nodes: int = 75
+    hops: tuple[int, ...] = (1, 2, 4, 8, 16)
+    letters: int = 50
+    shortest: int = 1
+    longest: int = 2
+    questions: int = 10
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.shortest > self.longest or self.longest > LONGEST:
+            refuse(f"names cannot have {self.shortest} to {self.longest} tokens")
+        if self.nodes > sum(self.letters**n for n in range(self.shortest, self.longest + 1)):
+            refuse(f"{self.letters} letters do not give {self.nodes} names of {self.shortest} to {self.longest} tokens")
+        if self.questions > self.nodes:
+            refuse(f"{self.questions} questions start at different nodes, and there are {self.nodes}")
+
+    @property
+    def vocabulary(self) -> Words:
+        """The two marks, letters, letters that end a name, hops."""
+        marks = (BEGIN, IS, *named("a", self.letters), *named("z", self.letters))
+        return (*marks, *(f"hop{k}" for k in sorted(set(self.hops))))
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """See Puzzle; hops take turns from question to question."""
+        names = self._names(rng)
+        edges = [names[i] + names[(i + 1) % self.nodes] for i in rng.permutation(self.nodes)]
+        questions = []
+        for i, start in enumerate(rng.permutation(self.nodes)[: self.questions].tolist()):
+            hops = in_turn(self.hops, index * self.questions + i)
+            questions.append(
+                Question((f"hop{hops}", *names[start], IS), names[(start + hops) % self.nodes], hops),
+            )
+        return Example((BEGIN, *(word for edge in edges for word in edge)), tuple(questions))
+
+    def _names(self, rng: np.random.Generator) -> list[Words]:
+        """Different names in random order: that of the cycle."""
+        letters, ends = named("a", self.letters), named("z", self.letters)
+        found: dict[Words, None] = {}
+        while len(found) < self.nodes:
+            *first, last = rng.integers(0, self.letters, rng.integers(self.shortest, self.longest + 1)).tolist()
+            found[(*(letters[i] for i in first), ends[last])] = None
+        return [list(found)[i] for i in rng.permutation(self.nodes)]
