@@ -8,6 +8,8 @@ from typing import Any
 
 from sleepc.errors import UsageError
 from sleepc.tasks.depo import Depo
+from sleepc.tasks.gsm_symbolic import GsmSymbolic
+from sleepc.tasks.gsm_worded import GsmWorded
 from sleepc.tasks.khop import KHop
 from sleepc.tasks.needle import MultiKey, Needle
 from sleepc.tasks.ngram import NGram
@@ -22,6 +24,8 @@ PUZZLES: Mapping[str, type[Puzzle]] = {
     "multikey": MultiKey,
     "depo": Depo,
     "ngram": NGram,
+    "gsm-symbolic": GsmSymbolic,
+    "gsm-worded": GsmWorded,
 }
 
 

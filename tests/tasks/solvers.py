@@ -74,6 +74,65 @@ def ngram(puzzle: Puzzle, context: Words, question: Question) -> Words:
     return tuple(string[end : end + len(question.answer)])
 
 
+def taken_apart(context: Words, question: Question) -> tuple[Words, list[Words]]:
+    """What is asked, from its first word to the question mark, and the sentences, wherever the question stands."""
+    every = (*context, *question.asked)
+    (start,) = (i for i, word in enumerate(every) if word in ("What", "Which"))
+    end = every.index("?")
+    assert every[-2:] == ("Answer", ":")
+    return every[start:end], sentences((*every[:start], *every[end + 1 : -2]))
+
+
+def derived(told: list[Words]) -> dict[str, int]:
+    """Values of all names that have one: assignments are gone through until nothing new comes of it."""
+    values: dict[str, int] = {}
+    before = -1
+    while len(values) > before:
+        before = len(values)
+        for _, name, _, first, *change in told:
+            if not first.startswith("V"):
+                values[name] = int(first)
+            elif first in values:
+                values[name] = values[first] + int("".join(change) or 0)
+    return values
+
+
+def gsm_symbolic(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    asked, told = taken_apart(context, question)
+    values = derived(told)
+    assert len(values) == question.depth, "the core, and nothing else"
+    if asked[0] == "What":
+        return (str(values[asked[-1]]), ".")
+    return (*(name for name in puzzle.vocabulary if values.get(name) == int(asked[-1])), ".")
+
+
+def gsm_worded(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    asked, told = taken_apart(context, question)
+    meaning = {sentence[1:6]: " ".join(sentence[7:]) for sentence in told}
+    assert len(meaning) == len(told)
+    used: set[Words] = set()
+
+    def value(text: str) -> int:
+        if text.isdigit():
+            return int(text)
+        if text.startswith("the number of"):
+            name = tuple(text.split()[1:])
+            used.add(name)
+            return value(meaning[name])
+        if " plus " in text:
+            number, what = text.split(" plus ")
+            return int(number) + value(what)
+        if " times " in text:
+            number, what = text.split(" times ")
+            return int(number) * value(what)
+        first, second = text.removeprefix("the sum of ").removeprefix("the difference between ").split(" and ")
+        return value(first) + value(second) if "the sum of" in text else value(first) - value(second)
+
+    found = value(" ".join(asked[2:]))
+    assert len(used) == question.depth + 1, "a number, and as many operations"
+    return (str(found), ".")
+
+
 SOLVERS: dict[str, Solver] = {
     "rule110": rule110,
     "khop": khop,
@@ -81,4 +140,6 @@ SOLVERS: dict[str, Solver] = {
     "multikey": needle,
     "depo": depo,
     "ngram": ngram,
+    "gsm-symbolic": gsm_symbolic,
+    "gsm-worded": gsm_worded,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,8 +24,18 @@ SMALL: dict[str, tuple[str, ...]] = {
     "multikey": ("pairs=3,5", "keys=6", "values=5", "questions=2", "tail=1"),
     "depo": ("nodes=4", "letters=5", "hops=1,2,3", "questions=3"),
     "ngram": ("length=6,12", "key=2", "answer=1", "letters=6"),
+    "gsm-symbolic": ("ops=1,2,5", "noise=3", "names=8"),
+    "gsm-worded": ("ops=1,2,5", "noise=2", "most=9"),
 }
-CASES = [(name, chosen) for name in PUZZLES for chosen in ((), SMALL[name])]
+OTHERS = [
+    ("ngram", ("first=1", "answer=3")),
+    ("gsm-symbolic", ("first=1", "noise=0")),
+    ("gsm-symbolic", ("chain=0",)),
+    ("gsm-symbolic", ("chain=0", "first=1", "noise=1")),
+    ("gsm-worded", ("first=1", "noise=0")),
+    ("gsm-worded", ("ops=20", "noise=30")),
+]
+CASES = [(name, chosen) for name in PUZZLES for chosen in ((), SMALL[name])] + OTHERS
 seeds = st.integers(0, 2**32)
 
 
@@ -174,6 +185,42 @@ def test_a_string_without_a_key_is_refused() -> None:
         every("ngram", "letters=2", "key=2", "length=200")
 
 
+def test_a_tree_is_as_deep_as_a_random_one_and_a_chain_as_its_operations() -> None:
+    """On average H(8) - 1 = 1.72 steps to the root, for 8 names each below any before."""
+    parents = [{s[1]: s[3] for s in sentences(example.context)} for example in every(*TREE, count=400)]
+    depths = [sum(1 for _ in ancestors(name, of)) for of in parents for name in of]
+    assert np.mean(depths) == pytest.approx(1.72, abs=0.1)
+    for example in every("gsm-symbolic", "ops=8", "noise=0", count=20):
+        of = {s[1]: s[3] for s in sentences(example.context)}
+        assert len(list(ancestors(example.questions[0].asked[2], of))) == 7
+
+
+TREE = ("gsm-symbolic", "ops=8", "noise=0", "chain=0")
+
+
+def ancestors(name: str, of: dict[str, str]) -> Iterator[str]:
+    while (name := of[name]).startswith("V"):
+        yield name
+
+
+def test_gsm_sentences_are_as_many_as_promised() -> None:
+    for example in every("gsm-symbolic", "noise=9"):
+        assert len(sentences(example.context)) == example.questions[0].depth + 8
+    for example in every("gsm-worded", "noise=9", "most=20", count=60):
+        assert len(sentences(example.context)) == example.questions[0].depth + 1 + 9
+        assert 1 <= int(example.questions[0].answer[0]) <= 20
+
+
+@pytest.mark.parametrize("name", ["gsm-symbolic", "gsm-worded"])
+def test_the_question_stands_first_or_last(name: str) -> None:
+    for last, first in zip(every(name), every(name, "first=1"), strict=True):
+        (asked,), (again,) = last.questions, first.questions
+        question = asked.asked[:-2]
+        assert (question[-1], again.asked) == ("?", ("Answer", ":"))
+        assert first.context == (*question, *last.context)
+        assert asked.answer == again.answer
+
+
 def test_depths_take_turns() -> None:
     assert [e.questions[0].depth for e in every("rule110", "steps=1,4,2", count=4)] == [1, 4, 2, 1]
     assert [q.depth for q in every("khop", count=1)[0].questions] == [1, 2, 3, 4]
@@ -202,6 +249,9 @@ def test_khop_relations_are_permutations() -> None:
         ("depo", "letters=8", "8 letters do not give 75 names of 1 to 2 tokens"),
         ("depo", "questions=76", "76 questions start at different nodes, and there are 75"),
         ("depo", "shortest=3", "names cannot have 3 to 2 tokens"),
+        ("gsm-symbolic", "noise=57", "8 operations and 57 names of noise need more than 64 names"),
+        ("gsm-worded", "ops=56", "56 operations and a noise of 8 need more than 64 quantities"),
+        ("gsm-worded", "most=7", "most has to be 8 or more, and is 7"),
         ("ngram", "letters=27", "there are 26 letters"),
         ("ngram", "letters=2", "a key of 3 different letters needs as many, and there are 2"),
         ("ngram", "answer=18", "a string of 20 letters has no room for a key of 3 and 18 more"),
