@@ -112,9 +112,8 @@ def _prepare_puzzle(subject: Subject, asked: Asked, puzzle: Puzzle) -> Evaluatio
 
     made = examples(puzzle, asked.samples, asked.seed)
     tokenizer, notes = subject.tokenizer_or_none(), list(subject.notes)
-    if tokenizer is not None and reads(tokenizer, puzzle.vocabulary):
-        spelled = spell_as_text(tokenizer, made)
-    else:
+    spelled = spell_as_text(tokenizer, made) if tokenizer is not None else []
+    if tokenizer is None or not reads(tokenizer, made, spelled):
         spelled = spell_as_ids(puzzle.vocabulary, subject.vocab, made)
         notes.append(f"the model cannot read words: tokens are the task's own, 0 to {len(puzzle.vocabulary) - 1}")
     task = Solving(puzzle.by, made, spelled)

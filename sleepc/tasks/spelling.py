@@ -50,9 +50,13 @@ def spell_as_ids(vocabulary: Words, vocab: int, examples: Sequence[Example]) -> 
     ]
 
 
-def reads(tokenizer: Tokenizer, words: Words) -> bool:
-    """Does every word come back from its tokens?"""
-    return all(
-        tokenizer.decode(tokenizer.encode_part(text_of((word,)))).strip().casefold() == word.casefold()
-        for word in words
-    )
+def reads(tokenizer: Tokenizer, examples: Sequence[Example], samples: Sequence[Sample]) -> bool:
+    """Do all words of the examples come back from the ids that they were spelled with, but for spaces and case?"""
+    for example, sample in zip(examples, samples, strict=True):
+        pairs = [(example.context, tuple(sample.tokens.tolist()))]
+        for question, item in zip(example.questions, sample.items.values(), strict=True):
+            pairs += [(question.asked, item.question), (question.answer, item.candidates[0])]
+        for words, ids in pairs:
+            if "".join(tokenizer.decode(list(ids)).split()).casefold() != "".join(words).casefold():
+                return False
+    return True

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
 
 import sleepc as package
 from sleepc.tasks.puzzles import PUZZLES
@@ -23,6 +27,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def artifact(model: Path) -> Path:
     return package.convert(model, {"window": 8, "sinks": 2}).save(model.parent / "artifact")
+
+
+def save_letters(path: Path) -> None:
+    """A tokenizer whose tokens are letters."""
+    inner = Tokenizer(BPE({letter: i for i, letter in enumerate(" ?0123456789")}, []))
+    inner.decoder = Fuse()
+    inner.save(str(path))
 
 
 def chosen(name: str) -> list[str]:
@@ -73,6 +84,19 @@ def test_tables_have_the_constant_beside_the_models(artifact: Path, capsys: pyte
     assert heads == [["steps", "converted", "sliding", "constant"]] * 2 + [["steps", "converted", "sliding"]]
     assert "examples with every answer right" in said
     assert "50 streams of 13 tokens" in said
+
+
+def test_a_model_that_reads_the_words_gets_text(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same model with a tokenizer of one letter for each token: the same task, in other ids."""
+    options = ("--task", "rule110", *chosen("rule110"), "--samples", 6)
+    before, spelled = found(capsys, artifact, *options), artifact.parent / "spelled"
+    shutil.copytree(artifact, spelled)
+    save_letters(spelled / "tokenizer.json")
+    data = found(capsys, spelled, *options)
+    assert data["notes"] == []
+    assert data["tokens"] > before["tokens"], "spaces are tokens too"
+    assert [row["constant_accuracy"] for row in data["rows"]] == [row["constant_accuracy"] for row in before["rows"]]
+    assert data["rows"] != before["rows"]
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,17 @@ def close(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
         assert row == pytest.approx(other, rel=1e-3)
 
 
-@pytest.mark.parametrize("task", ["perplexity", "retrieval", "copy"])
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        *((task, ("--distances", "1,3")) for task in ("perplexity", "retrieval", "copy")),
+        ("khop", ("--set", "hops=1,2")),
+    ],
+)
 def test_eval_measures_what_pytorch_measures(
-    artifact: Path, bare: Callable[..., Any], capsys: pytest.CaptureFixture[str], task: str
+    artifact: Path, bare: Callable[..., Any], capsys: pytest.CaptureFixture[str], task: str, more: tuple[str, ...]
 ) -> None:
-    options = ("eval", artifact, "--task", task, "--samples", 2, "--distances", "1,3", "--json")
+    options = ("eval", artifact, "--task", task, "--samples", 2, *more, "--json")
     wanted = json.loads(run_here(capsys, *options)[1])
     found = json_of(bare(*options))
     assert found["models"] == ["converted"]

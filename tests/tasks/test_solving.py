@@ -26,7 +26,7 @@ from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import reads, spell_as_ids, spell_as_text
 from sleepc.tasks.task import Row
 from sleepc.verify.shake import shaken, without_memories
-from tests.families import VOCAB, family
+from tests.families import family
 from tests.tasks.recall import Recall, State
 from tests.tasks.test_puzzles import SMALL
 
@@ -188,9 +188,11 @@ def byte_level() -> Tokenizer:
 @pytest.mark.parametrize("name", PUZZLES)
 def test_text_says_what_the_words_say(name: str) -> None:
     puzzle, tokenizer = make_puzzle(name), byte_level()
-    assert reads(tokenizer, puzzle.vocabulary)
     made = examples(puzzle, 3, 0)
-    for example, sample in zip(made, spell_as_text(tokenizer, made), strict=True):
+    spelled = spell_as_text(tokenizer, made)
+    assert reads(tokenizer, made, spelled)
+    assert not reads(tokenizer, examples(puzzle, 3, 1), spelled)
+    for example, sample in zip(made, spelled, strict=True):
         for question, item in zip(example.questions, sample.items.values(), strict=True):
             ids = [*sample.tokens.tolist(), *item.question, *item.candidates[0]]
             words = (*example.context, *question.asked, *question.answer)
@@ -198,10 +200,13 @@ def test_text_says_what_the_words_say(name: str) -> None:
 
 
 def test_who_cannot_read_the_words_gets_their_places() -> None:
-    inner = Inner(WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
-    inner.pre_tokenizer = Whitespace()
     puzzle = make_puzzle("rule110")
-    assert not reads(Tokenizer(inner, Path(), ()), puzzle.vocabulary)
+    made = examples(puzzle, 2, 0)
+    for words in (["w0", "w1"], ["w0", "0", "1", "?"]):  # the second knows "?" and not "??"
+        inner = Inner(WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
+        inner.pre_tokenizer = Whitespace()
+        tokenizer = Tokenizer(inner, Path(), ())
+        assert not reads(tokenizer, made, spell_as_text(tokenizer, made))
     (sample,) = spell_as_ids(puzzle.vocabulary, 3, examples(puzzle, 1, 0))
     assert [str(token) for token in sample.tokens] == list(examples(puzzle, 1, 0)[0].context)
     with pytest.raises(UsageError, match="the task has 3 different words, and the model 2 tokens"):
