@@ -1,18 +1,19 @@
 """Numbers of animals that are told by way of others. (After GSM-Infinite, arXiv 2502.05252, its realistic part.)
 
-Sentences, number range, limits and distractors are the paper's: "The number of X equals" a number from 1 to 4, such a
-number plus or times another quantity, or the sum of or the difference between two; all values are 1 to `most`; `noise`
-other quantities are told by way of those that are needed, which never need them; all sentences in random order. The
-graph is simpler than the paper's: a first quantity is a number, each of `ops` more takes one operation on the one just
-before (and, half the time, another one needed before), and the last is asked for. So `ops` operations lead to the
-answer, one after the other, though a difference may take back what one of them did. There are no totals over a
-hierarchy, which the paper never tells and the reader has to know. With first=1 the question stands before the
-sentences, as in Do Language Models Need Sleep? (arXiv 2605.26099).
+Words, number range, limits and distractors follow the paper: "The number of X equals" a number from 1 to 4, such a
+number plus or times a quantity, or the sum of or the difference between two; a quantity may be "the total number of
+animals in P", which is never told: the reader has to add up all animals that are told of P. All values are 1 to `most`.
+`noise` other quantities are told by way of those that are needed, which never need them, all sentences in random order.
+
+The graph is simpler than the paper's: a first quantity is a number, every other one that is needed takes an operation
+on the one just before (and perhaps on one before that, or with totals=1 on all of its place), and the last is asked
+for. So `ops` operations lead to the answer (a total of n takes n - 1), though a difference may take back what one of
+them did. With first=1 the question stands first, as in Do Language Models Need Sleep? (arXiv 2605.26099).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -24,9 +25,34 @@ PLACES = ("Oakwood", "Pinehill", "Riverside", "Lakeview", "Stonebridge", "Highfi
 QUANTITIES = [("the", "number", "of", animal, "in", place) for animal in ANIMALS for place in PLACES]
 WORDS = (
     *("the", "number", "of", "in", "The", "What", "is", "equals", "plus", "times"),
-    *("sum", "difference", "between", "and", "Answer", ".", "?", ":"),
+    *("sum", "difference", "between", "and", "total", "animals", "Answer", ".", "?", ":"),
 )
 LARGEST = 4  # number that is told
+Operation = tuple[int, Words]  # its value, and how it is told
+
+
+@dataclass
+class Story:
+    """What has been told: values by quantity, in order, and sentences; `free` are the quantities that may be."""
+
+    free: list[Words]
+    values: dict[Words, int] = field(default_factory=dict)
+    sentences: list[Words] = field(default_factory=list)
+
+    def tell(self, operation: Operation) -> Words:
+        """Tell the next free quantity; its name."""
+        name = self.free.pop()
+        self.values[name] = operation[0]
+        self.sentences.append(("The", *name[1:], "equals", *operation[1], "."))
+        return name
+
+    def animals_in(self, place: str) -> list[int]:
+        """The numbers that are told of a place."""
+        return [value for name, value in self.values.items() if name[-1] == place]
+
+    def free_outside(self, place: str) -> list[Words]:
+        """What may still be told once the total of a place is."""
+        return [name for name in self.free if name[-1] != place]
 
 
 @dataclass(frozen=True)
@@ -37,10 +63,11 @@ class GsmWorded:
     ops: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     noise: int = 8
     most: int = 1000
+    totals: int = 1
     first: int = 0
 
     def __post_init__(self) -> None:
-        check(self, "noise", "first")
+        check(self, "noise", "totals", "first")
         if max(self.ops) + 1 + self.noise > len(QUANTITIES):
             refuse(
                 f"{max(self.ops)} operations and a noise of {self.noise} need more than {len(QUANTITIES)} quantities"
@@ -56,28 +83,37 @@ class GsmWorded:
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle."""
         ops = in_turn(self.ops, index)
-        chosen = [QUANTITIES[i] for i in rng.permutation(len(QUANTITIES))[: ops + 1 + self.noise]]
+        story = Story([QUANTITIES[i] for i in rng.permutation(len(QUANTITIES))])
         start = int(rng.integers(1, LARGEST + 1))
-        values, told = {chosen[0]: start}, [_sentence(chosen[0], (str(start),))]
-        needed: list[Words] = [chosen[0]]
-        for name in chosen[1 : ops + 1]:
-            values[name], words = self._operation(needed[-1], needed[:-1], values, rng)
-            told.append(_sentence(name, words))
-            needed.append(name)
-        for name in chosen[ops + 1 :]:
+        needed, left = [story.tell((start, (str(start),)))], ops
+        while left:
+            total = self._total(story, needed[-1][-1], left, rng)
+            left -= len(story.animals_in(needed[-1][-1])) if total else 1
+            needed.append(story.tell(total or self._operation(needed[-1], needed[:-1], story.values, rng)))
+        for _ in range(self.noise):
             order = [needed[i] for i in rng.permutation(len(needed))]
-            told.append(_sentence(name, self._operation(order[0], order[1:], values, rng)[1]))
-        context = tuple(word for i in rng.permutation(len(told)) for word in told[i])
-        question, asked, answer = ("What", "is", *needed[-1], "?"), ("Answer", ":"), (str(values[needed[-1]]), ".")
+            story.tell(self._operation(order[0], order[1:], story.values, rng))
+        context = tuple(word for i in rng.permutation(len(story.sentences)) for word in story.sentences[i])
+        question, asked = ("What", "is", *needed[-1], "?"), ("Answer", ":")
+        answer = (str(story.values[needed[-1]]), ".")
         if self.first:
             return Example((*question, *context), (Question(asked, answer, ops),))
         return Example(context, (Question((*question, *asked), answer, ops),))
 
+    def _total(self, story: Story, place: str, left: int, rng: np.random.Generator) -> Operation | None:
+        """A number plus the total of a place, of which nothing more is told then; None mostly, or if it cannot be."""
+        number, animals, free = int(rng.integers(1, LARGEST + 1)), story.animals_in(place), story.free_outside(place)
+        wanted = self.totals and rng.random() < 0.3
+        if not wanted or len(animals) > left or len(free) < left + self.noise or number + sum(animals) > self.most:
+            return None
+        story.free = free
+        return number + sum(animals), (str(number), "plus", "the", "total", "number", "of", "animals", "in", place)
+
     def _operation(
         self, last: Words, others: list[Words], values: dict[Words, int], rng: np.random.Generator
-    ) -> tuple[int, Words]:
-        """One operation on `last`, with a number or one of the others: its value, 1 to `most`, and its words."""
-        fitting: list[tuple[int, Words]] = []
+    ) -> Operation:
+        """One operation on `last`, with a number or one of the others, whose value is 1 to `most`."""
+        fitting: list[Operation] = []
         while not fitting:  # the first quantity is LARGEST at most: a sum with it, or a difference, always fits
             if others and rng.random() < 0.5:
                 found = _with_other(last, others[int(rng.integers(len(others)))], values)
@@ -87,18 +123,14 @@ class GsmWorded:
         return fitting[int(rng.integers(len(fitting)))]
 
 
-def _with_number(name: Words, number: int, values: dict[Words, int]) -> list[tuple[int, Words]]:
+def _with_number(name: Words, number: int, values: dict[Words, int]) -> list[Operation]:
     added = (number + values[name], (str(number), "plus", *name))
     return [added] if number == 1 else [added, (number * values[name], (str(number), "times", *name))]
 
 
-def _with_other(name: Words, other: Words, values: dict[Words, int]) -> list[tuple[int, Words]]:
+def _with_other(name: Words, other: Words, values: dict[Words, int]) -> list[Operation]:
     more, less = sorted((name, other), key=lambda each: values[each], reverse=True)
     return [
         (values[name] + values[other], ("the", "sum", "of", *name, "and", *other)),
         (values[more] - values[less], ("the", "difference", "between", *more, "and", *less)),
     ]
-
-
-def _sentence(name: Words, words: Words) -> Words:
-    return ("The", *name[1:], "equals", *words, ".")

@@ -108,17 +108,25 @@ def gsm_symbolic(puzzle: Puzzle, context: Words, question: Question) -> Words:
 
 def gsm_worded(puzzle: Puzzle, context: Words, question: Question) -> Words:
     asked, told = taken_apart(context, question)
-    meaning = {sentence[1:6]: " ".join(sentence[7:]) for sentence in told}
+    meaning = {" ".join(sentence[1:6]): " ".join(sentence[7:]) for sentence in told}
     assert len(meaning) == len(told)
-    used: set[Words] = set()
+    known: dict[str, int] = {}
+    operations = 0
 
     def value(text: str) -> int:
+        nonlocal operations
         if text.isdigit():
             return int(text)
+        if text.startswith("the total"):
+            parts = [name for name in meaning if name.endswith(" " + text.split()[-1])]
+            operations += len(parts) - 1
+            return sum(value(f"the {name}") for name in parts)
         if text.startswith("the number of"):
-            name = tuple(text.split()[1:])
-            used.add(name)
-            return value(meaning[name])
+            name = text.removeprefix("the ")
+            if name not in known:
+                known[name] = value(meaning[name])
+            return known[name]
+        operations += 1
         if " plus " in text:
             number, what = text.split(" plus ")
             return int(number) + value(what)
@@ -129,7 +137,7 @@ def gsm_worded(puzzle: Puzzle, context: Words, question: Question) -> Words:
         return value(first) + value(second) if "the sum of" in text else value(first) - value(second)
 
     found = value(" ".join(asked[2:]))
-    assert len(used) == question.depth + 1, "a number, and as many operations"
+    assert operations == question.depth
     return (str(found), ".")
 
 

@@ -32,7 +32,7 @@ OTHERS = [
     ("gsm-symbolic", ("first=1", "noise=0")),
     ("gsm-symbolic", ("chain=0",)),
     ("gsm-symbolic", ("chain=0", "first=1", "noise=1")),
-    ("gsm-worded", ("first=1", "noise=0")),
+    ("gsm-worded", ("first=1", "noise=0", "totals=0")),
     ("gsm-worded", ("ops=20", "noise=30")),
 ]
 CASES = [(name, chosen) for name in PUZZLES for chosen in ((), SMALL[name])] + OTHERS
@@ -206,9 +206,13 @@ def ancestors(name: str, of: dict[str, str]) -> Iterator[str]:
 def test_gsm_sentences_are_as_many_as_promised() -> None:
     for example in every("gsm-symbolic", "noise=9"):
         assert len(sentences(example.context)) == example.questions[0].depth + 8
-    for example in every("gsm-worded", "noise=9", "most=20", count=60):
-        assert len(sentences(example.context)) == example.questions[0].depth + 1 + 9
-        assert 1 <= int(example.questions[0].answer[0]) <= 20
+    for totals in (0, 1):
+        found = every("gsm-worded", "noise=9", "most=20", f"totals={totals}", count=60)
+        counts = [len(sentences(example.context)) - example.questions[0].depth - 1 - 9 for example in found]
+        assert max(counts) == 0
+        assert (min(counts) < 0) == bool(totals), "a total of n takes n - 1 more operations, and no sentence"
+        assert any("total" in example.context for example in found) == bool(totals)
+        assert all(1 <= int(example.questions[0].answer[0]) <= 20 for example in found)
 
 
 @pytest.mark.parametrize("name", ["gsm-symbolic", "gsm-worded"])

@@ -26,7 +26,7 @@ from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import reads, spell_as_ids, spell_as_text
 from sleepc.tasks.task import Row
 from sleepc.verify.shake import shaken, without_memories
-from tests.families import family
+from tests.families import VOCAB, family
 from tests.tasks.recall import Recall, State
 from tests.tasks.test_puzzles import SMALL
 
@@ -133,6 +133,19 @@ def test_a_model_whose_state_was_emptied_answers_the_same_whatever_it_had_read(n
     steps = load(shaken(family("llama").convert()[0]))
     assert close(rows(task, Emptied(steps)), rows(other, Emptied(steps)), 1e-9)
     assert not close(rows(task, steps), rows(other, steps), 1e-9), "with its state it does not"
+
+
+def test_without_memories_a_needle_beyond_the_windows_changes_nothing() -> None:
+    """Three blocks with a window of 8 and no sinks; the tail is longer than they reach together."""
+    puzzle = make_puzzle("needle", ["length=60", "tail=40", "keys=8", "values=8"])
+    made = examples(puzzle, 4, 0)
+    task = Solving(puzzle.by, made, spell_as_ids(puzzle.vocabulary, VOCAB, made))
+    values = [puzzle.vocabulary.index(example.questions[0].answer[0]) for example in made]
+    lost = [np.where(s.tokens == value, 1, s.tokens) for s, value in zip(task.samples, values, strict=True)]
+    without = replace(task, samples=[replace(s, tokens=t) for s, t in zip(task.samples, lost, strict=True)])
+    step, _ = family("llama").convert(sinks=0)
+    assert close(rows(task, load(without_memories(step))), rows(without, load(without_memories(step))), 1e-9)
+    assert not close(rows(task, load(shaken(step))), rows(without, load(shaken(step))), 1e-9)
 
 
 @pytest.mark.parametrize("name", PUZZLES)
