@@ -67,4 +67,5 @@ class Depo:
         while len(found) < self.nodes:
             *first, last = rng.integers(0, self.letters, rng.integers(self.shortest, self.longest + 1)).tolist()
             found[(*(letters[i] for i in first), ends[last])] = None
-        return [list(found)[i] for i in rng.permutation(self.nodes)]
+        names = list(found)
+        return [names[i] for i in rng.permutation(self.nodes)]

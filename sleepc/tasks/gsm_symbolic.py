@@ -34,7 +34,7 @@ class GsmSymbolic:
     first: int = 0
 
     def __post_init__(self) -> None:
-        check(self, "noise", "chain", "first")
+        check(self, zeros=["noise"], flags=["chain", "first"])
         if max(self.ops) + self.noise > self.names:
             refuse(f"{max(self.ops)} operations and {self.noise} names of noise need more than {self.names} names")
 

@@ -67,7 +67,7 @@ class GsmWorded:
     first: int = 0
 
     def __post_init__(self) -> None:
-        check(self, "noise", "totals", "first")
+        check(self, zeros=["noise"], flags=["totals", "first"])
         if max(self.ops) + 1 + self.noise > len(QUANTITIES):
             refuse(
                 f"{max(self.ops)} operations and a noise of {self.noise} need more than {len(QUANTITIES)} quantities"

@@ -30,7 +30,7 @@ class Needle:
     values: int = 32
 
     def __post_init__(self) -> None:
-        check(self, "tail")
+        check(self, zeros=["tail"])
         if min(self.length) < self.tail + 2:
             refuse(f"a length of {min(self.length)} words has no room for two and a tail of {self.tail}")
 
@@ -61,7 +61,7 @@ class MultiKey:
     values: int = 64
 
     def __post_init__(self) -> None:
-        check(self, "tail")
+        check(self, zeros=["tail"])
         if max(self.pairs) > min(self.keys, self.values):
             refuse(f"{max(self.pairs)} pairs need as many keys and values, and there are {self.keys} and {self.values}")
         if min(self.pairs) < self.tail + self.questions:

@@ -33,7 +33,7 @@ class NGram:
     first: int = 0
 
     def __post_init__(self) -> None:
-        check(self, "first")
+        check(self, flags=["first"])
         if self.letters > len(ascii_lowercase):
             refuse(f"there are {len(ascii_lowercase)} letters")
         if min(self.length) < self.key + self.answer:

@@ -74,14 +74,14 @@ def text_of(words: Words) -> str:
     return "".join(word if word in NO_SPACE_BEFORE else f" {word}" for word in words)
 
 
-def check(puzzle: object, *zeros: str) -> None:
-    """Raises UsageError for a setting below 1 (0 for those named) or too large, and for no depths at all."""
+def check(puzzle: object, zeros: Sequence[str] = (), flags: Sequence[str] = ()) -> None:
+    """Raises UsageError for a setting below 1 (0 for `zeros`) or too large, a flag not 0 or 1, and for no depths."""
     for field in fields(puzzle):  # type: ignore[arg-type]
         value = getattr(puzzle, field.name)
         numbers = value if isinstance(value, tuple) else (value,)
-        least = 0 if field.name in zeros else 1
-        if not numbers or not all(least <= n <= MOST for n in numbers):
-            refuse(f"{field.name} has to be {least} to {MOST}, and is {value}")
+        least, most = int(field.name not in (*zeros, *flags)), 1 if field.name in flags else MOST
+        if not numbers or not all(least <= n <= most for n in numbers):
+            refuse(f"{field.name} has to be {least} to {most}, and is {value}")
 
 
 def refuse(what: str) -> None:

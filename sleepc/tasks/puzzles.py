@@ -36,7 +36,7 @@ def make_puzzle(name: str, settings: Sequence[str] = ()) -> Puzzle:
     found: Settings = {}
     for setting in settings:
         key, _, value = setting.partition("=")
-        numbers = tuple(int(part) for part in value.split(",") if part.isascii() and part.isdigit())
+        numbers = tuple(int(part) for part in value.split(",") if part.isascii() and part.isdigit() and len(part) < 10)
         several = isinstance(defaults.get(key), tuple)
         if key not in defaults or len(numbers) != value.count(",") + 1 or (len(numbers) > 1 and not several):
             known = ", ".join(f"{k}={spell_setting(v)}" for k, v in defaults.items())

@@ -14,6 +14,7 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
 
 import sleepc as package
+from examples.nanogpt import GPT
 from sleepc.tasks.puzzles import PUZZLES
 from tests.cli.models import run_here, save_model
 from tests.tasks.test_puzzles import SMALL
@@ -64,6 +65,15 @@ def test_json_has_a_row_for_every_model_and_depth(
     words = len(shown["vocabulary"])
     assert data["notes"] == [f"the model cannot read words: tokens are the task's own, 0 to {words - 1}"]
     assert found(capsys, artifact, "--task", name, *chosen(name), "--samples", 6) == data
+
+
+def test_a_model_with_the_tasks_own_vocabulary_and_no_tokenizer_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = package.convert(GPT(vocab=3, width=16, heads=2, blocks=2, context=64), {"window": 5, "sinks": 0})
+    data = found(capsys, program.save(tmp_path / "own"), "--task", "rule110", *chosen("rule110"), "--samples", 3)
+    assert data["notes"] == ["the model cannot read words: tokens are the task's own, 0 to 2"]
+    assert len(data["rows"]) == 6
 
 
 def test_it_goes_with_sweeps_full_attention_and_plots(

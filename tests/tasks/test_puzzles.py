@@ -242,6 +242,8 @@ def test_khop_relations_are_permutations() -> None:
     ("name", "chosen", "said"),
     [
         ("rule110", "width=0", "width has to be 1 to 100000, and is 0"),
+        ("rule110", "width=" + "9" * 10, "cannot be set"),
+        ("gsm-symbolic", "chain=2", "chain has to be 0 to 1, and is 2"),
         ("rule110", "steps=", "cannot be set 'steps='"),
         ("rule110", "width=1,2", "cannot be set"),
         ("rule110", "widht=8", "cannot be set 'widht=8'"),
