@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refuse
+from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
 
 BEGIN, IS = "begin", "is"
 LONGEST = 20  # tokens of a name
@@ -36,11 +36,13 @@ class Depo:
     def __post_init__(self) -> None:
         check(self)
         if self.shortest > self.longest or self.longest > LONGEST:
-            refuse(f"names cannot have {self.shortest} to {self.longest} tokens")
+            raise refusal(f"names cannot have {self.shortest} to {self.longest} tokens")
         if self.nodes > sum(self.letters**n for n in range(self.shortest, self.longest + 1)):
-            refuse(f"{self.letters} letters do not give {self.nodes} names of {self.shortest} to {self.longest} tokens")
+            raise refusal(
+                f"{self.letters} letters do not give {self.nodes} names of {self.shortest} to {self.longest} tokens"
+            )
         if self.questions > self.nodes:
-            refuse(f"{self.questions} questions start at different nodes, and there are {self.nodes}")
+            raise refusal(f"{self.questions} questions start at different nodes, and there are {self.nodes}")
 
     @property
     def vocabulary(self) -> Words:

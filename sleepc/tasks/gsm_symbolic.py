@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refuse
+from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
 
 HIGHEST_ROOT = 10
 CHANGES: tuple[Words, ...] = ((), ("+", "1"), ("-", "1"))
@@ -36,7 +36,9 @@ class GsmSymbolic:
     def __post_init__(self) -> None:
         check(self, zeros=["noise"], flags=["chain", "first"])
         if max(self.ops) + self.noise > self.names:
-            refuse(f"{max(self.ops)} operations and {self.noise} names of noise need more than {self.names} names")
+            raise refusal(
+                f"{max(self.ops)} operations and {self.noise} names of noise need more than {self.names} names"
+            )
 
     @property
     def vocabulary(self) -> Words:

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, refuse
+from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, refusal
 
 ANIMALS = ("lions", "bears", "wolves", "foxes", "owls", "deer", "hares", "otters")
 PLACES = ("Oakwood", "Pinehill", "Riverside", "Lakeview", "Stonebridge", "Highfield", "Westbrook", "Northgate")
@@ -69,11 +69,11 @@ class GsmWorded:
     def __post_init__(self) -> None:
         check(self, zeros=["noise"], flags=["totals", "first"])
         if max(self.ops) + 1 + self.noise > len(QUANTITIES):
-            refuse(
+            raise refusal(
                 f"{max(self.ops)} operations and a noise of {self.noise} need more than {len(QUANTITIES)} quantities"
             )
         if self.most < 2 * LARGEST:
-            refuse(f"most has to be {2 * LARGEST} or more, and is {self.most}")
+            raise refusal(f"most has to be {2 * LARGEST} or more, and is {self.most}")
 
     @property
     def vocabulary(self) -> Words:

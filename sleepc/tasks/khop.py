@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refuse
+from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class KHop:
     def __post_init__(self) -> None:
         check(self)
         if self.relations < 2 and max(self.hops) > 1:
-            refuse("with one relation there is one hop")
+            raise refusal("with one relation there is one hop")
 
     @property
     def vocabulary(self) -> Words:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refuse
+from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
 
 ASK = "?"
 NOISE = 8
@@ -32,7 +32,7 @@ class Needle:
     def __post_init__(self) -> None:
         check(self, zeros=["tail"])
         if min(self.length) < self.tail + 2:
-            refuse(f"a length of {min(self.length)} words has no room for two and a tail of {self.tail}")
+            raise refusal(f"a length of {min(self.length)} words has no room for two and a tail of {self.tail}")
 
     @property
     def vocabulary(self) -> Words:
@@ -63,9 +63,13 @@ class MultiKey:
     def __post_init__(self) -> None:
         check(self, zeros=["tail"])
         if max(self.pairs) > min(self.keys, self.values):
-            refuse(f"{max(self.pairs)} pairs need as many keys and values, and there are {self.keys} and {self.values}")
+            raise refusal(
+                f"{max(self.pairs)} pairs need as many keys and values, and there are {self.keys} and {self.values}"
+            )
         if min(self.pairs) < self.tail + self.questions:
-            refuse(f"{min(self.pairs)} pairs are too few for {self.questions} questions and a tail of {self.tail}")
+            raise refusal(
+                f"{min(self.pairs)} pairs are too few for {self.questions} questions and a tail of {self.tail}"
+            )
 
     @property
     def vocabulary(self) -> Words:

@@ -81,9 +81,9 @@ def check(puzzle: object, zeros: Sequence[str] = (), flags: Sequence[str] = ()) 
         numbers = value if isinstance(value, tuple) else (value,)
         least, most = int(field.name not in (*zeros, *flags)), 1 if field.name in flags else MOST
         if not numbers or not all(least <= n <= most for n in numbers):
-            refuse(f"{field.name} has to be {least} to {most}, and is {value}")
+            raise refusal(f"{field.name} has to be {least} to {most}, and is {value}")
 
 
-def refuse(what: str) -> None:
-    """Raises the UsageError for settings that do not go together."""
-    raise UsageError(what, where="--set", fix="Give other settings, as --set name=4 or --set name=1,2,4.")
+def refusal(what: str) -> UsageError:
+    """The error, to be raised, for settings that do not go together."""
+    return UsageError(what, where="--set", fix="Give other settings, as --set name=4 or --set name=1,2,4.")

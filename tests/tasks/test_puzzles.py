@@ -172,6 +172,15 @@ def test_depo_is_one_cycle_of_different_names() -> None:
     assert max(len(example.context) for example in every("depo")) <= 301, "75 edges, as the paper has it"
 
 
+@pytest.mark.parametrize("tail", [0, 7])
+def test_keys_stand_anywhere_before_the_tail(tail: int) -> None:
+    places = set()
+    for example in every("ngram", "length=20", "answer=2", f"tail={tail}", count=400):
+        (question,) = example.questions
+        places.add("".join(example.context[1:]).index("".join(question.asked[1:])))
+    assert places == set(range(20 - 3 - 2 - tail + 1))
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_key_comes_last_or_first(first: int) -> None:
     for example in every("ngram", "length=30", "answer=4", f"first={first}"):

@@ -212,6 +212,16 @@ def test_text_says_what_the_words_say(name: str) -> None:
             assert tokenizer.decode(ids).replace(" ", "") == "".join(words)
 
 
+@pytest.mark.parametrize("name", PUZZLES)
+def test_ids_are_places_in_the_vocabulary(name: str) -> None:
+    words, made = make_puzzle(name).vocabulary, examples(make_puzzle(name), 3, 0)
+    for example, sample in zip(made, spell_as_ids(words, len(words), made), strict=True):
+        assert tuple(words[i] for i in sample.tokens) == example.context
+        for question, item in zip(example.questions, sample.items.values(), strict=True):
+            assert tuple(words[i] for i in item.question) == question.asked
+            assert [tuple(words[i] for i in ids) for ids in item.candidates] == [question.answer]
+
+
 def test_who_cannot_read_the_words_gets_their_places() -> None:
     puzzle = make_puzzle("rule110")
     made = examples(puzzle, 2, 0)
