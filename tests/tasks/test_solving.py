@@ -175,6 +175,14 @@ def test_figures_are_counted_by_depth() -> None:
     assert single.metrics == ("accuracy", "log_prob")
 
 
+def test_half_an_answer_is_none() -> None:
+    made = [Example(("x",), (Question(("?",), ("a", "b"), 1), Question(("?",), ("a", "a"), 1)))]
+    (row,) = Solving("steps", made, spell_as_ids(("x", "?", "a", "b"), 4, made)).rows(
+        Constant(2), 99, lambda share: None
+    )
+    assert (row["accuracy"], row["exact"], row["count"]) == (0.5, 0, 2)
+
+
 class Constant(Recall):
     """Always the same token."""
 
