@@ -36,8 +36,9 @@ def relative(found: Array, expected: Array) -> float:
         return math.inf
     if not found.size:
         return 0.0
-    error = float(np.abs(found.astype(np.float64) - expected).max())
-    scale = float(np.abs(expected).max())
+    gap = found - expected  # in their own precision and in place: logits of a large vocabulary are large
+    error = float(np.abs(gap, out=gap).max())
+    scale = float(max(expected.max(), -expected.min()))
     if not math.isfinite(error):
         return math.inf
     return error / scale if scale else (math.inf if error else 0.0)

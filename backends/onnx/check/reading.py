@@ -13,8 +13,8 @@ from sleepc.runtime.steps import Array, FloatArray, IntArray, Steps
 LONG = 512  # windows up to here are read whole
 SHORT = 64  # tokens between sleeps by hand, where a window is longer
 FEW = 12  # tokens that are read one by one
-KEPT = 64 << 20  # bytes of logits that are kept of a check
-AT_ONCE = 128 << 20  # bytes of logits of one call
+KEPT = 32 << 20  # bytes of logits that are kept of a check
+AT_ONCE = 24 << 20  # bytes of logits of one call
 
 
 @dataclass
