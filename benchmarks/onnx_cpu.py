@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="int4,fp32", help="fp32, fp16, int8, int4")
     parser.add_argument("--tokens", type=int, default=32, help="tokens measured at each context")
     parser.add_argument("--prefill", type=int, default=4096, help="tokens of the prefill")
+    parser.add_argument("--window", type=int, default=128, help="of the conversion; the demo's by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "onnx_cpu", help="a folder for the models")
     parser.add_argument("--genai-env", type=Path, default=ROOT / "build" / "genai")
@@ -101,16 +102,17 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     with checkpoint_of(options) as checkpoint:
         if options.tiny:
             add_letters(checkpoint.folder)
-        artifact = options.work / "artifact"
+        artifact = options.work / f"artifact-{options.window}"
         if not (options.keep and artifact.is_dir()):
-            sleepc("convert", str(checkpoint.folder), "-o", str(artifact), "--force", "--no-verify")
+            window = ("--window", str(options.window))
+            sleepc("convert", str(checkpoint.folder), "-o", str(artifact), *window, "--force", "--no-verify")
         for precision in options.precisions.split(","):
             yield from measured(options, checkpoint, artifact, precision)
 
 
 def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path, precision: str) -> Iterator[Row]:
     """The rows of a precision: the exports, what they hold when loaded, prefill, decode at each context."""
-    ours, theirs = (options.work / f"{who}-{precision}" for who in ("sleepc", "genai"))
+    ours, theirs = (options.work / name for name in (f"sleepc-{precision}-{options.window}", f"genai-{precision}"))
     made: Row = {"kind": "export", "precision": precision}
     if not (options.keep and ours.is_dir()):
         made |= sleepc(
