@@ -78,7 +78,8 @@ class OnnxSteps:
         options.log_severity_level = 3
         # an arena keeps the memory of the longest call, and is no faster here
         options.enable_cpu_mem_arena = False
-        # softmax leaves numbers of 1e-40, with which processors compute a hundred times slower than with 0
+        # softmax leaves numbers of 1e-40, with which processors compute a hundred times slower than with 0;
+        # this holds for the thread that opens the session too, which is one of those that compute
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
             return ort.InferenceSession(str(path), options, providers=self.providers())

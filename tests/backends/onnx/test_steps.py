@@ -21,6 +21,7 @@ from sleepc.backends.onnx.state import write_columns
 from sleepc.backends.onnx.steps import OnnxSteps, available_threads
 from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.runtime.sampling import Sampling, candidates
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Array, Logits, Steps
 from sleepc.verify.shake import shaken
@@ -98,6 +99,13 @@ def test_every_call_gives_what_the_eager_backend_gives(steps: OnnxSteps, eager: 
             assert out.shape == wanted.shape
             assert np.abs(out - wanted).max(initial=0) < TOLERANCE
         same(arrays, others)
+
+
+def test_sampling_holds_on_a_thread_where_the_least_numbers_are_0(steps: OnnxSteps) -> None:
+    """Opening a session makes them so."""
+    assert np.float64(5e-324) * 1.0 == 0.0, "ONNX Runtime no longer sets the thread that opens a session"
+    ids, weights = candidates(np.array([1.0, 3.0, 2.0], np.float32), Sampling(5e-324))
+    assert (ids.tolist(), weights.tolist()) == ([1], [1.0])
 
 
 @pytest.mark.parametrize("logits", ["last", "all", "none"])
