@@ -57,6 +57,9 @@ def pack(ids: Ids, mask: Mask | None, *, batch: int, vocab: int) -> Packed:
     for row, length, target in zip(rows, lengths, padded, strict=True):
         target[:length] = row
     _check_vocabulary(padded, real, vocab)
+    if mask is None and int(lengths.min()) == real.shape[1]:  # nothing to pack, as for every token that is generated
+        every = np.broadcast_to(np.arange(real.shape[1], dtype=np.int64), real.shape)
+        return Packed(padded.astype(np.int64, copy=False), lengths, every)
     columns = np.argsort(~real, axis=1, kind="stable").astype(np.int64)
     counts = real.sum(axis=1, dtype=np.int64)
     held = np.arange(real.shape[1]) < counts[:, None]
