@@ -79,7 +79,7 @@ class OnnxSteps:
         # an arena keeps the memory of the longest call, and is no faster here
         options.enable_cpu_mem_arena = False
         # softmax leaves numbers of 1e-40, with which processors compute a hundred times slower than with 0;
-        # this holds for the thread that opens the session too, which is one of those that compute
+        # this can hold for the thread that opens the session too, which is one of those that compute
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
             return ort.InferenceSession(str(path), options, providers=self.providers())
