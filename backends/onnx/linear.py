@@ -16,7 +16,7 @@ from sleepc.errors import UsageError
 from sleepc.ir.graph import is_call
 
 # accuracy_level of MatMulNBits. Activations become int8 in blocks: half the time for one token, where the bytes of
-# weights are what counts; products in float32 take two thirds of that for 64 tokens (measured with AVX-512 and int4).
+# weights are what counts; products in float32 take 0.7 to 0.9 of that for 64 tokens (measured with AVX-512, int4).
 INT8_PRODUCTS, FLOAT_PRODUCTS = 4, 1
 
 
