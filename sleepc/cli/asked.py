@@ -108,13 +108,12 @@ def _prepare_puzzle(subject: Subject, asked: Asked, puzzle: Puzzle) -> Evaluatio
     from sleepc.tasks.puzzle import examples
     from sleepc.tasks.puzzles import settings_of
     from sleepc.tasks.solving import Solving
-    from sleepc.tasks.spelling import reads, spell_as_ids, spell_as_text
+    from sleepc.tasks.spelling import choose_spelling
 
     made = examples(puzzle, asked.samples, asked.seed)
-    tokenizer, notes = subject.tokenizer_or_none(), list(subject.notes)
-    spelled = spell_as_text(tokenizer, made) if tokenizer is not None else []
-    if tokenizer is None or not reads(tokenizer, made, spelled):
-        spelled = spell_as_ids(puzzle.vocabulary, subject.vocab, made)
+    spell, as_text = choose_spelling(subject.tokenizer_or_none(), puzzle.vocabulary, subject.vocab, made)
+    notes = list(subject.notes)
+    if not as_text:
         notes.append(f"the model cannot read words: tokens are the task's own, 0 to {len(puzzle.vocabulary) - 1}")
-    task = Solving(puzzle.by, made, spelled)
+    task = Solving(puzzle.by, made, spell(made))
     return Evaluation(task, asked.name, subject.window, settings_of(puzzle), notes=notes)

@@ -12,6 +12,7 @@ from sleepc.errors import UsageError
 
 Words = tuple[str, ...]
 MOST = 100_000  # of any setting
+PRACTICE = 1  # the spawn key of what is trained on
 NO_SPACE_BEFORE = {".", ",", "?", ":"}
 
 
@@ -49,6 +50,14 @@ class Puzzle(Protocol):
 def examples(puzzle: Puzzle, count: int, seed: int) -> list[Example]:
     """The first `count` examples of a seed. Each has random numbers of its own, so more of them begin with the same."""
     return [puzzle.example(index, np.random.default_rng([seed, index])) for index in range(count)]
+
+
+def practice(puzzle: Puzzle, index: int, seed: int) -> Example:
+    """Example number `index` of an endless row to train on, of random numbers that no example of `examples` has.
+
+    A spawn key is mixed in behind four 32-bit words, which `examples` fills only with seeds of 2**96 and more.
+    """
+    return puzzle.example(index, np.random.default_rng(np.random.SeedSequence([seed, index], spawn_key=[PRACTICE])))
 
 
 def named(letter: str, count: int) -> Words:

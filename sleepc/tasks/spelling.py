@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,20 @@ from sleepc.hf.tokenizer import Tokenizer
 from sleepc.tasks.planting import Item, Sample
 from sleepc.tasks.puzzle import Example, Words, text_of
 from sleepc.tasks.source import opening_of
+
+Spell = Callable[[Sequence[Example]], list[Sample]]
+
+
+def choose_spelling(
+    tokenizer: Tokenizer | None, vocabulary: Words, vocab: int, tried: Sequence[Example]
+) -> tuple[Spell, bool]:
+    """How a model of `vocab` tokens gets a task's examples, and whether that is as text: where its tokenizer gives the
+    words of those that are `tried` back. Raises UsageError where it has fewer tokens than the task has words.
+    """
+    if tokenizer is not None and reads(tokenizer, tried, spell_as_text(tokenizer, tried)):
+        return partial(spell_as_text, tokenizer), True
+    spell_as_ids(vocabulary, vocab, tried)
+    return partial(spell_as_ids, vocabulary, vocab), False
 
 
 def spell_as_text(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Sample]:
