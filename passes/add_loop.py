@@ -10,13 +10,13 @@ from torch import fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
-from sleepc.ir.program import BlockClass, Loop, ProgramGraphs, StateSpec
+from sleepc.ir.program import START, BlockClass, Loop, ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.classes import chosen_classes, embed_port
 from sleepc.passes.emit import Emit, aten
 
-HIDDEN, TOKENS, START = "hidden", "window_tokens", "start."
+HIDDEN, TOKENS = "hidden", "window_tokens"
 
 
 @dataclass(frozen=True)

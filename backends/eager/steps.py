@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
+from sleepc.backends.eager.recurrence import Recurrence
+from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs, StateSpec
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
@@ -50,8 +52,7 @@ class EagerSteps:
         self._clock = Executor(program.clock, functions, self.device)
         self._wake = {n: Executor(c.wake, functions, self.device) for n, c in program.classes.items()}
         self._sleep = {n: Executor(c.sleep, functions, self.device) for n, c in program.classes.items() if c.sleep}
-        self._again = {n: Executor(c.again, functions, self.device) for n, c in program.classes.items() if c.again}
-        self._given = Executor(program.loop.given, functions, self.device) if program.loop else None
+        self._recurrence = Recurrence(program, functions, self.device) if program.loop else None
         self._head_extras = set(program.head.ports("input")) - {"h"}
         self.bind(parameters)
 
@@ -127,12 +128,32 @@ class EagerSteps:
             return out
         return out[:, 0] if early else out[rows, last]
 
-    def sleep_tensors(self, state: State) -> State:
-        """Consolidate and evict in every row of `state`."""
+    def logits_at(self, values: dict[str, Any], places: Tensor) -> Tensor:
+        """The head on what `hidden` gave, at the places of bool [B,T] alone -> [n,V]."""
+        if self._head_extras:
+            every: Tensor = self._head({**self.parameters, **values})["logits"]
+            return every[places]
+        few: Tensor = self._head({**self.parameters, **values, "h": values["h"][places].unsqueeze(0)})["logits"]
+        return few[0]
+
+    def sleep_tensors(self, state: State, passes: int | None = None) -> State:
+        """Consolidate and evict in every row of `state`; with `passes` in so many instead of the program's own.
+
+        One pass is that of wake: no block runs again. Raises UsageError for `passes` where no block ever does.
+        """
+        loop = self._recurrence.loop if self._recurrence else None
+        if passes is not None and (loop is None or passes < 1):
+            raise UsageError(
+                f"a sleep of {passes} passes" + ("" if loop else ": this program's sleeps run no block again"),
+                where="passes",
+                fix="Ask for 1 or more." if loop else "Convert with --consolidation recurrent and --passes 2 or more.",
+            )
         clock, new = self.begin_sleep(state)
         for i in range(len(self._blocks)):
             new.update(self.sleep_block(i, clock, state))
-        return new if self._given is None else self._run_again(self._given, state, new)
+        if self._recurrence is None or loop is None:
+            return new
+        return self._recurrence(self._blocks, self.parameters, state, new, passes or loop.passes)
 
     def begin_sleep(self, state: State) -> tuple[dict[str, Any], State]:
         """What every block's sleep reads, and the state with its counters as they are after the sleep."""
@@ -144,29 +165,6 @@ class EagerSteps:
         name, _, names = self._blocks[i]
         results = self._sleep[name]({**clock, **{local: state[full] for local, full in names.items()}})
         return {names[local]: value for local, value in results.items()}
-
-    def _run_again(self, given: Executor, old: State, new: State) -> State:
-        """Recurrent passes over the window that `old` holds, on the memories of `new` (semantics.md, section 4)."""
-        loop = self.program.loop
-        assert loop is not None
-        values = given({**self.parameters, **old})
-        # Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep.
-        live = {"live": torch.ones_like(old["slept"])}
-        h, last = old[f"{loop.end - 1}.hidden"][:, 0], len(self._blocks)
-        passes = [(loop.start, loop.end, live)] * (loop.passes - 1) + [(loop.end, last, {})]
-        for start, end, extra in passes:
-            for name, parameters, names in self._blocks[start:end]:
-                inputs = {
-                    **values,
-                    **extra,
-                    "h": h,
-                    **parameters,
-                    **{local: new[full] for local, full in names.items()},
-                }
-                results = self._again[name](inputs)
-                h = results.pop("h")
-                new.update({names[local]: value for local, value in results.items()})
-        return new
 
     def wake(
         self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits

@@ -14,6 +14,7 @@ from sleepc.ir.weights import Param
 
 Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP"]
 Update = Literal["overwrite", "ring", "accumulate"]
+START = "start."  # before a memory's name: what it held at the start of the window, in blocks behind a loop
 
 
 @dataclass(frozen=True)

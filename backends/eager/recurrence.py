@@ -1,0 +1,67 @@
+"""Recurrent passes over a window while it is consolidated: what a sleep does after its pass 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sleepc.backends.eager.executor import Executor
+from sleepc.ir.program import START, ProgramGraphs
+
+State = dict[str, Tensor]
+# Of a block: its class, its parameters by port, and the full names of its states by their short ones.
+BoundBlock = tuple[str, dict[str, Tensor], dict[str, str]]
+
+
+class Recurrence:
+    """The passes of a program's loop (semantics.md, section 4; arXiv 2605.26099, Algorithm 1)."""
+
+    def __init__(
+        self, program: ProgramGraphs, functions: Mapping[Any, Callable[..., Any]], device: torch.device
+    ) -> None:
+        assert program.loop is not None, "no block runs again"
+        self.program, self.loop = program, program.loop
+        self._given = Executor(program.loop.given, functions, device)
+        self._again = {n: Executor(c.again, functions, device) for n, c in program.classes.items() if c.again}
+
+    def __call__(
+        self, blocks: Sequence[BoundBlock], parameters: Mapping[str, Tensor], old: State, new: State, passes: int
+    ) -> State:
+        """The window that `old` holds, refined in `passes` passes; `new` is the state after the first of them."""
+        loop = self.loop
+        values = self._given({**parameters, **old})
+        # Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep.
+        live = values | {"live": torch.ones_like(old["slept"])}
+        h = old[f"{loop.end - 1}.hidden"][:, 0]
+        for _ in range(passes - 1):
+            h, written = self._run(blocks[loop.start : loop.end], h, live, new)
+            new = new | written
+        after = blocks[loop.end :]
+        return new | (self._run(after, h, values, new)[1] if passes > 1 else self._as_awake(after, h, values, new))
+
+    def _run(
+        self, blocks: Sequence[BoundBlock], h: Tensor, values: Mapping[str, Any], state: State
+    ) -> tuple[Tensor, State]:
+        """Blocks once over the window: h [B,L,d] -> (h', what they write)."""
+        written: State = {}
+        for name, parameters, names in blocks:
+            own = {local: state[full] for local, full in names.items()}
+            results = self._again[name]({**values, "h": h, **parameters, **own})
+            h = results.pop("h")
+            written |= {names[local]: value for local, value in results.items()}
+        return h, written
+
+    def _as_awake(self, after: Sequence[BoundBlock], h: Tensor, values: Mapping[str, Any], state: State) -> State:
+        """Blocks behind the loop where there was no pass over it: what wake wrote stays, and the next window starts
+        from it. A memory that is written in a sleep only, and has no record, is written from h as wake left it.
+        """
+        kept: State = {}
+        for _, _, names in after:
+            for start in (local for local in names if local.startswith(START)):
+                memory = names[start.removeprefix(START)]
+                kept |= {names[start]: state[memory], memory: state[memory]}
+        made = {names[local] for name, _, names in after for local in self._again[name].results if local != "h"}
+        return kept if made <= kept.keys() else self._run(after, h, values, state)[1] | kept

@@ -1,0 +1,82 @@
+"""Sleeps of another number of passes than the program's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sleepc.backends.eager.backend import load
+from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.errors import UsageError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.verify.shake import shaken
+from tests.families import VOCAB, WINDOW, family
+
+RECURRENT: dict[str, Any] = {"consolidation": "recurrent"}
+TOKENS = torch.randint(0, VOCAB, (2, 3 * WINDOW), generator=torch.Generator().manual_seed(3))
+LOOPS: list[dict[str, Any]] = [
+    {"loop": "all"},
+    {"loop": "0:2", "write": "online"},
+    {"loop": "0:2", "eviction": "hard", "sinks": 0},
+    {"loop": "1:2", "strategy": "replace"},
+    {"loop": "0:1", "strategy": "insert", "overrides": [{"layers": "2", "strategy": "keep"}]},
+]
+
+
+def converted(passes: int, **options: Any) -> ProgramGraphs:
+    """A program of 3 blocks with shaken memories; half-lives are the same for every number of passes."""
+    program, _ = family("llama").convert(passes=passes, **RECURRENT, **options)
+    program = shaken(program)
+    if passes > 1:
+        one, _ = family("llama").convert(passes=1, **RECURRENT, **options)
+        program.params |= shaken(one).params
+    return program
+
+
+def slept(steps: EagerSteps, windows: int, passes: list[int | None]) -> State:
+    state = steps.new_state(2)
+    for n in range(windows):
+        piece = TOKENS[:, n * WINDOW : (n + 1) * WINDOW]
+        _, state = steps.wake_tensors(state, piece, torch.full((2,), WINDOW), "none")
+        state = steps.sleep_tensors(state, passes[n])
+    return state
+
+
+@pytest.mark.parametrize("options", LOOPS)
+def test_another_number_is_that_of_another_program(options: dict[str, Any]) -> None:
+    two, three = (load(converted(n, **options), train=True) for n in (2, 3))
+    for wanted, found in (
+        (slept(three, 2, [None] * 2), slept(two, 2, [3, 3])),
+        (slept(two, 2, [2, None]), slept(three, 2, [2, 2])),
+    ):
+        assert wanted.keys() == found.keys()
+        assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("options", LOOPS)
+def test_one_pass_is_the_program_without_a_loop(options: dict[str, Any]) -> None:
+    """But where a memory behind the loop is written in sleeps only: what it writes sees the window alone, as all do
+    that evict hard.
+    """
+    one, two = (load(converted(n, **options), train=True) for n in (1, 2))
+    wanted, found = slept(one, 2, [None] * 2), slept(two, 2, [1] * 2)
+    assert any(name.endswith(".S") for name in wanted)
+    for name in wanted.keys() & found.keys():
+        assert torch.allclose(wanted[name], found[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_a_window_after_one_pass_starts_from_its_memory() -> None:
+    """Blocks behind the loop go back to it in the next sleep of more passes."""
+    steps = load(converted(2, loop="0:2", write="online"), train=True)
+    state = slept(steps, 1, [1])
+    assert bool(state["2.S"].any())
+    assert torch.equal(state["2.start.S"], state["2.S"])
+
+
+@pytest.mark.parametrize(("options", "passes"), [({"passes": 1}, 2), ({"passes": 2}, 0)])
+def test_what_cannot_be_asked_for(options: dict[str, Any], passes: int) -> None:
+    steps = load(family("llama").convert(**RECURRENT, **options)[0])
+    with pytest.raises(UsageError, match=f"a sleep of {passes} passes"):
+        steps.sleep_tensors(steps.new_state(1), passes)
