@@ -65,9 +65,11 @@ class Depo:
     def _names(self, rng: np.random.Generator) -> list[Words]:
         """Different names in random order: that of the cycle."""
         letters, ends = named("a", self.letters), named("z", self.letters)
+        counts = [self.longest - self.shortest + 1, *[self.letters] * self.longest]
         found: dict[Words, None] = {}
         while len(found) < self.nodes:
-            *first, last = rng.integers(0, self.letters, rng.integers(self.shortest, self.longest + 1)).tolist()
-            found[(*(letters[i] for i in first), ends[last])] = None
-        names = list(found)
+            drawn = rng.random((self.nodes, len(counts))) * counts
+            for more, last, *first in drawn.astype(int).tolist():
+                found[(*[letters[i] for i in first[: self.shortest - 1 + more]], ends[last])] = None
+        names = list(found)[: self.nodes]
         return [names[i] for i in rng.permutation(self.nodes)]

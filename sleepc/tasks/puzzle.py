@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -60,6 +61,7 @@ def practice(puzzle: Puzzle, index: int, seed: int) -> Example:
     return puzzle.example(index, np.random.default_rng(np.random.SeedSequence([seed, index], spawn_key=[PRACTICE])))
 
 
+@cache
 def named(letter: str, count: int) -> Words:
     """Words of equal length, so that none is the beginning of another.
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn
 
@@ -40,17 +39,23 @@ class Rule110:
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle."""
         steps = in_turn(self.steps, index)
-        states = rng.integers(0, 2, (self.states, self.width)).astype(bool)
-        after = states
+        states = rng.integers(0, 2, (self.states, self.width))
+        cells = int(_digits(states.T), 2)
         for _ in range(steps):
-            after = step(after)
-        context = tuple(str(int(cell)) for cell in states.ravel())
-        answers = [str(int(ring[0])) for ring in after]
+            cells = step(cells, self.states, self.states * self.width)
+        answers = f"{cells:0{self.states * self.width}b}"[: self.states]
+        context = tuple(_digits(states))
         return Example(context, tuple(Question((ASK,) * (i + 1), (a,), steps) for i, a in enumerate(answers)))
 
 
-def step(rings: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Rings of cells [..., W] after one step."""
-    left, right = np.roll(rings, 1, -1), np.roll(rings, -1, -1)
-    found: npt.NDArray[np.bool_] = (rings | right) & ~(left & rings & right)
-    return found
+def step(cells: int, rings: int, bits: int) -> int:
+    """Rings after one step, all at once: as a number of so many `bits`, first cells of all rings, second cells .."""
+    every = (1 << bits) - 1
+    left = cells >> rings | cells << bits - rings & every
+    right = cells << rings & every | cells >> bits - rings
+    return (cells | right) & ~(left & cells & right)
+
+
+def _digits(bits: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> str:
+    """Zeros and ones, row after row."""
+    return (bits + ord("0")).astype(np.uint8).tobytes().decode()

@@ -54,7 +54,7 @@ def spell_as_ids(vocabulary: Words, vocab: int, examples: Sequence[Example]) -> 
     places = {word: place for place, word in enumerate(vocabulary)}
 
     def ids(words: Words) -> tuple[int, ...]:
-        return tuple(places[word] for word in words)
+        return tuple(map(places.__getitem__, words))
 
     return [
         Sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sleepc.errors import UsageError
+from sleepc.runtime.steps import IntArray
 from sleepc.tasks.puzzle import Example, Question, Words, examples
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle, settings_of
 from sleepc.tasks.rule110 import Rule110, step
@@ -102,13 +104,23 @@ def every(name: str, *chosen: str, count: int = 30) -> list[Example]:
     return examples(make_puzzle(name, chosen), count, 3)
 
 
-def test_rule110_is_its_table_and_turns_with_the_ring() -> None:
-    rings = np.random.default_rng(0).integers(0, 2, (50, 9)).astype(bool)
-    after = step(rings)
-    for ring, found in zip(rings, after, strict=True):
-        around = "".join(str(int(bit)) for bit in [ring[-1], *ring, ring[0]])
-        assert [TABLE[around[i : i + 3]] for i in range(9)] == [str(int(bit)) for bit in found]
-    assert np.array_equal(step(np.roll(rings, 3, -1)), np.roll(after, 3, -1))
+@pytest.mark.parametrize("width", [1, 2, 9])
+def test_rule110_is_its_table_and_turns_with_the_ring(width: int) -> None:
+    """Four rings at once, whose first cells are told first."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        rings = rng.integers(0, 2, (4, width))
+        after = stepped(rings)
+        for ring, found in zip(rings.tolist(), after.tolist(), strict=True):
+            around = "".join(map(str, [ring[-1], *ring, ring[0]]))
+            assert [TABLE[around[i : i + 3]] for i in range(width)] == [str(bit) for bit in found]
+        assert np.array_equal(stepped(np.roll(rings, 3, -1)), np.roll(after, 3, -1))
+
+
+def stepped(rings: IntArray) -> IntArray:
+    bits = "".join(map(str, rings.T.ravel()))
+    after = f"{step(int(bits, 2), len(rings), rings.size):0{rings.size}b}"
+    return np.array([[int(bit) for bit in after[i :: len(rings)]] for i in range(len(rings))])
 
 
 def test_rule110_marginals_are_those_of_the_ring() -> None:
@@ -281,3 +293,9 @@ def test_settings_are_those_that_were_given() -> None:
     assert settings_of(make_puzzle("rule110", ["width=8", "steps=1,2"])) == {"width": 8, "states": 4, "steps": (1, 2)}
     with pytest.raises(UsageError, match="steps has to be"):
         Rule110(steps=())
+
+
+def test_depo_names_are_of_all_lengths_and_letters() -> None:
+    found = every("depo", "nodes=6", "letters=3", "longest=3", "questions=1", count=200)
+    names = {name for example in found for name in re.findall(r"(?:a\d )*z\d", " ".join(example.context))}
+    assert len(names) == 3 + 3**2 + 3**3
