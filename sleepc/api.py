@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from sleepc.exporting import Exported
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
-    from sleepc.train.distil import Hooks, Outcome
     from sleepc.train.texts import Document
+    from sleepc.train.training import Hooks, Outcome
     from sleepc.verify.verify import VerifyReport
 
 Progress = Callable[[str, float | None], None]
@@ -263,10 +263,10 @@ class Program:
         Raises UsageError for options that do not fit, SleepcError where the loss is no number.
         """
         from sleepc.train.adapter import name_of
-        from sleepc.train.distil import distil
         from sleepc.train.settings import make_settings
         from sleepc.train.streams import self_stream, text_stream
         from sleepc.train.texts import dataset_documents, documents
+        from sleepc.train.training import train
 
         chosen, paths, window = make_settings(settings), [Path(path) for path in text], self.graphs.window
 
@@ -287,7 +287,7 @@ class Program:
         }
         progress("training", None)
         options: dict[str, Any] = {"device": device, "resume": resume, "facts": facts, "half": half, "hooks": hooks}
-        return distil(self, taught, stream, chosen, Path(work), **options)
+        return train(self, taught, stream, chosen, Path(work), **options)
 
     def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> ProgramGraphs:
         if teacher is None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sleepc.api import Program
-    from sleepc.train.distil import Outcome
     from sleepc.train.trainer import Step, Trainer
+    from sleepc.train.training import Outcome
 
 INTERRUPTED = 130
 Text = Annotated[
@@ -102,7 +102,7 @@ def distil(
     from sleepc import api
     from sleepc.artifact import check_free
     from sleepc.train.checkpoint import forget_checkpoints
-    from sleepc.train.distil import Hooks
+    from sleepc.train.training import Hooks
 
     if sum((bool(text), dataset is not None, own)) != 1:
         raise UsageError(

@@ -27,6 +27,7 @@ from sleepc.ir.weights import FileTensor
 from sleepc.ops.rules import find as find_rule
 from sleepc.passes.find_sites import find_site
 from sleepc.recipe import LayerPlan
+from sleepc.runtime.steps import IntArray
 from sleepc.tasks.asking import surprises
 from sleepc.train.adapter import with_values
 from sleepc.train.gates import MIXES, Setting, gate_values, half_lives, output_gate, strengths, targets
@@ -41,7 +42,7 @@ from sleepc.train.local import (
     only_block,
     windows_of,
 )
-from sleepc.train.pieces import Piece, pieces, shuffled
+from sleepc.train.pieces import pieces, shuffled
 from sleepc.train.statistics import HeadStatistics, Layer, Reach, layers, widened
 from sleepc.train.texts import Document
 from sleepc.verify.shake import MEMORY, without_memories
@@ -112,13 +113,13 @@ def calibrate(
     """
     length = piece_length(program.graphs, program.recipe.sinks)
     least = min(2 * program.graphs.window, length)
-    every = shuffled(pieces(documents, program.tokenizer(), length, least), 0, BUFFER)
+    every = (p.tokens for p in shuffled(pieces(documents, program.tokenizer(), length, least), 0, BUFFER))
     return calibrate_on(program, every, settings, progress, work_dir, resume)
 
 
 def calibrate_on(
     program: Program,
-    every: Iterable[Piece],
+    every: Iterable[IntArray],
     settings: CalibrationSettings,
     progress: Progress,
     work_dir: Path | None = None,
@@ -171,7 +172,7 @@ def piece_length(graphs: ProgramGraphs, sinks: int) -> int:
     return min(length, limit or length)
 
 
-def deal(every: Iterable[Piece], tokens: int) -> Parts:
+def deal(every: Iterable[IntArray], tokens: int) -> Parts:
     """Pieces in turn: every other one to learn from, until there are `tokens`; the others apart and held out.
 
     Raises UsageError where one of the three gets nothing.

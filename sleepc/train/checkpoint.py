@@ -1,4 +1,4 @@
-"""Checkpoints of a training: masters, the optimiser's state, and where it stands; whole or not there at all."""
+"""Checkpoints of a training: masters, the optimisers' state, and where it stands; whole or not there at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Standing(BaseModel):
 
 
 def write_checkpoint(
-    folder: Path, standing: Standing, masters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+    folder: Path, standing: Standing, masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
 ) -> Path:
     """Write `folder`/step-00000123 beside its name and rename it; the latest two are kept."""
     from safetensors.torch import save_file
@@ -41,7 +41,7 @@ def write_checkpoint(
     target = folder / f"step-{standing.step:08d}"
     draft = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
     try:
-        tensors = {MASTER + key: value.detach() for key, value in masters.items()} | _moments(masters, optimiser)
+        tensors = {MASTER + key: value.detach() for key, value in masters.items()} | _moments(masters, optimisers)
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, draft / STATE)
         (draft / FACTS).write_text(standing.model_dump_json() + "\n")
         for name in (STATE, FACTS):
@@ -76,8 +76,8 @@ def read_standing(path: Path) -> Standing:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
 
-def read_tensors(path: Path, masters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
-    """Set masters and the optimiser's state to those of a checkpoint. Raises SleepcError where they do not fit."""
+def read_tensors(path: Path, masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """Set masters and the optimisers' state to those of a checkpoint. Raises SleepcError where they do not fit."""
     file = TensorFile(path / STATE)
     with torch.no_grad():
         for key, master in masters.items():
@@ -86,18 +86,20 @@ def read_tensors(path: Path, masters: Mapping[str, Tensor], optimiser: torch.opt
                 raise _damaged(path, f"it has no tensor {key} of this shape and dtype")
             master.copy_(map_tensor(path / STATE, MASTER + key))
     named = {id(master): key for key, master in masters.items()}
-    state: dict[int, dict[str, Tensor]] = {}
-    for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-        prefix = f"optimiser/{named[id(parameter)]}/"
-        own = [name for name in file.tensors if name.startswith(prefix)]
-        if own:
-            state[number] = {name.removeprefix(prefix): map_tensor(path / STATE, name).clone() for name in own}
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    for optimiser in optimisers:
+        state: dict[int, dict[str, Tensor]] = {}
+        for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            prefix = f"optimiser/{named[id(parameter)]}/"
+            own = [name for name in file.tensors if name.startswith(prefix)]
+            if own:
+                state[number] = {name.removeprefix(prefix): map_tensor(path / STATE, name).clone() for name in own}
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
-def _moments(masters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     return {
         f"optimiser/{key}/{name}": value
+        for optimiser in optimisers
         for key, master in masters.items()
         for name, value in optimiser.state.get(master, {}).items()
     }

@@ -1,4 +1,4 @@
-"""What is minimised: the divergence from the teacher, or the surprise at the next token."""
+"""What is minimised: the divergence from the teacher, or the surprise at what is to be said."""
 
 from __future__ import annotations
 
@@ -25,12 +25,9 @@ def _kl(teacher: Tensor, student: Tensor) -> Tensor:
     return functional.kl_div(q, p, reduction="sum", log_target=True)
 
 
-def surprise_sum(student: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
-    """Cross entropy of the tokens that follow, summed: logits [B,T,V], tokens int64 [B,T] that stand one place later,
-    real bool [B,T]: is there one? -> scalar (float32).
-    """
-    wide = student[real].to(_wide(student))
-    return functional.cross_entropy(wide, tokens[real], reduction="sum")
+def surprise_sum(student: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of labels, summed: logits [n,V], labels int64 [n] -> scalar (float32)."""
+    return functional.cross_entropy(student.to(_wide(student)), labels, reduction="sum")
 
 
 def relative_error_sum(found: Tensor, wanted: Tensor, base: Tensor, real: Tensor) -> Tensor:

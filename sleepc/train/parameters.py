@@ -46,6 +46,18 @@ def linear_keys(program: ProgramGraphs) -> set[str]:
     return {key for key in linear - other if not _is_memory(program.params[key], key)}
 
 
+def matrix_keys(program: ProgramGraphs, keys: Iterable[str]) -> set[str]:
+    """Those of `keys` that are matrices of linear maps in blocks, and nothing else (an embedding, or the head)."""
+    inside = {key for block in program.layout for key in block.params.values()}
+    inside -= {key for graph in (program.embed, program.head) for key in graph.ports("param")}
+    linear = linear_keys(program) & inside
+    return {
+        key
+        for key, ties in tied_keys(program, keys).items()
+        if linear.issuperset(ties) and len(program.params[key].shape) == 2
+    }
+
+
 def _is_memory(param: Param, key: str) -> bool:
     return param.new and not key.endswith((".low_a", ".low_b"))
 

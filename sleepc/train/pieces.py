@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import TypeAlias
 
 import numpy as np
 
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import Tokenizer
 from sleepc.runtime.steps import IntArray
+from sleepc.tasks.lessons import NOTHING
 from sleepc.tasks.source import opening_of
 from sleepc.train.texts import Document
 from sleepc.verify.texts import says_something
 
-Piece: TypeAlias = IntArray
-"""Token ids [n] of one document."""
-
 TRIES = 32  # pieces among which one must say something
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Token ids [n] that are read from an empty state. `labels` [n]: what is to be said after each of them, NOTHING
+    where nothing is asked; None are the next tokens.
+    """
+
+    tokens: IntArray
+    labels: IntArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def asked(self) -> IntArray:
+        """The labels [n], whatever they are made of."""
+        return self.labels if self.labels is not None else np.append(self.tokens[1:], NOTHING)
+
+    def at_its_end(self, count: int) -> Piece:
+        """The same, asked for its last `count` tokens alone."""
+        labels = self.asked().copy()
+        labels[: max(len(labels) - 1 - count, 0)] = NOTHING
+        return replace(self, labels=labels)
 
 
 def pieces(documents: Iterable[Document], tokenizer: Tokenizer, length: int, least: int) -> Iterator[Piece]:
@@ -47,10 +68,14 @@ def _cut(
             ids += tokenizer.encode_part(part)
             whole = len(ids) // room * room
             for at in range(0, whole, room):
-                yield np.array([*opening, *ids[at : at + room]], dtype=np.int64)
+                yield _piece(*opening, *ids[at : at + room])
             del ids[:whole]
         if ids and len(opening) + len(ids) >= least:
-            yield np.array([*opening, *ids], dtype=np.int64)
+            yield _piece(*opening, *ids)
+
+
+def _piece(*ids: int) -> Piece:
+    return Piece(np.array(ids, dtype=np.int64))
 
 
 def _sensible(every: Iterator[Piece], opening: int) -> Iterator[Piece]:
@@ -58,9 +83,9 @@ def _sensible(every: Iterator[Piece], opening: int) -> Iterator[Piece]:
     held: list[Piece] = []
     for piece in every:
         held.append(piece)
-        if _says_something(piece[opening:]) or len(held) == TRIES:
+        if _says_something(piece.tokens[opening:]) or len(held) == TRIES:
             break
-    bodies = [piece[opening:] for piece in held]
+    bodies = [piece.tokens[opening:] for piece in held]
     if held and not _says_something(bodies[-1]) and not says_something(np.concatenate(bodies).tolist()):
         raise UsageError(
             "the tokenizer makes nothing of this text: its tokens are mostly the same one",
@@ -102,11 +127,12 @@ def recalling(
     for number, piece in enumerate(pieces, start):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
         if rng.random() < share and size:
-            piece = piece.copy()
+            tokens = piece.tokens.copy()
             for at in range(2 * window, len(piece) - window + 1, window):
                 if (last := at - window - size) > opening:
                     begin, to = int(rng.integers(opening, last)), at + int(rng.integers(window - size))
-                    piece[to : to + size] = piece[begin : begin + size]
+                    tokens[to : to + size] = tokens[begin : begin + size]
+            piece = Piece(tokens)
         yield piece
 
 
@@ -124,10 +150,11 @@ def repeated(make: Callable[[int], Iterator[Piece]]) -> Iterator[Piece]:
             )
 
 
-def batch_of(pieces: Sequence[Piece]) -> tuple[IntArray, IntArray]:
-    """Pieces -> tokens [B,T], padded with 0 at the right, and their lengths [B]."""
+def batch_of(pieces: Sequence[Piece]) -> tuple[IntArray, IntArray, IntArray]:
+    """Pieces -> tokens [B,T], padded with 0 at the right, their lengths [B], and labels [B,T], padded with NOTHING."""
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
-    tokens = np.zeros((len(pieces), int(lengths.max(initial=0))), dtype=np.int64)
-    for row, piece in zip(tokens, pieces, strict=True):
-        row[: len(piece)] = piece
-    return tokens, lengths
+    shape = len(pieces), int(lengths.max(initial=0))
+    tokens, labels = np.zeros(shape, dtype=np.int64), np.full(shape, NOTHING, dtype=np.int64)
+    for row, piece in enumerate(pieces):
+        tokens[row, : len(piece)], labels[row, : len(piece)] = piece.tokens, piece.asked()
+    return tokens, lengths, labels

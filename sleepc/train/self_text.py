@@ -12,7 +12,6 @@ from sleepc.errors import UsageError
 from sleepc.runtime.sampling import Sampling
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import IntArray, Steps
-from sleepc.train.pieces import Piece
 
 ROUNDS = 32  # of sampling for one batch, where texts end early
 
@@ -28,7 +27,7 @@ def sampled(
     least: int = 2,
     top_p: float = 1.0,
     start: int = 0,
-) -> Iterator[Piece]:
+) -> Iterator[IntArray]:
     """Pieces of at most `length` tokens, without an end: `opening`, then what the teacher draws at temperature 1.
 
     Where `opening` is empty a text begins with a random word. It ends with a token of `eos_ids`; texts that end before
@@ -62,16 +61,16 @@ class _Writer:
     least: int
     top_p: float
 
-    def pieces(self, start: int) -> Iterator[Piece]:
+    def pieces(self, start: int) -> Iterator[IntArray]:
         """The pieces from number `start` on."""
         skip = start % self.batch
         for group in count(start // self.batch):
             yield from self._group(group)[skip:]
             skip = 0
 
-    def _group(self, group: int) -> list[Piece]:
+    def _group(self, group: int) -> list[IntArray]:
         """The `batch` pieces of a group. Rows whose text was too short are written anew, with other random numbers."""
-        found: list[Piece] = []
+        found: list[IntArray] = []
         for attempt in range(ROUNDS):
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(group, attempt)))
             texts = self._write(self.batch - len(found), rng)
@@ -83,7 +82,7 @@ class _Writer:
             fix="Ask for a smaller least length, or give a text.",
         )
 
-    def _write(self, rows: int, rng: np.random.Generator) -> list[Piece]:
+    def _write(self, rows: int, rng: np.random.Generator) -> list[IntArray]:
         """One text for each row, from its beginning to its end."""
         begun = self._begin(rows, rng)
         session = Session(self.steps, rows)

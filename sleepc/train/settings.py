@@ -6,25 +6,31 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sleepc.errors import UsageError
 
-StageName = Literal["align", "distil", "lengthen"]
+StageName = Literal["align", "distil", "lengthen", "solve"]
 What = Literal["new", "low-rank", "all"]
-STAGES: tuple[StageName, ...] = ("align", "distil", "lengthen")
-SHARES = {"align": 1.0, "distil": 3.0, "lengthen": 1.0}  # of the tokens, where --stages does not say
+STAGES: tuple[StageName, ...] = ("align", "distil", "lengthen", "solve")
+SHARES = {"align": 1.0, "distil": 3.0, "lengthen": 1.0, "solve": 1.0}  # of the tokens, where --stages does not say
+MOST_PASSES = 64
 DOUBLINGS = 2  # how often `lengthen` doubles the length of pieces
 
 
 class Settings(BaseModel):
-    """Options of `sleepc distil`. Learning rates are those of AdamW at their height; `tokens` is the whole budget.
+    """Options of `sleepc distil` and `sleepc train`. `tokens` is the whole budget, or `steps` where they are not 0.
 
     `batch` counts pieces per step, of all processes and accumulated parts together. `truncate` is how many windows
     gradients go back through sleeps, 0 for all of a piece. `precision` is the dtype that the program runs in; trained
     parameters, gates and states are float32 in any. `recall` is the share of pieces that get stretches which were read
-    more than a window before, `hard` the share of stage distil that evicts hard. `start`: `fresh` sets memories
-    that were never trained to learn fast (sleepc.train.start), `kept` begins from them as they are.
+    more than a window before, `hard` the share of stages distil and solve that evicts hard. `start`: `fresh` sets
+    memories that were never trained to learn fast (sleepc.train.start), `kept` begins from them as they are.
+
+    `passes` are those of every sleep: "" the program's own, "4", or "1:4", a number that is drawn for each step.
+    `predict` is how many tokens at the end of a piece of text stage solve learns, 0 for all of them. Learning rates are
+    those at their height. With `optimiser` muon, matrices of the source's blocks are Muon's, all else is AdamW's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,12 +39,17 @@ class Settings(BaseModel):
     train: What = "new"
     rank: int = Field(default=8, ge=1, le=1024)
     tokens: int = Field(default=250_000, ge=1)
+    steps: int = Field(default=0, ge=0)
+    passes: str = Field(default="", max_length=20)
+    predict: int = Field(default=0, ge=0)
     length: int = Field(default=768, ge=2)
     batch: int = Field(default=1, ge=1, le=1 << 16)
     accumulate: int = Field(default=1, ge=1, le=1 << 16)
     lr: float = Field(default=2e-3, gt=0, lt=1)
     low_rank_lr: float = Field(default=1e-3, gt=0, lt=1)
     weights_lr: float = Field(default=1e-5, gt=0, lt=1)
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = Field(default=5e-3, gt=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     clip: float = Field(default=1.0, gt=0)
     warm_up: float = Field(default=0.05, ge=0, le=1)
@@ -73,9 +84,10 @@ def make_settings(options: dict[str, Any]) -> Settings:
         raise UsageError(
             f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
             where=f"--{name.replace('_', '-')}",
-            fix="`sleepc distil --help` lists the options.",
+            fix="`sleepc distil --help` and `sleepc train --help` list the options.",
         ) from None
     parse_stages(settings.stages)
+    parse_passes(settings.passes)
     return settings
 
 
@@ -96,7 +108,7 @@ def parse_stages(text: str) -> list[tuple[StageName, float]]:
             raise UsageError(
                 f"cannot read stages {text!r}",
                 where="--stages",
-                fix="Names of align, distil, lengthen, with shares of the tokens if need be: align:1,distil:3.",
+                fix="Names of align, distil, lengthen, solve, with shares of the tokens if need be: align:1,distil:3.",
             )
         found.append((name, share))
     if [STAGES.index(name) for name, _ in found] != sorted({STAGES.index(name) for name, _ in found}):
@@ -105,6 +117,34 @@ def parse_stages(text: str) -> list[tuple[StageName, float]]:
         )
     whole = sum(share for _, share in found)
     return [(name, share / whole) for name, share in found]
+
+
+def parse_passes(text: str) -> tuple[int, int] | None:
+    """The fewest and the most passes of a sleep; None for those of the program.
+
+    >>> parse_passes("4"), parse_passes("1:4"), parse_passes("")
+    ((4, 4), (1, 4), None)
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,3})(?::(\d{1,3}))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match and text.isascii() else (0, 0)
+    if not 1 <= least <= most <= MOST_PASSES:
+        raise UsageError(
+            f"cannot read passes {text!r}",
+            where="--passes",
+            fix=f"A number from 1 to {MOST_PASSES}, or a range as 1:4.",
+        )
+    return least, most
+
+
+def passes_of(settings: Settings, step: int) -> int | None:
+    """Those of the sleeps of step number `step`, the same in every process and after a resume; None: the program's."""
+    found = parse_passes(settings.passes)
+    if found is None:
+        return None
+    least, most = found
+    return int(np.random.default_rng([settings.seed, step]).integers(least, most + 1))
 
 
 def phases(settings: Settings) -> list[Phase]:
@@ -119,7 +159,8 @@ def phases(settings: Settings) -> list[Phase]:
         if stage == "lengthen":
             lengths = [settings.length << n for n in range(1, DOUBLINGS + 1)]
         tokens = settings.tokens * share / len(lengths)
-        counts = [max(round(tokens / (length * settings.batch)), 1) for length in lengths]
+        steps = settings.steps * share / len(lengths)
+        counts = [max(round(steps or tokens / (length * settings.batch)), 1) for length in lengths]
         starts = [sum(counts[:n]) for n in range(len(counts))]
         made += [
             Phase(stage, length, steps, start, sum(counts))

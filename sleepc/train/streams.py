@@ -1,15 +1,18 @@
-"""The pieces of every phase: from texts, or from what the teacher writes itself. Exactly the same each time."""
+"""The pieces of every phase: from texts, a task, or what the teacher writes itself. Exactly the same each time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 
 from sleepc.backends.eager.backend import load
 from sleepc.hf.tokenizer import Tokenizer
 from sleepc.ir.program import ProgramGraphs
+from sleepc.tasks.lessons import lessons
 from sleepc.tasks.programs import full_attention
+from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.source import opening_of
+from sleepc.tasks.spelling import Spell
 from sleepc.train.pieces import Piece, pieces, recalling, repeated, shuffled
 from sleepc.train.self_text import sampled
 from sleepc.train.settings import STAGES, Phase, Settings
@@ -18,6 +21,7 @@ from sleepc.train.trainer import Stream
 
 BUFFER = 1024  # pieces that are shuffled at once
 SIDE_BY_SIDE = 8  # texts that a teacher writes at a time
+ORDERS = 3  # of pieces of one length: those of align, of distil, and of stages without a teacher
 
 
 def text_stream(
@@ -30,7 +34,24 @@ def text_stream(
             cut = pieces(documents(), tokenizer, phase.length, window + 2)
             return shuffled(cut, _seed(settings, phase), BUFFER, number)
 
-        return islice(_recalling(repeated(epoch), tokenizer, settings, phase, window), skip, None)
+        every = islice(_recalling(repeated(epoch), tokenizer, settings, phase, window), skip, None)
+        if phase.stage == "solve" and settings.predict:
+            return (piece.at_its_end(settings.predict) for piece in every)
+        return every
+
+    return stream
+
+
+def task_stream(puzzle: Puzzle, spell: Spell, seed: int) -> Stream:
+    """Examples of a task in the model's tokens, each a piece with labels; none of them is one that is evaluated on.
+
+    Piece n of a seed is the same in every run.
+    """
+
+    def stream(phase: Phase, skip: int) -> Iterator[Piece]:
+        for index in count(skip):
+            (lesson,) = lessons(spell([practice(puzzle, index, seed)]))
+            yield Piece(lesson.tokens, lesson.labels)
 
     return stream
 
@@ -51,7 +72,7 @@ def self_stream(
             least=window + 2,
             start=skip,
         )
-        return _recalling(written, tokenizer, settings, phase, window, skip)
+        return _recalling(map(Piece, written), tokenizer, settings, phase, window, skip)
 
     return stream
 
@@ -60,10 +81,10 @@ def _recalling(
     every: Iterator[Piece], tokenizer: Tokenizer, settings: Settings, phase: Phase, window: int, start: int = 0
 ) -> Iterator[Piece]:
     """With a teacher, some pieces get stretches to recall; without one they would be learned as if people wrote so."""
-    share = settings.recall if phase.stage != "lengthen" else 0.0
+    share = settings.recall if phase.stage in ("align", "distil") else 0.0
     return recalling(every, share, window, len(opening_of(tokenizer)), _seed(settings, phase), start)
 
 
 def _seed(settings: Settings, phase: Phase) -> int:
     """Another order for every phase."""
-    return settings.seed * 1_000_003 + phase.length * len(STAGES) + STAGES.index(phase.stage)
+    return settings.seed * 1_000_003 + phase.length * ORDERS + min(STAGES.index(phase.stage), ORDERS - 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,49 +14,70 @@ from torch.utils.checkpoint import checkpoint
 from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.ir.program import ProgramGraphs
+from sleepc.tasks.lessons import NOTHING
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
 from sleepc.train.parameters import linear_keys, tied_keys
 from sleepc.train.settings import StageName
 
 LOW = torch.bfloat16
+Found = tuple[Tensor | int, Tensor | int, State]
+"""Of a window: its loss, labels that each row has missed [B], and the state after it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some tokens of a batch's pieces, in order: tokens [B,T], `following` [B,T] the tokens one place later, `lengths`
-    [B] how many of the tokens are real, `known` [B] how many of those that follow. `last`: the pieces end here.
+    """Some tokens of a batch's pieces, in order: tokens [B,T], `lengths` [B] how many of them are real, `labels` [B,T]
+    what is to be said after each, or NOTHING. `last`: the pieces end here; `asks`: there are labels.
     """
 
     tokens: Tensor
-    following: Tensor
     lengths: Tensor
-    known: Tensor
+    labels: Tensor
     last: bool
+    asks: bool
 
-    def real(self, counts: Tensor) -> Tensor:
-        """bool [B,T]: the first `counts` [B] places of every row."""
-        return torch.arange(self.tokens.shape[1], device=counts.device) < counts[:, None]
+    def real(self) -> Tensor:
+        """bool [B,T]: which tokens are."""
+        return torch.arange(self.tokens.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def cut(self, first: int, size: int) -> Iterator[Part]:
+        """The same, `first` tokens of it, then `size` at a time."""
+        length = self.tokens.shape[1]
+        for start, end in pairwise([0, *range(first, length, size), length]):
+            labels, real = self.labels[:, start:end], (self.lengths - start).clamp(0, end - start)
+            asks, last = bool((labels != NOTHING).any()), self.last and end == length
+            yield Part(self.tokens[:, start:end], real, labels, last=last, asks=asks)
+
+    def to(self, device: torch.device) -> Part:
+        """The same on a device."""
+        tokens, lengths, labels = (each.to(device) for each in (self.tokens, self.lengths, self.labels))
+        return replace(self, tokens=tokens, lengths=lengths, labels=labels)
 
 
-def parts_of(tokens: Tensor, lengths: Tensor, size: int) -> Iterator[Part]:
-    """Pieces tokens [B,T] with lengths [B], `size` tokens at a time."""
-    following = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], 1)
-    for start in range(0, tokens.shape[1], size):
-        end = min(start + size, tokens.shape[1])
-        real, known = ((n - start).clamp(0, end - start) for n in (lengths, lengths - 1))
-        yield Part(tokens[:, start:end], following[:, start:end], real, known, last=end == tokens.shape[1])
+def parts_of(tokens: Tensor, lengths: Tensor, labels: Tensor, window: int, windows: int = 0) -> Iterator[Part]:
+    """Pieces tokens [B,T] with lengths [B] and labels [B,T], so many windows at a time, 0 for all.
+
+    What is left over comes first, so that gradients of what pieces end with go back through all windows that they may.
+    """
+    every = max(-(-tokens.shape[1] // window), 1)
+    windows = min(windows, every) or every
+    first = (every - 1) % windows + 1
+    return Part(tokens, lengths, labels, last=True, asks=True).cut(first * window, windows * window)
 
 
 @dataclass
 class Carry:
-    """What goes on from part to part: the states of student and teacher."""
+    """What goes on from part to part: the states of student and teacher, and how many labels each row has missed [B]
+    (the most likely token was another one).
+    """
 
     state: State
     taught: State | None
+    missed: Tensor
 
     def detached(self) -> Carry:
         """The same values; gradients end here."""
-        return Carry({name: value.detach() for name, value in self.state.items()}, self.taught)
+        return replace(self, state={name: value.detach() for name, value in self.state.items()})
 
 
 class Student:
@@ -109,22 +131,29 @@ class Student:
     def begin(self, rows: int) -> Carry:
         """The states of rows that have read nothing."""
         steps = next(iter(self.steps.values()))
-        return Carry(steps.new_state(rows), self.teacher.new_state(rows) if self.teacher else None)
+        taught = self.teacher.new_state(rows) if self.teacher else None
+        return Carry(steps.new_state(rows), taught, torch.zeros(rows, dtype=torch.int64, device=self.device))
 
-    def read(self, goal: StageName, name: str, part: Part, carry: Carry) -> tuple[Tensor, Carry]:
-        """Read a part, with a sleep after every window of it -> (the loss, summed over its tokens, what goes on)."""
+    def read(
+        self, goal: StageName, name: str, part: Part, carry: Carry, passes: int | None = None
+    ) -> tuple[Tensor, Carry]:
+        """Read a part, with a sleep (of so many `passes`) after every window of it -> (the loss, summed over its tokens
+        or labels, what goes on).
+        """
         steps = self.bound(name)
-        losses, state, taught = [], carry.state, carry.taught
-        for window in _windows(part, steps.window):
+        loss, state, taught, missed = torch.zeros((), device=self.device), carry.state, carry.taught, carry.missed
+        for window in part.cut(steps.window, steps.window):
+            window = window.to(self.device)
             lesson: Any = None
-            if goal != "lengthen":
+            if goal in ("align", "distil"):
                 lesson, taught = self._teach(goal, window, taught)
-            loss, state = self._maybe_again(_GOALS[goal], self, steps, window, lesson, state)
-            losses.append(loss)
-        return torch.stack(losses).sum(), Carry(state, taught)
+            found, more, state = self._maybe_again(_GOALS[goal], self, steps, window, lesson, state, passes)
+            loss = loss + found
+            missed = missed + more
+        return loss, Carry(state, taught, missed)
 
-    def _maybe_again(self, run: Any, *args: Any) -> tuple[Tensor, State]:
-        found: tuple[Tensor, State] = (
+    def _maybe_again(self, run: Any, *args: Any) -> Found:
+        found: Found = (
             checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False) if self.checkpointing else run(*args)
         )
         return found
@@ -145,7 +174,7 @@ class Student:
         return border, new
 
 
-def _distil(student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State) -> tuple[Tensor, State]:
+def _distil(student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State, passes: int | None) -> Found:
     """KL from the teacher on all logits."""
     assert student.teacher is not None
     logits, state = steps.wake_tensors(state, window.tokens, window.lengths, "all")
@@ -153,49 +182,48 @@ def _distil(student: Student, steps: EagerSteps, window: Part, lesson: Any, stat
         wanted = student.teacher.logits(lesson, window.lengths, "all")
     assert logits is not None
     assert wanted is not None
-    return kl_sum(wanted, logits, window.real(window.lengths)), _sleep(steps, window, state)
+    return kl_sum(wanted, logits, window.real()), 0, _sleep(steps, window, state, passes)
 
 
-def _lengthen(student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State) -> tuple[Tensor, State]:
-    """Surprise at the tokens that follow."""
-    logits, state = steps.wake_tensors(state, window.tokens, window.lengths, "all")
-    assert logits is not None
-    return surprise_sum(logits, window.following, window.real(window.known)), _sleep(steps, window, state)
+def _surprise(
+    student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State, passes: int | None
+) -> Found:
+    """Surprise at the labels; the head reads nothing but what they are asked after."""
+    values, state = steps.hidden(state, window.tokens, window.lengths)
+    slept = _sleep(steps, window, state, passes)
+    if not window.asks:
+        return 0, 0, slept
+    places = window.labels != NOTHING
+    logits, labels = steps.logits_at(values, places), window.labels[places]
+    wrong = torch.zeros_like(window.labels).masked_scatter(places, (logits.detach().argmax(-1) != labels).long())
+    return surprise_sum(logits, labels), wrong.sum(1), slept
 
 
-def _align(student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State) -> tuple[Tensor, State]:
+def _align(student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State, passes: int | None) -> Found:
     """Every block with a memory alone, on what goes into it in the teacher: the error of what comes out, their mean."""
     values, new = steps.begin(state, window.tokens, window.lengths)
-    real, losses = window.real(window.lengths), []
+    real, losses = window.real(), []
     for i in student.memories:
         found, changed = steps.wake_block(i, {**values, "h": lesson[i]}, state)
         losses.append(relative_error_sum(found, lesson[i + 1], lesson[i], real))
         new.update(changed)
     loss = torch.stack(losses).mean()
     if window.last or window.tokens.shape[1] < steps.window:
-        return loss, new
+        return loss, 0, new
     clock, slept = steps.begin_sleep(new)
     for i in student.memories:
         slept.update(steps.sleep_block(i, clock, new))
-    return loss, slept
+    return loss, 0, slept
 
 
-_GOALS = {"align": _align, "distil": _distil, "lengthen": _lengthen}
+_GOALS = {"align": _align, "distil": _distil, "lengthen": _surprise, "solve": _surprise}
 
 
-def _sleep(steps: EagerSteps, window: Part, state: State) -> State:
+def _sleep(steps: EagerSteps, window: Part, state: State, passes: int | None) -> State:
     """After a whole window, unless the pieces end here. A row that has ended before sleeps too, which nobody reads."""
     if window.last or window.tokens.shape[1] < steps.window:
         return state
-    return steps.sleep_tensors(state)
-
-
-def _windows(part: Part, size: int) -> Iterator[Part]:
-    for start in range(0, part.tokens.shape[1], size):
-        end = min(start + size, part.tokens.shape[1])
-        real, known = ((n - start).clamp(0, end - start) for n in (part.lengths, part.known))
-        ended = part.last and end == part.tokens.shape[1]
-        yield Part(part.tokens[:, start:end], part.following[:, start:end], real, known, last=ended)
+    return steps.sleep_tensors(state, passes)
 
 
 def _master(value: Tensor) -> Tensor:

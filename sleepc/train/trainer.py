@@ -1,4 +1,4 @@
-"""The training loop: pieces in, steps of AdamW, metrics and checkpoints out. One process or many."""
+"""The training loop: pieces in, steps of optimisers, metrics and checkpoints out. One process or many."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from sleepc.errors import SleepcError, UsageError
+from sleepc.tasks.lessons import NOTHING
 from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, write_checkpoint
+from sleepc.train.optimisers import make_optimisers
 from sleepc.train.pieces import Piece, batch_of
-from sleepc.train.settings import Phase, Settings, phases
+from sleepc.train.settings import Phase, Settings, StageName, passes_of, phases
 from sleepc.train.student import Student, parts_of
 from sleepc.whole_file import write_whole
 
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 Stream = Callable[[Phase, int], Iterator[Piece]]
 """The pieces of a phase, without its first so many."""
 
+LABELLED = ("lengthen", "solve")
 METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is known after a step. `loss` is per token: KL in nats, relative error of blocks, or surprise in nats."""
+    """What is known after a step. `loss` is per token: KL in nats, relative error of blocks, or surprise in nats.
+
+    Of stages that learn labels, `right` is the share of them that was the most likely token, and `exact` that of pieces
+    with all of them right. `passes` are those of its sleeps, None for the program's own.
+    """
 
     step: int
     of: int
@@ -45,6 +51,19 @@ class Step:
     grad_norm: float
     seconds: float
     tokens_per_second: float
+    right: float | None = None
+    exact: float | None = None
+    passes: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step does with its pieces; its loss is a mean over so many tokens or labels, of all processes."""
+
+    stage: StageName
+    eviction: str
+    passes: int | None
+    counted: int
 
 
 class Trainer:
@@ -72,21 +91,8 @@ class Trainer:
         self.phases = phases(settings)
         self.of = sum(phase.steps for phase in self.phases)
         self.done = self.tokens = 0
-        self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.999), weight_decay=settings.weight_decay)
+        self.optimisers = make_optimisers(student.program, student.masters, settings)
         self.micro = _micro(settings, accelerator.num_processes)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Parameters by learning rate: the memories', low-rank maps', the source's."""
-        s, rates = self.settings, {"memory": self.settings.lr, "low": self.settings.low_rank_lr}
-        groups: dict[str, list[Tensor]] = {}
-        for key, master in self.student.masters.items():
-            new = self.student.program.params[key].new
-            kind = "low" if key.endswith((".low_a", ".low_b")) else "memory" if new else "source"
-            groups.setdefault(kind, []).append(master)
-        return [
-            {"params": params, "lr": rates.get(kind, s.weights_lr), "full": rates.get(kind, s.weights_lr)}
-            for kind, params in groups.items()
-        ]
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
@@ -109,7 +115,7 @@ class Trainer:
                 where=str(found[-1]),
                 fix="Give the same options again, or start anew without --resume.",
             )
-        read_tensors(found[-1], self.student.masters, self.optimiser)
+        read_tensors(found[-1], self.student.masters, self.optimisers)
         self.done, self.tokens = standing.step, standing.tokens
         return self.done
 
@@ -117,7 +123,7 @@ class Trainer:
         """A checkpoint of what is done, by the first process."""
         if self.accelerator.is_main_process:
             standing = Standing(step=self.done, tokens=self.tokens, run=self.run_facts)
-            write_checkpoint(self.work, standing, self.student.masters, self.optimiser)
+            write_checkpoint(self.work, standing, self.student.masters, self.optimisers)
 
     # ------------------------------------------------------------------------------------------ the loop
 
@@ -147,60 +153,73 @@ class Trainer:
     def _step(self, phase: Phase, i: int, batch: list[Piece]) -> Step:
         started = time.perf_counter()
         lr = self._schedule(phase, i)
-        name = "hard" if phase.stage == "distil" and i < self.settings.hard * phase.whole else "own"
-        counted = sum(len(piece) - (phase.stage == "lengthen") for piece in batch)
+        hard = phase.stage in ("distil", "solve") and i < self.settings.hard * phase.whole
+        plan = Plan(phase.stage, "hard" if hard else "own", passes_of(self.settings, self.done), _counted(phase, batch))
         mine = self._mine(batch)
-        loss = sum(
-            self._backward(phase, name, mine[n : n + self.micro], counted) for n in range(0, len(mine), self.micro)
-        )
-        norm, loss = self._gather(float(loss))
+        figures = [self._backward(plan, mine[n : n + self.micro]) for n in range(0, len(mine), self.micro)]
+        norm, (loss, missed, exact) = self._gather([sum(each) for each in zip(*figures, strict=True)])
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise SleepcError(
                 f"the loss is {loss} and the gradient's norm {norm} at step {self.done + 1}",
                 where=phase.stage,
                 fix="Use a smaller learning rate. --resume goes on from the last checkpoint, which is whole.",
             )
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         self.done, read = self.done + 1, sum(map(len, batch))
         self.tokens += read
         seconds = time.perf_counter() - started
+        labelled = phase.stage in LABELLED
         return Step(
-            self.done, self.of, phase.stage, name, phase.length, loss, self.tokens, lr, norm, seconds, read / seconds
+            self.done,
+            self.of,
+            phase.stage,
+            plan.eviction,
+            phase.length,
+            loss,
+            self.tokens,
+            lr,
+            norm,
+            seconds,
+            read / seconds,
+            1 - missed / plan.counted if labelled else None,
+            exact / len(batch) if labelled else None,
+            plan.passes,
         )
 
     def _mine(self, batch: list[Piece]) -> list[Piece]:
         return batch[self.accelerator.process_index :: self.accelerator.num_processes]
 
-    def _backward(self, phase: Phase, name: str, rows: list[Piece], counted: int) -> float:
-        """Gradients of some pieces' part of the mean loss; that part."""
-        tokens, lengths = (torch.from_numpy(a).to(self.student.device) for a in batch_of(rows))
-        windows = self.settings.truncate or max(-(-tokens.shape[1] // self.student.program.window), 1)
-        carry, found = self.student.begin(len(rows)), 0.0
-        for part in parts_of(tokens, lengths, windows * self.student.program.window):
-            loss, carry = self.student.read(phase.stage, name, part, carry)
-            loss = loss / counted
+    def _backward(self, plan: Plan, rows: list[Piece]) -> list[float]:
+        """Gradients of some pieces' part of the mean loss; that part, the labels that were missed, and how many rows
+        missed none.
+        """
+        tokens, lengths, labels = map(torch.from_numpy, batch_of(rows))
+        carry, found = self.student.begin(len(rows)), torch.zeros((), device=self.student.device)
+        for part in parts_of(tokens, lengths, labels, self.student.program.window, self.settings.truncate):
+            loss, carry = self.student.read(plan.stage, plan.eviction, part, carry, plan.passes)
+            loss = loss / plan.counted
             if loss.requires_grad:
                 torch.autograd.backward(loss)
-            carry, found = carry.detached(), found + float(loss.detach())
-        return found
+            carry, found = carry.detached(), found + loss.detach()
+        return [float(found), float(carry.missed.sum()), float((carry.missed == 0).sum())]
 
-    def _gather(self, loss: float) -> tuple[float, float]:
-        """Sum gradients over processes and clip them: their norm before that, and the loss."""
+    def _gather(self, figures: list[float]) -> tuple[float, list[float]]:
+        """Sum gradients over processes and clip them: their norm before that, and the figures, summed as well."""
         masters = list(self.student.masters.values())
         for master in masters:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
         if self.accelerator.num_processes > 1:
-            flat = torch.cat(
-                [m.grad.flatten() for m in masters if m.grad is not None] + [masters[0].new_tensor([loss])]
-            )
-            flat = self.accelerator.reduce(flat, "sum")
-            loss = float(flat[-1])
-            for master, part in zip(masters, flat[:-1].split([m.numel() for m in masters]), strict=True):
+            gradients = [m.grad.flatten() for m in masters if m.grad is not None]
+            flat = self.accelerator.reduce(torch.cat([*gradients, masters[0].new_tensor(figures)]), "sum")
+            *parts, last = flat.split([*(m.numel() for m in masters), len(figures)])
+            figures = last.tolist()
+            for master, part in zip(masters, parts, strict=True):
                 master.grad = part.view_as(master).clone()
         norm = torch.nn.utils.clip_grad_norm_(masters, self.settings.clip)
-        return float(norm), loss
+        return float(norm), figures
 
     def _schedule(self, phase: Phase, i: int) -> float:
         """Set the learning rates of a stage's step i: up over the first steps, then down along a cosine to a tenth."""
@@ -210,9 +229,10 @@ class Trainer:
             if i < rise
             else 0.1 + 0.45 * (1 + math.cos(math.pi * (i - rise) / max(phase.whole - rise, 1)))
         )
-        for group in self.optimiser.param_groups:
+        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        for group in groups:
             group["lr"] = group["full"] * min(share, 1.0)
-        return float(self.optimiser.param_groups[0]["lr"])
+        return float(groups[0]["lr"])
 
     def _anybody_stops(self) -> bool:
         stop = torch.tensor([float(self.should_stop())], device=self.accelerator.device)
@@ -235,6 +255,13 @@ class Trainer:
         if self.accelerator.is_main_process and path.is_file():
             lines = path.read_text().splitlines(keepends=True)
             write_whole(path, "".join(lines[: self.done]).encode())
+
+
+def _counted(phase: Phase, batch: list[Piece]) -> int:
+    """Tokens, or labels, over which the loss is a mean."""
+    if phase.stage not in LABELLED:
+        return sum(map(len, batch))
+    return max(sum(int((piece.asked() != NOTHING).sum()) for piece in batch), 1)
 
 
 def _micro(settings: Settings, processes: int) -> int:

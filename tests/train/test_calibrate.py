@@ -21,11 +21,11 @@ from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.manifest import Source
+from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
 from sleepc.train import calibrate as module
 from sleepc.train import gates
 from sleepc.train.calibrate import CalibrationReport, CalibrationSettings, calibrate_on, deal, piece_length
-from sleepc.train.pieces import Piece
 from sleepc.train.self_text import sampled
 from sleepc.verify.shake import new_parameters
 from tests.families import family, make_module
@@ -35,7 +35,7 @@ LENGTH = 24
 
 
 @cache
-def pieces() -> list[Piece]:
+def pieces() -> list[IntArray]:
     """What the model itself writes: a text whose perplexity rises where something is forgotten."""
     teacher = load(full_attention(family("llama").canonical, LENGTH))
     return list(islice(sampled(teacher, (3,), LENGTH, 0, 8, eos_ids=(), least=LENGTH), 8))

@@ -52,7 +52,7 @@ def counting(sizes: Iterable[int]) -> list[list[list[int]]]:
 
 
 def lists(found: Iterable[Piece]) -> list[list[int]]:
-    return [piece.tolist() for piece in found]
+    return [piece.tokens.tolist() for piece in found]
 
 
 @given(st.lists(st.integers(0, 20), max_size=3), st.integers(2, 9), st.integers(2, 12), st.booleans())
@@ -62,10 +62,10 @@ def test_pieces_are_their_documents(
     documents = counting(sizes)
     room = length - opens
     found = list(pieces(written(documents), opened if opens else plain, length, least))
-    assert all(piece.dtype == np.int64 for piece in found)
+    assert all(piece.tokens.dtype == np.int64 for piece in found)
     if opens:
-        assert all(piece[0] == OPENING for piece in found)
-    bodies = iter([piece[int(opens) :].tolist() for piece in found])
+        assert all(piece.tokens[0] == OPENING for piece in found)
+    bodies = iter([piece.tokens[int(opens) :].tolist() for piece in found])
     for document in documents:
         ids = [i for part in document for i in part]
         rest = len(ids) % room
@@ -86,7 +86,7 @@ def test_a_document_is_read_as_far_as_it_is_asked_for(plain: Tokenizer) -> None:
 
     found = pieces([endless()], plain, 5, 5)
     for number in range(50):
-        assert next(found).tolist() == list(range(5 * (number % 2), 5 * (number % 2) + 5))
+        assert next(found).tokens.tolist() == list(range(5 * (number % 2), 5 * (number % 2) + 5))
         assert taken == number // 2 + 1
 
 
@@ -107,7 +107,7 @@ def test_a_document_may_begin_dully(plain: Tokenizer) -> None:
 
 
 def numbered(count: int) -> list[Piece]:
-    return [np.array([i]) for i in range(count)]
+    return [Piece(np.array([i])) for i in range(count)]
 
 
 @given(st.integers(0, 40), st.integers(0, 2**40), st.integers(0, 50))
@@ -141,7 +141,16 @@ def test_an_empty_epoch_ends_it(plain: Tokenizer) -> None:
 
 
 def test_a_batch() -> None:
-    tokens, lengths = batch_of([np.array([3, 4]), np.array([5, 6, 7]), np.array([8])])
+    asked = Piece(np.array([5, 6, 7]), np.array([-1, 9, 2]))
+    tokens, lengths, labels = batch_of([Piece(np.array([3, 4])), asked, Piece(np.array([8]))])
     assert tokens.tolist() == [[3, 4, 0], [5, 6, 7], [8, 0, 0]]
     assert lengths.tolist() == [2, 3, 1]
-    assert tokens.dtype == lengths.dtype == np.int64
+    assert labels.tolist() == [[4, -1, -1], [-1, 9, 2], [-1, -1, -1]]
+    assert tokens.dtype == lengths.dtype == labels.dtype == np.int64
+
+
+def test_a_piece_is_asked_for_its_end() -> None:
+    piece = Piece(np.array([3, 4, 5, 6]))
+    assert piece.asked().tolist() == [4, 5, 6, -1]
+    assert piece.at_its_end(2).asked().tolist() == [-1, 5, 6, -1]
+    assert piece.at_its_end(9).asked().tolist() == [4, 5, 6, -1]

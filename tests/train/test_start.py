@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sleepc.train.pieces import recalling
+from sleepc.runtime.steps import IntArray
+from sleepc.train.pieces import Piece, recalling
 from sleepc.train.start import LONGER, MIX, mean_keys, start_memories
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, WINDOW, family
@@ -57,10 +58,14 @@ def test_mean_keys_are_those_before_positions() -> None:
     assert means[0].norm(dim=-1).tolist() == pytest.approx([1.0] * len(means[0]), abs=1e-5)
 
 
+def recalled(given: list[IntArray], share: float, window: int, opening: int, start: int = 0) -> list[IntArray]:
+    return [piece.tokens for piece in recalling(map(Piece, given), share, window, opening, 3, start)]
+
+
 @pytest.mark.parametrize(("window", "length", "opening"), [(8, 50, 1), (6, 17, 0), (1, 9, 0), (8, 15, 0)])
 def test_stretches_come_again_from_beyond_the_window(window: int, length: int, opening: int) -> None:
     given = [np.arange(n * 1000, n * 1000 + length) for n in range(40)]
-    made = list(recalling(iter(given), 0.5, window, opening, 3))
+    made = recalled(given, 0.5, window, opening)
     changed = [n for n in range(40) if not np.array_equal(made[n], given[n])]
     if window // 2 and length >= 3 * window:
         assert 8 < len(changed) < 32
@@ -72,9 +77,7 @@ def test_stretches_come_again_from_beyond_the_window(window: int, length: int, o
         assert (at - came_from > window).all()
         assert came_from.min() >= opening
         assert at.min() >= 2 * window
-    again = list(recalling(iter(given[10:]), 0.5, window, opening, 3, start=10))
+    again = recalled(given[10:], 0.5, window, opening, start=10)
     assert all(np.array_equal(a, b) for a, b in zip(again, made[10:], strict=True))
-    assert all(
-        np.array_equal(a, b) for a, b in zip(recalling(iter(given), 0.0, window, opening, 3), given, strict=True)
-    )
+    assert all(np.array_equal(a, b) for a, b in zip(recalled(given, 0.0, window, opening), given, strict=True))
     assert math.prod(p.size for p in made) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch.nn import functional
 
 from sleepc.api import Program, convert
 from sleepc.backends.eager.backend import load
+from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
-from sleepc.train.pieces import batch_of
+from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
-from sleepc.train.student import LOW, Carry, Student, parts_of
+from sleepc.train.student import LOW, Carry, Part, Student, parts_of
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, make_module
 
@@ -46,21 +48,25 @@ def _student(program: Program, **options: Any) -> Student:
     return Student({"own": program.graphs}, keys, teacher, **options)
 
 
-def _pieces(*lengths: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def _pieces(*lengths: int) -> list[IntArray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, VOCAB, n) for n in lengths]
 
 
-def _read(student: Student, goal: StageName, pieces: list[Any], size: int = 1000) -> Tensor:
-    tokens, lengths = (torch.from_numpy(a) for a in batch_of(pieces))
+def _parts(pieces: list[IntArray], windows: int = 0) -> Iterator[Part]:
+    tokens, lengths, labels = map(torch.from_numpy, batch_of([Piece(ids) for ids in pieces]))
+    return parts_of(tokens, lengths, labels, WINDOW, windows)
+
+
+def _read(student: Student, goal: StageName, pieces: list[IntArray], windows: int = 0) -> Tensor:
     carry, losses = student.begin(len(pieces)), []
-    for part in parts_of(tokens, lengths, size):
+    for part in _parts(pieces, windows):
         loss, carry = student.read(goal, "own", part, carry)
         losses.append(loss)
     return torch.stack(losses).sum()
 
 
-def _loss(student: Student, goal: StageName, pieces: list[Any]) -> float:
+def _loss(student: Student, goal: StageName, pieces: list[IntArray]) -> float:
     return float(_read(student, goal, pieces).detach())
 
 
@@ -105,10 +111,10 @@ def test_a_block_that_is_missing_has_an_error_of_one() -> None:
     assert float(relative_error_sum(base, wanted, base, real)) == pytest.approx(8)
 
 
-def _gradients(student: Student, goal: StageName, size: int = 1000) -> dict[str, Tensor]:
+def _gradients(student: Student, goal: StageName, windows: int = 0) -> dict[str, Tensor]:
     for master in student.masters.values():
         master.grad = None
-    loss = _read(student, goal, _pieces(LENGTH, 13), size)
+    loss = _read(student, goal, _pieces(LENGTH, 13), windows)
     torch.autograd.backward(loss)
     return {key: m.grad.clone() for key, m in student.masters.items() if m.grad is not None}
 
@@ -124,17 +130,16 @@ def test_computing_activations_again_changes_no_gradient(program: Program, goal:
 
 def test_parts_give_the_same_loss_and_gradients_end_where_they_are_cut(program: Program) -> None:
     student = _student(program)
-    whole, parted = _gradients(student, "distil"), _gradients(student, "distil", WINDOW)
+    whole, parted = _gradients(student, "distil"), _gradients(student, "distil", 1)
     for key, gradient in whole.items():
         torch.testing.assert_close(parted[key], gradient, rtol=1e-9, atol=1e-12)
-    tokens, lengths = (torch.from_numpy(a) for a in batch_of(_pieces(LENGTH)))
     key = next(k for k in student.masters if k.endswith(".w_b"))  # reaches later windows through the memory alone
     found = []
     for cut in (False, True):
         student.masters[key].grad = None
         carry: Carry = student.begin(1)
         losses = []
-        for part in parts_of(tokens, lengths, WINDOW):
+        for part in _parts(_pieces(LENGTH), 1):
             loss, carry = student.read("distil", "own", part, carry)
             losses.append(loss)
             carry = carry.detached() if cut else carry
@@ -159,8 +164,7 @@ def test_linear_maps_run_in_bfloat16_and_memories_in_float32() -> None:
     assert sum("mlp" in key for key in kept) == 9
     assert not any("memory" in key or "norm" in key for key in kept)
     assert all(master.dtype == torch.float32 for master in low.masters.values())
-    tokens, lengths = (torch.from_numpy(a) for a in batch_of(_pieces(LENGTH)))
-    part = next(parts_of(tokens, lengths, 1000))
+    part = next(_parts(_pieces(LENGTH)))
     loss, carry = low.read("distil", "own", part, low.begin(1))
     assert {v.dtype for name, v in carry.state.items() if name.endswith(".S")} == {torch.float32}
     exact = _loss(plain, "distil", _pieces(LENGTH))

@@ -18,10 +18,10 @@ from sleepc.api import Program, convert
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.weights import HeldTensor
 from sleepc.train.checkpoint import checkpoints
-from sleepc.train.distil import Hooks, Outcome, distil
 from sleepc.train.pieces import Piece
 from sleepc.train.settings import Phase, Settings, make_settings, phases
 from sleepc.train.trainer import Step
+from sleepc.train.training import Hooks, Outcome, train
 from tests.families import VOCAB, make_module
 
 LENGTH = 20
@@ -40,7 +40,7 @@ def _program(strategy: str = "parallel") -> Program:
 def _stream(phase: Phase, skip: int) -> Iterator[Piece]:
     for n in count(skip):
         rng = np.random.default_rng([phase.length, n])
-        yield rng.integers(0, VOCAB, phase.length - n % 3)
+        yield Piece(rng.integers(0, VOCAB, phase.length - n % 3))
 
 
 def _train(
@@ -50,7 +50,7 @@ def _train(
     settings = make_settings({"tokens": LENGTH * 4 * 6, "length": LENGTH, "batch": 4, "lr": 0.02, **options})
     hooks = Hooks(on_step=steps.append, should_stop=lambda: len(steps) == stop)
     teacher = program.captured(lambda what, share: None)
-    return distil(program, teacher, _stream, settings, work, device="cpu", resume=resume, hooks=hooks), steps
+    return train(program, teacher, _stream, settings, work, device="cpu", resume=resume, hooks=hooks), steps
 
 
 def _values(program: Program) -> dict[str, torch.Tensor]:
@@ -122,7 +122,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     settings = make_settings({"tokens": LENGTH * 4 * 20, "length": LENGTH, "batch": 4, "train": "all", "lr": 0.02})
     same = [_stream(Phase("distil", LENGTH, 1, 0, 1), n) for n in range(4)]
     batch = [next(stream) for stream in same]
-    outcome = distil(
+    outcome = train(
         program,
         program.captured(lambda what, share: None),
         lambda phase, skip: cycle(batch),
@@ -195,4 +195,4 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     program = _program()
     teacher = replace(program.captured(lambda what, share: None), vocab=7)
     with pytest.raises(UsageError, match="the teacher has 7 words"):
-        distil(program, teacher, _stream, Settings(length=LENGTH), tmp_path)
+        train(program, teacher, _stream, Settings(length=LENGTH), tmp_path)

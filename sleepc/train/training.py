@@ -1,4 +1,4 @@
-"""Distillation of a converted program: what is trained on what, from which teacher, and what comes out."""
+"""Training of a converted program: what is trained on what, from which teacher if any, and what comes out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.tasks.programs import full_attention
-from sleepc.train.adapter import rank_of, with_rank, with_values, write_adapter
+from sleepc.train.adapter import note_training, rank_of, with_rank, with_values, write_adapter
 from sleepc.train.parameters import trained_keys
-from sleepc.train.pieces import batch_of
-from sleepc.train.settings import Settings, parse_stages, phases
+from sleepc.train.pieces import Piece, batch_of
+from sleepc.train.settings import Settings, parse_passes, parse_stages, phases
 from sleepc.train.start import start_memories
 from sleepc.train.student import Student
 from sleepc.train.trainer import Step, Stream, Trainer
@@ -66,7 +66,7 @@ def longest(settings: Settings) -> int:
     return max(phase.length for phase in phases(settings))
 
 
-def distil(
+def train(
     program: Program,
     teacher: ProgramGraphs | None,
     stream: Stream,
@@ -76,14 +76,16 @@ def distil(
     device: str | None = None,
     resume: bool = False,
     facts: dict[str, Any] | None = None,
+    adapter: bool = True,
     half: bool = False,
     hooks: Hooks | None = None,
 ) -> Outcome:
-    """Train `program` in the folder `work` and give it the trained values; `teacher` is at level CANONICAL.
+    """Train `program` in the folder `work` and give it the trained values; `teacher` is at level CANONICAL, None for
+    stages that need none.
 
-    `facts` say what is read and who teaches, for checkpoints and the adapter, which is float16 with `half`. With
-    several processes (`torchrun`) each does its part of every batch. Raises UsageError for options that do
-    not fit, SleepcError where the loss is no number.
+    `facts` say what is read and who teaches, for checkpoints and the adapter, which is float16 with `half`, and not
+    written with adapter=False. With several processes (`torchrun`) each does its part of every batch. Raises UsageError
+    for options that do not fit, SleepcError where the loss is no number.
     """
     accelerator = _accelerator(device)
     hooks = hooks or Hooks()
@@ -125,11 +127,13 @@ def distil(
     if outcome.finished:
         values = student.values()
         program.graphs = with_values(graphs, values)
-        if accelerator.is_main_process:
+        figures = {"steps": trainer.done, "tokens": trainer.tokens, "losses": outcome.to_json()["losses"]}
+        if adapter and accelerator.is_main_process:
             outcome.adapter = work / ADAPTER
-            figures = {"steps": trainer.done, "tokens": trainer.tokens, "losses": outcome.to_json()["losses"]}
             dtype = torch.float16 if half else None
             write_adapter(outcome.adapter, program, values, {**run, **figures}, dtype)
+        else:
+            note_training(program, values, {**run, **figures})
     accelerator.wait_for_everyone()
     return outcome
 
@@ -147,8 +151,14 @@ def _accelerator(device: str | None) -> Any:
 def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None) -> None:
     """Do the stages fit the program and its teacher?"""
     stages = [name for name, _ in parse_stages(settings.stages)]
-    if teacher is None and stages != ["lengthen"]:
+    if teacher is None and not {"align", "distil"}.isdisjoint(stages):
         raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")
+    if parse_passes(settings.passes) is not None and program.graphs.loop is None:
+        raise UsageError(
+            "sleeps of this program run no block again, so they have no passes to choose",
+            where="--passes",
+            fix="Convert with --consolidation recurrent and --passes 2 or more, or leave it out.",
+        )
     if teacher is not None and teacher.vocab != program.graphs.vocab:
         raise UsageError(
             f"the teacher has {teacher.vocab} words and the program {program.graphs.vocab}",
@@ -183,7 +193,7 @@ def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None) 
 
 def _started(program: Program, graphs: ProgramGraphs, stream: Stream, settings: Settings) -> ProgramGraphs:
     pieces = islice(stream(phases(settings)[0], 0), START)
-    tokens, lengths = batch_of([piece[: settings.length] for piece in pieces])
+    tokens, lengths, _ = batch_of([Piece(piece.tokens[: settings.length]) for piece in pieces])
     canonical = program.captured(lambda what, share: None)
     return start_memories(graphs, canonical, torch.from_numpy(tokens[:, : lengths.min()]))
 
