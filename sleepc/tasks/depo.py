@@ -3,9 +3,11 @@ as in Do Language Models Need Sleep?, arXiv 2605.26099, as far as it has them.)
 
 Nodes have different names of `shortest` to `longest` tokens, out of `letters`; the last token of a name is of another
 kind, so that names end by themselves. The context is "begin", then the names of both ends of every edge. A question is
-"hop4", a node's name and "is"; the answer is the name. Hops are asked in turn. Here all names of the answer count,
-and the number of nodes is `nodes` always, as in the original's tests; its training draws fewer. With fewer hops than
-nodes, the answer is never the start: with few names, that alone lets one guess a little better than a constant.
+"hop4", a node's name and "is"; the answer is the name. Hops are asked in turn. Here all names of the answer count.
+There are `nodes` nodes, as in the original's tests; with fewer=1 there are 3 to `nodes`, n of them with probability
+proportional to 1 / (n + sqrt(nodes)), as in its training. The edges that lead to the answers are not among the last
+`tail`. With fewer hops than nodes, the answer is never the start: with few names, that alone lets one guess a little
+better than a constant.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from typing import ClassVar
 import numpy as np
 
 from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
+from sleepc.tasks.telling import shuffled
 
 BEGIN, IS = "begin", "is"
 LONGEST = 20  # tokens of a name
+FEWEST = 3  # nodes, with fewer=1
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,11 @@ class Depo:
     shortest: int = 1
     longest: int = 2
     questions: int = 10
+    tail: int = 0
+    fewer: int = 0
 
     def __post_init__(self) -> None:
-        check(self)
+        check(self, zeros=["tail"], flags=["fewer"])
         if self.shortest > self.longest or self.longest > LONGEST:
             raise refusal(f"names cannot have {self.shortest} to {self.longest} tokens")
         if self.nodes > sum(self.letters**n for n in range(self.shortest, self.longest + 1)):
@@ -43,6 +49,8 @@ class Depo:
             )
         if self.questions > self.nodes:
             raise refusal(f"{self.questions} questions start at different nodes, and there are {self.nodes}")
+        if self.tail and (self.fewer or self.questions + self.tail > self.nodes):
+            raise refusal(f"there is a tail of {self.tail} where there are always as many more nodes as questions")
 
     @property
     def vocabulary(self) -> Words:
@@ -52,24 +60,32 @@ class Depo:
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle; hops take turns from question to question."""
-        names = self._names(rng)
-        edges = [names[i] + names[(i + 1) % self.nodes] for i in rng.permutation(self.nodes)]
-        questions = []
-        for i, start in enumerate(rng.permutation(self.nodes)[: self.questions].tolist()):
+        names = self._names(self._count(rng), rng)
+        count = len(names)
+        edges = [names[i] + names[(i + 1) % count] for i in range(count)]
+        questions, last = [], set()
+        for i, start in enumerate(rng.permutation(count)[: self.questions].tolist()):
             hops = in_turn(self.hops, index * self.questions + i)
-            questions.append(
-                Question((f"hop{hops}", *names[start], IS), names[(start + hops) % self.nodes], hops),
-            )
-        return Example((BEGIN, *(word for edge in edges for word in edge)), tuple(questions))
+            questions.append(Question((f"hop{hops}", *names[start], IS), names[(start + hops) % count], hops))
+            last.add((start + hops - 1) % count)
+        return Example((BEGIN, *shuffled(edges, last, self.tail, rng)), tuple(questions))
 
-    def _names(self, rng: np.random.Generator) -> list[Words]:
+    def _count(self, rng: np.random.Generator) -> int:
+        """How many nodes."""
+        if not self.fewer:
+            return self.nodes
+        counts = np.arange(min(FEWEST, self.nodes), self.nodes + 1)
+        weights = 1 / (counts + self.nodes**0.5)
+        return int(rng.choice(counts, p=weights / weights.sum()))
+
+    def _names(self, count: int, rng: np.random.Generator) -> list[Words]:
         """Different names in random order: that of the cycle."""
         letters, ends = named("a", self.letters), named("z", self.letters)
-        counts = [self.longest - self.shortest + 1, *[self.letters] * self.longest]
+        spans = [self.longest - self.shortest + 1, *[self.letters] * self.longest]
         found: dict[Words, None] = {}
-        while len(found) < self.nodes:
-            drawn = rng.random((self.nodes, len(counts))) * counts
+        while len(found) < count:
+            drawn = rng.random((count, len(spans))) * spans
             for more, last, *first in drawn.astype(int).tolist():
                 found[(*[letters[i] for i in first[: self.shortest - 1 + more]], ends[last])] = None
-        names = list(found)[: self.nodes]
-        return [names[i] for i in rng.permutation(self.nodes)]
+        names = list(found)
+        return [names[i] for i in rng.permutation(count)]

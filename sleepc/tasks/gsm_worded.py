@@ -9,6 +9,7 @@ The graph is simpler than the paper's: a first quantity is a number, every other
 on the one just before (and perhaps on one before that, or with totals=1 on all of its place), and the last is asked
 for. So `ops` operations lead to the answer (a total of n takes n - 1), though a difference may take back what one of
 them did. With first=1 the question stands first, as in Do Language Models Need Sleep? (arXiv 2605.26099).
+The sentence about what is asked for is not among the last `tail`. With stop=0 the answer is the number and no point.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, refusal
+from sleepc.tasks.puzzle import Example, Words, check, in_turn, refusal
+from sleepc.tasks.telling import shuffled, with_question
 
 ANIMALS = ("lions", "bears", "wolves", "foxes", "owls", "deer", "hares", "otters")
 PLACES = ("Oakwood", "Pinehill", "Riverside", "Lakeview", "Stonebridge", "Highfield", "Westbrook", "Northgate")
@@ -65,13 +67,17 @@ class GsmWorded:
     most: int = 1000
     totals: int = 1
     first: int = 0
+    tail: int = 0
+    stop: int = 1
 
     def __post_init__(self) -> None:
-        check(self, zeros=["noise"], flags=["totals", "first"])
+        check(self, zeros=["noise", "tail"], flags=["totals", "first", "stop"])
         if max(self.ops) + 1 + self.noise > len(QUANTITIES):
             raise refusal(
                 f"{max(self.ops)} operations and a noise of {self.noise} need more than {len(QUANTITIES)} quantities"
             )
+        if self.tail > self.noise:
+            raise refusal(f"a tail of {self.tail} needs as much noise, and there is {self.noise}")
         if self.most < 2 * LARGEST:
             raise refusal(f"most has to be {2 * LARGEST} or more, and is {self.most}")
 
@@ -93,12 +99,9 @@ class GsmWorded:
         for _ in range(self.noise):
             order = [needed[i] for i in rng.permutation(len(needed))]
             story.tell(self._operation(order[0], order[1:], story.values, rng))
-        context = tuple(word for i in rng.permutation(len(story.sentences)) for word in story.sentences[i])
-        question, asked = ("What", "is", *needed[-1], "?"), ("Answer", ":")
-        answer = (str(story.values[needed[-1]]), ".")
-        if self.first:
-            return Example((*question, *context), (Question(asked, answer, ops),))
-        return Example(context, (Question((*question, *asked), answer, ops),))
+        told = shuffled(story.sentences, [len(needed) - 1], self.tail, rng)
+        answer = (str(story.values[needed[-1]]), *["."] * self.stop)
+        return with_question(self.first, told, ("What", "is", *needed[-1], "?"), answer, ops)
 
     def _total(self, story: Story, place: str, left: int, rng: np.random.Generator) -> Operation | None:
         """A number plus the total of a place, of which nothing more is told then; None mostly, or if it cannot be."""

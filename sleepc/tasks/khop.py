@@ -4,7 +4,8 @@ the task of depth.)
 Each of `relations` is a random permutation of `entities`, told as facts "e3 r1 e5." in random order. A question is an
 entity and k relations; the answer is the entity where they lead. One of the k occurs once among them, so that all
 entities are equally likely (two times the same permutation leads back to the start too often), and guessing gives
-1 / entities. The paper teaches the facts to the weights; here they are in the context, as in Depo.
+1 / entities. The facts that lead to the answers are not among the last `tail`. The paper teaches the facts to the
+weights; here they are in the context, as in Depo.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
+from sleepc.tasks.telling import shuffled
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class KHop:
     relations: int = 3
     hops: tuple[int, ...] = (1, 2, 3, 4)
     questions: int = 4
+    tail: int = 0
 
     def __post_init__(self) -> None:
-        check(self)
+        check(self, zeros=["tail"])
         if self.relations < 2 and max(self.hops) > 1:
             raise refusal("with one relation there is one hop")
+        if (facts := self.entities * self.relations) < self.tail + self.questions:
+            raise refusal(f"{facts} facts are too few for {self.questions} questions and a tail of {self.tail}")
 
     @property
     def vocabulary(self) -> Words:
@@ -41,19 +46,18 @@ class KHop:
         """See Puzzle; hops take turns from question to question."""
         entities, relations = named("e", self.entities), named("r", self.relations)
         leads = np.array([rng.permutation(self.entities) for _ in relations])
-        facts = [
-            (entities[e], relations[r], entities[leads[r, e]], ".")
-            for r, e in rng.permutation(list(np.ndindex(leads.shape)))
-        ]
-        questions = []
+        facts = [(entities[e], relations[r], entities[leads[r, e]], ".") for r, e in np.ndindex(leads.shape)]
+        questions, last = [], set()
         for i in range(self.questions):
             hops = in_turn(self.hops, index * self.questions + i)
             at = start = int(rng.integers(self.entities))
             path = self._path(hops, rng)
             for relation in path:
+                fact = relation * self.entities + at
                 at = int(leads[relation, at])
+            last.add(fact)
             questions.append(Question((entities[start], *(relations[r] for r in path)), (entities[at],), hops))
-        return Example(tuple(word for fact in facts for word in fact), tuple(questions))
+        return Example(shuffled(facts, last, self.tail, rng), tuple(questions))
 
     def _path(self, hops: int, rng: np.random.Generator) -> list[int]:
         """As many relations, of which one occurs once."""

@@ -1,9 +1,12 @@
-"""Needles: the value of a key that was told once among other words. (RULER, arXiv 2404.06654: niah_single and
-niah_multikey, by words of a small vocabulary.)
+"""Needles: values of keys that were told among other words. (RULER, arXiv 2404.06654: niah_single, niah_multikey,
+niah_multivalue and niah_multiquery, by words of a small vocabulary.)
 
 `needle`: one pair "k07 v12" in a haystack of random noise words, of `length` words in all, at any place that leaves
-`tail` words after it. `multikey`: nothing but pairs, all keys and all values different (RULER's multikey_2); some are
-asked for, the `tail` pairs at the end are not. With a tail of a window, what is asked has left attention.
+`tail` words after it. Of `needles` keys, each is told with `each` different values; `asked` of the keys are asked for
+in one question, and the answer is all of their values, key by key, in the order in which they were told. `multivalue`
+and `multiquery` are RULER's numbers of them. `multikey`: nothing but pairs, all keys and all values different (RULER's
+multikey_2); some are asked for, the `tail` pairs at the end are not. With a tail of a window, what is asked has left
+attention.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 
 from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
+from sleepc.tasks.telling import NOISE, among_noise
 
 ASK = "?"
-NOISE = 8
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,57 @@ class Needle:
     by: ClassVar[str] = "length"
     length: tuple[int, ...] = (64, 256)
     tail: int = 0
+    needles: int = 1
+    each: int = 1
+    asked: int = 1
     keys: int = 32
     values: int = 32
 
     def __post_init__(self) -> None:
         check(self, zeros=["tail"])
-        if min(self.length) < self.tail + 2:
-            raise refusal(f"a length of {min(self.length)} words has no room for two and a tail of {self.tail}")
+        told = self.needles * self.each
+        if min(self.length) < self.tail + 2 * told:
+            pairs = "a pair" if told == 1 else f"{told} pairs"
+            raise refusal(f"a length of {min(self.length)} words has no room for {pairs} and a tail of {self.tail}")
+        if self.needles > self.keys or told > self.values:
+            have = f"there are {self.keys} and {self.values}"
+            raise refusal(f"{self.needles} needles of {self.each} need as many different keys and values, and {have}")
+        if self.asked > self.needles:
+            raise refusal(f"{self.asked} keys are asked for, and {self.needles} told")
 
     @property
     def vocabulary(self) -> Words:
         """What asks, noise, keys, values."""
-        return (ASK, *named("n", NOISE), *named("k", self.keys), *named("v", self.values))
+        return (ASK, *NOISE, *named("k", self.keys), *named("v", self.values))
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle."""
         length = in_turn(self.length, index)
-        words = rng.choice(named("n", NOISE), length).tolist()
-        key, value = str(rng.choice(named("k", self.keys))), str(rng.choice(named("v", self.values)))
-        at = int(rng.integers(length - self.tail - 1))
-        words[at : at + 2] = key, value
-        return Example(tuple(words), (Question((ASK, key), (value,), length),))
+        keys = rng.permutation(named("k", self.keys))[: self.needles].tolist()
+        values = rng.permutation(named("v", self.values)).tolist()
+        order = rng.permutation(self.needles * self.each) % self.needles
+        told = [(keys[i], value) for i, value in zip(order, values, strict=False)]
+        asked = keys[: self.asked]
+        answer = tuple(value for key in asked for other, value in told if other == key)
+        return Example(
+            among_noise(told, length, self.tail, rng),
+            (Question((ASK, *asked), answer, length),),
+        )
+
+
+@dataclass(frozen=True)
+class MultiValue(Needle):
+    """Which values were told of a key, in order, in so many words of noise."""
+
+    each: int = 4
+
+
+@dataclass(frozen=True)
+class MultiQuery(Needle):
+    """Which values were told of some keys, all asked for at once, in so many words of noise."""
+
+    needles: int = 4
+    asked: int = 4
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from sleepc.tasks.depo import Depo
 from sleepc.tasks.gsm_symbolic import GsmSymbolic
 from sleepc.tasks.gsm_worded import GsmWorded
 from sleepc.tasks.khop import KHop
-from sleepc.tasks.needle import MultiKey, Needle
+from sleepc.tasks.needle import MultiKey, MultiQuery, MultiValue, Needle
 from sleepc.tasks.ngram import NGram
 from sleepc.tasks.puzzle import Puzzle
 from sleepc.tasks.rule110 import Rule110
+from sleepc.tasks.tracking import Tracking
 
 Settings = dict[str, int | tuple[int, ...]]
 PUZZLES: Mapping[str, type[Puzzle]] = {
@@ -22,6 +23,9 @@ PUZZLES: Mapping[str, type[Puzzle]] = {
     "khop": KHop,
     "needle": Needle,
     "multikey": MultiKey,
+    "multivalue": MultiValue,
+    "multiquery": MultiQuery,
+    "tracking": Tracking,
     "depo": Depo,
     "ngram": NGram,
     "gsm-symbolic": GsmSymbolic,

@@ -44,6 +44,9 @@ class Recall:
         state["since"][rows] = 0
         return state
 
+    def passes_taken(self, state: State) -> IntArray | None:
+        return None
+
     def select_rows(self, state: State, rows: IntArray) -> State:
         return {name: array[rows] for name, array in state.items()}
 

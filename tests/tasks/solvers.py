@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from sleepc.tasks.gsm_symbolic import GsmSymbolic
+from sleepc.tasks.gsm_worded import GsmWorded
 from sleepc.tasks.puzzle import Puzzle, Question, Words
 from sleepc.tasks.rule110 import Rule110
 
@@ -46,6 +48,24 @@ def needle(puzzle: Puzzle, context: Words, question: Question) -> Words:
     told = [value for word, value in pairwise(context) if word == key]
     assert len(told) == 1
     return (told[0],)
+
+
+def needles(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    """All values of one key, then of the next."""
+    return tuple(value for key in question.asked[1:] for word, value in pairwise(context) if word == key)
+
+
+def tracking(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    """By union of the names on both sides of every line, wherever it stands."""
+    known = {question.asked[1]}
+    lines = [(context[i - 1], context[i + 1]) for i, word in enumerate(context) if word == "="]
+    before = 0
+    while len(known) > before:
+        before = len(known)
+        known |= {name for line in lines if known & set(line) for name in line}
+    found = tuple(word for word, mark in pairwise(context) if word in known and mark == "=")
+    assert len(found) == question.depth + 1
+    return (*found, ".")
 
 
 def depo(puzzle: Puzzle, context: Words, question: Question) -> Words:
@@ -97,13 +117,18 @@ def derived(told: list[Words]) -> dict[str, int]:
     return values
 
 
+def stop(puzzle: Puzzle) -> Words:
+    assert isinstance(puzzle, GsmSymbolic | GsmWorded)
+    return (".",) if puzzle.stop else ()
+
+
 def gsm_symbolic(puzzle: Puzzle, context: Words, question: Question) -> Words:
     asked, told = taken_apart(context, question)
     values = derived(told)
     assert len(values) == question.depth, "the core, and nothing else"
     if asked[0] == "What":
-        return (str(values[asked[-1]]), ".")
-    return (*(name for name in puzzle.vocabulary if values.get(name) == int(asked[-1])), ".")
+        return (str(values[asked[-1]]), *stop(puzzle))
+    return (*(name for name in puzzle.vocabulary if values.get(name) == int(asked[-1])), *stop(puzzle))
 
 
 def gsm_worded(puzzle: Puzzle, context: Words, question: Question) -> Words:
@@ -138,7 +163,7 @@ def gsm_worded(puzzle: Puzzle, context: Words, question: Question) -> Words:
 
     found = value(" ".join(asked[2:]))
     assert operations == question.depth
-    return (str(found), ".")
+    return (str(found), *stop(puzzle))
 
 
 SOLVERS: dict[str, Solver] = {
@@ -146,6 +171,9 @@ SOLVERS: dict[str, Solver] = {
     "khop": khop,
     "needle": needle,
     "multikey": needle,
+    "multivalue": needles,
+    "multiquery": needles,
+    "tracking": tracking,
     "depo": depo,
     "ngram": ngram,
     "gsm-symbolic": gsm_symbolic,

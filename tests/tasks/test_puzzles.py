@@ -24,6 +24,9 @@ SMALL: dict[str, tuple[str, ...]] = {
     "khop": ("entities=3", "relations=2", "hops=1,2,5", "questions=3"),
     "needle": ("length=9,20", "keys=2", "values=3", "tail=4"),
     "multikey": ("pairs=3,5", "keys=6", "values=5", "questions=2", "tail=1"),
+    "multivalue": ("length=9,20", "keys=2", "values=4", "each=2", "tail=4"),
+    "multiquery": ("length=9,20", "keys=3", "values=4", "needles=2", "asked=2", "tail=4"),
+    "tracking": ("length=30", "names=7", "values=3", "hops=1,2", "tail=2"),
     "depo": ("nodes=4", "letters=5", "hops=1,2,3", "questions=3"),
     "ngram": ("length=6,12", "key=2", "answer=1", "letters=6"),
     "gsm-symbolic": ("ops=1,2,5", "noise=3", "names=8"),
@@ -36,7 +39,17 @@ OTHERS = [
     ("gsm-symbolic", ("chain=0", "first=1", "noise=1")),
     ("gsm-worded", ("first=1", "noise=0", "totals=0")),
     ("gsm-worded", ("ops=20", "noise=30")),
+    ("multiquery", ("needles=3", "each=2", "asked=2", "length=30")),
+    ("tracking", ("chains=1", "hops=4")),
+    ("tracking", ("chains=5", "hops=3", "length=80")),
+    ("khop", ("tail=20",)),
+    ("depo", ("nodes=7", "questions=3", "tail=4")),
+    ("depo", ("nodes=12", "questions=5", "fewer=1")),
+    ("gsm-symbolic", ("tail=15",)),
+    ("gsm-symbolic", ("chain=0", "first=1", "tail=15")),
+    ("gsm-worded", ("tail=8",)),
 ]
+BARE = [("gsm-symbolic", ("stop=0",)), ("gsm-symbolic", ("stop=0", "chain=0")), ("gsm-worded", ("stop=0", "first=1"))]
 CASES = [(name, chosen) for name in PUZZLES for chosen in ((), SMALL[name])] + OTHERS
 seeds = st.integers(0, 2**32)
 
@@ -45,7 +58,7 @@ def test_every_puzzle_is_tested() -> None:
     assert set(PUZZLES) == set(SMALL) == set(SOLVERS)
 
 
-@pytest.mark.parametrize(("name", "chosen"), CASES)
+@pytest.mark.parametrize(("name", "chosen"), CASES + BARE)
 @settings(max_examples=15, deadline=None)
 @given(seed=seeds)
 def test_answers_are_those_of_a_solver_that_reads_the_words(name: str, chosen: tuple[str, ...], seed: int) -> None:
@@ -246,6 +259,84 @@ def test_the_question_stands_first_or_last(name: str) -> None:
         assert asked.answer == again.answer
 
 
+TAILS = [
+    ("khop", ("entities=4", "relations=2", "questions=2"), 5),
+    ("depo", ("nodes=8", "questions=3"), 4),
+    ("gsm-symbolic", ("noise=8",), 6),
+    ("gsm-symbolic", ("noise=8", "chain=0"), 6),
+    ("gsm-worded", ("noise=5",), 5),
+]
+
+
+@pytest.mark.parametrize(("name", "chosen", "tail"), TAILS)
+def test_no_fact_that_ends_the_way_to_an_answer_is_in_the_tail(name: str, chosen: tuple[str, ...], tail: int) -> None:
+    for wanted in (0, tail):
+        found = every(name, *chosen, f"tail={wanted}", count=150)
+        assert min(told_behind(name, example, q) for example in found for q in example.questions) == wanted
+
+
+def told_behind(name: str, example: Example, question: Question) -> int:
+    """How many facts are told behind the last that ends the way to an answer."""
+    facts = sentences(example.context)
+    if name == "depo":
+        edges = re.findall(r"((?:a\d+ )*z\d+) ((?:a\d+ )*z\d+)", " ".join(example.context))
+        ends = [to == " ".join(question.answer) for _, to in edges]
+    elif name == "khop":
+        ends = [fact[1:] == (question.asked[-1], *question.answer) for fact in facts]
+    elif name == "gsm-worded":
+        ends = [fact[1:6] == question.asked[3:8] for fact in facts]
+    else:
+        names = question.answer[:-1] if question.asked[0] == "Which" else question.asked[2:3]
+        ends = [fact[1] in names for fact in facts]
+    assert any(ends)
+    return ends[::-1].index(True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, needles=st.integers(1, 3), each=st.integers(1, 3), tail=st.integers(0, 6))
+def test_needles_are_told_in_noise_and_none_in_the_tail(seed: int, needles: int, each: int, tail: int) -> None:
+    chosen = [f"needles={needles}", f"each={each}", f"tail={tail}", "length=24", "asked=1"]
+    (example,) = examples(make_puzzle("needle", chosen), 1, seed)
+    keys = Counter(word for word in example.context if word.startswith("k"))
+    values = [word for word in example.context if word.startswith("v")]
+    assert len(example.context) == 24
+    assert sorted(keys.values()) == [each] * needles
+    assert len(set(values)) == len(values) == needles * each
+    assert all(word.startswith("n") for word in example.context[24 - tail :])
+
+
+def test_chains_are_told_in_order_among_noise() -> None:
+    """So one reading finds them, and another chain is there to be left out."""
+    for example in every("tracking", "chains=3", "hops=3", "tail=5", count=60):
+        lines = [example.context[i - 1 : i + 3] for i, word in enumerate(example.context) if word == "="]
+        known: set[str] = set()
+        for name, _, value, point in lines:
+            assert point == "."
+            assert name not in known
+            assert value.startswith("v") or value in known
+            known |= {name, value}
+        assert (len(lines), len(example.context), len({v for *_, v, _ in lines if v.startswith("v")})) == (12, 128, 3)
+        assert all(word.startswith("n") for word in example.context[-5:])
+
+
+def test_fewer_nodes_are_drawn_as_the_original_trains() -> None:
+    found = every("depo", "nodes=9", "questions=5", "fewer=1", count=2000)
+    counts = Counter(len(re.findall(r"z\d+", " ".join(example.context))) // 2 for example in found)
+    weights = {n: 1 / (n + 3) for n in range(3, 10)}
+    assert set(counts) == set(weights)
+    for n, weight in weights.items():
+        assert counts[n] / 2000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
+    assert {min(n, 5) for n in counts} == {len(example.questions) for example in found}
+
+
+@pytest.mark.parametrize("name", ["gsm-symbolic", "gsm-worded"])
+def test_an_answer_may_be_one_word(name: str) -> None:
+    for bare, stopped in zip(every(name, "stop=0"), every(name), strict=True):
+        (question,), (other,) = bare.questions, stopped.questions
+        assert (len(question.answer), (*question.answer, ".")) == (1, other.answer)
+        assert (bare.context, question.asked) == (stopped.context, other.asked)
+
+
 def test_depths_take_turns() -> None:
     assert [e.questions[0].depth for e in every("rule110", "steps=1,4,2", count=4)] == [1, 4, 2, 1]
     assert [q.depth for q in every("khop", count=1)[0].questions] == [1, 2, 3, 4]
@@ -270,7 +361,17 @@ def test_khop_relations_are_permutations() -> None:
         ("rule110", "widht=8", "cannot be set 'widht=8'"),
         ("khop", "hops=1,-2", "cannot be set"),
         ("khop", "relations=1", "with one relation there is one hop"),
-        ("needle", "tail=63", "a length of 64 words has no room for two and a tail of 63"),
+        ("needle", "tail=63", "a length of 64 words has no room for a pair and a tail of 63"),
+        ("needle", "needles=33", "a length of 64 words has no room for 33 pairs"),
+        ("needle", "keys=0", "keys has to be 1 to 100000"),
+        ("multivalue", "values=3", "1 needles of 4 need as many different keys and values, and there are 32 and 3"),
+        ("multiquery", "asked=5", "5 keys are asked for, and 4 told"),
+        ("tracking", "tail=89", "128 words have no room for 10 lines of 4 and a tail of 89"),
+        ("tracking", "names=9", "chains have 10 different names and 2 values, and there are 9 and 64"),
+        ("khop", "tail=21", "24 facts are too few for 4 questions and a tail of 21"),
+        ("depo", "tail=66", "a tail of 66 where there are always as many more nodes as questions"),
+        ("gsm-symbolic", "tail=16", "a tail of 16 needs more names of noise than 16"),
+        ("gsm-worded", "tail=9", "a tail of 9 needs as much noise, and there is 8"),
         ("multikey", "keys=31", "32 pairs need as many keys and values, and there are 31 and 64"),
         ("multikey", "tail=1", "4 pairs are too few for 4 questions and a tail of 1"),
         ("depo", "letters=8", "8 letters do not give 75 names of 1 to 2 tokens"),
