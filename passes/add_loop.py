@@ -10,7 +10,7 @@ from torch import fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
-from sleepc.ir.program import START, BlockClass, Loop, ProgramGraphs, StateSpec
+from sleepc.ir.program import START, TAKEN, BlockClass, Loop, ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.classes import chosen_classes, embed_port
@@ -28,6 +28,7 @@ class AddLoop(Pass):
     wake pass over the window, attention confined to the window and the sinks from before it, the convolution's tail
     zero, everything dropped but h and the memory. Blocks from `end` on run from the window's start: those that write
     online keep their memory of then. The window's token ids are recorded where blocks read what embed makes of them.
+    With `settle` passes end early (see Loop), and the program counts them.
     """
 
     start: int
@@ -35,6 +36,7 @@ class AddLoop(Pass):
     passes: int
     window: int
     sinks: int
+    settle: float = 0.0
     name: ClassVar[str] = "add-loop"
     effect: ClassVar[Effect] = "APPROXIMATE"
 
@@ -50,7 +52,9 @@ class AddLoop(Pass):
         for name in again:
             self._run_again(program.classes[name], name, from_start=name in after)
         read = {port for name in again for port in _again(program.classes[name]).ports("input")} - {"h"}
-        program.loop = Loop(self.start, self.end, self.passes, self._given(program, read))
+        program.loop = Loop(self.start, self.end, self.passes, self._given(program, read), self.settle)
+        if self.settle:
+            program.states = (*program.states, StateSpec(TAKEN, ("B",), torch.int64, "overwrite"))
         return 1 + len(again)
 
     def _record_hidden(self, program: ProgramGraphs, cls: BlockClass) -> None:

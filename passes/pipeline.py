@@ -21,7 +21,7 @@ from sleepc.passes.classify_masks import ClassifyMasks
 from sleepc.passes.cut_blocks import CutBlocks
 from sleepc.passes.drop_noops import DropNoops
 from sleepc.passes.insert_memory import InsertMemory
-from sleepc.passes.plan import check_rules, memory_groups, rings
+from sleepc.passes.plan import check_rules, check_settle, memory_groups, rings
 from sleepc.passes.raise_attention import RaiseAttention
 from sleepc.passes.replace_attention import ReplaceAttention
 from sleepc.recipe import Recipe
@@ -42,6 +42,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
     """
     check_rules(recipe)
     plans = recipe.plan(blocks)
+    check_settle(recipe, plans)
     replaced, parallel, inserted = (memory_groups(recipe, plans, s) for s in ("replace", "parallel", "insert"))
     start, end = recipe.loop_range(blocks)
     return (
@@ -59,7 +60,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             "stateful",
             "STEP",
             (
-                AddLoop(start, end, recipe.passes if recipe.recurs else 1, recipe.window, recipe.sinks),
+                AddLoop(start, end, recipe.passes if recipe.recurs else 1, recipe.window, recipe.sinks, recipe.settle),
                 AddSleep(recipe.window, recipe.sinks, recipe.eviction, (*replaced, *parallel, *inserted)),
             ),
         ),

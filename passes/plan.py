@@ -54,6 +54,12 @@ Rings = tuple[tuple[int | None, tuple[int, ...]], ...]
 
 def check_rules(recipe: Recipe) -> None:
     """Raises UsageError for rules that there are not, or that do not fit the recipe. Needs no model."""
+    if recipe.settle and not recipe.recurs:
+        raise UsageError(
+            "only recurrent passes after the first end early when memories have settled, and this recipe has none",
+            where=f"--settle {recipe.settle:g}",
+            fix="Add --consolidation recurrent and --passes 2 or more, or leave it out.",
+        )
     for override in (None, *recipe.overrides):
         name = (override and override.rule) or recipe.rule
         rule = find_rule(name)
@@ -70,6 +76,17 @@ def check_rules(recipe: Recipe) -> None:
                 where="--decay",
                 fix="Use --decay head, or a rule that decays (gated, gated_delta).",
             )
+
+
+def check_settle(recipe: Recipe, plans: tuple[LayerPlan, ...]) -> None:
+    """Raises UsageError where passes shall end when the loop's memories have settled, and it has none."""
+    start, end = recipe.loop_range(len(plans))
+    if recipe.settle and all(plan.strategy == "keep" for plan in plans[start:end]):
+        raise UsageError(
+            "the blocks that recurrent passes run have no memory, so there is none that could settle",
+            where=f"--settle {recipe.settle:g}",
+            fix="Leave it out, or choose a --loop over blocks with memories.",
+        )
 
 
 def memory_groups(recipe: Recipe, plans: tuple[LayerPlan, ...], strategy: str) -> Groups:

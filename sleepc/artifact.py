@@ -21,7 +21,7 @@ import sleepc
 from sleepc.digests import dtype_name
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs, StateSpec
+from sleepc.ir.program import TAKEN, Block, BlockClass, Loop, ProgramGraphs, StateSpec
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.text import parse_graph, print_graph
 from sleepc.ir.types import DTYPES
@@ -147,7 +147,8 @@ def _write_class(draft: Path, cls: BlockClass) -> ClassEntry:
 
 
 def _write_loop(draft: Path, loop: Loop) -> LoopEntry:
-    return LoopEntry(start=loop.start, end=loop.end, passes=loop.passes, given=_write_graph(draft, loop.given))
+    given = _write_graph(draft, loop.given)
+    return LoopEntry(start=loop.start, end=loop.end, passes=loop.passes, given=given, settle=loop.settle)
 
 
 def _write_graph(draft: Path, graph: Graph) -> GraphFile:
@@ -278,9 +279,10 @@ def _read_loop(folder: Path, manifest: Manifest) -> Loop | None:
     if entry is None:
         return None
     can = all(b.cls in manifest.classes and manifest.classes[b.cls].again for b in blocks[entry.start :])
-    if not entry.start < entry.end <= len(blocks) or not can:
+    counted = any(state.name == TAKEN for state in manifest.states)
+    if not entry.start < entry.end <= len(blocks) or not can or counted != bool(entry.settle):
         raise SleepcError(f"the loop over blocks {entry.start} to {entry.end} does not fit", fix=RESTORE)
-    return Loop(entry.start, entry.end, entry.passes, _read_graph(folder, entry.given))
+    return Loop(entry.start, entry.end, entry.passes, _read_graph(folder, entry.given), entry.settle)
 
 
 def _state_spec(entry: StateEntry) -> StateSpec:

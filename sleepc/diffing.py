@@ -86,7 +86,9 @@ def _facts(a: ProgramGraphs, b: ProgramGraphs) -> list[str]:
 
 def _loop(program: ProgramGraphs) -> str:
     loop = program.loop
-    return f"{loop.start}:{loop.end}, {loop.passes} passes" if loop else "none"
+    if loop is None:
+        return "none"
+    return f"{loop.start}:{loop.end}, {loop.passes} passes" + (f", settle {loop.settle:g}" if loop.settle else "")
 
 
 def _pairs(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, Graph | None, Graph | None]]:

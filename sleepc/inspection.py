@@ -96,6 +96,8 @@ def _sleep(recipe: Recipe, blocks: int) -> str:
     if recipe.recurs:
         start, end = recipe.loop_range(blocks)
         what += f" over blocks {start} to {end - 1}" if end - start > 1 else f" over block {start}"
+    if recipe.settle:
+        what += f", fewer once one changes memories by no more than {recipe.settle:g} of what they are"
     return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"
 
 

@@ -77,6 +77,7 @@ class LoopEntry(Strict):
     end: int = Field(ge=1)
     passes: int = Field(ge=2, le=64)
     given: GraphFile
+    settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
 
 
 class WeightFile(Strict):

@@ -60,6 +60,7 @@ class Recipe(BaseModel):
     passes: int = Field(default=1, ge=1, le=64)
     consolidation: Literal["replay", "recurrent"] = "replay"
     loop: str = Field(default="all", pattern=r"^(all|middle|\d{1,6}:\d{1,6})$")
+    settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
     eviction: Literal["sliding", "hard"] = "sliding"
     sinks: int = Field(default=4, ge=0, le=1 << 16)
     write: Literal["default", "sleep", "online"] = "default"

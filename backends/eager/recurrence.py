@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from sleepc.backends.eager.executor import Executor
-from sleepc.ir.program import START, ProgramGraphs
+from sleepc.ir.program import START, TAKEN, ProgramGraphs
 
 State = dict[str, Tensor]
 # Of a block: its class, its parameters by port, and the full names of its states by their short ones.
 BoundBlock = tuple[str, dict[str, Tensor], dict[str, str]]
+TINY = 1e-30  # beside the size of a memory that may be zero
 
 
 class Recurrence:
@@ -36,11 +37,34 @@ class Recurrence:
         # Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep.
         live = values | {"live": torch.ones_like(old["slept"])}
         h = old[f"{loop.end - 1}.hidden"][:, 0]
-        for _ in range(passes - 1):
-            h, written = self._run(blocks[loop.start : loop.end], h, live, new)
-            new = new | written
+        run = self._settle if loop.settle else self._count
+        h, new = run(blocks[loop.start : loop.end], h, live, new, passes)
         after = blocks[loop.end :]
         return new | (self._run(after, h, values, new)[1] if passes > 1 else self._as_awake(after, h, values, new))
+
+    def _count(
+        self, blocks: Sequence[BoundBlock], h: Tensor, values: Mapping[str, Any], state: State, passes: int
+    ) -> tuple[Tensor, State]:
+        """Every row takes all passes: (h', state')."""
+        for _ in range(passes - 1):
+            h, written = self._run(blocks, h, values, state)
+            state = state | written
+        return h, state
+
+    def _settle(
+        self, blocks: Sequence[BoundBlock], h: Tensor, values: Mapping[str, Any], state: State, passes: int
+    ) -> tuple[Tensor, State]:
+        """A row whose memories a pass has hardly changed takes no further one, and keeps its h and memories."""
+        moving, taken = torch.ones_like(state["slept"]), torch.ones_like(state["since"])
+        for _ in range(passes - 1):
+            refined, written = self._run(blocks, h, values, state)
+            h, taken = _where(moving, refined, h), taken + moving
+            written = {name: _where(moving, new, state[name]) for name, new in written.items()}
+            moving = moving & (_change(state, written) > self.loop.settle)
+            state = state | written
+            if not moving.any():
+                break
+        return h, state | {TAKEN: taken}
 
     def _run(
         self, blocks: Sequence[BoundBlock], h: Tensor, values: Mapping[str, Any], state: State
@@ -65,3 +89,21 @@ class Recurrence:
                 kept |= {names[start]: state[memory], memory: state[memory]}
         made = {names[local] for name, _, names in after for local in self._again[name].results if local != "h"}
         return kept if made <= kept.keys() else self._run(after, h, values, state)[1] | kept
+
+
+def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` [B,..] in the rows, bool [B], and `old` in the others."""
+    return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+@torch.no_grad()
+def _change(old: State, new: State) -> Tensor:
+    """|new - old| / |new| of each row [B], over all numbers of the tensors of `new`; 0 where both are 0."""
+    apart: Tensor = torch.cat([_wide(new[name]) - _wide(old[name]) for name in new], 1).norm(dim=1)
+    size: Tensor = torch.cat([_wide(value) for value in new.values()], 1).norm(dim=1)
+    return apart / size.clamp(min=TINY)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """[B,..] as rows of numbers, in float32 or wider."""
+    return value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
 from sleepc.backends.eager.recurrence import Recurrence
 from sleepc.errors import UsageError
-from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.program import TAKEN, ProgramGraphs, StateSpec
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
@@ -137,7 +137,8 @@ class EagerSteps:
         return few[0]
 
     def sleep_tensors(self, state: State, passes: int | None = None) -> State:
-        """Consolidate and evict in every row of `state`; with `passes` in so many instead of the program's own.
+        """Consolidate and evict in every row of `state`; with `passes` in so many instead of the program's own, or in
+        fewer where they settle.
 
         One pass is that of wake: no block runs again. Raises UsageError for `passes` where no block ever does.
         """
@@ -193,6 +194,15 @@ class EagerSteps:
         """See `Steps.select_rows`."""
         at = self._tensor(rows)
         return {name: value[at] for name, value in state.items()}
+
+    def passes_taken(self, state: State) -> IntArray | None:
+        """See `Steps.passes_taken`."""
+        loop = self.program.loop
+        if loop is None:
+            return None
+        if not loop.settle:
+            return np.full(len(state["since"]), loop.passes, np.int64)
+        return _to_array(state[TAKEN])
 
     def signature(self) -> Signature:
         """See `Steps.signature`."""

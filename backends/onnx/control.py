@@ -16,8 +16,12 @@ def repeat(
     passes: ir.Value,
     start: Sequence[ir.Value],
     body: Callable[[Sequence[ir.Value]], Sequence[ir.Value]],
+    *,
+    while_any: bool = False,
 ) -> Sequence[ir.Value]:
-    """`body` passes - 1 times, as a Loop; passes is an int64 without dimensions."""
+    """`body` passes - 1 times, as a Loop; passes is an int64 without dimensions. With `while_any` only for as long as
+    the last of the results, bool [B], holds in a row.
+    """
     count = e.once(("again", passes.name), lambda: e("Sub", passes, e.const(1, torch.int64)))
     e.loops += 1
     tag = f"{e.prefix}loop.{e.loops}"
@@ -26,13 +30,19 @@ def repeat(
     carried = [ir.Value(name=f"{tag}.{i}", shape=v.shape, type=v.type) for i, v in enumerate(start)]
     with e.inside() as nodes:
         results = body(carried)
-        on = e("Identity", go)
         results = _own(e, nodes, results)
+        on = _holds_in_a_row(e, results[-1]) if while_any else e("Identity", go)
     for value, result in zip(carried, results, strict=True):
         result.shape, result.type = value.shape, value.type
     on.shape, on.type = go.shape, go.type
     graph = ir.Graph([number, go, *carried], [on, *results], nodes=nodes, name=tag)
     return e.several("Loop", len(start), count, e.const(True, torch.bool), *start, body=graph)
+
+
+def _holds_in_a_row(e: Emitter, rows: ir.Value) -> ir.Value:
+    """bool [B] -> bool []."""
+    found = e("ReduceMax", e.cast(rows, torch.float32), keepdims=0)
+    return e("Greater", found, e.const(0.0, torch.float32))
 
 
 def choose(

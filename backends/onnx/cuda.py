@@ -17,7 +17,7 @@ from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced
 from sleepc.backends.onnx.state import NUMPY, shape_of
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import UsageError
-from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, State
+from sleepc.runtime.steps import TAKEN, Array, BoolArray, FloatArray, IntArray, Logits, State
 
 CUDA = "CUDAExecutionProvider"
 # TF32 rounds the factors of float32 products to 10 bits, which is not what a float32 export promises.
@@ -122,6 +122,10 @@ class DeviceSteps(OnnxSteps):
         passes = np.array(self.passes or self.manifest.passes, np.int64)
         self._run(self.manifest.sleep, state, self._slept, {"passes": passes})
         return state
+
+    def counted(self, state: Any) -> IntArray | None:
+        """See OnnxSteps."""
+        return state.now(TAKEN).numpy().copy() if TAKEN in state.places else None
 
     def _run(
         self, graph: GraphFile, state: DeviceState, replaced: Mapping[str, str], given: Mapping[str, Array]

@@ -9,12 +9,13 @@ import torch
 
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.control import repeat
-from sleepc.backends.onnx.emit import Emitter
+from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.backends.onnx.ports import ports_of
+from sleepc.backends.onnx.settling import moves, where
 from sleepc.backends.onnx.translate import translate
 from sleepc.backends.onnx.wake import Step
 from sleepc.backends.onnx.weights import Weights
-from sleepc.ir.program import Loop, ProgramGraphs
+from sleepc.ir.program import TAKEN, Loop, ProgramGraphs
 from sleepc.ir.types import TensorType
 
 
@@ -62,26 +63,41 @@ def _again(
     values: dict[str, Any] = dict(translate(e, loop.given, ports_of(loop.given, old), style))
     first = e("Squeeze", old[f"{loop.end - 1}.hidden"], e.ints(1))
     first.shape, first.type = ir.Shape(["B", program.window, program.hidden]), old[f"{loop.end - 1}.hidden"].type
-    live = e("Expand", e.const(True, torch.bool), e.sizes["B"])  # pass 1 has been written
+    live = _each_row(e, True, torch.bool)  # pass 1 has been written
     inner = [name for name in _changed(program, loop.start, loop.end)]
     kinds = {s.name: s.type() for s in program.all_states()}
 
     def body(carried: Any) -> list[ir.Value]:
         given = {**values, "live": live, "h": carried[0]}
-        h, changed = _pass(
-            program, e, loop.start, loop.end, given, old | new | dict(zip(inner, carried[1:], strict=True)), style
-        )
-        return [h, *(changed[name] for name in inner)]
+        known = dict(zip(inner, carried[1:], strict=False))
+        h, changed = _pass(program, e, loop.start, loop.end, given, old | new | known, style)
+        if not loop.settle:
+            return [h, *(changed[name] for name in inner)]
+        taken, moving = carried[-2:]
+        after = [where(e, moving, changed[n], known[n], len(kinds[n].dims)) for n in inner]
+        still = moves(e, list(known.values()), after, [kinds[n] for n in inner], loop.settle)
+        taken = e("Add", taken, e.cast(moving, torch.int64))
+        return [where(e, moving, h, carried[0], 3), *after, taken, e("And", moving, still)]
 
     for name in inner:
         value = new.get(name, old[name])
         if value.shape is None:
             value.shape, value.type = ir.Shape(list(kinds[name].dims)), old[name].type
-    h, *memories = repeat(e, passes, [first, *(new.get(name, old[name]) for name in inner)], body)
-    refined = dict(zip(inner, memories, strict=True))
+    start = [first, *(new.get(name, old[name]) for name in inner)]
+    if loop.settle:
+        start += [_each_row(e, 1, torch.int64), _each_row(e, True, torch.bool)]
+    h, *carried = repeat(e, passes, start, body, while_any=bool(loop.settle))
+    refined = dict(zip(inner, carried, strict=False))
     last = len(program.layout)
     _, after = _pass(program, e, loop.end, last, {**values, "h": h}, old | new | refined, style)
-    return refined | after
+    return refined | after | ({TAKEN: carried[-2]} if loop.settle else {})
+
+
+def _each_row(e: Emitter, value: Any, dtype: torch.dtype) -> ir.Value:
+    """The value in every row [B]."""
+    rows = e("Expand", e.const(value, dtype), e.sizes["B"])
+    declare(rows, TensorType(dtype, ("B",)))
+    return rows
 
 
 def _changed(program: ProgramGraphs, start: int, end: int) -> list[str]:

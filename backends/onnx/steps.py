@@ -12,7 +12,7 @@ import numpy as np
 from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced, Tensor
 from sleepc.backends.onnx.state import NUMPY, OnnxState, empty, from_arrays, put_rows, selected, write_columns
 from sleepc.errors import SleepcError
-from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
+from sleepc.runtime.steps import TAKEN, Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 PIECE = 128  # tokens that a graph reads at once: as fast as more, in less memory
 
@@ -166,6 +166,19 @@ class OnnxSteps:
     def select_rows(self, state: OnnxState, rows: IntArray) -> OnnxState:
         """See `Steps.select_rows`."""
         return selected(self.manifest, state, rows)
+
+    def passes_taken(self, state: Any) -> IntArray | None:
+        """See `Steps.passes_taken`."""
+        if self.manifest.sleep_recurrent is None:
+            return None
+        counted = self.counted(state)
+        passes = self.passes or self.manifest.passes
+        return np.full(state.batch, passes, np.int64) if counted is None else counted
+
+    def counted(self, state: Any) -> IntArray | None:
+        """What the state says of it, where it does."""
+        found: IntArray | None = state.arrays.get(TAKEN)
+        return found if found is None else found.copy()
 
     def signature(self) -> Signature:
         """See `Steps.signature`."""

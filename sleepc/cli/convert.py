@@ -56,6 +56,13 @@ def convert(
     loop: Annotated[
         str | None, typer.Option(help="Blocks that recurrent passes run: all, middle or a:b.", show_default="all")
     ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            help="Recurrent passes end once one changes memories by no more than this share of what they are; 0: never.",
+            show_default="0",
+        ),
+    ] = None,
     eviction: Annotated[str | None, typer.Option(help="sliding or hard.", show_default="sliding")] = None,
     sinks: Annotated[
         int | None, typer.Option(help="First tokens that attention keeps for ever.", show_default="4")
@@ -93,6 +100,7 @@ def convert(
         "passes": passes,
         "consolidation": consolidation,
         "loop": loop,
+        "settle": settle,
         "eviction": eviction,
         "sinks": sinks,
         "write": write,

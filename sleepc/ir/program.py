@@ -15,6 +15,7 @@ from sleepc.ir.weights import Param
 Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP"]
 Update = Literal["overwrite", "ring", "accumulate"]
 START = "start."  # before a memory's name: what it held at the start of the window, in blocks behind a loop
+TAKEN = "passes_taken"  # i64[B], where sleeps settle: the passes of each row's last sleep
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,16 @@ class Loop:
     """Recurrent consolidation: a sleep runs blocks `start` to `end` (not included) `passes` - 1 times over its window's
     hidden states, then the blocks after them once. `given` makes what they read beside h, from the counters before the
     sleep and, if need be, the window's tokens.
+
+    With `settle` > 0 a row takes no further pass once one has changed its memories in the loop by no more than this
+    share, |S_n - S_(n-1)| / |S_n| over all their numbers; state TAKEN counts its passes.
     """
 
     start: int
     end: int
     passes: int
     given: Graph
+    settle: float = 0.0
 
     def clone(self) -> Loop:
         """A copy whose graph may be changed."""

@@ -32,13 +32,21 @@ LAST, KNOWN = "session.logits", "session.known"  # beside the backend's arrays i
 
 @dataclass
 class Stats:
-    """What a session has done; `seconds` are those spent in the backend, a sleep is one row's."""
+    """What a session has done; `seconds` are those spent in the backend, a sleep is one row's. `passes` are those of
+    all sleeps together, 0 where sleeps run no block again.
+    """
 
     state_bytes: int
     tokens_read: int = 0
     tokens_generated: int = 0
     sleeps: int = 0
+    passes: int = 0
     seconds: float = 0.0
+
+    @property
+    def passes_per_sleep(self) -> float | None:
+        """How many passes a sleep took, on average; None where there was none, or none that runs blocks again."""
+        return self.passes / self.sleeps if self.passes else None
 
 
 @dataclass(frozen=True)
@@ -308,6 +316,8 @@ class Session:
         self._state = self.steps.sleep(self._state, rows)
         self._stats.seconds += time.perf_counter() - start
         self._stats.sleeps += len(slept)
+        taken = self.steps.passes_taken(self._state)
+        self._stats.passes += 0 if taken is None else int(taken[slept].sum())
         self._since = np.where(rows, 0, self._since)
         if self.on_sleep is not None:
             self.on_sleep(slept.copy())

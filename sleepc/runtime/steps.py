@@ -27,6 +27,9 @@ CLOCKS: Signature = {
 """The arrays that every state has: position of the row's next token, tokens since its last sleep,
 and whether any sleep has consolidated it."""
 
+TAKEN = "passes_taken"
+"""i64 [B]: how many passes each row's last sleep took. A state has it where that may differ from row to row."""
+
 
 class Steps(Protocol):
     """The steps of one loaded program. B rows, T tokens of a call, V words of the vocabulary."""
@@ -62,6 +65,9 @@ class Steps(Protocol):
 
     def select_rows(self, state: State, rows: IntArray) -> State:
         """A copy of the rows given [n], in that order, repeats allowed; `state` stays usable."""
+
+    def passes_taken(self, state: State) -> IntArray | None:
+        """How many passes over its window each row's last sleep took [B]; None where sleeps run no block again."""
 
     def signature(self) -> Signature:
         """Names, dtypes and shapes of the arrays that make up a state; CLOCKS are among them."""

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.interp import Runner
-from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.program import TAKEN, ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.find_sites import Site, find_site
 from sleepc.recipe import LayerPlan, Recipe
@@ -72,6 +72,7 @@ class Stream:
     time: Timeline
     layers: list[Layer]
     chunks: list[Chunk] = field(default_factory=list)
+    taken: Tensor | None = None  # the passes of each row's last sleep, where they are counted [B]
 
     def logits(self, start: int = 0, end: int | None = None) -> Tensor:
         """Logits [B,n,V] of tokens start..end-1: the head is asked for their windows only, since vocabularies are
@@ -99,6 +100,8 @@ class Stream:
         found["position"] = torch.full((self.rows,), self.time.next_position)
         found["since"] = torch.full((self.rows,), len(self.time.position) - last)
         found["slept"] = torch.full((self.rows,), bool(self.time.cuts))
+        if self.oracle.recipe.settle:
+            found[TAKEN] = torch.zeros(self.rows, dtype=torch.int64) if self.taken is None else self.taken
         return found
 
 
@@ -147,7 +150,7 @@ class Oracle:
         """Consolidate a window: h [B,n,d] is what wake left at the end of the loop, `before` the memories from before
         it (semantics.md, section 4).
         """
-        (start, end), recurs = self.loop, self.recipe.recurs
+        end, recurs = self.loop[1], self.recipe.recurs
         for i, (layer, plan) in enumerate(zip(stream.layers, self.plans, strict=True)):
             if layer.written is not None and not (recurs and i >= end):
                 first = 1 if plan.write == "online" else 0
@@ -155,16 +158,34 @@ class Oracle:
                 layer.memory = reference.replay(plan.rule, layer.memory, layer.written, first, passes)
         if not recurs:
             return
-        again = Window(window.start, window.end, asleep=True, live=True)
-        for _ in range(2, self.recipe.passes + 1):
-            for i in range(start, end):
-                h = self._block(i, {**given, "h": h}, again, stream)
-                self._write(i, stream.layers[i])
+        h = self._passes(h, given, Window(window.start, window.end, asleep=True, live=True), stream)
         again = Window(window.start, window.end, asleep=True, live=window.live)
         for i in range(end, len(self.plans)):
             stream.layers[i].memory = before[i]
             h = self._block(i, {**given, "h": h}, again, stream)
             self._write(i, stream.layers[i])
+
+    def _passes(self, h: Tensor, given: dict[str, Any], again: Window, stream: Stream) -> Tensor:
+        """Passes 2 to N over the loop: h [B,n,d] refined. A row whose memories have settled is put back after them."""
+        layers = stream.layers[self.loop[0] : self.loop[1]]
+        moving = [True] * stream.rows
+        stream.taken = torch.ones(stream.rows, dtype=torch.int64)
+        for _ in range(2, self.recipe.passes + 1):
+            old_h, old = h, [layer.memory or [] for layer in layers]
+            for i in range(*self.loop):
+                h = self._block(i, {**given, "h": h}, again, stream)
+                self._write(i, stream.layers[i])
+            h = reference.put_back(h, old_h, moving)
+            for layer, before in zip(layers, old, strict=True):
+                if layer.memory is not None:
+                    layer.memory = [
+                        reference.put_back(*pair, moving) for pair in zip(layer.memory, before, strict=True)
+                    ]
+            stream.taken += torch.tensor(moving)
+            if self.recipe.settle:
+                change = reference.change(old, [layer.memory or [] for layer in layers])
+                moving = [go and c > self.recipe.settle for go, c in zip(moving, change, strict=True)]
+        return h
 
     def _write(self, i: int, layer: Layer) -> None:
         """At the end of a pass: what was only read in it is written."""

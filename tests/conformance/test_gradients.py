@@ -24,6 +24,7 @@ LENGTH = 2 * WINDOW + 5
         ("gpt2", {"eviction": "hard", "write": "online"}),
         ("llama", {"consolidation": "recurrent", "passes": 3, "eviction": "hard", "sinks": 0, "write": "online"}),
         ("llama", {"consolidation": "recurrent", "passes": 2, "loop": "0:2"}),
+        ("llama", {"consolidation": "recurrent", "passes": 5, "loop": "0:2", "settle": 0.3}),
         ("gpt2", {"consolidation": "recurrent", "passes": 2, "loop": "middle", "strategy": "replace"}),
     ],
 )

@@ -51,6 +51,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "loop": "1:3",
         "overrides": [{"layers": "0", "window": "none"}, {"layers": "1", "rule": "delta", "window": WINDOW + 5}],
     },
+    "recurrent-settle": {"consolidation": "recurrent", "passes": 5, "loop": "0:2", "write": "online", "settle": 0.3},
 }
 RECIPES |= MATRIX
 # Every family with the default recipe, every recipe on families that differ in what matters to it.

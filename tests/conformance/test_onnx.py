@@ -30,6 +30,8 @@ QUICK: list[tuple[str, str, str]] = [
     *(("ort", "gemma2", recipe) for recipe in ("gated-channel", "gated-delta-channel", "parallel-online")),
     ("whole", "gemma2", "recurrent-insert"),
     ("portable", "gemma2", "recurrent-replace"),
+    ("ort", "llama", "recurrent-settle"),
+    ("portable", "gpt2", "recurrent-settle"),
     ("portable", "llama", "parallel-hard"),
     ("portable-columns", "gpt2", "gated-channel"),
 ]

@@ -72,10 +72,11 @@ class FakeState:
 class FakeSteps:
     """Steps that write in place, consume their state, and complain about every broken promise."""
 
-    def __init__(self, window: int = 4, vocab: int = 11, dtype: str = "float32") -> None:
+    def __init__(self, window: int = 4, vocab: int = 11, dtype: str = "float32", recurs: bool = False) -> None:
         self.window, self.vocab, self.dtype = window, vocab, np.dtype(dtype)
         self.asked: list[Logits] = []  # what each wake was asked for
         self.calls: list[list[int]] = []  # the lengths of each wake
+        self.recurs = recurs
         self.fail_in = ""  # "wake" or "sleep": stop half way with KeyboardInterrupt
 
     def signature(self) -> Signature:
@@ -84,6 +85,8 @@ class FakeSteps:
             "0.ring": ("i64", ("B", self.window)),
             "1.S": ("f32", ("B", 2, 3)),
         }
+        if self.recurs:
+            own["passes"] = ("i64", ("B",))
         return {**CLOCKS, **own}
 
     def new_state(self, batch: int) -> FakeState:
@@ -134,7 +137,13 @@ class FakeSteps:
                 raise KeyboardInterrupt
             a["0.ring"][row], a["since"][row], a["slept"][row] = 0, 0, True
             a["1.S"][row] += np.float32(0.1)
+            if self.recurs:
+                a["passes"][row] = len(window)
         return FakeState(a)
+
+    def passes_taken(self, state: FakeState) -> IntArray | None:
+        assert not state.consumed
+        return state.arrays["passes"].copy() if self.recurs else None
 
     def select_rows(self, state: FakeState, rows: IntArray) -> FakeState:
         assert not state.consumed

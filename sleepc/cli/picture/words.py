@@ -61,6 +61,10 @@ def _loop(loop: Loop, count: int) -> str:
         f"{blocks_in_words(range(loop.start, loop.end)).capitalize()} {run} over the window {often}, on what {they} "
         f"made of it the time before, and {write} {their} memory again."
     )
+    if loop.settle and loop.passes > 2:
+        text += (
+            f" A text whose memories such a run changes by no more than {loop.settle:g} of what they are stops there."
+        )
     after = range(loop.end, count)
     return (
         f"{text} Then {blocks_in_words(after)} run{'s' if len(after) == 1 else ''} over the result." if after else text
