@@ -45,8 +45,12 @@ class KHop:
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle; hops take turns from question to question."""
         entities, relations = named("e", self.entities), named("r", self.relations)
-        leads = np.array([rng.permutation(self.entities) for _ in relations])
-        facts = [(entities[e], relations[r], entities[leads[r, e]], ".") for r, e in np.ndindex(leads.shape)]
+        leads = [rng.permutation(self.entities).tolist() for _ in relations]
+        facts = [
+            (e, r, entities[to], ".")
+            for r, row in zip(relations, leads, strict=True)
+            for e, to in zip(entities, row, strict=True)
+        ]
         questions, last = [], set()
         for i in range(self.questions):
             hops = in_turn(self.hops, index * self.questions + i)
@@ -54,14 +58,14 @@ class KHop:
             path = self._path(hops, rng)
             for relation in path:
                 fact = relation * self.entities + at
-                at = int(leads[relation, at])
+                at = leads[relation][at]
             last.add(fact)
             questions.append(Question((entities[start], *(relations[r] for r in path)), (entities[at],), hops))
         return Example(shuffled(facts, last, self.tail, rng), tuple(questions))
 
     def _path(self, hops: int, rng: np.random.Generator) -> list[int]:
         """As many relations, of which one occurs once."""
-        once, *others = rng.permutation(self.relations)
-        path = rng.choice(others, hops).tolist() if others else [once]
-        path[rng.integers(hops)] = int(once)
+        once, *others = rng.permutation(self.relations).tolist()
+        path = [others[i] for i in rng.integers(0, len(others), hops)] if others else [once]
+        path[rng.integers(hops)] = once
         return path

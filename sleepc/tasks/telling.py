@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -13,11 +14,12 @@ NOISE = named("n", 8)
 
 def shuffled(facts: Sequence[Words], asked: Collection[int], tail: int, rng: np.random.Generator) -> Words:
     """All facts in random order, those numbered in `asked` not among the last `tail`."""
-    numbers = sorted(asked)
-    early = dict(zip(rng.permutation(len(facts) - tail).tolist(), numbers, strict=False))
-    others = iter([i for i in rng.permutation(len(facts)).tolist() if i not in numbers])
-    order = [early[place] if place in early else next(others) for place in range(len(facts))]
-    return tuple(word for i in order for word in facts[i])
+    order = rng.permutation(len(facts)).tolist()
+    if tail:
+        early = dict(zip(rng.permutation(len(facts) - tail).tolist(), sorted(asked), strict=False))
+        others = iter([i for i in order if i not in asked])
+        order = [early[place] if place in early else next(others) for place in range(len(facts))]
+    return tuple(chain.from_iterable([facts[i] for i in order]))
 
 
 def among_noise(told: Sequence[Words], length: int, tail: int, rng: np.random.Generator) -> Words:

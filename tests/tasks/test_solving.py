@@ -135,13 +135,22 @@ def test_a_model_whose_state_was_emptied_answers_the_same_whatever_it_had_read(n
     assert not close(rows(task, steps), rows(other, steps), 1e-9), "with its state it does not"
 
 
-def test_without_memories_a_needle_beyond_the_windows_changes_nothing() -> None:
+HIDDEN = [
+    ("needle", "length=60", "tail=40"),
+    ("multivalue", "length=60", "tail=40", "each=3"),
+    ("multiquery", "length=60", "tail=40", "needles=3", "asked=2"),
+    ("tracking", "length=60", "tail=40", "hops=1", "chains=2"),
+]
+
+
+@pytest.mark.parametrize(("name", "chosen"), [(name, chosen) for name, *chosen in HIDDEN])
+def test_without_memories_what_was_told_beyond_the_windows_changes_nothing(name: str, chosen: list[str]) -> None:
     """Three blocks with a window of 8 and no sinks; the tail is longer than they reach together."""
-    puzzle = make_puzzle("needle", ["length=60", "tail=40", "keys=8", "values=8"])
+    puzzle = make_puzzle(name, [*chosen, "values=8", "names=8" if name == "tracking" else "keys=8"])
     made = examples(puzzle, 4, 0)
     task = Solving(puzzle.by, made, spell_as_ids(puzzle.vocabulary, VOCAB, made))
-    values = [puzzle.vocabulary.index(example.questions[0].answer[0]) for example in made]
-    lost = [np.where(s.tokens == value, 1, s.tokens) for s, value in zip(task.samples, values, strict=True)]
+    noise = [i for i, word in enumerate(puzzle.vocabulary) if word.startswith("n")]
+    lost = [np.where(np.isin(s.tokens, noise), s.tokens, noise[0]) for s in task.samples]
     without = replace(task, samples=[replace(s, tokens=t) for s, t in zip(task.samples, lost, strict=True)])
     step, _ = family("llama").convert(sinks=0)
     assert close(rows(task, load(without_memories(step))), rows(without, load(without_memories(step))), 1e-9)
