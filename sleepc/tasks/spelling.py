@@ -24,8 +24,7 @@ def choose_spelling(
     """
     if tokenizer is not None and reads(tokenizer, tried, spell_as_text(tokenizer, tried)):
         return partial(spell_as_text, tokenizer), True
-    spell_as_ids(vocabulary, vocab, tried)
-    return partial(spell_as_ids, vocabulary, vocab), False
+    return partial(_spell_by_place, _places(vocabulary, vocab)), False
 
 
 def spell_as_text(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Sample]:
@@ -45,14 +44,20 @@ def spell_as_text(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Sam
 
 def spell_as_ids(vocabulary: Words, vocab: int, examples: Sequence[Example]) -> list[Sample]:
     """The same, each word by its place in the vocabulary. Raises UsageError where the model has fewer tokens."""
+    return _spell_by_place(_places(vocabulary, vocab), examples)
+
+
+def _places(vocabulary: Words, vocab: int) -> dict[str, int]:
     if vocab < len(vocabulary):
         raise UsageError(
             f"the task has {len(vocabulary)} different words, and the model {vocab} tokens",
             where="--task",
             fix="Choose smaller settings (--set), or a model that was trained on this task.",
         )
-    places = {word: place for place, word in enumerate(vocabulary)}
+    return {word: place for place, word in enumerate(vocabulary)}
 
+
+def _spell_by_place(places: dict[str, int], examples: Sequence[Example]) -> list[Sample]:
     def ids(words: Words) -> tuple[int, ...]:
         return tuple(map(places.__getitem__, words))
 

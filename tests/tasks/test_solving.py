@@ -23,7 +23,7 @@ from sleepc.tasks.planting import Sample
 from sleepc.tasks.puzzle import Example, Question, examples
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle
 from sleepc.tasks.solving import Solving
-from sleepc.tasks.spelling import reads, spell_as_ids, spell_as_text
+from sleepc.tasks.spelling import choose_spelling, reads, spell_as_ids, spell_as_text
 from sleepc.tasks.task import Row
 from sleepc.verify.shake import shaken, without_memories
 from tests.families import VOCAB, family
@@ -247,7 +247,13 @@ def test_who_cannot_read_the_words_gets_their_places() -> None:
         inner.pre_tokenizer = Whitespace()
         tokenizer = Tokenizer(inner, Path(), ())
         assert not reads(tokenizer, made, spell_as_text(tokenizer, made))
+        spell, as_text = choose_spelling(tokenizer, puzzle.vocabulary, 3, made)
+        assert not as_text
+        assert [s.tokens.tolist() for s in spell(made)] == [[int(bit) for bit in e.context] for e in made]
+    spell, as_text = choose_spelling(byte_level(), puzzle.vocabulary, 1, made)
+    assert as_text
+    assert reads(byte_level(), made, spell(made))
     (sample,) = spell_as_ids(puzzle.vocabulary, 3, examples(puzzle, 1, 0))
     assert [str(token) for token in sample.tokens] == list(examples(puzzle, 1, 0)[0].context)
     with pytest.raises(UsageError, match="the task has 3 different words, and the model 2 tokens"):
-        spell_as_ids(puzzle.vocabulary, 2, examples(puzzle, 1, 0))
+        choose_spelling(None, puzzle.vocabulary, 2, made)
