@@ -40,6 +40,7 @@ from sleepc.runtime.steps import Steps
 if TYPE_CHECKING:
     from sleepc.backends.onnx.load import OnnxProgram
     from sleepc.exporting import Exported
+    from sleepc.tasks.puzzle import Puzzle
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
     from sleepc.train.texts import Document
@@ -288,6 +289,54 @@ class Program:
         progress("training", None)
         options: dict[str, Any] = {"device": device, "resume": resume, "facts": facts, "half": half, "hooks": hooks}
         return train(self, taught, stream, chosen, Path(work), **options)
+
+    def train(
+        self,
+        task: str | Puzzle | None = None,
+        *,
+        set: Sequence[str] = (),
+        text: Sequence[str | Path] = (),
+        dataset: str | None = None,
+        field: str = "text",
+        scratch: bool = False,
+        work: str | Path = "training",
+        resume: bool = False,
+        device: str | None = None,
+        half: bool = False,
+        progress: Progress = _silent,
+        hooks: Hooks | None = None,
+        **settings: Any,
+    ) -> Outcome:
+        """Train the model on a task (a name with `set=["width=8"]`, or a puzzle of one's own), texts or a data set: the
+        loss is on what is asked, or on the last `predict` tokens of pieces; gradients go through sleeps and passes.
+
+        `scratch` is for a model that knows nothing yet: all is trained, with Muon, from the values that it has. Other
+        options are those of `distil`. Where everything is trained there is no adapter: save the program.
+
+        Raises UsageError for options that do not fit, SleepcError where the loss is no number.
+        """
+        from sleepc.train.learned import learn_task, learn_text, settings_for
+        from sleepc.train.texts import dataset_documents, documents
+        from sleepc.train.training import train
+
+        if sum((task is not None, bool(text), dataset is not None)) != 1:
+            raise UsageError("what shall it learn?", where="train", fix="Give one of a task, text or a data set.")
+        chosen, paths = settings_for(settings, scratch), [Path(path) for path in text]
+
+        def read() -> Iterator[Document]:
+            return dataset_documents(dataset, field) if dataset else documents(paths, field)
+
+        if task is None:
+            read()  # is it there? before any work
+        self.check_bytes()
+        if task is not None:
+            learned = learn_task(self, task, set, chosen)
+        else:
+            learned = learn_text(self, read, dataset or [path.name for path in paths], chosen)
+        progress("training", None)
+        options: dict[str, Any] = {"device": device, "resume": resume, "facts": learned.facts, "half": half}
+        options |= {"adapter": chosen.train != "all", "hooks": hooks}
+        return train(self, None, learned.stream, learned.settings, Path(work), **options)
 
     def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> ProgramGraphs:
         if teacher is None:
