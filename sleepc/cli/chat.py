@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sleepc.cli.display import Display, err, number, size
 from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
-from sleepc.cli.terminal import Lines, Marks, leaving, sleeps, stopping
+from sleepc.cli.terminal import Lines, Marks, leaving, of_passes, sleeps, stopping
 from sleepc.errors import SleepcError, UsageError
 
 if TYPE_CHECKING:
@@ -238,7 +238,8 @@ class Talk:
 
     def _stats(self, rest: str) -> None:
         talk, stats = self.conversation, self.conversation.session.stats
-        self.tell(f"{self._length()}, {number(len(talk.ids))} tokens, {sleeps(talk.sleeps)}")
+        slept = sleeps(talk.sleeps) + of_passes(stats.passes_per_sleep)
+        self.tell(f"{self._length()}, {number(len(talk.ids))} tokens, {slept}")
         if self.speed:
             self.tell(self.speed)
         cache = ""

@@ -12,6 +12,7 @@ import typer
 
 from sleepc.cli.display import err, number, print_json, size
 from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
+from sleepc.cli.terminal import of_passes
 from sleepc.cli.verify import read_text
 from sleepc.errors import UsageError
 
@@ -172,10 +173,12 @@ class Answer:
     def figures(self, session: Session) -> dict[str, float | int]:
         """What `--stats` tells, as data."""
         gaps = sorted(self.gaps) or [0.0]
+        passes = session.stats.passes_per_sleep
         return {
             "tokens_read": session.stats.tokens_read,
             "tokens_generated": len(self.tokens),
             "sleeps": session.stats.sleeps,
+            **({} if passes is None else {"passes_per_sleep": passes}),
             "sleeps_while_answering": self.sleeps_answering,
             "ms_per_token": 1e3 * gaps[len(gaps) // 2],
             "ms_per_token_p99": 1e3 * gaps[min(len(gaps) - 1, int(0.99 * len(gaps)))],
@@ -186,8 +189,10 @@ class Answer:
     def tell(self, session: Session) -> None:
         """The figures in two lines, on stderr."""
         f = self.figures(session)
+        passes = of_passes(f.get("passes_per_sleep"))
         err.print(
-            f"{f['tokens_read']} tokens read in {f['reading_seconds']:.1f} s · {f['sleeps']} sleeps · state {size(f['state_bytes'])}"
+            f"{f['tokens_read']} tokens read in {f['reading_seconds']:.1f} s · {f['sleeps']} sleeps{passes} · "
+            f"state {size(f['state_bytes'])}"
         )
         err.print(
             f"{f['tokens_generated']} tokens · {f['ms_per_token']:.0f} ms/token (p99 {f['ms_per_token_p99']:.0f} ms) · "

@@ -22,6 +22,15 @@ def sleeps(count: int) -> str:
     return f"{number(count)} sleep{'' if count == 1 else 's'}"
 
 
+def of_passes(mean: float | None) -> str:
+    """What to say after a number of sleeps: how many passes one took; nothing where they run no block again.
+
+    >>> of_passes(2.25), of_passes(None)
+    (' of 2.25 passes', '')
+    """
+    return "" if mean is None else f" of {mean:.3g} passes"
+
+
 class Marks:
     """An answer's words on stdout, with a dim mark where the model slept: between words, and on a terminal only."""
 

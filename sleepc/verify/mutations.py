@@ -349,6 +349,15 @@ def pass_too_many(program: ProgramGraphs) -> int:
     return 1
 
 
+@mutation("recurrent passes end too early")
+def settled_too_early(program: ProgramGraphs) -> int:
+    """A row stops at twice the change of its memories at which it should."""
+    if program.loop is None or not program.loop.settle:
+        return 0
+    program.loop.settle *= 2
+    return 1
+
+
 @mutation("recurrent passes at the positions of the next window")
 def positions_of_next_window(program: ProgramGraphs) -> int:
     """What blocks read while asleep is made for the tokens to come."""

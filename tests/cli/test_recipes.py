@@ -21,6 +21,7 @@ sinks: 2
 passes: 2
 consolidation: recurrent
 loop: middle
+settle: 0.25
 overrides:
   - layers: "0"
     window: none        # keeps its attention
@@ -36,7 +37,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> None:
     model, recipe, out = save_model(tmp_path / "model"), write(tmp_path, RECIPE), tmp_path / "out"
-    done = sleepc("convert", model, "-o", out, "--recipe", recipe, "--passes", 3, "--seed", 5)
+    done = sleepc("convert", model, "-o", out, "--recipe", recipe, "--passes", 3, "--seed", 5, "--settle", 0.999)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("warning: 3 recurrent passes on a program that was not trained")
     stored = Recipe.model_validate(json.loads((out / "sleepc.json").read_text())["recipe"])
@@ -47,7 +48,9 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
     assert (parallel.strategy, parallel.rule) == ("parallel", "delta")
     shown = sleepc("inspect", out).stdout
     assert "window of all positions" in shown
-    assert "3 passes of recurrent over block 1" in shown
+    assert "3 passes of recurrent over block 1, fewer once one changes memories by no more than 0.999" in shown
+    run = sleepc("run", out, " ".join(f"w{i}" for i in range(20)), "--max-tokens", 2, "--stats")
+    assert "2 sleeps of 2 passes" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,8 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
         ("zzzz: 8", "no option named 'zzzz'", "Options: strategy, rule"),
         ("window: many", "window = 'many'", ""),
         ("passes: 65", "passes = 65", ""),
+        ("settle: 1", "settle = 1", ""),
+        ("settle: .nan", "settle = nan", ""),
         ("[1, 2]", "a recipe is a mapping", ""),
         ("window: [", "line 1", ""),
         ("window: !!python/object/apply:os.system [true]", "could not determine a constructor", ""),

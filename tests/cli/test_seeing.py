@@ -72,6 +72,7 @@ def texts(svg: str) -> list[str]:
             ["in the place of attention: read and written by every token"],
         ),
         ("llama", {"consolidation": "recurrent", "passes": 4, "loop": "0:2"}, ["3×", "Then block 2"]),
+        ("llama", {"consolidation": "recurrent", "passes": 4, "settle": 0.1}, ["≤ 3×", "0.1"]),
         (
             "gemma2",
             {"overrides": [{"layers": "1", "window": "none"}]},

@@ -21,6 +21,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-hard": ("gpt2", {"eviction": "hard"}),
     "llama-insert": ("llama", {"strategy": "insert", "write": "sleep"}),
     "llama-loop": ("llama", {"strategy": "insert", "consolidation": "recurrent", "passes": 2, "loop": "0:2"}),
+    "llama-settle": ("llama", {"consolidation": "recurrent", "passes": 4, "loop": "0:1", "settle": 0.3}),
     "bloom": ("bloom", {}),
     "llama4": ("llama4", {"eviction": "hard"}),
 }
@@ -34,10 +35,11 @@ SPECIAL = {
         "recurrent passes go on with the convolution's tail",
         "sinks seen twice while asleep",
     },
+    "llama-settle": {"recurrent passes end too early"},
     "bloom": {"slopes of other heads", "window one too far", "wrong ring slot"},
     "llama4": {"chunks one token too long", "window one too short"},
 }
-ONLY_THERE = {*SPECIAL["llama-loop"], "slopes of other heads", "chunks one token too long"}
+ONLY_THERE = {*SPECIAL["llama-loop"], *SPECIAL["llama-settle"], "slopes of other heads", "chunks one token too long"}
 PLANTED = [(fault, name) for name in PROGRAMS for fault in sorted(SPECIAL.get(name, set(MUTATIONS) - ONLY_THERE))]
 # Where the fault changes nothing that the program computes.
 HARMLESS = {

@@ -81,7 +81,9 @@ def _bracket(c: Canvas, places: list[tuple[float, Part]], facts: Facts) -> None:
         return
     top, bottom, x = inside[0] + 40, inside[-1] + HEIGHT - 40, LEFT - 28
     c.arrow([(LEFT - 2, bottom), (x, bottom), (x, top), (LEFT - 1, top)], night=True)
-    c.text(x - 3, (top + bottom) / 2, f"{loop.passes - 1}×", "asleep", 12, "end", bold=True)
+    c.text(
+        x - 3, (top + bottom) / 2, f"{'≤ ' if loop.settle else ''}{loop.passes - 1}×", "asleep", 12, "end", bold=True
+    )
 
 
 def _title(part: Part) -> str:
