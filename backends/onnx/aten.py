@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from sleepc.backends.onnx.call import Call, aten, fuses, ours, translates
-from sleepc.backends.onnx.emit import is_constant
+from sleepc.backends.onnx.emit import declare, is_constant
 from sleepc.backends.onnx.match import factors
 from sleepc.ir.graph import is_call
 from sleepc.ir.types import TensorType
@@ -115,7 +115,9 @@ def negative_product(c: Call) -> ir.Value | None:
         return None
     for x, weight in factors(product):
         if isinstance(x, fx.Node) and isinstance(weight, fx.Node) and is_constant(c.value(weight)):
-            return c.e("Mul", c.value(x), c.e("Neg", c.value(weight)))
+            negative = c.e("Neg", c.value(weight))
+            declare(negative, weight.meta["type"])
+            return c.e("Mul", c.value(x), negative)
     return None
 
 

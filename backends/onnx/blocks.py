@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
+from sleepc.backends.onnx.abreast import Abreast
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.control import choose, is_one_token
 from sleepc.backends.onnx.emit import Emitter
@@ -41,7 +43,8 @@ def all_blocks(
     made: list[Blocks] = []
 
     def branch(tokens: Any) -> list[ir.Value]:
-        made.append(_blocks(program, e, values, states, replace(style, tokens=tokens)))
+        with e.knowing("T", 1) if tokens == "one" else nullcontext():
+            made.append(_blocks(program, e, values, states, replace(style, tokens=tokens)))
         return [made[-1].h, *(value for value, _ in made[-1].outputs.values())]
 
     width = TensorType(program.dtype, ("B", "T", program.hidden))
@@ -87,11 +90,14 @@ def _replace(found: Blocks, name: str, value: ir.Value, spec: StateSpec) -> None
 
 def _join(found: Blocks, e: Emitter, columns: dict[Kind, dict[str, ir.Value]]) -> None:
     """What is written into windows leaves the graph as few tensors: states of one kind side by side, as heads."""
+    written = [value for parts in columns.values() for value in parts.values()]
+    abreast = Abreast(e, [found.h, *written, *(value for value, _ in found.outputs.values())])
     for (name, dims, dtype, slots), parts in columns.items():
         output = f"columns.{name}"
         while output in found.outputs:
             output += "'"
-        joined = e("Concat", *parts.values(), axis=1) if len(parts) > 1 else next(iter(parts.values()))
+        values = list(parts.values())
+        joined = abreast.join(values, axis=1, rank=len(dims)) if len(values) > 1 else values[0]
         type_ = TensorType(dtype, ("B", int(dims[1]) * len(parts), "T", *dims[3:]))
         found.outputs[output] = (joined, type_)
         for row, state in enumerate(parts):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.weights import Form, Keys, Weights
-from sleepc.ir.dims import Polynomial, format_dim, parse_dim
+from sleepc.ir.dims import Polynomial, add, format_dim, parse_dim
 from sleepc.ir.types import TensorType
 
 MICROSOFT = "com.microsoft"
@@ -48,6 +49,7 @@ class Emitter:
         self.initializers: dict[str, ir.Value] = {}
         self.sizes: dict[str, ir.Value] = {}
         self.renamed: dict[str, str] = {}  # names of sizes in the program -> in the graph at hand
+        self.numbers: dict[str, int] = {}  # sizes that are always the same in the graph at hand
         self._nodes: list[list[ir.Node]] = [[]]
         self._made: list[dict[Any, Any]] = [{}]
         self._count = 0
@@ -147,7 +149,7 @@ class Emitter:
 
     def size(self, dim: int | str) -> int | ir.Value:
         """A dimension as a number where it is one, else as a value of shape [1]."""
-        polynomial = parse_dim(str(dim))
+        polynomial = parse_dim(str(self._plain(dim)))
         if not polynomial or list(polynomial) == [()]:
             return polynomial.get((), 0)
         return self.once(("size", str(dim)), lambda: self._computed(polynomial))
@@ -171,9 +173,20 @@ class Emitter:
             for key in [key for key in made if key[0] in ("size", "shape")]:
                 del made[key]
 
+    @contextmanager
+    def knowing(self, name: str, number: int) -> Iterator[None]:
+        """In this context the size `name` is a number."""
+        self.numbers[name] = number
+        try:
+            yield
+        finally:
+            del self.numbers[name]
+
     def named(self, type_: TensorType) -> TensorType:
-        """A type of the program with the names that sizes have in the graph at hand; a runtime relies on them."""
-        return replace(type_, dims=tuple(self._named(dim) for dim in type_.dims)) if self.renamed else type_
+        """A type of the program with the sizes that it has in the graph at hand; a runtime relies on them."""
+        if not self.renamed and not self.numbers:
+            return type_
+        return replace(type_, dims=tuple(self._named(self._plain(dim)) for dim in type_.dims))
 
     def _named(self, dim: int | str) -> int | str:
         if isinstance(dim, int):
@@ -181,6 +194,16 @@ class Emitter:
         return format_dim(
             {tuple(sorted(self.renamed.get(n, n) for n in names)): c for names, c in parse_dim(dim).items()}
         )
+
+    def _plain(self, dim: int | str) -> int | str:
+        """A dimension with numbers for the names that are known."""
+        if isinstance(dim, int) or not self.numbers:
+            return dim
+        total: Polynomial = {}
+        for names, factor in parse_dim(dim).items():
+            left = tuple(name for name in names if name not in self.numbers)
+            total = add(total, {left: factor * prod(self.numbers.get(name, 1) for name in names)})
+        return format_dim(total)
 
     def shape(self, dims: Sequence[int | str]) -> ir.Value:
         """Dimensions as a vector, a constant where they are numbers."""
@@ -200,10 +223,12 @@ class Emitter:
 
     def reshape(self, x: ir.Value, before: Sequence[int | str] | None, dims: Sequence[int | str]) -> ir.Value:
         """x [`before`] -> [`dims`]; the target is a constant wherever ONNX can say it so."""
-        target = self._target(before or (), dims)
-        if target.const_value is None:  # sizes as they are, of which any may be 0
-            return self("Reshape", x, target, allowzero=1)
-        return self("Reshape", x, target)
+        dims = [self._plain(d) for d in dims]
+        target = self._target([self._plain(d) for d in before or ()], dims)
+        zeros: dict[str, Any] = (
+            {"allowzero": 1} if target.const_value is None else {}
+        )  # sizes as they are, any may be 0
+        return _shaped(self("Reshape", x, target, **zeros), x, [self._named(d) for d in dims])
 
     def _target(self, before: Sequence[int | str], dims: Sequence[int | str]) -> ir.Value:
         # 0 stands for the same size as before in this place, and one -1 for what is left
@@ -228,7 +253,15 @@ class Emitter:
             x = source
         if list(order) == list(range(len(order))):
             return x
-        return self("Transpose", x, perm=list(order))
+        dims = [x.shape[i] for i in order] if x.shape is not None else None
+        return _shaped(self("Transpose", x, perm=list(order)), x, dims)
+
+
+def _shaped(value: ir.Value, like: ir.Value, dims: Sequence[Any] | None) -> ir.Value:
+    """The value with these dimensions and the type of another, where that is known and nothing is written on it."""
+    if value.shape is None and dims is not None and like.type is not None:
+        value.shape, value.type = ir.Shape(list(dims)), like.type
+    return value
 
 
 def declare(value: ir.Value, type_: TensorType) -> None:

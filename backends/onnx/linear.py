@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.call import Call, Weight, aten, fuses, translates
-from sleepc.backends.onnx.emit import MICROSOFT
+from sleepc.backends.onnx.emit import MICROSOFT, declare
 from sleepc.backends.onnx.joins import Join
 from sleepc.backends.onnx.quantise import BLOCK
 from sleepc.backends.onnx.weights import Form, Keys
 from sleepc.errors import UsageError
 from sleepc.ir.graph import is_call
+from sleepc.ir.types import TensorType
 
 # accuracy_level of MatMulNBits. Activations become int8 in blocks: half the time for one token, where the bytes of
 # weights are what counts; products in float32 take 0.7 to 0.9 of that for 64 tokens (measured with AVX-512, int4).
@@ -107,7 +109,11 @@ def _whole(c: Call, join: Join) -> ir.Value:
     first = join.members[0]
     width = int(first.args[1].meta["type"].dims[1])  # type: ignore[union-attr]
     product = _map(c, c.value(first.args[0]), join.keys, (sum(join.sizes), width))  # type: ignore[arg-type]
-    return c.e("Add", product, c.e.weight(join.bias_keys)) if join.bias_keys else product
+    whole = c.e("Add", product, c.e.weight(join.bias_keys)) if join.bias_keys else product
+    type_: TensorType = first.meta["type"]
+    if whole.shape is None:
+        declare(whole, c.e.named(replace(type_, dims=(*type_.dims[:-1], sum(join.sizes)))))
+    return whole
 
 
 @translates(aten.addmm.default)

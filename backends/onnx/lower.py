@@ -18,6 +18,7 @@ from sleepc.backends.onnx.functions import attach
 from sleepc.backends.onnx.manifest import GraphFile, Kept, Manifest, State, Tensor
 from sleepc.backends.onnx.skips import join_skips
 from sleepc.backends.onnx.sleep import sleep_graph
+from sleepc.backends.onnx.views import keep_in_place
 from sleepc.backends.onnx.wake import Step, wake_graph
 from sleepc.backends.onnx.weights import FILE, Weights
 from sleepc.ir.program import ProgramGraphs
@@ -118,18 +119,23 @@ def _replays(program: ProgramGraphs) -> list[fx.Node]:
 
 
 def _save(step: Step, path: Path, style: Style) -> GraphFile:
+    """Finish a graph and write it; what it reads and returns."""
     graph = ir.Graph(
         list(step.inputs.values()),
         list(step.outputs.values()),
         nodes=step.e.nodes,
-        initializers=list(step.e.initializers.values()),
         opset_imports=OPSETS[style.ops],
         name=path.stem,
     )
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sleepc", producer_version=sleepc.__version__)
-    _drop_unread(graph)
+    drop_unread(graph)
     if style.ops == "ort":
         join_skips(graph)
+    if keep_in_place(step.e, graph):
+        drop_unread(graph)
+    for value in step.e.initializers.values():
+        if value.uses():
+            graph.register_initializer(value)
     for value in [v for v in graph.inputs if not v.uses() and v.name not in ("tokens", "lengths", "passes")]:
         graph.inputs.remove(value)
     attach(model)
@@ -139,7 +145,7 @@ def _save(step: Step, path: Path, style: Style) -> GraphFile:
     )
 
 
-def _drop_unread(graph: ir.Graph) -> None:
+def drop_unread(graph: ir.Graph) -> None:
     """Remove nodes without readers; not by onnx-ir's pass, which takes unread outputs from nodes that need them."""
     for node in reversed(list(graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
@@ -147,9 +153,7 @@ def _drop_unread(graph: ir.Graph) -> None:
             continue
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
-                _drop_unread(attribute.as_graph())
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
+                drop_unread(attribute.as_graph())
 
 
 def _tensor(value: ir.Value) -> Tensor:

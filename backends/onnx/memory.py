@@ -81,13 +81,13 @@ def delta_rule_read(c: Call) -> ir.Value:
     (node,) = c.nodes_at(1)
     (rows, heads, tokens, dk), kv = c.type(0).dims, int(node.meta["type"].dims[1])
     # query heads of one KV head are rows of one product
-    length = tokens if heads == kv else -1
-    q = e("Reshape", c.tensor(0, dtype), e.ints(0, kv, -1, int(dk))) if length == -1 else c.tensor(0, dtype)
+    grouped = (rows, kv, f"{int(heads) // kv}*{tokens}")
+    q = c.tensor(0, dtype) if heads == kv else e.reshape(c.tensor(0, dtype), c.type(0).dims, (*grouped, dk))
     out = e("MatMul", q, state)
     if float(c.raw("scale")) != 1.0:
         out = e("Mul", out, e.const(float(c.raw("scale")), dtype))
-    if length == -1:
-        out = e.reshape(out, (rows,), c.out.dims)
+    if heads != kv:
+        out = e.reshape(out, (*grouped, c.out.dims[3]), c.out.dims)
     return out if c.out.dtype == dtype else e.cast(out, c.out.dtype)
 
 

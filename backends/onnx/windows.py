@@ -119,18 +119,19 @@ def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value)
     which is most of its time where a window of 256 is read for one token.
     """
     e, (k, v, k_window, v_window) = c.e, others
-    width, kv = int(c.type(0).dims[3]), int(c.type(1).dims[1])
+    (batch, heads, tokens, width), kv = c.type(0).dims, int(c.type(1).dims[1])
+    grouped = (batch, kv, f"{int(heads) // kv}*{tokens}")
     scale = float(c.raw("scale"))
 
     def scored(keys: ir.Value) -> ir.Value:
         return e("FusedMatMul", rows, keys, domain=MICROSOFT, transB=1, alpha=scale)
 
-    rows = e("Reshape", q, e.ints(0, kv, -1, width))  # query heads of one KV head are rows of one product
+    rows = e.reshape(q, c.type(0).dims, (*grouped, width))  # query heads of one KV head are rows of one product
     scores = e("Concat", scored(k_window), scored(k), axis=3)
     weights = e("Softmax", e("Add", scores, mask), axis=-1)
     old, new = e.several("Split", 2, weights, e.ints(int(c.type(3).dims[2]), 1), axis=3)
     out = e("Add", e("MatMul", old, v_window), e("MatMul", new, v))
-    return e("Reshape", out, e.ints(0, int(c.type(0).dims[1]), -1, int(c.type(2).dims[3])))
+    return e.reshape(out, (*grouped, c.out.dims[3]), c.out.dims)
 
 
 @translates(ours.window_attention.default)
