@@ -321,13 +321,16 @@ class Program:
 
         if sum((task is not None, bool(text), dataset is not None)) != 1:
             raise UsageError("what shall it learn?", where="train", fix="Give one of a task, text or a data set.")
-        chosen, paths = settings_for(settings, scratch), [Path(path) for path in text]
+        paths = [Path(path) for path in text]
+        chosen = settings_for(settings, task=task is not None, scratch=scratch)
 
         def read() -> Iterator[Document]:
             return dataset_documents(dataset, field) if dataset else documents(paths, field)
 
         if task is None:
             read()  # is it there? before any work
+            if set:
+                raise UsageError("settings are those of a task", where="--set", fix="Leave it out.")
         self.check_bytes()
         if task is not None:
             learned = learn_task(self, task, set, chosen)

@@ -25,6 +25,7 @@ from sleepc.cli.export import export
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.tasks import tasks
+from sleepc.cli.train import train
 from sleepc.cli.verify import verify
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 
@@ -44,6 +45,7 @@ app.command()(inspect)
 app.command()(verify)
 app.command()(calibrate)
 app.command()(distil)
+app.command()(train)
 app.command()(run)
 app.command()(chat)
 app.command()(diff)

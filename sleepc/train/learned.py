@@ -31,13 +31,16 @@ class Learned:
     facts: dict[str, Any]
 
 
-def settings_for(options: dict[str, Any], scratch: bool) -> Settings:
-    """Settings of stage solve. `scratch`: what suits a model that knows nothing yet, where `options` do not say.
+def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Settings:
+    """Settings of stage solve for a task, or for texts. `scratch`: what suits a model that knows nothing yet, where
+    `options` do not say.
 
-    Raises UsageError for stages, and for options that are not valid.
+    Raises UsageError for options that are not valid, or have no effect.
     """
-    if "stages" in options:
-        raise UsageError("there is one stage, solve", where="--stages", fix="sleepc distil has several.")
+    for name in ("stages", "recall", *(("length", "predict") if task else ())):
+        if name in options:
+            what = "a task" if task else "a training without a teacher"
+            raise UsageError(f"{what} has no use for {name}", where=f"--{name}", fix="Leave it out.")
     if scratch:
         rate = options.get("lr", Settings().lr)
         options = {**SCRATCH, "weights_lr": rate, **options}

@@ -90,7 +90,7 @@ def _tensors(path: Path) -> list[str]:
 
 
 def test_a_model_from_scratch_learns_and_is_saved(program: Program, tmp_path: Path) -> None:
-    outcome, steps = _train(program, tmp_path / "work", steps=60, batch=32, passes="")
+    outcome, steps = _train(program, tmp_path / "work", steps=16, passes="1", lr=0.01)
     assert outcome.adapter is None, "everything was trained: the artifact holds it"
     assert steps[-1].loss < 0.8 * steps[0].loss
     assert steps[-1].right is not None
@@ -188,7 +188,8 @@ def test_matrices_of_blocks_are_muons() -> None:
         ({"task": "depo", "set": []}, "different words, and the model 5 tokens"),
         ({"passes": "4:1"}, "cannot read passes '4:1'"),
         ({"passes": "0"}, "cannot read passes '0'"),
-        ({"stages": "distil"}, "there is one stage"),
+        ({"stages": "distil"}, "has no use for stages"),
+        ({"length": 32}, "has no use for length"),
         ({"optimiser": "sgd"}, "optimiser = 'sgd'"),
     ],
 )

@@ -1,0 +1,137 @@
+"""`sleepc train ARTIFACT --task NAME`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sleepc.cli import training_options as o
+from sleepc.cli.display import Display
+from sleepc.cli.options import Artifact
+from sleepc.cli.tasks import Settings
+from sleepc.cli.training import run_training
+from sleepc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sleepc.train.training import Hooks, Outcome
+
+
+def train(
+    artifact: Artifact,
+    task: Annotated[str | None, typer.Option(help="One that `sleepc tasks` lists.")] = None,
+    settings: Settings = None,
+    text: o.Text = None,
+    dataset: o.Dataset = None,
+    field: o.Field = "text",
+    predict: Annotated[
+        int | None,
+        typer.Option(help="Learn the last so many tokens of every piece of text, 0 for all.", show_default="0"),
+    ] = None,
+    output: o.Output = None,
+    scratch: Annotated[
+        bool,
+        typer.Option(
+            "--scratch",
+            help="For a model that knows nothing yet: --train all --start kept --optimiser muon, --weights-lr as --lr.",
+        ),
+    ] = False,
+    passes: Annotated[
+        str | None,
+        typer.Option(help="Of every sleep: 4, or 1:4, drawn for each step.", show_default="the program's own"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="How many, instead of --tokens.")] = None,
+    tokens: o.Tokens = None,
+    length: o.Length = None,
+    batch: o.Batch = None,
+    accumulate: o.Accumulate = None,
+    optimiser: Annotated[
+        str | None, typer.Option(help="adamw, or muon for the matrices of blocks.", show_default="adamw")
+    ] = None,
+    muon_lr: Annotated[float | None, typer.Option(help="Of those matrices.", show_default="0.005")] = None,
+    lr: o.Lr = None,
+    low_rank_lr: o.LowRankLr = None,
+    weights_lr: o.WeightsLr = None,
+    what: o.Train = None,
+    rank: o.Rank = None,
+    hard: o.Hard = None,
+    start: o.Start = None,
+    precision: o.Precision = None,
+    checkpointing: o.Checkpointing = False,
+    truncate: o.Truncate = None,
+    seed: o.Seed = None,
+    save_every: o.SaveEvery = None,
+    resume: o.Resume = False,
+    merge: o.Merge = False,
+    half: o.Half = False,
+    force: o.Force = False,
+    device: o.Device = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Train a model to say what a task asks, or what a text goes on with, through its sleeps and their passes."""
+    from sleepc import api
+
+    if sum((task is not None, bool(text), dataset is not None)) != 1:
+        raise UsageError(
+            "what shall it learn?", where="sleepc train", fix="Give one of --task NAME, --text FILE or --dataset NAME."
+        )
+    program = api.load(artifact)
+    given: dict[str, Any] = {
+        "predict": predict,
+        "passes": passes,
+        "steps": steps,
+        "tokens": tokens,
+        "length": length,
+        "batch": batch,
+        "accumulate": accumulate,
+        "optimiser": optimiser,
+        "muon_lr": muon_lr,
+        "lr": lr,
+        "low_rank_lr": low_rank_lr,
+        "weights_lr": weights_lr,
+        "train": what,
+        "rank": rank,
+        "hard": hard,
+        "start": start,
+        "precision": precision,
+        "checkpointing": checkpointing,
+        "truncate": truncate,
+        "seed": seed,
+        "save_every": save_every,
+    }
+
+    def learn(work: Path, display: Display, hooks: Hooks) -> Outcome:
+        return program.train(
+            task,
+            set=settings or (),
+            text=text or (),
+            dataset=dataset,
+            field=field,
+            scratch=scratch,
+            work=work,
+            resume=resume,
+            device=device,
+            half=half,
+            progress=display,
+            hooks=hooks,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+    run_training(
+        program,
+        artifact,
+        output,
+        learn,
+        name="train",
+        following=_following(output or artifact, task, settings or []),
+        resume=resume,
+        force=force,
+        merge=merge,
+        as_json=as_json,
+    )
+
+
+def _following(target: Path, task: str | None, settings: list[str]) -> str:
+    """The command that measures what was learned of a task; of a text, the usual."""
+    return " ".join([f"sleepc eval {target} --task {task}", *(f"--set {each}" for each in settings)]) if task else ""

@@ -1,0 +1,177 @@
+"""What commands that train have in common: where they work, what is seen of them, Ctrl-C, and what they say at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sleepc.cli.display import Display, err, number, out, print_json
+from sleepc.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sleepc.api import Program
+    from sleepc.train.trainer import Step, Trainer
+    from sleepc.train.training import Hooks, Outcome
+
+INTERRUPTED = 130
+
+
+def run_training(
+    program: Program,
+    artifact: Path,
+    output: Path | None,
+    learn: Callable[[Path, Display, Hooks], Outcome],
+    *,
+    name: str,
+    following: str = "",
+    resume: bool,
+    force: bool,
+    merge: bool,
+    as_json: bool,
+) -> None:
+    """Let `program` `learn` in the folder beside `output` (or `artifact`), and write it there when it is finished.
+
+    Raises UsageError where something is in the way, before any work; exits with 130 where it was stopped.
+    """
+    from sleepc.artifact import check_free
+    from sleepc.train.checkpoint import forget_checkpoints
+    from sleepc.train.training import Hooks
+
+    target = output or artifact
+    check_free(target, force=force or output is None)
+    work = target.resolve().with_name(f"{target.resolve().name}.training")
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes
+    if first:
+        _check_work(work, resume=resume, force=force)
+    live = _Live(name, show=first and not as_json)
+    with live.shown(), _stopping(live) as stopped:
+        outcome = learn(work, live.display, Hooks(live.start, live.step, stopped))
+        if outcome.finished and merge:
+            program.merge()
+        if outcome.finished and first:
+            program.save(target, force=True, progress=live.display)
+            forget_checkpoints(work)
+    if first:
+        _tell(outcome, target, work, live.seconds, following, as_json=as_json)
+    if not outcome.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _check_work(work: Path, *, resume: bool, force: bool) -> None:
+    from sleepc.train.checkpoint import checkpoints
+
+    found = bool(checkpoints(work))
+    if resume and not found:
+        raise UsageError("there is no training to go on with", where=str(work), fix="Leave --resume out.")
+    if found and not resume and not force:
+        raise UsageError(
+            "a training was stopped here",
+            where=str(work),
+            fix="--resume goes on with it; --force starts anew.",
+        )
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+
+
+class _Live:
+    """What is seen of a training: on a terminal a line that moves, elsewhere a line for every tenth."""
+
+    def __init__(self, name: str, *, show: bool) -> None:
+        self.name, self.show, self.started, self.seconds = name, show, time.perf_counter(), 0.0
+        self.display = Display(err)
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.tenth = -1
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with self.display.doing(self.name):
+            try:
+                yield
+            finally:
+                if self.bar is not None:
+                    self.bar.stop()
+                self.seconds = time.perf_counter() - self.started
+
+    def start(self, trainer: Trainer) -> None:
+        """The steps begin; some may be done."""
+        if not self.show:
+            return
+        if trainer.done:
+            err.print(f"going on after step {trainer.done} of {trainer.of}")
+        if not err.is_terminal:
+            return
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        if self.display.status is not None:
+            self.display.status.stop()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+        self.bar = Bar(*columns, TimeRemainingColumn(), console=err, transient=True)
+        self.task = self.bar.add_task(self.name, total=trainer.of, completed=trainer.done, figures="")
+        self.bar.start()
+
+    def step(self, step: Step) -> None:
+        """A step is done."""
+        if not self.show:
+            return
+        shares = "" if step.exact is None else f" · right {step.right:.2f} · exact {step.exact:.2f}"
+        line = f"loss {step.loss:.4f}{shares} · {step.tokens_per_second:.0f} tok/s"
+        if self.bar is not None:
+            name = step.stage if step.eviction == "own" else f"{step.stage} ({step.eviction} eviction)"
+            self.bar.update(self.task, completed=step.step, description=name, figures=f"{step.step}/{step.of} {line}")
+        elif step.step * 10 // step.of > self.tenth:
+            self.tenth = step.step * 10 // step.of
+            err.print(f"{step.stage:9} step {step.step} of {step.of} · {line}")
+
+
+@contextmanager
+def _stopping(live: _Live) -> Iterator[Any]:
+    """Ctrl-C asks the training to stop after its step; a second one interrupts. Yields what says whether it was asked."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        if live.show:
+            err.print("stopping after this step; Ctrl-C once more gives it up")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following: str, *, as_json: bool) -> None:
+    if as_json:
+        facts = {"output": str(target) if outcome.finished else None, "work": str(work), "seconds": seconds}
+        print_json({**outcome.to_json(), **facts})
+        return
+    if not outcome.finished:
+        err.print(f"stopped after step {outcome.steps}: the same command with --resume goes on")
+        return
+    for stage, (first, last) in outcome.losses.items():
+        out.print(f"{stage:9} loss {first:.4f} → {last:.4f}")
+    out.print(
+        f"trained   {number(outcome.trained)} parameters on {number(outcome.tokens)} tokens   [dim]{seconds:.1f} s[/]"
+    )
+    adapter = f"adapter   {outcome.adapter}   metrics" if outcome.adapter else "metrics  "
+    out.print(f"{adapter} {work / 'metrics.jsonl'}")
+    out.print(f"next      {following or _usual(target)}")
+
+
+def _usual(target: Path) -> str:
+    return f'sleepc eval {target} --task perplexity   ·   sleepc run {target} "…"'
