@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -28,8 +28,12 @@ from sleepc.train.parameters import matrix_keys, trained_keys
 from sleepc.train.pieces import Piece
 from sleepc.train.settings import Phase, Settings
 from sleepc.train.streams import task_stream
-from sleepc.train.trainer import Step
+from sleepc.train.student import Student
+from sleepc.train.trainer import Step, Trainer
 from sleepc.train.training import Hooks, Outcome
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WINDOW = 4
 RULE = {"task": "rule110", "set": ["width=4", "states=2", "steps=1"]}
@@ -202,3 +206,27 @@ def test_passes_need_blocks_that_run_again(tmp_path: Path) -> None:
     graphs = replace(_converted().graphs, loop=None)
     with pytest.raises(UsageError, match="run no block again"):
         _train(replace(_converted(), graphs=graphs, report={}), tmp_path)
+
+
+class Two:
+    """An accelerator of two processes, which both have the same."""
+
+    process_index, num_processes, device = 0, 2, torch.device("cpu")
+
+    def reduce(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "sum"
+        return values * 2
+
+
+def test_processes_add_gradients_and_figures(tmp_path: Path) -> None:
+    graphs = _converted().graphs
+    student = Student({"own": graphs}, trained_keys(graphs, "all"), None)
+    settings = Settings(stages="solve", batch=8, clip=1e9)
+    trainer = Trainer(student, settings, _stream(0), tmp_path, cast("Accelerator", Two()), {})
+    for n, master in enumerate(student.masters.values()):
+        master.grad = torch.full_like(master, float(n))
+    _, figures = trainer._gather([0.5, 3.0, 7.0])
+    assert figures == [1.0, 6.0, 14.0]
+    for n, master in enumerate(student.masters.values()):
+        assert master.grad is not None
+        assert torch.equal(master.grad, torch.full_like(master, 2.0 * n))
