@@ -35,14 +35,6 @@ class Style:
     columns: bool = True  # what is written into windows leaves the graph as it is, for the host to write in place
     tokens: Tokens = "any"  # how many a call has, in a part of the graph that is for one or for many
 
-    def __post_init__(self) -> None:
-        if self.ops == "portable" and self.precision in ("int8", "int4"):
-            raise UsageError(
-                f"{self.precision} needs kernels of ONNX Runtime's own",
-                where="--ops portable",
-                fix="Leave --ops portable out, or use --precision fp32 or fp16.",
-            )
-
 
 @dataclass(frozen=True)
 class Weight:
