@@ -74,6 +74,17 @@ def test_distil_smollm2(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["facts"])["text"] == ["docstrings of Python's standard library"]
 
 
+def test_sleep_smollm2() -> None:
+    _, *found = [json.loads(line) for line in run("sleep_smollm2", "--json").splitlines()]
+    assert [row["hops"] for row in found if row["kind"] == "original"] == [1, 2]
+    asked = [(row["N"], row["lesson"], row["hops"]) for row in found if row["kind"] == "sleep"]
+    assert asked == [(n, lesson, hops) for n in (1, 2) for lesson, hops in ((1, 1), (2, 1), (2, 2))]
+    curves = [row for row in found if row["kind"] == "curve"]
+    assert [len(row["curve"]) for row in curves] == [2, 1, 2, 1]
+    assert [row["tokens"] for row in curves[:2]] == [row["tokens"] for row in curves[2:]]  # at equal tokens
+    assert all(row["step_s"] > 0 and 0 <= row["right"] <= 1 for row in curves)
+
+
 def test_convert_memory() -> None:
     model, sparse = rows("convert_memory")
     assert (model["case"], sparse["case"]) == ("model", "7b")
