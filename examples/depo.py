@@ -23,17 +23,20 @@ from sleepc.tasks.puzzle import Example
 
 @dataclass(frozen=True)
 class Growing(Depo):
-    """Depo whose first examples ask for one hop, the next for the first two numbers of hops, and so on: to train on."""
+    """Depo that grows, to train on: up to example `until[0]` one hop, then the first two numbers of hops, and so on.
+
+    They are asked in random order: in a fixed one, the place of a question would tell.
+    """
 
     until: tuple[int, ...] = ()
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle."""
-        known = 1 + sum(index >= number for number in self.until)
-        return Depo.example(replace(self, hops=self.hops[:known]), index, rng)
+        known = self.hops[: 1 + sum(index >= number for number in self.until)]
+        return Depo.example(replace(self, hops=tuple(rng.permutation(known).tolist())), index, rng)
 
 
-BATCH = 48
+BATCH = 64
 CYCLE: dict[str, Any] = {"nodes": 8, "hops": (1, 2, 4), "letters": 8, "shortest": 1, "longest": 1, "questions": 4}
 
 # "begin" and the names of both ends of each edge fill the window; questions with their answers do not.
@@ -44,10 +47,10 @@ SIZES = {
         metric="accuracy",
         window=17,
         runs=runs(900),
-        practice=Growing(**CYCLE, until=(150 * BATCH, 350 * BATCH)),
+        practice=Growing(**CYCLE, until=(150 * BATCH, 400 * BATCH)),
         batch=BATCH,
-        lr=8e-3,
-        muon_lr=1e-2,
+        lr=5e-3,
+        muon_lr=7e-3,
         every=50,
     ),
     "quick": Experiment(

@@ -41,7 +41,7 @@ SEEDS = 3
 HALF_LIFE = 2000  # tokens, at the start: passes apply decay each time, and a task is a few dozen tokens
 HOUR = 3600.0
 ESTIMATED = 3  # steps that an estimate takes, after one that warms up
-SMALL_BATCH = 8  # examples of those steps where there is no GPU
+SMALL_BATCH = 4  # examples of those steps where there is no GPU
 METRICS = {"exact": "all bits right", "accuracy": "right answers"}
 
 
@@ -300,7 +300,7 @@ def tables(e: Experiment, rows: Sequence[Row]) -> str:
     steps = min(run.steps for run in e.runs)
     ends = sorted({round(max(r["seconds"] for r in rows if r["run"] == run.name)) for run in e.runs})
     marks = {
-        "step": [steps * part / 4 for part in (1, 2, 3, 4)],
+        "step": [round(steps * part / 4 / e.every) * e.every for part in (1, 2, 3)] + [steps],
         "seconds": [end + 1 for end in ends],
     }
     parts = []

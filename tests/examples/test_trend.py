@@ -18,7 +18,7 @@ from sleepc.tasks.rule110 import Rule110
 
 RULE = Experiment(
     "a ring of 4 bits", Rule110(width=4, states=1, steps=(1,)), "exact", window=4, runs=trend.runs(4, passes=(1, 2)),
-    width=16, heads=2, blocks=2, batch=4, every=2, held_out=8, seeds=2,
+    width=16, heads=2, blocks=2, batch=4, every=2, held_out=8, seeds=1,
 )  # fmt: skip
 CYCLE = replace(
     RULE, title="a cycle", puzzle=Depo(nodes=3, hops=(1, 2), letters=3, longest=1, questions=2), metric="accuracy",
@@ -37,7 +37,7 @@ def test_figures_of_every_run(e: Experiment, tmp_path: Path, capsys: pytest.Capt
         assert trend.train(e, run, seed, trend.folder_of(tmp_path, run, seed))
     trend.show(e, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [(r["passes"], r["seed"], r["step"]) for r in rows] == [*itertools.product((1, 2), (0, 1), (2, 4))]
+    assert [(r["passes"], r["seed"], r["step"]) for r in rows] == [*itertools.product((1, 2), (0,), (2, 4))]
     assert all(0 <= row[depth] <= 1 for row in rows for depth in trend.depths(e))
     assert all(row["seconds"] > 0 for row in rows)
     assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")
@@ -75,7 +75,7 @@ def test_what_takes_long_waits_for_a_yes(tmp_path: Path, capsys: pytest.CaptureF
     sizes = {"full": replace(RULE, runs=trend.runs(10_000_000, passes=(1,)))}
     assert trend.main("rule110", "About.", sizes, ["--full", "--work", str(tmp_path)]) == 2
     said = capsys.readouterr().out
-    assert "days on this CPU" in said
+    assert "on this CPU" in said
     assert "--yes" in said
     assert list(tmp_path.iterdir()) == []
 
