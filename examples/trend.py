@@ -40,8 +40,8 @@ Row = dict[str, Any]
 SEEDS = 3
 HALF_LIFE = 2000  # tokens, at the start: passes apply decay each time, and a task is a few dozen tokens
 HOUR = 3600.0
-ESTIMATED = 3  # steps that an estimate takes, after one that warms up
-SMALL_BATCH = 4  # examples of those steps where there is no GPU
+ESTIMATED = 2  # steps that an estimate takes, after one that warms up
+SMALL_BATCH = 2  # examples of those steps where there is no GPU
 METRICS = {"exact": "all bits right", "accuracy": "right answers"}
 
 
@@ -82,6 +82,7 @@ class Experiment:
     every: int = 25
     held_out: int = 512
     seeds: int = SEEDS
+    shown: tuple[int, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------------ the model
@@ -229,10 +230,15 @@ class Lines:
 _stopping: list[bool] = []  # of this process: not empty after Ctrl-C
 
 
-def _begin() -> None:
-    """A process that trains: one thread, and Ctrl-C lets it end the step and write a checkpoint."""
+def one_thread() -> None:
+    """As many as a training gets, where there is no GPU."""
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+
+
+def _begin() -> None:
+    """A process that trains: Ctrl-C lets it end the step and write a checkpoint."""
+    one_thread()
     signal.signal(signal.SIGINT, lambda *_: _stopping.append(True))
 
 
@@ -281,6 +287,11 @@ def depths(e: Experiment) -> list[str]:
     return [f"{e.puzzle.by} {depth}" for depth in sorted({q.depth for q in questions})]
 
 
+def shown(e: Experiment) -> list[str]:
+    """Those that tables and pictures have."""
+    return [f"{e.puzzle.by} {depth}" for depth in e.shown] or depths(e)
+
+
 def at(rows: Sequence[Row], run: Run, depth: str, axis: str, limit: float) -> list[float]:
     """Of each seed, the latest share with `axis` (step or seconds) up to `limit`; none before the first score."""
     found: dict[int, float] = {}
@@ -304,7 +315,7 @@ def tables(e: Experiment, rows: Sequence[Row]) -> str:
         "seconds": [end + 1 for end in ends],
     }
     parts = []
-    for depth in depths(e):
+    for depth in shown(e):
         for axis, limits in marks.items():
             head = [f"{depth}, {METRICS[e.metric]}", *(f"{axis} {limit:.0f}" for limit in limits)]
             lines = [head, ["---"] * len(head)]
@@ -321,7 +332,7 @@ def draw(e: Experiment, rows: Sequence[Row], path: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    names = depths(e)
+    names = shown(e)
     with mpl.rc_context({"svg.hashsalt": "sleepc", "svg.fonttype": "none"}):  # the same rows give the same bytes
         figure = Figure(figsize=(9, 0.8 + 2.6 * len(names)), layout="constrained")
         FigureCanvasSVG(figure)
@@ -356,13 +367,16 @@ def estimate(e: Experiment, workers: int) -> float:
     """Seconds that all runs will take: from some steps of each, with fewer examples where there is no GPU."""
     batch = e.batch if torch.cuda.is_available() else min(e.batch, SMALL_BATCH)
     total, small = 0.0, replace(e, batch=batch)
+    one_thread()
     for run in e.runs:
         paces: list[float] = []
         hooks = Hooks(on_step=lambda step, paces=paces: paces.append(step.seconds))  # type: ignore[misc]
         with TemporaryDirectory() as folder:
             program = build(small, run.passes, 0)
             program.train(e.practice or e.puzzle, work=folder, hooks=hooks, **options(small, ESTIMATED + 1, 0))
-        total += statistics.median(paces[1:]) * e.batch / batch * run.steps * e.seeds
+        pace = statistics.median(paces[1:]) * e.batch / batch
+        print(f"{run.name}: {pace:.3g} seconds a step, {run.steps} steps", flush=True)
+        total += pace * run.steps * e.seeds
     return total / workers
 
 
