@@ -34,7 +34,7 @@ def train(
         bool,
         typer.Option(
             "--scratch",
-            help="For a model that knows nothing yet: --train all --start kept --optimiser muon, --weights-lr as --lr.",
+            help="For a model that knows nothing yet: --train all --start new --optimiser muon, --weights-lr as --lr.",
         ),
     ] = False,
     passes: Annotated[

@@ -38,7 +38,9 @@ Hard = Annotated[
 ]
 Start = Annotated[
     str | None,
-    typer.Option(help="fresh (untrained memories are set to learn fast) or kept.", show_default="fresh"),
+    typer.Option(
+        help="fresh (untrained memories are set to learn fast), new (as in a new model) or kept.", show_default="fresh"
+    ),
 ]
 Precision = Annotated[
     str | None, typer.Option(help="auto, float32 or bfloat16 (for linear maps).", show_default="auto")

@@ -19,7 +19,7 @@ from sleepc.train.texts import Document
 from sleepc.train.trainer import Stream
 
 TRIED = 64  # examples that are looked at before the first step
-SCRATCH = {"train": "all", "start": "kept", "optimiser": "muon"}
+SCRATCH = {"train": "all", "start": "new", "optimiser": "muon"}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Settings(BaseModel):
     gradients go back through sleeps, 0 for all of a piece. `precision` is the dtype that the program runs in; trained
     parameters, gates and states are float32 in any. `recall` is the share of pieces that get stretches which were read
     more than a window before, `hard` the share of stages distil and solve that evicts hard. `start`: `fresh` sets
-    memories that were never trained to learn fast (sleepc.train.start), `kept` begins from them as they are.
+    memories that were never trained to learn fast (sleepc.train.start), `new` makes them as layers of a new model are,
+    `kept` begins from them as they are.
 
     `passes` are those of every sleep: "" the program's own, "4", or "1:4", a number that is drawn for each step.
     `predict` is how many tokens at the end of a piece of text stage solve learns, 0 for all of them. Learning rates are
@@ -55,7 +56,7 @@ class Settings(BaseModel):
     warm_up: float = Field(default=0.05, ge=0, le=1)
     hard: float = Field(default=0.0, ge=0, le=1)
     recall: float = Field(default=0.5, ge=0, le=1)
-    start: Literal["fresh", "kept"] = "fresh"
+    start: Literal["fresh", "new", "kept"] = "fresh"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     truncate: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""From where memories beside attention learn fast: values for those that are still as a conversion made them."""
+"""From where memories learn fast: values for those that are still as a conversion made them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sleepc.train.adapter import with_values
 MIX = -2.0  # bias of the mix: 12 % instead of 2 %, which hardly teaches anything
 WRITES = 1 / 16  # of d_k / L: the write strength
 LONGER = 8  # times: the half-lives
+LASTING = 2000  # tokens, at least: the half-life of memories of a model from scratch
 
 
 def start_memories(graphs: ProgramGraphs, canonical: ProgramGraphs, tokens: Tensor) -> ProgramGraphs:
@@ -33,6 +34,29 @@ def start_memories(graphs: ProgramGraphs, canonical: ProgramGraphs, tokens: Tens
     for i in chosen:
         values |= _started(graphs, graphs.layout[i], means[i])
     return with_values(graphs, values)
+
+
+def new_layers(graphs: ProgramGraphs, seed: int) -> ProgramGraphs:
+    """The program with memories that stand by themselves (`replace`, `insert`) as layers of this kind begin in a new
+    model; those that were trained, or are beside attention, stay as they are.
+
+    A conversion starts them carefully, for a model that has learned something: convolutions pass their input on, so
+    that a key is of one token, and output gates are closed. Here taps are uniform in [-1/2, 1/2] and gates normal with
+    variance 1 / d; half of what is written is left after 16 windows of N passes, and after LASTING tokens at least.
+    """
+    generator, values = torch.Generator().manual_seed(seed), {}
+    passes = graphs.loop.passes if graphs.loop is not None else 1
+    decay = math.log(2) / max(LASTING, 16 * graphs.window * passes)
+    for block in [block for block in graphs.layout if _passes_on(graphs, block)]:
+        for name, key in block.params.items():
+            old = graphs.params[key]
+            if name == "memory.conv":
+                values[key] = torch.rand(old.shape, generator=generator) - 0.5
+            elif name == "memory.w_g":
+                values[key] = torch.randn(old.shape, generator=generator) * old.shape[1] ** -0.5
+            elif name == "memory.dt":
+                values[key] = torch.full(old.shape, math.log(math.expm1(decay)))
+    return with_values(graphs, {key: value.to(graphs.params[key].dtype) for key, value in values.items()})
 
 
 def _started(graphs: ProgramGraphs, block: Block, means: Tensor) -> dict[str, Tensor]:
@@ -61,6 +85,14 @@ def _is_new(graphs: ProgramGraphs, block: Block) -> bool:
     """Has it maps of keys, and gates as a conversion makes them, all zero?"""
     keys = [block.params.get(f"memory.{name}") for name in ("m_k", "w_b", "b_b", "w_m")]
     return None not in keys and not any(graphs.params[key].materialise().any() for key in keys[1:] if key)
+
+
+def _passes_on(graphs: ProgramGraphs, block: Block) -> bool:
+    """Is its convolution as a conversion makes it: the last tap 1, the others 0?"""
+    if "memory.conv" not in block.params:
+        return False
+    taps = graphs.params[block.params["memory.conv"]].materialise()
+    return bool((taps[:, -1] == 1).all() and not taps[:, :-1].any())
 
 
 def mean_keys(canonical: ProgramGraphs, tokens: Tensor) -> list[Tensor]:

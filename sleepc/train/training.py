@@ -22,7 +22,7 @@ from sleepc.train.adapter import note_training, rank_of, with_rank, with_values,
 from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import Settings, parse_passes, parse_stages, phases
-from sleepc.train.start import start_memories
+from sleepc.train.start import new_layers, start_memories
 from sleepc.train.student import Student
 from sleepc.train.trainer import Step, Stream, Trainer
 
@@ -93,6 +93,8 @@ def train(
     graphs = with_rank(program.graphs, settings.rank) if settings.train == "low-rank" else program.graphs
     if settings.start == "fresh":
         graphs = _started(program, graphs, stream, settings)
+    elif settings.start == "new":
+        graphs = new_layers(graphs, settings.seed)
     keys = trained_keys(graphs, settings.train)
     student = Student(
         _programs(program, graphs, settings),

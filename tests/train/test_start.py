@@ -10,7 +10,7 @@ import torch
 
 from sleepc.runtime.steps import IntArray
 from sleepc.train.pieces import Piece, recalling
-from sleepc.train.start import LONGER, MIX, mean_keys, start_memories
+from sleepc.train.start import LASTING, LONGER, MIX, mean_keys, new_layers, start_memories
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, WINDOW, family
 
@@ -50,6 +50,33 @@ def test_what_was_trained_or_is_no_memory_beside_attention_is_left_alone() -> No
     canonical = family("llama").canonical
     for program in (shaken(family("llama").convert()[0]), family("llama").convert(strategy="replace")[0]):
         assert start_memories(program, canonical, _tokens()) is program
+
+
+@pytest.mark.parametrize("strategy", ["replace", "insert"])
+def test_new_layers_are_random_by_the_seed_and_last(strategy: str) -> None:
+    program = family("llama").convert(strategy=strategy)[0]
+    first, again, other = (new_layers(program, seed) for seed in (1, 1, 2))
+    for block in program.layout:
+        for port, key in block.params.items():
+            old, a, b, c = (graphs.params[key].materialise() for graphs in (program, first, again, other))
+            assert torch.equal(a, b)
+            assert a.dtype == old.dtype
+            if port in ("memory.conv", "memory.w_g"):
+                assert not torch.equal(a, c)
+                assert a.std() > 0.05
+            elif port == "memory.dt":
+                left = torch.exp(-LASTING * torch.nn.functional.softplus(a.double()))
+                torch.testing.assert_close(left, torch.full_like(left, 0.5), rtol=1e-3, atol=0)
+            else:
+                assert torch.equal(a, old)
+
+
+def test_layers_that_were_trained_or_stand_beside_attention_are_not_new() -> None:
+    for program in (family("llama").convert()[0], shaken(family("llama").convert(strategy="replace")[0])):
+        found = new_layers(program, 0)
+        assert all(
+            torch.equal(found.params[key].materialise(), param.materialise()) for key, param in program.params.items()
+        )
 
 
 def test_mean_keys_are_those_before_positions() -> None:
