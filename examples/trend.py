@@ -1,12 +1,11 @@
-"""What examples/rule110.py and examples/depo.py share: a transformer from scratch whose every second attention becomes
-a memory, trained on a task with several numbers of passes N, side by side, and figures over steps and over time.
+"""What examples of the paper's trend share: a model (by default a transformer from scratch whose every second attention
+becomes a memory) trained on a task with several numbers of passes N, side by side, and figures over steps and time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import signal
 import statistics
 import sys
@@ -14,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,15 +29,14 @@ from sleepc.backends.eager.steps import EagerSteps
 from sleepc.errors import SleepcError, SleepcWarning
 from sleepc.tasks.puzzle import Puzzle, examples
 from sleepc.tasks.solving import Solving
-from sleepc.tasks.spelling import spell_as_ids
-from sleepc.train.adapter import with_values
+from sleepc.tasks.spelling import choose_spelling
+from sleepc.train.learned import tokenizer_of
 from sleepc.train.trainer import Step, Trainer
 from sleepc.train.training import Hooks
 from sleepc.whole_file import write_whole
 
 Row = dict[str, Any]
 SEEDS = 3
-HALF_LIFE = 2000  # tokens, at the start: passes apply decay each time, and a task is a few dozen tokens
 HOUR = 3600.0
 ESTIMATED = 2  # steps that an estimate takes, after one that warms up
 SMALL_BATCH = 2  # examples of those steps where there is no GPU
@@ -59,10 +57,27 @@ class Run:
         return f"N = {self.passes}" + (", longer" if self.longer else "")
 
 
+# ------------------------------------------------------------------------------------------------------ the model
+
+
+def from_scratch(e: Experiment, passes: int, seed: int) -> Program:
+    """A transformer whose values `seed` decides, converted: attention, memory, attention, memory .."""
+    torch.manual_seed(seed)
+    vocab = len(e.puzzle.vocabulary)
+    model = GPT(vocab, e.width, e.heads, e.blocks, context=e.window, tied=False)
+    for table in (model.tokens, model.positions):
+        nn.init.normal_(table.weight, std=0.5)
+    recipe = {"strategy": "replace", "layers": "every:2", "window": e.window, "sinks": 0, "eviction": "hard"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SleepcWarning)  # it was not trained for its passes: it will be
+        return sleepc.convert(model, {**recipe, "consolidation": "recurrent", "passes": passes})
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """A task, a model and how it is trained; `metric` of sleepc's evaluation, at each depth of the task. `practice` is
-    what it is trained on, where that is not the task itself: a curriculum.
+    """A task, a model and how it is trained; `metric` of sleepc's evaluation, at each depth of the task, of which
+    `shown` are in tables and pictures. `practice` is what it is trained on, where that is not the task itself: a
+    curriculum. `build` makes the program for a number of passes and a seed; `training` are options of Program.train.
 
     Every run has the same examples, initial values (by seed) and learning rates.
     """
@@ -83,42 +98,8 @@ class Experiment:
     held_out: int = 512
     seeds: int = SEEDS
     shown: tuple[int, ...] = ()
-
-
-# ------------------------------------------------------------------------------------------------------ the model
-
-
-def build(e: Experiment, passes: int, seed: int) -> Program:
-    """A transformer whose values `seed` decides, converted: attention, memory, attention, memory .."""
-    torch.manual_seed(seed)
-    vocab = len(e.puzzle.vocabulary)
-    model = GPT(vocab, e.width, e.heads, e.blocks, context=e.window, tied=False)
-    for table in (model.tokens, model.positions):
-        nn.init.normal_(table.weight, std=0.5)
-    recipe = {"strategy": "replace", "layers": "every:2", "window": e.window, "sinks": 0, "eviction": "hard"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SleepcWarning)  # it was not trained for its passes: it will be
-        program = sleepc.convert(model, {**recipe, "consolidation": "recurrent", "passes": passes})
-    return start_fresh(program, seed)
-
-
-def start_fresh(program: Program, seed: int) -> Program:
-    """The program with memories as new layers of this kind have them. A conversion starts them carefully, for a model
-    that has learned something: keys that see one token only, and a closed gate.
-    """
-    generator, values = torch.Generator().manual_seed(seed), {}
-    dt = math.log(math.expm1(math.log(2) / HALF_LIFE))
-    for block in program.graphs.layout:
-        for name, key in block.params.items():
-            old = program.graphs.params[key]
-            if name == "memory.conv":
-                values[key] = torch.rand(old.shape, generator=generator) - 0.5
-            elif name == "memory.w_g":
-                values[key] = torch.randn(old.shape, generator=generator) * old.shape[1] ** -0.5
-            elif name == "memory.dt":
-                values[key] = torch.full(old.shape, dt)
-    program.graphs = with_values(program.graphs, values)
-    return program
+    build: Callable[[Experiment, int, int], Program] = from_scratch
+    training: dict[str, Any] = field(default_factory=lambda: {"scratch": True})
 
 
 # ------------------------------------------------------------------------------------------------------ one training
@@ -133,7 +114,8 @@ def train(e: Experiment, run: Run, seed: int, folder: Path) -> bool:
     scores = Lines(folder / "scores.jsonl")
     if any(row["step"] == run.steps for row in scores.read()):
         return True
-    exam, pace = Exam(e), Pace()
+    program, pace = e.build(e, run.passes, seed), Pace()
+    exam = Exam(e, program)
 
     def started(trainer: Trainer) -> None:
         scores.keep(lambda row: row["step"] <= trainer.done)
@@ -149,7 +131,6 @@ def train(e: Experiment, run: Run, seed: int, folder: Path) -> bool:
         shown = "  ".join(f"{depth} {share:.2f}" for depth, share in figures.items())
         print(f"{run.name:<14} seed {seed}  step {step.step:>5}/{step.of}  loss {step.loss:.3f}  {shown}", flush=True)
 
-    program = build(e, run.passes, seed)
     hooks = Hooks(on_start=started, on_step=stepped, should_stop=lambda: bool(_stopping))
     outcome = program.train(
         e.practice or e.puzzle, work=folder, resume=True, hooks=hooks, **options(e, run.steps, seed)
@@ -160,7 +141,7 @@ def train(e: Experiment, run: Run, seed: int, folder: Path) -> bool:
 def options(e: Experiment, steps: int, seed: int) -> dict[str, Any]:
     """What `Program.train` is given, the same for all N."""
     rates = {"lr": e.lr, "weights_lr": e.lr, "muon_lr": e.muon_lr}
-    return {"scratch": True, "steps": steps, "batch": e.batch, "seed": seed, **rates}
+    return {"steps": steps, "batch": e.batch, "seed": seed, **rates, **e.training}
 
 
 class Pace:
@@ -184,10 +165,10 @@ class Exam:
 
     student: Any
 
-    def __init__(self, e: Experiment) -> None:
+    def __init__(self, e: Experiment, program: Program) -> None:
         self.e, held = e, examples(e.puzzle, e.held_out, seed=0)
-        self.vocab = len(e.puzzle.vocabulary)
-        self.task = Solving(e.puzzle.by, held, spell_as_ids(e.puzzle.vocabulary, self.vocab, held))
+        spell, _ = choose_spelling(tokenizer_of(program), e.puzzle.vocabulary, program.graphs.vocab, held)
+        self.task = Solving(e.puzzle.by, held, spell(held))
         self.steps: EagerSteps | None = None
 
     def take(self) -> dict[str, float]:
@@ -372,7 +353,7 @@ def estimate(e: Experiment, workers: int) -> float:
         paces: list[float] = []
         hooks = Hooks(on_step=lambda step, paces=paces: paces.append(step.seconds))  # type: ignore[misc]
         with TemporaryDirectory() as folder:
-            program = build(small, run.passes, 0)
+            program = small.build(small, run.passes, 0)
             program.train(e.practice or e.puzzle, work=folder, hooks=hooks, **options(small, ESTIMATED + 1, 0))
         pace = statistics.median(paces[1:]) * e.batch / batch
         print(f"{run.name}: {pace:.3g} seconds a step, {run.steps} steps", flush=True)

@@ -57,7 +57,7 @@ def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], sett
         raise UsageError("a puzzle of one's own has its settings", where="set", fix="Leave set out.")
     puzzle = make_puzzle(task, chosen) if isinstance(task, str) else task
     tried = [practice(puzzle, index, settings.seed) for index in range(TRIED)]
-    spell, as_text = choose_spelling(_tokenizer(program), puzzle.vocabulary, program.graphs.vocab, tried)
+    spell, as_text = choose_spelling(tokenizer_of(program), puzzle.vocabulary, program.graphs.vocab, tried)
     stream, window = task_stream(puzzle, spell, settings.seed), program.graphs.window
     longest = max(map(len, islice(stream(Phase("solve", 0, 1, 0, 1), 0), TRIED)))
     if longest <= window:
@@ -79,8 +79,8 @@ def learn_text(
     return Learned(stream, settings, {"text": names})
 
 
-def _tokenizer(program: Program) -> Tokenizer | None:
-    """None where the model has none: tokens are the task's own."""
+def tokenizer_of(program: Program) -> Tokenizer | None:
+    """The model's; None where the model has none: tokens are the task's own."""
     try:
         return program.tokenizer()
     except UsageError:
