@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.planting import Item, Sample
+from sleepc.tasks.puzzle import go_on
 
 NOTHING = -1  # the label where nothing is asked
 
@@ -50,8 +50,4 @@ def _lesson(context: list[int], items: list[Item]) -> Lesson:
 
 def _goes_on(items: list[Item]) -> bool:
     """Does every question begin with the one before it, and have an answer of one token?"""
-    longer = all(
-        len(after.question) > len(before.question) and after.question[: len(before.question)] == before.question
-        for before, after in pairwise(items)
-    )
-    return longer and all(len(item.candidates[0]) == 1 for item in items)
+    return go_on([item.question for item in items]) and all(len(item.candidates[0]) == 1 for item in items)

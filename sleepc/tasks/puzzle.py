@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -57,8 +58,23 @@ def practice(puzzle: Puzzle, index: int, seed: int) -> Example:
     """Example number `index` of an endless row to train on, of random numbers that no example of `examples` has.
 
     A spawn key is mixed in behind four 32-bit words, which `examples` fills only with seeds of 2**96 and more.
+    Questions are in random order, unless they go on from each other: where depths take turns, the place of a question
+    would tell its depth, and a model that learns that is lost when it is asked one question alone.
     """
-    return puzzle.example(index, np.random.default_rng(np.random.SeedSequence([seed, index], spawn_key=[PRACTICE])))
+    rng = np.random.default_rng(np.random.SeedSequence([seed, index], spawn_key=[PRACTICE]))
+    example = puzzle.example(index, rng)
+    if go_on([question.asked for question in example.questions]):
+        return example
+    return replace(example, questions=tuple(example.questions[i] for i in rng.permutation(len(example.questions))))
+
+
+def go_on(asked: Sequence[tuple[object, ...]]) -> bool:
+    """Is each the beginning of the next?
+
+    >>> go_on([("?",), ("?", "?")]), go_on([("k", "a"), ("k", "b")])
+    (True, False)
+    """
+    return all(len(after) > len(before) and after[: len(before)] == before for before, after in pairwise(asked))
 
 
 @cache

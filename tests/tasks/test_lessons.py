@@ -9,7 +9,7 @@ import pytest
 
 from sleepc.tasks.lessons import NOTHING, Lesson, lessons
 from sleepc.tasks.planting import Item, Sample
-from sleepc.tasks.puzzle import Question, Words, examples, practice
+from sleepc.tasks.puzzle import Example, Question, Words, examples, practice
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle
 from sleepc.tasks.spelling import spell_as_ids, spell_as_text
 from tests.tasks.solvers import SOLVERS
@@ -102,8 +102,8 @@ def test_what_is_asked_is_all_of_the_answers_in_order(name: str, chosen: tuple[s
 class Draws:
     """A puzzle whose examples are the state of the generator that makes them."""
 
-    def example(self, index: int, rng: np.random.Generator) -> str:
-        return str(rng.bit_generator.state)
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        return Example((str(rng.bit_generator.state),), ())
 
 
 def states(seeds: list[int]) -> Iterator[str]:
@@ -118,6 +118,17 @@ def test_what_is_trained_on_is_never_what_is_evaluated() -> None:
     evaluated = set(states(seeds))
     assert not [seed for seed, found in trained.items() if evaluated & set(found)]
     assert len({*trained[0], *trained[1], *trained[2]}) == 3 * 40
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("depo", ("hops=1,2", "questions=4")), ("khop", ("hops=1,2",))])
+def test_the_place_of_a_question_does_not_tell_its_depth(name: str, chosen: tuple[str, ...]) -> None:
+    puzzle = make_puzzle(name, chosen)
+    made = [practice(puzzle, index, 0) for index in range(60)]
+    for place in range(len(made[0].questions)):
+        assert {example.questions[place].depth for example in made} == {1, 2}
+    assert all(abs(sum(q.depth == 1 for q in m.questions) - len(m.questions) / 2) <= 0.5 for m in made), (
+        "turns are kept"
+    )
 
 
 @pytest.mark.parametrize("name", PUZZLES)
