@@ -4,8 +4,9 @@ SmolLM2-135M-Instruct in bfloat16, memories beside attention in its middle block
 eviction. The task is k-hop look-up, told of people: "# Tom likes Ann. Ann knows Bob. ..", then "? Tom likes knows". The
 context fills a window, a sleep follows, and then comes the question, which attention sees alone with "#", its sink. The
 same model is trained with every number of passes N on the same examples, all of its weights, in two lessons: one hop,
-then one and two. No example comes twice, so that what is right of a training's answers is an accuracy too: `right`, of
-the last fifth of the steps, and `in_time`, of those before the time in which the first N had taken its steps.
+then one and two. No example comes twice, so what is right of a training's answers is an accuracy too (of questions that
+follow others, whose answers are seen): `right`, in the last fifth of the steps, and `in_time`, in those before the
+processor time was over in which the first N takes all its steps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
+from time import process_time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,11 +35,12 @@ from sleepc.tasks.puzzle import Example, Question, Words, examples
 from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import spell_as_text
 from sleepc.train.checkpoint import forget_checkpoints
-from sleepc.train.trainer import METRICS, Step
+from sleepc.train.trainer import METRICS, Step, Trainer
 from sleepc.train.training import Hooks
 from sleepc.verify.shake import without_memories
 
-COLUMNS = ("N", "seed", "lesson", "hops", "tokens", "accuracy", "constant", "no_memory", "right", "in_time", "step_s")
+SCORES = ("accuracy", "constant", "no_memory", "right", "in_time")
+COLUMNS = ("N", "seed", "lesson", "hops", "tokens", *SCORES, "step_cpu_s")
 PEOPLE = ("Tom", "Ann", "Bob", "Kim", "Dan", "Eve", "Sam", "Max")  # a token each, as are these
 VERBS = ("likes", "knows", "calls", "helps")
 LESSONS = ((1,), (1, 2))  # the hops of each
@@ -45,6 +48,7 @@ QUESTIONS = (8, 6)  # of an example: they and their answers fill less than a win
 RECIPE: dict[str, Any] = {"consolidation": "recurrent", "loop": "middle", "eviction": "hard", "sinks": 1}
 RECIPE |= {"dtype": "bfloat16"}
 SETTINGS: dict[str, Any] = {"train": "all", "lr": 6e-3, "weights_lr": 2e-4}
+CPU = "cpu.txt"  # beside a training's metrics
 HELD_OUT = 7  # the seed of what is evaluated on
 
 
@@ -135,9 +139,16 @@ def convert(folder: Path, passes: int, options: argparse.Namespace) -> Program:
 def learn(
     program: Program, lesson: int, work: Path, given: dict[str, Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Train a program in the folder `work`; the figures of each step."""
+    """Train a program in the folder `work`; the figures of each step. Its processor seconds are kept beside them."""
+    clock = [0.0]
+
+    def began(trainer: Trainer) -> None:
+        clock.append(process_time())
 
     def told(step: Step) -> None:
+        clock.append(process_time())
+        with (work / CPU).open("a") as file:
+            file.write(f"{clock[-1] - clock[-2]}\n")
         if step.step % 5 == 0:
             console.log(f"{work.name}: step {step.step}/{step.of} loss {step.loss:.3f} right {step.right:.3f}")
 
@@ -147,23 +158,30 @@ def learn(
         _people(options, lesson),
         work=work,
         resume=True,
-        hooks=Hooks(on_step=told),
+        hooks=Hooks(on_start=began, on_step=told),
         **{"batch": options.batch, "start": start, **SETTINGS, **given, **more},
     )
     if not options.work:
         forget_checkpoints(work)
-    return [json.loads(line) for line in (work / METRICS).read_text().splitlines()]
+    cpu = median(map(float, (work / CPU).read_text().split()))
+    return [json.loads(line) | {"cpu": cpu} for line in (work / METRICS).read_text().splitlines()]
 
 
 def figures(taken: list[dict[str, Any]], times: dict[int, float], lesson: int) -> Row:
-    """What a lesson cost, by the median step: others use this machine too. And what was right at its end, and when the
-    time was over that the first N took.
+    """What a lesson cost, by the median step, and in processor seconds: others use this machine too. And what was right
+    at its end, and when the processor time was over that the first N took.
     """
-    right, second = [step["right"] for step in taken], median(step["seconds"] for step in taken)
+    right, second = [step["right"] for step in taken], taken[0]["cpu"]
     fifth = max(len(taken) // 5, 1)
     until = max(min(int(times.setdefault(lesson, second * len(taken)) / second), len(taken)), fifth)
     ends = {"right": mean(right[-fifth:]), "in_time": mean(right[until - fifth : until])}
-    return {"steps": len(taken), "tokens": taken[-1]["tokens"], "step_s": second, **ends}
+    return {
+        "steps": len(taken),
+        "tokens": taken[-1]["tokens"],
+        "step_s": median(step["seconds"] for step in taken),
+        "step_cpu_s": second,
+        **ends,
+    }
 
 
 def evaluate(program: Program, lesson: int, options: argparse.Namespace) -> Iterator[Row]:
