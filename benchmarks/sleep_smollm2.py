@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -75,9 +76,8 @@ class People:
         def told(plain: Words) -> Words:
             return tuple(words.get(word, word) for word in plain)
 
-        questions = [Question(("?", *told(q.asked)), told(q.answer), q.depth) for q in plain.questions]
-        # in random order, or a question's place would tell how many hops it has
-        return Example(("#", *told(plain.context)), tuple(questions[i] for i in rng.permutation(len(questions))))
+        questions = (Question(("?", *told(q.asked)), told(q.answer), q.depth) for q in plain.questions)
+        return Example(("#", *told(plain.context)), tuple(questions))
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
     if options.tiny:
         options.passes, options.steps, options.batch, options.people = "1,2", "2,1", 2, 2
         options.layers, options.samples = "all", 2
-    report([machine(), *measure(options)], as_json=options.json, title="sleep_smollm2", columns=COLUMNS)
+    report(chain([machine()], measure(options)), as_json=options.json, title="sleep_smollm2", columns=COLUMNS)
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
@@ -125,7 +125,7 @@ def original(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     program = convert(folder, 1, options)
     graphs = full_attention(program.captured(_quiet), 4 * program.graphs.window)
     for row in _solved(graphs, _held(program, len(LESSONS) - 1, options)):
-        yield {"kind": "original", "hops": row["hops"], "accuracy": row["accuracy"]}
+        yield {"kind": "original", "hops": row["hops"], "accuracy": row["accuracy"], "count": row["count"]}
 
 
 def convert(folder: Path, passes: int, options: argparse.Namespace) -> Program:
