@@ -3,7 +3,7 @@
 A model is converted with recurrent sleep over its middle half, and hard eviction. It reads a question, and sentences of
 which a few lead to the answer (GSM-Infinite, worded; Do Language Models Need Sleep?, arXiv 2605.26099; docs/paper.md),
 sleeps after every window, and has to say the number. --full is nearest to the paper, for a GPU, and --model names
-another model; else a small setting for SmolLM2, which takes hours on a CPU; --quick only shows that it runs.
+another model; else a small setting for SmolLM2, which nobody has run whole; --quick only shows that it runs.
 """
 
 from __future__ import annotations
