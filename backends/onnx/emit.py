@@ -225,9 +225,8 @@ class Emitter:
         """x [`before`] -> [`dims`]; the target is a constant wherever ONNX can say it so."""
         dims = [self._plain(d) for d in dims]
         target = self._target([self._plain(d) for d in before or ()], dims)
-        zeros: dict[str, Any] = (
-            {"allowzero": 1} if target.const_value is None else {}
-        )  # sizes as they are, any may be 0
+        # a target that is no constant has sizes as they are, of which any may be 0
+        zeros: dict[str, Any] = {"allowzero": 1} if target.const_value is None else {}
         return _shaped(self("Reshape", x, target, **zeros), x, [self._named(d) for d in dims])
 
     def _target(self, before: Sequence[int | str], dims: Sequence[int | str]) -> ir.Value:

@@ -16,6 +16,7 @@ from sleepc.backends.onnx.call import Call, Style, ours, translates
 from sleepc.backends.onnx.control import repeat
 from sleepc.backends.onnx.emit import MICROSOFT, Emitter
 from sleepc.errors import UsageError
+from sleepc.ir.dims import scaled
 from sleepc.ops.rules import Rule, find
 
 RULES = ("linear", "gated", "delta", "gated_delta")
@@ -81,7 +82,7 @@ def delta_rule_read(c: Call) -> ir.Value:
     (node,) = c.nodes_at(1)
     (rows, heads, tokens, dk), kv = c.type(0).dims, int(node.meta["type"].dims[1])
     # query heads of one KV head are rows of one product
-    grouped = (rows, kv, f"{int(heads) // kv}*{tokens}")
+    grouped = (rows, kv, scaled(tokens, int(heads) // kv))
     q = c.tensor(0, dtype) if heads == kv else e.reshape(c.tensor(0, dtype), c.type(0).dims, (*grouped, dk))
     out = e("MatMul", q, state)
     if float(c.raw("scale")) != 1.0:

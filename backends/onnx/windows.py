@@ -10,6 +10,7 @@ import torch
 from sleepc.backends.onnx.call import Call, fuses, ours, translates
 from sleepc.backends.onnx.control import choose, is_one_token
 from sleepc.backends.onnx.emit import MICROSOFT
+from sleepc.ir.dims import scaled
 
 
 def _number(c: Call, value: int) -> ir.Value:
@@ -120,7 +121,7 @@ def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value)
     """
     e, (k, v, k_window, v_window) = c.e, others
     (batch, heads, tokens, width), kv = c.type(0).dims, int(c.type(1).dims[1])
-    grouped = (batch, kv, f"{int(heads) // kv}*{tokens}")
+    grouped = (batch, kv, scaled(tokens, int(heads) // kv))
     scale = float(c.raw("scale"))
 
     def scored(keys: ir.Value) -> ir.Value:

@@ -69,6 +69,15 @@ def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     return _checked(result)
 
 
+def scaled(dim: Dim, factor: int) -> Dim:
+    """A size times a number.
+
+    >>> scaled("T+1", 3), scaled(4, 3)
+    ('3*T+3', 12)
+    """
+    return format_dim(multiply(parse_dim(str(dim)), constant(factor)))
+
+
 def _checked(value: Polynomial) -> Polynomial:
     """Without zeros; limits keep a hostile text from costing time or memory."""
     value = {m: c for m, c in value.items() if c}
