@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from copyreg import __newobj__  # type: ignore[attr-defined]  # how pickle makes an object without its __init__
+from typing import Any, Literal, get_args
 
 RefusalCode = Literal[
     "BIDIRECTIONAL",
@@ -30,6 +31,10 @@ class SleepcError(Exception):
         self.what, self.where, self.fix = what, where, fix
         place = f" ({where})" if where else ""
         super().__init__(f"{what}{place}" + (f"\n{fix}" if fix else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it goes from one process to another: as it is, whatever a subclass is made from."""
+        return __newobj__, (type(self), *self.args), self.__dict__
 
 
 class UsageError(SleepcError):

@@ -127,7 +127,7 @@ def train(
     outcome.finished = trainer.train()
     outcome.steps, outcome.of, outcome.tokens = trainer.done, trainer.of, trainer.tokens
     if outcome.finished:
-        values = student.values()
+        values = {key: value.cpu() for key, value in student.values().items()}
         program.graphs = with_values(graphs, values)
         figures = {"steps": trainer.done, "tokens": trainer.tokens, "losses": outcome.to_json()["losses"]}
         if adapter and accelerator.is_main_process:

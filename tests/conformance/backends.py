@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 
 from sleepc.backends.eager import backend as eager
@@ -48,7 +49,14 @@ def _onnx(style: Style) -> Subject:
     return Subject(missing_exporter, partial(exported, style), torch.float32, 1e-4)
 
 
-BACKENDS = {"eager": Subject(eager.missing, eager.load)}
+def _no_gpu() -> str | None:
+    return None if torch.cuda.is_available() else "there is no CUDA device here"
+
+
+BACKENDS = {
+    "eager": Subject(eager.missing, eager.load),
+    "cuda": Subject(_no_gpu, partial(eager.load, device="cuda")),
+}
 ONNX = {
     "ort": _onnx(Style(columns=True)),
     "whole": _onnx(Style(columns=False)),
@@ -56,3 +64,5 @@ ONNX = {
     "portable-columns": _onnx(Style(ops="portable", columns=True)),
 }
 SUBJECTS = {**BACKENDS, **ONNX}
+RUNNABLE = ["eager", pytest.param("cuda", marks=pytest.mark.gpu)]
+"""The names of BACKENDS, for parametrisation."""

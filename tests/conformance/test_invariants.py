@@ -18,7 +18,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
-from tests.conformance.backends import BACKENDS, SUBJECTS
+from tests.conformance.backends import BACKENDS, RUNNABLE, SUBJECTS
 from tests.families import MODELS, VOCAB, WINDOW, family
 
 TOLERANCE = 1e-9
@@ -73,7 +73,7 @@ def bench(backend: str, name: str, recipe: str) -> Bench:
     return Bench(SUBJECTS[backend].load(program), oracle, make_streams(tokens, WINDOW))
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=RUNNABLE)
 def backend(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     reason = BACKENDS[name].missing()

@@ -19,7 +19,7 @@ from sleepc.runtime.steps import Steps
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
 from sleepc.verify.streams import gap, state_of
-from tests.conformance.backends import BACKENDS
+from tests.conformance.backends import BACKENDS, RUNNABLE
 from tests.conformance.test_invariants import TOLERANCE, bench
 from tests.families import VOCAB, WINDOW, family
 
@@ -93,7 +93,7 @@ def run_schedule(steps: Steps, actions: list[tuple[Any, ...]], *, swapped: bool 
     return course
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNABLE)
 @pytest.mark.parametrize(
     ("name", "recipe"), [("llama", "parallel"), ("gemma2", "insert-sleep"), ("gpt2", "parallel-hard")]
 )
@@ -139,7 +139,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNABLE)
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(["llama", "gpt2", "gemma2"]), options=recipes(), actions=ACTIONS)
 def test_any_schedule_of_any_recipe(
