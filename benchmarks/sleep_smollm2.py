@@ -6,7 +6,8 @@ context fills a window, a sleep follows, and then comes the question, which atte
 same model is trained with every number of passes N on the same examples, all of its weights, in two lessons: one hop,
 then one and two. No example comes twice, so what is right of a training's answers is an accuracy too (of questions that
 follow others, whose answers are seen): `right`, in the last fifth of the steps, and `in_time`, in those before the
-processor time was over in which the first N takes all its steps.
+processor time was over in which the first N takes all its steps. A GPU is used where there is one: seconds are then
+those of the clock.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from itertools import chain
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
 
 import sleepc
@@ -50,6 +52,7 @@ RECIPE: dict[str, Any] = {"consolidation": "recurrent", "loop": "middle", "evict
 RECIPE |= {"dtype": "bfloat16"}
 SETTINGS: dict[str, Any] = {"train": "all", "lr": 6e-3, "weights_lr": 2e-4}
 CPU = "cpu.txt"  # beside a training's metrics
+GPU = torch.cuda.is_available()
 HELD_OUT = 7  # the seed of what is evaluated on
 
 
@@ -96,7 +99,8 @@ def main() -> None:
     if options.tiny:
         options.passes, options.steps, options.batch, options.people = "1,2", "2,1", 2, 2
         options.layers, options.samples = "all", 2
-    report(chain([machine()], measure(options)), as_json=options.json, title="sleep_smollm2", columns=COLUMNS)
+    gpu = {"gpu": torch.cuda.get_device_name()} if GPU else {}
+    report(chain([machine() | gpu], measure(options)), as_json=options.json, title="sleep_smollm2", columns=COLUMNS)
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
@@ -139,14 +143,14 @@ def convert(folder: Path, passes: int, options: argparse.Namespace) -> Program:
 def learn(
     program: Program, lesson: int, work: Path, given: dict[str, Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Train a program in the folder `work`; the figures of each step. Its processor seconds are kept beside them."""
+    """Train a program in the folder `work`; the figures of each step. Its seconds are kept beside them."""
     clock = [0.0]
 
     def began(trainer: Trainer) -> None:
-        clock.append(process_time())
+        clock.append(_now())
 
     def told(step: Step) -> None:
-        clock.append(process_time())
+        clock.append(_now())
         with (work / CPU).open("a") as file:
             file.write(f"{clock[-1] - clock[-2]}\n")
         if step.step % 5 == 0:
@@ -168,8 +172,8 @@ def learn(
 
 
 def figures(taken: list[dict[str, Any]], times: dict[int, float], lesson: int) -> Row:
-    """What a lesson cost, by the median step, and in processor seconds: others use this machine too. And what was right
-    at its end, and when the processor time was over that the first N took.
+    """What a lesson cost, by the median step, and by `_now`; what was right at its end, and when the time was over that
+    the first N took.
     """
     right, second = [step["right"] for step in taken], taken[0]["cpu"]
     fifth = max(len(taken) // 5, 1)
@@ -199,7 +203,7 @@ def _held(program: Program, lesson: int, options: argparse.Namespace) -> Solving
 
 
 def _solved(graphs: ProgramGraphs, task: Solving) -> list[Row]:
-    return task.rows(load(graphs), task.length, lambda share: None)
+    return task.rows(load(graphs, device="cuda" if GPU else "cpu"), task.length, lambda share: None)
 
 
 def _people(options: argparse.Namespace, lesson: int) -> People:
@@ -208,6 +212,11 @@ def _people(options: argparse.Namespace, lesson: int) -> People:
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _now() -> float:
+    """Seconds of this process alone: others use this machine too. A GPU's work has no such clock."""
+    return perf_counter() if GPU else process_time()
 
 
 def _quiet(what: str, share: float | None) -> None:

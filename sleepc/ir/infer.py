@@ -12,6 +12,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]  # it comes with torch, without types
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
@@ -57,7 +58,8 @@ def _infer(graph: Graph) -> None:
     symbols = _make_symbols(graph, environment)
     names = {size.node.expr: name for name, size in symbols.items()}
     values: dict[fx.Node, Any] = {}
-    with FakeTensorMode(shape_env=environment), torch.no_grad(), _quiet():
+    # The Python dispatcher has decompositions that keep sizes symbolic where those in C++ ask for numbers (torch 2.11).
+    with FakeTensorMode(shape_env=environment), enable_python_dispatcher(), torch.no_grad(), _quiet():
         for node in graph.fx.nodes:
             if node.op == "output":
                 continue

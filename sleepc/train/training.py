@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sleepc.train.program import Program
 
 ADAPTER = "adapter.safetensors"
+DEVICES = ("cpu", "cuda")
 START = 4  # pieces that are looked at before the first step
 
 
@@ -141,13 +142,22 @@ def train(
 
 
 def _accelerator(device: str | None) -> Any:
+    """This process's part of the work: on `device`, or None for a GPU where there is one."""
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, PartialState
     except ImportError as error:
         raise UsageError(
             "training needs accelerate, which is not installed", fix="pip install 'sleepc[train]'"
         ) from error
-    return Accelerator(cpu=device == "cpu" or (device is None and not torch.cuda.is_available()))
+    if device not in (None, *DEVICES):
+        raise UsageError(f"there is no device {device!r}", where="--device", fix=f"Use {' or '.join(DEVICES)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here", where="--device cuda", fix="Use --device cpu.")
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    if PartialState._shared_state.get("_cpu", cpu) != cpu:  # accelerate keeps the first device of a process
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=cpu)
 
 
 def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None) -> None:

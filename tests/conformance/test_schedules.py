@@ -20,7 +20,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
 from sleepc.verify.streams import gap, state_of
 from tests.conformance.backends import BACKENDS, RUNNABLE
-from tests.conformance.test_invariants import TOLERANCE, bench
+from tests.conformance.test_invariants import bench
 from tests.families import VOCAB, WINDOW, family
 
 ACTIONS = st.lists(
@@ -103,7 +103,7 @@ def test_any_schedule(backend: str, name: str, recipe: str, actions: list[tuple[
     torch.set_num_threads(1)
     subject = bench(backend, name, recipe)
     assert subject.oracle is not None
-    assert run_schedule(subject.steps, actions).error(subject.oracle) <= TOLERANCE
+    assert run_schedule(subject.steps, actions).error(subject.oracle) <= BACKENDS[backend].tolerance
 
 
 OVERRIDES: list[Any] = [
@@ -155,11 +155,11 @@ def test_any_schedule_of_any_recipe(
     steps = BACKENDS[backend].load(program)
     oracle = Oracle(subject.canonical, recipe, parameters_of(subject.canonical, program))
     course = run_schedule(steps, actions)
-    assert course.error(oracle) <= TOLERANCE
+    assert course.error(oracle) <= BACKENDS[backend].tolerance
     other = run_schedule(steps, actions, swapped=True)
     for b in range(2):
         if course.read[b]:
-            assert max_error(torch.cat(other.found[1 - b]), torch.cat(course.found[b])) <= TOLERANCE
+            assert max_error(torch.cat(other.found[1 - b]), torch.cat(course.found[b])) <= BACKENDS[backend].tolerance
 
 
 def _batch(rng: np.random.Generator, count: int, side: str, shorter: int) -> tuple[Any, Any]:

@@ -196,3 +196,14 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     teacher = replace(program.captured(lambda what, share: None), vocab=7)
     with pytest.raises(UsageError, match="the teacher has 7 words"):
         train(program, teacher, _stream, Settings(length=LENGTH), tmp_path)
+
+
+@pytest.mark.parametrize(("device", "words"), [("gpu", "there is no device 'gpu'"), ("cuda", "no CUDA device")])
+def test_a_device_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, words: str
+) -> None:
+    """Not trained somewhere else in silence."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = make_settings({"length": LENGTH})
+    with pytest.raises(UsageError, match=words):
+        train(_program(), None, _stream, settings, tmp_path, device=device)
