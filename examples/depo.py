@@ -16,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is started from
 
-from examples.trend import Experiment, main, runs
+from examples.trend.command import main
+from examples.trend.experiment import Experiment, runs
 from sleepc.tasks.depo import Depo
 from sleepc.tasks.puzzle import Example
 

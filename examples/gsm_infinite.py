@@ -19,7 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is started from
 
 import sleepc
-from examples.trend import Experiment, main, runs
+from examples.trend.command import main
+from examples.trend.experiment import Experiment, runs
 from sleepc.api import Program
 from sleepc.errors import SleepcWarning
 from sleepc.hf.smollm2 import fetch_smollm2
@@ -63,6 +64,7 @@ SIZES = {
         window=1024,
         runs=runs(10_000, passes=(1, 2, 4)),
         batch=32,
+        training={**SMALL.training, "accumulate": 8},  # all 32 at once took more than 110 GB
         every=500,
         held_out=1600,
     ),

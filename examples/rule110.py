@@ -17,7 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is started from
 
-from examples.trend import Experiment, main, runs
+from examples.trend.command import main
+from examples.trend.experiment import Experiment, runs
 from sleepc.tasks.puzzle import Example, Question, Words
 from sleepc.tasks.rule110 import ASK, Rule110
 

@@ -34,12 +34,19 @@ class Standing(BaseModel):
 def write_checkpoint(
     folder: Path, standing: Standing, masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
 ) -> Path:
-    """Write `folder`/step-00000123 beside its name and rename it; the latest two are kept."""
+    """Write `folder`/step-00000123 beside its name and rename it; the latest two are kept.
+
+    Raises SleepcError where the disk refuses; what was there before is whole.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{standing.step:08d}"
-    draft = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+    except OSError as error:
+        raise _unwritten(target, error) from error
     try:
         tensors = {MASTER + key: value.detach() for key, value in masters.items()} | _moments(masters, optimisers)
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, draft / STATE)
@@ -50,6 +57,8 @@ def write_checkpoint(
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(target, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     for old in checkpoints(folder)[:-KEPT]:
@@ -103,6 +112,15 @@ def _moments(masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Opt
         for key, master in masters.items()
         for name, value in optimiser.state.get(master, {}).items()
     }
+
+
+def _unwritten(path: Path, error: Exception) -> SleepcError:
+    return SleepcError(
+        f"the checkpoint cannot be written: {error}",
+        where=str(path),
+        fix="Make room there: a checkpoint is three times the trained parameters in float32, and two are kept. The "
+        "training goes on from the last one with --resume.",
+    )
 
 
 def _damaged(path: Path, why: str) -> SleepcError:

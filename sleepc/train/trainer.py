@@ -156,7 +156,15 @@ class Trainer:
         hard = phase.stage in ("distil", "solve") and i < self.settings.hard * phase.whole
         plan = Plan(phase.stage, "hard" if hard else "own", passes_of(self.settings, self.done), _counted(phase, batch))
         mine = self._mine(batch)
-        figures = [self._backward(plan, mine[n : n + self.micro]) for n in range(0, len(mine), self.micro)]
+        try:
+            figures = [self._backward(plan, mine[n : n + self.micro]) for n in range(0, len(mine), self.micro)]
+        except torch.OutOfMemoryError as error:
+            raise SleepcError(
+                f"{self.micro} pieces at once do not fit into the GPU's memory: {_first_sentence(error)}",
+                where=f"step {self.done + 1}, {phase.stage}",
+                fix=f"Use --accumulate {2 * self.settings.accumulate}: the same batch, half as many at once. "
+                "--checkpointing and --truncate 1 need less as well.",
+            ) from error
         norm, (loss, missed, exact) = self._gather([sum(each) for each in zip(*figures, strict=True)])
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise SleepcError(
@@ -255,6 +263,10 @@ class Trainer:
         if self.accelerator.is_main_process and path.is_file():
             lines = path.read_text().splitlines(keepends=True)
             write_whole(path, "".join(lines[: self.done]).encode())
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(". ", 1)[0]
 
 
 def _counted(phase: Phase, batch: list[Piece]) -> int:

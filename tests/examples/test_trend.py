@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from examples import depo, rule110, trend
-from examples.trend import Experiment, Run
+from examples import depo, rule110
+from examples.trend import command, figures, training
+from examples.trend.experiment import Experiment, Run, runs
 from sleepc.tasks.depo import Depo
 from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import examples
@@ -20,7 +24,7 @@ from sleepc.tasks.spelling import spell_as_ids
 from sleepc.train.start import new_layers
 
 RULE = Experiment(
-    "a ring of 4 bits", Rule110(width=4, states=1, steps=(1,)), "exact", window=4, runs=trend.runs(4, passes=(1, 2)),
+    "a ring of 4 bits", Rule110(width=4, states=1, steps=(1,)), "exact", window=4, runs=runs(4, passes=(1, 2)),
     width=16, heads=2, blocks=2, batch=4, every=2, held_out=8, seeds=1,
 )  # fmt: skip
 CYCLE = replace(
@@ -37,11 +41,11 @@ def one_thread() -> None:
 @pytest.mark.parametrize("e", [RULE, CYCLE], ids=["rule110", "depo"])
 def test_figures_of_every_run(e: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run, seed in itertools.product(e.runs, range(e.seeds)):
-        assert trend.train(e, run, seed, trend.folder_of(tmp_path, run, seed))
-    trend.show(e, tmp_path)
+        assert training.train(e, run, seed, training.folder_of(tmp_path, run, seed))
+    figures.show(e, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(r["passes"], r["seed"], r["step"]) for r in rows] == [*itertools.product((1, 2), (0,), (2, 4))]
-    assert all(0 <= row[depth] <= 1 for row in rows for depth in trend.depths(e))
+    assert all(0 <= row[depth] <= 1 for row in rows for depth in figures.depths(e))
     assert all(row["seconds"] > 0 for row in rows)
     assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")
     assert "| N = 2 |" in capsys.readouterr().out
@@ -49,21 +53,55 @@ def test_figures_of_every_run(e: Experiment, tmp_path: Path, capsys: pytest.Capt
 
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, parts, whole = Run(2, 4), tmp_path / "parts", tmp_path / "whole"
-    assert trend.train(RULE, run, 0, whole)
+    assert training.train(RULE, run, 0, whole)
     looked = iter([False, False, True])  # before the run, after its first step, after its second
 
-    class Stopping(list[bool]):
-        def __bool__(self) -> bool:
-            return next(looked)
-
-    monkeypatch.setattr(trend, "_stopping", Stopping())
-    assert not trend.train(RULE, run, 0, parts)
-    monkeypatch.setattr(trend, "_stopping", [])
-    assert trend.train(RULE, run, 0, parts)
-    stopped, straight = (trend.Lines(folder / "scores.jsonl").read() for folder in (parts, whole))
+    monkeypatch.setattr(training, "_stopping", lambda: next(looked))
+    assert not training.train(RULE, run, 0, parts)
+    monkeypatch.setattr(training, "_stopping", lambda: False)
+    assert training.train(RULE, run, 0, parts)
+    stopped, straight = (training.Lines(folder / "scores.jsonl").read() for folder in (parts, whole))
     assert [row | {"pace": 0} for row in stopped] == [row | {"pace": 0} for row in straight]
-    assert trend.train(RULE, run, 0, parts), "one that is finished is not trained again"
+    assert training.train(RULE, run, 0, parts), "one that is finished is not trained again"
     assert len((parts / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+STARTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from examples.trend.command import main
+from tests.examples.test_trend import LONG
+
+def stop():
+    while os.environ["WAIT"] == "steps" and not list(Path(sys.argv[2]).glob("*/metrics.jsonl")):
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":  # not in the processes that train
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process is born with it ignored
+    threading.Thread(target=stop, daemon=True).start()
+    sys.exit(main("rule110", "About.", {"normal": LONG}, ["--work", sys.argv[2]]))
+"""
+LONG = replace(RULE, runs=runs(1_000_000, passes=(1, 2)))
+
+
+@pytest.mark.parametrize("wait", ["steps", "nothing"])
+def test_ctrl_c_stops_all_trainings(tmp_path: Path, wait: str) -> None:
+    """Also in the second in which their processes start."""
+    script, work = tmp_path / "started.py", tmp_path / "work"
+    script.write_text(STARTED)
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, str(script), str(root), str(work)],
+        env=os.environ | {"WAIT": wait}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "The same command goes on" in done.stdout
+    trained = {path.parent.name for path in work.glob("*/metrics.jsonl")}
+    assert trained == {path.parent.name for path in work.glob("*/step-*")}, "what took a step left a checkpoint"
+    assert bool(trained) == (wait == "steps")
 
 
 def test_all_numbers_of_passes_start_alike() -> None:
@@ -75,8 +113,8 @@ def test_all_numbers_of_passes_start_alike() -> None:
 
 
 def test_what_takes_long_waits_for_a_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {"full": replace(RULE, runs=trend.runs(10_000_000, passes=(1,)))}
-    assert trend.main("rule110", "About.", sizes, ["--full", "--work", str(tmp_path)]) == 2
+    sizes = {"full": replace(RULE, runs=runs(10_000_000, passes=(1,)))}
+    assert command.main("rule110", "About.", sizes, ["--full", "--work", str(tmp_path)]) == 2
     said = capsys.readouterr().out
     assert "on this CPU" in said
     assert "--yes" in said
@@ -106,9 +144,9 @@ def test_a_curriculum_asks_for_more_hops_as_it_goes() -> None:
 def test_seconds_are_steps_at_the_median_pace(tmp_path: Path) -> None:
     e = replace(RULE, runs=(Run(1, 6),), seeds=1)
     scores = [{"step": n, "loss": 1.0, "pace": p, "steps 1": n / 6} for n, p in ((2, 2.0), (4, 60.0), (6, 2.0))]
-    trend.Lines(trend.folder_of(tmp_path, e.runs[0], 0) / "scores.jsonl").write(scores)
-    rows = trend.collect(e, tmp_path)
+    training.Lines(training.folder_of(tmp_path, e.runs[0], 0) / "scores.jsonl").write(scores)
+    rows = figures.collect(e, tmp_path)
     assert [row["seconds"] for row in rows] == [4.0, 8.0, 12.0]
-    assert trend.at(rows, e.runs[0], "steps 1", "seconds", 11.9) == [4 / 6]
-    assert trend.at(rows, e.runs[0], "steps 1", "step", 1) == []
-    assert trend.spelled([0.25, 0.5, 0.75]) == "0.50 (0.25–0.75)"
+    assert figures.at(rows, e.runs[0], "steps 1", "seconds", 11.9) == [4 / 6]
+    assert figures.at(rows, e.runs[0], "steps 1", "step", 1) == []
+    assert figures.spelled([0.25, 0.5, 0.75]) == "0.50 (0.25–0.75)"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sleepc.api import Program, convert
 from sleepc.errors import SleepcError, UsageError
@@ -105,6 +106,32 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (path / "state.json").write_text("{")
     with pytest.raises(SleepcError, match="cannot be read"):
         _train(_program(), tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _train(_program(), tmp_path, stop=2)
+
+    def refuse(*args: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", refuse)
+        with pytest.raises(SleepcError, match=r"cannot be written: .*No space left"):
+            _train(_program(), tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-00000002"]
+    outcome, _ = _train(_program(), tmp_path, resume=True)
+    assert outcome.finished
+
+
+def test_what_does_not_fit_into_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has ..")
+
+    monkeypatch.setattr("sleepc.train.trainer.Trainer._backward", refuse)
+    with pytest.raises(
+        SleepcError, match=r"4 pieces at once .*CUDA out of memory \(step 1, distil\)\nUse --accumulate 2"
+    ):
+        _train(_program(), tmp_path, stages="distil")
 
 
 def test_parts_of_a_batch_add_up(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What the examples of the paper's trend share (docs/paper.md)."""

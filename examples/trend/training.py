@@ -1,0 +1,176 @@
+"""Trainings of an experiment, several side by side; each goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.trend.experiment import Experiment, Run
+from sleepc.api import Program
+from sleepc.backends.eager.steps import EagerSteps
+from sleepc.tasks.puzzle import examples
+from sleepc.tasks.solving import Solving
+from sleepc.tasks.spelling import choose_spelling
+from sleepc.train.learned import tokenizer_of
+from sleepc.train.trainer import Step, Trainer
+from sleepc.train.training import Hooks
+from sleepc.whole_file import write_whole
+
+Row = dict[str, Any]
+
+
+def _never() -> bool:
+    return False
+
+
+_stopping: Callable[[], bool] = _never  # of a process that trains: was it told to stop?
+
+
+def train(e: Experiment, run: Run, seed: int, folder: Path) -> bool:
+    """Train in `folder`, from where it was stopped if it was; False where it is stopped again. Scores on held-out
+    examples are lines of its scores.jsonl.
+    """
+    if _stopping():
+        return False
+    scores = Lines(folder / "scores.jsonl")
+    if any(row["step"] == run.steps for row in scores.read()):
+        return True
+    program, pace = e.build(e, run.passes, seed), Pace()
+    exam = Exam(e, program)
+
+    def started(trainer: Trainer) -> None:
+        scores.keep(lambda row: row["step"] <= trainer.done)
+        exam.student = trainer.student
+        pace.begin(trainer.done)
+
+    def stepped(step: Step) -> None:
+        if step.step % e.every and step.step != step.of:
+            return
+        seconds, figures = pace.of(step.step), exam.take()
+        scores.add({"step": step.step, "loss": step.loss, "pace": seconds, **figures})
+        pace.begin(step.step)
+        shown = "  ".join(f"{depth} {share:.2f}" for depth, share in figures.items())
+        print(f"{run.name:<14} seed {seed}  step {step.step:>5}/{step.of}  loss {step.loss:.3f}  {shown}", flush=True)
+
+    hooks = Hooks(on_start=started, on_step=stepped, should_stop=_stopping)
+    outcome = program.train(
+        e.practice or e.puzzle, work=folder, resume=True, hooks=hooks, **options(e, run.steps, seed)
+    )
+    return outcome.finished
+
+
+def options(e: Experiment, steps: int, seed: int) -> dict[str, Any]:
+    """What `Program.train` is given, the same for all N."""
+    rates = {"lr": e.lr, "weights_lr": e.lr, "muon_lr": e.muon_lr}
+    return {"steps": steps, "batch": e.batch, "seed": seed, **rates, **e.training}
+
+
+class Pace:
+    """Seconds of a step since `begin`: of this process alone where it computes by itself, with one thread."""
+
+    def begin(self, step: int) -> None:
+        """From here on."""
+        self.step, self.start = step, self.now()
+
+    def of(self, step: int) -> float:
+        """The mean of the steps since then."""
+        return (self.now() - self.start) / (step - self.step)
+
+    def now(self) -> float:
+        """Not counting what else a shared machine does in the meantime. A GPU's work has no such clock."""
+        return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
+class Exam:
+    """Held-out examples, and a student that is asked them: shares of right answers by depth."""
+
+    student: Any
+
+    def __init__(self, e: Experiment, program: Program) -> None:
+        self.e, held = e, examples(e.puzzle, e.held_out, seed=0)
+        spell, _ = choose_spelling(tokenizer_of(program), e.puzzle.vocabulary, program.graphs.vocab, held)
+        self.task = Solving(e.puzzle.by, held, spell(held))
+        self.steps: EagerSteps | None = None
+
+    def take(self) -> dict[str, float]:
+        """{"steps 12": 0.8, ..}"""
+        values = {**self.student.frozen, **self.student.values()}
+        if self.steps is None:
+            self.steps = EagerSteps(self.student.program, values, device=self.student.device)
+        self.steps.bind(values)
+        rows = self.task.rows(self.steps, self.task.length, lambda share: None)
+        return {f"{self.e.puzzle.by} {row[self.e.puzzle.by]}": float(row[self.e.metric]) for row in rows}
+
+
+class Lines:
+    """A JSON-lines file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Row]:
+        """All lines; none where there is no file."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def add(self, row: Row) -> None:
+        """One more line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def keep(self, wanted: Callable[[Row], bool]) -> None:
+        """Only those lines."""
+        self.write([row for row in self.read() if wanted(row)])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """These lines, all or nothing."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def one_thread() -> None:
+    """As many as a training gets, where there is no GPU."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+
+
+def _begin(stop: Any) -> None:
+    """A process that trains: told to stop, it ends the step and writes a checkpoint."""
+    global _stopping
+    one_thread()
+    _stopping = stop.is_set
+
+
+def folder_of(work: Path, run: Run, seed: int) -> Path:
+    """Where a training lives."""
+    return work / f"n{run.passes}-{run.steps}-seed{seed}"
+
+
+def train_all(e: Experiment, work: Path, workers: int) -> bool:
+    """Every run with every seed, `workers` at a time, the longest first within a seed; False where it was stopped."""
+    jobs = [(run, seed) for seed in range(e.seeds) for run in sorted(e.runs, key=lambda r: -r.passes * r.steps)]
+    context = get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(stop,)) as pool:
+        # Ctrl-C reaches all processes of a terminal. Those that are started here never see it, not even while they
+        # import: it is ignored when they start, and `stop` tells them.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            futures = [pool.submit(train, e, run, seed, folder_of(work, run, seed)) for run, seed in jobs]
+        finally:
+            signal.signal(signal.SIGINT, before)
+        try:
+            return all([future.result() for future in futures])
+        except KeyboardInterrupt:
+            print("Stopping after this step. The same command goes on from here.", flush=True)
+            stop.set()
+            for future in futures:
+                future.cancel()
+            return False
