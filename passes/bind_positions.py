@@ -15,7 +15,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.dependence import ARANGES, find_dependence
 from sleepc.passes.region import is_tensor_like
-from sleepc.passes.values import call_sizes, evaluate, is_tensor, val
+from sleepc.passes.values import call_sizes, example_of, is_tensor, val
 
 aten = torch.ops.aten
 
@@ -90,7 +90,7 @@ def _bind(graph: Graph, arange: fx.Node, positions: fx.Node) -> None:
         try:
             if of_rows:
                 _keep_rows(node, rows, positions)
-            node.meta["val"] = evaluate(node, lambda n: n.meta["val"])
+            node.meta["val"] = example_of(node)
         except Exception as error:
             raise _refusal(node) from error
         if of_rows:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from sleepc.ir.graph import Graph, is_call
 from sleepc.passes.emit import Emit, aten
@@ -20,6 +21,15 @@ def evaluate(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value)
     assert callable(node.target), node
     return node.target(*args, **kwargs)
+
+
+def example_of(node: fx.Node) -> Any:
+    """What the node's operator gives on the example values of its arguments, sizes kept symbolic.
+
+    By Python's decompositions: some of those in C++ ask for numbers instead of sizes (torch 2.11).
+    """
+    with enable_python_dispatcher():
+        return evaluate(node, lambda n: n.meta["val"])
 
 
 def val(node: fx.Node) -> torch.Tensor:
@@ -61,7 +71,7 @@ class FlatEmit(Emit):
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """One operator call."""
         node = super().call(target, *args, **kwargs)
-        node.meta["val"] = evaluate(node, lambda n: n.meta["val"])
+        node.meta["val"] = example_of(node)
         return node
 
     def unfold(self, value: fx.Node, heads: int) -> fx.Node:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 
 from sleepc.ir.graph import Graph
@@ -48,7 +49,8 @@ def _twin(target: Any) -> OpOverload | None:
 def _gives_the_same(twin: OpOverload, node: fx.Node) -> bool:
     """In place, a result has the dtype and shape of what is written to; the twin may widen them."""
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
-    given, made = node.meta["val"], twin(*args, **kwargs)
+    with enable_python_dispatcher():  # as exported values were made
+        given, made = node.meta["val"], twin(*args, **kwargs)
     return given.dtype == made.dtype and str(given.shape) == str(made.shape)
 
 

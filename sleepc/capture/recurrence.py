@@ -14,6 +14,7 @@ from sleepc.errors import Refusal, SleepcError
 aten = torch.ops.aten
 PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 STEPS = 3  # as many single tokens taken out one by one are a loop over tokens
+COUNTS = 2  # dimensions: of a running sum that counts tokens, [B,T], for positions or ALiBi; a state has channels too
 RUNNING = (aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default)
 
 
@@ -32,7 +33,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten.convolution.default and _over_tokens(args[0], args[1], self.length):
             raise _Found("a convolution over tokens")
-        if func in RUNNING and args[0].is_floating_point():
+        if func in RUNNING and args[0].is_floating_point() and args[0].dim() > COUNTS:
             raise _Found("a running sum or product")
         if func is aten.bmm.default and _sums_over_tokens(args[0], args[1], self.length):
             raise _Found("a sum of keys times values")
