@@ -24,35 +24,34 @@ from sleepc.tasks.puzzle import Example
 
 @dataclass(frozen=True)
 class Growing(Depo):
-    """Depo that grows, to train on: up to example `until[0]` one hop, then the first two numbers of hops, and so on.
-
-    They are asked in random order: in a fixed one, the place of a question would tell.
-    """
+    """Depo that grows, to train on: up to example `until[0]` one hop, then the first two numbers of hops, and so on."""
 
     until: tuple[int, ...] = ()
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle."""
         known = self.hops[: 1 + sum(index >= number for number in self.until)]
-        return Depo.example(replace(self, hops=tuple(rng.permutation(known).tolist())), index, rng)
+        return Depo.example(replace(self, hops=known), index, rng)
 
 
 BATCH = 64
-CYCLE: dict[str, Any] = {"nodes": 8, "hops": (1, 2, 4), "letters": 8, "shortest": 1, "longest": 1, "questions": 4}
+CYCLE: dict[str, Any] = {"nodes": 8, "hops": (1, 2, 3, 4), "letters": 8, "shortest": 1, "longest": 1, "questions": 8}
 
-# "begin" and the names of both ends of each edge fill the window; questions with their answers do not.
+# "begin" and the names of both ends of each edge fill the window. In training the questions with their answers, all one
+# after the other, fill another one, and a sleep comes between them; held-out questions are asked alone.
 SIZES = {
     "normal": Experiment(
         "Depo, a cycle of 8 nodes",
         Depo(**CYCLE),
         metric="accuracy",
         window=17,
-        runs=runs(900),
-        practice=Growing(**CYCLE, until=(150 * BATCH, 400 * BATCH)),
+        runs=runs(700, longer=3),
+        practice=Growing(**CYCLE, until=(100 * BATCH, 400 * BATCH, 550 * BATCH)),
         batch=BATCH,
         lr=5e-3,
         muon_lr=7e-3,
         every=50,
+        held_out=256,
     ),
     "quick": Experiment(
         "Depo, a cycle of 4 nodes",
