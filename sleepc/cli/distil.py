@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sleepc.cli import training_options as o
 from sleepc.cli.display import Display
 from sleepc.cli.options import Artifact
-from sleepc.cli.training import run_training
+from sleepc.cli.training import load_to_train, run_training, settings_among
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,10 +37,14 @@ def distil(
     ] = None,
     train: o.Train = None,
     rank: o.Rank = None,
+    passes: o.Passes = None,
+    steps: o.Steps = None,
     tokens: o.Tokens = None,
     length: o.Length = None,
     batch: o.Batch = None,
     accumulate: o.Accumulate = None,
+    optimiser: o.Optimiser = None,
+    muon_lr: o.MuonLr = None,
     lr: o.Lr = None,
     low_rank_lr: o.LowRankLr = None,
     weights_lr: o.WeightsLr = None,
@@ -63,33 +67,13 @@ def distil(
     as_json: o.AsJson = False,
 ) -> None:
     """Train a converted model's memories to give what its original gives, from texts, with sleeps in the loop."""
-    from sleepc import api
-
+    chosen = settings_among(locals())
     if sum((bool(text), dataset is not None, own)) != 1:
         raise UsageError(
             "what shall it read?", where="sleepc distil", fix="Give one of --text FILE, --dataset NAME or --self."
         )
-    program = api.load(artifact)
-    given: dict[str, Any] = {
-        "stages": stages or ("align,distil" if _replaces(program) else "distil"),
-        "train": train,
-        "rank": rank,
-        "tokens": tokens,
-        "length": length,
-        "batch": batch,
-        "accumulate": accumulate,
-        "lr": lr,
-        "low_rank_lr": low_rank_lr,
-        "weights_lr": weights_lr,
-        "hard": hard,
-        "recall": recall,
-        "start": start,
-        "precision": precision,
-        "checkpointing": checkpointing,
-        "truncate": truncate,
-        "seed": seed,
-        "save_every": save_every,
-    }
+    program = load_to_train(artifact)
+    chosen.setdefault("stages", "align,distil" if _replaces(program) else "distil")
 
     def learn(work: Path, display: Display, hooks: Hooks) -> Outcome:
         return program.distil(
@@ -103,7 +87,7 @@ def distil(
             half=half,
             progress=display,
             hooks=hooks,
-            **{name: value for name, value in given.items() if value is not None},
+            **chosen,
         )
 
     run_training(

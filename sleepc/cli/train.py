@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from sleepc.cli import training_options as o
 from sleepc.cli.display import Display
 from sleepc.cli.options import Artifact
 from sleepc.cli.tasks import Settings
-from sleepc.cli.training import run_training
+from sleepc.cli.training import load_to_train, run_training, settings_among
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,23 +37,18 @@ def train(
             help="For a model that knows nothing yet: --train all --start new --optimiser muon, --weights-lr as --lr.",
         ),
     ] = False,
-    passes: Annotated[
-        str | None,
-        typer.Option(help="Of every sleep: 4, or 1:4, drawn for each step.", show_default="the program's own"),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="How many, instead of --tokens.")] = None,
+    passes: o.Passes = None,
+    steps: o.Steps = None,
     tokens: o.Tokens = None,
     length: o.Length = None,
     batch: o.Batch = None,
     accumulate: o.Accumulate = None,
-    optimiser: Annotated[
-        str | None, typer.Option(help="adamw, or muon for the matrices of blocks.", show_default="adamw")
-    ] = None,
-    muon_lr: Annotated[float | None, typer.Option(help="Of those matrices.", show_default="0.005")] = None,
+    optimiser: o.Optimiser = None,
+    muon_lr: o.MuonLr = None,
     lr: o.Lr = None,
     low_rank_lr: o.LowRankLr = None,
     weights_lr: o.WeightsLr = None,
-    what: o.Train = None,
+    train: o.Train = None,
     rank: o.Rank = None,
     hard: o.Hard = None,
     start: o.Start = None,
@@ -70,36 +65,12 @@ def train(
     as_json: o.AsJson = False,
 ) -> None:
     """Train a model to say what a task asks, or what a text goes on with, through its sleeps and their passes."""
-    from sleepc import api
-
+    chosen = settings_among(locals())
     if sum((task is not None, bool(text), dataset is not None)) != 1:
         raise UsageError(
             "what shall it learn?", where="sleepc train", fix="Give one of --task NAME, --text FILE or --dataset NAME."
         )
-    program = api.load(artifact)
-    given: dict[str, Any] = {
-        "predict": predict,
-        "passes": passes,
-        "steps": steps,
-        "tokens": tokens,
-        "length": length,
-        "batch": batch,
-        "accumulate": accumulate,
-        "optimiser": optimiser,
-        "muon_lr": muon_lr,
-        "lr": lr,
-        "low_rank_lr": low_rank_lr,
-        "weights_lr": weights_lr,
-        "train": what,
-        "rank": rank,
-        "hard": hard,
-        "start": start,
-        "precision": precision,
-        "checkpointing": checkpointing,
-        "truncate": truncate,
-        "seed": seed,
-        "save_every": save_every,
-    }
+    program = load_to_train(artifact)
 
     def learn(work: Path, display: Display, hooks: Hooks) -> Outcome:
         return program.train(
@@ -115,7 +86,7 @@ def train(
             half=half,
             progress=display,
             hooks=hooks,
-            **{name: value for name, value in given.items() if value is not None},
+            **chosen,
         )
 
     run_training(

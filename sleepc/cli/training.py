@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sleepc.cli.display import Display, err, number, out, print_json
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
     from sleepc.train.training import Hooks, Outcome
 
 INTERRUPTED = 130
+
+
+def settings_among(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a command that are settings of a training and were given, by the settings' names."""
+    from sleepc.train.settings import Settings
+
+    return {name: options[name] for name in Settings.model_fields if options.get(name) is not None}
+
+
+def load_to_train(artifact: Path) -> Program:
+    """The program of an artifact; that it was not trained yet needs no warning."""
+    from sleepc import api
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SleepcWarning)
+        return api.load(artifact)
 
 
 def run_training(

@@ -26,6 +26,13 @@ Train = Annotated[
     ),
 ]
 Rank = Annotated[int | None, typer.Option(help="Of low-rank maps.", show_default="8")]
+Steps = Annotated[int | None, typer.Option(help="How many, instead of --tokens.")]
+Passes = Annotated[
+    str | None,
+    typer.Option(help="Of every sleep: 4, or 1:4, drawn for each step.", show_default="the program's own"),
+]
+Optimiser = Annotated[str | None, typer.Option(help="adamw, or muon for the matrices of blocks.", show_default="adamw")]
+MuonLr = Annotated[float | None, typer.Option(help="Of those matrices.", show_default="0.005")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens to read in all.", show_default="250000")]
 Length = Annotated[int | None, typer.Option(help="Tokens of a piece of text.", show_default="768")]
 Batch = Annotated[int | None, typer.Option(help="Pieces of a step.", show_default="1")]

@@ -38,7 +38,6 @@ def _metrics(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.filterwarnings("ignore::sleepc.errors.SleepcWarning")
 def test_it_learns_a_task_stops_and_goes_on(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +88,6 @@ def test_the_end_of_pieces_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {round(row["right"] * 16, 6) % 1 for row in _metrics(tmp_path / "out.training")} == {0}, "4 labels a piece"
 
 
-@pytest.mark.filterwarnings("ignore::sleepc.errors.SleepcWarning")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
