@@ -35,7 +35,7 @@ class Growing(Depo):
 
 
 BATCH = 64
-CYCLE: dict[str, Any] = {"nodes": 8, "hops": (1, 2, 3, 4), "letters": 8, "shortest": 1, "longest": 1, "questions": 8}
+CYCLE: dict[str, Any] = {"nodes": 8, "hops": (1, 2, 3), "letters": 8, "shortest": 1, "longest": 1, "questions": 8}
 
 # "begin" and the names of both ends of each edge fill the window. In training the questions with their answers, all one
 # after the other, fill another one, and a sleep comes between them; held-out questions are asked alone.
@@ -45,8 +45,8 @@ SIZES = {
         Depo(**CYCLE),
         metric="accuracy",
         window=17,
-        runs=runs(700, longer=3),
-        practice=Growing(**CYCLE, until=(100 * BATCH, 400 * BATCH, 550 * BATCH)),
+        runs=runs(750, longer=3),
+        practice=Growing(**CYCLE, until=(100 * BATCH, 500 * BATCH)),
         batch=BATCH,
         lr=5e-3,
         muon_lr=7e-3,
