@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -142,10 +144,17 @@ def one_thread() -> None:
 
 
 def _begin(stop: Any) -> None:
-    """A process that trains: told to stop, it ends the step and writes a checkpoint."""
+    """A process that trains: told to stop, it ends the step and writes a checkpoint; without its parent it ends."""
     global _stopping
     one_thread()
     _stopping = stop.is_set
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """Else a process whose parent was killed would train on, and wait for ever after that."""
+    parent.join()
+    os._exit(1)
 
 
 def folder_of(work: Path, run: Run, seed: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,7 +77,7 @@ def stop():
     while os.environ["WAIT"] == "steps" and not list(Path(sys.argv[2]).glob("*/metrics.jsonl")):
         time.sleep(0.1)
     time.sleep(1)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
 
 if __name__ == "__main__":  # not in the processes that train
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process is born with it ignored
@@ -86,21 +87,30 @@ if __name__ == "__main__":  # not in the processes that train
 LONG = replace(RULE, runs=runs(1_000_000, passes=(1, 2)))
 
 
+def _started(folder: Path, wait: str, sent: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """The command, which gets a signal when there are steps, or soon. It has ended when all of its processes have."""
+    script = folder / "started.py"
+    script.write_text(STARTED)
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(
+        [sys.executable, str(script), str(root), str(folder / "work")],
+        env=os.environ | {"WAIT": wait, "SIGNAL": str(int(sent))}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("wait", ["steps", "nothing"])
 def test_ctrl_c_stops_all_trainings(tmp_path: Path, wait: str) -> None:
     """Also in the second in which their processes start."""
-    script, work = tmp_path / "started.py", tmp_path / "work"
-    script.write_text(STARTED)
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, str(script), str(root), str(work)],
-        env=os.environ | {"WAIT": wait}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = _started(tmp_path, wait, signal.SIGINT)
     assert (done.returncode, done.stderr) == (130, "")
     assert "The same command goes on" in done.stdout
-    trained = {path.parent.name for path in work.glob("*/metrics.jsonl")}
-    assert trained == {path.parent.name for path in work.glob("*/step-*")}, "what took a step left a checkpoint"
+    trained = {path.parent.name for path in tmp_path.glob("work/*/metrics.jsonl")}
+    assert trained == {path.parent.name for path in tmp_path.glob("work/*/step-*")}, "what took a step has a checkpoint"
     assert bool(trained) == (wait == "steps")
+
+
+def test_trainings_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    assert _started(tmp_path, "steps", signal.SIGKILL).returncode == -signal.SIGKILL
 
 
 def test_all_numbers_of_passes_start_alike() -> None:
