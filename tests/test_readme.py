@@ -1,4 +1,4 @@
-"""The README's Python block runs as it stands."""
+"""The README's Python block runs as it stands, and what pages link to is there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +21,20 @@ def test_python_blocks_run() -> None:
         assert "sleeps" in done.stdout
 
 
-def test_what_it_names_is_there() -> None:
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
-        assert (ROOT / target).exists(), target
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_it_names_is_there(page: Path) -> None:
+    """Files, and headings in them."""
+    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        found = (page.parent / name) if name else page
+        assert found.exists(), target
+        assert not heading or heading in _headings(found), target
+
+
+def _headings(page: Path) -> set[str]:
+    """As links spell them: small letters, digits and hyphens."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
