@@ -18,6 +18,7 @@ from examples import depo, rule110
 from examples.trend import command, figures, training
 from examples.trend.experiment import Experiment, Run, runs
 from sleepc.tasks.depo import Depo
+from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import examples
 from sleepc.tasks.rule110 import Rule110
 from sleepc.tasks.spelling import spell_as_ids
@@ -141,6 +142,14 @@ def test_windows_end_where_contexts_end(e: Experiment) -> None:
     (sample,) = found
     assert len(sample.tokens) % e.window == 0
     assert max(len(item.question) for item in sample.items.values()) <= e.window, "no sleep inside a question"
+
+
+@pytest.mark.parametrize("e", [e for e in WHOLE if e is not depo.SIZES["normal"]], ids=lambda e: e.title)
+def test_no_sleep_comes_among_questions(e: Experiment) -> None:
+    """But in the Depo that is trained at length: its questions fill another window, which examples/depo.py says."""
+    found = spell_as_ids(e.puzzle.vocabulary, len(e.puzzle.vocabulary), examples(e.puzzle, 1, seed=1))
+    (sample,), (lesson,) = found, lessons(found)
+    assert len(lesson.tokens) - len(sample.tokens) <= e.window
 
 
 def test_a_curriculum_asks_for_more_hops_as_it_goes() -> None:
