@@ -23,6 +23,7 @@ LINKED = ("passes", "backends")
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "whole_file": set(),
+    "folder_lock": set(),
     "recipe": set(),
     "recipe_file": {"recipe"},
     "manifest": {"recipe"},
@@ -38,9 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"ir", "ops", "passes", "runtime", "hf", "recipe", "verify"},
     "train": {
         *("ir", "ops", "passes", "backends", "runtime", "verify", "tasks", "hf"),
-        *("recipe", "manifest", "digests", "artifact", "whole_file"),
+        *("recipe", "manifest", "digests", "artifact", "whole_file", "folder_lock"),
     },
-    "artifact": {"ir", "ops", "passes", "backends", "hf", "recipe", "manifest", "digests"},
+    "artifact": {"ir", "ops", "passes", "backends", "hf", "recipe", "manifest", "digests", "folder_lock"},
     "inspection": {"ir", "ops", "passes", "recipe"},
     "diffing": {"ir"},
     "doctor": {"backends", "hf"},
