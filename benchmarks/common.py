@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sleepc.hf.packaged import PACKAGED, model_named
 from sleepc.hf.resolve import Checkpoint, resolve
-from sleepc.hf.smollm2 import fetch_smollm2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 def arguments(description: str) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a directory, hub id or GGUF file; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--model", default="smollm2", help=f"{', '.join(PACKAGED)}, a directory, hub id or GGUF file")
     parser.add_argument("--tiny", action="store_true", help="a tiny random model and few tokens: does it run at all?")
     parser.add_argument("--json", action="store_true", help="JSON lines on standard output instead of a table")
     return parser
@@ -38,9 +38,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def checkpoint_of(options: argparse.Namespace) -> Iterator[Checkpoint]:
-    """The model to measure. SmolLM2 is fetched by pip once and kept in the cache folder."""
+    """The model to measure. One of the packaged ones is fetched by pip once and kept in the cache folder."""
     with TemporaryDirectory(prefix="sleepc-bench-") as scratch:
-        model = make_tiny(Path(scratch) / "tiny") if options.tiny else options.model or fetch_smollm2(_say)
+        model = make_tiny(Path(scratch) / "tiny") if options.tiny else model_named(options.model, _say)
         yield resolve(model, _say)
 
 

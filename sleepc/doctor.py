@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sleepc.hf.gguf import cache_folder
-from sleepc.hf.smollm2 import GGUF, VERSION
+from sleepc.hf.packaged import PACKAGED, place_of
 
 Mark = Literal["ok", "missing", "broken", "note"]
 ENOUGH_DISK = 2 << 30  # bytes: a small model, dequantised, and its artifact
@@ -151,7 +151,7 @@ def _hub() -> tuple[Mark, str, str]:
 
 def _demo() -> tuple[Mark, str, str]:
     """SmolLM2-135M-Instruct, which `make demo` fetches."""
-    gguf = cache_folder() / f"smollm2-{VERSION}" / GGUF
+    gguf = place_of("smollm2")
     if gguf.is_file():
         return "ok", f"cached: {gguf}", ""
-    return "note", "not fetched yet (93 MB from PyPI)", "make demo"
+    return "note", f"not fetched yet ({PACKAGED['smollm2'].megabytes} MB from PyPI)", "make demo"
