@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sleepc.cli.display import Display, err, number, out, print_json
+from sleepc.cli.display import Display, counted, err, number, out, print_json
+from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of
 from sleepc.cli.options import Artifact
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def calibrate(
             program.captured(display, program.load_original(against, display))
         try:
             report = program.calibrate(text, tokens=tokens, steps=steps, work=work, resume=resume, progress=display)
-        except KeyboardInterrupt:
+        except ENDS as end:
             done = len(list(work.glob(FINISHED)))
-            err.print(f"{done} layer{'' if done == 1 else 's'} finished: --resume goes on from there")
-            raise
+            kept = f"{counted(done, 'layer')} finished: the same command with --resume goes on from there"
+            raise Ended(signal_of(end), kept if done else STARTS_ANEW) from None
     if report.kept:
         with display.doing("save"):
             program.save(target, force=True, progress=display)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from sleepc.cli.display import Display, err, number, size
+from sleepc.cli.display import Display, counted, err, number, size, sleeps
+from sleepc.cli.ending import REQUESTS, Ended, stopping
 from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
-from sleepc.cli.terminal import Lines, Marks, leaving, of_passes, sleeps, stopping
+from sleepc.cli.terminal import Lines, Marks, of_passes
 from sleepc.errors import SleepcError, UsageError
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def chat(
         talk.run()
         return
     try:
-        with leaving():
-            talk.run()
+        talk.run()
     finally:  # also where the reader of the answers, or the terminal, has gone away
-        talk.save(state)
+        with stopping():
+            talk.save(state)
 
 
 def _open(
@@ -157,12 +158,17 @@ class Talk:
                 self.tell("Ctrl-C once more leaves; so does Ctrl-D. /help lists the commands")
 
     def _do(self, line: str) -> None:
-        """One message or command. What fails is told, and the conversation goes on."""
+        """One message or command, to the end of its step also where a signal comes. What fails is told, and the
+        conversation goes on.
+        """
         try:
-            if line.startswith("/"):
-                self._command(line)
-            elif line.strip():
-                self._answer(line)
+            with stopping() as stopped:
+                if line.startswith("/"):
+                    self._command(line)
+                elif line.strip():
+                    self._answer(line, stopped)
+            if stopped() in REQUESTS:
+                raise Ended(stopped(), "")
         except SleepcError as error:
             place = f" ({error.where})" if error.where else ""
             err.print(Text(f"error: {error.what}{place}"))
@@ -171,14 +177,14 @@ class Talk:
 
     # -- answers ---------------------------------------------------------------------------------
 
-    def _answer(self, text: str) -> None:
+    def _answer(self, text: str, stopped: Callable[[], int]) -> None:
         count, words = len(self.conversation.turns), self.conversation.say(text, self.manner)
         if self.conversation.note:
             self.tell(self.conversation.note)
         self.marks.begin()
         started = time.perf_counter()
         try:
-            with stopping() as stopped, closing(words):
+            with closing(words):
                 for piece in words:
                     self.marks.write(piece)
                     if stopped():
@@ -189,7 +195,7 @@ class Talk:
         if len(self.conversation.turns) == count:
             self.tell("stopped, and this turn was taken back: its answer had not begun, or a step was broken off")
         else:
-            self._tell_end(stopped(), time.perf_counter() - started)
+            self._tell_end(bool(stopped()), time.perf_counter() - started)
 
     def _tell_end(self, stopped: bool, seconds: float) -> None:
         turn = self.conversation.turns[-1]
@@ -248,5 +254,4 @@ class Talk:
         self.tell(f"state {size(stats.state_bytes)} at any length{cache}")
 
     def _length(self) -> str:
-        turns = len(self.conversation.turns)
-        return f"{turns} turn{'' if turns == 1 else 's'}"
+        return counted(len(self.conversation.turns), "turn")

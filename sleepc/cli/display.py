@@ -76,3 +76,17 @@ def number(count: int) -> str:
     '1 734 300'
     """
     return f"{count:,}".replace(",", " ")
+
+
+def counted(count: int, thing: str) -> str:
+    """How many of a thing, in words.
+
+    >>> counted(1, "token"), counted(1200, "token")
+    ('1 token', '1 200 tokens')
+    """
+    return f"{number(count)} {thing}{'' if count == 1 else 's'}"
+
+
+def sleeps(count: int) -> str:
+    """A number of sleeps in words."""
+    return counted(count, "sleep")

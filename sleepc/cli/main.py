@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -20,6 +21,7 @@ from sleepc.cli.convert import convert
 from sleepc.cli.diff import diff
 from sleepc.cli.distil import distil
 from sleepc.cli.doctor import doctor
+from sleepc.cli.ending import Ended, endable
 from sleepc.cli.eval import evaluate
 from sleepc.cli.export import export
 from sleepc.cli.inspect import inspect
@@ -83,10 +85,11 @@ def main(arguments: list[str] | None = None) -> None:
     # --debug may stand anywhere: a person adds it to the end of the line that failed.
     arguments = (["--debug"] if debug else []) + [a for a in arguments if a != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False)
-        sys.stdout.flush()  # a reader that went away is met here, and not at Python's end
+        with endable():
+            code = app(arguments, standalone_mode=False)
+            sys.stdout.flush()  # a reader that went away is met here, and not at Python's end
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
-            raise KeyboardInterrupt
+            raise Ended(signal.SIGINT)
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             traceback.print_exc()
@@ -120,12 +123,14 @@ def tell(error: BaseException) -> int:
     """Say on stderr what happened, where, and what to do; the exit code."""
     if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # typer's own way out
         error = error.__context__
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        error = Ended(signal.SIGINT)
+    if isinstance(error, Ended) and error.said:
+        return _say(128 + error.signum, str(error))
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return _say(INTERRUPTED, "interrupted: nothing half-written was left; run the same command again to go on")
     usage = getattr(error, "format_message", None)  # of click's exceptions, which typer keeps to itself
     if usage is not None:
         return _say(UsageError.exit_code, f"error: {usage()}", "`sleepc --help` lists the commands.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sleepc.cli.display import err, number, print_json, size
+from sleepc.cli.display import counted, err, number, print_json, size, sleeps
+from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
 from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
 from sleepc.cli.terminal import of_passes
 from sleepc.cli.verify import read_text
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from sleepc.hf.tokenizer import Tokenizer
     from sleepc.runtime.session import Session
 
-PIECE = 2048  # tokens read between two updates of the display
+PIECE, MOST = 256, 1024  # tokens, about and at most: what is read between two looks at whether to stop
 
 
 def run(
@@ -57,28 +59,43 @@ def run(
     if state is not None and state.is_file():
         session.load_state(state)
     answer = Answer(tokenizer, stop or [], quiet=as_json)
-    interrupted = False
-    try:
-        answer.read(session, ids)
-        answer.write(session, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    except KeyboardInterrupt:
-        interrupted = True
-    if state is not None:
-        answer.save(session, state)
+    with stopping() as stopped:  # a token comes to its end, and the state is written
+        try:
+            answer.read(session, ids, stopped)
+            if not stopped():
+                choosing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+                answer.write(session, max_tokens, choosing, stopped)
+        except ENDS as end:
+            raise Ended(signal_of(end), _given_up(state)) from None
+        except OSError:  # the reader of the answer has gone away, between two tokens
+            _save(session, state)
+            raise
+        _save(session, state)
     if as_json:
         print_json(
-            {"text": answer.text, "tokens": answer.tokens, "interrupted": interrupted, **answer.figures(session)}
+            {"text": answer.text, "tokens": answer.tokens, "interrupted": bool(stopped()), **answer.figures(session)}
         )
     elif stats:
         answer.tell(session)
-    if interrupted:
-        kept = (
-            f"the state up to here is in {state}"
-            if state is not None
-            else "nothing was saved (--state FILE keeps the state)"
-        )
-        err.print(f"interrupted: {kept}")
-        sys.exit(130)
+    if stopped():
+        raise Ended(stopped(), _stopped(answer, state))
+
+
+def _save(session: Session, state: Path | None) -> None:
+    if state is not None:
+        session.save_state(state)
+
+
+def _stopped(answer: Answer, state: Path | None) -> str:
+    """What was read and said when a person stopped it, and where that is."""
+    read, of = answer.read_of
+    where = f"after {counted(len(answer.tokens), 'token')}" if read == of else f"after {read} of {of} tokens read"
+    kept = "the state is not kept (--state FILE keeps it)" if state is None else f"the state up to here is in {state}"
+    return f"{where}; {kept}"
+
+
+def _given_up(state: Path | None) -> str:
+    return f"in the middle of a token; {'no state is kept' if state is None else f'{state} is as it was before'}"
 
 
 def _prompt(prompt: str | None, file: Path | None, *, resumes: bool) -> str:
@@ -111,19 +128,27 @@ class Answer:
     gaps: list[float] = field(default_factory=list)
     reading: float = 0.0
     sleeps_answering: int = 0
+    read_of: tuple[int, int] = (0, 0)  # tokens of the prompt: how many were read, and how many it has
 
-    def read(self, session: Session, ids: list[int]) -> None:
-        """Feed the prompt in pieces, so that a long one shows how far it is, and Ctrl-C leaves whole pieces."""
-        started = time.perf_counter()
-        pieces = [ids[i : i + PIECE] for i in range(0, len(ids), PIECE)]
-        shown = err.is_terminal and len(pieces) > 1 and not self.quiet
-        for i, piece in enumerate(pieces):
-            session.feed(piece, logits="last" if i == len(pieces) - 1 else "none")
+    def read(self, session: Session, ids: list[int], stopped: Callable[[], int]) -> None:
+        """Feed the prompt in pieces of whole windows, so that a long one shows how far it is, until it is `stopped`.
+        Every piece leaves something to go on from.
+        """
+        started, length = time.perf_counter(), len(ids)
+        self.read_of = (0, length)
+        window = session.steps.window
+        piece = min(window * max(1, PIECE // window), MOST)
+        shown = err.is_terminal and length > piece and not self.quiet
+        for start in range(0, length, piece):
+            if stopped():
+                break
+            session.feed(ids[start : start + piece])
+            done = min(start + piece, length)
+            self.read_of = (done, length)
             if shown:
-                done = min((i + 1) * PIECE, len(ids))
                 rate = done / (time.perf_counter() - started)
                 err.print(
-                    f"\rreading {number(done)}/{number(len(ids))} tokens · {session.stats.sleeps} sleeps · {rate:.0f} tok/s"
+                    f"\rreading {number(done)}/{number(length)} tokens · {sleeps(session.stats.sleeps)} · {rate:.0f} tok/s"
                     f" · state {size(session.stats.state_bytes)}",
                     end="",
                 )
@@ -131,19 +156,16 @@ class Answer:
             err.print()
         self.reading = time.perf_counter() - started
 
-    def write(
-        self, session: Session, count: int, *, temperature: float, top_k: int, top_p: float, seed: int | None
-    ) -> None:
-        """Generate until the end of the answer, a stop text, or `count` tokens."""
+    def write(self, session: Session, count: int, choosing: dict[str, Any], stopped: Callable[[], int]) -> None:
+        """Generate until the end of the answer, a stop text, or `count` tokens, or until it is `stopped`."""
         from sleepc.runtime.text import TextStream
 
         stream = TextStream(self.tokenizer, self.stops)
-        before = session.stats.sleeps
-        if err.is_terminal and not self.quiet:
-            session.on_sleep = lambda rows: err.print("[dim]·[/]", end="")
+        before = slept = session.stats.sleeps
+        marked = err.is_terminal and not self.quiet
         eos = self.tokenizer.eos_ids
         last = time.perf_counter()
-        for step in session.generate(count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop_ids=eos):
+        for step in session.generate(count, stop_ids=eos, **choosing):
             now = time.perf_counter()
             self.gaps.append(now - last)
             last = now
@@ -151,8 +173,11 @@ class Answer:
             if token in eos:
                 break
             self.tokens.append(token)
+            if marked and session.stats.sleeps > slept:  # not in the session's step: a terminal may be gone
+                slept = session.stats.sleeps
+                err.print("[dim]·[/]", end="")
             self._emit(stream.push(token))
-            if stream.stopped is not None:
+            if stream.stopped is not None or stopped():
                 break
         self._emit(stream.finish())
         self.sleeps_answering = session.stats.sleeps - before
@@ -165,10 +190,6 @@ class Answer:
         if piece and not self.quiet:
             sys.stdout.write(piece)
             sys.stdout.flush()
-
-    def save(self, session: Session, path: Path) -> None:
-        """Save the state, atomically. Raises UsageError where an interruption came in the middle of a step."""
-        session.save_state(path)
 
     def figures(self, session: Session) -> dict[str, float | int]:
         """What `--stats` tells, as data."""
@@ -191,10 +212,10 @@ class Answer:
         f = self.figures(session)
         passes = of_passes(f.get("passes_per_sleep"))
         err.print(
-            f"{f['tokens_read']} tokens read in {f['reading_seconds']:.1f} s · {f['sleeps']} sleeps{passes} · "
+            f"{counted(int(f['tokens_read']), 'token')} read in {f['reading_seconds']:.1f} s · {sleeps(int(f['sleeps']))}{passes} · "
             f"state {size(f['state_bytes'])}"
         )
         err.print(
-            f"{f['tokens_generated']} tokens · {f['ms_per_token']:.0f} ms/token (p99 {f['ms_per_token_p99']:.0f} ms) · "
-            f"{f['sleeps_while_answering']} sleeps while answering"
+            f"{counted(int(f['tokens_generated']), 'token')} · {f['ms_per_token']:.0f} ms/token (p99 {f['ms_per_token_p99']:.0f} ms) · "
+            f"{sleeps(int(f['sleeps_while_answering']))} while answering"
         )

@@ -1,25 +1,13 @@
-"""What a conversation needs of a terminal or a pipe: lines in, words and marks out, and Ctrl-C."""
+"""What a conversation needs of a terminal or a pipe: lines in, words and marks out."""
 
 from __future__ import annotations
 
 import io
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from rich.text import Text
 
-from sleepc.cli.display import err, number, out
-
-
-def sleeps(count: int) -> str:
-    """A number of sleeps in words.
-
-    >>> sleeps(1), sleeps(1200)
-    ('1 sleep', '1 200 sleeps')
-    """
-    return f"{number(count)} sleep{'' if count == 1 else 's'}"
+from sleepc.cli.display import err, out, sleeps
 
 
 def of_passes(mean: float | None) -> str:
@@ -115,40 +103,3 @@ class Lines:
         except EOFError:
             err.print()
             return None
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C only leaves word, so that a step comes to its end; a second one interrupts as ever.
-
-    Yields a function: was it pressed?
-    """
-    pressed = False
-
-    def press(signum: int, frame: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def leaving() -> Iterator[None]:
-    """Within it a request to end (SIGTERM, or SIGHUP from a terminal that closes) raises SystemExit."""
-
-    def leave(signum: int, frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    kinds = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = [(kind, signal.signal(kind, leave)) for kind in kinds]
-    try:
-        yield
-    finally:
-        for kind, handler in before:
-            signal.signal(kind, handler)

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from sleepc.cli.display import Display, err, number, out, print_json
+from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of, stopping
 from sleepc.errors import SleepcWarning, UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from sleepc.api import Program
     from sleepc.train.trainer import Step, Trainer
     from sleepc.train.training import Hooks, Outcome
-
-INTERRUPTED = 130
 
 
 def settings_among(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +68,8 @@ def run_training(
     if first:
         _check_work(work, resume=resume, force=force)
     live = _Live(name, show=first and not as_json)
-    with live.shown(), _stopping(live) as stopped:
-        outcome = learn(work, live.display, Hooks(live.start, live.step, stopped))
+    with live.shown(), stopping(live.stopping) as stopped, _given_up(work):
+        outcome = learn(work, live.display, Hooks(live.start, live.step, lambda: bool(stopped())))
         if outcome.finished and merge:
             program.merge()
         if outcome.finished and first:
@@ -81,7 +78,20 @@ def run_training(
     if first:
         _tell(outcome, target, work, live.seconds, following, as_json=as_json)
     if not outcome.finished:
-        raise typer.Exit(INTERRUPTED)
+        raise Ended(stopped() or signal.SIGINT, "")  # 0 where another of several processes was stopped
+
+
+@contextmanager
+def _given_up(work: Path) -> Iterator[None]:
+    """Where a step is broken off, say what is kept of the training."""
+    from sleepc.train.checkpoint import checkpoints
+
+    try:
+        yield
+    except ENDS as end:
+        kept = [int(path.name.partition("-")[2]) for path in checkpoints(work)]
+        said = f"the same command with --resume goes on after step {kept[-1]}" if kept else STARTS_ANEW
+        raise Ended(signal_of(end), said) from None
 
 
 def _check_work(work: Path, *, resume: bool, force: bool) -> None:
@@ -109,6 +119,11 @@ class _Live:
         self.bar: Progress | None = None
         self.task: Any = None
         self.tenth = -1
+
+    def stopping(self) -> None:
+        """A signal came."""
+        if self.show:
+            err.print("stopping after this step; Ctrl-C once more gives it up")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -150,26 +165,6 @@ class _Live:
         elif step.step * 10 // step.of > self.tenth:
             self.tenth = step.step * 10 // step.of
             err.print(f"{step.stage:9} step {step.step} of {step.of} · {line}")
-
-
-@contextmanager
-def _stopping(live: _Live) -> Iterator[Any]:
-    """Ctrl-C asks the training to stop after its step; a second one interrupts. Yields what says whether it was asked."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        if live.show:
-            err.print("stopping after this step; Ctrl-C once more gives it up")
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following: str, *, as_json: bool) -> None:

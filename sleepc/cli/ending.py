@@ -1,0 +1,79 @@
+"""How a command ends before its end: Ctrl-C (SIGINT), or from outside (SIGTERM, or SIGHUP of a terminal that closes)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+REQUESTS = (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+STARTS_ANEW = "nothing half-written was left; the same command starts anew"
+
+
+class Ended(SystemExit):
+    """The command was ended by a signal; `said` is what a person should know, "" where that was said already."""
+
+    def __init__(self, signum: int, said: str = STARTS_ANEW) -> None:
+        self.signum, self.said = signum, said
+        super().__init__(128 + signum)
+
+    def __str__(self) -> str:
+        how = "interrupted" if self.signum == signal.SIGINT else f"ended by {signal.Signals(self.signum).name}"
+        return f"{how}: {self.said}"
+
+
+ENDS = (KeyboardInterrupt, Ended)  # what a signal raises in the middle of something
+
+
+def signal_of(end: BaseException) -> int:
+    """Which signal it was."""
+    return end.signum if isinstance(end, Ended) else signal.SIGINT
+
+
+@contextmanager
+def _handled(handler: Callable[[int, object], None], kinds: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Signals go to `handler`, but those that are ignored (nohup, a job in the background of a script) stay so."""
+    if threading.current_thread() is not threading.main_thread():  # the only one that may have handlers
+        yield
+        return
+    # getsignal is None for handlers that Python did not set, and cannot set again.
+    before = [(kind, old) for kind in kinds if (old := signal.getsignal(kind)) not in (signal.SIG_IGN, None)]
+    for kind, _ in before:
+        signal.signal(kind, handler)
+    try:
+        yield
+    finally:
+        for kind, old in before:
+            signal.signal(kind, old)
+
+
+@contextmanager
+def endable() -> Iterator[None]:
+    """Within it a request to end raises Ended, so that what was begun is cleared away, as after Ctrl-C."""
+
+    def end(signum: int, frame: object) -> None:
+        raise Ended(signum)
+
+    with _handled(end, REQUESTS):
+        yield
+
+
+@contextmanager
+def stopping(told: Callable[[], None] = lambda: None) -> Iterator[Callable[[], int]]:
+    """Within it the first signal only leaves word (and calls `told`), so that a step comes to its end; the second one
+    raises as ever: KeyboardInterrupt or Ended.
+
+    Yields a function: the signal that came, or 0.
+    """
+    came = 0
+
+    def leave_word(signum: int, frame: object) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt if signum == signal.SIGINT else Ended(signum)
+        came = signum
+        told()
+
+    with _handled(leave_word, (signal.SIGINT, *REQUESTS)):
+        yield lambda: came
