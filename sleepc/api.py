@@ -70,6 +70,7 @@ class Program:
     original: nn.Module | None = None
     timings: dict[str, float] = field(default_factory=dict)
     identity: str = ""
+    opened: str = ""  # the identity of the artifact at `path` when it was loaded or saved
     checked: bool = True
 
     def session(
@@ -109,7 +110,20 @@ class Program:
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where it has none."""
-        return load_tokenizer(self.path or (Path(self.source.folder) if self.source.folder else None))
+        return load_tokenizer(self.folder())
+
+    def folder(self) -> Path | None:
+        """Where the tokenizer's files are: the artifact, or the original's folder; None where it was in memory.
+
+        Raises SleepcError where another artifact stands there by now: its words may be others.
+        """
+        if self.path is None:
+            return Path(self.source.folder) if self.source.folder else None
+        if identity_of(read_manifest(self.path)) != self.opened:
+            raise SleepcError(
+                "the artifact was replaced by another one while it was open", where=str(self.path), fix="Load it again."
+            )
+        return self.path
 
     def inspect(self) -> Inspection:
         """What the conversion found and did. The original is captured again where this comes from an artifact."""
@@ -357,8 +371,7 @@ class Program:
         progress("saving", None)
         target = Path(path)
         with self._timed("save"):
-            folder = self.path or (Path(self.source.folder) if self.source.folder else None)
-            artifact.save_artifact(
+            manifest = artifact.save_artifact(
                 target,
                 self.graphs,
                 self.recipe,
@@ -366,9 +379,10 @@ class Program:
                 self.report,
                 standalone=standalone,
                 force=force,
-                tokenizer=folder,
+                tokenizer=self.folder(),
             )
-        self.path, self.identity = target, identity_of(read_manifest(target))
+        self.path, self.identity = target, identity_of(manifest)
+        self.opened = self.identity
         return target
 
     def export(
@@ -437,7 +451,7 @@ def convert(
     if checkpoint is not None:
         headers = [TensorFile(file) for file in checkpoint.files]
         hashes = scan(headers, lambda share: progress("reading weights", share))
-        refer_to_files(canonical, checkpoint.files, hashes)
+        refer_to_files(canonical, headers, hashes)
     captured = time.perf_counter()
     stages = rewrite_stages(recipe, len(canonical.layout))
     dump = dump_graphs / "rewrite" if dump_graphs else None
@@ -544,7 +558,7 @@ def load(path: str | Path) -> Program:
     folder = Path(path)
     graphs, manifest = artifact.load_artifact(folder)
     program = Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder, checked=False)
-    program.identity = identity_of(manifest)
+    program.identity = program.opened = identity_of(manifest)
     _warn_untrained(program)
     return program
 

@@ -6,23 +6,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 import sleepc
+from sleepc import whole_folder
 from sleepc.digests import dtype_name
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError
+from sleepc.held_file import AGAIN, HeldFile, is_inside
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import TAKEN, Block, BlockClass, Loop, ProgramGraphs, StateSpec
-from sleepc.ir.tensorfile import TensorFile
+from sleepc.ir.tensorfile import TensorFile, write_tensors
 from sleepc.ir.text import parse_graph, print_graph
 from sleepc.ir.types import DTYPES
 from sleepc.ir.weights import FileTensor, HeldTensor, Param
@@ -44,47 +41,16 @@ from sleepc.passes.runner import check_program
 from sleepc.recipe import Recipe
 
 NEW, HELD = "new.safetensors", "weights.safetensors"
+MAX_GRAPH = 64 << 20  # bytes
+TRIES = 100
 
 
 # ---------------------------------------------------------------------------------------------- writing
 
 
-@contextmanager
-def written_beside(target: Path, *, force: bool, mark: str = MANIFEST) -> Iterator[Path]:
-    """A directory that becomes `target` when the block ends well, and vanishes when it does not.
-
-    Raises UsageError where `target` exists and is not to be replaced, or has not the file `mark`.
-    """
-    check_free(target, force=force, mark=mark)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        draft.chmod(0o755)
-        yield draft
-        old = None
-        if target.exists():
-            old = draft.with_name(draft.name + ".old")
-            target.rename(old)
-        draft.rename(target)
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft)
-
-
-def check_free(target: Path, *, force: bool, mark: str = MANIFEST) -> None:
-    """Refuse an output directory that exists, unless `force`; never replace what has no file `mark` and is not empty:
-    an artifact by default.
-    """
-    if not target.exists():
-        return
-    if not force:
-        raise UsageError(f"{target} exists", where="-o", fix="Choose another name, or give --force to replace it.")
-    ours = target.is_dir() and ((target / mark).is_file() or not any(target.iterdir()))
-    if not ours:
-        kind = "a sleepc artifact" if mark == MANIFEST else f"one of sleepc's (it has no {mark})"
-        raise UsageError(f"{target} exists and is not {kind}", where="-o", fix="Choose another name.")
+def check_free(target: Path, *, force: bool) -> None:
+    """Refuse an output directory that exists, unless `force`; never replace what is no artifact and not empty."""
+    whole_folder.check_free(target, force=force, mark=MANIFEST)
 
 
 def save_artifact(
@@ -97,11 +63,11 @@ def save_artifact(
     standalone: bool = False,
     force: bool = False,
     tokenizer: Path | None = None,
-) -> None:
-    """Write `program` (level STEP) to `target`, all or nothing. `standalone` copies the source's weight files into
-    it.
+) -> Manifest:
+    """Write `program` (level STEP) to `target`, all or nothing; its manifest. `standalone` copies the source's weight
+    files into it.
     """
-    with written_beside(target, force=force) as draft:
+    with whole_folder.written_beside(target, force=force, mark=MANIFEST) as draft:
         (draft / "program").mkdir()
         params, files = _write_params(draft, program, standalone)
         manifest = Manifest(
@@ -129,6 +95,7 @@ def save_artifact(
             from sleepc.hf.tokenizer import copy_tokenizer
 
             copy_tokenizer(tokenizer, draft)
+        return read_manifest(draft)  # as it stands in the file: what identities are made of
 
 
 def _present(graph: Graph | None) -> Graph:
@@ -166,37 +133,24 @@ def _write_params(
     draft: Path, program: ProgramGraphs, standalone: bool
 ) -> tuple[dict[str, ParamEntry], list[WeightFile]]:
     """Save held tensors, refer to (or copy) the source's files, and say where every parameter is."""
-    files: dict[Path, WeightFile] = {}
+    files: dict[TensorFile | str, WeightFile] = {}
     entries: dict[str, ParamEntry] = {}
     own = {key: param for key, param in program.params.items() if _belongs_to_artifact(param)}
     for name, new in ((NEW, True), (HELD, False)):
         held = {key: param for key, param in own.items() if param.new is new}
         if held:
             # Clones, since safetensors refuses tensors that share memory (a tied head).
-            _save_tensors({k: p.materialise().cpu().contiguous().clone() for k, p in held.items()}, draft / name)
-            hashes = TensorFile(draft / name).hashes()
+            write_tensors({k: p.materialise().cpu().contiguous().clone() for k, p in held.items()}, draft / name)
+            written = TensorFile(draft / name)
+            hashes = written.hashes()
             entries |= {k: _entry(len(files), k, p, hashes[k]) for k, p in held.items()}
-            files[draft / name] = _weight_file(draft / name, name)
+            files[name] = _weight_file(written, name)
     for key, param in program.params.items():
         if isinstance(param, FileTensor) and key not in own:
-            if param.file not in files:
-                files[param.file] = _source_file(draft, param.file, standalone, len(files))
-            entries[key] = _entry(list(files).index(param.file), param.tensor, param, param.sha256)
+            if param.source not in files:
+                files[param.source] = _source_file(draft, param.source, standalone, len(files))
+            entries[key] = _entry(list(files).index(param.source), param.tensor, param, param.sha256)
     return {key: entries[key] for key in program.params}, list(files.values())
-
-
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """safetensors' writer, with the operating system's errors (a full disk) as what they are."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _belongs_to_artifact(param: Param) -> bool:
@@ -210,31 +164,58 @@ def _entry(file: int, tensor: str, param: Param, sha256: str) -> ParamEntry:
     )
 
 
-def _source_file(draft: Path, file: Path, standalone: bool, number: int) -> WeightFile:
+def _source_file(draft: Path, file: TensorFile, standalone: bool, number: int) -> WeightFile:
     if not standalone:
+        file.held.require_in_place()  # the artifact will refer to what stands there
         return _weight_file(file, None)
+    file.held.require_unchanged()
     name = f"source-{number:05d}.safetensors"
-    shutil.copyfile(file, draft / name)
-    return _weight_file(draft / name, name)
+    file.held.copy_to(draft / name)
+    return _weight_file(TensorFile(draft / name), name)
 
 
-def _weight_file(path: Path, name: str | None) -> WeightFile:
-    header = TensorFile(path)
-    return WeightFile(
-        path=name or str(path.resolve()), inside=name is not None, size=header.size, header_sha256=header.header_sha256
-    )
+def _weight_file(file: TensorFile, name: str | None) -> WeightFile:
+    path, inside = name or str(file.path.resolve()), name is not None
+    return WeightFile(path=path, inside=inside, size=file.size, header_sha256=file.header_sha256)
 
 
 # ---------------------------------------------------------------------------------------------- reading
 
 
 def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
-    """The program of an artifact; weights stay in their files until a backend asks for them.
+    """The program of an artifact; weights stay in their files, which are held open, until a backend asks for them.
 
-    Checked here: versions, manifest, graph texts, sizes and headers of weight files, types of all graphs. Tensor
-    hashes are
-    checked when a tensor is first read.
+    Checked here: versions, manifest, graph texts, sizes and headers of weight files, types of all graphs. Tensor hashes
+    are checked before the first use. Where the folder is replaced meanwhile, the new one is loaded, whole.
     """
+    for _ in range(TRIES):
+        with _stays(folder) as is_the_same:
+            try:
+                loaded = _load(folder)
+            except SleepcError:
+                if is_the_same():
+                    raise
+                continue
+            if is_the_same():
+                return loaded
+    raise SleepcError("the artifact was replaced again and again while it was loaded", where=str(folder), fix=AGAIN)
+
+
+@contextmanager
+def _stays(folder: Path) -> Iterator[Callable[[], bool]]:
+    """A question for later: is the folder at this path still the one that is there now?"""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield lambda: True  # the manifest is missing, which is another's message
+        return
+    try:
+        yield lambda: folder.exists() and os.path.samestat(folder.stat(), os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
     manifest = read_manifest(folder)
     files = [_checked_file(folder, entry) for entry in manifest.files]
     program = ProgramGraphs(
@@ -260,12 +241,20 @@ def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
 
 def _read_graph(folder: Path, entry: GraphFile) -> Graph:
     path = folder / entry.file
-    if not path.is_file() or folder.resolve() not in path.resolve().parents:
-        raise SleepcError(f"{entry.file} is missing", where=str(path), fix=RESTORE)
-    data = path.read_bytes()
+    if not is_inside(folder, path):
+        raise SleepcError(f"{entry.file} leads out of the artifact", where=str(path), fix=RESTORE)
+    file = HeldFile(path)
+    if file.size > MAX_GRAPH:
+        raise SleepcError(f"{entry.file} is too large to be a graph", where=str(path), fix=RESTORE)
+    data = file.read(0, file.size)
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise SleepcError(f"{entry.file} was changed after it was written", where=str(path), fix=RESTORE)
-    return parse_graph(data.decode(), "STEP")
+    try:
+        return parse_graph(data.decode(), "STEP")
+    except UnicodeDecodeError as error:
+        raise SleepcError(f"{entry.file} is not UTF-8 text: {error}", where=str(path), fix=RESTORE) from error
+    except SleepcError as error:
+        raise SleepcError(error.what, where=f"{path}, {error.where}", fix=error.fix) from error
 
 
 def _read_class(folder: Path, entry: ClassEntry) -> BlockClass:
@@ -291,7 +280,7 @@ def _state_spec(entry: StateEntry) -> StateSpec:
 
 def _checked_file(folder: Path, entry: WeightFile) -> TensorFile:
     path = folder / entry.path if entry.inside else Path(entry.path)
-    if entry.inside and (Path(entry.path).name != entry.path or folder.resolve() not in path.resolve().parents):
+    if entry.inside and (Path(entry.path).name != entry.path or not is_inside(folder, path)):
         raise SleepcError(f"{entry.path} leads out of the artifact", where=str(folder / MANIFEST), fix=RESTORE)
     if not path.is_file():
         raise SleepcError(
@@ -299,11 +288,9 @@ def _checked_file(folder: Path, entry: WeightFile) -> TensorFile:
             where=str(folder / MANIFEST),
             fix="Put the original model back there, or convert it again (--standalone copies the weights).",
         )
-    if path.stat().st_size != entry.size:
-        raise SleepcError(
-            f"{path} has {path.stat().st_size} bytes instead of {entry.size}", where=str(path), fix=RESTORE
-        )
     file = TensorFile(path)
+    if file.size != entry.size:
+        raise SleepcError(f"{path} has {file.size} bytes instead of {entry.size}", where=str(path), fix=RESTORE)
     if file.header_sha256 != entry.header_sha256:
         raise SleepcError(f"the header of {path} was changed after the conversion", where=str(path), fix=RESTORE)
     return file
@@ -319,7 +306,7 @@ def _param(entry: ParamEntry, files: list[TensorFile]) -> FileTensor:
         raise SleepcError(
             f"tensor {entry.tensor} is not in the file as the manifest says", where=str(file.path), fix=RESTORE
         )
-    return FileTensor(file.path, entry.tensor, found.dtype, shape, entry.sha256, entry.new)
+    return FileTensor(file, entry.tensor, found.dtype, shape, entry.sha256, entry.new)
 
 
 def _check_layout(program: ProgramGraphs) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepc.artifact import check_free, written_beside
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import copy_tokenizer
+from sleepc.whole_folder import check_free, written_beside
 
 if TYPE_CHECKING:
     from sleepc.api import Program
@@ -62,7 +62,7 @@ def export_program(
         manifest = backend.export(
             program.graphs, draft, tokens=tokens, identity=program.identity, progress=progress, **options
         )
-        folder = program.path or (Path(program.source.folder) if program.source.folder else None)
+        folder = program.folder()
         if folder is not None:
             copy_tokenizer(folder, draft)
     return Exported(target, manifest.report, time.perf_counter() - started)

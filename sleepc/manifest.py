@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sleepc.errors import SleepcError, UsageError
+from sleepc.json_file import read_json
 from sleepc.recipe import Recipe
+from sleepc.whole_folder import moved_away
 
 MANIFEST = "sleepc.json"
 FORMAT = 1
 MAX_MANIFEST = 64 << 20
+MAKE = "`sleepc convert MODEL -o OUT` makes one."
 RESTORE = "The artifact is damaged or was edited: convert the model again."
 MAX_BLOCKS = 4096
 
@@ -163,15 +166,10 @@ def read_manifest(folder: Path) -> Manifest:
     """sleepc.json, checked. Raises UsageError for what is no artifact or a newer one, SleepcError for a damaged one."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UsageError(
-            f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix="`sleepc convert MODEL -o OUT` makes one."
-        )
-    if path.stat().st_size > MAX_MANIFEST:
-        raise SleepcError(f"{MANIFEST} is too large to be one", where=str(path), fix=RESTORE)
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SleepcError(f"{MANIFEST} is not JSON: {error}", where=str(path), fix=RESTORE) from error
+        moved = moved_away(folder)
+        fix = f"A process that was killed left it as {moved}: move it back." if moved else MAKE
+        raise UsageError(f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix=fix)
+    data = read_json(path, most=MAX_MANIFEST, fix=RESTORE)
     version = data.get("format") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise UsageError(
@@ -180,11 +178,13 @@ def read_manifest(folder: Path) -> Manifest:
             fix="Upgrade sleepc (pip install -U sleepc), or convert the model again.",
         )
     try:
-        manifest = Manifest.model_validate(data)
+        manifest, found = Manifest.model_validate(data), digest(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
         raise SleepcError(f"{MANIFEST} is not valid: {place}: {first['msg']}", where=str(path), fix=RESTORE) from error
-    if digest(data) != manifest.sha256:
+    except (ValueError, RecursionError) as error:  # half of a surrogate pair, which no file can hold
+        raise SleepcError(f"{MANIFEST} is not valid: {type(error).__name__}", where=str(path), fix=RESTORE) from error
+    if found != manifest.sha256:
         raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=RESTORE)
     return manifest

@@ -88,18 +88,18 @@ def max_positions(config: Any) -> int | None:
     return int(value) if isinstance(value, int) and value > 0 else None
 
 
-def refer_to_files(program: ProgramGraphs, files: tuple[Path, ...], hashes: dict[Path, dict[str, str]]) -> None:
+def refer_to_files(program: ProgramGraphs, files: list[TensorFile], hashes: dict[Path, dict[str, str]]) -> None:
     """Replace parameters held in memory by references to the tensors of `files` that have the same values.
 
     `hashes` (by file and tensor) are of their bytes. What is in no file (a computed buffer, a merged weight) stays
     held,
     and is saved in the artifact.
     """
-    locator = Locator([TensorFile(file) for file in files])
+    locator, opened = Locator(files), {file.path: file for file in files}
     for key, param in program.params.items():
         if not isinstance(param, HeldTensor):
             continue
         found = locator.find(param.value, key)
         if found is not None:
             file, name = found
-            program.params[key] = FileTensor(file, name, param.dtype, param.shape, hashes[file][name])
+            program.params[key] = FileTensor(opened[file], name, param.dtype, param.shape, hashes[file][name])

@@ -6,12 +6,12 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import struct
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import numpy.typing as npt
 import torch
 
 from sleepc.errors import SleepcError
+from sleepc.held_file import DAMAGED, HeldFile, reading
 
 MAX_HEADER = 100 << 20  # as the safetensors library has it
-PIECE = 512 << 10  # bytes read at a time when a file is streamed: they stay in the cache of the core that hashes them
 MAX_RANK, MAX_SIZE = 8, 1 << 48
-DAMAGED = "The file is damaged or incomplete: fetch it again."
+# No room is set aside for the writes that a private mapping allows and nobody does.
+FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -58,20 +59,22 @@ class TensorEntry:
 
 
 class TensorFile:
-    """The header of a safetensors file. Raises SleepcError, naming file and tensor, where it does not add up."""
+    """A safetensors file, opened once: its tensors are those of that file, whatever comes to stand at its path.
+
+    Raises SleepcError, naming file and tensor, where its header does not add up.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with _reading(path), path.open("rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-            if not 2 <= length <= min(MAX_HEADER, self.size - 8):
-                raise self._damaged(f"its header cannot be {length} bytes long")
-            raw = file.read(length)
+        self.path, self.held = path, HeldFile(path)
+        self.size = self.held.size
+        length = struct.unpack("<Q", self.held.read(0, 8))[0] if self.size >= 8 else -1
+        if not 2 <= length <= min(MAX_HEADER, self.size - 8):
+            raise self._damaged(f"its header cannot be {length} bytes long")
+        raw = self.held.read(8, 8 + length)
         self.header_sha256 = hashlib.sha256(raw).hexdigest()
         self.metadata: Any = None  # whatever stands there: texts by name, if it is well-formed
         self.tensors = dict(self._entries(raw, 8 + length))
+        self._mapped: weakref.ref[mmap.mmap] | None = None
 
     def _damaged(self, why: str) -> SleepcError:
         return SleepcError(
@@ -114,14 +117,23 @@ class TensorFile:
         entry = self._find(name)
         if entry.start == entry.end:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        with _reading(self.path):
-            mapped = _mapping(self.path, self.path.stat().st_mtime_ns)
-        if len(mapped) != self.size:
-            raise self._damaged(f"it has {len(mapped)} bytes now, and had {self.size}")
+        mapped = self._mapping()
         flat = torch.frombuffer(mapped, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start)
         if entry.start % entry.dtype.itemsize:
             flat = flat.clone()  # a file may place a tensor at an odd byte
         return flat.view(entry.dtype).view(entry.shape)
+
+    def _mapping(self) -> mmap.mmap:
+        """One mapping, for as long as a tensor uses it: then its pages leave this process's memory. Private, since
+        torch wants writable memory: a write stays with us.
+        """
+        self.held.require_unchanged()
+        mapped = self._mapped() if self._mapped is not None else None
+        if mapped is None:
+            with reading(self.path):
+                mapped = mmap.mmap(self.held.descriptor, 0, flags=FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            self._mapped = weakref.ref(mapped)
+        return mapped
 
     def _find(self, name: str) -> TensorEntry:
         if name not in self.tensors:
@@ -132,7 +144,7 @@ class TensorFile:
         """sha256 of a tensor's bytes, read in pieces. With `finite`, SleepcError where one is NaN or infinite."""
         entry = self._find(name)
         digest = hashlib.sha256()
-        for piece in self._pieces(entry):
+        for piece in self.held.pieces(entry.start, entry.end):
             digest.update(piece)
             if finite and not _is_finite(piece, entry.dtype):
                 raise SleepcError(
@@ -142,39 +154,11 @@ class TensorFile:
                 )
         return digest.hexdigest()
 
-    def _pieces(self, entry: TensorEntry) -> Iterator[memoryview]:
-        buffer = memoryview(bytearray(min(PIECE, entry.end - entry.start)))
-        with self._open() as descriptor:
-            for place in range(entry.start, entry.end, PIECE):
-                view = buffer[: min(PIECE, entry.end - place)]
-                self._read(descriptor, view, place)
-                yield view
-
-    @contextmanager
-    def _open(self) -> Iterator[int]:
-        with _reading(self.path):
-            descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _read(self, descriptor: int, view: memoryview, place: int) -> None:
-        with _reading(self.path):
-            count = os.preadv(descriptor, [view], place)
-        if count != len(view):
-            raise self._damaged("it became shorter while it was read")
-
     def sample(self, name: str) -> bytes:
         """The bytes at the places of `sample_places`, without a mapping: touched pages would stay resident."""
         entry = self._find(name)
-        parts = []
-        with self._open() as descriptor:
-            for start, count in sample_places(entry.end - entry.start):
-                part = bytearray(count)
-                self._read(descriptor, memoryview(part), entry.start + start)
-                parts.append(bytes(part))
-        return b"".join(parts)
+        places = sample_places(entry.end - entry.start)
+        return b"".join(self.held.read(entry.start + at, entry.start + at + count) for at, count in places)
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every tensor."""
@@ -190,38 +174,6 @@ def _is_finite(piece: memoryview, dtype: torch.dtype) -> bool:
     return not len(words) or int((words & word(mask)).max()) != mask
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SleepcError(f"cannot read {path.name}: {error.strerror}", where=str(path)) from error
-
-
-# No room is set aside for the writes that a private mapping allows and nobody does.
-FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-
-
-def forget_mappings() -> None:
-    """Give up the mappings of files: where no tensor uses one any more, its pages leave this process's memory."""
-    _mapping.cache_clear()
-
-
-@lru_cache(maxsize=64)
-def _mapping(path: Path, changed: int) -> mmap.mmap:
-    """One private mapping per file and version. Private, since torch wants writable memory: a write stays with us."""
-    del changed
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, flags=FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-
-
-def map_tensor(path: Path, name: str) -> torch.Tensor:
-    """The tensor `name` of a safetensors file, mapped. Raises SleepcError where file or tensor are damaged."""
-    with _reading(path):
-        changed = path.stat().st_mtime_ns
-    return _header(path, changed).map(name)
-
-
 SAMPLES, SAMPLE = 16, 1024
 
 
@@ -232,10 +184,21 @@ def sample_places(size: int) -> list[tuple[int, int]]:
     return [(i * (size - SAMPLE) // (SAMPLES - 1), SAMPLE) for i in range(SAMPLES)]
 
 
-@lru_cache(maxsize=64)
-def _header(path: Path, changed: int) -> TensorFile:
-    del changed
-    return TensorFile(path)
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a new file with the rights that new files have here. Raises OSError where the disk is full or refuses."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch(exist_ok=False)
+    rights = path.stat().st_mode & 0o777
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(rights)  # the library writes for the owner alone
 
 
 def scan(files: list[TensorFile], progress: Callable[[float], None] = lambda share: None) -> dict[Path, dict[str, str]]:

@@ -7,27 +7,32 @@ from pathlib import Path
 
 import torch
 
-from sleepc.ir.tensorfile import TensorFile, map_tensor
+from sleepc.ir.tensorfile import TensorFile
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a safetensors file. `sha256` is of its bytes; `new` says that the conversion added it."""
+    """A tensor of an open safetensors file. `sha256` is of its bytes; `new` says that the conversion added it."""
 
-    file: Path
+    source: TensorFile
     tensor: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     sha256: str = ""
     new: bool = False
 
+    @property
+    def file(self) -> Path:
+        """Where the file was opened."""
+        return self.source.path
+
     def materialise(self) -> torch.Tensor:
-        """The tensor, mapped from its file (not copied). Raises SleepcError where the file is missing or damaged."""
-        return map_tensor(self.file, self.tensor)
+        """The tensor, mapped from its file (not copied). Raises SleepcError where the file was changed."""
+        return self.source.map(self.tensor)
 
     def is_intact(self) -> bool:
         """Are the bytes in the file those of the hash?"""
-        return TensorFile(self.file).sha256(self.tensor) == self.sha256
+        return self.source.sha256(self.tensor) == self.sha256
 
 
 @dataclass(frozen=True, eq=False)

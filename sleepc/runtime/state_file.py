@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, deserialize, serialize
 
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.held_file import HeldFile
 from sleepc.runtime.steps import Array, Signature
 from sleepc.whole_file import write_whole
 
 FORMAT = "sleepc.state"
-VERSION = "1"
+VERSION, UNCHECKED = "2", "1"  # this one's, and that of files without a checksum, which are read too
+MAX_HEADER = 100 << 20  # as the safetensors library has it
+CHECKSUM = "sha256"  # in the metadata: of all else
 NOTE = "note."  # before the names of notes in the metadata
 AGAIN = "feed the text again, or load another file"
 
@@ -83,43 +88,64 @@ def write_state(path: str | os.PathLike[str], arrays: dict[str, Array], contents
         raise SleepcError(f"the backend's arrays and its signature differ in {', '.join(odd)}")
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # kept alive
     specs = {name: _spec(name, array, contents) for name, array in whole.items()}
-    _write_beside(Path(path), serialize(specs, _metadata(contents)))
+    rows = {n: (contents.dtype(n).header, list(array.shape), array.reshape(-1)) for n, array in whole.items()}
+    metadata = _metadata(contents)
+    _write_beside(Path(path), serialize(specs, {**metadata, CHECKSUM: _checksum(metadata, rows)}))
 
 
 def read_state(path: str | os.PathLike[str], contents: Contents) -> dict[str, Array]:
     """The arrays of a file, writable, checked against `contents`.
 
-    Raises UsageError when the file cannot be read, SleepcError when it is cut off, no state file,
-    or that of another version, model or batch.
+    Raises UsageError when the file cannot be read, SleepcError when it is cut off, damaged, no state
+    file, or that of another version, model or batch. Warns of one from before there were checksums.
     """
     file = Path(path)
-    tensors, metadata = _open(file)
+    tensors, metadata = _open(file, contents.nbytes() + MAX_HEADER)
     _check_metadata(metadata, contents, file)
     if tensors.keys() != contents.arrays.keys():
         _refuse(file, f"arrays {', '.join(sorted(tensors.keys() ^ contents.arrays.keys()))}")
+    if CHECKSUM not in metadata:
+        text = f"{file} was written before state files had a checksum: whether it is damaged cannot be told"
+        warnings.warn(text, SleepcWarning, stacklevel=3)
     return {name: _array(name, tensors[name], contents, file) for name in contents.arrays}
 
 
 def read_note(path: str | os.PathLike[str], name: str) -> str | None:
-    """A note of a state file's metadata, unchecked; None where it has none of that name. Raises as `read_state`."""
-    file = Path(path)
-    metadata = _open(file)[1]
-    if metadata.get("format") != FORMAT:
-        raise SleepcError("this is no state file of sleepc", where=str(file), fix=AGAIN)
-    return metadata.get(NOTE + name)
+    """A note of a state file's metadata; None where it has none of that name. Raises as `read_state`."""
+    return _open(Path(path))[1].get(NOTE + name)
 
 
-def _open(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, as they stand."""
+def _open(file: Path, most: int | None = None) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The tensors and the metadata of a state file of `most` bytes, which are those that were written."""
     try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"the state file cannot be read: {error.strerror}", where=str(file), fix=AGAIN) from error
+        held = HeldFile(file)
+    except SleepcError as error:
+        raise UsageError(error.what, where=str(file), fix=AGAIN) from error
+    if most is not None and held.size > most:
+        raise SleepcError(f"the file has {held.size} bytes: no state of this model", where=str(file), fix=AGAIN)
+    data = held.read(0, held.size)
     try:
         tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]  # as published
     except SafetensorError as error:
         raise SleepcError(f"the state file is cut off or damaged: {error}", where=str(file), fix=AGAIN) from error
-    return tensors, _header_metadata(data)
+    metadata = _header_metadata(data)
+    _check_kind(metadata, file)
+    rows = {name: (t["dtype"], t["shape"], t["data"]) for name, t in tensors.items()}
+    found = metadata.get(CHECKSUM, "" if metadata["version"] == VERSION else None)
+    if found is not None and found != _checksum(metadata, rows):
+        raise SleepcError("the state file was damaged after it was written", where=str(file), fix=AGAIN)
+    return tensors, metadata
+
+
+def _checksum(metadata: Mapping[str, str], rows: Mapping[str, tuple[str, list[int], Any]]) -> str:
+    """sha256 of a file's metadata and arrays, each given as (element type, shape, bytes), in any order."""
+    rest = {key: text for key, text in metadata.items() if key != CHECKSUM}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(rows):
+        dtype, shape, data = rows[name]
+        digest.update(json.dumps([name, dtype, shape]).encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def _metadata(contents: Contents) -> dict[str, str]:
@@ -162,15 +188,18 @@ def _header_metadata(data: bytes) -> dict[str, str]:
     return dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
 
 
-def _check_metadata(found: dict[str, str], contents: Contents, file: Path) -> None:
+def _check_kind(found: dict[str, str], file: Path) -> None:
     if found.get("format") != FORMAT:
         raise SleepcError("this is no state file of sleepc", where=str(file), fix=AGAIN)
-    if found.get("version") != VERSION:
+    if found.get("version") not in (VERSION, UNCHECKED):
         raise SleepcError(
             f"the state file has version {found.get('version')}, and this sleepc reads {VERSION}",
             where=str(file),
             fix="load it with the sleepc that wrote it, or feed the text again",
         )
+
+
+def _check_metadata(found: dict[str, str], contents: Contents, file: Path) -> None:
     for name, value in contents.facts.items():
         if found.get(name) != value:
             _refuse(file, f"{name} ({found.get(name)!r} in the file, {value!r} here)")
@@ -188,7 +217,7 @@ def _check_metadata(found: dict[str, str], contents: Contents, file: Path) -> No
 def _first_difference(found: str, expected: str) -> str:
     try:
         there = json.loads(found)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         there = None
     if not isinstance(there, dict):
         return "the signature (unreadable in the file)"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from sleepc.errors import SleepcError
-from sleepc.ir.tensorfile import TensorFile, map_tensor
+from sleepc.ir.tensorfile import TensorFile, write_tensors
+from sleepc.json_file import read_json
+from sleepc.whole_folder import written_beside
 
 STATE, FACTS, KEPT = "state.safetensors", "state.json", 2
+MAX_FACTS = 1 << 20
 MASTER = "master/"
 
 
@@ -38,29 +39,19 @@ def write_checkpoint(
 
     Raises SleepcError where the disk refuses; what was there before is whole.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     target = folder / f"step-{standing.step:08d}"
+    tensors = {MASTER + key: value.detach() for key, value in masters.items()} | _moments(masters, optimisers)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+        with written_beside(target, force=True, mark=FACTS) as draft:
+            write_tensors({name: value.cpu().contiguous() for name, value in tensors.items()}, draft / STATE)
+            (draft / FACTS).write_text(standing.model_dump_json() + "\n")
+            for name in (STATE, FACTS):
+                with (draft / name).open("rb") as file:
+                    os.fsync(file.fileno())
     except OSError as error:
-        raise _unwritten(target, error) from error
-    try:
-        tensors = {MASTER + key: value.detach() for key, value in masters.items()} | _moments(masters, optimisers)
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, draft / STATE)
-        (draft / FACTS).write_text(standing.model_dump_json() + "\n")
-        for name in (STATE, FACTS):
-            with (draft / name).open("rb") as file:
-                os.fsync(file.fileno())
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise _unwritten(target, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise _unwritten(target, error.strerror) from error
+    except SleepcError as error:
+        raise _unwritten(target, error.what) from error
     for old in checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
     return target
@@ -80,8 +71,8 @@ def forget_checkpoints(folder: Path) -> None:
 def read_standing(path: Path) -> Standing:
     """Where the training stood. Raises SleepcError for a damaged checkpoint."""
     try:
-        return Standing.model_validate(json.loads((path / FACTS).read_bytes()))
-    except (OSError, ValueError, ValidationError) as error:
+        return Standing.model_validate(read_json(path / FACTS, most=MAX_FACTS, fix=""))
+    except (SleepcError, ValidationError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
 
@@ -93,7 +84,7 @@ def read_tensors(path: Path, masters: Mapping[str, Tensor], optimisers: Sequence
             found = file.tensors.get(MASTER + key)
             if found is None or found.shape != tuple(master.shape) or found.dtype != master.dtype:
                 raise _damaged(path, f"it has no tensor {key} of this shape and dtype")
-            master.copy_(map_tensor(path / STATE, MASTER + key))
+            master.copy_(file.map(MASTER + key))
     named = {id(master): key for key, master in masters.items()}
     for optimiser in optimisers:
         state: dict[int, dict[str, Tensor]] = {}
@@ -101,7 +92,7 @@ def read_tensors(path: Path, masters: Mapping[str, Tensor], optimisers: Sequence
             prefix = f"optimiser/{named[id(parameter)]}/"
             own = [name for name in file.tensors if name.startswith(prefix)]
             if own:
-                state[number] = {name.removeprefix(prefix): map_tensor(path / STATE, name).clone() for name in own}
+                state[number] = {name.removeprefix(prefix): file.map(name).clone() for name in own}
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
@@ -114,12 +105,18 @@ def _moments(masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Opt
     }
 
 
-def _unwritten(path: Path, error: Exception) -> SleepcError:
+def rest_of(folder: Path) -> str:
+    """What a training that broke off can go on from, in a sentence."""
+    left = checkpoints(folder)
+    return f"The training goes on from {left[-1].name} with --resume." if left else "No checkpoint was written yet."
+
+
+def _unwritten(path: Path, why: str) -> SleepcError:
     return SleepcError(
-        f"the checkpoint cannot be written: {error}",
+        f"the checkpoint cannot be written: {why}",
         where=str(path),
-        fix="Make room there: a checkpoint is three times the trained parameters in float32, and two are kept. The "
-        "training goes on from the last one with --resume.",
+        fix="Make room there: a checkpoint is three times the trained parameters in float32, and two are kept. "
+        + rest_of(path.parent),
     )
 
 

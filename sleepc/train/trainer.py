@@ -15,7 +15,7 @@ import torch
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.tasks.lessons import NOTHING
-from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, write_checkpoint
+from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, rest_of, write_checkpoint
 from sleepc.train.optimisers import make_optimisers
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import Phase, Settings, StageName, passes_of, phases
@@ -170,7 +170,7 @@ class Trainer:
             raise SleepcError(
                 f"the loss is {loss} and the gradient's norm {norm} at step {self.done + 1}",
                 where=phase.stage,
-                fix="Use a smaller learning rate. --resume goes on from the last checkpoint, which is whole.",
+                fix=f"Use a smaller learning rate. {rest_of(self.work)}",
             )
         for optimiser in self.optimisers:
             optimiser.step()

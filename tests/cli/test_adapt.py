@@ -136,7 +136,7 @@ def test_an_artifact_from_before_there_were_hashes(
         (["plain", "cut"], 1, "not a valid safetensors file"),
         (["plain", "foreign"], 2, "trained on other weights"),
         (["plain", "adapter", "-o", "model"], 2, "exists"),
-        (["plain", "adapter", "-o", "model", "--force"], 2, "is not a sleepc artifact"),
+        (["plain", "adapter", "-o", "model", "--force"], 2, "is not one of sleepc's"),
         (["model", "adapter"], 2, "is not a sleepc artifact"),
         (["absent", "adapter"], 2, "is not a sleepc artifact"),
     ],
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_old_artifact(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "new.safetensors")
 
-    monkeypatch.setattr(artifact, "_save_tensors", full)
+    monkeypatch.setattr(artifact, "write_tensors", full)
     code, _, err = run_here(capsys, "adapt", plain, made / "adapter")
     assert code == 1
     assert "the disk is full" in err

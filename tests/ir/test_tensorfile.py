@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -16,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from sleepc import held_file
 from sleepc.errors import SleepcError
 from sleepc.ir import locate, tensorfile
 from sleepc.ir.locate import Locator
-from sleepc.ir.tensorfile import TensorFile, map_tensor, sample_places, scan
+from sleepc.ir.tensorfile import TensorFile, sample_places, scan
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -98,8 +100,6 @@ def test_what_is_not_there_or_no_file(path: Path) -> None:
     for bad in (path, path.parent):
         with pytest.raises(SleepcError, match="cannot read"):
             TensorFile(bad)
-    with pytest.raises(SleepcError, match="cannot read"):
-        map_tensor(path, "a")
 
 
 def test_sound_files_of_another_writer(path: Path) -> None:
@@ -111,7 +111,6 @@ def test_sound_files_of_another_writer(path: Path) -> None:
     for name, value in tensors.items():
         assert torch.equal(file.map(name), value)
         assert file.map(name).dtype == value.dtype
-        assert torch.equal(map_tensor(path, name), value)
     with pytest.raises(SleepcError, match="no tensor c"):
         file.map("c")
 
@@ -189,7 +188,7 @@ def _anonymous() -> int:
 
 
 def test_hashes_are_of_the_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorfile, "PIECE", 1024)
+    monkeypatch.setattr(held_file, "PIECE", 1024)
     generator = torch.Generator().manual_seed(0)
     tensors = {f"t{n}": torch.randn(n, generator=generator) for n in (0, 1, 255, 256, 257, 2000)}
     save_file(tensors, path)
@@ -208,7 +207,7 @@ def test_hashes_are_of_the_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_nan_and_infinity_are_found(
     path: Path, monkeypatch: pytest.MonkeyPatch, place: int, dtype: torch.dtype, bad: float
 ) -> None:
-    monkeypatch.setattr(tensorfile, "PIECE", 2048)
+    monkeypatch.setattr(held_file, "PIECE", 2048)
     value = torch.full((3000,), torch.finfo(dtype).max, dtype=dtype)
     value[1::2] = torch.finfo(dtype).min
     save_file({"fine": value.clone()}, path)
@@ -233,11 +232,46 @@ def test_a_file_that_became_shorter(path: Path) -> None:
         with pytest.raises(SleepcError, match=r"model\.safetensors"):
             use("a")
     with pytest.raises(SleepcError, match="its header describes"):
-        map_tensor(path, "a")
+        TensorFile(path)
+
+
+def test_an_open_file_stays_what_it_is(path: Path) -> None:
+    """Another one at its path is not read; one that is written over is noticed."""
+    old, new = torch.zeros(40_000), torch.ones(40_000)
+    save_file({"a": old}, path)
+    file = TensorFile(path)
+    digest, sample = file.sha256("a"), file.sample("a")
     path.unlink()
-    for use in (file.map, file.sha256, file.sample):
-        with pytest.raises(SleepcError, match="cannot read"):
-            use("a")
+    save_file({"a": new}, path)
+    assert torch.equal(file.map("a"), old)
+    assert (file.sha256("a"), file.sample("a")) == (digest, sample)
+    assert torch.equal(copy.deepcopy(file).map("a"), old)
+
+    other = TensorFile(path)
+    assert torch.equal(other.map("a"), new)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(SleepcError, match="changed while it was open"):
+        other.map("a")
+
+
+def test_a_mapping_lives_as_long_as_its_tensors(path: Path) -> None:
+    save_file({"a": torch.zeros(4 << 20)}, path)
+    file = TensorFile(path)
+    value = file.map("a")
+    assert str(path) in Path("/proc/self/maps").read_text()
+    del value
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert file.map("a").shape == (4 << 20,)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop"])
+def test_what_is_no_regular_file_is_not_read(path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    with pytest.raises(SleepcError, match="cannot read"):
+        TensorFile(path)
 
 
 @given(size=st.integers(0, 1 << 40))

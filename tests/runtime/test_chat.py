@@ -342,7 +342,7 @@ def refused(tmp_path: Path, message: str, **options: Any) -> None:
 
 
 def test_files_of_others(tmp_path: Path) -> None:
-    refused(tmp_path, "cannot be read")
+    refused(tmp_path, "cannot read")
     (tmp_path / "talk").write_bytes(b"hello")
     refused(tmp_path, "damaged")
     Session(FakeSteps(vocab=VOCAB)).save_state(tmp_path / "talk")

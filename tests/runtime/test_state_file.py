@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Signature
 from tests.runtime.fake import FakeState, FakeSteps
@@ -29,14 +30,27 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "state.safetensors"
 
 
-def edit(path: Path, change: Callable[[Header], object]) -> None:
-    """Change the header of a safetensors file and leave its data."""
+def edit(path: Path, change: Callable[[Header], object], *, seal: bool = True) -> None:
+    """Change the header of a safetensors file and leave its data; with `seal` its checksum is of what it is now."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     change(header)
+    if seal and "__metadata__" in header:
+        header["__metadata__"]["sha256"] = checksum(header, data[8 + length :])
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def checksum(header: Header, data: bytes) -> str:
+    """Of metadata and arrays, as a file has it."""
+    rest = {key: text for key, text in header["__metadata__"].items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(header.keys() - {"__metadata__"}):
+        entry = header[name]
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        digest.update(data[slice(*entry["data_offsets"])])
+    return digest.hexdigest()
 
 
 def refused(path: Path, message: str, **options: Any) -> SleepcError:
@@ -56,7 +70,7 @@ def test_the_file_says_what_it_holds(saved: Path) -> None:
         meta = file.metadata()
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     assert meta["format"] == "sleepc.state"
-    assert meta["version"] == "1"
+    assert meta["version"] == "2"
     assert meta["identity"] == "one"
     assert json.loads(meta["signature"])["0.memory"] == ["bf16", "B", 1]
     assert kinds["0.memory"] == "BF16"
@@ -112,9 +126,65 @@ def test_not_a_state_file(saved: Path) -> None:
     refused(saved, "cut off or damaged")
 
 
+def test_any_changed_byte_is_noticed(saved: Path) -> None:
+    """Or changes nothing: the state that is loaded is the one that was saved."""
+    whole = saved.read_bytes()
+    session = Session(FakeSteps(), batch=2, identity="one")
+    session.load_state(saved)
+    wanted = session.feed([[1, 2], [3, 4]])
+    loaded = 0
+    for place in range(0, len(whole), 3):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 7
+        saved.write_bytes(changed)
+        other = Session(FakeSteps(), batch=2, identity="one")
+        try:
+            other.load_state(saved)
+        except SleepcError:
+            continue
+        loaded += 1
+        np.testing.assert_array_equal(other.feed([[1, 2], [3, 4]]), wanted)
+    assert loaded < 10, "only a space of the header's padding makes no difference"
+
+
+def test_a_checksum_that_is_wrong_or_gone(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for change in ({"sha256": "0" * 64}, {"sha256": ""}, {"note.x": "more"}):
+        edit(saved, lambda h, c=change: h["__metadata__"].update(c), seal=False)
+        refused(saved, "damaged after it was written")
+        saved.write_bytes(whole)
+    edit(saved, lambda h: h["__metadata__"].pop("sha256"), seal=False)
+    refused(saved, "damaged after it was written")
+
+
+def test_a_file_from_before_there_were_checksums(saved: Path) -> None:
+    """It is read, with a note."""
+    session = Session(FakeSteps(), batch=2, identity="one")
+    session.load_state(saved)
+    wanted = session.feed([[1, 2], [3, 4]])
+    edit(saved, lambda h: (h["__metadata__"].pop("sha256"), h["__metadata__"].update(version="1")), seal=False)
+    with pytest.warns(SleepcWarning, match="before state files had a checksum"):
+        session.load_state(saved)
+    np.testing.assert_array_equal(session.feed([[1, 2], [3, 4]]), wanted)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["/dev/zero", "itself", "a pipe", "a sparse file"])
+def test_what_is_no_file_or_far_too_large(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "state"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a sparse file":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.symlink_to(path if kind == "itself" else kind)
+    refused(path, "cannot read state|no state of this model")
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert isinstance(refused(tmp_path / "none", "cannot be read"), UsageError)
-    assert isinstance(refused(tmp_path, "cannot be read"), UsageError)
+    assert isinstance(refused(tmp_path / "none", "cannot read"), UsageError)
+    assert isinstance(refused(tmp_path, "cannot read"), UsageError)
     session = Session(FakeSteps())
     with pytest.raises(SleepcError, match=r"(?s)cannot be written.*choose a folder"):
         session.save_state(tmp_path / "none" / "s")
@@ -127,8 +197,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_another_version(saved: Path) -> None:
-    edit(saved, lambda h: h["__metadata__"].update(version="2"))
-    refused(saved, "version 2, and this sleepc reads 1.*the sleepc that wrote it")
+    edit(saved, lambda h: h["__metadata__"].update(version="3"))
+    refused(saved, "version 3, and this sleepc reads 2.*the sleepc that wrote it")
 
 
 def test_another_model(saved: Path) -> None:
@@ -153,7 +223,7 @@ def test_another_signature(saved: Path, steps: FakeSteps) -> None:
     refused(saved, r"array 1\.S \(\['f32', 'B', 2, 3\] in the file", steps=steps)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{} "])
+@pytest.mark.parametrize("text", ["{", "[]", "{} ", "[" * 100_000])
 def test_a_signature_that_is_none(saved: Path, text: str) -> None:
     edit(saved, lambda h: h["__metadata__"].update(signature=text))
     refused(saved, "another model")
@@ -184,6 +254,7 @@ def test_impossible_clocks(saved: Path, name: str, value: int) -> None:
     start = 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
     data[start : start + 8] = struct.pack("<q", value)
     saved.write_bytes(data)
+    edit(saved, lambda h: None)
     refused(saved, "clocks are impossible")
 
 

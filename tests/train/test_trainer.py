@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -13,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from sleepc.api import Program, convert
 from sleepc.errors import SleepcError, UsageError
@@ -87,7 +88,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, options: di
 def test_checkpoints_are_whole_and_two_are_kept(tmp_path: Path) -> None:
     _train(_program(), tmp_path, save_every=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004", "step-00000006"]
-    assert not list(tmp_path.glob(".step-*"))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith(".")]
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -109,18 +110,38 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _train(_program(), tmp_path, stop=2)
+    """And what the error says to go on from is there."""
 
     def refuse(*args: Any) -> None:
-        raise SafetensorError("I/O error: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", refuse)
-        with pytest.raises(SleepcError, match=r"cannot be written: .*No space left"):
+        patch.setattr("sleepc.train.checkpoint.write_tensors", refuse)
+        with pytest.raises(SleepcError, match="cannot be written: the disk is full") as caught:
+            _train(_program(), tmp_path, stop=2)
+        assert "--resume" not in caught.value.fix
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    _train(_program(), tmp_path, stop=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("sleepc.train.checkpoint.write_tensors", refuse)
+        with pytest.raises(SleepcError, match="cannot be written: the disk is full") as caught:
             _train(_program(), tmp_path, resume=True)
+        assert "step-00000002 with --resume" in caught.value.fix
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-00000002"]
     outcome, _ = _train(_program(), tmp_path, resume=True)
     assert outcome.finished
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_a_loss_that_is_no_number_says_what_there_is_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    if stop:
+        _train(_program(), tmp_path, stop=stop)
+    monkeypatch.setattr("sleepc.train.trainer.Trainer._gather", lambda *_: (1.0, (math.nan, 0.0, 0.0)))
+    with pytest.raises(SleepcError, match="the loss is nan") as caught:
+        _train(_program(), tmp_path, resume=bool(stop))
+    assert ("--resume" in caught.value.fix) is bool(stop)
 
 
 def test_what_does_not_fit_into_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,6 @@ from sleepc.backends.onnx.manifest import Kept, Manifest, Replaced
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.tensorfile import forget_mappings
 from sleepc.runtime.steps import IntArray
 
 Progress = Callable[[str, float | None], None]
@@ -141,7 +140,6 @@ def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> N
 def _free() -> None:
     """Parameters that are no longer used leave memory, before the next ones come."""
     gc.collect()
-    forget_mappings()
 
 
 def _read_onnx(subject: Check, expected: Shelf) -> None:

@@ -1,0 +1,28 @@
+"""JSON of files that may be damaged: every fault is one error with its place. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sleepc.errors import SleepcError
+from sleepc.held_file import HeldFile
+
+
+def read_json(path: Path, *, most: int, fix: str) -> Any:
+    """What stands in a JSON file of `most` bytes or less. Raises SleepcError with `fix` where it cannot be read."""
+    file = HeldFile(path)
+    if file.size > most:
+        raise SleepcError(f"{path.name} is too large to be one", where=str(path), fix=fix)
+    return parse_json(file.read(0, file.size), what=path.name, where=str(path), fix=fix)
+
+
+def parse_json(data: bytes | str, *, what: str, where: str, fix: str) -> Any:
+    """What a JSON text says. Raises SleepcError where it is none, or nested deeper than anything of ours."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise SleepcError(f"{what} is not JSON: {error}", where=where, fix=fix) from error
+    except RecursionError as error:
+        raise SleepcError(f"{what} is nested too deep", where=where, fix=fix) from error
