@@ -49,7 +49,7 @@ def write_checkpoint(
                 with (draft / name).open("rb") as file:
                     os.fsync(file.fileno())
     except OSError as error:
-        raise _unwritten(target, error.strerror) from error
+        raise _unwritten(target, error.strerror or str(error)) from error
     except SleepcError as error:
         raise _unwritten(target, error.what) from error
     for old in checkpoints(folder)[:-KEPT]:
