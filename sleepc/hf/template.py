@@ -1,153 +1,176 @@
-"""A model's chat template, rendered in jinja2's sandbox with what transformers gives templates, and without it."""
+"""A model's chat template: found in its files, rendered as transformers renders it, and without it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from datetime import datetime
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+import jinja2
+from jinja2 import meta
 
 from sleepc.errors import UsageError
+from sleepc.hf.json_file import read_object
+from sleepc.hf.sandbox import REFUSALS, environment
+from sleepc.hf.special_tokens import CONFIG, named_tokens
 
-Template = Callable[[list[dict[str, str]]], str]
-"""Messages (role, content) -> the text of the conversation, up to where the answer begins."""
+FILE, FOLDER, OLD_FILE = "chat_template.jinja", "chat_templates", "chat_template.json"
+DEFAULT, KEY = "default", "chat_template"
+OURS = ("messages", "add_generation_prompt")  # variables that are no arguments
+Message = Mapping[str, str]
 
-# Whatever a template's own arithmetic, look-ups and calls can raise: it is a program from a stranger.
-REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+def template_sources(folder: Path) -> dict[str, str]:
+    """Name -> text of a model's templates: files of their own, else the tokenizer's configuration, else the older file.
+
+    Raises UsageError for files that are damaged.
+    """
+    own = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
+    own |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
+    if own:
+        return {name: path.read_text(encoding="utf-8", errors="replace") for name, path in own.items()}
+    for name in (CONFIG, OLD_FILE):
+        found = read_object(folder / name).get(KEY)
+        if found:
+            return dict(_named(found, folder / name))
+    return {}
 
 
-@cache
-def load_template(folder: Path) -> Template | None:
-    """A model directory -> its chat template; None where it has none. Raises UsageError for files that are damaged."""
-    config = _json(folder / "tokenizer_config.json")
-    source = _source(folder, config)
-    if source is None:
+def _named(found: object, where: Path) -> Iterator[tuple[str, str]]:
+    """One text, a mapping of names to texts, or a list of names with their texts."""
+    entries = found if isinstance(found, (list, dict)) else {DEFAULT: found}
+    pairs = entries.items() if isinstance(entries, dict) else [_pair(entry) for entry in entries]
+    for name, text in pairs:
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise UsageError(
+                f"cannot read the chat template: {type(text).__name__} where a text should be",
+                where=str(where),
+                fix="Take the file from the original model.",
+            )
+        yield name, text
+
+
+def _pair(entry: object) -> tuple[object, object]:
+    return (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, entry)
+
+
+def load_template(
+    folder: Path,
+    name: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    typed: Callable[[str], str] = str,
+) -> Template | None:
+    """A model directory -> its chat template of that name, with values for its variables; None where it has none.
+
+    `typed` is applied to whatever people say. Raises UsageError for files that are damaged, and for a name or a
+    variable that there is not.
+    """
+    sources = template_sources(folder)
+    if not sources and name is None and not arguments:
         return None
-    tokens = _special_tokens(folder, config)
+    source = sources[_chosen(sources, name, folder)]
+    config = read_object(folder / CONFIG)
     try:
-        template = _environment().from_string(source)
-    except TemplateError as error:
+        tree = environment().parse(source)
+        template = environment().from_string(source)
+    except REFUSALS as error:
         raise UsageError(
             f"the model's chat template is broken: {error}",
             where=str(folder),
-            fix="Take the file from the original model; without a template, `sleepc run` goes on with a text.",
+            fix="Take the file from the original model, or give --no-chat: the model goes on with a text.",
         ) from error
+    given = dict(arguments or {})
+    _check_arguments(given, meta.find_undeclared_variables(tree))
+    variables = {"tools": None, "documents": None, **named_tokens(folder, config), **_deep(typed, given)}
+    return Template(template, variables, typed)
 
-    def render(messages: list[dict[str, str]]) -> str:
-        try:
-            return template.render(
-                messages=[dict(m) for m in messages], tools=None, documents=None, add_generation_prompt=True, **tokens
+
+def _chosen(sources: dict[str, str], name: str | None, folder: Path) -> str:
+    if (name or DEFAULT) in sources:
+        return name or DEFAULT
+    if not sources:
+        raise UsageError("this model has no chat template", where=str(folder), fix="Give it a text: --no-chat.")
+    what = f"there is no chat template {name!r}" if name else "the model has several chat templates, none the default"
+    raise UsageError(what, where="--template", fix=f"Its templates: {', '.join(sorted(sources))}.")
+
+
+def _check_arguments(given: dict[str, Any], known: set[str]) -> None:
+    for name in given:
+        if name in OURS or name not in known:
+            own = ", ".join(sorted(known.difference(OURS))) or "none"
+            raise UsageError(
+                f"the model's chat template has no use for {name!r}",
+                where="--template-arg",
+                fix=f"Variables that it reads: {own}.",
             )
+
+
+def _deep(typed: Callable[[str], str], value: Any) -> Any:
+    """All texts of a value of JSON, as people typed them."""
+    if isinstance(value, str):
+        return typed(value)
+    if isinstance(value, list):
+        return [_deep(typed, each) for each in value]
+    return {key: _deep(typed, each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+class Template:
+    """Messages (role, content) -> the text of the conversation, up to where the answer begins."""
+
+    def __init__(self, template: jinja2.Template, variables: dict[str, Any], typed: Callable[[str], str]) -> None:
+        self._template, self._variables, self._typed = template, variables, typed
+        self._parts: dict[tuple[str, ...], bool] = {}  # by roles: does it want contents as lists of parts?
+
+    def __call__(self, messages: Sequence[Message], answering: bool = True) -> str:
+        """With `answering` the text ends where the answer begins, without it after the last message.
+
+        Raises UsageError where the template refuses the conversation, or would leave its last message out.
+        """
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._parts:
+            self._parts[roles] = self._in_parts(roles, answering)
+        typed = [self._typed(message["content"]) for message in messages]
+        return self._render(roles, typed, self._parts[roles], answering)
+
+    def closing(self) -> str:
+        """What stands after an answer; "" where the template does not tell."""
+        answer = "theAnswer"
+        try:
+            text = self._render(("user", "assistant"), ["question", answer], False, False)
+        except UsageError:  # it takes no conversation that ends with an answer
+            return ""
+        return text.partition(answer)[2]
+
+    def _in_parts(self, roles: tuple[str, ...], answering: bool) -> bool:
+        """Does the template want a content as a list of parts? Tried with words that it cannot know: what is not found
+        in its text has been left out.
+        """
+        words = [f"word{i}of{len(roles)}said" for i in range(len(roles))]
+        last = max((i for i, role in enumerate(roles) if role == "user"), default=None)
+        wanted = [i for i, role in enumerate(roles) if i == last or role == "system"]
+        refusal, lost = None, ""
+        for in_parts in (False, True):
+            try:
+                text = self._render(roles, words, in_parts, answering).casefold()
+            except UsageError as error:
+                refusal = refusal or (None if lost else error)
+                continue
+            missing = [roles[i] for i in wanted if words[i].casefold() not in text]
+            if not missing:
+                return in_parts
+            lost = lost or missing[0]
+        raise refusal or UsageError(
+            f"the model's chat template leaves out what the {lost} says",
+            fix="Leave --system out." if lost == "system" else "Give another --template, or --no-chat.",
+        )
+
+    def _render(self, roles: Sequence[str], contents: Sequence[str], in_parts: bool, answering: bool) -> str:
+        said = [[{"type": "text", "text": text}] if in_parts else text for text in contents]
+        messages = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+        try:
+            return self._template.render(messages=messages, **self._variables | {"add_generation_prompt": answering})
         except REFUSALS as error:
             raise UsageError(
                 f"the model's chat template refuses this conversation: {error}",
-                fix="Some templates take no system text, or want the roles in another order.",
+                fix="Some templates take no system text, or want the roles in another order; --no-chat gives a text.",
             ) from error
-
-    return render
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A file's JSON object; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"cannot read {path.name}: {error}", where=str(path), fix="Take it from the original model."
-        ) from error
-    return data
-
-
-def _source(folder: Path, config: dict[str, Any]) -> str | None:
-    """The template's text: of its own file, or of the configuration, the default one where that has several."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8", errors="replace")
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) and found else None
-
-
-def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token and others as texts: templates read them as variables."""
-    # A configuration with the decoder of its tokens is newer than the file of their names, and is all there is to read.
-    names = {} if "added_tokens_decoder" in config else _json(folder / "special_tokens_map.json")
-    extra = config.get("extra_special_tokens")
-    stated = {**config, **(extra if isinstance(extra, dict) else {}), **names}
-    texts = {
-        name: token.get("content") if isinstance(token, dict) else token
-        for name, token in stated.items()
-        if name.endswith("_token") or (isinstance(extra, dict) and name in extra)
-    }
-    return {name: token for name, token in texts.items() if isinstance(token, str)}
-
-
-@cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _Namespace}
-    return environment
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """JSON as it is; jinja2's own filter escapes what HTML would misread."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-class _Generation(Extension):
-    """{% generation %} .. {% endgeneration %}, which marks answers for training: its statements are carried out."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own attribute)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        """The block's statements, in a scope of their own."""
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-class _Namespace(Namespace):
-    """jinja2's namespace, in which nothing of Python's own can be hidden."""
-
-    def __init__(*args: Any, **given: Any) -> None:  # `self` is in `args`, so that a template can use that name
-        self, *rest = args
-        attributes = dict(*rest, **given)
-        for name in attributes:
-            _check_name(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
-
-
-def _check_name(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace takes no names with an underscore before them, and there is {name!r}")

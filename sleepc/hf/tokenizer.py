@@ -4,89 +4,187 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepc.errors import UsageError
+from sleepc.hf.end_tokens import end_ids
+from sleepc.hf.json_file import read_object
+from sleepc.hf.special_tokens import CONFIG, add_stated_tokens, named_tokens
+from sleepc.hf.typed_text import MARKS, control_tokens, mark_typed, name_control, strict_tokenizer
 
 if TYPE_CHECKING:
-    from sleepc.hf.template import Template
+    from sleepc.hf.template import Message, Template
 
+MAIN = "tokenizer.json"
 FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    MAIN,
+    CONFIG,
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "config.json",
 )
+FOLDERS = ("chat_templates",)
+OTHERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+BEFORE = ("\n", "a", ".")
+
+
+class NoTokenizer(UsageError):
+    """There is no tokenizer.json: the model reads and writes ids."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text <-> token ids; `eos_ids` end an answer."""
+    """Text <-> token ids; `eos_ids` end an answer. Control tokens (id -> name) in a text that is encoded are text."""
 
     inner: Any
     folder: Path
     eos_ids: tuple[int, ...]
+    control: Mapping[int, str] = field(default_factory=dict)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with what the model's own tokenizer puts before a text."""
-        ids: list[int] = self.inner.encode(text).ids
-        return ids
+        found = self.inner.encode(text)
+        ids: list[int] = found.ids
+        if self.control.keys().isdisjoint(ids):
+            return ids
+        typed = [i for i, added in zip(ids, found.special_tokens_mask, strict=True) if not added]
+        if self.control.keys().isdisjoint(typed):
+            return ids
+        strict: list[int] = self._strict.encode(MARKS.sub("", text)).ids
+        return strict
+
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a text that others surround: nothing is put before or after it."""
+        ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
+        if self.control.keys().isdisjoint(ids):
+            return ids
+        strict: list[int] = self._strict.encode(MARKS.sub("", text), add_special_tokens=False).ids
+        return strict
+
+    def encode_next(self, text: str) -> list[int]:
+        """Token ids of a text that goes straight on from another."""
+        return self._after(self.encode_part, text)
+
+    def encode_turns(self, text: str, *, goes_on: bool = False) -> list[int]:
+        """Token ids of a chat template's text: its own control tokens are control, and what people typed is text."""
+        return self._after(self._turns, text) if goes_on else self._turns(text)
 
     def decode(self, ids: list[int]) -> str:
         """Text; special tokens are left out."""
         text: str = self.inner.decode(ids, skip_special_tokens=True)
         return text
 
-    def encode_part(self, text: str) -> list[int]:
-        """Token ids of a text that others surround: nothing is put before or after it."""
-        ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
-        return ids
+    def template(self, name: str | None = None, arguments: Mapping[str, Any] | None = None) -> Template | None:
+        """The model's chat template, with values for its variables; None where it has none.
 
-    def template(self) -> Template | None:
-        """The model's chat template; None where it has none. Raises UsageError for one that is broken."""
+        Raises UsageError for one that is broken, and for a name or a variable that there is not.
+        """
         from sleepc.hf.template import load_template
 
-        return load_template(self.folder)
+        return load_template(self.folder, name, arguments, lambda text: mark_typed(self.inner, self.control, text))
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation by the model's chat template, up to where the answer begins.
 
         Raises UsageError where the model has none, or it refuses the conversation.
         """
         template = self.template()
         if template is None:
-            raise UsageError("this model has no chat template", fix="Leave --chat out.")
-        return self.encode_part(template(messages))
+            raise UsageError("this model has no chat template", fix="Encode a text: tokenizer.encode(text).")
+        return self.encode_turns(template(messages))
+
+    def ends(self, template: Template | None) -> Collection[int]:
+        """The tokens that end an answer: with a template, also the one that closes a turn there."""
+        if template is None:
+            return self.eos_ids
+        closing = (i for i in self.encode_turns(template.closing()) if i in self.control)
+        return tuple(sorted({*self.eos_ids, *[i for i in closing][:1]}))
+
+    def holes(self, vocab: int) -> list[int]:
+        """The ids of a model of `vocab` words that stand for no token: its table may be wider than its tokenizer."""
+        return sorted(set(range(vocab)).difference(self.inner.get_vocab().values()))
+
+    def same_words(self, other: Tokenizer) -> bool:
+        """Do all tokens have the same ids?"""
+        same: bool = self.inner.get_vocab() == other.inner.get_vocab()
+        return same
+
+    @cached_property
+    def _strict(self) -> Any:
+        return strict_tokenizer(self.inner, dict(self.control))
+
+    def _turns(self, text: str) -> list[int]:
+        if MARKS.search(text) is None:
+            plain: list[int] = self.inner.encode(text, add_special_tokens=False).ids
+            return plain
+        named = name_control(self.inner, dict(self.control), text)
+        strict = self._strict if self.control else self.inner
+        ids: list[int] = strict.encode(named, add_special_tokens=False).ids
+        return ids
+
+    def _after(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
+        """Ids of a text without the space that some tokenizers put before whatever they are given."""
+        alone = encode("a")
+        if encode("\na")[-len(alone) :] != alone:
+            for before in BEFORE:
+                first, both = encode(before), encode(before + text)
+                if first and both[: len(first)] == first:
+                    return both[len(first) :]
+        return encode(text)
 
 
 def load_tokenizer(folder: Path | None) -> Tokenizer:
-    """The tokenizer in `folder`. Raises UsageError where there is none."""
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        raise UsageError(
-            "this model has no tokenizer.json, so it cannot read text",
-            where=str(folder or ""),
-            fix="Feed token ids from Python: program.session().feed(ids).",
-        )
-    from tokenizers import Tokenizer as Inner
+    """The tokenizer in `folder`. Raises NoTokenizer where there is none, UsageError where a file of it is damaged."""
+    from sleepc.hf.template import template_sources
 
-    inner = Inner.from_file(str(folder / "tokenizer.json"))
+    if folder is None or not (folder / MAIN).is_file():
+        raise _none(folder)
+    config = read_object(folder / CONFIG)
+    inner = _read(folder / MAIN)
     inner.no_truncation()
     inner.no_padding()
-    return Tokenizer(inner, folder, _eos_ids(folder))
+    add_stated_tokens(inner, folder, config)
+    special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
+    ends = end_ids(folder, inner, named_tokens(folder, config).get("eos_token"), special)
+    control = control_tokens(inner, ends, "\0".join(template_sources(folder).values()))
+    return Tokenizer(inner, folder, ends, control)
 
 
-def _eos_ids(folder: Path) -> tuple[int, ...]:
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        if path.is_file():
-            value = json.loads(path.read_text()).get("eos_token_id")
-            if value is not None:
-                return tuple(value) if isinstance(value, list) else (int(value),)
-    return ()
+def _read(path: Path) -> Any:
+    """The library's tokenizer. Raises UsageError for a file that is damaged, or of a newer library."""
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises this very class
+        try:
+            sound = isinstance(json.loads(path.read_text(encoding="utf-8"))["model"], dict)
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
+            sound = False
+        fix = f"pip install -U tokenizers (this is {tokenizers.__version__}), or take " if sound else "Take "
+        raise UsageError(
+            f"cannot read {path.name}: {error}", where=str(path), fix=f"{fix}the file from the original model."
+        ) from error
+
+
+def _none(folder: Path | None) -> NoTokenizer:
+    found = [name for name in OTHERS if folder is not None and (folder / name).is_file()]
+    only = f" (only {', '.join(found)})" if found else ""
+    make = (
+        "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one. Or feed" if found else "Feed"
+    )
+    return NoTokenizer(
+        f"this model has no {MAIN}{only}, so it cannot read text",
+        where=str(folder or ""),
+        fix=f"{make}Token ids can be fed from Python: program.session().feed(ids).",
+    )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -94,3 +192,10 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    for name in FOLDERS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=_all_but_templates)
+
+
+def _all_but_templates(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(".jinja") or not (Path(folder) / name).is_file()]
