@@ -15,11 +15,26 @@ from rich.text import Text
 
 from sleepc.cli.display import Display, counted, err, number, size, sleeps
 from sleepc.cli.ending import REQUESTS, Ended, stopping
-from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
+from sleepc.cli.options import (
+    Artifact,
+    Backend,
+    Device,
+    Dtype,
+    Seed,
+    Stop,
+    Temperature,
+    TemplateArgs,
+    TemplateName,
+    TopK,
+    TopP,
+    read_template_args,
+)
 from sleepc.cli.terminal import Lines, Marks, of_passes
 from sleepc.errors import SleepcError, UsageError
 
 if TYPE_CHECKING:
+    from sleepc.api import Program
+    from sleepc.backends.onnx.load import OnnxProgram
     from sleepc.ir.program import ProgramGraphs
     from sleepc.runtime.chat import Conversation, Manner
 
@@ -45,20 +60,28 @@ def chat(
     top_k: TopK = 0,
     seed: Seed = None,
     stop: Stop = None,
+    template: TemplateName = None,
+    template_arg: TemplateArgs = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     backend: Backend = "eager",
 ) -> None:
     """Talk with the model; it sleeps while you do. /help lists the commands."""
-    from sleepc.runtime.chat import Manner
+    from sleepc.cli.opening import open_program
+    from sleepc.runtime.chat import Conversation, Manner
     from sleepc.runtime.text import StopStrings
 
     manner = Manner(max_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
     StopStrings(manner.stops)  # refuses empty ones, before anything is loaded
     if state is not None and (state.is_dir() or not state.parent.is_dir()):  # told now, not after the conversation
         raise UsageError(f"{state} cannot be a file", where="--state", fix="Name a file in a folder that exists.")
+    arguments = read_template_args(template_arg)
     with Display(err).doing("loading"):
-        conversation, per_token = _open(artifact, system, backend=backend, device=device, dtype=dtype)
+        program = open_program(artifact, backend)
+        tokenizer = program.tokenizer()
+        chosen = tokenizer.template(template, arguments)
+        conversation = Conversation(program.session(device=device, dtype=dtype), tokenizer, chosen, system)
+        per_token = _kv_per_token(program, dtype)
     talk = Talk(conversation, manner, per_token)
     if state is not None and state.is_file():
         talk.load(state)
@@ -75,25 +98,16 @@ def chat(
             talk.save(state)
 
 
-def _open(
-    artifact: Path, system: str, *, backend: str, device: str, dtype: str | None
-) -> tuple[Conversation, int | None]:
-    """A conversation with the artifact's model, and the bytes of a KV cache per token, where its graphs are there."""
+def _kv_per_token(program: Program | OnnxProgram, dtype: str | None) -> int | None:
+    """The bytes of a KV cache per token, where the program's graphs are there."""
     from sleepc.backends.onnx.load import OnnxProgram
-    from sleepc.cli.opening import open_program
-    from sleepc.runtime.chat import Conversation
 
-    program = open_program(artifact, backend)
-    tokenizer = program.tokenizer()
-    template = tokenizer.template()
-    session = program.session(device=device, dtype=dtype)
-    conversation = Conversation(session, tokenizer, template, system)
     if isinstance(program, OnnxProgram):
-        return conversation, None
+        return None
     from sleepc.api import DTYPES
 
     kind = DTYPES[dtype] if dtype is not None else program.graphs.dtype
-    return conversation, kv_bytes(program.graphs, kind.itemsize)
+    return kv_bytes(program.graphs, kind.itemsize)
 
 
 def kv_bytes(program: ProgramGraphs, itemsize: int) -> int:
@@ -200,9 +214,11 @@ class Talk:
     def _tell_end(self, stopped: bool, seconds: float) -> None:
         turn = self.conversation.turns[-1]
         self.speed = f"last answer {turn.said} tokens, {len(turn.ids) / seconds:.1f} tokens/s with reading"
-        ended = turn.ids[-1:] and turn.ids[-1] in self.conversation.tokenizer.eos_ids
+        ended = turn.ids[-1:] and turn.ids[-1] in self.conversation.ends
         if stopped:
             self.tell("stopped: what was said so far is kept (/undo takes the turn back)")
+        elif turn.said == 1 and ended:
+            self.tell("the model ended its answer at once, before a word")
         elif turn.said >= self.manner.max_tokens and not ended:
             self.tell(f"cut off after {turn.said} tokens (--max-tokens)")
 

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from sleepc.cli.display import counted, err, number, print_json, size, sleeps
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
-from sleepc.cli.options import Artifact, Backend, Device, Dtype, Seed, Stop, Temperature, TopK, TopP
+from sleepc.cli.options import (
+    Artifact,
+    Backend,
+    Device,
+    Dtype,
+    Seed,
+    Stop,
+    Temperature,
+    TemplateArgs,
+    TemplateName,
+    TopK,
+    TopP,
+    read_template_args,
+)
 from sleepc.cli.terminal import of_passes
 from sleepc.cli.verify import read_text
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
+    from sleepc.cli.reading import Reading
+    from sleepc.hf.template import Template
     from sleepc.hf.tokenizer import Tokenizer
     from sleepc.runtime.session import Session
 
@@ -40,7 +56,15 @@ def run(
     top_k: TopK = 0,
     seed: Seed = None,
     stop: Stop = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            help="Ask through the model's chat template, or give it the text as it stands; by default through a "
+            "template where it has one."
+        ),
+    ] = None,
+    template: TemplateName = None,
+    template_arg: TemplateArgs = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Print tokens, sleeps, speed and state size at the end.")
     ] = False,
@@ -51,14 +75,18 @@ def run(
 ) -> None:
     """Read a prompt, a file or standard input, and stream what the model makes of it."""
     from sleepc.cli.opening import open_program
+    from sleepc.cli.reading import reading_of
 
     program = open_program(artifact, backend)
     tokenizer = program.tokenizer()
-    ids = _tokens(tokenizer, _prompt(prompt, file, resumes=state is not None and state.is_file()), chat)
+    chosen = _template(tokenizer, chat, template, read_template_args(template_arg))
+    text = _prompt(prompt, file, resumes=state is not None and state.is_file())
     session = program.session(device=device, dtype=dtype)
+    reading = reading_of(session, tokenizer, chosen)
     if state is not None and state.is_file():
-        session.load_state(state)
-    answer = Answer(tokenizer, stop or [], quiet=as_json)
+        _tell(reading.resume(state))
+    ids = reading.news(text)
+    answer = Answer(tokenizer, stop or [], reading.ends, reading.never, quiet=as_json)
     with stopping() as stopped:  # a token comes to its end, and the state is written
         try:
             answer.read(session, ids, stopped)
@@ -68,9 +96,11 @@ def run(
         except ENDS as end:
             raise Ended(signal_of(end), _given_up(state)) from None
         except OSError:  # the reader of the answer has gone away, between two tokens
-            _save(session, state)
+            _save(reading, ids, answer, state)
             raise
-        _save(session, state)
+        _save(reading, ids, answer, state)
+    if not answer.text and max_tokens and not stopped():
+        _tell(_why_nothing(answer, tokenizer, chosen))
     if as_json:
         print_json(
             {"text": answer.text, "tokens": answer.tokens, "interrupted": bool(stopped()), **answer.figures(session)}
@@ -81,9 +111,45 @@ def run(
         raise Ended(stopped(), _stopped(answer, state))
 
 
-def _save(session: Session, state: Path | None) -> None:
+def _template(tokenizer: Tokenizer, chat: bool | None, name: str | None, arguments: dict[str, Any]) -> Template | None:
+    """The template that is asked through. Raises UsageError for options that do not fit each other or the model."""
+    if chat is False:
+        if name is not None or arguments:
+            raise UsageError(
+                "a text has no chat template", where="--no-chat", fix="Leave --no-chat out, or --template."
+            )
+        return None
+    found = tokenizer.template(name, arguments)
+    if found is None and chat:
+        raise UsageError("this model has no chat template", where="--chat", fix="Leave --chat out.")
+    return found
+
+
+def _tell(remark: str) -> None:
+    """A line on stderr, if there is something to say."""
+    if remark:
+        err.print(Text(remark, style="dim"))
+
+
+def _why_nothing(answer: Answer, tokenizer: Tokenizer, template: Template | None) -> str:
+    """What there is to say of an answer without a word."""
+    if answer.stopped_by is not None:
+        return f"the answer began with the stop text {answer.stopped_by!r}"
+    if answer.end is None:
+        return f"{counted(len(answer.tokens), 'token')}, and no text in them"
+    other = ""
+    if template is not None:
+        other = "; --no-chat lets it go on with the text as it stands"
+    elif tokenizer.has_template():
+        other = "; it is made for conversations: leave --no-chat out"
+    return f"the model ended its answer at once, with {tokenizer.name_of(answer.end)}{other}"
+
+
+def _save(reading: Reading, ids: list[int], answer: Answer, state: Path | None) -> None:
     if state is not None:
-        session.save_state(state)
+        said = [*answer.tokens, *([] if answer.end is None else [answer.end])]
+        reading.keep(ids[: answer.read_of[0]], said, answer.text)
+        reading.save(state)
 
 
 def _stopped(answer: Answer, state: Path | None) -> str:
@@ -110,20 +176,18 @@ def _prompt(prompt: str | None, file: Path | None, *, resumes: bool) -> str:
     return text
 
 
-def _tokens(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
-    if not text:
-        return []
-    return tokenizer.chat([{"role": "user", "content": text}]) if chat else tokenizer.encode(text)
-
-
 @dataclass
 class Answer:
     """Reads a prompt and streams the answer to stdout, with marks and progress on stderr."""
 
     tokenizer: Tokenizer
     stops: list[str]
+    ends: Collection[int]
+    never: Collection[int]
     quiet: bool
     text: str = ""
+    end: int | None = None  # the token that ended it, which is none of `tokens`
+    stopped_by: str | None = None  # the stop text that did
     tokens: list[int] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     reading: float = 0.0
@@ -163,14 +227,14 @@ class Answer:
         stream = TextStream(self.tokenizer, self.stops)
         before = slept = session.stats.sleeps
         marked = err.is_terminal and not self.quiet
-        eos = self.tokenizer.eos_ids
         last = time.perf_counter()
-        for step in session.generate(count, stop_ids=eos, **choosing):
+        for step in session.generate(count, stop_ids=self.ends, never=self.never, **choosing):
             now = time.perf_counter()
             self.gaps.append(now - last)
             last = now
             token = int(step[0])
-            if token in eos:
+            if token in self.ends:
+                self.end = token
                 break
             self.tokens.append(token)
             if marked and session.stats.sleeps > slept:  # not in the session's step: a terminal may be gone
@@ -180,6 +244,7 @@ class Answer:
             if stream.stopped is not None or stopped():
                 break
         self._emit(stream.finish())
+        self.stopped_by = stream.stopped
         self.sleeps_answering = session.stats.sleeps - before
         if not self.quiet:
             sys.stdout.write("\n")

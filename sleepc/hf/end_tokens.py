@@ -46,7 +46,7 @@ def _stated(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _ids(value: object, place: str) -> list[int]:
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+    ids: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int and 0 <= i < 1 << 32 for i in ids):
         raise UsageError(
             f"{KEY} is {value!r}, not the id of a token or a list of ids",

@@ -69,6 +69,7 @@ def _listed(facts: dict[str, Any]) -> Iterator[Any]:
 
 def _ids(folder: Path, config: dict[str, Any], special: set[str]) -> dict[int, AddedToken]:
     """Ids -> tokens, where they are stated with ids."""
+    found: list[tuple[Any, Any, bool | None]]
     if DECODER in config:
         entries = config[DECODER].items() if isinstance(config[DECODER], dict) else [("", None)]
         found = [(name, token, None) for name, token in entries]

@@ -90,6 +90,12 @@ class Tokenizer:
 
         return load_template(self.folder, name, arguments, lambda text: mark_typed(self.inner, self.control, text))
 
+    def has_template(self) -> bool:
+        """Is there a chat template?"""
+        from sleepc.hf.template import template_sources
+
+        return bool(template_sources(self.folder))
+
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation by the model's chat template, up to where the answer begins.
 
@@ -107,6 +113,10 @@ class Tokenizer:
         closing = (i for i in self.encode_turns(template.closing()) if i in self.control)
         return tuple(sorted({*self.eos_ids, *[i for i in closing][:1]}))
 
+    def name_of(self, token: int) -> str:
+        """A token as it stands in the vocabulary."""
+        return str(self.inner.id_to_token(token))
+
     def holes(self, vocab: int) -> list[int]:
         """The ids of a model of `vocab` words that stand for no token: its table may be wider than its tokenizer."""
         return sorted(set(range(vocab)).difference(self.inner.get_vocab().values()))
@@ -118,13 +128,13 @@ class Tokenizer:
 
     @cached_property
     def _strict(self) -> Any:
-        return strict_tokenizer(self.inner, dict(self.control))
+        return strict_tokenizer(self.inner, self.control)
 
     def _turns(self, text: str) -> list[int]:
         if MARKS.search(text) is None:
             plain: list[int] = self.inner.encode(text, add_special_tokens=False).ids
             return plain
-        named = name_control(self.inner, dict(self.control), text)
+        named = name_control(self.inner, self.control, text)
         strict = self._strict if self.control else self.inner
         ids: list[int] = strict.encode(named, add_special_tokens=False).ids
         return ids

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from sleepc.errors import SleepcError
@@ -29,7 +30,7 @@ def control_tokens(inner: Any, end_ids: tuple[int, ...], templates: str) -> dict
     }
 
 
-def mark_typed(inner: Any, control: dict[int, str], text: str) -> str:
+def mark_typed(inner: Any, control: Mapping[int, str], text: str) -> str:
     """The text of a person with marks around all that the tokenizer would take for control tokens."""
     text = MARKS.sub("", text)
     found = _spans(inner, control, text)
@@ -38,7 +39,7 @@ def mark_typed(inner: Any, control: dict[int, str], text: str) -> str:
     return text
 
 
-def name_control(inner: Any, control: dict[int, str], text: str) -> str:
+def name_control(inner: Any, control: Mapping[int, str], text: str) -> str:
     """Text with such marks -> text for `strict_tokenizer`: tokens that stand outside marks get their other names."""
     pieces = TYPED.split(text)  # text, what was marked (None for half a mark), text, ...
     for at in range(0, len(pieces), 2):
@@ -47,7 +48,7 @@ def name_control(inner: Any, control: dict[int, str], text: str) -> str:
     return "".join(piece or "" for piece in pieces)
 
 
-def _spans(inner: Any, control: dict[int, str], text: str) -> list[tuple[int, int, int]]:
+def _spans(inner: Any, control: Mapping[int, str], text: str) -> list[tuple[int, int, int]]:
     """The control tokens that a text is cut into: id, start and end."""
     found = inner.encode(text, add_special_tokens=False)
     if control.keys().isdisjoint(found.ids):
@@ -55,7 +56,7 @@ def _spans(inner: Any, control: dict[int, str], text: str) -> list[tuple[int, in
     return [(i, *span) for i, span in zip(found.ids, found.offsets, strict=True) if i in control]
 
 
-def strict_tokenizer(inner: Any, control: dict[int, str]) -> Any:
+def strict_tokenizer(inner: Any, control: Mapping[int, str]) -> Any:
     """The same tokenizer, but its control tokens have names that nobody can type.
 
     Raises SleepcError where the library gives them other ids.

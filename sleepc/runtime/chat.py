@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -21,18 +21,33 @@ NOTE, VERSION = "chat", 1
 REWRITES = "the chat template rewrites earlier turns: the model keeps what it has read, and reads the new turn alone"
 
 
+class Template(Protocol):
+    """A chat template."""
+
+    def __call__(self, messages: list[Message], /) -> str:
+        """The text of the messages, up to where the answer to them begins."""
+
+    def closing(self) -> str:
+        """What stands after an answer."""
+
+
 class Tokens(Decoder, Protocol):
     """The part of a tokenizer that a conversation needs."""
 
-    @property
-    def eos_ids(self) -> Collection[int]:
+    def ends(self, template: Any, /) -> Collection[int]:
         """The tokens that end an answer."""
+
+    def holes(self, vocab: int, /) -> Collection[int]:
+        """The ids of the model that stand for nothing."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with what stands before every text."""
 
-    def encode_part(self, text: str) -> list[int]:
-        """The ids of a text and no more."""
+    def encode_next(self, text: str) -> list[int]:
+        """The ids of a text that goes straight on from another."""
+
+    def encode_turns(self, text: str, *, goes_on: bool = False) -> list[int]:
+        """The ids of a template's text; where it `goes_on`, of one that comes after another."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +93,22 @@ class Conversation:
     """Turns of a session of one row that has read nothing yet.
 
     A state cannot be rewound, so each turn reads only what is new: of the template's text, what comes after the ids
-    that were read. `template` turns messages into text up to where the answer begins; without one, messages are read
-    as they are. `note` is something that a person should know of the last turn, or "".
+    that were read. Without a template messages are read as they are. `ends` are the tokens that end an answer, `never`
+    those that none has. `note` is something that a person should know of the last turn, or "".
     """
 
     def __init__(
         self,
         session: Session,
         tokenizer: Tokens,
-        template: Callable[[list[Message]], str] | None,
+        template: Template | None,
         system: str = "",
     ) -> None:
         self.session, self.tokenizer, self.template, self.system = session, tokenizer, template, system
+        self.ends, self.never = tokenizer.ends(template), tokenizer.holes(session.steps.vocab)
         self.turns: list[Turn] = []
         self.note = ""
+        self._after_text = False  # has the session read something before the first turn?
         self._told = False
         self._start = session.snapshot()
         room = KEEP_BYTES // max(session.stats.state_bytes, 1)
@@ -116,7 +133,7 @@ class Conversation:
         is taken back. It is also taken back where an exception ends it. Raises UsageError, at once and with nothing
         changed, where the template refuses the conversation.
         """
-        prompt, ids = self._news(text)
+        prompt, ids = self.news(text)
         return self._turn(text, prompt, ids, manner)
 
     def _turn(self, text: str, prompt: str, ids: list[int], manner: Manner) -> Generator[str]:
@@ -141,19 +158,20 @@ class Conversation:
             yield ""
 
     def _write(self, answer: _Answer, manner: Manner) -> Generator[str]:
-        eos, seed = self.tokenizer.eos_ids, None if manner.seed is None else manner.seed + len(self.turns)
+        seed = None if manner.seed is None else manner.seed + len(self.turns)
         steps = self.session.generate(
             manner.max_tokens,
             temperature=manner.temperature,
             top_k=manner.top_k,
             top_p=manner.top_p,
             seed=seed,
-            stop_ids=eos,
+            stop_ids=self.ends,
+            never=self.never,
         )
         for step in steps:
             token = int(step[0])
             answer.ids.append(token)
-            if token in eos:
+            if token in self.ends:
                 break
             yield answer.show(answer.stream.push(token))
             if answer.stream.stopped is not None:
@@ -166,42 +184,56 @@ class Conversation:
 
     # -- what is new -----------------------------------------------------------------------------
 
-    def _news(self, text: str) -> tuple[str, list[int]]:
-        """A message -> the text to put before its answer, and the ids of it to read. Sets `note`."""
+    def news(self, text: str) -> tuple[str, list[int]]:
+        """A message -> the text to put before its answer, and the ids of it to read. Sets `note`.
+
+        Raises UsageError where the template refuses the conversation.
+        """
         self.note = ""
         if self.template is None:
             return self._plain(text)
+        if self._after_text and not self.turns:
+            part = self._turn_alone(text, self.template)
+            return part, self.tokenizer.encode_turns(part, goes_on=True)
         read = self.ids
-        parts = self._parts(text, self.template)
-        whole = self.tokenizer.encode_part(self.template(self._messages([t.answer for t in self.turns], text)))
-        if parts is not None and whole[: len(read)] == read:
+        parts = self._parts(text, self.template, self.turns)
+        said = [turn.answer for turn in self.turns]
+        whole = self.tokenizer.encode_turns(self.template(self._messages(self.turns, said, text)))
+        if parts is not None and not self._after_text and whole[: len(read)] == read:
             return parts[-1], whole[len(read) :]
+        if parts is not None and self._after_text:
+            parts[0] = self.turns[0].prompt  # what stands before it there, the template's opening, was not read
         # Spaces around an answer are not looked at: some templates have one there only once the answer is there.
         if parts is None or [part.strip() for part in parts[:-1]] != [turn.prompt.strip() for turn in self.turns]:
             self.note, self._told = "" if self._told else REWRITES, True
         part = parts[-1] if parts is not None else self.template([{"role": "user", "content": text}])
-        ids = self.tokenizer.encode_part(part)
+        ids = self.tokenizer.encode_turns(part, goes_on=parts is not None)
         # The model may have said the end of its answer itself; the template says it again.
-        ended = ids[:1] == read[-1:] and ids[0] in self.tokenizer.eos_ids
+        ended = ids[:1] == read[-1:] and ids[0] in self.ends
         return part, ids[1:] if ended else ids
 
     def _plain(self, text: str) -> tuple[str, list[int]]:
-        if self.turns:
-            return "\n" + text, self.tokenizer.encode_part("\n" + text)
+        if self.turns or self._after_text:
+            return "\n" + text, self.tokenizer.encode_next("\n" + text)
         first = f"{self.system}\n{text}" if self.system else text
         return first, self.tokenizer.encode(first)
 
-    def _parts(self, text: str, template: Callable[[list[Message]], str]) -> list[str] | None:
+    def _turn_alone(self, text: str, template: Template) -> str:
+        """A turn without what the template puts before the first one: as it comes after an answer that has ended."""
+        parts = self._parts(text, template, [Turn("question", "", "", [], 0)])
+        return parts[-1].removeprefix(template.closing()) if parts else template([{"role": "user", "content": text}])
+
+    def _parts(self, text: str, template: Template, turns: Sequence[Turn]) -> list[str] | None:
         """The template's text, cut at the answers: n + 1 parts. None where it leaves an answer out or doubles it.
 
         Marks stand for the answers, so that nothing depends on how the template would spell what the model said.
         """
-        spoken = self.system + text + "".join(turn.user for turn in self.turns)
+        spoken = self.system + text + "".join(turn.user for turn in turns)
         name = "answer"
         while name in spoken:
             name += "_"
-        marks = [f"[{name}:{i}]" for i in range(len(self.turns))]
-        rest, parts = template(self._messages(marks, text)), []
+        marks = [f"[{name}:{i}]" for i in range(len(turns))]
+        rest, parts = template(self._messages(turns, marks, text)), []
         for mark in marks:
             if rest.count(mark) != 1:
                 return None
@@ -209,11 +241,11 @@ class Conversation:
             parts.append(part)
         return [*parts, rest]
 
-    def _messages(self, answers: list[str], text: str) -> list[Message]:
+    def _messages(self, turns: Sequence[Turn], answers: Sequence[str], text: str) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         spoken = [
             {"role": role, "content": content}
-            for turn, answer in zip(self.turns, answers, strict=True)
+            for turn, answer in zip(turns, answers, strict=True)
             for role, content in (("user", turn.user), ("assistant", answer))
         ]
         return [*system, *spoken, {"role": "user", "content": text}]
@@ -237,34 +269,38 @@ class Conversation:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write state and conversation as one state file. Raises SleepcError if it cannot be written."""
         data = {"version": VERSION, "system": self.system, "turns": [asdict(turn) for turn in self.turns]}
-        self.session.save_state(path, {NOTE: json.dumps(data)})
+        self.session.save_state(path, {NOTE: json.dumps({**data, "after_text": self._after_text})})
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Continue a conversation from a file of `save`. Raises as Session.load_state, and then nothing has changed."""
+    def load(self, path: str | os.PathLike[str], *, after_text: bool = False) -> None:
+        """Continue a conversation from a file of `save`; with `after_text` also from a state without one: then what it
+        has read comes before the first turn. Raises as Session.load_state, and then nothing has changed.
+        """
         note = read_note(path, NOTE)
-        if note is None:
+        if note is None and not after_text:
             raise SleepcError(
                 "the state file holds no conversation",
                 where=str(path),
                 fix="It was not written by `sleepc chat`: `sleepc run --state` goes on from it.",
             )
-        system, turns = _parse(note, self.session.steps.vocab, str(path))
+        system, turns, begun = _parse(note, self.session.steps.vocab, str(path)) if note is not None else ("", [], True)
         self.session.load_state(path)
         self.system = system
         self._begin(turns)
+        self._after_text = begun
 
     def _begin(self, turns: list[Turn]) -> None:
-        self.turns, self.note, self._told = turns, "", False
+        self.turns, self.note, self._told, self._after_text = turns, "", False, False
         self._before.clear()
 
 
-def _parse(note: str, vocab: int, where: str) -> tuple[str, list[Turn]]:
-    """The note of a state file -> system text and turns, checked. Raises SleepcError."""
+def _parse(note: str, vocab: int, where: str) -> tuple[str, list[Turn], bool]:
+    """The note of a state file -> system text, turns, and whether a text comes before them. Raises SleepcError."""
     try:
         data = json.loads(note)
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']}")
-        return _text(data["system"]), [_turn(entry, vocab) for entry in data["turns"]]
+        turns = [_turn(entry, vocab) for entry in data["turns"]]
+        return _text(data["system"]), turns, data.get("after_text") is True
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise SleepcError(
             f"the conversation in the state file cannot be read: {type(error).__name__}: {error}",

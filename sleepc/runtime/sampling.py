@@ -50,6 +50,15 @@ def sample(logits: FloatArray, sampling: Sampling, rng: np.random.Generator) -> 
     return int(ids[min(drawn, len(ids) - 1)])  # the product may round up to the last bound
 
 
+def without(logits: FloatArray, never: IntArray) -> FloatArray:
+    """Logits [V] with which no token of `never` [n] is chosen."""
+    if not len(never):
+        return logits
+    left = logits.copy()
+    left[never] = -np.inf
+    return left
+
+
 def candidates(logits: FloatArray, sampling: Sampling) -> tuple[IntArray, npt.NDArray[np.float64]]:
     """Ids [n], most likely first, and probabilities [n]: temperature, then top-k, then top-p.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.batch import Ids, Mask, Packed, Rows, pack, row_indices, row_mask
-from sleepc.runtime.sampling import Sampling, generators, sample
+from sleepc.runtime.sampling import Sampling, generators, sample, without
 from sleepc.runtime.state_file import Contents, read_state, write_state
 from sleepc.runtime.steps import (
     CLOCKS,
@@ -137,9 +137,11 @@ class Session:
         top_p: float = 1.0,
         seed: int | None = None,
         stop_ids: Collection[int] = (),
+        never: Collection[int] = (),
         rows: Rows | None = None,
     ) -> Iterator[IntArray]:
-        """Continue the rows given (all by default); yields their next tokens [B] int64, one a step.
+        """Continue the rows given (all by default); yields their next tokens [B] int64, one a step. Tokens of `never`
+        are not chosen (ids that stand for nothing, say).
 
         -1 stands for a row that does not generate (any more); it reads nothing, and its state and
         logits stay bit for bit. A row ends after `max_tokens`, or with a token of `stop_ids`,
@@ -151,7 +153,8 @@ class Session:
         before a text (stop strings), take a snapshot first.
 
         Each row draws from its own random numbers, given by `seed` and its index. Raises
-        UsageError, at once, for a row that has nothing to continue from.
+        UsageError, at once, for a row that has nothing to continue from, and for stop ids that are no
+        tokens of the model.
         """
         sampling = Sampling(temperature, top_k, top_p)
         if max_tokens < 0:
@@ -159,8 +162,8 @@ class Session:
         active = row_mask(range(self.batch) if rows is None else rows, self.batch)
         self._require_whole()
         self._require_logits(active)
-        stop = np.array(sorted(stop_ids), dtype=np.int64)
-        return self._tokens(max_tokens, sampling, generators(seed, self.batch), stop, active)
+        stop, banned = (self._tokens_of_model(ids) for ids in (stop_ids, never))
+        return self._tokens(max_tokens, sampling, generators(seed, self.batch), stop, banned, active)
 
     def _tokens(
         self,
@@ -168,6 +171,7 @@ class Session:
         sampling: Sampling,
         randoms: list[np.random.Generator],
         stop: IntArray,
+        never: IntArray,
         active: BoolArray,
     ) -> Iterator[IntArray]:
         for _ in range(max_tokens):
@@ -177,7 +181,7 @@ class Session:
             self._require_logits(active)  # the consumer may have fed or restored in between
             chosen = np.full(self.batch, -1, dtype=np.int64)
             for row in np.flatnonzero(active):
-                chosen[row] = sample(self._last[row], sampling, randoms[row])
+                chosen[row] = sample(without(self._last[row], never), sampling, randoms[row])
             tokens = np.where(active, chosen, 0)[:, None]
             with self._changing("generate"):
                 self._read(Packed(tokens, active.astype(np.int64), np.zeros_like(tokens)), "last")
@@ -354,6 +358,16 @@ class Session:
                 "state holds is not known",
                 fix="restore a snapshot, load a state, or open a new session",
             )
+
+    def _tokens_of_model(self, ids: Collection[int]) -> IntArray:
+        found = np.array(sorted(ids), dtype=np.int64)
+        beyond = found[(found < 0) | (found >= self.steps.vocab)].tolist()
+        if beyond:
+            raise UsageError(
+                f"the model has no token {beyond[0]}: ids are 0 … {self.steps.vocab - 1}",
+                fix="An end of answers that its tokenizer names? Then is this the tokenizer of this model?",
+            )
+        return found
 
     def _require_logits(self, rows: BoolArray) -> None:
         missing = np.flatnonzero(rows & ~self._known).tolist()

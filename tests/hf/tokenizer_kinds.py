@@ -39,7 +39,9 @@ def wordpiece() -> Tokenizer:
 
 def bytelevel(prefix: bool = False) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {word: i for i, word in enumerate(("<unk>", "<s>", "</s>", *alphabet, "he", "hi", "Ġhi", "in", "|>", "</s"))}
+    words = {
+        word: i for i, word in enumerate(("<unk>", "<s>", "</s>", *alphabet, "he", "hi", "Ġhi", "in", "|>", "</s"))
+    }
     merges = [("h", "e"), ("h", "i"), ("Ġ", "hi"), ("i", "n"), ("|", ">")]
     made = Tokenizer(models.BPE({**words, "</": len(words)}, [*merges, ("<", "/"), ("</", "s"), ("</s", ">")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)

@@ -28,13 +28,22 @@ MANNER = Manner(max_tokens=6)
 class Letters:
     """One token for a character, but "ab" is one token, as merges make it; BOS stands before whole texts."""
 
-    eos_ids = (END,)
+    def ends(self, template: object) -> tuple[int]:
+        return (END,)
+
+    def holes(self, vocab: int) -> list[int]:
+        return []
 
     def encode(self, text: str) -> list[int]:
         return [BOS, *self.encode_part(text)]
 
     def encode_part(self, text: str) -> list[int]:
         return [ord(c) % VOCAB for c in text.replace("ab", chr(PAIR))]
+
+    encode_next = encode_part
+
+    def encode_turns(self, text: str, *, goes_on: bool = False) -> list[int]:
+        return self.encode_part(text)
 
     def decode(self, ids: list[int], /) -> str:
         return "".join("ab" if i == PAIR else chr(i) for i in ids if i >= PAIR)
@@ -63,6 +72,20 @@ def saying(text: str) -> Bigrams:
     return Bigrams(dict(pairwise(letters)))
 
 
+class Told:
+    """A template from a function; what it says ends with END."""
+
+    def __init__(self, told: Callable[[list[Message]], str]) -> None:
+        self._told = told
+
+    def __call__(self, messages: list[Message], /) -> str:
+        return self._told(messages)
+
+    def closing(self) -> str:
+        return chr(END)
+
+
+@Told
 def plain(messages: list[Message]) -> str:
     """As ChatML: each message between marks; what was said is trimmed."""
     roles = {"user": USER, "assistant": ASSISTANT, "system": BOS}
@@ -70,6 +93,7 @@ def plain(messages: list[Message]) -> str:
     return told + chr(ASSISTANT)
 
 
+@Told
 def system_last(messages: list[Message]) -> str:
     """The system text moves to the last message, as in Mistral's template."""
     system = "".join(m["content"] for m in messages if m["role"] == "system")
@@ -78,11 +102,13 @@ def system_last(messages: list[Message]) -> str:
     return plain(rest)
 
 
+@Told
 def thinking(messages: list[Message]) -> str:
     """An answer begins with a mark that earlier answers lose, as in DeepSeek-R1's template."""
     return plain(messages) + "t"
 
 
+@Told
 def last_only(messages: list[Message]) -> str:
     """Nothing but the last message."""
     return plain(messages[-1:])
@@ -151,7 +177,7 @@ def test_an_answer_that_is_spelled_otherwise_is_not_read_again() -> None:
     ("template", "second"),
     [(system_last, "<u>sys so</><a>ok</>"), (thinking, "<u>so</><a>tok</>"), (last_only, "<u>so</><a>ok</>")],
 )
-def test_a_template_that_rewrites_what_was_read(template: Callable[[list[Message]], str], second: str) -> None:
+def test_a_template_that_rewrites_what_was_read(template: Told, second: str) -> None:
     steps = saying("ok")
     steps.after[ord("t")] = ord("o")
     talk = Conversation(Session(steps), Letters(), template, "sys")
@@ -171,7 +197,7 @@ def test_a_space_before_answers_that_are_there_is_no_rewriting() -> None:
     def spaced(messages: list[Message]) -> str:
         return plain(messages).replace(f"{chr(ASSISTANT)}[", f"{chr(ASSISTANT)} [").replace(f"{chr(ASSISTANT)}o", " o")
 
-    talk = Conversation(Session(saying("ok")), Letters(), spaced)
+    talk = Conversation(Session(saying("ok")), Letters(), Told(spaced))
     tell(talk, "hi")
     tell(talk, "so")
     assert talk.note == ""
@@ -200,7 +226,7 @@ def test_what_the_template_refuses_changes_nothing() -> None:
             raise UsageError("no more")
         return plain(messages)
 
-    talk = Conversation(Session(saying("ok")), Letters(), refuse)
+    talk = Conversation(Session(saying("ok")), Letters(), Told(refuse))
     tell(talk, "hi")
     before = state_of(talk.session)
     with pytest.raises(UsageError, match="no more"):
@@ -228,7 +254,7 @@ WORDS = st.text("abcxyz ", min_size=1, max_size=12)
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(WORDS, st.integers(0, 9), st.booleans()), max_size=6), st.sampled_from([plain, thinking]))
 def test_any_course_of_a_conversation(
-    course: list[tuple[str, int, bool]], template: Callable[[list[Message]], str]
+    course: list[tuple[str, int, bool]], template: Told
 ) -> None:
     """Turns, some of them stopped early, some taken back: the state is that of the ids, read at once."""
     talk = Conversation(Session(FakeSteps(vocab=VOCAB)), Letters(), template)
@@ -378,3 +404,55 @@ TURN = {"user": "u", "prompt": "p", "answer": "a", "ids": [1, 2], "said": 1}
 def test_conversations_that_are_none(tmp_path: Path, note: str, message: str) -> None:
     Session(FakeSteps(vocab=VOCAB)).save_state(tmp_path / "talk", {"chat": note})
     refused(tmp_path, message)
+
+
+# ---------------------------------------------------------------------------------------------- after a text
+
+
+@Told
+def opened(messages: list[Message]) -> str:
+    """With a mark before the whole conversation."""
+    return chr(BOS) + plain(messages)
+
+
+@pytest.mark.parametrize(("template", "opening"), [(plain, ""), (opened, "<s>")])
+def test_turns_after_a_text_have_no_opening(template: Told, opening: str, tmp_path: Path) -> None:
+    steps, letters = saying("ok"), Letters()
+    read = Session(steps)
+    read.feed(letters.encode("a text"))
+    read.save_state(tmp_path / "text")
+    talk = Conversation(Session(steps), letters, template)
+    with pytest.raises(SleepcError, match="no conversation"):
+        talk.load(tmp_path / "text")
+    talk.load(tmp_path / "text", after_text=True)
+    assert tell(talk, "hi") == "ok"
+    talk.save(tmp_path / "talk")
+    later = Conversation(Session(steps), letters, template)
+    later.load(tmp_path / "talk")
+    assert tell(later, "so") == "ok"
+    assert [text_of(turn.ids) for turn in later.turns] == ["<u>hi</><a>ok</>", "<u>so</><a>ok</>"]
+    assert later.note == ""
+    read.feed(later.ids)
+    same_state(state_of(later.session), state_of(read))
+    first = Conversation(Session(steps), letters, template)
+    tell(first, "hi")
+    assert text_of(first.ids) == f"{opening}<u>hi</><a>ok</>"
+
+
+def test_a_message_that_was_read_in_part_is_read_to_its_end() -> None:
+    talk = Conversation(Session(saying("ok")), Letters(), opened)
+    prompt, ids = talk.news("hello")
+    talk.session.feed(ids[:4])
+    talk.turns.append(chat.Turn("hello", prompt, "", ids[:4], 0))
+    tell(talk, "so")
+    assert text_of(talk.ids) == "<s><u>hello</><a></><u>so</><a>ok</>"
+
+
+def test_ids_that_stand_for_nothing_are_never_said() -> None:
+    class Holed(Letters):
+        def holes(self, vocab: int) -> list[int]:
+            return [ord("o"), VOCAB - 1]
+
+    talk = Conversation(Session(saying("ok")), Holed(), plain)
+    assert "o" not in tell(talk, "hi")
+    assert "o" not in tell(talk, "hi", Manner(max_tokens=6, temperature=5.0, seed=1))

@@ -1,0 +1,98 @@
+"""How `sleepc run` puts what it is given to a model: as a text that goes on, or as a turn of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from sleepc.runtime.chat import NOTE, Conversation, Turn
+from sleepc.runtime.state_file import read_note
+
+if TYPE_CHECKING:
+    from sleepc.hf.template import Template
+    from sleepc.hf.tokenizer import Tokenizer
+    from sleepc.runtime.session import Session
+
+
+class Reading(Protocol):
+    """`ends` are the tokens that end an answer, `never` those that none has."""
+
+    ends: Collection[int]
+    never: Collection[int]
+
+    def resume(self, path: Path) -> str:
+        """Go on from a state file; a remark that a person should know, or ""."""
+
+    def news(self, text: str) -> list[int]:
+        """What there is to read of a text: nothing of what stands before every text is read twice."""
+
+    def keep(self, read: list[int], said: list[int], answer: str) -> None:
+        """That was read of it, and these ids and this text were the answer."""
+
+    def save(self, path: Path) -> None:
+        """Write the state file."""
+
+
+class AsText:
+    """A text, and how the model goes on with it."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer) -> None:
+        self._session, self._tokenizer, self._goes_on = session, tokenizer, False
+        self.ends: Collection[int] = tokenizer.ends(None)
+        self.never: Collection[int] = tokenizer.holes(session.steps.vocab)
+
+    def resume(self, path: Path) -> str:
+        held = read_note(path, NOTE) is not None
+        self._session.load_state(path)
+        self._goes_on = True
+        return f"the conversation in {path} goes on as a text, and is no conversation after that" if held else ""
+
+    def news(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return self._tokenizer.encode_next(text) if self._goes_on else self._tokenizer.encode(text)
+
+    def keep(self, read: list[int], said: list[int], answer: str) -> None:
+        """The state knows."""
+
+    def save(self, path: Path) -> None:
+        self._session.save_state(path)
+
+
+class AsTurns:
+    """A message in the model's chat template, and its answer."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, template: Template) -> None:
+        self._talk = Conversation(session, tokenizer, template)
+        self.ends: Collection[int] = self._talk.ends
+        self.never: Collection[int] = self._talk.never
+        self._text = self._prompt = ""
+
+    def resume(self, path: Path) -> str:
+        self._talk.load(path, after_text=True)
+        return ""
+
+    def news(self, text: str) -> list[int]:
+        if not text:
+            return []
+        self._text = text
+        self._prompt, ids = self._talk.news(text)
+        return ids
+
+    def keep(self, read: list[int], said: list[int], answer: str) -> None:
+        turns, ids = self._talk.turns, read + said
+        if self._text:
+            turns.append(Turn(self._text, self._prompt, answer, ids, len(said)))
+        elif turns:  # the last answer went on
+            last = turns[-1]
+            turns[-1] = replace(last, answer=last.answer + answer, ids=last.ids + ids, said=last.said + len(ids))
+
+    def save(self, path: Path) -> None:
+        self._talk.save(path)
+
+
+def reading_of(session: Session, tokenizer: Tokenizer, template: Template | None) -> Reading:
+    """By the model's template, or without one as a text."""
+    return AsText(session, tokenizer) if template is None else AsTurns(session, tokenizer, template)
