@@ -23,6 +23,7 @@ from sleepc.api import Program, logits_of
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.hf.load import load_module
+from sleepc.hf.tokenizer import NoTokenizer
 from sleepc.runtime.session import Session
 from sleepc.verify.shake import without_memories
 
@@ -71,7 +72,7 @@ def choose_texts(program: Program, options: argparse.Namespace) -> list[list[int
     count, length = options.texts, options.length
     try:
         tokenizer = program.tokenizer()
-    except UsageError:
+    except NoTokenizer:
         random = np.random.default_rng(0).integers(0, program.graphs.vocab, (count, length))
         return [row.tolist() for row in random]
     text = options.text.read_text() if options.text else "\n\n".join(topics[name] for name in sorted(topics))

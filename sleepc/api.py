@@ -24,7 +24,7 @@ from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files
 from sleepc.hf.resolve import Checkpoint, resolve
-from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
+from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile, scan
@@ -185,12 +185,20 @@ class Program:
 
         if text is not None:
             return self.tokenizer().encode(text)
-        if self.path is not None or self.source.folder:
-            ids = self.tokenizer().encode(default_text())
+        words = range(self.graphs.vocab)
+        try:
+            tokenizer = self.tokenizer()
+        except NoTokenizer as error:
+            tokenizer = None
+            if error.where:
+                warnings.warn(f"{error.what}: random tokens are read here", SleepcWarning, stacklevel=2)
+        if tokenizer is not None:
+            ids = tokenizer.encode(default_text())
             if says_something(ids):
                 return ids
+            words = sorted(set(words).difference(tokenizer.holes(self.graphs.vocab)))
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(0, self.graphs.vocab, (4096,), generator=generator).tolist()
+        return [words[i] for i in torch.randint(0, len(words), (4096,), generator=generator).tolist()]
 
     def load_original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
         """The original, with transformers' own eager attention, in the dtype that the recipe asks for.

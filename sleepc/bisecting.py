@@ -30,7 +30,6 @@ from sleepc.recipe import Recipe
 from sleepc.train.adapter import merge_maps, trained_weights
 from sleepc.verify.invariants import absolute
 from sleepc.verify.report import TOLERANCES
-from sleepc.verify.texts import default_text, says_something
 
 Progress = Callable[[str, float | None], None]
 CAPTURE, STORED = "capture", "the artifact's program"
@@ -139,17 +138,8 @@ def _trained_weights(program: api.Program) -> tuple[ProgramGraphs, set[str]]:
 
 
 def _tokens(program: api.Program) -> list[int]:
-    """The first tokens of a text that is on every machine; random ones where the model's tokenizer makes nothing of it
-    (attention over equal tokens gives the same whatever its weights are).
-    """
-    count = min(program.recipe.window, MOST)
-    try:
-        ids = program.tokenizer().encode(default_text(1000))[:count]
-    except UsageError:  # there is no tokenizer
-        ids = []
-    if len(ids) == count and says_something(ids):
-        return list(ids)
-    return torch.randint(0, program.graphs.vocab, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    """A few tokens to run a program on."""
+    return program.some_tokens(None)[: min(program.recipe.window, MOST)]
 
 
 def capture_flat(module: nn.Module, *, values: nn.Module) -> ProgramGraphs:

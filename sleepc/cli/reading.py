@@ -86,8 +86,10 @@ class AsTurns:
         if self._text:
             turns.append(Turn(self._text, self._prompt, answer, ids, len(said)))
         elif turns:  # the last answer went on
-            last = turns[-1]
-            turns[-1] = replace(last, answer=last.answer + answer, ids=last.ids + ids, said=last.said + len(ids))
+            last, count = turns[-1], turns[-1].said + len(ids)
+            every = last.ids + ids
+            words = [token for token in every[len(every) - count :] if token not in self.ends]
+            turns[-1] = replace(last, answer=self._talk.tokenizer.decode(words), ids=every, said=count)
 
     def save(self, path: Path) -> None:
         self._talk.save(path)

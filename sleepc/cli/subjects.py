@@ -34,9 +34,11 @@ class Subject:
 
     def tokenizer_or_none(self) -> Tokenizer | None:
         """None where the model has no tokenizer."""
+        from sleepc.hf.tokenizer import NoTokenizer
+
         try:
             return self.tokenizer()
-        except UsageError:
+        except NoTokenizer:
             return None
 
 

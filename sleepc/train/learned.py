@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from sleepc.errors import UsageError
-from sleepc.hf.tokenizer import Tokenizer
+from sleepc.hf.tokenizer import NoTokenizer, Tokenizer
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle, spell_setting
 from sleepc.tasks.spelling import choose_spelling
@@ -83,7 +83,7 @@ def tokenizer_of(program: Program) -> Tokenizer | None:
     """The model's; None where the model has none: tokens are the task's own."""
     try:
         return program.tokenizer()
-    except UsageError:
+    except NoTokenizer:
         return None
 
 

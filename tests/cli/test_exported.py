@@ -51,12 +51,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 def test_run_says_what_pytorch_says(
     artifact: Path, bare: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, wanted, _ = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 25)
-    for place in (artifact, artifact / "onnx"):
-        done = bare("run", place, PROMPT, "--max-tokens", 25)
+    for place, how in ((artifact, "--no-chat"), (artifact / "onnx", "--chat")):
+        code, wanted, _ = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 25, how)
+        done = bare("run", place, PROMPT, "--max-tokens", 25, *([how] if how == "--no-chat" else []))
         assert (done.returncode, done.stderr) == (code, "")
         assert done.stdout == wanted
-    assert len(wanted.split()) == 25
+        assert len(wanted.split()) == {"--no-chat": 25, "--chat": 23}[how]
 
 
 def test_an_export_needs_no_artifact(artifact: Path, bare: Callable[..., Any], tmp_path: Path) -> None:

@@ -253,9 +253,7 @@ WORDS = st.text("abcxyz ", min_size=1, max_size=12)
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(WORDS, st.integers(0, 9), st.booleans()), max_size=6), st.sampled_from([plain, thinking]))
-def test_any_course_of_a_conversation(
-    course: list[tuple[str, int, bool]], template: Told
-) -> None:
+def test_any_course_of_a_conversation(course: list[tuple[str, int, bool]], template: Told) -> None:
     """Turns, some of them stopped early, some taken back: the state is that of the ids, read at once."""
     talk = Conversation(Session(FakeSteps(vocab=VOCAB)), Letters(), template)
     states = [state_of(talk.session)]
