@@ -185,7 +185,7 @@ class Program:
 
         if text is not None:
             return self.tokenizer().encode(text)
-        words = range(self.graphs.vocab)
+        words: Sequence[int] = range(self.graphs.vocab)
         try:
             tokenizer = self.tokenizer()
         except NoTokenizer as error:
