@@ -5,10 +5,8 @@ loaded.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +14,7 @@ import sleepc
 from sleepc import whole_folder
 from sleepc.digests import dtype_name
 from sleepc.errors import SleepcError
-from sleepc.held_file import AGAIN, HeldFile, is_inside
+from sleepc.held_file import HeldFile, is_inside, load_whole
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import TAKEN, Block, BlockClass, Loop, ProgramGraphs, StateSpec
 from sleepc.ir.tensorfile import TensorFile, write_tensors
@@ -42,7 +40,6 @@ from sleepc.recipe import Recipe
 
 NEW, HELD = "new.safetensors", "weights.safetensors"
 MAX_GRAPH = 64 << 20  # bytes
-TRIES = 100
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -188,31 +185,7 @@ def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
     Checked here: versions, manifest, graph texts, sizes and headers of weight files, types of all graphs. Tensor hashes
     are checked before the first use. Where the folder is replaced meanwhile, the new one is loaded, whole.
     """
-    for _ in range(TRIES):
-        with _stays(folder) as is_the_same:
-            try:
-                loaded = _load(folder)
-            except SleepcError:
-                if is_the_same():
-                    raise
-                continue
-            if is_the_same():
-                return loaded
-    raise SleepcError("the artifact was replaced again and again while it was loaded", where=str(folder), fix=AGAIN)
-
-
-@contextmanager
-def _stays(folder: Path) -> Iterator[Callable[[], bool]]:
-    """A question for later: is the folder at this path still the one that is there now?"""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield lambda: True  # the manifest is missing, which is another's message
-        return
-    try:
-        yield lambda: folder.exists() and os.path.samestat(folder.stat(), os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
+    return load_whole(folder, _load)
 
 
 def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:

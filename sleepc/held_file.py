@@ -6,10 +6,10 @@ import hashlib
 import os
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sleepc.errors import SleepcError
 
@@ -17,6 +17,8 @@ PIECE = 512 << 10  # bytes read at a time when a file is streamed: they stay in 
 DAMAGED = "The file is damaged or incomplete: fetch it again."
 AGAIN = "Load it again."
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of the hub's cache
+TRIES = 100
+Loaded = TypeVar("Loaded")
 
 
 class HeldFile:
@@ -108,6 +110,38 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SleepcError(f"cannot read {path.name}: {error.strerror}", where=str(path)) from error
+
+
+@contextmanager
+def stays(folder: Path) -> Iterator[Callable[[], bool]]:
+    """A question for later: is the folder at this path still the one that is there now?"""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield lambda: True  # it is not there, which is another's message
+        return
+    try:
+        yield lambda: folder.exists() and os.path.samestat(folder.stat(), os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def load_whole(folder: Path, load: Callable[[Path], Loaded]) -> Loaded:
+    """What `load` makes of a folder; made again where the folder was replaced meanwhile, so that it is all of one.
+
+    Raises what `load` raises of a folder that stays.
+    """
+    for _ in range(TRIES):
+        with stays(folder) as is_the_same:
+            try:
+                loaded = load(folder)
+            except SleepcError:
+                if is_the_same():
+                    raise
+                continue
+            if is_the_same():
+                return loaded
+    raise SleepcError("the folder was replaced again and again while it was read", where=str(folder), fix=AGAIN)
 
 
 def is_inside(folder: Path, path: Path) -> bool:

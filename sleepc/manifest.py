@@ -141,7 +141,7 @@ class Manifest(Strict):
 
     def sealed(self) -> Manifest:
         """The same with its own hash."""
-        return self.model_copy(update={"sha256": digest(self.model_dump(mode="json"))})
+        return self.model_copy(update={"sha256": digest(json.loads(self.model_dump_json()))})
 
 
 def digest(data: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sleepc.backends.onnx.installed import about, missing_exporter
 from sleepc.errors import SleepcError, UsageError
+from sleepc.held_file import HeldFile
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.call import Style
@@ -97,6 +98,7 @@ def export(
     if not report.ok:
         fix = "Use a wider --precision." if report.only_rounding else "Please report the model and these figures."
         raise SleepcError(report.failures(), fix=f"Nothing was written. {fix}")
-    manifest = manifest.model_copy(update={"report": report.to_json()})
+    hashes = {file: HeldFile(folder / file).sha256() for file in manifest.files}
+    manifest = manifest.model_copy(update={"report": report.to_json()}).sealed(hashes)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return manifest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,12 @@ from pydantic import ValidationError
 
 from sleepc.backends.onnx.installed import missing_runtime
 from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, Manifest
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.held_file import HeldFile, is_inside, load_whole
 from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
+from sleepc.json_file import read_json
 from sleepc.manifest import MANIFEST as ARTIFACT
-from sleepc.manifest import identity_of, read_manifest
+from sleepc.manifest import digest, identity_of, read_manifest
 from sleepc.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -25,12 +28,16 @@ MAX_MANIFEST = 16 << 20
 AGAIN = "The export is damaged or was edited: make it again with `sleepc export ARTIFACT --to onnx --force`."
 
 
-@dataclass(frozen=True)
+@dataclass
 class OnnxProgram:
-    """An export. What runs it raises UsageError where ONNX Runtime or the device is not there."""
+    """An export whose files are held open. What runs it raises UsageError where ONNX Runtime or the device is not
+    there, SleepcError where a file is not what was exported, or another one stands in its place by now.
+    """
 
     folder: Path
     manifest: Manifest
+    files: list[HeldFile]
+    checked: bool = False
 
     @property
     def identity(self) -> str:
@@ -52,7 +59,28 @@ class OnnxProgram:
 
         provider = self.check(device, dtype)
         kind = DeviceSteps if provider == CUDA else OnnxSteps
-        return kind(self.folder, self.manifest, provider=provider, passes=passes)
+        self.check_bytes()
+        return kind(self.folder, self.manifest, provider=provider, passes=passes, in_place=self.require_in_place)
+
+    def check_bytes(self) -> None:
+        """Once: are the files' bytes those that were exported? Raises SleepcError where they are not."""
+        if self.checked:
+            return
+        if not self.manifest.hashes:
+            text = f"{self.folder} was exported before files had hashes: what was changed since cannot be told"
+            warnings.warn(text, SleepcWarning, stacklevel=3)
+        else:
+            with ThreadPoolExecutor(2) as pool:
+                found = list(pool.map(HeldFile.sha256, self.files))
+            for file, sha256 in zip(self.files, found, strict=True):
+                if sha256 != self.manifest.hashes[file.path.name]:
+                    raise SleepcError(f"{file.path.name} was changed after the export", where=str(file.path), fix=AGAIN)
+        self.checked = True
+
+    def require_in_place(self) -> None:
+        """ONNX Runtime opens files by their paths: they are still those that were checked, or SleepcError."""
+        for file in self.files:
+            file.require_in_place()
 
     def check(self, device: str = "cpu", dtype: str | None = None) -> str:
         """The execution provider that runs it, before anything is opened."""
@@ -106,19 +134,27 @@ def load(path: str | Path) -> OnnxProgram:
     folder = given / FOLDER if not (given / MANIFEST).is_file() else given
     if not (folder / MANIFEST).is_file():
         _refuse_none(given)
+    return load_whole(folder, _load)
+
+
+def _load(folder: Path) -> OnnxProgram:
     manifest = _read(folder / MANIFEST)
-    for name in [graph.file for graph in manifest.graphs] + [manifest.weights]:
-        if not (folder / name).is_file():
-            raise SleepcError(f"{name} is missing", where=str(folder), fix=AGAIN)
-        if folder.resolve() not in (folder / name).resolve().parents:
-            raise SleepcError(f"{name} leads out of the export", where=str(folder), fix=AGAIN)
-    size = (folder / manifest.weights).stat().st_size
+    files = [_held(folder, name) for name in manifest.files]
+    size = files[-1].size
     if size != manifest.weights_size:
         raise SleepcError(
             f"{manifest.weights} has {size} bytes instead of {manifest.weights_size}", where=str(folder), fix=AGAIN
         )
     _check_identity(folder, manifest)
-    return OnnxProgram(folder, manifest)
+    return OnnxProgram(folder, manifest, files)
+
+
+def _held(folder: Path, name: str) -> HeldFile:
+    if not (folder / name).is_file():
+        raise SleepcError(f"{name} is missing", where=str(folder), fix=AGAIN)
+    if not is_inside(folder, folder / name):
+        raise SleepcError(f"{name} leads out of the export", where=str(folder), fix=AGAIN)
+    return HeldFile(folder / name)
 
 
 def _refuse_none(given: Path) -> None:
@@ -135,12 +171,7 @@ def _refuse_none(given: Path) -> None:
 
 def _read(path: Path) -> Manifest:
     """onnx.json, checked."""
-    if path.stat().st_size > MAX_MANIFEST:
-        raise SleepcError(f"{MANIFEST} is too large to be one", where=str(path), fix=AGAIN)
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SleepcError(f"{MANIFEST} is not JSON: {error}", where=str(path), fix=AGAIN) from error
+    data = read_json(path, most=MAX_MANIFEST, fix=AGAIN)
     version = data.get("format") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise UsageError(
@@ -149,12 +180,17 @@ def _read(path: Path) -> Manifest:
             fix="Upgrade sleepc (pip install -U sleepc), or export again.",
         )
     try:
-        return Manifest.model_validate(data)
+        manifest, found = Manifest.model_validate(data), digest(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
         text = f"{MANIFEST} is not valid: {place + ': ' if place else ''}{first['msg']}"
         raise SleepcError(text, where=str(path), fix=AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        raise SleepcError(f"{MANIFEST} is not valid: {type(error).__name__}", where=str(path), fix=AGAIN) from error
+    if manifest.hashes and found != manifest.sha256:
+        raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=AGAIN)
+    return manifest
 
 
 def _check_identity(folder: Path, manifest: Manifest) -> None:

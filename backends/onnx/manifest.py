@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sleepc.manifest import digest
 from sleepc.runtime.steps import CLOCKS
 
 MANIFEST = "onnx.json"
@@ -102,6 +104,18 @@ class Manifest(Part):
     states: list[State]
     rules: list[str]
     report: dict[str, Any]
+    hashes: dict[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    sha256: str = ""  # of everything else in onnx.json
+
+    def sealed(self, hashes: dict[str, str]) -> Manifest:
+        """The same with the sha256 of its files, and its own."""
+        whole = self.model_copy(update={"hashes": hashes})
+        return whole.model_copy(update={"sha256": digest(json.loads(whole.model_dump_json()))})
+
+    @property
+    def files(self) -> list[str]:
+        """Every file that runs."""
+        return [*(graph.file for graph in self.graphs), self.weights]
 
     @property
     def graphs(self) -> list[GraphFile]:
@@ -126,6 +140,7 @@ class Manifest(Part):
     def _fits(self) -> Manifest:
         """Do names, shapes and types agree with each other?"""
         states = {s.name: s for s in self.states}
+        _require(not self.hashes or set(self.hashes) == set(self.files), "hashes of other files")
         _require(len(states) == len(self.states), "two states have one name")
         for name, (dtype, dims) in CLOCKS.items():
             _require(name in states and (states[name].dtype, states[name].dims) == (dtype, dims), f"no clock {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,10 @@ class OnnxSteps:
         threads: int | None = None,
         provider: str = "CPUExecutionProvider",
         passes: int | None = None,
+        in_place: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.manifest, self.provider, self.passes = folder, manifest, provider, passes
+        self.in_place = in_place  # raises SleepcError where a file is not the one that was checked
         self.threads = threads or available_threads()
         self._opened: dict[str, Any] = {}
         self._rings = {output: _slots_of(states[0].wake) for output, states in manifest.rings.items()}
@@ -63,7 +65,9 @@ class OnnxSteps:
     def open(self, graph: GraphFile) -> Any:
         """The session of a graph, opened once. Raises SleepcError where the file is not what the manifest says."""
         if graph.file not in self._opened:
+            self.in_place()
             session = self.make_session(self.folder / graph.file)
+            self.in_place()
             _check_signature(graph, session)
             self._opened[graph.file] = session
         return self._opened[graph.file]

@@ -53,7 +53,7 @@ def export(
 
 def _tell(display: Display, exported: Exported) -> None:
     report = exported.report
-    out.print(_table(report["checks"]))
+    out.print(table(report["checks"]))
     if report["perplexity"]:
         found = report["perplexity"]
         out.print(f"perplexity of {found['tokens']} tokens: {found['before']:.2f} before, {found['after']:.2f} after")
@@ -69,7 +69,8 @@ def _tell(display: Display, exported: Exported) -> None:
 SHOWN = {".onnx", ".bin"}
 
 
-def _table(checks: list[dict[str, Any]]) -> Table:
+def table(checks: list[dict[str, Any]]) -> Table:
+    """Checks of an export's report, a line each."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

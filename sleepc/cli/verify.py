@@ -1,4 +1,4 @@
-"""`sleepc verify ARTIFACT`."""
+"""`sleepc verify ARTIFACT`, or an export."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sleepc.cli.display import Display, err, out, print_json
+from sleepc.cli.verify_export import is_export, verify_an_export
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
+    artifact: Annotated[Path, typer.Argument(help="An artifact directory, or an export's.")],
     against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
     text: Annotated[Path | None, typer.Option(help="A text file to read; Python's help topics by default.")] = None,
     hashes: Annotated[bool, typer.Option("--hash", help="Check every tensor's bytes too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the invariants on real tokens, against the original model; exit 1 where one fails."""
+    if is_export(artifact):
+        return verify_an_export(artifact, against, read_text(text), as_json)
     from sleepc import api
 
     display = Display(err)

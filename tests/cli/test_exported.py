@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sleepc as package
 from sleepc.backends.onnx import installed, load
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.manifest import digest
 from tests.bare import make_bare, run_bare
 from tests.cli.models import json_of, run_here, save_model
 from tests.cli.test_chat import TEMPLATE
@@ -207,7 +211,7 @@ def test_a_runtime_that_is_missing_or_old(
 def test_an_export_of_another_state_of_the_artifact(artifact: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(artifact, tmp_path / "changed")
     data = json.loads((changed / "onnx" / "onnx.json").read_text())
-    (changed / "onnx" / "onnx.json").write_text(json.dumps({**data, "identity": "0" * 64}))
+    seal(changed / "onnx", {**data, "identity": "0" * 64})
     for place in (changed, changed / "onnx"):
         with pytest.raises(UsageError, match="another state") as caught:
             load.load(place)
@@ -215,6 +219,13 @@ def test_an_export_of_another_state_of_the_artifact(artifact: Path, tmp_path: Pa
 
 
 Change = Callable[[dict[str, Any]], object]
+
+
+def seal(folder: Path, data: dict[str, Any], *, files: bool = False) -> None:
+    """Write onnx.json with its own hash made right, and with `files` those of the files."""
+    if files:
+        data["hashes"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in data["hashes"]}
+    (folder / "onnx.json").write_text(json.dumps({**data, "sha256": digest(data)}))
 
 
 def _set(*path: Any, value: Any) -> Change:
@@ -236,7 +247,7 @@ def _set(*path: Any, value: Any) -> Change:
         (_set("extra", value=1), "extra"),
         (_set("weights", value="../weights.bin"), "weights"),
         (_set("wake", "file", value="../x.onnx"), "wake.file"),
-        (_set("wake", "file", value="absent.onnx"), "absent.onnx is missing"),
+        (_set("wake", "file", value="absent.onnx"), "hashes of other files"),
         (_set("weights_size", value=7), "bytes instead of 7"),
         (_set("vocab", value=0), "vocab"),
         (_set("passes", value=1000), "passes"),
@@ -254,7 +265,7 @@ def test_manifests_that_are_not_believed(artifact: Path, tmp_path: Path, change:
     folder = shutil.copytree(artifact / "onnx", tmp_path / "export")
     data = json.loads((folder / "onnx.json").read_text())
     change(data)
-    (folder / "onnx.json").write_text(json.dumps(data))
+    seal(folder, data)
     with pytest.raises(SleepcError, match=words) as caught:
         load.load(folder)
     assert caught.value.fix
@@ -277,10 +288,114 @@ def test_a_link_out_of_the_export(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_graphs_that_are_not_what_the_manifest_says(artifact: Path, tmp_path: Path) -> None:
+    """Even with all hashes right."""
     folder = shutil.copytree(artifact / "onnx", tmp_path / "export")
+    data = json.loads((folder / "onnx.json").read_text())
     shutil.copy(folder / "sleep_replay.onnx", folder / "wake.onnx")
+    seal(folder, data, files=True)
     with pytest.raises(SleepcError, match="other inputs than the manifest"):
         load.load(folder).session()
     (folder / "wake.onnx").write_bytes(b"nothing")
+    seal(folder, data, files=True)
     with pytest.raises(SleepcError, match="cannot open"):
         load.load(folder).session()
+
+
+# -- what was exported is what runs --------------------------------------------------------------
+
+
+@pytest.fixture
+def export(artifact: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(artifact / "onnx", tmp_path / "export")
+
+
+FILES = ["wake.onnx", "sleep_replay.onnx", "weights.bin"]
+
+
+def change(path: Path) -> None:
+    """One bit, in place."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_of_the_same_size(export: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    change(export / name)
+    for command in (("run", export, "w1", "--backend", "onnx"), ("verify", export)):
+        code, _, said = run_here(capsys, *command)
+        assert (code, f"{name} was changed after the export" in said) == (1, True), said
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_export_that_is_replaced_while_it_is_open(export: Path, name: str) -> None:
+    """What is opened later is what was checked, or an error."""
+    program, opened = load.load(export), load.load(export)
+    session = opened.session()
+    wanted = session.feed(list(range(5)))
+    shutil.copy(export / name, export / "new")
+    change(export / "new")
+    (export / "new").replace(export / name)
+    with pytest.raises(SleepcError, match=f"{name} was replaced while it was open"):
+        program.session()
+    with pytest.raises(SleepcError, match=f"{name} was replaced while it was open"):
+        session.feed(list(range(10)))  # sleeps, by a graph that is opened for it
+    assert wanted.shape == (1, 61)
+
+
+def test_a_changed_word_of_the_manifest(export: Path) -> None:
+    text = (export / "onnx.json").read_text()
+    (export / "onnx.json").write_text(text.replace('"precision": "fp32"', '"precision": "int4"'))
+    with pytest.raises(SleepcError, match=r"onnx\.json was changed after it was written"):
+        load.load(export)
+
+
+def test_an_export_from_before_files_had_hashes(export: Path) -> None:
+    data = json.loads((export / "onnx.json").read_text())
+    del data["hashes"], data["sha256"]
+    (export / "onnx.json").write_text(json.dumps(data))
+    with pytest.warns(SleepcWarning, match="before files had hashes"):
+        assert load.load(export).session().feed([1, 2]).shape == (1, 61)
+
+
+@pytest.mark.parametrize("below", ["onnx", "a/onnx"])
+def test_an_export_in_the_hubs_cache(export: Path, tmp_path: Path, below: str) -> None:
+    """Its files are links of a snapshot to blobs."""
+    snapshot = tmp_path / "models--x" / "snapshots" / "0123" / below
+    (tmp_path / "models--x" / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(export.iterdir())):
+        blob = tmp_path / "models--x" / "blobs" / f"{number:040x}"
+        shutil.copyfile(file, blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    found, wanted = (load.load(place).session().feed(list(range(20))) for place in (snapshot, export))
+    assert np.array_equal(found, wanted)
+    (snapshot / "weights.bin").unlink()
+    (snapshot / "weights.bin").symlink_to(export / "weights.bin")
+    with pytest.raises(SleepcError, match="leads out"):
+        load.load(snapshot)
+
+
+def test_verify(artifact: Path, export: Path, bare: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """With the artifact around it, and alone and without PyTorch."""
+    code, said, _ = run_here(capsys, "verify", artifact / "onnx", "--json")
+    checks = {row["check"]: row for row in json.loads(said)["checks"]}
+    assert (code, len(checks)) == (0, 5)
+    assert 0 < checks["the artifact"]["value"] < 1e-3
+    assert checks["saved and loaded"]["value"] == 0
+    alone = run_bare(make_bare(export.parent / "bare"), "-m", "sleepc", "verify", export, "--json")
+    assert [row["check"] for row in json_of(alone)["checks"]] == [name for name in checks if name != "the artifact"]
+    code, _, said = run_here(capsys, "verify", export, "--against", "x")
+    assert (code, "--against" in said) == (2, True)
+
+
+def test_verify_finds_what_hashes_do_not(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A manifest, sealed, by which the host forgets what the calls before have read."""
+    data = json.loads((export / "onnx.json").read_text())
+    for state in data["states"]:
+        if state["wake"]["kind"] == "columns":
+            state["wake"] = {"kind": "kept"}
+    seal(export, data)
+    code, said, _ = run_here(capsys, "verify", export, "--json")
+    assert code == 1
+    assert [row["check"] for row in json.loads(said)["checks"] if not row["ok"]] == ["read in pieces"]

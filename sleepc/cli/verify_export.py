@@ -1,0 +1,73 @@
+"""`sleepc verify EXPORT`: needs no PyTorch, and asks it where it and the artifact are there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import typer
+
+from sleepc.cli.display import Display, err, out, print_json
+from sleepc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sleepc.backends.onnx.load import OnnxProgram
+    from sleepc.runtime.steps import Steps
+
+
+def is_export(path: Path) -> bool:
+    """Is it the folder of an export, and no artifact?"""
+    from sleepc.backends.onnx.manifest import MANIFEST as EXPORT
+    from sleepc.manifest import MANIFEST
+
+    return (path / EXPORT).is_file() and not (path / MANIFEST).is_file()
+
+
+def verify_an_export(path: Path, against: str | None, text: str | None, as_json: bool) -> None:
+    """Print what was found; exit 1 where a check fails."""
+    if against is not None:
+        raise UsageError(
+            "an export is compared with the artifact that it lies in", where="--against", fix="Leave it out."
+        )
+    from sleepc.backends.onnx.load import load
+    from sleepc.backends.onnx.verify import verify_export
+    from sleepc.cli.export import table
+
+    display, program = Display(err), load(path)
+    with display.doing("verify"):
+        report = verify_export(program, _tokens(program, text), display, _artifact(program))
+    if as_json:
+        print_json({**report.to_json(), "at_export": program.manifest.report})
+    else:
+        out.print(table(report.to_json()["checks"]))
+        verdict = "the export is whole" if report.ok else "[red]the export does not do what it should[/]"
+        out.print(f"{verdict}   {report.seconds:.1f} s")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _tokens(program: OnnxProgram, text: str | None) -> list[int]:
+    """Those of a text; random ones where the model can read none."""
+    if text is None and not (program.folder / "tokenizer.json").is_file():
+        return np.random.default_rng(0).integers(0, program.manifest.vocab, 512).tolist()
+    from sleepc.verify.texts import default_text
+
+    found = program.tokenizer().encode(default_text() if text is None else text)
+    if not found:
+        raise UsageError("the text has no token", where="--text", fix="Give a longer one.")
+    return found
+
+
+def _artifact(program: OnnxProgram) -> Steps | None:
+    """The artifact around the export, in PyTorch, where both are there."""
+    from sleepc.manifest import MANIFEST
+
+    around = program.folder.resolve().parent
+    if find_spec("torch") is None or not (around / MANIFEST).is_file():
+        return None
+    from sleepc import api
+
+    found = api.load(around)
+    return found.steps() if found.identity == program.identity else None
