@@ -146,8 +146,8 @@ class Template:
         in its text has been left out.
         """
         words = [f"word{i}of{len(roles)}said" for i in range(len(roles))]
-        last = max((i for i, role in enumerate(roles) if role == "user"), default=None)
-        wanted = [i for i, role in enumerate(roles) if i == last or role == "system"]
+        wanted = [i for i, role in enumerate(roles) if role == "user"][-1:]
+        wanted += [i for i, role in enumerate(roles) if role == "system"]
         refusal, lost = None, ""
         for in_parts in (False, True):
             try:

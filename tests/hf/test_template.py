@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sleepc.hf.template import load_template
+from sleepc.errors import UsageError
+from sleepc.hf.template import load_template, template_sources
 from tests.cli.models import save_model
 
 CHATML = (
@@ -54,14 +55,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-def both(folder: Path, messages: list[dict[str, str]]) -> tuple[str, str]:
+def both(folder: Path, messages: list[dict[str, str]], name: str | None = None, **arguments: Any) -> tuple[str, str]:
     """The text by our own path and by transformers'."""
     from transformers import AutoTokenizer
 
-    template = load_template(folder)
+    template = load_template(folder, name, arguments)
     assert template is not None
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return template(messages), str(theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    options = {"add_generation_prompt": True, "tokenize": False, "chat_template": name, **arguments}
+    return template(messages), str(theirs.apply_chat_template(messages, **options))
+
+
+def with_template(folder: Path, source: str) -> Path:
+    (folder / "chat_template.jinja").write_text(source)
+    return folder
+
+
+def rendered(folder: Path, messages: list[dict[str, str]], **arguments: Any) -> str:
+    template = load_template(folder, None, arguments)
+    assert template is not None
+    return template(messages)
 
 
 @pytest.mark.parametrize("source", [CHATML, LINES], ids=["chatml", "lines"])
@@ -87,3 +100,127 @@ def test_as_transformers(model: Path, tmp_path: Path, source: str, place: str, m
 
 def test_no_template(model: Path) -> None:
     assert load_template(model) is None
+
+
+# ------------------------------------------------------------------------------------------------- where it stands
+
+
+@pytest.mark.parametrize(
+    "content", [CHATML, {"default": CHATML, "rag": "no"}, [{"name": "default", "template": CHATML}]]
+)
+def test_the_older_file_is_read_last(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": content}))
+    assert rendered(tmp_path, TALK[1:2]).endswith("w1 é 世\n<|im_end|>\n<|im_start|>assistant\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    assert rendered(tmp_path, TALK[1:2]) == TALK[1]["content"]
+    with_template(tmp_path, "<{{ messages[0].content }}>")
+    assert rendered(tmp_path, TALK[1:2]) == f"<{TALK[1]['content']}>"
+
+
+def test_templates_by_name(model: Path, tmp_path: Path) -> None:
+    for file in model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    named = [{"name": name, "template": f"{name} {CHATML}"} for name in ("default", "rag", "tool_use")]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": named}))
+    for name in (None, "rag", "tool_use"):
+        ours, theirs = both(tmp_path, TALK, name)
+        assert ours == theirs
+    with pytest.raises(UsageError, match="no chat template 'code'") as caught:
+        load_template(tmp_path, "code")
+    assert "default, rag, tool_use" in caught.value.fix
+    (tmp_path / "chat_templates").mkdir()
+    (tmp_path / "chat_templates" / "short.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(UsageError, match="none the default"):
+        load_template(tmp_path)
+    with_template(tmp_path, CHATML)
+    assert sorted(template_sources(tmp_path)) == ["default", "short"]
+    for name in (None, "short"):
+        ours, theirs = both(tmp_path, TALK[1:2], name)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("value", [3, ["x"], [{"name": "default"}], {"default": 1}, [{"template": "x"}]])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json"])
+def test_templates_that_are_no_texts(value: Any, file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(json.dumps({"chat_template": value}))
+    with pytest.raises(UsageError, match="cannot read the chat template"):
+        load_template(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ variables
+
+THINKING = (
+    "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if enable_thinking %}<think>{% endif %}{{ effort | default('low') }} {{ date.year }} {{ tools | length }}"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"enable_thinking": False},
+        {"enable_thinking": True, "effort": "high", "date": {"year": 2026}},
+        {"tools": [{"name": "look", "parameters": {}}]},
+    ],
+)
+def test_variables_are_given_as_transformers_gives_them(model: Path, tmp_path: Path, arguments: dict[str, Any]) -> None:
+    for file in model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(CONFIG))
+    with_template(tmp_path, THINKING.replace("tools |", "(tools or []) |"))
+    ours, theirs = both(tmp_path, TALK[1:2], **{"date": {"year": 1999}, **arguments})
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["enabled_thinking", "messages", "add_generation_prompt", "loop", "m"])
+def test_a_variable_that_the_template_does_not_read(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=name) as caught:
+        load_template(with_template(tmp_path, THINKING), None, {name: 1})
+    assert "date, effort, enable_thinking, tools" in caught.value.fix
+
+
+# -------------------------------------------------------------------------------------------------- nothing is lost
+
+PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content if part.type == 'text' %}{{ part.text | trim }}"
+    "{% endfor %}{% endfor %}"
+)
+EITHER = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}PARTS{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [PARTS, "{{ bos_token }}" + PARTS.replace("part.text | trim", "part['text']")])
+def test_templates_that_want_parts_get_parts(source: str, tmp_path: Path) -> None:
+    text = rendered(with_template(tmp_path, source), TALK)
+    for message in TALK:
+        assert message["content"].strip() in text
+    assert "PARTS" not in rendered(with_template(tmp_path, EITHER), TALK)
+
+
+@pytest.mark.parametrize(
+    ("source", "lost"),
+    [
+        ("{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}", "user"),
+        ("{{ messages[0].content }}", "user"),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "system"),
+        ("{{ messages[-1].text }}", "user"),
+        ("nothing", "user"),
+    ],
+)
+def test_a_turn_that_would_vanish_is_refused(source: str, lost: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"leaves out what the {lost} says") as caught:
+        rendered(with_template(tmp_path, source), TALK)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("source", ["{{ messages[-1].content | upper }}", "{{ messages[-1].content | tojson }}"])
+def test_what_a_template_changes_is_not_lost(source: str, tmp_path: Path) -> None:
+    assert "W3" in rendered(with_template(tmp_path, source), TALK[1:]).upper()
+
+
+def test_templates_that_keep_the_last_message_alone(tmp_path: Path) -> None:
+    assert rendered(with_template(tmp_path, "{{ messages[-1].content }}"), TALK[1:]) == "{{ w3 }}"
