@@ -287,6 +287,7 @@ class Program:
         """
         from sleepc.train.adapter import name_of
         from sleepc.train.settings import make_settings
+        from sleepc.train.shared_words import shared_words
         from sleepc.train.streams import self_stream, text_stream
         from sleepc.train.texts import dataset_documents, documents
         from sleepc.train.training import train
@@ -300,6 +301,7 @@ class Program:
             read()  # is it there? before any work
         self.check_bytes()
         taught = self._teacher(teacher, progress)
+        words = None if teacher is None else shared_words(self, taught, _folder_of(teacher, progress))
         if paths or dataset:
             stream = text_stream(read, self.tokenizer(), chosen, window)
         else:
@@ -310,7 +312,7 @@ class Program:
         }
         progress("training", None)
         options: dict[str, Any] = {"device": device, "resume": resume, "facts": facts, "half": half, "hooks": hooks}
-        return train(self, taught, stream, chosen, Path(work), **options)
+        return train(self, taught, stream, chosen, Path(work), words=words, **options)
 
     def train(
         self,
@@ -592,3 +594,8 @@ def fitting_recipe(canonical: ProgramGraphs) -> Recipe:
         return recipe
     sinks = min(recipe.sinks, canonical.max_positions - 1)
     return Recipe(window=max(min(recipe.window, canonical.max_positions - sinks), 1), sinks=sinks)
+
+
+def _folder_of(model: str | Path | nn.Module, progress: Progress) -> Path | None:
+    """Where a model's files are; None for a module."""
+    return None if isinstance(model, nn.Module) else resolve(model, progress).folder

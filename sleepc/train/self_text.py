@@ -24,15 +24,17 @@ def sampled(
     batch: int,
     *,
     eos_ids: Collection[int] = (),
+    never: Collection[int] = (),
     least: int = 2,
     top_p: float = 1.0,
     start: int = 0,
 ) -> Iterator[IntArray]:
     """Pieces of at most `length` tokens, without an end: `opening`, then what the teacher draws at temperature 1.
 
-    Where `opening` is empty a text begins with a random word. It ends with a token of `eos_ids`; texts that end before
-    `least` tokens are dropped. `batch` texts are written side by side, and piece n depends on `seed`, `batch` and
-    n // batch alone: `start` gives the pieces from that one on without writing the earlier batches.
+    Where `opening` is empty a text begins with a random word. It ends with a token of `eos_ids` and has none of
+    `never`; texts that end before `least` tokens are dropped. `batch` texts are written side by side, and piece n
+    depends on `seed`, `batch` and n // batch alone: `start` gives the pieces from that one on without writing the
+    earlier batches.
 
     Raises UsageError, at once, for lengths that do not fit the teacher; later, where its texts end too early.
     """
@@ -47,7 +49,9 @@ def sampled(
             f"batch {batch}, start {start}, seed {seed}", fix="Batches are 1 or more, the others 0 or more."
         )
     Sampling(1.0, top_p=top_p)  # raises for a top_p outside its range
-    return _Writer(steps, tuple(opening), length, seed, batch, frozenset(eos_ids), least, top_p).pieces(start)
+    return _Writer(
+        steps, tuple(opening), length, seed, batch, frozenset(eos_ids), frozenset(never), least, top_p
+    ).pieces(start)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class _Writer:
     seed: int
     batch: int
     eos_ids: frozenset[int]
+    never: frozenset[int]
     least: int
     top_p: float
 
@@ -93,6 +98,7 @@ class _Writer:
             top_p=self.top_p,
             seed=int(rng.integers(1 << 62)),
             stop_ids=self.eos_ids,
+            never=self.never,
         )
         written = np.stack(list(steps), axis=1)  # -1 after a row's end
         return [np.concatenate([first, text[text >= 0]]) for first, text in zip(begun, written, strict=True)]
@@ -101,5 +107,5 @@ class _Writer:
         """What stands before the first token that is drawn [rows, n]."""
         if self.opening:
             return np.tile(np.array(self.opening, dtype=np.int64), (rows, 1))
-        words = np.setdiff1d(np.arange(self.steps.vocab), sorted(self.eos_ids))
+        words = np.setdiff1d(np.arange(self.steps.vocab), sorted(self.eos_ids | self.never))
         return rng.choice(words, (rows, 1)).astype(np.int64)

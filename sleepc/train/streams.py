@@ -69,6 +69,7 @@ def self_stream(
             _seed(settings, phase),
             SIDE_BY_SIDE,
             eos_ids=tokenizer.eos_ids,
+            never=tokenizer.holes(canonical.vocab),
             least=window + 2,
             start=skip,
         )

@@ -85,6 +85,7 @@ class Student:
 
     `masters` by key are what an optimiser changes; all else is frozen. With `low`, weights of linear maps are used in
     bfloat16 (docs/decisions/0007). With `checkpointing` a window's activations are computed again in the backward pass.
+    Logits of student and teacher are compared over the first `words`, all by default.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class Student:
         device: str | torch.device = "cpu",
         low: bool = False,
         checkpointing: bool = False,
+        words: int | None = None,
     ) -> None:
+        self.words = words
         self.program = next(iter(programs.values()))
         self.teacher, self.device, self.checkpointing = teacher, torch.device(device), checkpointing
         frozen = materialise(self.program, str(device))
@@ -182,7 +185,8 @@ def _distil(student: Student, steps: EagerSteps, window: Part, lesson: Any, stat
         wanted = student.teacher.logits(lesson, window.lengths, "all")
     assert logits is not None
     assert wanted is not None
-    return kl_sum(wanted, logits, window.real()), 0, _sleep(steps, window, state, passes)
+    words = student.words
+    return kl_sum(wanted[..., :words], logits[..., :words], window.real()), 0, _sleep(steps, window, state, passes)
 
 
 def _surprise(

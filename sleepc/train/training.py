@@ -80,9 +80,10 @@ def train(
     adapter: bool = True,
     half: bool = False,
     hooks: Hooks | None = None,
+    words: int | None = None,
 ) -> Outcome:
     """Train `program` in the folder `work` and give it the trained values; `teacher` is at level CANONICAL, None for
-    stages that need none.
+    stages that need none. `words` are the first ones that both have in common, where their tables differ.
 
     `facts` say what is read and who teaches, for checkpoints and the adapter, which is float16 with `half`, and not
     written with adapter=False. With several processes (`torchrun`) each does its part of every batch. Raises UsageError
@@ -90,7 +91,7 @@ def train(
     """
     accelerator = _accelerator(device)
     hooks = hooks or Hooks()
-    _check(program, settings, teacher)
+    _check(program, settings, teacher, words)
     graphs = with_rank(program.graphs, settings.rank) if settings.train == "low-rank" else program.graphs
     if settings.start == "fresh":
         graphs = _started(program, graphs, stream, settings)
@@ -104,6 +105,7 @@ def train(
         device=accelerator.device,
         low=settings.precision == "bfloat16",
         checkpointing=settings.checkpointing,
+        words=words,
     )
     run = {**settings.model_dump(exclude={"save_every"}), **(facts or {}), "processes": accelerator.num_processes}
     outcome = Outcome(False, 0, 0, 0, sum(m.numel() for m in student.masters.values()))
@@ -160,7 +162,7 @@ def _accelerator(device: str | None) -> Any:
     return Accelerator(cpu=cpu)
 
 
-def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None) -> None:
+def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None, words: int | None) -> None:
     """Do the stages fit the program and its teacher?"""
     stages = [name for name, _ in parse_stages(settings.stages)]
     if teacher is None and not {"align", "distil"}.isdisjoint(stages):
@@ -171,7 +173,7 @@ def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None) 
             where="--passes",
             fix="Convert with --consolidation recurrent and --passes 2 or more, or leave it out.",
         )
-    if teacher is not None and teacher.vocab != program.graphs.vocab:
+    if teacher is not None and words is None and teacher.vocab != program.graphs.vocab:
         raise UsageError(
             f"the teacher has {teacher.vocab} words and the program {program.graphs.vocab}",
             where="--teacher",

@@ -1,0 +1,48 @@
+"""The words that a program has in common with a teacher whose table may be wider than theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sleepc.errors import UsageError
+from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
+from sleepc.ir.program import ProgramGraphs
+from sleepc.train.program import Program
+
+
+def shared_words(program: Program, teacher: ProgramGraphs, folder: Path | None) -> int:
+    """How many ids mean the same to both: all of the narrower table. `folder` is the teacher's, None for a module.
+
+    Raises UsageError where the teacher's tokenizer has other words, where it lacks some of the program's, and where the
+    tables differ in width and no tokenizer can tell.
+    """
+    own, other = _of_program(program), _of_folder(folder)
+    wide, narrow = teacher.vocab, min(teacher.vocab, program.graphs.vocab)
+    if own is None or other is None:
+        if wide == program.graphs.vocab:
+            return wide
+        raise _unfit(f"the teacher has {wide} words and the program {program.graphs.vocab}")
+    if not own.same_words(other):
+        raise _unfit("the teacher's tokenizer has other words than the program's")
+    most = max(own.inner.get_vocab().values())
+    if most >= wide:
+        raise _unfit(f"the teacher has {wide} words, and the program's tokenizer knows {most + 1}")
+    return narrow
+
+
+def _of_program(program: Program) -> Tokenizer | None:
+    try:
+        return program.tokenizer()
+    except NoTokenizer:
+        return None
+
+
+def _of_folder(folder: Path | None) -> Tokenizer | None:
+    try:
+        return load_tokenizer(folder)
+    except NoTokenizer:
+        return None
+
+
+def _unfit(what: str) -> UsageError:
+    return UsageError(what, where="--teacher", fix="A teacher needs the tokenizer that the program has.")
