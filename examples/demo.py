@@ -196,6 +196,7 @@ def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subj
     """Both questions, an answer of each model; in the short setting none of the untrained one, which is as sliding."""
     console.rule("ask")
     tokenizer = program.tokenizer()
+    ends = tokenizer.ends(tokenizer.template())
     text = TEXT.read_text()
     full = full_attention(subject.folder)
     for place, question in QUESTIONS:
@@ -207,7 +208,7 @@ def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subj
         answers += [(name, partial(read_and_answer, s, show=name == "trained")) for name, s in sessions.items()]
         for name, answer in answers:
             begun = time.perf_counter()
-            words = tokenizer.decode(answer(ids, 12 if short else 40, tokenizer.eos_ids)).strip()
+            words = tokenizer.decode(answer(ids, 12 if short else 40, ends)).strip()
             console.print(f"  {name:10} {words!r}  [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
 
 

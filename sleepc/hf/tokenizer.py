@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,12 +106,12 @@ class Tokenizer:
             raise UsageError("this model has no chat template", fix="Encode a text: tokenizer.encode(text).")
         return self.encode_turns(template(messages))
 
-    def ends(self, template: Template | None) -> Collection[int]:
+    def ends(self, template: Template | None) -> tuple[int, ...]:
         """The tokens that end an answer: with a template, also the one that closes a turn there."""
         if template is None:
             return self.eos_ids
-        closing = (i for i in self.encode_turns(template.closing()) if i in self.control)
-        return tuple(sorted({*self.eos_ids, *[i for i in closing][:1]}))
+        closing = [i for i in self.encode_turns(template.closing()) if i in self.control]
+        return tuple(sorted({*self.eos_ids, *closing[:1]}))
 
     def name_of(self, token: int) -> str:
         """A token as it stands in the vocabulary."""
