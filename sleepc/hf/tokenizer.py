@@ -187,9 +187,7 @@ def _read(path: Path) -> Any:
 def _none(folder: Path | None) -> NoTokenizer:
     found = [name for name in OTHERS if folder is not None and (folder / name).is_file()]
     only = f" (only {', '.join(found)})" if found else ""
-    make = (
-        "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one. Or feed" if found else "Feed"
-    )
+    make = "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers may write one. " if found else ""
     return NoTokenizer(
         f"this model has no {MAIN}{only}, so it cannot read text",
         where=str(folder or ""),

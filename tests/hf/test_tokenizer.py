@@ -176,8 +176,9 @@ def test_a_tokenizer_that_cannot_be_read(text: str, words: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "vocab.json"])
 def test_no_tokenizer_says_what_is_there(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
-    with pytest.raises(NoTokenizer, match=name):
+    with pytest.raises(NoTokenizer, match=name) as caught:
         load_tokenizer(tmp_path)
+    assert caught.value.fix.endswith("may write one. Token ids can be fed from Python: program.session().feed(ids).")
     with pytest.raises(NoTokenizer):
         load_tokenizer(None)
 
