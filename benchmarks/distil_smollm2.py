@@ -127,6 +127,7 @@ def _train(
         text=text,
         work=curve.work,
         resume=True,
+        force=True,
         hooks=Hooks(curve.start, curve.step),
         **{"tokens": options.tokens, "length": options.length, **SETTINGS, **variant, **given},
     )

@@ -162,6 +162,7 @@ def learn(
         _people(options, lesson),
         work=work,
         resume=True,
+        force=True,
         hooks=Hooks(on_start=began, on_step=told),
         **{"batch": options.batch, "start": start, **SETTINGS, **given, **more},
     )

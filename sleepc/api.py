@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from sleepc.tasks.puzzle import Puzzle
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
-    from sleepc.train.texts import Document
     from sleepc.train.training import Hooks, Outcome
     from sleepc.verify.verify import VerifyReport
 
@@ -273,6 +272,7 @@ class Program:
         teacher: str | Path | nn.Module | None = None,
         work: str | Path = "training",
         resume: bool = False,
+        force: bool = False,
         device: str | None = None,
         half: bool = False,
         progress: Progress = _silent,
@@ -282,37 +282,41 @@ class Program:
         """Train the memories, or more, towards `teacher` (the original by default) on texts, a data set, or, with
         neither, on what the teacher writes. `settings` are those of sleepc.train.settings; `work` holds checkpoints,
         metrics and the adapter (float16 with `half`). Where it is stopped the program stays as it is; `resume` goes on.
+        It stays as it is, too, where the training made things worse on what was held out of the texts (a warning says
+        so), unless `force`.
 
-        Raises UsageError for options that do not fit, SleepcError where the loss is no number.
+        Raises UsageError for options that do not fit and for a folder that another process has, SleepcError where the
+        loss is no number.
         """
         from sleepc.train.adapter import name_of
+        from sleepc.train.reading import self_reading, text_reading
         from sleepc.train.settings import make_settings
         from sleepc.train.shared_words import shared_words
-        from sleepc.train.streams import self_stream, text_stream
-        from sleepc.train.texts import dataset_documents, documents
+        from sleepc.train.texts import texts
         from sleepc.train.training import train
 
-        chosen, paths, window = make_settings(settings), [Path(path) for path in text], self.graphs.window
-
-        def read() -> Iterator[Document]:
-            return dataset_documents(dataset, field) if dataset else documents(paths, field)
-
-        if paths or dataset:
-            read()  # is it there? before any work
+        chosen, window = make_settings(settings), self.graphs.window
+        given = texts([Path(path) for path in text], dataset, field) if text or dataset else None  # before any work
         self.check_bytes()
         taught = self._teacher(teacher, progress)
         words = None if teacher is None else shared_words(self, taught, _folder_of(teacher, progress))
-        if paths or dataset:
-            stream = text_stream(read, self.tokenizer(), chosen, window)
+        if given is not None:
+            reading = text_reading(given.documents, self.tokenizer(), chosen, window)
         else:
-            stream = self_stream(taught, self.tokenizer(), chosen, window, device or "cpu")
+            reading = self_reading(taught, self.tokenizer(), chosen, window, device or "cpu")
         facts = {
-            "text": [path.name for path in paths] or dataset or "self",
+            "text": given.names if given is not None else "self",
             "teacher": "module" if isinstance(teacher, nn.Module) else name_of(str(teacher or self.source.name)),
         }
+        unchanged = {
+            "content": given.content if given is not None else "",
+            "teacher_sha256": weights_digest(taught) if teacher is not None else "",
+        }
         progress("training", None)
-        options: dict[str, Any] = {"device": device, "resume": resume, "facts": facts, "half": half, "hooks": hooks}
-        return train(self, taught, stream, chosen, Path(work), words=words, **options)
+        options: dict[str, Any] = {"device": device, "resume": resume, "force": force, "half": half, "hooks": hooks}
+        return train(
+            self, taught, reading, chosen, Path(work), facts=facts, unchanged=unchanged, words=words, **options
+        )
 
     def train(
         self,
@@ -325,6 +329,7 @@ class Program:
         scratch: bool = False,
         work: str | Path = "training",
         resume: bool = False,
+        force: bool = False,
         device: str | None = None,
         half: bool = False,
         progress: Progress = _silent,
@@ -340,30 +345,24 @@ class Program:
         Raises UsageError for options that do not fit, SleepcError where the loss is no number.
         """
         from sleepc.train.learned import learn_task, learn_text, settings_for
-        from sleepc.train.texts import dataset_documents, documents
+        from sleepc.train.texts import texts
         from sleepc.train.training import train
 
         if sum((task is not None, bool(text), dataset is not None)) != 1:
             raise UsageError("what shall it learn?", where="train", fix="Give one of a task, text or a data set.")
-        paths = [Path(path) for path in text]
+        if task is None and set:
+            raise UsageError("settings are those of a task", where="--set", fix="Leave it out.")
         chosen = settings_for(settings, task=task is not None, scratch=scratch)
-
-        def read() -> Iterator[Document]:
-            return dataset_documents(dataset, field) if dataset else documents(paths, field)
-
-        if task is None:
-            read()  # is it there? before any work
-            if set:
-                raise UsageError("settings are those of a task", where="--set", fix="Leave it out.")
+        given = texts([Path(path) for path in text], dataset, field) if task is None else None  # before any work
         self.check_bytes()
-        if task is not None:
+        if given is not None:
+            learned = learn_text(self, given, chosen)
+        elif task is not None:
             learned = learn_task(self, task, set, chosen)
-        else:
-            learned = learn_text(self, read, dataset or [path.name for path in paths], chosen)
         progress("training", None)
-        options: dict[str, Any] = {"device": device, "resume": resume, "facts": learned.facts, "half": half}
-        options |= {"adapter": chosen.train != "all", "hooks": hooks}
-        return train(self, None, learned.stream, learned.settings, Path(work), **options)
+        options: dict[str, Any] = {"device": device, "resume": resume, "force": force, "half": half, "hooks": hooks}
+        options |= {"facts": learned.facts, "unchanged": learned.unchanged, "adapter": chosen.train != "all"}
+        return train(self, None, learned.reading, learned.settings, Path(work), **options)
 
     def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> ProgramGraphs:
         if teacher is None:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,24 +18,31 @@ from sleepc.errors import SleepcWarning, UsageError
 
 MOST = 4096  # bytes of what a lock says
 WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # file systems that have no locks
+_held: dict[Path, int] = {}  # locks of this process, with the thread that has each
 
 
 @contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Within it nobody else has `folder` (which need not be there): no process of this machine, and no thread.
+    """Within it nobody else has `folder` (which need not be there): no process of this machine, and no other thread.
+    Who has it may take it again.
 
     `what` is being done, for the others to read. Raises UsageError that names who has it. The lock is the operating
     system's: it goes with its process, however that ends, and the file that is left then stands in nobody's way.
     """
     place = folder.resolve()
     path = place.with_name(f".{place.name}.sleepc-lock")
+    if _held.get(path) == threading.get_ident():
+        yield
+        return
     file = _locked(path, place)
+    _held[path] = threading.get_ident()
     try:
         said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T"), "what": what}
         os.truncate(file, 0)
         os.pwrite(file, json.dumps(said).encode()[:MOST], 0)
         yield
     finally:
+        del _held[path]
         path.unlink(missing_ok=True)  # first: who opens the file after this makes another
         os.close(file)
 

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "artifact": {
         *("ir", "ops", "passes", "backends", "hf", "recipe", "manifest", "digests"),
-        *("held_file", "whole_folder", "folder_lock"),
+        *("held_file", "whole_folder"),
     },
     "inspection": {"ir", "ops", "passes", "recipe"},
     "diffing": {"ir"},

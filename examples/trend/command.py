@@ -91,7 +91,8 @@ def estimate(e: Experiment, workers: int) -> float:
         hooks = Hooks(on_step=lambda step, paces=paces: paces.append(step.seconds))  # type: ignore[misc]
         with TemporaryDirectory() as folder:
             program = small.build(small, run.passes, 0)
-            program.train(e.practice or e.puzzle, work=folder, hooks=hooks, **options(small, ESTIMATED + 1, 0))
+            given = options(small, ESTIMATED + 1, 0)
+            program.train(e.practice or e.puzzle, work=folder, force=True, hooks=hooks, **given)
         pace = statistics.median(paces[1:]) * e.batch / batch
         print(f"{run.name}: {pace:.3g} seconds a step, {run.steps} steps", flush=True)
         total += pace * run.steps * e.seeds

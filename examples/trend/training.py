@@ -64,7 +64,7 @@ def train(e: Experiment, run: Run, seed: int, folder: Path) -> bool:
 
     hooks = Hooks(on_start=started, on_step=stepped, should_stop=_stopping)
     outcome = program.train(
-        e.practice or e.puzzle, work=folder, resume=True, hooks=hooks, **options(e, run.steps, seed)
+        e.practice or e.puzzle, work=folder, resume=True, force=True, hooks=hooks, **options(e, run.steps, seed)
     )
     return outcome.finished
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,32 +39,42 @@ def calibrate(
     """Set a model's memories by what the original attends to, then step each layer towards it; minutes on a laptop."""
     from sleepc import api
     from sleepc.artifact import check_free
-    from sleepc.train.layer_files import FINISHED, forget
+    from sleepc.folder_lock import only_one
+    from sleepc.train.layer_files import forget
 
     target = output or artifact
     program = api.load(artifact)
     check_free(target, force=force or output is None)  # before any work
     display = Display(err)
     work = target.resolve().with_name(f".{target.resolve().name}.calibration")
-    with display.doing("calibrate"):
-        if against is not None:
-            program.captured(display, program.load_original(against, display))
-        try:
+    with only_one(target, "calibrate"):
+        with display.doing("calibrate"), _ended(work):
+            if against is not None:
+                program.captured(display, program.load_original(against, display))
             report = program.calibrate(text, tokens=tokens, steps=steps, work=work, resume=resume, progress=display)
-        except ENDS as end:
-            done = len(list(work.glob(FINISHED)))
-            kept = f"{counted(done, 'layer')} finished: the same command with --resume goes on from there"
-            raise Ended(signal_of(end), kept if done else STARTS_ANEW) from None
-    if report.kept:
-        with display.doing("save"):
-            program.save(target, force=True, progress=display)
-    forget(work)
+        if report.kept:
+            with display.doing("save"), _ended(work):
+                program.save(target, force=True, progress=display)
+        forget(work)
     if as_json:
         print_json({"artifact": str(artifact), "output": str(target) if report.kept else None, **report.to_json()})
     else:
         _tell(report, target)
     if not report.kept:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _ended(work: Path) -> Iterator[None]:
+    """Where it is broken off, say what is kept of it."""
+    from sleepc.train.layer_files import FINISHED
+
+    try:
+        yield
+    except ENDS as end:
+        done = len(list(work.glob(FINISHED)))
+        kept = f"{counted(done, 'layer')} finished: the same command with --resume goes on from there"
+        raise Ended(signal_of(end), kept if done else STARTS_ANEW) from None
 
 
 def _tell(report: CalibrationReport, target: Path) -> None:

@@ -83,6 +83,7 @@ def distil(
             teacher=teacher,
             work=work,
             resume=resume,
+            force=force,
             device=device,
             half=half,
             progress=display,

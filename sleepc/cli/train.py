@@ -82,6 +82,7 @@ def train(
             scratch=scratch,
             work=work,
             resume=resume,
+            force=force,
             device=device,
             half=half,
             progress=display,

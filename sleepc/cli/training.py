@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from sleepc.cli.display import Display, err, number, out, print_json
 from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of, stopping
@@ -55,9 +56,11 @@ def run_training(
 ) -> None:
     """Let `program` `learn` in the folder beside `output` (or `artifact`), and write it there when it is finished.
 
-    Raises UsageError where something is in the way, before any work; exits with 130 where it was stopped.
+    Raises UsageError where something is in the way, before any work; exits with 1 where it made things worse, which is
+    not written without `force`, and with 130 where it was stopped.
     """
     from sleepc.artifact import check_free
+    from sleepc.folder_lock import only_one
     from sleepc.train.checkpoint import forget_checkpoints
     from sleepc.train.training import Hooks
 
@@ -65,20 +68,24 @@ def run_training(
     check_free(target, force=force or output is None)
     work = target.resolve().with_name(f"{target.resolve().name}.training")
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes
-    if first:
-        _check_work(work, resume=resume, force=force)
     live = _Live(name, show=first and not as_json)
-    with live.shown(), stopping(live.stopping) as stopped, _given_up(work):
-        outcome = learn(work, live.display, Hooks(live.start, live.step, lambda: bool(stopped())))
-        if outcome.finished and merge:
-            program.merge()
-        if outcome.finished and first:
-            program.save(target, force=True, progress=live.display)
-            forget_checkpoints(work)
+    with stopping(live.stopping) as stopped, only_one(target, name) if first else nullcontext(), _given_up(work):
+        if first:
+            _check_work(work, resume=resume, force=force)
+        with live.shown():
+            hooks = Hooks(live.start, live.step, live.judging, lambda: bool(stopped()))
+            outcome = learn(work, live.display, hooks)
+            if outcome.kept and merge:
+                program.merge()
+            if outcome.kept and first:
+                program.save(target, force=True, progress=live.display)
+                forget_checkpoints(work)
     if first:
         _tell(outcome, target, work, live.seconds, following, as_json=as_json)
     if not outcome.finished:
         raise Ended(stopped() or signal.SIGINT, "")  # 0 where another of several processes was stopped
+    if not outcome.kept:
+        raise typer.Exit(1)
 
 
 @contextmanager
@@ -102,12 +109,10 @@ def _check_work(work: Path, *, resume: bool, force: bool) -> None:
         raise UsageError("there is no training to go on with", where=str(work), fix="Leave --resume out.")
     if found and not resume and not force:
         raise UsageError(
-            "a training was stopped here",
+            "a training was stopped here, or was not kept",
             where=str(work),
-            fix="--resume goes on with it; --force starts anew.",
+            fix="--resume goes on with it (with --force it is kept whatever it did); --force alone starts anew.",
         )
-    if work.exists() and not resume:
-        shutil.rmtree(work)
 
 
 class _Live:
@@ -153,6 +158,11 @@ class _Live:
         self.task = self.bar.add_task(self.name, total=trainer.of, completed=trainer.done, figures="")
         self.bar.start()
 
+    def judging(self, share: float) -> None:
+        """It is measured on what was held out."""
+        if self.bar is not None:
+            self.bar.update(self.task, description="held out", figures=f"{share:.0%}")
+
     def step(self, step: Step) -> None:
         """A step is done."""
         if not self.show:
@@ -169,20 +179,27 @@ class _Live:
 
 def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following: str, *, as_json: bool) -> None:
     if as_json:
-        facts = {"output": str(target) if outcome.finished else None, "work": str(work), "seconds": seconds}
+        facts = {"output": str(target) if outcome.kept else None, "work": str(work), "seconds": seconds}
         print_json({**outcome.to_json(), **facts})
         return
     if not outcome.finished:
-        err.print(f"stopped after step {outcome.steps}: the same command with --resume goes on")
+        err.print(f"stopped after step {outcome.steps} of {outcome.of}: the same command goes on, with --resume")
         return
     for stage, (first, last) in outcome.losses.items():
         out.print(f"{stage:9} loss {first:.4f} → {last:.4f}")
+    if outcome.held_out is not None:
+        out.print(f"held out  {outcome.held_out.told()}   [dim]{outcome.held_out.where}[/]")
     out.print(
         f"trained   {number(outcome.trained)} parameters on {number(outcome.tokens)} tokens   [dim]{seconds:.1f} s[/]"
     )
     adapter = f"adapter   {outcome.adapter}   metrics" if outcome.adapter else "metrics  "
     out.print(f"{adapter} {work / 'metrics.jsonl'}")
-    out.print(f"next      {following or _usual(target)}")
+    if outcome.kept:
+        out.print(f"next      {following or _usual(target)}")
+        return
+    err.print("error: nothing is saved: the training made things worse")
+    err.print("       Try a smaller learning rate or more text, with --force to begin anew.")
+    err.print("       The same command with --resume --force saves it all the same, without training again.")
 
 
 def _usual(target: Path) -> str:

@@ -64,7 +64,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 Merge = Annotated[bool, typer.Option("--merge", help="Merge low-rank maps into the weights at the end.")]
 Half = Annotated[bool, typer.Option("--half", help="Write the adapter in float16: half the size.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Start anew where a training was stopped; replace an artifact at -o.")
+    bool,
+    typer.Option(
+        "--force", help="Start anew where a training was stopped; replace an artifact at -o; save what got worse."
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda where there is one")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

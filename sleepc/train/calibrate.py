@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from sleepc.backends.eager.backend import load, materialise
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.errors import UsageError
+from sleepc.folder_lock import only_one
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor
 from sleepc.ops.rules import find as find_rule
@@ -109,7 +111,7 @@ def calibrate(
     """Calibrate the memories of `program` on a text: `graphs` and `report` are changed where that helps.
 
     Finished layers are kept in `work_dir`, and `resume` goes on from them. Raises UsageError for a text that is too
-    short, a window that leaves nothing beyond it, and a work_dir of another calibration.
+    short, a window that leaves nothing beyond it, and a work_dir of another calibration or another process.
     """
     length = piece_length(program.graphs, program.recipe.sinks)
     least = min(2 * program.graphs.window, length)
@@ -126,6 +128,18 @@ def calibrate_on(
     resume: bool = False,
 ) -> CalibrationReport:
     """The same, on pieces [T] of tokens, each longer than the window; as many are taken as `settings` asks for."""
+    with only_one(work_dir, "calibration") if work_dir is not None else nullcontext():
+        return _calibrate(program, every, settings, progress, work_dir, resume)
+
+
+def _calibrate(
+    program: Program,
+    every: Iterable[IntArray],
+    settings: CalibrationSettings,
+    progress: Progress,
+    work_dir: Path | None,
+    resume: bool,
+) -> CalibrationReport:
     started = time.perf_counter()
     parts = deal(every, settings.tokens)
     canonical = program.captured(progress)

@@ -23,13 +23,16 @@ MASTER = "master/"
 
 
 class Standing(BaseModel):
-    """Where a training stands: `step` steps are done, `tokens` tokens are read. `run` is what must not change."""
+    """Where a training stands: `step` steps are done, `tokens` tokens are read. `run` is what must not change, and
+    `batch` a hash of what the last step read.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int = Field(ge=0)
     tokens: int = Field(ge=0)
     run: dict[str, Any]
+    batch: str = ""
 
 
 def write_checkpoint(

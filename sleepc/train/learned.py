@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer
+from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle, spell_setting
 from sleepc.tasks.spelling import choose_spelling
 from sleepc.train.program import Program
-from sleepc.train.settings import Phase, Settings, make_settings
-from sleepc.train.streams import task_stream, text_stream
-from sleepc.train.texts import Document
-from sleepc.train.trainer import Stream
+from sleepc.train.reading import Reading, task_reading, text_reading
+from sleepc.train.settings import Settings, make_settings
+from sleepc.train.texts import Texts
 
 TRIED = 64  # examples that are looked at before the first step
 SCRATCH = {"train": "all", "start": "new", "optimiser": "muon"}
@@ -24,11 +23,12 @@ SCRATCH = {"train": "all", "start": "new", "optimiser": "muon"}
 
 @dataclass(frozen=True)
 class Learned:
-    """A stream, the settings it is learned with, and what is to be said of it."""
+    """What is read, the settings it is learned with, what is to be said of it, and what else a resume must find."""
 
-    stream: Stream
+    reading: Reading
     settings: Settings
     facts: dict[str, Any]
+    unchanged: dict[str, str] = field(default_factory=dict)
 
 
 def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Settings:
@@ -58,8 +58,7 @@ def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], sett
     puzzle = make_puzzle(task, chosen) if isinstance(task, str) else task
     tried = [practice(puzzle, index, settings.seed) for index in range(TRIED)]
     spell, as_text = choose_spelling(tokenizer_of(program), puzzle.vocabulary, program.graphs.vocab, tried)
-    stream, window = task_stream(puzzle, spell, settings.seed), program.graphs.window
-    longest = max(map(len, islice(stream(Phase("solve", 0, 1, 0, 1), 0), TRIED)))
+    window, longest = program.graphs.window, max(len(lesson.tokens) for lesson in lessons(spell(tried)))
     if longest <= window:
         raise UsageError(
             f"examples of {longest} tokens never reach beyond the window of {window}: nothing would be learned of the "
@@ -68,15 +67,14 @@ def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], sett
             fix="Choose larger settings (--set), or convert with a smaller --window.",
         )
     facts = {"task": _spelled(task if isinstance(task, str) else type(task).__name__, puzzle), "as_text": as_text}
-    return Learned(stream, settings.model_copy(update={"length": longest}), facts)
+    settings = settings.model_copy(update={"length": longest})
+    return Learned(task_reading(puzzle, spell, settings), settings, facts)
 
 
-def learn_text(
-    program: Program, documents: Callable[[], Iterable[Document]], names: list[str] | str, settings: Settings
-) -> Learned:
-    """Texts, called `names`; of each piece the last tokens that `predict` says."""
-    stream = text_stream(documents, program.tokenizer(), settings, program.graphs.window)
-    return Learned(stream, settings, {"text": names})
+def learn_text(program: Program, texts: Texts, settings: Settings) -> Learned:
+    """Texts; of each piece the last tokens that `predict` says."""
+    reading = text_reading(texts.documents, program.tokenizer(), settings, program.graphs.window)
+    return Learned(reading, settings, {"text": texts.names}, {"content": texts.content})
 
 
 def tokenizer_of(program: Program) -> Tokenizer | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -17,16 +17,19 @@ from sleepc.train.texts import Document
 from sleepc.verify.texts import says_something
 
 TRIES = 32  # pieces among which one must say something
+Stretch = tuple[int, int, int]
+"""Of a text: the number of the document, its first token and the one after its last."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """Token ids [n] that are read from an empty state. `labels` [n]: what is to be said after each of them, NOTHING
-    where nothing is asked; None are the next tokens.
+    where nothing is asked; None are the next tokens. `place` is where it was cut from a text.
     """
 
     tokens: IntArray
     labels: IntArray | None = None
+    place: Stretch | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,8 +45,11 @@ class Piece:
         return replace(self, labels=labels)
 
 
-def pieces(documents: Iterable[Document], tokenizer: Tokenizer, length: int, least: int) -> Iterator[Piece]:
-    """Documents -> pieces of `length` tokens, in order; none holds tokens of two documents.
+def pieces(
+    documents: Iterable[Document], tokenizer: Tokenizer, length: int, least: int, without: Sequence[Piece] = ()
+) -> Iterator[Piece]:
+    """Documents -> pieces of `length` tokens, in order; none holds tokens of two documents, or of pieces of the same
+    documents that they are to be `without`, whatever the length of those.
 
     What the tokenizer puts before every text stands at the start of every piece, and counts. The rest of a document is
     a shorter piece, or dropped where it is shorter than `least`. Raises UsageError where no token has room, and where
@@ -55,27 +61,40 @@ def pieces(documents: Iterable[Document], tokenizer: Tokenizer, length: int, lea
             f"pieces of {length} tokens have no room: the tokenizer puts {len(opening)} before every text",
             fix=f"Give a length above {len(opening)}.",
         )
-    return _sensible(_cut(documents, tokenizer, opening, length, least), len(opening))
+    every = _sensible(_cut(documents, tokenizer, opening, length, least), len(opening))
+    apart: dict[int, list[Stretch]] = {}
+    for piece in without:
+        if piece.place is not None:
+            apart.setdefault(piece.place[0], []).append(piece.place)
+    return (piece for piece in every if not _touches(piece, apart)) if apart else every
+
+
+def _touches(piece: Piece, apart: Mapping[int, Sequence[Stretch]]) -> bool:
+    assert piece.place is not None
+    document, start, end = piece.place
+    return any(start < last and first < end for _, first, last in apart.get(document, ()))
 
 
 def _cut(
     documents: Iterable[Document], tokenizer: Tokenizer, opening: tuple[int, ...], length: int, least: int
 ) -> Iterator[Piece]:
     room = length - len(opening)
-    for document in documents:
+    for number, document in enumerate(documents):
         ids: list[int] = []
+        start = 0
         for part in document:
             ids += tokenizer.encode_part(part)
             whole = len(ids) // room * room
             for at in range(0, whole, room):
-                yield _piece(*opening, *ids[at : at + room])
+                yield _piece(opening, ids[at : at + room], number, start + at)
             del ids[:whole]
+            start += whole
         if ids and len(opening) + len(ids) >= least:
-            yield _piece(*opening, *ids)
+            yield _piece(opening, ids, number, start)
 
 
-def _piece(*ids: int) -> Piece:
-    return Piece(np.array(ids, dtype=np.int64))
+def _piece(opening: Sequence[int], ids: Sequence[int], document: int, start: int) -> Piece:
+    return Piece(np.array([*opening, *ids], dtype=np.int64), place=(document, start, start + len(ids)))
 
 
 def _sensible(every: Iterator[Piece], opening: int) -> Iterator[Piece]:

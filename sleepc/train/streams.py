@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 
 from sleepc.backends.eager.backend import load
@@ -25,13 +25,19 @@ ORDERS = 3  # of pieces of one length: those of align, of distil, and of stages 
 
 
 def text_stream(
-    documents: Callable[[], Iterable[Document]], tokenizer: Tokenizer, settings: Settings, window: int
+    documents: Callable[[], Iterable[Document]],
+    tokenizer: Tokenizer,
+    settings: Settings,
+    window: int,
+    without: Sequence[Piece] = (),
 ) -> Stream:
-    """Pieces of texts, epoch after epoch; those that end inside the first window would teach a memory nothing."""
+    """Pieces of texts, `without` what is in some, epoch after epoch; those that end inside the first window would teach
+    a memory nothing.
+    """
 
     def stream(phase: Phase, skip: int) -> Iterator[Piece]:
         def epoch(number: int) -> Iterator[Piece]:
-            cut = pieces(documents(), tokenizer, phase.length, window + 2)
+            cut = pieces(documents(), tokenizer, phase.length, window + 2, without)
             return shuffled(cut, _seed(settings, phase), BUFFER, number)
 
         every = islice(_recalling(repeated(epoch), tokenizer, settings, phase, window), skip, None)

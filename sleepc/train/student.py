@@ -186,7 +186,7 @@ def _distil(student: Student, steps: EagerSteps, window: Part, lesson: Any, stat
     assert logits is not None
     assert wanted is not None
     words = student.words
-    return kl_sum(wanted[..., :words], logits[..., :words], window.real()), 0, _sleep(steps, window, state, passes)
+    return kl_sum(wanted[..., :words], logits[..., :words], window.real()), 0, sleep_after(steps, window, state, passes)
 
 
 def _surprise(
@@ -194,7 +194,7 @@ def _surprise(
 ) -> Found:
     """Surprise at the labels; the head reads nothing but what they are asked after."""
     values, state = steps.hidden(state, window.tokens, window.lengths)
-    slept = _sleep(steps, window, state, passes)
+    slept = sleep_after(steps, window, state, passes)
     if not window.asks:
         return 0, 0, slept
     places = window.labels != NOTHING
@@ -223,7 +223,7 @@ def _align(student: Student, steps: EagerSteps, window: Part, lesson: Any, state
 _GOALS = {"align": _align, "distil": _distil, "lengthen": _surprise, "solve": _surprise}
 
 
-def _sleep(steps: EagerSteps, window: Part, state: State, passes: int | None) -> State:
+def sleep_after(steps: EagerSteps, window: Part, state: State, passes: int | None = None) -> State:
     """After a whole window, unless the pieces end here. A row that has ended before sleeps too, which nobody reads."""
     if window.last or window.tokens.shape[1] < steps.window:
         return state

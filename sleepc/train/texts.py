@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -47,6 +49,37 @@ def dataset_documents(name: str, field: str = "text") -> Iterator[Document]:
     if find_spec("datasets") is None:
         raise UsageError("data sets need the package datasets", where=name, fix="pip install 'sleepc[data]'")
     return _some((_in_parts(text) for text in _rows_of_dataset(name, field)), name)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents that are read again and again. `names` are for people, `content` is a hash of what is read: the bytes
+    of all files in order, and the field; of a data set that streams in what is known of it, its name.
+    """
+
+    documents: Callable[[], Iterator[Document]]
+    names: list[str] | str
+    content: str
+
+
+def texts(paths: Sequence[Path], dataset: str | None, field: str = "text") -> Texts:
+    """Those of files and folders, or of a data set. Raises UsageError, at once, for what is not there."""
+    if dataset is None:
+        documents(paths, field)
+        return Texts(lambda: documents(paths, field), [path.name for path in paths], _content(paths, field))
+    content = _content([Path(dataset)] if Path(dataset).is_dir() else [], f"{field} of {dataset}")
+    return Texts(lambda: dataset_documents(dataset, field), dataset, content)
+
+
+def _content(paths: Sequence[Path], field: str) -> str:
+    found = hashlib.sha256(field.encode())
+    for file in (file for path in paths for file in _files(path)):
+        try:
+            with file.open("rb") as stream:
+                found.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise UsageError(f"cannot read {file}: {error.strerror}", fix="Give a file that can be read.") from error
+    return found.hexdigest()[:16]
 
 
 def _some(every: Iterator[Document], where: str) -> Iterator[Document]:

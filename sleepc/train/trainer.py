@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -11,11 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.tasks.lessons import NOTHING
-from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, rest_of, write_checkpoint
+from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, write_checkpoint
 from sleepc.train.optimisers import make_optimisers
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import Phase, Settings, StageName, passes_of, phases
@@ -91,8 +93,9 @@ class Trainer:
         self.phases = phases(settings)
         self.of = sum(phase.steps for phase in self.phases)
         self.done = self.tokens = 0
+        self.batch = ""  # a hash of what the last step read
         self.optimisers = make_optimisers(student.program, student.masters, settings)
-        self.micro = _micro(settings, accelerator.num_processes)
+        self.micro = rows_at_once(settings, accelerator.num_processes)
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
@@ -113,16 +116,16 @@ class Trainer:
                 f"the stopped training differs in {', '.join(other)}: "
                 + "; ".join(f"{k} {standing.run.get(k)} then, {self.run_facts.get(k)} now" for k in other[:3]),
                 where=str(found[-1]),
-                fix="Give the same options again, or start anew without --resume.",
+                fix="Give the same options and the same texts again, or start anew: --force instead of --resume.",
             )
         read_tensors(found[-1], self.student.masters, self.optimisers)
-        self.done, self.tokens = standing.step, standing.tokens
+        self.done, self.tokens, self.batch = standing.step, standing.tokens, standing.batch
         return self.done
 
     def save(self) -> None:
         """A checkpoint of what is done, by the first process."""
         if self.accelerator.is_main_process:
-            standing = Standing(step=self.done, tokens=self.tokens, run=self.run_facts)
+            standing = Standing(step=self.done, tokens=self.tokens, run=self.run_facts, batch=self.batch)
             write_checkpoint(self.work, standing, self.student.masters, self.optimisers)
 
     # ------------------------------------------------------------------------------------------ the loop
@@ -140,15 +143,30 @@ class Trainer:
         return True
 
     def _phase(self, phase: Phase, done: int) -> bool:
-        pieces = self.stream(phase, done * self.settings.batch)
+        pieces = self._after(phase, done)
         for i in range(done, phase.steps):
-            self._show(self._step(phase, phase.start + i, list(islice(pieces, self.settings.batch))))
+            batch = list(islice(pieces, self.settings.batch))
+            self._show(self._step(phase, phase.start + i, batch))
+            self.batch = _hash_of(batch)
             if self._anybody_stops():
                 self.save()
                 return False
             if self.done % self.settings.save_every == 0:
                 self.save()
         return True
+
+    def _after(self, phase: Phase, done: int) -> Iterator[Piece]:
+        """The pieces of a phase after so many steps. Raises UsageError where the last of those steps read others."""
+        if not done:
+            return self.stream(phase, 0)
+        pieces = self.stream(phase, (done - 1) * self.settings.batch)
+        if self.batch and self.batch != _hash_of(list(islice(pieces, self.settings.batch))):
+            raise UsageError(
+                f"what step {self.done} of the stopped training read is not what it would read now",
+                where=str(self.work),
+                fix="Give the same texts again, or start anew: --force instead of --resume.",
+            )
+        return pieces
 
     def _step(self, phase: Phase, i: int, batch: list[Piece]) -> Step:
         started = time.perf_counter()
@@ -170,7 +188,7 @@ class Trainer:
             raise SleepcError(
                 f"the loss is {loss} and the gradient's norm {norm} at step {self.done + 1}",
                 where=phase.stage,
-                fix=f"Use a smaller learning rate. {rest_of(self.work)}",
+                fix="Use a smaller learning rate" + (", and --force to begin anew." if checkpoints(self.work) else "."),
             )
         for optimiser in self.optimisers:
             optimiser.step()
@@ -265,6 +283,14 @@ class Trainer:
             write_whole(path, "".join(lines[: self.done]).encode())
 
 
+def _hash_of(batch: list[Piece]) -> str:
+    """Of tokens and labels."""
+    found = hashlib.sha256()
+    for piece in batch:
+        found.update(np.stack([piece.tokens, piece.asked()]).astype("<i8").tobytes())
+    return found.hexdigest()[:16]
+
+
 def _first_sentence(error: Exception) -> str:
     return str(error).split(". ", 1)[0]
 
@@ -276,7 +302,7 @@ def _counted(phase: Phase, batch: list[Piece]) -> int:
     return max(sum(int((piece.asked() != NOTHING).sum()) for piece in batch), 1)
 
 
-def _micro(settings: Settings, processes: int) -> int:
+def rows_at_once(settings: Settings, processes: int) -> int:
     """Pieces of one forward pass. Raises UsageError where the batch cannot be divided so."""
     parts = settings.accumulate * processes
     if settings.batch % parts:

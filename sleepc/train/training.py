@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -12,40 +15,50 @@ import torch
 
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.eager.steps import EagerSteps
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
+from sleepc.folder_lock import only_one
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.tasks.programs import full_attention
 from sleepc.train.adapter import note_training, rank_of, with_rank, with_values, write_adapter
+from sleepc.train.checkpoint import forget_checkpoints
+from sleepc.train.judging import Judgement, judge
 from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
+from sleepc.train.reading import Reading
 from sleepc.train.settings import Settings, parse_passes, parse_stages, phases
 from sleepc.train.start import new_layers, start_memories
 from sleepc.train.student import Student
-from sleepc.train.trainer import Step, Stream, Trainer
+from sleepc.train.trainer import METRICS, Step, Stream, Trainer, rows_at_once
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from sleepc.train.program import Program
 
 ADAPTER = "adapter.safetensors"
 DEVICES = ("cpu", "cuda")
+TAUGHT = ("align", "distil")  # stages that follow a teacher
 START = 4  # pieces that are looked at before the first step
 
 
 @dataclass
 class Hooks:
-    """What a training tells, and asks, while it runs."""
+    """What a training tells, and asks, while it runs. `on_judging` hears which share of that is done."""
 
     on_start: Callable[[Trainer], None] = lambda trainer: None
     on_step: Callable[[Step], None] = lambda step: None
+    on_judging: Callable[[float], None] = lambda share: None
     should_stop: Callable[[], bool] = lambda: False
 
 
 @dataclass
 class Outcome:
-    """How a training went. `finished` is False where it was stopped; the program is as it was, then."""
+    """How a training went. `finished` is False where it was stopped, and `kept` too where it made things worse on what
+    was held out; the program is as it was, then.
+    """
 
     finished: bool
     steps: int
@@ -54,12 +67,16 @@ class Outcome:
     trained: int
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)  # by stage: of its first and last steps
     adapter: Path | None = None
+    kept: bool = False
+    held_out: Judgement | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         losses = {stage: {"first": first, "last": last} for stage, (first, last) in self.losses.items()}
-        facts = {"finished": self.finished, "steps": self.steps, "of": self.of, "tokens": self.tokens}
-        return {**facts, "trained": self.trained, "losses": losses, "adapter": str(self.adapter or "")}
+        facts = {"finished": self.finished, "kept": self.kept, "steps": self.steps, "of": self.of}
+        held = self.held_out.to_json() if self.held_out else None
+        found = {"trained": self.trained, "losses": losses, "held_out": held, "adapter": str(self.adapter or "")}
+        return {**facts, "tokens": self.tokens, **found}
 
 
 def longest(settings: Settings) -> int:
@@ -70,13 +87,15 @@ def longest(settings: Settings) -> int:
 def train(
     program: Program,
     teacher: ProgramGraphs | None,
-    stream: Stream,
+    reading: Reading,
     settings: Settings,
     work: Path,
     *,
     device: str | None = None,
     resume: bool = False,
+    force: bool = False,
     facts: dict[str, Any] | None = None,
+    unchanged: dict[str, str] | None = None,
     adapter: bool = True,
     half: bool = False,
     hooks: Hooks | None = None,
@@ -85,13 +104,61 @@ def train(
     """Train `program` in the folder `work` and give it the trained values; `teacher` is at level CANONICAL, None for
     stages that need none. `words` are the first ones that both have in common, where their tables differ.
 
-    `facts` say what is read and who teaches, for checkpoints and the adapter, which is float16 with `half`, and not
-    written with adapter=False. With several processes (`torchrun`) each does its part of every batch. Raises UsageError
-    for options that do not fit, SleepcError where the loss is no number.
+    Where that made things worse on what `reading` holds out, the program stays as it was, unless `force`; a warning
+    says so either way. `facts` say what is read and who teaches, for checkpoints and the adapter, which is float16 with
+    `half`, and not written with adapter=False; `unchanged` is what else a resumed training must find as it was. With
+    several processes (`torchrun`) each does its part of every batch. Raises UsageError for options that do not fit and
+    for a folder that another process has, SleepcError where the loss is no number.
     """
     accelerator = _accelerator(device)
     hooks = hooks or Hooks()
     _check(program, settings, teacher, words)
+    run = {**settings.model_dump(exclude={"save_every"}), **(facts or {}), "processes": accelerator.num_processes}
+    with only_one(work, "training") if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process and not resume:
+            forget_checkpoints(work)
+            for name in (METRICS, ADAPTER):
+                (work / name).unlink(missing_ok=True)
+        taught = _teacher(teacher, settings, accelerator.device) if teacher else None
+        same = {**run, **(unchanged or {}), "program": program.identity}
+        outcome, graphs, keys = _fit(
+            program, taught, reading.stream, settings, work, accelerator, resume, same, hooks, words
+        )
+        if outcome.finished and (pieces := reading.held_out()):
+            outcome.held_out = judge(
+                program.graphs,
+                graphs,
+                taught,
+                pieces,
+                accelerator,
+                apart=reading.apart,
+                goal="divergence" if parse_stages(settings.stages)[-1][0] in TAUGHT else "surprise",
+                rows=rows_at_once(settings, accelerator.num_processes),
+                tell=hooks.on_judging,
+                should_stop=hooks.should_stop,
+                words=words,
+            )
+            outcome.finished = outcome.held_out is not None  # or it was stopped meanwhile
+        if outcome.finished:
+            path = work / ADAPTER if adapter and accelerator.is_main_process else None
+            _keep(program, graphs, keys, outcome, run, path, half=half, force=force)
+        accelerator.wait_for_everyone()
+    return outcome
+
+
+def _fit(
+    program: Program,
+    teacher: EagerSteps | None,
+    stream: Stream,
+    settings: Settings,
+    work: Path,
+    accelerator: Accelerator,
+    resume: bool,
+    same: dict[str, Any],
+    hooks: Hooks,
+    words: int | None,
+) -> tuple[Outcome, ProgramGraphs, list[str]]:
+    """Take the steps: how it went, the graphs with what was learned, and the keys of what was trained."""
     graphs = with_rank(program.graphs, settings.rank) if settings.train == "low-rank" else program.graphs
     if settings.start == "fresh":
         graphs = _started(program, graphs, stream, settings)
@@ -101,46 +168,56 @@ def train(
     student = Student(
         _programs(program, graphs, settings),
         keys,
-        _teacher(teacher, settings, accelerator.device) if teacher else None,
+        teacher,
         device=accelerator.device,
         low=settings.precision == "bfloat16",
         checkpointing=settings.checkpointing,
         words=words,
     )
-    run = {**settings.model_dump(exclude={"save_every"}), **(facts or {}), "processes": accelerator.num_processes}
     outcome = Outcome(False, 0, 0, 0, sum(m.numel() for m in student.masters.values()))
 
     def told(step: Step) -> None:
         _note(outcome, step)
         hooks.on_step(step)
 
-    trainer = Trainer(
-        student,
-        settings,
-        stream,
-        work,
-        accelerator,
-        {**run, "program": program.identity},
-        on_step=told,
-        should_stop=hooks.should_stop,
-    )
+    trainer = Trainer(student, settings, stream, work, accelerator, same, on_step=told, should_stop=hooks.should_stop)
     if resume:
         trainer.resume()
     hooks.on_start(trainer)
     outcome.finished = trainer.train()
     outcome.steps, outcome.of, outcome.tokens = trainer.done, trainer.of, trainer.tokens
-    if outcome.finished:
-        values = {key: value.cpu() for key, value in student.values().items()}
-        program.graphs = with_values(graphs, values)
-        figures = {"steps": trainer.done, "tokens": trainer.tokens, "losses": outcome.to_json()["losses"]}
-        if adapter and accelerator.is_main_process:
-            outcome.adapter = work / ADAPTER
-            dtype = torch.float16 if half else None
-            write_adapter(outcome.adapter, program, values, {**run, **figures}, dtype)
-        else:
-            note_training(program, values, {**run, **figures})
-    accelerator.wait_for_everyone()
-    return outcome
+    values = {key: value.cpu() for key, value in student.values().items()}
+    return outcome, with_values(graphs, values), list(values)
+
+
+def _keep(
+    program: Program,
+    graphs: ProgramGraphs,
+    keys: list[str],
+    outcome: Outcome,
+    run: dict[str, Any],
+    adapter: Path | None,
+    *,
+    half: bool,
+    force: bool,
+) -> None:
+    """Write the adapter, and give the program what was learned: where that made things worse only with `force`."""
+    made, told = copy(program), outcome.to_json()
+    made.graphs, made.report = graphs, dict(program.report)
+    facts = {**run, **{name: told[name] for name in ("steps", "tokens", "losses", "held_out")}}
+    if adapter is not None:
+        outcome.adapter = adapter
+        write_adapter(adapter, made, keys, facts, torch.float16 if half else None)
+    else:
+        note_training(made, keys, facts)
+    judged = outcome.held_out
+    worse = judged is not None and judged.worse
+    outcome.kept = force or not worse
+    if outcome.kept:
+        program.graphs, program.report = made.graphs, made.report
+    if worse and judged is not None:
+        rest = "It is kept, as asked." if force else "The program stays as it was."
+        warnings.warn(f"the training made things worse on {judged.where}: {judged.told()}. {rest}", SleepcWarning, 3)
 
 
 def _accelerator(device: str | None) -> Any:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import pytest
 from safetensors import safe_open
 
 import sleepc as package
+from sleepc.errors import SleepcWarning
 from sleepc.train.trainer import Trainer
 from tests.cli.models import ROOT, run_here, save_model
 
-FAST = ("--tokens", 700, "--length", 28, "--batch", 4, "--lr", 0.02, "--device", "cpu")
+FAST = ("--tokens", 700, "--length", 28, "--batch", 4, "--lr", 0.02, "--recall", 0, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_it_replaces_the_artifact_and_leaves_an_adapter(
     assert code == 0
     np.testing.assert_array_equal(_logits(tmp_path / "again"), trained)
     # A training after it begins from what was learned, and needs no --force.
-    code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST, "--start", "kept")
+    code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST, "--lr", 0.002, "--start", "kept")
     assert code == 0, err
 
 
@@ -95,7 +97,7 @@ def test_ctrl_c_keeps_what_was_done(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_show", press)
         code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST)
-    assert (code, "--resume goes on" in err) == (130, True), err
+    assert (code, "the same command goes on, with --resume" in err) == (130, True), err
     assert _files(artifact) == before
     code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST)
     assert (code, "a training was stopped here" in err) == (2, True)
@@ -103,6 +105,37 @@ def test_ctrl_c_keeps_what_was_done(
     assert (code, "going on after step 3 of 6" in err) == (0, True), err
     assert _losses(tmp_path / "artifact.training") == _losses(tmp_path / "whole.training")
     np.testing.assert_array_equal(_logits(artifact), _logits(whole))
+
+
+@pytest.mark.parametrize(("command", "out"), [("distil", False), ("train", True)])
+def test_what_got_worse_is_not_saved_unless_it_is_asked_for(
+    artifact: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, out: bool
+) -> None:
+    before = _files(artifact)
+    target = tmp_path / "out" if out else artifact
+    arguments = (command, artifact, "--text", text, "--tokens", 340, "--length", 28, "--batch", 4, "--lr", 0.9,
+                 "--device", "cpu", *(("-o", target) if out else ()))  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SleepcWarning)  # tests make them errors
+        code, said, err = run_here(capsys, *arguments)
+        assert (code, "warning: the training made things worse on " in err) == (1, True), err
+        assert "nothing is saved" in err
+        assert ("perplexity" in said, "next" in said) == (True, False)
+        assert _files(artifact) == before
+        assert target.exists() != out
+        code, _, err = run_here(capsys, *arguments, "--resume")
+        assert (code, "nothing is saved" in err) == (1, True), err
+        assert _files(artifact) == before
+        steps = len(_metrics(target.with_name(f"{target.name}.training")))
+        code, said, err = run_here(capsys, *arguments, "--resume", "--force", "--json")
+    assert (code, "It is kept, as asked." in err) == (0, True), err
+    found = json.loads(said)
+    assert (found["kept"], found["output"]) == (True, str(target))
+    assert found["held_out"]["surprise"]["after"] > found["held_out"]["surprise"]["before"]
+    assert len(_metrics(Path(found["work"]))) == steps, "nothing was trained again"
+    assert np.abs(_logits(target) - _logits(artifact if out else target)).max() >= (1e-3 if out else 0)
+    assert package.load(target).report["training"]["held_out"] == found["held_out"]
+    assert not list(Path(found["work"]).glob("step-*"))
 
 
 def test_half_an_adapter_and_json(

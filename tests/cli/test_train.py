@@ -56,7 +56,7 @@ def test_it_learns_a_task_stops_and_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_show", press)
         code, _, err = run_here(capsys, "train", artifact, *FAST)
-    assert (code, "--resume goes on" in err) == (130, True), err
+    assert (code, "the same command goes on, with --resume" in err) == (130, True), err
     code, said, err = run_here(capsys, "train", artifact, *FAST, "--resume", "--json")
     assert code == 0, err
     assert (json.loads(said)["steps"], json.loads(said)["adapter"]) == (6, "")
@@ -78,7 +78,7 @@ def test_the_end_of_pieces_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixtu
     artifact = package.convert(model, {"window": 8, "sinks": 1}).save(tmp_path / "artifact")
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{i * 7 % 59 + 1}" for i in range(600)))
-    options = ("--text", text, "--length", 28, "--batch", 4, "--device", "cpu", "--steps", 3)
+    options = ("--text", text, "--length", 28, "--batch", 4, "--device", "cpu", "--steps", 3, "--start", "kept")
     code, said, err = run_here(capsys, "train", artifact, *options, "--predict", 4, "-o", tmp_path / "out")
     assert code == 0, err
     assert (tmp_path / "out.training" / "adapter.safetensors").is_file()

@@ -109,8 +109,10 @@ def test_a_model_from_scratch_learns_and_is_saved(program: Program, tmp_path: Pa
     loaded = package.load(program.save(tmp_path / "artifact"))
     ids = [0, 1, 1, 0, 1, 0, 0, 1, 2, 2]
     np.testing.assert_array_equal(loaded.session().feed(ids), program.session().feed(ids))
-    again, _ = _train(loaded, tmp_path / "more")
-    assert again.finished
+    with pytest.warns(SleepcWarning, match=r"made things worse on 64 pieces .* It is kept, as asked"):
+        again, _ = _train(loaded, tmp_path / "more", lr=0.3, muon_lr=0.3, force=True)
+    assert again.kept
+    assert np.abs(loaded.session().feed(ids) - program.session().feed(ids)).max() > 0
 
 
 def test_what_the_display_says_is_what_a_session_says(program: Program, tmp_path: Path) -> None:
