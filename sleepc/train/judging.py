@@ -136,8 +136,8 @@ def read(
             wanted, taught = teacher.wake_tensors(taught, window.tokens, window.lengths, "all")
             assert logits is not None
             assert wanted is not None
-            wanted = wanted[..., :words]
-            found[1] += float(kl_sum(wanted, logits[..., :words], window.real()))
+            logits, wanted = logits[..., :words], wanted[..., :words]
+            found[1] += float(kl_sum(wanted, logits, window.real()))
             found[2] += float(surprise_sum(wanted[places], asked))
             found[0] += float(surprise_sum(logits[places], asked))
         elif window.asks:

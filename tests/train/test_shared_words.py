@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-OPTIONS: dict[str, Any] = {"tokens": 200, "length": 20, "batch": 2, "device": "cpu"}
+OPTIONS: dict[str, Any] = {"tokens": 200, "length": 20, "batch": 2, "device": "cpu", "start": "kept"}
 
 
 def converted(model: Path) -> package.Program:
