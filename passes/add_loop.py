@@ -13,8 +13,9 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.program import START, TAKEN, BlockClass, Loop, ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.classes import chosen_classes, embed_port
+from sleepc.passes.classes import chosen_classes, embed_port, type_of
 from sleepc.passes.emit import Emit, aten
+from sleepc.passes.key_positions import is_held, unheld
 
 HIDDEN, TOKENS = "hidden", "window_tokens"
 
@@ -50,7 +51,7 @@ class AddLoop(Pass):
         after = chosen_classes(program, tuple(range(self.end, count)))
         again = chosen_classes(program, tuple(range(self.start, count)))
         for name in again:
-            self._run_again(program.classes[name], name, from_start=name in after)
+            self._run_again(program, program.classes[name], name, from_start=name in after)
         read = {port for name in again for port in _again(program.classes[name]).ports("input")} - {"h"}
         program.loop = Loop(self.start, self.end, self.passes, self._given(program, read), self.settle)
         if self.settle:
@@ -67,7 +68,7 @@ class AddLoop(Pass):
         cls.wake.set_returns(results)
         infer_types(cls.wake)
 
-    def _run_again(self, cls: BlockClass, name: str, *, from_start: bool) -> None:
+    def _run_again(self, program: ProgramGraphs, cls: BlockClass, name: str, *, from_start: bool) -> None:
         graph = cls.again or _only_h(cls.wake)  # without a memory there is nothing but h
         graph.name = f"{name}.again"
         states = graph.ports("state")
@@ -78,9 +79,11 @@ class AddLoop(Pass):
             if kv in states:
                 _replace(states[kv], e.call(aten.slice.Tensor, states[kv], 2, 0, self.sinks))
         for port, node in graph.ports("input").items():
+            type_: TensorType = node.meta["type"]
             if port.startswith("mask."):
-                seen: TensorType = node.meta["type"]
-                node.meta["type"] = replace(seen, dims=(*seen.dims[:3], f"T+{self.sinks}" if self.sinks else "T"))
+                node.meta["type"] = replace(type_, dims=(*type_.dims[:3], f"T+{self.sinks}" if self.sinks else "T"))
+            elif is_held(port):
+                node.meta["type"] = replace(type_, dims=_put(type_.dims, _slots_dim(program, port), self.sinks))
         memories = [n for n in graph.returns if n != "h"]
         if from_start and self._keep_start(cls, memories):
             results = graph.results()
@@ -124,6 +127,8 @@ class AddLoop(Pass):
         for name in read:
             if name.startswith("mask."):
                 results[name] = self._confined(late, results[name])
+            elif is_held(name):
+                results[name] = late.call(aten.slice.Tensor, results[name], _slots_dim(program, name), 0, self.sinks)
         graph.set_returns(results)
         graph.drop_dead()
         _drop_ports(graph)
@@ -147,6 +152,15 @@ class AddLoop(Pass):
         """The mask's columns for sinks and for the window's own tokens, which come last."""
         own = e.call(aten.slice.Tensor, mask, -1, -self.window, 1 << 62)
         return e.call(aten.cat.default, [e.call(aten.slice.Tensor, mask, -1, 0, self.sinks), own], -1)
+
+
+def _slots_dim(program: ProgramGraphs, held: str) -> int:
+    """The dimension of slots in what is made of the positions of kept keys: that of tokens in what it is like."""
+    return type_of(program.embed, unheld(held)).dims.index("T")
+
+
+def _put(dims: tuple[int | str, ...], at: int, size: int) -> tuple[int | str, ...]:
+    return (*dims[:at], size, *dims[at + 1 :])
 
 
 def _only_h(wake: Graph) -> Graph:

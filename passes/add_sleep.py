@@ -14,7 +14,7 @@ from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.ops.rules import find as find_rule
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.bound_attention import CLOCK, slots_name
+from sleepc.passes.bound_attention import CLOCK, OFFSET, slots_name
 from sleepc.passes.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 
@@ -28,7 +28,8 @@ class AddSleep(Pass):
 
     clock: (position, since, slept) -> new counters; for each length W of a KV window the slots [B,L] of the tokens
     since the last sleep, and which slots [B,sinks+W] stay. Hard eviction keeps the sinks; sliding keeps all, unless the
-    next window would pass the last position.
+    next window would pass the last position: then, where the program has an offset, it grows so that the oldest key
+    that is kept comes right after the sinks, and else this sleep evicts hard.
     blocks: a memory whose window was recorded applies its rule to the record, as often as its options say (with write
     time online, wake was the first time); records are emptied, evicted slots are zeroed.
     """
@@ -58,7 +59,8 @@ class AddSleep(Pass):
         steps = e.unsqueeze(e.call(aten.arange.default, self.window), 0)
         held = e.call(aten.lt.Tensor, steps, e.unsqueeze(since, 1))
         tokens = e.where(held, e.add(e.unsqueeze(e.sub(position, since), 1), steps), 0)
-        hard = self._hard(e, position, program.max_positions)
+        late = self._late(e, position, ports.get(OFFSET.name), program.max_positions)
+        hard = self._hard(e, position, late, OFFSET.name in ports)
         results: dict[str, fx.Node] = {}
         for window in sorted({w for cls in program.classes.values() if (w := self._ring(cls))}):
             results[slots_name(window)] = e.ours("window_slots", tokens, window=window, sinks=self.sinks)
@@ -70,17 +72,25 @@ class AddSleep(Pass):
         results |= {name: e.call(aten.zeros_like.default, node) for name, node in ports.items()}
         results["position"] = e.where(hard, restarted, position)
         results["slept"] = e.call(aten.ones_like.default, slept)
+        if OFFSET.name in ports:
+            longest = max(map(self._ring, program.classes.values()))
+            oldest = e.call(aten.sub.Scalar, position, self.sinks + longest)
+            results[OFFSET.name] = e.where(late, oldest, ports[OFFSET.name])
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         return graph
 
-    def _hard(self, e: Emit, position: torch.fx.Node, max_positions: int | None) -> torch.fx.Node:
+    def _late(self, e: Emit, position: fx.Node, offset: fx.Node | None, max_positions: int | None) -> fx.Node:
+        """For which rows the next window would pass the model's last position: bool [B]."""
+        limit = torch.iinfo(torch.int64).max if max_positions is None else max_positions - self.window
+        return e.call(aten.gt.Scalar, position if offset is None else e.sub(position, offset), limit)
+
+    def _hard(self, e: Emit, position: fx.Node, late: fx.Node, renumbers: bool) -> fx.Node:
         """Which rows this sleep evicts hard: bool [B]."""
         if self.eviction == "hard":
             return e.call(aten.ge.Scalar, position, 0)
-        limit = torch.iinfo(torch.int64).max if max_positions is None else max_positions - self.window
-        return e.call(aten.gt.Scalar, position, limit)
+        return e.call(aten.lt.Scalar, position, 0) if renumbers else late
 
     def _ring(self, cls: BlockClass) -> int:
         """The length of the class's KV window, 0 for none."""

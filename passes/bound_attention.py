@@ -4,19 +4,31 @@ program.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import fx
 
-from sleepc.errors import UsageError
+from sleepc.errors import Refusal, UsageError
+from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs, StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.classes import chosen_classes
+from sleepc.passes.dependence import find_dependence
 from sleepc.passes.emit import Emit, aten
-from sleepc.passes.find_sites import find_site
+from sleepc.passes.find_sites import Site, dims, find_site
+from sleepc.passes.key_positions import (
+    KeyPositions,
+    at_positions,
+    copy_nodes,
+    held_name,
+    made_of,
+    read_extras,
+    with_slots,
+)
 from sleepc.passes.plan import Rings
 from sleepc.passes.window_masks import WindowMask
 
@@ -25,6 +37,7 @@ CLOCK = (
     StateSpec("since", ("B",), torch.int64, "accumulate"),
     StateSpec("slept", ("B",), torch.bool, "overwrite"),
 )
+OFFSET = StateSpec("offset", ("B",), torch.int64, "accumulate")
 ROW = TensorType(torch.int64, ("B",))
 
 
@@ -36,26 +49,56 @@ class BoundAttention(Pass):
     record slots [B,T] of the new tokens, which of them are real, how many, and whether the row has slept; for each
     length of a KV window the tokens' slots [B,T], and one mask for all layers that see alike (window_masks.py).
     blocks: attention -> window_attention over the old window and the new tokens, which are written into it last.
-    Raises UsageError where window plus sinks is more than the positions that the model has.
+
+    Keys are kept as attention sees them, or, where they are to be seen at other positions than they came with, without
+    positions (key_positions.py): with `renumber` in all layers (state `offset` [B] is then what the model counts less
+    than the stream has tokens, from the first sleep on after which it would run out of positions), and in layers whose
+    own window is longer than their KV window, where sinks stay near with `slide`, when evictions are not hard.
+    `every`: tokens from sleep to sleep.
+
+    Raises UsageError where window plus sinks is more than the positions that the model has, or it cannot renumber.
     """
 
     rings: Rings
     sinks: int
+    every: int
+    slide: bool
+    renumber: bool
     name: ClassVar[str] = "bound-attention"
     effect: ClassVar[Effect] = "APPROXIMATE"
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes rewritten."""
-        masks: dict[WindowMask, str] = {}
-        rewritten = 0
+        shared, rewritten = Shared(), 0
+        renumber = self.renumber and program.max_positions is not None
+        if renumber:
+            self._check_renumbering(program)
         for length, layers in self.rings:
             window = self._window(program, length)
             for name in chosen_classes(program, layers):
-                self._bind_block(program, name, window, masks)
+                self._bind_block(program, name, window, shared, renumber)
                 rewritten += 1
-        _wind_clock(program, masks)
-        program.states = CLOCK
+        program.states = (*CLOCK, OFFSET) if renumber else CLOCK
+        _wind_clock(program, shared)
         return max(rewritten, 1)
+
+    def _check_renumbering(self, program: ProgramGraphs) -> None:
+        """Raises UsageError where positions cannot be counted from the oldest key that is kept."""
+        fix, where = "Use --last-position evict.", "--last-position renumber"
+        if program.embed.results()["h"] in find_dependence(program.embed, (), ("positions",)).positions:
+            text = "positions are added to the tokens themselves, so that keys that are kept cannot get other ones"
+            raise UsageError(text, where=where, fix=fix)
+        longest = max((length or 0 for length, _ in self.rings), default=0)
+        if any(length is None for length, _ in self.rings):
+            raise UsageError("a layer keeps all positions, so there are none left to count anew", where=where, fix=fix)
+        limit, needed = program.max_positions or 0, self.sinks + longest + self.every
+        if needed > limit:
+            raise UsageError(
+                f"{self.sinks} sinks, {longest} tokens that are kept and {self.every} new ones until the next sleep need "
+                f"{needed} positions, and the model has {limit}",
+                where=where,
+                fix=f"Choose a shorter --window, or {fix[0].lower()}{fix[1:]}",
+            )
 
     def _window(self, program: ProgramGraphs, length: int | None) -> int:
         limit = program.max_positions
@@ -76,7 +119,7 @@ class BoundAttention(Pass):
             )
         return window
 
-    def _bind_block(self, program: ProgramGraphs, name: str, window: int, masks: dict[WindowMask, str]) -> None:
+    def _bind_block(self, program: ProgramGraphs, name: str, window: int, shared: Shared, renumber: bool) -> None:
         cls = program.classes[name]
         graph = cls.wake
         site = find_site(graph)
@@ -85,34 +128,77 @@ class BoundAttention(Pass):
             StateSpec("k", ("B", site.kv_heads, slots, site.d_k), program.dtype, "ring"),
             StateSpec("v", ("B", site.kv_heads, slots, site.d_v), program.dtype, "ring"),
         ]
-        seen = WindowMask.of(site, window, self.sinks)
-        mask = graph.add_port("input", masks.setdefault(seen, f"mask.{len(masks)}"), seen.type(bias_dtype(program)))
+        brought = self._brought(site, window)
+        seen = WindowMask.of(site, window, self.sinks, brought=brought)
+        mask = graph.add_port("input", shared.mask(seen), seen.type(bias_dtype(program)))
         new_slots = graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", "T")))
         k_window, v_window = (graph.add_port("state", s.name, s.type()) for s in specs)
+        kept, old = site.node.args[1], k_window
+        if site.rotated and (brought or renumber):
+            places = KeyPositions(window, self.sinks, site.window if brought else 0, self.every)
+            kept, old = site.k, self._at_positions(program, graph, site, k_window, places, shared)
         q, k, v = site.node.args[:3]
         e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
-        out = e.ours(
-            "window_attention",
-            q,
-            k,
-            v,
-            k_window,
-            v_window,
-            mask,
-            site.node.args[4],
-            scale=site.scale,
-            softcap=site.softcap,
-        )
+        options = {"scale": site.scale, "softcap": site.softcap}
+        out = e.ours("window_attention", q, k, v, old, v_window, mask, site.node.args[4], **options)
         site.node.replace_all_uses_with(out)
         graph.fx.erase_node(site.node)
         e = Emit(graph, e.source)
         results = graph.results()
-        results["k"] = e.ours("write_slots", k_window, k, new_slots)
+        results["k"] = e.ours("write_slots", k_window, kept, new_slots)
         results["v"] = e.ours("write_slots", v_window, v, new_slots)
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         cls.states = (*cls.states, *specs)
+
+    def _brought(self, site: Site, window: int) -> bool:
+        """Are the layer's sinks brought near, since it has never seen a key as far away as they would be?"""
+        roomy = site.window > window and site.window >= self.every + self.sinks
+        return self.slide and self.sinks > 0 and site.rotated and roomy
+
+    def _at_positions(
+        self,
+        program: ProgramGraphs,
+        graph: Graph,
+        site: Site,
+        k_window: fx.Node,
+        places: KeyPositions,
+        shared: Shared,
+    ) -> fx.Node:
+        """The keys of the window [B,Hkv,W,D] with the positions that `places` gives them."""
+        extras = read_extras(graph, site)
+        made = program.embed.results()
+        by_tokens = find_dependence(program.embed, ("tokens",), ("positions",)).tokens
+        if any(made[name] in by_tokens for name in extras):
+            raise Refusal(
+                "POSITIONS",
+                "what is applied to keys as positions depends on tokens",
+                where=str(site.node.meta.get("source", "")),
+            )
+        ports = {}
+        for name in extras:
+            held = shared.held(places, name)
+            type_ = with_slots(graph.ports()[name].meta["type"], dims(k_window)[2])
+            ports[name] = graph.add_port("input", held, type_)
+        return at_positions(graph, site, k_window, ports)
+
+
+@dataclass
+class Shared:
+    """What blocks read of embed, by its name there: masks, and what is made of the positions of kept keys."""
+
+    masks: dict[WindowMask, str] = field(default_factory=dict)
+    places: dict[KeyPositions, set[str]] = field(default_factory=dict)
+
+    def mask(self, seen: WindowMask) -> str:
+        """The name of a mask."""
+        return self.masks.setdefault(seen, f"mask.{len(self.masks)}")
+
+    def held(self, places: KeyPositions, extra: str) -> str:
+        """The name of what is made, like `extra`, of the positions of keys."""
+        self.places.setdefault(places, set()).add(extra)
+        return held_name(extra, list(self.places).index(places))
 
 
 def slots_name(window: int) -> str:
@@ -125,25 +211,33 @@ def bias_dtype(program: ProgramGraphs) -> torch.dtype:
     return torch.float64 if program.dtype == torch.float64 else torch.float32
 
 
-def _wind_clock(program: ProgramGraphs, masks: dict[WindowMask, str]) -> None:
+def _wind_clock(program: ProgramGraphs, shared: Shared) -> None:
     embed = program.embed
     results = embed.results()
     ports = embed.ports()
     tokens, old_positions = ports["tokens"], ports["positions"]
     lengths = embed.add_port("input", "lengths", ROW)
-    position, since, slept = (embed.add_port("state", s.name, s.type()) for s in CLOCK)
+    position, since, slept, *rest = (embed.add_port("state", s.name, s.type()) for s in program.states)
+    offset = rest[0] if rest else None
     first = next(iter(embed.calls()))
     e = Emit(embed, "clock", first)
     steps = e.unsqueeze(e.call(aten.arange.default, e.size(tokens, 1)), 0)
     real = e.call(aten.lt.Tensor, steps, e.unsqueeze(lengths, 1))
     counted = e.add(e.unsqueeze(position, 1), steps)
     positions = e.where(real, counted, -1)
-    e_safe = e.where(real, counted, 0)
+    e_safe = e.where(real, counted if offset is None else e.sub(counted, e.unsqueeze(offset, 1)), 0)
     old_positions.replace_all_uses_with(e_safe)
     embed.fx.erase_node(old_positions)
     results = {name: (e_safe if node is old_positions else node) for name, node in results.items()}
+    for number, (places, extras) in enumerate(shared.places.items()):
+        kept = places.emit(e, position, since, offset)
+        late, new = Emit(embed, "clock"), {e_safe: kept}
+        for name in sorted(extras):
+            nodes = [n for n in made_of(embed, results[name], e_safe) if n not in new]
+            copy_nodes(late, nodes, new, lambda dim, kept=kept, late=late: late.size(kept, 1 if dim == "T" else 0))
+            results[held_name(name, number)] = new[results[name]]
     results["record_slots"] = e.where(real, e.add(e.unsqueeze(since, 1), steps), -1)
-    for mask, name in masks.items():
+    for mask, name in shared.masks.items():
         if slots_name(mask.window) not in results:
             sizes = {"window": mask.window, "sinks": mask.sinks}
             results[slots_name(mask.window)] = e.ours("window_slots", positions, **sizes)

@@ -112,6 +112,11 @@ def dependence_of(graph: Graph) -> Dependence:
     return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
 
 
+def positions_reach(graph: Graph, value: fx.Node) -> bool:
+    """Is `value` made from h together with something that depends on positions?"""
+    return bool(Dominators(graph, dependence_of(graph)).tainted(value))
+
+
 def dims(node: fx.Node) -> tuple[int | str, ...]:
     """The dimensions of a tensor node."""
     type_ = node.meta["type"]
@@ -172,7 +177,7 @@ class Dominators:
         Tainted is what is made from the tokens together with something that depends on positions. The untainted values
         that feed tainted ones have one nearest common origin: that is q (or k) before positions.
         """
-        tainted = self._tainted(value)
+        tainted = self.tainted(value)
         if value not in tainted:
             return value
         tokens = self.dependence.tokens
@@ -184,7 +189,7 @@ class Dominators:
             origin = origin.all_input_nodes[0]
         return origin
 
-    def _tainted(self, value: fx.Node) -> set[fx.Node]:
+    def tainted(self, value: fx.Node) -> set[fx.Node]:
         """Ancestors of `value` (and itself) below the first operation that brings positions in."""
         tokens, positions = self.dependence.tokens, self.dependence.positions
         ancestors, stack = {value}, [value]

@@ -50,7 +50,13 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             "rewrite",
             "CONVERTED",
             (
-                BoundAttention(rings(plans), recipe.sinks),
+                BoundAttention(
+                    rings(plans),
+                    recipe.sinks,
+                    every=recipe.window,
+                    slide=recipe.eviction == "sliding",
+                    renumber=recipe.last_position == "renumber",
+                ),
                 ReplaceAttention(replaced),
                 AddMemory(parallel),
                 InsertMemory(inserted),

@@ -15,8 +15,9 @@ from sleepc.passes.find_sites import Site
 
 @dataclass(frozen=True)
 class WindowMask:
-    """What layers see of sinks + `window` slots and the new tokens; `own` is their own sliding window, `chunk` the
-    length of their chunks of positions, `slopes` what distance takes off the scores of each head (0, 0, (): none).
+    """What layers see of sinks + `window` slots and the new tokens; `own` is how near a key must be by their own mask
+    (0: sinks may be anywhere), `chunk` the length of their chunks of positions, `slopes` what distance takes off the
+    scores of each head ((): nothing).
     """
 
     window: int
@@ -26,10 +27,9 @@ class WindowMask:
     slopes: tuple[float, ...]
 
     @staticmethod
-    def of(site: Site, window: int, sinks: int) -> WindowMask:
-        """The mask of a layer; its own window does not matter where the KV window is shorter."""
-        own = site.window if 0 < site.window <= window else 0
-        return WindowMask(window, sinks, own, site.chunk, site.slopes)
+    def of(site: Site, window: int, sinks: int, *, brought: bool) -> WindowMask:
+        """The mask of a layer; its own window does not matter where sinks are `brought` near (key_positions.py)."""
+        return WindowMask(window, sinks, 0 if brought else site.window, site.chunk, site.slopes)
 
     def type(self, dtype: torch.dtype) -> TensorType:
         """[B,1,T,sinks+window+T] bool; with slopes numbers of `dtype` to add to the scores, [B,Hq,T,..]."""

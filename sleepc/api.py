@@ -30,6 +30,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile, scan
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
+from sleepc.passes.own_windows import leave_own_windows
 from sleepc.passes.pipeline import FRONT, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
@@ -462,6 +463,7 @@ def convert(
         hashes = scan(headers, lambda share: progress("reading weights", share))
         refer_to_files(canonical, headers, hashes)
     captured = time.perf_counter()
+    recipe = leave_own_windows(recipe, canonical)
     stages = rewrite_stages(recipe, len(canonical.layout))
     dump = dump_graphs / "rewrite" if dump_graphs else None
     graphs = run_stages(canonical, stages, progress=lambda name: progress(name, None), dump=dump)
@@ -581,7 +583,7 @@ def inspect(
         return inspect_program(program.captured(progress), program.graphs, program.recipe)
     module = target if isinstance(target, nn.Module) else load_module(resolve(target, progress))
     canonical = capture(module, progress)
-    made = make_recipe(recipe) if recipe is not None else fitting_recipe(canonical)
+    made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
     graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
     return inspect_program(canonical, graphs, made)
 

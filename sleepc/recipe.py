@@ -62,6 +62,8 @@ class Recipe(BaseModel):
     loop: str = Field(default="all", pattern=r"^(all|middle|\d{1,6}:\d{1,6})$")
     settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
     eviction: Literal["sliding", "hard"] = "sliding"
+    own_windows: Literal["auto", "leave", "narrow"] = "auto"
+    last_position: Literal["evict", "renumber"] = "evict"
     sinks: int = Field(default=4, ge=0, le=1 << 16)
     write: Literal["default", "sleep", "online"] = "default"
     dtype: Dtype = "auto"

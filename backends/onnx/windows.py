@@ -57,9 +57,13 @@ def _seen(c: Call) -> ir.Value:
     window, sinks, own, chunk = (int(c.raw(n, 0)) for n in ("window", "sinks", "own", "chunk"))
     keys = c.e("Unsqueeze", _keys(c, window, sinks), c.e.ints(1))
     queries = c.e("Unsqueeze", c.tensor(0), c.e.ints(2))
-    near = c.e("Less", c.e("Sub", queries, keys), _number(c, min(own or window, window)))
+    distance = c.e("Sub", queries, keys)
+    near = c.e("Less", distance, _number(c, min(own or window, window)))
     if (own == 0 or own > window) and sinks:
-        near = c.e("Or", near, c.e("Less", keys, _number(c, sinks)))
+        sink = c.e("Less", keys, _number(c, sinks))
+        if own:
+            sink = c.e("And", sink, c.e("Less", distance, _number(c, own)))
+        near = c.e("Or", near, sink)
     if chunk:
         near = c.e("And", near, c.e("Equal", _chunk(c, queries, chunk), _chunk(c, keys, chunk)))
     real = c.e("And", c.e("GreaterOrEqual", keys, _number(c, 0)), c.e("LessOrEqual", keys, queries))

@@ -64,6 +64,22 @@ def convert(
         ),
     ] = None,
     eviction: Annotated[str | None, typer.Option(help="sliding or hard.", show_default="sliding")] = None,
+    own_windows: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers with a window of their own: leave (they keep it, without sinks and memory), narrow, or auto: "
+            "leave those of up to 4 times --window.",
+            show_default="auto",
+        ),
+    ] = None,
+    last_position: Annotated[
+        str | None,
+        typer.Option(
+            help="At the model's last position: evict (all but the sinks leave the window), or renumber (positions are "
+            "counted from the oldest key that is kept; rotary positions only).",
+            show_default="evict",
+        ),
+    ] = None,
     sinks: Annotated[
         int | None, typer.Option(help="First tokens that attention keeps for ever.", show_default="4")
     ] = None,
@@ -102,6 +118,8 @@ def convert(
         "loop": loop,
         "settle": settle,
         "eviction": eviction,
+        "own_windows": own_windows,
+        "last_position": last_position,
         "sinks": sinks,
         "write": write,
         "dtype": dtype,

@@ -129,14 +129,12 @@ def window_mask(
     """Ask for every pair whether it sees."""
     (rows, tokens), width = positions.shape, sinks + window
     out = torch.zeros(rows, 1, tokens, width + tokens, dtype=torch.bool)
-    reach = window if own == 0 else min(own, window)
     for b, keys in enumerate(_played(positions, position, window, sinks)):
         for t in range(tokens):
             i = int(positions[b, t])
             for column, j in enumerate(keys):
-                kept_sink = j < sinks and not 0 < own <= window
-                together = chunk == 0 or i // chunk == j // chunk
-                out[b, 0, t, column] = 0 <= j <= i and together and (kept_sink or i - j < reach)
+                allowed = (own == 0 or i - j < own) and (chunk == 0 or i // chunk == j // chunk)
+                out[b, 0, t, column] = 0 <= j <= i and allowed and (j < sinks or i - j < window)
     return out
 
 

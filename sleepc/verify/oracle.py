@@ -16,22 +16,23 @@ import torch
 from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph
-from sleepc.ir.interp import Runner
+from sleepc.ir.interp import Hook, Runner
 from sleepc.ir.program import TAKEN, ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.find_sites import Site, find_site
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.reference import Memory, Written, memory_names
-from sleepc.verify.timeline import Timeline, held_tokens, make_timeline, sees
+from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass
 class Layer:
-    """What one block has seen and holds: k and v [B,Hkv,t,..] as attention sees them, what its convolution has seen
-    [B,t,channels], its memory, and what the tokens of the window would write into it.
+    """What one block has seen and holds: k and v [B,Hkv,t,..] as attention sees them (k before positions, where it
+    sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and what the tokens of the
+    window would write into it.
     """
 
     k: Tensor | None = None
@@ -100,6 +101,8 @@ class Stream:
         found["position"] = torch.full((self.rows,), self.time.next_position)
         found["since"] = torch.full((self.rows,), len(self.time.position) - last)
         found["slept"] = torch.full((self.rows,), bool(self.time.cuts))
+        if self.oracle.renumbers:
+            found["offset"] = torch.full((self.rows,), self.time.next_offset)
         if self.oracle.recipe.settle:
             found[TAKEN] = torch.zeros(self.rows, dtype=torch.int64) if self.taken is None else self.taken
         return found
@@ -122,17 +125,19 @@ class Oracle:
         self.embed, self.ending = Runner(canonical.embed), Runner(canonical.head)
         self.runner = cache(lambda name: Runner(canonical.classes[name].wake))
         self.site = cache(lambda name: find_site(canonical.classes[name].wake))
+        self.turner = cache(lambda name: _Turner(canonical.classes[name].wake))
+        self.renumbers = recipe.last_position == "renumber" and canonical.max_positions is not None
 
     def __call__(self, tokens: Tensor, cuts: Sequence[int] | None = None) -> Stream:
         """Read tokens [B,T], with sleeps after every L-th, or after as many tokens as `cuts` says."""
         rows, length = tokens.shape
-        time = make_timeline(length, self.recipe, self.program.max_positions, cuts)
+        longest = max((self.ring(i) for i, plan in enumerate(self.plans) if plan.strategy != "replace"), default=0)
+        time = make_timeline(length, self.recipe, self.program.max_positions, cuts, longest)
         stream = Stream(self, rows, time, [Layer() for _ in self.plans])
         for start, end in time.windows():
             before = [layer.memory for layer in stream.layers]
-            positions = time.position[start:end].expand(rows, -1).contiguous()
-            inputs = {"tokens": tokens[:, start:end], "positions": positions}
-            given = self.embed({**self.parameters, **inputs}, self._widen)
+            positions = (time.position - time.offset)[start:end]
+            given = self._given(tokens[:, start:end], positions)
             window = Window(start, end, asleep=False, live=bool(time.slept[start] > 0))
             h, hidden = given.pop("h"), None
             for i in range(len(self.plans)):
@@ -143,6 +148,11 @@ class Oracle:
                 assert hidden is not None
                 self._sleep(hidden, given, window, stream, before)
         return stream
+
+    def _given(self, tokens: Tensor, positions: Tensor) -> dict[str, Any]:
+        """What blocks read, of tokens [B,T] at positions [T]."""
+        rows = positions.expand(len(tokens), -1).contiguous()
+        return self.embed({**self.parameters, "tokens": tokens, "positions": rows}, self._widen)
 
     def _sleep(
         self, h: Tensor, given: dict[str, Any], window: Window, stream: Stream, before: list[Memory | None]
@@ -205,6 +215,20 @@ class Oracle:
             return self.program.max_positions - self.recipe.sinks
         return window
 
+    def brought(self, i: int, site: Site) -> bool:
+        """Are the sinks of block i, whose own window is longer than what it keeps, brought near?"""
+        recipe = self.recipe
+        roomy = site.window > self.ring(i) and site.window >= recipe.window + recipe.sinks
+        return roomy and site.rotated and recipe.sinks > 0 and recipe.eviction == "sliding"
+
+    def turned(self, i: int, k: Tensor, positions: Tensor) -> Tensor:
+        """k [B,Hkv,t,d] before positions, of block i, with positions [t] applied."""
+        if not k.shape[2]:
+            return k
+        block, turner = self.program.layout[i], self.turner(self.program.layout[i].cls)
+        given = self._given(torch.zeros(len(k), k.shape[2], dtype=torch.int64), positions)
+        return turner(k, {**{port: self.parameters[key] for port, key in block.params.items()}, **given}, self._widen)
+
     def _widen(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Casts to narrower floats go to float64 where everything does."""
         if not self.double or not any(a in FLOATS for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)):
@@ -237,6 +261,28 @@ class Oracle:
         return Written(w.k.to(dtype).to(w.k.dtype), v, w.g, w.beta)
 
 
+class _Turner:
+    """Positions applied to keys of a block class: the block's own way to k, on other keys than h gives."""
+
+    def __init__(self, wake: Graph) -> None:
+        graph = wake.clone()
+        site = find_site(graph)
+        key = site.node.args[1]
+        assert isinstance(key, fx.Node)
+        graph.set_returns({"k": key})
+        graph.drop_dead()
+        self.before, self.runner = site.k, Runner(graph)
+
+    def __call__(self, k: Tensor, values: Mapping[str, Any], widen: Hook) -> Tensor:
+        """k [B,Hkv,t,d] before positions -> as attention sees it, for `values` of the ports."""
+
+        def hook(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return k if node is self.before else widen(node, args, kwargs)
+
+        found: Tensor = self.runner(values, hook)["k"]
+        return found
+
+
 class _Watch:
     """The hook of one block: notes q, k, v and x on the way, and answers for the attention."""
 
@@ -264,24 +310,36 @@ class _Watch:
             return self.mixer.replace(found[site.x], found[site.q], found[site.k], found[site.v])
         q, k, v, mask, sinks = args
         assert mask is None, "the mask was not classified"
-        out = self._windowed(q, k, v, sinks, kwargs)
+        out = self._windowed(q, k, v, sinks, kwargs, found[site.k])
         if self.plan.strategy != "parallel":
             return out
         return self.mixer.parallel(found[site.x], found[site.q], found[site.k], found[site.v], out)
 
-    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
-        """Attention over what is not evicted; while asleep over the window itself and the sinks from before it."""
+    def _windowed(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, kwargs: dict[str, Any], plain: Tensor
+    ) -> Tensor:
+        """Attention over what is not evicted; while asleep over the window itself and the sinks from before it.
+        `plain`: k before positions.
+        """
         oracle, layer, (start, end) = self.oracle, self.layer, (self.window.start, self.window.end)
         before = (k[:, :, :0], v[:, :, :0]) if layer.k is None or layer.v is None else (layer.k, layer.v)
-        keys, values = (torch.cat([old[:, :, :start], new], 2) for old, new in zip(before, (k, v), strict=True))
+        old_k, old_v = (old[:, :, :start] for old in before)
         time, part = self.stream.time, (slice(start, end), slice(0, end))
-        see = sees(time, oracle.recipe.sinks, oracle.ring(self.i), kwargs["window"], self.site.chunk)[part]
+        first, ring, every = oracle.recipe.sinks, oracle.ring(self.i), oracle.recipe.window
+        brought = oracle.brought(self.i, self.site)
+        turns = self.site.rotated and (brought or oracle.renumbers)
+        seen_k = old_k
+        if turns:
+            own = kwargs["window"] if brought else 0
+            seen_k = oracle.turned(self.i, old_k, key_positions(time, start, first, ring, own, every).clamp(min=0))
+        keys, values = torch.cat([seen_k, k], 2), torch.cat([old_v, v], 2)
+        see = sees(time, first, ring, kwargs["window"], self.site.chunk, brought=brought)[part]
         bias = reference.bias(self.site.slopes, time.position)[:, *part] if self.site.slopes else None
         if self.window.asleep:
             token = torch.arange(end)
-            see = see & ((token >= start) | (token < oracle.recipe.sinks))
+            see = see & ((token >= start) | (token < first))
         else:
-            layer.k, layer.v = keys, values
+            layer.k, layer.v = torch.cat([old_k, plain], 2) if turns else keys, values
         options = {"scale": kwargs["scale"], "softcap": kwargs["softcap"], "bias": bias}
         return reference.attention(q, keys, values, see, sinks, **options)
 

@@ -14,7 +14,8 @@ from sleepc.recipe import Recipe
 
 @dataclass(frozen=True)
 class Timeline:
-    """Of every token of a stream of T: its position, and how many hard evictions and sleeps came before it, int64 [T].
+    """Of every token of a stream of T: its position, how many hard evictions and sleeps came before it, and how much
+    less the model is told than its position (offset), int64 [T].
 
     `cuts`: the numbers of tokens after which the stream sleeps. `next_position`: that of the token to come.
     """
@@ -22,9 +23,11 @@ class Timeline:
     position: Tensor
     epoch: Tensor
     slept: Tensor
+    offset: Tensor
     cuts: tuple[int, ...]
     next_position: int
     next_epoch: int
+    next_offset: int
 
     def windows(self) -> list[tuple[int, int]]:
         """First token and end of every stretch between sleeps; the last one may not have slept yet."""
@@ -34,9 +37,10 @@ class Timeline:
 
 
 def make_timeline(
-    length: int, recipe: Recipe, max_positions: int | None, cuts: Sequence[int] | None = None
+    length: int, recipe: Recipe, max_positions: int | None, cuts: Sequence[int] | None = None, longest: int = 0
 ) -> Timeline:
-    """The timeline of `length` tokens; without `cuts`, a sleep comes after every window of tokens.
+    """The timeline of `length` tokens; without `cuts`, a sleep comes after every window of tokens. `longest`: how many
+    tokens beside sinks are kept by the layer that keeps most.
 
     Raises ValueError for cuts that are further apart than the window.
     """
@@ -45,36 +49,53 @@ def make_timeline(
     if any(b - a > recipe.window for a, b in pairwise(edges)):
         raise ValueError(f"sleeps after {sorted(at)} of {length} tokens leave more than {recipe.window} tokens awake")
     limit = max_positions if max_positions is not None else torch.iinfo(torch.int64).max
-    rows: list[tuple[int, int, int]] = []
-    position = epoch = slept = 0
+    rows: list[tuple[int, int, int, int]] = []
+    position = epoch = slept = offset = 0
     for token in range(length):
-        rows.append((position, epoch, slept))
+        rows.append((position, epoch, slept, offset))
         position += 1
         if token + 1 in at:
             slept += 1
-            if recipe.eviction == "hard" or position + recipe.window > limit:
+            late = position - offset + recipe.window > limit
+            if recipe.eviction == "hard" or (late and recipe.last_position == "evict"):
                 position, epoch = min(position, recipe.sinks), epoch + 1
-    columns = torch.tensor(rows, dtype=torch.int64).reshape(length, 3).unbind(1)
-    return Timeline(columns[0], columns[1], columns[2], tuple(sorted(at)), position, epoch)
+            elif late:  # the oldest key that is kept comes right after the sinks
+                offset = position - longest - recipe.sinks
+    columns = torch.tensor(rows, dtype=torch.int64).reshape(length, 4).unbind(1)
+    return Timeline(*columns, tuple(sorted(at)), position, epoch, offset)
 
 
-def sees(time: Timeline, sinks: int, window: int, own: int, chunk: int = 0) -> Tensor:
+def sees(time: Timeline, sinks: int, window: int, own: int, chunk: int = 0, *, brought: bool = False) -> Tensor:
     """Which token (row) sees which (column) in a layer that keeps `window` tokens: bool [T,T].
 
     Seen are the sinks (the first tokens of the stream) and what has not been evicted of the latest tokens. A layer
-    with a window of its own of up to as many sees what is nearer than that, by position, and sinks not beyond it; one
-    with chunks sees nothing from another chunk, by position.
+    with a window of its own sees what is nearer than that, by position, and sinks not beyond it, unless they are
+    `brought` near; one with chunks sees nothing from another chunk, by position.
     """
     token = torch.arange(len(time.position))
     past = token[None] <= token[:, None]
     together = time.epoch[None] == time.epoch[:, None]
     distance = time.position[:, None] - time.position[None]
-    narrow = 0 < own <= window
-    near = together & (token[:, None] - token[None] < (own if narrow else window))
+    near = together & (token[:, None] - token[None] < (min(own, window) if own else window))
     sink = (token < sinks)[None].expand_as(past)
+    if own and not brought:
+        sink = sink & (distance < own)
     if chunk:
         past = past & (time.position[:, None] // chunk == time.position[None] // chunk)
-    return past & (near | (sink & (distance < own) if narrow else sink))
+    return past & (near | sink)
+
+
+def key_positions(time: Timeline, start: int, sinks: int, window: int, own: int, every: int) -> Tensor:
+    """Where tokens 0 .. start-1 stand for those from `start` to the next sleep, as the model counts: int64 [start].
+
+    With a window of its own (`own`, 0 for none) a layer sees the sinks just before what it kept at the last sleep, and
+    at most as far away as its own window reaches from the last of `every` tokens until the next sleep.
+    """
+    now, offset = int(time.position[start]), int(time.offset[start])
+    places = time.position[:start] - offset
+    shift = max(now - offset - min(window + sinks, own - every), 0) if own else 0
+    first = torch.arange(min(sinks, start))
+    return torch.cat([first + shift, places[len(first) :]])
 
 
 def held_tokens(time: Timeline, sinks: int, window: int) -> Tensor:

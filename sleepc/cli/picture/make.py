@@ -14,6 +14,7 @@ from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.manifest import MANIFEST
+from sleepc.passes.own_windows import leave_own_windows
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 
@@ -43,7 +44,7 @@ def make_picture(target: str, display: Display) -> tuple[Inspection, str]:
         seen, graphs, recipe = program.inspect(), program.graphs, program.recipe
     else:
         canonical = api.capture(load_module(resolve(target, display)), display)
-        recipe = api.fitting_recipe(canonical)
+        recipe = leave_own_windows(api.fitting_recipe(canonical), canonical)
         graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
         seen = inspect_program(canonical, graphs, recipe)
     return seen, draw(facts_of(Path(target).resolve().name, seen, graphs, recipe))

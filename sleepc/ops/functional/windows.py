@@ -36,14 +36,13 @@ def window_mask(
     this call, `own` the layer's own sliding window in tokens (0 = none), `chunk` the length of its
     chunks of positions (0 = none) -> bool [B, 1, T, W + T].
 
-    Query i sees key j where both are real, j <= i, and i - j < min(own or window, window); or j is
-    a sink, unless the layer's own window is too short to have kept it; and always only where j
-    lies in the same chunk.
+    Query i sees key j where both are real, j <= i, i - j < own where own is not 0, and either
+    i - j < window or j is a sink; and always only where j lies in the same chunk.
     """
     keys, queries = _keys(positions, position, window, sinks), positions[:, None, :, None]
-    near = queries - keys < min(own or window, window)
-    if own == 0 or own > window:
-        near = near | (keys < sinks)
+    near = (queries - keys < window) | (keys < sinks)
+    if own:
+        near = near & (queries - keys < own)
     if chunk:
         near = near & (queries // chunk == keys // chunk)
     return near & (keys >= 0) & (keys <= queries)
