@@ -94,8 +94,8 @@ class BoundAttention(Pass):
         limit, needed = program.max_positions or 0, self.sinks + longest + self.every
         if needed > limit:
             raise UsageError(
-                f"{self.sinks} sinks, {longest} tokens that are kept and {self.every} new ones until the next sleep need "
-                f"{needed} positions, and the model has {limit}",
+                f"{self.sinks} sinks, {longest} tokens that are kept and {self.every} new ones until the next sleep "
+                f"need {needed} positions, and the model has {limit}",
                 where=where,
                 fix=f"Choose a shorter --window, or {fix[0].lower()}{fix[1:]}",
             )

@@ -1,4 +1,4 @@
-"""Layers that have a window (or chunks) of their own are bounded already: which of them a conversion leaves as they are."""
+"""Layers that have a window (or chunks) of their own are bounded already: which of them a conversion leaves."""
 
 from __future__ import annotations
 
