@@ -42,7 +42,7 @@ def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
         Override(layers=_numbers(layers), window=window, strategy=None if with_memory else "keep")
         for (window, with_memory), layers in left.items()
     )
-    return recipe.model_copy(update={"overrides": (*new, *recipe.overrides)})
+    return recipe.model_copy(update={"overrides": (*new, *recipe.overrides)}) if new else recipe
 
 
 def own_windows(canonical: ProgramGraphs) -> tuple[int, ...]:
