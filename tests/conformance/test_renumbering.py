@@ -40,7 +40,7 @@ def subject(name: str, dtype: torch.dtype = torch.float64) -> Family:
     return Family(module, capture(module))
 
 
-@pytest.mark.parametrize("name", ["phi3", "gpt-neox", "gptj"])
+@pytest.mark.parametrize("name", ["phi3", "gptj", pytest.param("gpt-neox", marks=pytest.mark.slow)])
 def test_it_is_the_model_with_more_positions(name: str) -> None:
     """Rotary positions count distances only, so without sinks there is no difference; whole, partial and interleaved
     rotations. Emptied windows, the other way, are another model.
