@@ -151,8 +151,18 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
         mask=_mask(site),
         bias=has_bias(graph, site),
         becomes=_becomes(site, plan),
-        why="" if plan.strategy != "keep" else f"not among --layers {recipe.layers}, or kept by an override",
+        why=_why(site, plan, recipe),
     )
+
+
+def _why(site: Site, plan: LayerPlan, recipe: Recipe) -> str:
+    """Why a layer gets no memory; nothing where it gets one."""
+    if plan.strategy != "keep":
+        return ""
+    own = site.window or site.chunk
+    if own and plan.window is not None and own <= plan.window:
+        return f"bounded already: its own window of {own} is left (--own-windows {recipe.own_windows})"
+    return f"not among --layers {recipe.layers}, or kept by an override"
 
 
 def _becomes(site: Site, plan: LayerPlan) -> str:
@@ -160,6 +170,7 @@ def _becomes(site: Site, plan: LayerPlan) -> str:
     if plan.strategy == "replace":
         return f"a {plan.rule} mixer in its place"
     kept = "window of all positions" if plan.window is None else f"window {plan.window}"
-    if site.window and (plan.window is None or site.window <= plan.window):
-        kept += f" (own {site.window})"
+    own = site.window or site.chunk
+    if own and (plan.window is None or own <= plan.window):
+        kept += f" (own {own})"
     return kept + {"parallel": f" + {plan.rule} memory", "insert": f", then a {plan.rule} mixer"}.get(plan.strategy, "")
