@@ -79,7 +79,7 @@ class BoundAttention(Pass):
                 self._bind_block(program, name, window, shared, renumber)
                 rewritten += 1
         program.states = (*CLOCK, OFFSET) if renumber else CLOCK
-        _wind_clock(program, shared)
+        _wind_clock(program, shared, self.every)
         return max(rewritten, 1)
 
     def _check_renumbering(self, program: ProgramGraphs) -> None:
@@ -201,6 +201,13 @@ class Shared:
         return held_name(extra, list(self.places).index(places))
 
 
+def _kept(e: Emit, positions: fx.Node, end: fx.Node, mask: WindowMask) -> fx.Node:
+    """Which new tokens are sinks or among the latest that a ring holds: bool [B,T]; `end` [B] comes after them."""
+    oldest = e.unsqueeze(e.call(aten.sub.Scalar, end, mask.window), 1)
+    sink = e.call(aten.lt.Scalar, positions, mask.sinks)
+    return e.call(aten.logical_or.default, e.call(aten.ge.Tensor, positions, oldest), sink)
+
+
 def slots_name(window: int) -> str:
     """The name of the slots in KV windows of this length."""
     return f"slots.{window}"
@@ -211,7 +218,7 @@ def bias_dtype(program: ProgramGraphs) -> torch.dtype:
     return torch.float64 if program.dtype == torch.float64 else torch.float32
 
 
-def _wind_clock(program: ProgramGraphs, shared: Shared) -> None:
+def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
     embed = program.embed
     results = embed.results()
     ports = embed.ports()
@@ -239,8 +246,11 @@ def _wind_clock(program: ProgramGraphs, shared: Shared) -> None:
     results["record_slots"] = e.where(real, e.add(e.unsqueeze(since, 1), steps), -1)
     for mask, name in shared.masks.items():
         if slots_name(mask.window) not in results:
-            sizes = {"window": mask.window, "sinks": mask.sinks}
-            results[slots_name(mask.window)] = e.ours("window_slots", positions, **sizes)
+            slots = e.ours("window_slots", positions, window=mask.window, sinks=mask.sinks)
+            if mask.window < every:  # a call may bring more tokens than fit
+                kept = _kept(e, positions, e.add(position, lengths), mask)
+                slots = e.where(kept, slots, -1)
+            results[slots_name(mask.window)] = slots
         results[name] = mask.emit(e, positions, position, bias_dtype(program))
     results["real"] = real
     # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.

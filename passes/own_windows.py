@@ -37,7 +37,8 @@ def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
     left: dict[tuple[int, bool], list[int]] = {}
     for i, window in enumerate(own):
         if 0 < window <= most and i not in decided:
-            left.setdefault((max(min(window, room), recipe.window), i in asked), []).append(i)
+            kept = max(window, recipe.window) if i in asked else window
+            left.setdefault((min(kept, room), i in asked), []).append(i)
     new = tuple(
         Override(layers=_numbers(layers), window=window, strategy=None if with_memory else "keep")
         for (window, with_memory), layers in left.items()
@@ -58,10 +59,11 @@ def _reach(site: Site) -> int:
 
 
 def _asked(recipe: Recipe, count: int) -> frozenset[int]:
-    """The layers that the recipe names one by one."""
-    if recipe.layers == "all" or recipe.layers.startswith("every:"):
-        return frozenset()
-    return frozenset(i for i, plan in enumerate(recipe.plan(count)) if plan.strategy != "keep")
+    """The layers for which a memory is asked by number."""
+    names = [o.layers for o in recipe.overrides if o.strategy not in (None, "keep")]
+    if recipe.layers != "all" and not recipe.layers.startswith("every:"):
+        names.append(recipe.layers)
+    return frozenset(i for layers in names for i in parse_layers(layers, count))
 
 
 def _decided(recipe: Recipe, count: int) -> frozenset[int]:

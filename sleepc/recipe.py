@@ -22,8 +22,9 @@ MAX_WINDOW = 1 << 20
 
 
 class Override(BaseModel):
-    """Other options for some layers. `window` is how many tokens their attention keeps: at least the recipe's, or
-    `none` for all positions that the model has; with `none` and no strategy a layer keeps its attention as it is.
+    """Other options for some layers. `window` is how many tokens their attention keeps: at least the recipe's where
+    they have a memory, or `none` for all positions that the model has; with `none` and no strategy a layer keeps its
+    attention as it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -115,7 +116,7 @@ class Recipe(BaseModel):
                 where=f"overrides: layer {i}",
                 fix="Use --eviction sliding.",
             )
-        if window != "none" and window < self.window:
+        if window != "none" and window < self.window and strategy != "keep":
             raise UsageError(
                 f"a window of {window} drops tokens that no sleep has consolidated: sleeps come after {self.window}",
                 where=f"overrides: layer {i}",

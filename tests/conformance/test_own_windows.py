@@ -25,7 +25,11 @@ from sleepc.passes.window_masks import WindowMask
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
+from sleepc.verify.invariants import Bench
+from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
+from sleepc.verify.verify import make_streams
 from tests.families import OTHERS, SMALL, SPECIAL, VOCAB, WINDOW, Family, family, make_module
 
 OWN = 13  # more than the recipe's window, and less than four times as much
@@ -82,13 +86,27 @@ def test_a_layer_that_is_left_is_the_original_at_any_length(name: str) -> None:
     assert invariants.inside(load(narrowed), Stream(tokens, (len(tokens),)), found.logits) > 100 * error
 
 
+@pytest.mark.parametrize("options", [{}, {"consolidation": "recurrent", "passes": 2}, {"eviction": "hard"}])
+def test_a_ring_may_be_shorter_than_what_is_read_at_once(options: dict[str, Any]) -> None:
+    """An own window of 5 under 8 tokens from sleep to sleep: every split, against the oracle."""
+    found = family("gemma3")
+    step, recipe = converted(found.canonical, **options)
+    assert [int(s.dims[2]) for s in step.all_states() if s.name == "0.k"] == [2 + 5]
+    program = shaken(step)
+    oracle = Oracle(found.canonical, recipe, parameters_of(found.canonical, program))
+    tokens = np.random.default_rng(3).integers(0, VOCAB, 3 * WINDOW + 3)
+    made = Bench(load(program), oracle, make_streams(tokens, WINDOW))
+    assert max(invariants.chunking(made), invariants.definition(made), invariants.padding(made)) <= 1e-6
+
+
 @pytest.mark.parametrize(
     ("options", "left"),
     [
         ({}, {0: ("keep", OWN)}),
         ({"own_windows": "leave", "window": 3}, {0: ("keep", OWN)}),
         ({"window": 3}, {}),  # 13 is more than 4 times 3
-        ({"window": 20}, {0: ("keep", 20)}),  # a ring has room for the tokens of a call
+        ({"window": 20}, {0: ("keep", OWN)}),
+        ({"window": 20, "layers": "0"}, {0: ("parallel", 20)}),  # a memory's record reads values from the ring
         ({"own_windows": "narrow"}, {}),
         ({"layers": "0"}, {0: ("parallel", OWN)}),
         ({"layers": "every:2"}, {0: ("keep", OWN)}),

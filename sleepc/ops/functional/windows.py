@@ -90,9 +90,8 @@ def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     """The buffer with new tokens in their slots; differentiable in buffer and new.
 
     buffer [B, H, W, ...], new [B, H, T, ...] (cast to the buffer's dtype), slots [B, T] (-1 = write
-    nothing; those of a row are distinct) -> [B, H, W, ...]. ValueError where T > W.
+    nothing; those of a row are distinct) -> [B, H, W, ...].
     """
-    _check_room(buffer, new)
     width, rest = buffer.shape[2], [1] * (buffer.dim() - 3)
     # one slot more than there are takes what is not to be written
     room = torch.cat([buffer, torch.zeros_like(buffer[:, :, :1])], 2)
@@ -102,7 +101,6 @@ def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
 
 def write_slots_(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     """`write_slots` into the buffer itself, without gradients; returns the buffer."""
-    _check_room(buffer, new)
     target, new = buffer.detach(), new.detach()  # the same memory, and cheaper than torch.no_grad
     if slots.numel() == 1:  # a decode step of one row: no index tensors
         slot = int(slots)
@@ -112,8 +110,3 @@ def write_slots_(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     rows, tokens = (slots >= 0).nonzero(as_tuple=True)
     target[rows, :, slots[rows, tokens]] = new[rows, :, tokens].to(buffer.dtype)
     return buffer
-
-
-def _check_room(buffer: Tensor, new: Tensor) -> None:
-    if new.shape[2] > buffer.shape[2]:
-        raise ValueError(f"{new.shape[2]} new tokens do not fit into {buffer.shape[2]} slots")
