@@ -149,7 +149,7 @@ def save_model(family: str, folder: Path) -> None:
     torch.manual_seed(7)
     made: Any = AutoModelForCausalLM
     config = small_config(family)
-    module = made.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    module = made.from_config(config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False).eval()
     _scatter(module)
     _run_everywhere(module)
     for dtype in (torch.float64, torch.float32):
@@ -158,7 +158,7 @@ def save_model(family: str, folder: Path) -> None:
             config.dtype = dtype
             config.save_pretrained(folder)
         try:
-            _run_everywhere(made.from_pretrained(folder, attn_implementation="eager"))
+            _run_everywhere(made.from_pretrained(folder, attn_implementation="eager", trust_remote_code=False))
         except RuntimeError:  # casts to float32 on its way
             if dtype == torch.float32:
                 raise

@@ -516,7 +516,7 @@ def _to_export(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe)
     if dtype is None or all(p.dtype == dtype for p in module.parameters()):
         return module
     if checkpoint is not None:
-        return module_on_meta(checkpoint, dtype)
+        return module_on_meta(checkpoint, dtype, module)
     return copy.deepcopy(module).to(dtype)
 
 

@@ -16,6 +16,7 @@ RefusalCode = Literal[
     "POSITIONS",
     "BLOCKS",
     "QUANTISED",
+    "REMOTE_CODE",
     "UNKNOWN_OPTION",
     "OPERATOR",
 ]

@@ -97,7 +97,9 @@ def _convert(path: Path, target: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+    )
     # save_pretrained refuses a model that was loaded from GGUF, though its weights are plain floats now.
     plain = {name: value for name, value in model.state_dict().items() if value.dtype == torch.float32}
     if model.config.tie_word_embeddings:
@@ -106,7 +108,7 @@ def _convert(path: Path, target: Path) -> None:
     model.config.save_pretrained(target)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(target)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False).save_pretrained(target)
     config = target / "config.json"
     data = json.loads(config.read_text())
     data.pop("quantization_config", None)

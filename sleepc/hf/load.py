@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from sleepc.errors import Refusal, SleepcError
+from sleepc.hf.fit import check_fit, load_state
 from sleepc.hf.resolve import Checkpoint
+from sleepc.hf.weight_files import open_files
 from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
@@ -21,19 +24,22 @@ EXPERTS = "batched_mm"  # the other implementations do not export (docs/log.md)
 def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str = "eager") -> nn.Module:
     """The model, on CPU, in eval mode. With dtype "auto" parameters stay mapped to their files; no remote code is run.
 
-    Raises SleepcError where a file is damaged or transformers cannot build the model.
+    Raises UsageError or Refusal where the files have not the weights that the model needs, or have others, SleepcError
+    where one is damaged or transformers cannot build the model.
     """
-    for file in checkpoint.files:
-        TensorFile(file)  # a damaged file is refused with its own message, before transformers meets it
-    import transformers
+    files = open_files(checkpoint.files)  # a damaged file is refused with its own message, before transformers meets it
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    kind = transformers.AutoModelForCausalLM
+    config = _config(checkpoint)
+    skeleton = _skeleton(checkpoint, config, None, attention)
+    chosen = _own_dtype(skeleton.config, files) if dtype == "auto" else getattr(torch, dtype)
+    check_fit(skeleton, files, chosen, checkpoint.folder, config)
+    state = {name: file.map(name) for file in files for name in file.tensors}
     try:
-        model = kind.from_pretrained(
-            checkpoint.folder, dtype=dtype, attn_implementation=attention, local_files_only=True
-        )
+        model, _ = load_state(type(skeleton), skeleton.config, state, chosen, checkpoint.folder)
+    except SleepcError:
+        raise
     except Exception as error:
         raise _cannot_build(checkpoint, error) from error
     if hasattr(model, "set_experts_implementation"):
@@ -41,33 +47,80 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
     return as_module(model)
 
 
-def _auto() -> Any:
-    """transformers' class of all causal language models (untyped)."""
-    import transformers
-
-    return transformers.AutoModelForCausalLM
-
-
 def as_module(model: nn.Module) -> nn.Module:
     """The model in eval mode."""
     return model.eval()
 
 
-def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module) -> nn.Module:
     """The model's code without its weights, in another dtype: what is exported when a program is to run in that
-    dtype.
+    dtype. What is one parameter in `like`, the loaded model, is one here.
     """
+    model = _skeleton(checkpoint, _config(checkpoint), dtype, "eager")
+    loaded = dict(like.named_parameters(remove_duplicate=False))
+    seen: dict[int, int] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        # A configuration may say that two are tied where the files have two.
+        if name in loaded and seen.setdefault(id(parameter), id(loaded[name])) != id(loaded[name]):
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, nn.Parameter(torch.empty_like(parameter)))
+    return as_module(model)
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    """The configuration, as a class of transformers. Raises Refusal where only the checkpoint's own code knows it."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-    with torch.device("meta"):
-        model = _auto().from_config(config, dtype=dtype, attn_implementation="eager")
-    return as_module(model)
+    kind = checkpoint.config.get("model_type")
+    if "auto_map" in checkpoint.config and kind not in transformers.CONFIG_MAPPING:
+        raise _own_code(checkpoint)
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise _cannot_build(checkpoint, error) from error
+
+
+def _skeleton(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | None, attention: str) -> Any:
+    """The model on meta, without weights; of the configuration's dtype where none is given."""
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
+    chosen = {"dtype": dtype} if dtype is not None else {}
+    try:
+        with torch.device("meta"):
+            return auto.from_config(
+                copy.deepcopy(config), attn_implementation=attention, trust_remote_code=False, **chosen
+            )
+    except Exception as error:
+        raise _cannot_build(checkpoint, error) from error
+
+
+def _own_dtype(config: Any, files: list[TensorFile]) -> torch.dtype:
+    """What the configuration says or, as transformers has it, the dtype of the first file's first weight by name."""
+    if config.dtype is not None:
+        found: torch.dtype = config.dtype
+        return found
+    first = files[0].tensors
+    return next((first[name].dtype for name in sorted(first) if first[name].dtype.is_floating_point), torch.float32)
+
+
+def _own_code(checkpoint: Checkpoint) -> Refusal:
+    kind = checkpoint.config.get("model_type", "?")
+    return Refusal(
+        "REMOTE_CODE",
+        f"the checkpoint brings its own code for models of type {kind}, and sleepc runs none",
+        where=str(checkpoint.folder),
+        fix="Convert a version of the model that transformers knows, or give sleepc.convert a module that you trust.",
+    )
 
 
 def _cannot_build(checkpoint: Checkpoint, error: Exception) -> SleepcError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
     kind = checkpoint.config.get("model_type", "?")
+    if "custom code which must be executed" in str(error):
+        return _own_code(checkpoint)
     if "Unrecognized configuration class" in str(error) or ("does not support" in first and "attention" not in first):
         return Refusal(
             "NO_ATTENTION",
@@ -84,18 +137,18 @@ def _cannot_build(checkpoint: Checkpoint, error: Exception) -> SleepcError:
 
 def max_positions(config: Any) -> int | None:
     """How many positions the model was made for, as its configuration says; learned tables are found in the graph."""
-    value = getattr(config, "max_position_embeddings", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    value = getattr(text, "max_position_embeddings", None)
     return int(value) if isinstance(value, int) and value > 0 else None
 
 
 def refer_to_files(program: ProgramGraphs, files: list[TensorFile], hashes: dict[Path, dict[str, str]]) -> None:
-    """Replace parameters held in memory by references to the tensors of `files` that have the same values.
+    """Replace parameters held in memory by references to the tensors of `files` that have the same bytes.
 
-    `hashes` (by file and tensor) are of their bytes. What is in no file (a computed buffer, a merged weight) stays
-    held,
-    and is saved in the artifact.
+    `hashes` (by file and tensor) are of those bytes. What is in no file (a computed buffer, a merged weight) stays
+    held, and is saved in the artifact.
     """
-    locator, opened = Locator(files), {file.path: file for file in files}
+    locator, opened = Locator(files, hashes), {file.path: file for file in files}
     for key, param in program.params.items():
         if not isinstance(param, HeldTensor):
             continue

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sleepc.errors import Refusal, SleepcError, UsageError
+from sleepc.errors import Refusal, SleepcError, SleepcWarning, UsageError
+from sleepc.hf.quantised import refuse_quantised
+from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
 
 Progress = Callable[[str, float | None], None]
-WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONFIG = "config.json"
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -70,8 +72,11 @@ def _download(name: str, progress: Progress) -> Path:
 
 def check_folder(name: str, folder: Path) -> Checkpoint:
     """Check config and files of a directory before anything is loaded from it."""
+    base = adapter_base(folder)
+    if base is not None and not (folder / CONFIG).is_file():
+        raise only_an_adapter(folder, base)
     config = _config(folder)
-    _refuse_quantised(config, folder)
+    refuse_quantised(config, folder)
     if config.get("is_encoder_decoder"):
         raise Refusal(
             "CROSS_ATTENTION",
@@ -79,7 +84,13 @@ def check_folder(name: str, folder: Path) -> Checkpoint:
             where=str(folder),
             fix="sleepc converts decoder-only language models.",
         )
-    return Checkpoint(name, folder, config, _weight_files(folder))
+    files = weight_files(folder, config)
+    if base is not None:
+        text = (
+            f"{ADAPTER} stands beside the model: that adapter of {base} is not applied (merge it first if it shall be)"
+        )
+        warnings.warn(text, SleepcWarning, stacklevel=2)
+    return Checkpoint(name, folder, config, files)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -88,55 +99,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} has no {CONFIG}", where=str(folder), fix=_EXPECTED)
     try:
         config = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{CONFIG} cannot be read: {error}", where=str(path), fix="Fetch the model again.") from error
     if not isinstance(config, dict):
         raise UsageError(f"{CONFIG} is not a JSON object", where=str(path), fix="Fetch the model again.")
     return config
-
-
-def _refuse_quantised(config: dict[str, Any], folder: Path) -> None:
-    quantisation = config.get("quantization_config")
-    if quantisation:
-        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
-        raise Refusal(
-            "QUANTISED",
-            f"the checkpoint is quantised ({method}), and sleepc rewrites floating-point models",
-            where=str(folder),
-            fix="Convert the unquantised checkpoint; `sleepc export` quantises the result.",
-        )
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    files = tuple(sorted(folder.glob(WEIGHTS)))
-    if (folder / INDEX).is_file():
-        files = _indexed(folder)
-    if files:
-        return files
-    pickles = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
-    if pickles:
-        raise UsageError(
-            f"the weights are a pickle ({pickles[0]}), which can run code when it is loaded",
-            where=str(folder),
-            fix="Save the model as safetensors (model.save_pretrained) where you trust it.",
-        )
-    raise UsageError(f"{folder} has no {WEIGHTS}", where=str(folder), fix=_EXPECTED)
-
-
-def _indexed(folder: Path) -> tuple[Path, ...]:
-    index = folder / INDEX
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise UsageError(
-            f"{INDEX} cannot be read: {error!r}", where=str(index), fix="Fetch the model again."
-        ) from error
-    files = []
-    for name in names:
-        path = folder / str(name)
-        if Path(str(name)).name != name or not path.is_file():
-            raise UsageError(
-                f"the index names {name}, which is not there", where=str(index), fix="Fetch the missing file."
-            )
-        files.append(path)
-    return tuple(files)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,10 +28,12 @@ class Region:
 
 
 class Locator:
-    """Finds values in safetensors files. Looks once at what this process has mapped, so make it after the values."""
+    """Finds values in safetensors files, whose tensors' hashes are known. Looks once at what this process has mapped,
+    so make it after the values.
+    """
 
-    def __init__(self, files: list[TensorFile]) -> None:
-        self.files = files
+    def __init__(self, files: list[TensorFile], hashes: dict[Path, dict[str, str]]) -> None:
+        self.files, self.hashes = files, hashes
         self.by_path = {str(file.path.resolve()): file for file in files}
         self.regions = [region for region in _regions() if region.path in self.by_path]
 
@@ -37,7 +41,8 @@ class Locator:
         """The file tensor that holds `value`, or None.
 
         A value that lies in an unwritten mapping of a file is the bytes there, and none of its pages is touched to know
-        it. Any other is compared by dtype, shape and sampled bytes, the tensor with the name most like `key` first.
+        it. Any other is compared by dtype, shape and the hash of all its bytes, the tensor with the name most like
+        `key` first; samples only tell which tensors it cannot be.
         """
         if value.is_meta:
             return None
@@ -56,8 +61,9 @@ class Locator:
     def _equal(self, value: torch.Tensor, key: str) -> tuple[Path, str] | None:
         candidates = [(_likeness(name, key), file, name) for file in self.files for name in _candidates(file, value)]
         wanted = _sample(value) if candidates else b""
+        whole = cache(lambda: _sha256(value))
         for _, file, name in sorted(candidates, key=lambda c: c[0], reverse=True):
-            if file.sample(name) == wanted:
+            if file.sample(name) == wanted and self.hashes[file.path][name] == whole():
                 return file.path, name
         return None
 
@@ -94,6 +100,14 @@ def _likeness(name: str, key: str) -> tuple[bool, int]:
     return name == key, common
 
 
+def _bytes(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _sha256(value: torch.Tensor) -> str:
+    return hashlib.sha256(memoryview(_bytes(value).cpu().numpy())).hexdigest()
+
+
 def _sample(value: torch.Tensor) -> bytes:
-    flat = value.detach().contiguous().view(-1).view(torch.uint8)
+    flat = _bytes(value)
     return b"".join(flat[s : s + count].cpu().numpy().tobytes() for s, count in sample_places(flat.numel()))

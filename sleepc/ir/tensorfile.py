@@ -48,6 +48,18 @@ EXPONENTS: dict[torch.dtype, tuple[type[np.unsignedinteger[Any]], int]] = {
 }
 
 
+class UnreadableDtype(SleepcError):
+    """A tensor of a dtype that PyTorch's arithmetic, and so sleepc, has not: `dtype` as the file calls it."""
+
+    def __init__(self, path: Path, tensor: str, dtype: str) -> None:
+        super().__init__(
+            f"tensor {tensor} is stored as {dtype}, which sleepc does not read",
+            where=str(path),
+            fix=f"It reads {', '.join(DTYPES)}: save the model in one of these.",
+        )
+        self.tensor, self.dtype = tensor, dtype
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor's dtype, shape and bytes [start, end) in its file."""
@@ -102,9 +114,14 @@ class TensorFile:
         try:
             shape = tuple(entry["shape"])
             start, end = entry["data_offsets"]
-            dtype = DTYPES[entry["dtype"]]
+            kind = entry["dtype"]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"tensor {name} is described in a way that sleepc does not know") from error
+        if not isinstance(kind, str) or not re.fullmatch(r"[A-Z][A-Z0-9_]{0,15}", kind):
+            raise self._damaged(f"tensor {name} is described in a way that sleepc does not know")
+        if kind not in DTYPES:
+            raise UnreadableDtype(self.path, name, kind)
+        dtype = DTYPES[kind]
         sizes = (*shape, start, end)
         if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n < MAX_SIZE for n in sizes):
             raise self._damaged(f"tensor {name} has impossible sizes")

@@ -115,7 +115,7 @@ def test_the_directory_holds_the_same_model(file: Path, cache: Path, monkeypatch
     assert any("dequantising" in what for what in said)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
 
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
     model.eval()
     tokens = torch.arange(2, 26)[None]
     with torch.no_grad():

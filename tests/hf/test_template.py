@@ -61,7 +61,7 @@ def both(folder: Path, messages: list[dict[str, str]], name: str | None = None, 
 
     template = load_template(folder, name, arguments)
     assert template is not None
-    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     options = {"add_generation_prompt": True, "tokenize": False, "chat_template": name, **arguments}
     return template(messages), str(theirs.apply_chat_template(messages, **options))
 

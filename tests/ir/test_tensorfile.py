@@ -21,7 +21,7 @@ from sleepc import held_file
 from sleepc.errors import SleepcError
 from sleepc.ir import locate, tensorfile
 from sleepc.ir.locate import Locator
-from sleepc.ir.tensorfile import TensorFile, sample_places, scan
+from sleepc.ir.tensorfile import TensorFile, UnreadableDtype, sample_places, scan
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -56,7 +56,7 @@ DAMAGED = {
     "offsets before the data": (entry(data_offsets=[-4, 4]), 8),
     "offsets backwards": (entry(data_offsets=[8, 0]), 8),
     "a hole before a tensor": (entry(data_offsets=[4, 12]), 12),
-    "an unknown dtype": (entry(dtype="F4"), 8),
+    "a dtype that is none": (entry(dtype="f 4"), 8),
     "a dtype that is a list": (entry(dtype=[]), 8),
     "a shape that is a number": (entry(shape=2), 8),
     "a shape of fractions": (entry(shape=[2.0]), 8),
@@ -70,6 +70,13 @@ DAMAGED = {
     "less data than described": (ONE, 7),
     "more data than described": (ONE, 9),
 }
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F8_E4M3", "U32", "C64"])
+def test_a_dtype_that_cannot_be_read_is_named(path: Path, dtype: str) -> None:
+    with pytest.raises(UnreadableDtype, match=rf"tensor a is stored as {dtype}") as caught:
+        TensorFile(write(path, entry(dtype=dtype), bytes(8)))
+    assert (caught.value.tensor, caught.value.dtype) == ("a", dtype)
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -283,6 +290,10 @@ def test_sample_places(size: int) -> None:
         assert sum(places[-1]) == size
 
 
+def locator(file: TensorFile) -> Locator:
+    return Locator([file], {file.path: file.hashes()})
+
+
 class TestLocator:
     """Which tensor of a file is it?"""
 
@@ -290,27 +301,37 @@ class TestLocator:
         same = torch.randn(8, 8)
         save_file({"x.weight": same, "y.weight": same.clone(), "z.weight": same.clone()}, path)
         for key in ("x.weight", "y.weight", "z.weight"):
-            assert Locator([TensorFile(path)]).find(same, key) == (path, key)
-        assert Locator([TensorFile(path)]).find(same, "model.y.weight") == (path, "y.weight")
+            assert locator(TensorFile(path)).find(same, key) == (path, key)
+        assert locator(TensorFile(path)).find(same, "model.y.weight") == (path, "y.weight")
 
     def test_values_where_no_name_fits(self, path: Path) -> None:
         tensors = {"a": torch.randn(8, 8), "b": torch.randn(8, 8), "c": torch.randn(8, 8).bfloat16()}
         save_file(tensors, path)
-        locator = Locator([TensorFile(path)])
-        assert locator.find(tensors["b"].clone(), "a") == (path, "b")
-        assert locator.find(tensors["c"].clone(), "model.other") == (path, "c")
-        assert locator.find(tensors["b"].T, "b") is None
-        assert locator.find(tensors["b"].double(), "b") is None
-        assert locator.find(tensors["b"].to("meta"), "b") is None
+        found_by = locator(TensorFile(path))
+        assert found_by.find(tensors["b"].clone(), "a") == (path, "b")
+        assert found_by.find(tensors["c"].clone(), "model.other") == (path, "c")
+        assert found_by.find(tensors["b"].T, "b") is None
+        assert found_by.find(tensors["b"].double(), "b") is None
+        assert found_by.find(tensors["b"].to("meta"), "b") is None
 
     @pytest.mark.parametrize("place", [0, 99_999])
     def test_the_ends_of_a_large_tensor_count(self, path: Path, place: int) -> None:
         value = torch.randn(100_000)
         save_file({"a": value}, path)
         changed = value.clone()
-        assert Locator([TensorFile(path)]).find(changed, "a") == (path, "a")
+        assert locator(TensorFile(path)).find(changed, "a") == (path, "a")
         changed[place] += 1
-        assert Locator([TensorFile(path)]).find(changed, "a") is None
+        assert locator(TensorFile(path)).find(changed, "a") is None
+
+    def test_every_byte_of_a_large_tensor_counts(self, path: Path) -> None:
+        """Equal in all that is sampled, and in no more: another tensor."""
+        value = torch.zeros(1 << 20)
+        save_file({"a": value}, path)
+        for place in range(5, value.numel(), value.numel() // 7):
+            changed = value.clone()
+            changed[place] = 1
+            assert locator(TensorFile(path)).find(changed, "a") is None
+        assert locator(TensorFile(path)).find(value.clone(), "a") == (path, "a")
 
     def test_a_mapped_value_by_its_address(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its bytes are not looked at: no page of it becomes resident."""
@@ -318,19 +339,19 @@ class TestLocator:
         save_file({"x": same, "y": same.clone()}, path)
         value = TensorFile(path).map("y")
         monkeypatch.setattr(locate, "_sample", _unwanted)
-        assert Locator([TensorFile(path)]).find(value, "x") == (path, "y")
+        assert locator(TensorFile(path)).find(value, "x") == (path, "y")
 
     def test_a_mapped_value_that_was_written_to(self, path: Path) -> None:
         save_file({"a": torch.zeros(100_000)}, path)
         value = TensorFile(path).map("a")
         value[:] = 1.0
-        assert Locator([TensorFile(path)]).find(value, "a") is None
+        assert locator(TensorFile(path)).find(value, "a") is None
 
     def test_without_proc(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(locate, "SMAPS", path.with_name("none"))
         save_file({"a": torch.randn(100_000)}, path)
         file = TensorFile(path)
-        assert Locator([file]).find(file.map("a"), "b") == (path, "a")
+        assert locator(file).find(file.map("a"), "b") == (path, "a")
 
     def test_a_path_that_needs_care(self, tmp_path: Path) -> None:
         """Links, spaces: the address, or else the bytes, find it."""
@@ -340,7 +361,7 @@ class TestLocator:
         link = tmp_path / "link.safetensors"
         link.symlink_to(folder / "m.safetensors")
         file = TensorFile(link)
-        assert Locator([file]).find(file.map("a"), "b") == (link, "a")
+        assert locator(file).find(file.map("a"), "b") == (link, "a")
 
 
 def _unwanted(value: torch.Tensor) -> bytes:
