@@ -87,7 +87,9 @@ def check_fit(skeleton: Any, files: list[TensorFile], dtype: torch.dtype, folder
     misfit = Misfit(
         missing=sorted(info["missing_keys"]),
         unused=known if info["unexpected_keys"] else [],  # transformers knows which to ignore
-        unlike=[f"{name} is {list(a)} in the file, {list(b)} in the model" for name, a, b in info["mismatched_keys"]]
+        unlike=[
+            f"{name} is {list(a)} in the file, {list(b)} in the model" for name, a, b in sorted(info["mismatched_keys"])
+        ]
         + _other_numbers(tensors),
         dropped=_dropped(matched, tensors, info["missing_keys"]),
     )
@@ -154,6 +156,10 @@ def _refuse_packed(tensors: dict[str, Described], idle: set[str], folder: Path) 
         kind = str(tensors[packed[0]].entry.dtype).removeprefix("torch.")
         more = f" and {len(packed) - 1} more are" if len(packed) > 1 else " is"
         raise quantised(f"{packed[0]}{more} stored as {kind}{said_beside(folder)}", folder)
+
+
+def _other_shapes(found: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    return [f"{name} is {list(file)} in the file, {list(model)} in the model" for name, file, model in sorted(found)]
 
 
 def _other_numbers(tensors: dict[str, Described]) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sleepc.errors import Refusal, SleepcError
+from sleepc.errors import Refusal, SleepcError, UsageError
 from sleepc.hf.fit import check_fit, load_state
 from sleepc.hf.resolve import Checkpoint
 from sleepc.hf.weight_files import open_files
@@ -18,6 +19,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import FileTensor, HeldTensor
 
+WEIGHTS = ("float32", "float64", "bfloat16", "float16")
 EXPERTS = "batched_mm"  # the other implementations do not export (docs/log.md)
 
 
@@ -72,14 +74,34 @@ def _config(checkpoint: Checkpoint) -> Any:
     import transformers
 
     kind = checkpoint.config.get("model_type")
+    if not isinstance(kind, str):
+        raise UsageError(
+            f"config.json says model_type: {json.dumps(kind)}, which is no name of a kind of model",
+            where=str(checkpoint.folder),
+            fix="Fetch the model again, as transformers saves it.",
+        )
     if "auto_map" in checkpoint.config and kind not in transformers.CONFIG_MAPPING:
         raise _own_code(checkpoint)
+    _check_dtypes(checkpoint.config, checkpoint.folder)
     try:
         return transformers.AutoConfig.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
         raise _cannot_build(checkpoint, error) from error
+
+
+def _check_dtypes(config: dict[str, Any], folder: Path) -> None:
+    """Raise UsageError for a dtype of weights that a model cannot be in, in a configuration or one inside it."""
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype") and value is not None and value not in WEIGHTS:
+            raise UsageError(
+                f"config.json says {key}: {json.dumps(value)}, and weights are {', '.join(WEIGHTS)}",
+                where=str(folder),
+                fix="Leave it out: then it is read from the weights.",
+            )
+        if isinstance(value, dict):
+            _check_dtypes(value, folder)
 
 
 def _skeleton(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | None, attention: str) -> Any:
@@ -117,21 +139,26 @@ def _own_code(checkpoint: Checkpoint) -> Refusal:
 
 
 def _cannot_build(checkpoint: Checkpoint, error: Exception) -> SleepcError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    kind = checkpoint.config.get("model_type", "?")
-    if "custom code which must be executed" in str(error):
+    text = str(error).strip() or repr(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kind, where = checkpoint.config.get("model_type", "?"), str(checkpoint.folder)
+    if "custom code which must be executed" in text:
         return _own_code(checkpoint)
-    if "Unrecognized configuration class" in str(error) or ("does not support" in first and "attention" not in first):
+    if "Unrecognized configuration class" in text or ("does not support" in lines[0] and "attention" not in lines[0]):
         return Refusal(
             "NO_ATTENTION",
             f"transformers has no causal language model of type {kind}",
-            where=str(checkpoint.folder),
+            where=where,
             fix="sleepc converts decoder-only language models.",
         )
+    if "alidation error" in lines[0]:  # what is wrong stands in the line after it
+        return UsageError(
+            f"config.json is not as a {kind} model needs it: {lines[min(1, len(lines) - 1)]}",
+            where=where,
+            fix="Correct the configuration, or fetch the model again.",
+        )
     return SleepcError(
-        f"transformers cannot load this model ({kind}): {first}",
-        where=str(checkpoint.folder),
-        fix="Run with --debug for the whole trace.",
+        f"transformers cannot load this model ({kind}): {lines[0]}", where=where, fix="Run with --debug for the trace."
     )
 
 
