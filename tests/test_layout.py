@@ -164,6 +164,52 @@ def test_what_runs_without_torch_does_not_load_it(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+LOADERS = {"from_pretrained", "from_config"}  # of transformers: they run a checkpoint's own code, or ask whether to
+
+
+def untrusting(source: str) -> list[int]:
+    """Lines where a loader of transformers is used in another way than with trust_remote_code=False."""
+    nodes = list(ast.walk(ast.parse(source)))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    safe = {
+        id(call.func)
+        for call in calls
+        for word in call.keywords
+        if word.arg == "trust_remote_code" and isinstance(word.value, ast.Constant) and word.value.value is False
+    }
+    named = [
+        node
+        for node in nodes
+        if (isinstance(node, ast.Attribute) and node.attr in LOADERS)
+        or (isinstance(node, ast.Name) and node.id in LOADERS)
+        or (isinstance(node, ast.Call) and any(isinstance(a, ast.Constant) and a.value in LOADERS for a in node.args))
+    ]
+    return [node.lineno for node in named if id(node) not in safe]
+
+
+def test_no_code_of_a_checkpoint_is_run_anywhere() -> None:
+    sources = [path for path in tracked() if path.suffix == ".py"]
+    assert len(sources) > 100
+    wrong = [f"{p.relative_to(ROOT)}:{n}" for p in sources for n in untrusting(p.read_text(encoding="utf-8"))]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("Auto.from_pretrained(folder, trust_remote_code=False)", False),
+        ("Auto.from_pretrained(folder)", True),
+        ("Auto.from_config(config, trust_remote_code=True)", True),
+        ("Auto.from_config(config, trust_remote_code=trusted)", True),
+        ("Auto.from_config(config, **options)", True),
+        ("load = Auto.from_pretrained", True),
+        ("getattr(Auto, 'from_pretrained')(folder)", True),
+    ],
+)
+def test_the_search_for_trust_can_find(source: str, found: bool) -> None:
+    assert bool(untrusting(source)) is found
+
+
 def test_no_file_names_a_path_of_one_machine() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"

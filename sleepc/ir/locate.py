@@ -105,7 +105,7 @@ def _bytes(value: torch.Tensor) -> torch.Tensor:
 
 
 def _sha256(value: torch.Tensor) -> str:
-    return hashlib.sha256(memoryview(_bytes(value).cpu().numpy())).hexdigest()
+    return hashlib.sha256(_bytes(value).cpu().numpy().data).hexdigest()
 
 
 def _sample(value: torch.Tensor) -> bytes:

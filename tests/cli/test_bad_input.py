@@ -80,6 +80,14 @@ def edit_config(**changes: Any) -> Edit:
     return edit
 
 
+def drop_head(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights(folder))
+    del tensors["lm_head.weight"]
+    save_file(tensors, weights(folder))
+
+
 def as_pickle(folder: Path) -> None:
     weights(folder).rename(folder / "pytorch_model.bin")
 
@@ -90,6 +98,7 @@ def as_pickle(folder: Path) -> None:
         (truncate, 1, "safetensors"),
         (garble_header, 1, "header"),
         (plant_nan, 1, "NaN"),
+        (drop_head, 2, "1 missing (lm_head.weight)"),
         (as_pickle, 2, "pickle"),
         (lambda f: (f / "config.json").write_text("{"), 2, "config.json"),
         (lambda f: (f / "config.json").unlink(), 2, "config.json"),
@@ -280,6 +289,25 @@ def test_debug_shows_the_trace(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     with pytest.raises(SystemExit):
         main(["inspect", str(tmp_path / "nothing"), "--debug"])
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_question_is_neither_asked_nor_answered(model: Path) -> None:
+    """Standard input says yes, and is left alone; the code that it would allow is not run."""
+    (model / "modeling_x.py").write_text(f"open({str(model / 'ran')!r}, 'w').close()\n")
+    mapped = {"AutoConfig": "modeling_x.XConfig", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
+    edit_config(model_type="of_nobody_s", auto_map=mapped)(model)
+    script = (
+        "import sys\nfrom sleepc.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('left', repr(sys.stdin.read()))\n"
+    )
+    arguments = ["convert", str(model), "-o", str(model.parent / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT, input="y\ny\n"
+    )
+    assert (done.returncode, done.stdout) == (2, "left 'y\\ny\\n'\n"), done
+    assert "brings its own code" in done.stderr
+    assert not (model / "ran").exists()
 
 
 def test_refusals_carry_a_code(model: Path) -> None:
