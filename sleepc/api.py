@@ -27,7 +27,7 @@ from sleepc.hf.resolve import Checkpoint, resolve
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.tensorfile import TensorFile, scan
+from sleepc.ir.tensorfile import scan
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
 from sleepc.passes.own_windows import leave_own_windows
@@ -459,9 +459,9 @@ def convert(
     canonical = capture(_to_export(module, checkpoint, recipe), progress, dump_graphs)
     _take_values(canonical, module)
     if checkpoint is not None:
-        headers = [TensorFile(file) for file in checkpoint.files]
-        hashes = scan(headers, lambda share: progress("reading weights", share))
-        refer_to_files(canonical, headers, hashes)
+        files = list(checkpoint.opened)
+        hashes = scan(files, lambda share: progress("reading weights", share))
+        refer_to_files(canonical, files, hashes)
     captured = time.perf_counter()
     recipe = leave_own_windows(recipe, canonical)
     stages = rewrite_stages(recipe, len(canonical.layout))

@@ -42,7 +42,7 @@ class Described:
         return self.given
 
 
-def check_fit(skeleton: Any, files: list[TensorFile], dtype: torch.dtype, folder: Path, config: Any) -> None:
+def check_fit(skeleton: Any, files: Iterable[TensorFile], dtype: torch.dtype, folder: Path, config: Any) -> None:
     """Compare names, shapes and kinds of numbers of all tensors in `files` with what `skeleton`, a model of
     transformers on meta, has. `config` is the whole checkpoint's, which may be of more than the language model.
 

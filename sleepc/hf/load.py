@@ -13,7 +13,6 @@ from torch import nn
 from sleepc.errors import Refusal, SleepcError, UsageError
 from sleepc.hf.fit import check_fit, load_state
 from sleepc.hf.resolve import Checkpoint
-from sleepc.hf.weight_files import open_files
 from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
@@ -29,16 +28,15 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
     Raises UsageError or Refusal where the files have not the weights that the model needs, or have others, SleepcError
     where one is damaged or transformers cannot build the model.
     """
-    files = open_files(checkpoint.files)  # a damaged file is refused with its own message, before transformers meets it
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = _config(checkpoint)
     skeleton = _skeleton(checkpoint, config, None, attention)
-    chosen = _own_dtype(skeleton.config, files) if dtype == "auto" else getattr(torch, dtype)
-    check_fit(skeleton, files, chosen, checkpoint.folder, config)
-    state = {name: file.map(name) for file in files for name in file.tensors}
+    chosen = _own_dtype(skeleton.config, checkpoint.opened) if dtype == "auto" else getattr(torch, dtype)
     try:
+        check_fit(skeleton, checkpoint.opened, chosen, checkpoint.folder, config)  # before anything is read
+        state = {name: file.map(name) for file in checkpoint.opened for name in file.tensors}
         model, _ = load_state(type(skeleton), skeleton.config, state, chosen, checkpoint.folder)
     except SleepcError:
         raise
@@ -119,7 +117,7 @@ def _skeleton(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | None, at
         raise _cannot_build(checkpoint, error) from error
 
 
-def _own_dtype(config: Any, files: list[TensorFile]) -> torch.dtype:
+def _own_dtype(config: Any, files: tuple[TensorFile, ...]) -> torch.dtype:
     """What the configuration says or, as transformers has it, the dtype of the first file's first weight by name."""
     if config.dtype is not None:
         found: torch.dtype = config.dtype

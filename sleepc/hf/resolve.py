@@ -12,6 +12,7 @@ from typing import Any
 from sleepc.errors import Refusal, SleepcError, SleepcWarning, UsageError
 from sleepc.hf.quantised import refuse_quantised
 from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
+from sleepc.ir.tensorfile import TensorFile
 
 Progress = Callable[[str, float | None], None]
 CONFIG = "config.json"
@@ -20,12 +21,12 @@ WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local directory with config and safetensors; `name` is what the user called it."""
+    """A local directory with config and open safetensors files; `name` is what the user called it."""
 
     name: str
     folder: Path
     config: dict[str, Any]
-    files: tuple[Path, ...]
+    opened: tuple[TensorFile, ...]  # what is checked is what is read later, whatever comes to stand at the paths
 
 
 def resolve(model: str | Path, progress: Progress) -> Checkpoint:
@@ -84,13 +85,13 @@ def check_folder(name: str, folder: Path) -> Checkpoint:
             where=str(folder),
             fix="sleepc converts decoder-only language models.",
         )
-    files = weight_files(folder, config)
+    opened = weight_files(folder, config)
     if base is not None:
         text = (
             f"{ADAPTER} stands beside the model: that adapter of {base} is not applied (merge it first if it shall be)"
         )
         warnings.warn(text, SleepcWarning, stacklevel=2)
-    return Checkpoint(name, folder, config, files)
+    return Checkpoint(name, folder, config, opened)
 
 
 def _config(folder: Path) -> dict[str, Any]:

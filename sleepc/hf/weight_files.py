@@ -17,8 +17,9 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 AGAIN = "Fetch the model again."
 
 
-def weight_files(folder: Path, config: dict[str, Any]) -> tuple[Path, ...]:
-    """The files that transformers takes: those of the index, or model.safetensors; others in the folder do not count.
+def weight_files(folder: Path, config: dict[str, Any]) -> tuple[TensorFile, ...]:
+    """The files that transformers takes, opened: those of the index, or model.safetensors. Others in the folder do not
+    count.
 
     Raises UsageError where there are none, where two sets could be meant, or where index and files disagree; Refusal
     where a tensor is stored as only quantised ones are; SleepcError where a file is damaged.
@@ -39,23 +40,24 @@ def weight_files(folder: Path, config: dict[str, Any]) -> tuple[Path, ...]:
         files = (folder / SINGLE,)
     else:
         raise _no_weights(folder)
-    check_names(open_files(files), index if named is None and index.is_file() else None)
-    return files
+    opened = _open(files)
+    _check_names(opened, index if named is None and index.is_file() else None)
+    return opened
 
 
-def open_files(files: tuple[Path, ...]) -> list[TensorFile]:
+def _open(files: tuple[Path, ...]) -> tuple[TensorFile, ...]:
     """The headers of weight files. Raises Refusal where a tensor is stored as only quantised ones are, SleepcError
     where a file is damaged.
     """
     try:
-        return [TensorFile(file) for file in files]
+        return tuple(TensorFile(file) for file in files)
     except UnreadableDtype as error:
         if error.dtype.startswith(QUANTISED_DTYPES):
             raise quantised(f"{error.tensor} is stored as {error.dtype}", Path(error.where)) from error
         raise
 
 
-def check_names(headers: list[TensorFile], index: Path | None) -> None:
+def _check_names(headers: tuple[TensorFile, ...], index: Path | None) -> None:
     """Every tensor is in one file, and in that which the index names. Raises UsageError with files and names."""
     places: dict[str, Path] = {}
     for header in headers:

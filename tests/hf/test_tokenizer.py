@@ -83,7 +83,7 @@ STATED = {
 def theirs(folder: Path, messages: list[dict[str, str]], **options: Any) -> list[int]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
     return list(ids)
 
