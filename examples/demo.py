@@ -196,7 +196,7 @@ def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subj
     """Both questions, an answer of each model; in the short setting none of the untrained one, which is as sliding."""
     console.rule("ask")
     tokenizer = program.tokenizer()
-    ends = tokenizer.ends(tokenizer.template())
+    ends = tokenizer.ends(tokenizer.template(), program.graphs.vocab)
     text = TEXT.read_text()
     full = full_attention(subject.folder)
     for place, question in QUESTIONS:

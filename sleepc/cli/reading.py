@@ -40,8 +40,9 @@ class AsText:
 
     def __init__(self, session: Session, tokenizer: Tokenizer) -> None:
         self._session, self._tokenizer, self._goes_on = session, tokenizer, False
-        self.ends: Collection[int] = tokenizer.ends(None)
-        self.never: Collection[int] = tokenizer.holes(session.steps.vocab)
+        vocab = session.steps.vocab
+        self.ends: Collection[int] = tokenizer.ends(None, vocab)
+        self.never: Collection[int] = tokenizer.holes(vocab)
 
     def resume(self, path: Path) -> str:
         held = read_note(path, NOTE) is not None

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepc.errors import UsageError
-from sleepc.hf.end_tokens import end_ids
+from sleepc.hf.end_tokens import end_ids, warn_of_end
 from sleepc.hf.json_file import read_object
 from sleepc.hf.special_tokens import CONFIG, add_stated_tokens, named_tokens
 from sleepc.hf.typed_text import MARKS, control_tokens, mark_typed, name_control, strict_tokenizer
@@ -49,16 +50,8 @@ class Tokenizer:
     control: Mapping[int, str] = field(default_factory=dict)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, with what the model's own tokenizer puts before a text."""
-        found = self.inner.encode(text)
-        ids: list[int] = found.ids
-        if self.control.keys().isdisjoint(ids):
-            return ids
-        typed = [i for i, added in zip(ids, found.special_tokens_mask, strict=True) if not added]
-        if self.control.keys().isdisjoint(typed):
-            return ids
-        strict: list[int] = self._strict.encode(MARKS.sub("", text)).ids
-        return strict
+        """Token ids, with what the model's own tokenizer puts before a text, and nothing after it."""
+        return [*self._opening, *self.encode_part(text)]
 
     def encode_part(self, text: str) -> list[int]:
         """Token ids of a text that others surround: nothing is put before or after it."""
@@ -106,12 +99,15 @@ class Tokenizer:
             raise UsageError("this model has no chat template", fix="Encode a text: tokenizer.encode(text).")
         return self.encode_turns(template(messages))
 
-    def ends(self, template: Template | None) -> tuple[int, ...]:
-        """The tokens that end an answer: with a template, also the one that closes a turn there."""
-        if template is None:
-            return self.eos_ids
-        closing = [i for i in self.encode_turns(template.closing()) if i in self.control]
-        return tuple(sorted({*self.eos_ids, *closing[:1]}))
+    def ends(self, template: Template | None, vocab: int) -> tuple[int, ...]:
+        """The tokens that end an answer of a model of `vocab` words: with a template, also what closes a turn there."""
+        turns = self.encode_turns(template.closing()) if template is not None else []
+        closing = [i for i in turns if i in self.control][:1]
+        found = sorted({*self.eos_ids, *closing})
+        for i in found:
+            if i >= vocab:
+                warn_of_end(f"{self.name_of(i)} has the id {i}, and the model has {vocab} words")
+        return tuple(i for i in found if i < vocab)
 
     def name_of(self, token: int) -> str:
         """A token as it stands in the vocabulary."""
@@ -125,6 +121,13 @@ class Tokenizer:
         """Do all tokens, but those that were added later, have the same ids?"""
         mine, theirs = (each.inner.get_vocab(with_added_tokens=False) for each in (self, other))
         return bool(mine == theirs)
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """The ids before every text."""
+        found = self.inner.encode("a")
+        added = takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))
+        return [i for i, _ in added if i not in self.eos_ids]
 
     @cached_property
     def _strict(self) -> Any:

@@ -14,6 +14,7 @@ from sleepc.errors import SleepcError
 
 CONTROL, START, END = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = re.compile(f"[{CONTROL}{START}{END}]")
+MANY = 8
 TYPED = re.compile(f"{START}([^{START}{END}]*){END}|[{START}{END}]")
 
 
@@ -68,12 +69,15 @@ def strict_tokenizer(inner: Any, control: Mapping[int, str]) -> Any:
         if token["content"] in names:
             token |= {"content": CONTROL + token["content"], "normalized": False}
     _rename(data["model"], names)
-    strict = Tokenizer.from_str(json.dumps(data))
-    if any(strict.token_to_id(CONTROL + name) != i for i, name in control.items()):
+    try:
+        strict = Tokenizer.from_str(json.dumps(data))
+        if any(strict.token_to_id(CONTROL + name) != i for i, name in control.items()):
+            raise ValueError("other ids")
+    except Exception as error:  # the library raises this very class
         raise SleepcError(
-            "the tokenizer cannot tell control tokens from the same words in a text",
-            fix="Leave them out of the text: " + " ".join(sorted(names)),
-        )
+            f"the tokenizer cannot tell control tokens from the same words in a text: {error}",
+            fix="Leave them out of the text: " + " ".join(sorted(names)[:MANY]),
+        ) from error
     return strict
 
 

@@ -34,8 +34,8 @@ class Template(Protocol):
 class Tokens(Decoder, Protocol):
     """The part of a tokenizer that a conversation needs."""
 
-    def ends(self, template: Any, /) -> Collection[int]:
-        """The tokens that end an answer."""
+    def ends(self, template: Any, vocab: int, /) -> Collection[int]:
+        """The tokens that end an answer of a model of `vocab` words."""
 
     def holes(self, vocab: int, /) -> Collection[int]:
         """The ids of the model that stand for nothing."""
@@ -105,7 +105,8 @@ class Conversation:
         system: str = "",
     ) -> None:
         self.session, self.tokenizer, self.template, self.system = session, tokenizer, template, system
-        self.ends, self.never = tokenizer.ends(template), tokenizer.holes(session.steps.vocab)
+        vocab = session.steps.vocab
+        self.ends, self.never = tokenizer.ends(template, vocab), tokenizer.holes(vocab)
         self.turns: list[Turn] = []
         self.note = ""
         self._after_text = False  # has the session read something before the first turn?

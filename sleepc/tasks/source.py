@@ -53,7 +53,8 @@ def make_source(
         raise UsageError(
             "the tokenizer makes nothing of this text", where="--text", fix="Give a text in the model's language."
         )
-    return Source(rng.integers(0, vocab, tokens), np.arange(vocab))
+    words = np.setdiff1d(np.arange(vocab), tokenizer.holes(vocab) if tokenizer is not None else [])
+    return Source(words[rng.integers(0, len(words), tokens)], words)
 
 
 def opening_of(tokenizer: Tokenizer) -> tuple[int, ...]:

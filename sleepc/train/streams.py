@@ -74,7 +74,7 @@ def self_stream(
             phase.length,
             _seed(settings, phase),
             SIDE_BY_SIDE,
-            eos_ids=tokenizer.eos_ids,
+            eos_ids=tokenizer.ends(None, canonical.vocab),
             never=tokenizer.holes(canonical.vocab),
             least=window + 2,
             start=skip,

@@ -225,14 +225,20 @@ def test_an_answer_without_a_word_is_explained(
     assert run("w1 w2", *options, "--max-tokens", 0)["told"] == ""
 
 
+@pytest.mark.filterwarnings("always::sleepc.errors.SleepcWarning")
 def test_ends_that_are_no_tokens_are_one_line(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in (("run", "w1"), ("chat",)):
-        copy = ending_with(artifact, tmp_path / command[0], 61)
-        code, said, told = run_here(capsys, command[0], copy, *command[1:])
+    copy = ending_with(artifact, tmp_path / "copy", 61)
+    code, said, told = run_here(capsys, "run", copy, "w1", "--max-tokens", 2)
+    assert (code, len(said.split())) == (0, 2)
+    (line,) = told.splitlines()
+    assert "eos_token_id is 61, and the tokenizer has no such token" in line
+    (copy / "generation_config.json").write_text("{")
+    for command in (("run", copy, "w1"), ("chat", copy)):
+        code, said, told = run_here(capsys, *command)
         assert (code, said) == (2, "")
-        assert "eos_token_id is 61" in told
+        assert "cannot read generation_config.json" in told
 
 
 def test_a_template_that_leaves_the_message_out(

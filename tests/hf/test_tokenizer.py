@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
 from sleepc.hf.tokenizer import NoTokenizer, copy_tokenizer, load_tokenizer
+from sleepc.tasks.source import opening_of
 from tests.hf.tokenizer_kinds import (
     BRACKETS,
     CHATML,
@@ -186,10 +188,13 @@ def test_no_tokenizer_says_what_is_there(name: str, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- ends of answers
 
 
+VOCAB = 100
+
+
 def ends_of(tmp_path: Path, stated: dict[str, Any] | None = None, **files: Any) -> set[str]:
     made = with_control(wordlevel())
     found = load_tokenizer(save(made, tmp_path, stated, **files))
-    return {found.inner.id_to_token(i) for i in found.ends(found.template())}
+    return {found.inner.id_to_token(i) for i in found.ends(found.template(), VOCAB)}
 
 
 HI, START, END = (with_control(wordlevel()).token_to_id(t) for t in ("hi", *TURNS))
@@ -224,12 +229,27 @@ def test_the_end_of_a_turn_is_that_of_the_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["generation_config", "config"])
-@pytest.mark.parametrize("value", [99_999, -1, [2, 99_999], "2", 2.0, True, {"a": 1}, [[2]], 1 << 70])
-def test_ends_that_are_no_tokens(name: str, value: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["2", 2.0, True, {"a": 1}, [[2]], [2, None]])
+def test_ends_that_are_no_ids_are_refused(name: str, value: Any, tmp_path: Path) -> None:
     folder = save(with_control(wordlevel()), tmp_path, None, **{name: {"eos_token_id": value}})
     with pytest.raises(UsageError, match="eos_token_id") as caught:
         load_tokenizer(folder)
     assert name in caught.value.where
+
+
+@pytest.mark.parametrize("name", ["generation_config", "config"])
+@pytest.mark.parametrize("value", [99_999, -1, 1 << 70])
+def test_ends_that_the_tokenizer_does_not_have_are_left_out(name: str, value: int, tmp_path: Path) -> None:
+    """GPT-2's configuration has 50,256 by itself, also for a model of other words."""
+    folder = save(with_control(wordlevel()), tmp_path, None, **{name: {"eos_token_id": [2, value]}})
+    with pytest.warns(SleepcWarning, match=f"eos_token_id is {value}, and the tokenizer has no such token.*{name}"):
+        assert load_tokenizer(folder).eos_ids == (2,)
+
+
+def test_ends_that_the_model_does_not_have_are_left_out(tmp_path: Path) -> None:
+    found = load_tokenizer(save(with_control(wordlevel()), tmp_path, {"chat_template": CHATML, "eos_token": "</s>"}))
+    with pytest.warns(SleepcWarning, match=rf"<\|im_end\|> has the id {END}, and the model has {END} words"):
+        assert found.ends(found.template(), END) == (2,)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "[" * 100_000])
@@ -315,6 +335,18 @@ def test_a_text_that_goes_on_has_no_space_before_it(made: Made, cut: int, tmp_pa
     parts = found.encode(text[:cut]) + found.encode_next(text[cut:])
     assert found.decode(parts) == found.decode(found.encode(text))
     assert parts.count(found.inner.token_to_id("<s>")) == 1
+
+
+def test_what_a_tokenizer_puts_after_a_text_is_left_out(tmp_path: Path) -> None:
+    """An end there would end what is to go on."""
+    made = with_control(wordlevel())
+    made.post_processor = TemplateProcessing(
+        single="<s> <unk> $A </s>", special_tokens=[("<s>", 1), ("<unk>", 0), ("</s>", 2)]
+    )
+    found = load_tokenizer(save(made, tmp_path))
+    assert found.encode("hi") == [1, 0, HI]
+    assert found.encode("") == [1, 0]
+    assert opening_of(found) == (1, 0)
 
 
 def test_holes_are_the_ids_without_a_token(tmp_path: Path) -> None:

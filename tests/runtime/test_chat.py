@@ -28,7 +28,7 @@ MANNER = Manner(max_tokens=6)
 class Letters:
     """One token for a character, but "ab" is one token, as merges make it; BOS stands before whole texts."""
 
-    def ends(self, template: object) -> tuple[int]:
+    def ends(self, template: object, vocab: int) -> tuple[int]:
         return (END,)
 
     def holes(self, vocab: int) -> list[int]:
