@@ -46,8 +46,11 @@ def add_stated_tokens(inner: Any, folder: Path, config: dict[str, Any]) -> None:
     known = {token.content for token in (*present.values(), *wanted)}
     for token in wanted:
         token.special = token.special or token.content in named
-    wanted += [_token(token, special=True) for name, token in {**named, **listed}.items() if name not in known]
-    inner.add_tokens(wanted)
+    try:
+        wanted += [_token(token, special=True) for name, token in {**named, **listed}.items() if name not in known]
+        inner.add_tokens(wanted)
+    except ValueError as error:  # what is no text
+        raise _unreadable(error, folder / CONFIG) from error
     _check(inner, ids, folder)
 
 
@@ -78,11 +81,13 @@ def _ids(folder: Path, config: dict[str, Any], special: set[str]) -> dict[int, A
     try:
         return {int(i): _token(token, special=flag) for i, token, flag in found if _content(token)}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(
-            f"cannot read the added tokens: {error!r}",
-            where=str(folder / (CONFIG if DECODER in config else ADDED)),
-            fix="Take the file from the original model.",
-        ) from error
+        raise _unreadable(error, folder / (CONFIG if DECODER in config else ADDED)) from error
+
+
+def _unreadable(error: Exception, path: Path) -> UsageError:
+    return UsageError(
+        f"cannot read the added tokens: {error!r}", where=str(path), fix="Take the file from the original model."
+    )
 
 
 def _is_token(token: object) -> bool:

@@ -11,8 +11,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.end_tokens import end_ids, warn_of_end
+from sleepc.hf.failing import failing
 from sleepc.hf.json_file import read_object
 from sleepc.hf.special_tokens import CONFIG, add_stated_tokens, named_tokens
 from sleepc.hf.typed_text import MARKS, control_tokens, mark_typed, name_control, strict_tokenizer
@@ -55,11 +56,10 @@ class Tokenizer:
 
     def encode_part(self, text: str) -> list[int]:
         """Token ids of a text that others surround: nothing is put before or after it."""
-        ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
+        ids = _ids(self.inner, text)
         if self.control.keys().isdisjoint(ids):
             return ids
-        strict: list[int] = self._strict.encode(MARKS.sub("", text), add_special_tokens=False).ids
-        return strict
+        return _ids(self._strict, MARKS.sub("", text))
 
     def encode_next(self, text: str) -> list[int]:
         """Token ids of a text that goes straight on from another."""
@@ -71,7 +71,8 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text; special tokens are left out."""
-        text: str = self.inner.decode(ids, skip_special_tokens=True)
+        with failing():
+            text: str = self.inner.decode(ids, skip_special_tokens=True)
         return text
 
     def template(self, name: str | None = None, arguments: Mapping[str, Any] | None = None) -> Template | None:
@@ -125,7 +126,7 @@ class Tokenizer:
     @cached_property
     def _opening(self) -> list[int]:
         """The ids before every text."""
-        found = self.inner.encode("a")
+        found = _encode(self.inner, "a", add_special_tokens=True)
         added = takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))
         return [i for i, _ in added if i not in self.eos_ids]
 
@@ -135,12 +136,10 @@ class Tokenizer:
 
     def _turns(self, text: str) -> list[int]:
         if MARKS.search(text) is None:
-            plain: list[int] = self.inner.encode(text, add_special_tokens=False).ids
-            return plain
+            return _ids(self.inner, text)
         named = name_control(self.inner, self.control, text)
         strict = self._strict if self.control else self.inner
-        ids: list[int] = strict.encode(named, add_special_tokens=False).ids
-        return ids
+        return _ids(strict, named)
 
     def _after(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
         """Ids of a text without the space that some tokenizers put before whatever they are given."""
@@ -170,21 +169,34 @@ def load_tokenizer(folder: Path | None) -> Tokenizer:
     return Tokenizer(inner, folder, ends, control)
 
 
+def _encode(inner: Any, text: str, add_special_tokens: bool = False) -> Any:
+    with failing():
+        return inner.encode(text, add_special_tokens=add_special_tokens)
+
+
+def _ids(inner: Any, text: str) -> list[int]:
+    ids: list[int] = _encode(inner, text).ids
+    return ids
+
+
 def _read(path: Path) -> Any:
     """The library's tokenizer. Raises UsageError for a file that is damaged, or of a newer library."""
     import tokenizers
 
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises this very class
+        with failing():
+            return tokenizers.Tokenizer.from_file(str(path))
+    except (SleepcError, ValueError) as error:
         try:
             sound = isinstance(json.loads(path.read_text(encoding="utf-8"))["model"], dict)
         except (ValueError, KeyError, TypeError, OSError, RecursionError):
             sound = False
         fix = f"pip install -U tokenizers (this is {tokenizers.__version__}), or take " if sound else "Take "
         raise UsageError(
-            f"cannot read {path.name}: {error}", where=str(path), fix=f"{fix}the file from the original model."
-        ) from error
+            f"cannot read {path.name}: {error.__cause__ or error}",
+            where=str(path),
+            fix=f"{fix}the file from the original model.",
+        ) from error.__cause__ or error
 
 
 def _none(folder: Path | None) -> NoTokenizer:

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from sleepc.errors import SleepcWarning, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.tokenizer import NoTokenizer, copy_tokenizer, load_tokenizer
 from sleepc.tasks.source import opening_of
 from tests.hf.tokenizer_kinds import (
@@ -175,6 +175,34 @@ def test_a_tokenizer_that_cannot_be_read(text: str, words: str, tmp_path: Path) 
     assert not isinstance(caught.value, NoTokenizer)
 
 
+PROCESSOR = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<gone>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "change"),
+    [
+        ("wordlevel", "model", {"unk_token": "<gone>"}),
+        ("wordpiece", "model", {"unk_token": "<gone>"}),
+        ("sentencepiece", "model", {"vocab": {"a": 0}, "merges": []}),
+        ("unigram", "", {"post_processor": PROCESSOR}),  # its Rust code panics
+    ],
+)
+def test_a_tokenizer_that_can_be_read_and_not_used(
+    kind: str, where: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    data = json.loads(KINDS[kind]().to_str())
+    (data[where] if where else data).update(change)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(SleepcError, match="the tokenizer fails") as caught:
+        load_tokenizer(tmp_path).encode("\u4e16 ? é")
+    assert caught.value.fix
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "vocab.json"])
 def test_no_tokenizer_says_what_is_there(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
@@ -197,7 +225,7 @@ def ends_of(tmp_path: Path, stated: dict[str, Any] | None = None, **files: Any) 
     return {found.inner.id_to_token(i) for i in found.ends(found.template(), VOCAB)}
 
 
-HI, START, END = (with_control(wordlevel()).token_to_id(t) for t in ("hi", *TURNS))
+HI, START, END = (int(with_control(wordlevel()).token_to_id(t) or 0) for t in ("hi", *TURNS))
 
 
 @pytest.mark.parametrize(
