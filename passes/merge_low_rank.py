@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -18,12 +19,29 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.emit import aten
 
 
+@dataclass
+class Rounding:
+    """Of all merged maps: the squares of what they change, and of what the merged weights differ by from weights and
+    maps as they are run, summed.
+    """
+
+    wanted: float = 0.0
+    lost: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """How much was lost, in the Frobenius norm: 0 for nothing, 1 for as much as there was, or more."""
+        return math.sqrt(self.lost / self.wanted) if self.wanted else 0.0
+
+
 @dataclass(frozen=True)
 class MergeLowRank(Pass):
     """W x + B A x becomes (W + B A) x: computed in float64 and rounded once, to the dtype that W is run in. A weight
-    beside which B is zero stays as it is, and a weight that several ports share becomes one for each.
+    beside which B is zero stays as it is, and a weight that several ports share becomes one for each. `rounding` gets
+    what that takes from the maps.
     """
 
+    rounding: Rounding = field(default_factory=Rounding, compare=False)
     name: ClassVar[str] = "merge-low-rank"
     effect: ClassVar[Effect] = "ROUNDING"
 
@@ -34,7 +52,7 @@ class MergeLowRank(Pass):
         for name, cls in program.classes.items():
             ports = low_rank_ports(cls)
             for port in ports:
-                _merge_values(program, name, port, shared)
+                _merge_values(program, name, port, shared, self.rounding)
                 for graph in cls.graphs():
                     _drop_maps(graph, port)
             count += len(ports)
@@ -57,7 +75,7 @@ def _shared(program: ProgramGraphs) -> set[str]:
     return {key for key, count in keys.items() if count > 1}
 
 
-def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str]) -> None:
+def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str], rounding: Rounding) -> None:
     """W + B A for every block of the class."""
     cls = program.classes[name]
     flipped = maps_of(cls, port)[0].flipped
@@ -67,7 +85,7 @@ def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str]
             continue
         keys = dict(block.params)
         a, b = (program.params.pop(keys.pop(port + end)) for end in (LOW_A, LOW_B))
-        merged = _merged(program.params[keys[port]], a, b, dtype, flipped=flipped)
+        merged = _merged(program.params[keys[port]], a, b, dtype, rounding, flipped=flipped)
         if merged is not None:
             if keys[port] in shared:
                 keys[port] = f"blocks.{i}.{port}.merged"
@@ -75,13 +93,19 @@ def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str]
         program.layout[i] = Block(name, keys)
 
 
-def _merged(weight: Param, a: Param, b: Param, dtype: torch.dtype, *, flipped: bool) -> torch.Tensor | None:
+def _merged(
+    weight: Param, a: Param, b: Param, dtype: torch.dtype, rounding: Rounding, *, flipped: bool
+) -> torch.Tensor | None:
     """The sum, or None where there is nothing to add."""
     w, left, right = (p.materialise().detach().double() for p in (weight, b, a))
     if not left.any():
         return None
     product = left @ right
-    return (w + (product.t() if flipped else product)).to(dtype).contiguous()
+    product = product.t() if flipped else product
+    merged = (w + product).to(dtype)
+    rounding.wanted += float(product.square().sum())
+    rounding.lost += float((merged.double() - w.to(dtype).double() - product).square().sum())
+    return merged.contiguous()
 
 
 def _drop_maps(graph: Graph, port: str) -> None:

@@ -54,6 +54,7 @@ def _changes(program: Program, adapter: Adapter, merge: bool) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in adapter.values.values()),
         "rank": adapter.header.rank,
         "merged": merge and adapter.header.rank > 0,
+        "merge_lost": program.report["training"].get("merge_lost") if merge and adapter.header.rank else None,
         "weights": len(program.report["training"]["weights"]),
         "training": program.report["training"],
     }
@@ -63,6 +64,8 @@ def _tell(display: Display, target: Path, file: Path, changed: dict[str, Any]) -
     parts = [f"{number(changed['parameters'])} parameters in {changed['tensors']} tensors from {file}"]
     if changed["rank"]:
         parts.append(f"low-rank maps of rank {changed['rank']}{' merged' if changed['merged'] else ''}")
+    if changed["merge_lost"] is not None:
+        parts.append(f"rounding took {100 * min(changed['merge_lost'], 1):.2g} % of what they change")
     if changed["weights"]:
         parts.append(f"{changed['weights']} weights of the model itself")
     display.leave("adapt", " · ".join(parts))

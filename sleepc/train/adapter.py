@@ -34,6 +34,7 @@ FORMAT = 1
 MAX_TEXT = 1 << 20  # characters of a text in the header
 MAX_RANK = 1024
 SHOWN = 3  # names in a message
+MUCH = 0.1  # of what maps change: lost to rounding, it is worth a warning
 NOT_TRAINED_FOR = {"dtype", "seed"}  # options of a recipe that training does not depend on
 FETCH = "The adapter is damaged or was edited: fetch it again, or train again."
 
@@ -99,11 +100,21 @@ def _run(graphs: ProgramGraphs, each: Pass) -> ProgramGraphs:
 
 
 def merge_maps(program: Program) -> int:
-    """Merge a program's low-rank maps into its weights, and note which weights changed; how many those are."""
-    before = program.graphs
-    program.graphs = _run(before, MergeLowRank())
+    """Merge a program's low-rank maps into its weights, and note which weights changed, and which share of the change
+    was lost to rounding (`merge_lost`); how many weights those are.
+    """
+    before, merge = program.graphs, MergeLowRank()
+    program.graphs = _run(before, merge)
     changed = [key for key, param in program.graphs.params.items() if before.params.get(key) is not param]
-    note_training(program, changed, {})
+    note_training(program, changed, {"merge_lost": merge.rounding.share} if changed else {})
+    if (lost := merge.rounding.share) > MUCH:
+        dtype = str(program.graphs.dtype).removeprefix("torch.")
+        warnings.warn(
+            f"rounding to {dtype} took {min(lost, 1):.0%} of what the low-rank maps change. Without "
+            "--merge they stay whole, beside the weights.",
+            SleepcWarning,
+            stacklevel=3,
+        )
     return len(changed)
 
 

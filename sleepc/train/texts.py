@@ -54,7 +54,7 @@ def dataset_documents(name: str, field: str = "text") -> Iterator[Document]:
 @dataclass(frozen=True)
 class Texts:
     """Documents that are read again and again. `names` are for people, `content` is a hash of what is read: the bytes
-    of all files in order, and the field; of a data set that streams in what is known of it, its name.
+    of all files in order, decompressed, and the field; of a data set that streams in what is known of it, its name.
     """
 
     documents: Callable[[], Iterator[Document]]
@@ -74,11 +74,8 @@ def texts(paths: Sequence[Path], dataset: str | None, field: str = "text") -> Te
 def _content(paths: Sequence[Path], field: str) -> str:
     found = hashlib.sha256(field.encode())
     for file in (file for path in paths for file in _files(path)):
-        try:
-            with file.open("rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError as error:
-            raise UsageError(f"cannot read {file}: {error.strerror}", fix="Give a file that can be read.") from error
+        with _opened(file) as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
     return found.hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ from sleepc.digests import weights_digest
 from sleepc.errors import SleepcWarning
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import digest
-from sleepc.train.adapter import rank_of, write_adapter
+from sleepc.train.adapter import rank_of, with_values, write_adapter
 from tests.cli.models import run_here, save_model
 from tests.families import make_module
 from tests.train.changes import trained
@@ -81,6 +81,46 @@ def test_another_artifact_is_made(made: Path, tmp_path: Path, capsys: pytest.Cap
     assert rank_of(found.graphs) == 0
     assert found.identity == told["identity"]
     assert found.verify(tokens=range(40)).ok
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_merging_says_what_rounding_took(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float
+) -> None:
+    program = api.convert(made / "model", {"window": 6, "sinks": 2, "dtype": "bfloat16"})
+    program.save(tmp_path / "low")
+    trained(program, rank=2)
+    small = {key: p.materialise() * scale for key, p in program.graphs.params.items() if key.endswith(".low_b")}
+    program.graphs = with_values(program.graphs, small)
+    params = program.graphs.params
+    write_adapter(tmp_path / "adapter", program, [], {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SleepcWarning)
+        arguments = ("adapt", tmp_path / "low", tmp_path / "adapter", "--merge", "-o")
+        code, said, err = run_here(capsys, *arguments, tmp_path / "merged", "--json")
+        assert code == 0, err
+        assert "% of what they change" in run_here(capsys, *arguments, tmp_path / "again")[1]
+    wanted = lost = 0.0
+    merged, plain = api.load(tmp_path / "merged").graphs, api.load(tmp_path / "low").graphs
+    for key in small:
+        weight = next(k for k in plain.params if _is_beside(program.graphs, key, k))
+        a, b = (params[k].materialise().double() for k in (key.removesuffix("b") + "a", key))
+        wanted += float((b @ a).square().sum())
+        whole = plain.params[weight].materialise().bfloat16().double() + b @ a
+        lost += float((merged.params[weight].materialise().double() - whole).square().sum())
+    told = json.loads(said)["merge_lost"]
+    assert told == pytest.approx((lost / wanted) ** 0.5, rel=1e-6)
+    assert (told > 0.3) == (scale < 1), told
+    assert (f"rounding to bfloat16 took {min(told, 1):.0%} of what the low-rank maps change" in err) == (scale < 1)
+
+
+def _is_beside(graphs: Any, low: str, weight: str) -> bool:
+    """Is the parameter `weight` the one that these low-rank maps stand beside?"""
+    for block in graphs.layout:
+        ports = {key: port for port, key in block.params.items()}
+        if low in ports:
+            return bool(block.params[ports[low].removesuffix(".low_b")] == weight)
+    return False
 
 
 def test_a_conversion_takes_the_options_of_the_training(
