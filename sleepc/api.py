@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from sleepc import artifact
+from sleepc.backends.eager.backend import check_device
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
@@ -92,6 +93,7 @@ class Program:
             raise UsageError(f"there is no backend {backend!r}", where="--backend", fix=fix)
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
+        check_device(device)  # before all bytes are read
         self.check_bytes()
         return load_eager(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
 
@@ -211,7 +213,7 @@ class Program:
             checkpoint = resolve(self.source.folder, progress) if self.source.folder else None
             return in_dtype(self.original, checkpoint, self.recipe)
         if against is None and self.source.kind == "module":
-            raise UsageError("the original was a module in memory", fix="Give it: program.verify(against=module).")
+            raise UsageError("the original was a module in memory", where="--against", fix="Give it: --against MODEL.")
         progress("loading the original", None)
         return load_module(resolve(against or self.source.folder, progress), dtype=self.recipe.dtype)
 
@@ -294,8 +296,9 @@ class Program:
         from sleepc.train.settings import make_settings
         from sleepc.train.shared_words import shared_words
         from sleepc.train.texts import texts
-        from sleepc.train.training import train
+        from sleepc.train.training import check_training_device, train
 
+        check_training_device(device)  # before any work
         chosen, window = make_settings(settings), self.graphs.window
         given = texts([Path(path) for path in text], dataset, field) if text or dataset else None  # before any work
         self.check_bytes()
@@ -347,8 +350,9 @@ class Program:
         """
         from sleepc.train.learned import learn_task, learn_text, settings_for
         from sleepc.train.texts import texts
-        from sleepc.train.training import train
+        from sleepc.train.training import check_training_device, train
 
+        check_training_device(device)  # before any work
         if sum((task is not None, bool(text), dataset is not None)) != 1:
             raise UsageError("what shall it learn?", where="train", fix="Give one of a task, text or a data set.")
         if task is None and set:

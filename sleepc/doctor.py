@@ -18,6 +18,7 @@ from sleepc.hf.packaged import PACKAGED, place_of
 
 Mark = Literal["ok", "missing", "broken", "note"]
 ENOUGH_DISK = 2 << 30  # bytes: a small model, dequantised, and its artifact
+EXPORTS = ("safetensors", "numpy", "pydantic", "tokenizers", "ONNX Runtime")  # what running an export needs
 REQUIRED = ("torch", "transformers", "safetensors", "numpy", "networkx", "pydantic", "tokenizers", "huggingface-hub")
 # What optional packages are for, by the extra of sleepc that brings them.
 OPTIONAL = {
@@ -48,6 +49,7 @@ def examine() -> list[Finding]:
     """Everything, in the order in which a person reads it."""
     found = list(packages())
     found += [_safely("backends", name, partial(_backend, name), _install(name)) for name in backends()]
+    found.append(_safely("exports", "ONNX Runtime", _runtime, "pip install --force-reinstall onnxruntime"))
     found.append(_safely("device", "CUDA", _device, "pip install --force-reinstall torch"))
     for what, look in (("cache", _cache), ("hub", _hub), ("demo model", _demo)):
         found.append(_safely("storage", what, look, "SLEEPC_CACHE=DIR and HF_HOME=DIR name other folders"))
@@ -69,6 +71,12 @@ def works(findings: list[Finding]) -> bool:
     """Can models be converted and run here: does the eager backend work, and every required package?"""
     needed = [f for f in findings if f.what == "eager" or (f.group == "packages" and f.what in REQUIRED)]
     return all(f.mark == "ok" for f in needed)
+
+
+def exports_only(findings: list[Finding]) -> bool:
+    """Is this an installation for exports: without PyTorch, and with all that running them needs?"""
+    marks = {f.what: f.mark for f in findings}
+    return marks["torch"] == "missing" and all(marks[name] == "ok" for name in EXPORTS)
 
 
 def packages() -> Iterator[Finding]:
@@ -113,6 +121,14 @@ def _install(backend: str) -> str:
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         extras = []
     return f"pip install 'sleepc[{backend}]'" if backend in extras else "pip install --force-reinstall sleepc"
+
+
+def _runtime() -> tuple[Mark, str, str]:
+    """What runs exports, with PyTorch or without."""
+    from sleepc.backends.onnx.installed import about, missing_runtime
+
+    reason = missing_runtime()
+    return ("ok", about(), "") if reason is None else ("missing", reason, _install("onnx"))
 
 
 def _device() -> tuple[Mark, str, str]:

@@ -1,9 +1,14 @@
-"""Errors for people: what happened, where, and what to do."""
+"""Errors for people: what happened, where, and what to do.
+
+Whoever raises one writes it in the command line's words; as an exception it has Python's (see wording).
+"""
 
 from __future__ import annotations
 
 from copyreg import __newobj__  # type: ignore[attr-defined]  # how pickle makes an object without its __init__
 from typing import Any, Literal, get_args
+
+from sleepc.wording import in_python, place_in_python
 
 RefusalCode = Literal[
     "BIDIRECTIONAL",
@@ -24,14 +29,17 @@ REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
 
 class SleepcError(Exception):
-    """A failure with its cause (`what`), its place (`where`: layer, file, option) and a remedy (`fix`)."""
+    """A failure with its cause (`what`), its place (`where`: layer, file, option) and a remedy (`fix`), in the words of
+    Python; `on_command_line` are the same three in those of the command line.
+    """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, where, fix
-        place = f" ({where})" if where else ""
-        super().__init__(f"{what}{place}" + (f"\n{fix}" if fix else ""))
+        self.on_command_line = (what, where, fix)
+        self.what, self.where, self.fix = in_python(what), place_in_python(where), in_python(fix)
+        place = f" ({self.where})" if where else ""
+        super().__init__(f"{self.what}{place}" + (f"\n{self.fix}" if fix else ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How it goes from one process to another: as it is, whatever a subclass is made from."""
@@ -53,4 +61,8 @@ class Refusal(UsageError):
 
 
 class SleepcWarning(UserWarning):
-    """What a person should know, though nothing is wrong."""
+    """What a person should know, though nothing is wrong; in the words of Python, as errors are."""
+
+    def __init__(self, text: str) -> None:
+        self.on_command_line = text
+        super().__init__(in_python(text))

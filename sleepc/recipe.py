@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from sleepc.errors import UsageError
 
@@ -21,13 +23,24 @@ RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 MAX_WINDOW = 1 << 20
 
 
-class Override(BaseModel):
+class _Options(BaseModel):
+    """Options by name; unknown ones are an error, and true is not the number 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise PydanticCustomError("truth", "true and false are no value of this option")
+        return value
+
+
+class Override(_Options):
     """Other options for some layers. `window` is how many tokens their attention keeps: at least the recipe's where
     they have a memory, or `none` for all positions that the model has; with `none` and no strategy a layer keeps its
     attention as it is.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: Layers
     strategy: Strategy | Literal["keep"] | None = None
@@ -48,10 +61,8 @@ class LayerPlan:
     window: int | None
 
 
-class Recipe(BaseModel):
+class Recipe(_Options):
     """What `convert` does to a model. The defaults are those of semantics.md, section 5."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Strategy = "parallel"
     rule: RuleName = "gated_delta"
@@ -156,23 +167,35 @@ def make_recipe(options: Recipe | dict[str, Any] | None, where: str = "") -> Rec
     try:
         return Recipe.model_validate(options or {})
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
         name = ".".join(str(part) for part in first["loc"])
         where = where or (f"--{name}" if len(first["loc"]) == 1 else name)
-        fix = _nearest(first) or "`sleepc convert --help` lists the options."
+        fix = _hint(first) or "`sleepc convert --help` lists the options."
         raise UsageError(_explain(name, first), where=where, fix=fix) from None
 
 
 def _explain(name: str, first: Any) -> str:
     if first["type"] == "extra_forbidden":
         return f"there is no option named {name!r}"
-    return f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{name} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _hint(first: Any) -> str:
+    """What to write instead: for an unknown key the known one that looks most like it, for layers a text."""
+    kind, place = first["type"], first["loc"]
+    if kind == "extra_forbidden":
+        return _nearest(first)
+    if place[-1] == "layers" and kind in ("string_type", "missing", "truth"):
+        given = first["input"] if kind == "string_type" else 0
+        numbers = given if isinstance(given, list) else [given]
+        return f'Write layers as a text: layers: "{",".join(map(str, numbers[:8]))}".'
+    if place == ("overrides",) or (place[:1] == ("overrides",) and kind == "model_type"):
+        return 'Write a list of options for layers:  overrides: [{layers: "0", rule: delta}]'
+    return ""
 
 
 def _nearest(first: Any) -> str:
-    """For an unknown key, the known one that looks most like it."""
-    if first["type"] != "extra_forbidden":
-        return ""
     names = list((Override if first["loc"][0] == "overrides" else Recipe).model_fields)
     near = get_close_matches(str(first["loc"][-1]), names, 1)
     return f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(names)}."

@@ -2,43 +2,89 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import yaml
 
 from sleepc.errors import UsageError
 from sleepc.recipe import make_recipe
 
 MAX_BYTES = 1 << 20
+TOML = re.compile(r"^\s*(\[+[\w.\"-]+\]+\s*$|[\w\"-]+\s*=)", re.MULTILINE)
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML 1.2's plain values: in 1.1, `010` is 8, `1:3` is 63, `no` is false, and a key given twice counts once."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # as PyYAML has it
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As in YAML's own words: keys are unique."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+
+def _decimal(loader: _Reader, node: yaml.ScalarNode) -> int:
+    return int(node.value)
+
+
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "int": (r"[-+]?[0-9]+", [*"-+0123456789"]),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+}
+for _name, (_pattern, _first) in _PLAIN.items():
+    _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first)
+_Reader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The options that a recipe file gives, checked; those that it leaves out are not there.
 
-    Raises UsageError for a file that is not there, is no YAML mapping, or has keys or values that do not exist; an
-    unknown key comes with the nearest known one.
+    Raises UsageError for a file that is not there, is no YAML mapping, gives a key twice, or has keys or values that do
+    not exist; an unknown key comes with the nearest known one.
     """
-    import yaml
-
+    text = _text(path)
     try:
-        size, text = path.stat().st_size, ""
-        if size <= MAX_BYTES:
-            text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the recipe: {error}", where=str(path), fix="Give a YAML file.") from None
-    if size > MAX_BYTES:
-        raise UsageError(f"a recipe of {size} bytes is no recipe", where=str(path), fix="Give a YAML file of options.")
-    try:
-        options = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        options = yaml.load(text, _Reader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
         place = getattr(error, "problem_mark", None)
         line = f"line {place.line + 1}: " if place else ""
         what = getattr(error, "problem", None) or "not YAML"
-        raise UsageError(f"{line}{what}", where=str(path), fix="Write one `option: value` on a line.") from None
+        raise UsageError(f"{line}{what}", where=str(path), fix=_for_what_it_is(path, text)) from None
+    if options is None:
+        fix = "Write one `option: value` on a line, or leave --recipe out for the defaults."
+        raise UsageError("the recipe gives no option", where=str(path), fix=fix)
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise UsageError(
-            "a recipe is a mapping of options to values",
-            where=str(path),
-            fix="For example:  strategy: parallel",
-        )
+        what, fix = "a recipe is a mapping of options to values", _for_what_it_is(path, text)
+        raise UsageError(what, where=str(path), fix=fix)
     make_recipe(options, where=str(path))
     return options
+
+
+def _text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            what = f"a recipe of {size} bytes is no recipe"
+            raise UsageError(what, where=str(path), fix="Give a YAML file of options.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe: {error}", where=str(path), fix="Give a YAML file.") from None
+
+
+def _for_what_it_is(path: Path, text: str) -> str:
+    if path.suffix.lower() == ".toml" or TOML.search(text):
+        return "This looks like TOML, and recipes are YAML: `window: 8` instead of `window = 8`."
+    return "Write one `option: value` on a line. For example:  strategy: parallel"

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.output_place import check_folder_place
 from sleepc.owned import locked
 
 DRAFT, OLD = "sleepc-draft", "sleepc-old"  # ends of names: what is being written, and what is just being replaced
@@ -47,8 +48,11 @@ def written_beside(target: Path, *, force: bool, mark: str) -> Iterator[Path]:
 
 
 def check_free(target: Path, *, force: bool, mark: str) -> None:
-    """Refuse a folder that exists, unless `force`; never replace what has no file `mark` and is not empty."""
+    """Refuse a folder that exists, unless `force`, and a place where none can be written; never replace what has no
+    file `mark` and is not empty.
+    """
     if not target.exists():
+        check_folder_place(target, "-o")
         return
     if not force:
         raise UsageError(f"{target} exists", where="-o", fix="Choose another name, or give --force to replace it.")
@@ -56,6 +60,7 @@ def check_free(target: Path, *, force: bool, mark: str) -> None:
         raise UsageError(
             f"{target} exists and is not one of sleepc's (it has no {mark})", where="-o", fix="Choose another name."
         )
+    check_folder_place(target, "-o")
 
 
 def moved_away(target: Path) -> Path | None:

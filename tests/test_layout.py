@@ -21,13 +21,15 @@ LINKED = ("passes", "backends")
 # What each part of the package may import of the package, besides itself and `errors`. The session and the command line
 # see models only through `runtime.steps` and `api`.
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "errors": {"wording"},
+    "wording": set(),
+    "output_place": set(),
     "folder_lock": set(),
     "owned": set(),
     "held_file": set(),
     "json_file": {"held_file"},
     "whole_file": {"owned"},
-    "whole_folder": {"owned"},
+    "whole_folder": {"owned", "output_place"},
     "recipe": set(),
     "recipe_file": {"recipe"},
     "manifest": {"recipe", "json_file", "whole_folder"},
@@ -38,9 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"ir", "ops", "capture", "recipe"},
     "runtime": {"whole_file", "held_file", "json_file"},
     "backends": {"ir", "ops", "passes", "runtime", "hf", "manifest", "held_file", "json_file", "whole_folder"},
-    "hf": {"ir", "ops", "capture", "json_file"},
+    "hf": {"ir", "ops", "capture", "json_file", "manifest"},
     "verify": {"ir", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
-    "tasks": {"ir", "ops", "passes", "runtime", "hf", "recipe", "verify"},
+    "tasks": {"ir", "ops", "passes", "runtime", "hf", "recipe", "verify", "output_place"},
     "train": {
         *("ir", "ops", "passes", "backends", "runtime", "verify", "tasks", "hf"),
         *("recipe", "manifest", "digests", "artifact", "whole_file", "whole_folder", "json_file", "folder_lock"),

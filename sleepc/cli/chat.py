@@ -30,7 +30,9 @@ from sleepc.cli.options import (
     read_template_args,
 )
 from sleepc.cli.terminal import Lines, Marks, of_passes
+from sleepc.cli.words import check_words
 from sleepc.errors import SleepcError, UsageError
+from sleepc.output_place import check_file_place
 
 if TYPE_CHECKING:
     from sleepc.api import Program
@@ -71,10 +73,12 @@ def chat(
     from sleepc.runtime.chat import Conversation, Manner
     from sleepc.runtime.text import StopStrings
 
+    for words in (system, *(stop or ())):
+        check_words(words, "--system" if words is system else "--stop")
     manner = Manner(max_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
     StopStrings(manner.stops)  # refuses empty ones, before anything is loaded
-    if state is not None and (state.is_dir() or not state.parent.is_dir()):  # told now, not after the conversation
-        raise UsageError(f"{state} cannot be a file", where="--state", fix="Name a file in a folder that exists.")
+    if state is not None:
+        check_file_place(state, "--state")  # told now, not after the conversation
     arguments = read_template_args(template_arg)
     with Display(err).doing("loading"):
         program = open_program(artifact, backend)
@@ -177,6 +181,7 @@ class Talk:
         """
         try:
             with stopping() as stopped:
+                check_words(line, "the message")
                 if line.startswith("/"):
                     self._command(line)
                 elif line.strip():

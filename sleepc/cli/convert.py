@@ -104,6 +104,7 @@ def convert(
 ) -> None:
     """Convert a model: its attention keeps a window, and sleeps consolidate what leaves it into fast weights."""
     from sleepc.artifact import check_free
+    from sleepc.output_place import check_folder_inside
     from sleepc.recipe import make_recipe
     from sleepc.recipe_file import read_recipe
 
@@ -129,6 +130,8 @@ def convert(
     options = {**(read_recipe(recipe_file) if recipe_file else {}), **given}
     make_recipe(options)
     check_free(output, force=force)  # before any work
+    if dump_graphs is not None:
+        check_folder_inside(dump_graphs, "--dump-graphs")
     from sleepc import api
 
     display = Display(err if as_json else out)

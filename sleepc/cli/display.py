@@ -51,10 +51,38 @@ class Display:
         self.console.print(f"{stage:12} {text}{took}")
 
 
+_json: list[Any] = []  # what this command has printed
+
+
 def print_json(data: Any) -> None:
     """One JSON object on stdout."""
+    _json.append(data)
     json.dump(data, sys.stdout, indent=1, allow_nan=True)
     sys.stdout.write("\n")
+
+
+def printed_json() -> bool:
+    """Has the command said what it has to say as JSON?"""
+    return bool(_json)
+
+
+def forget_json() -> None:
+    """A command begins."""
+    _json.clear()
+
+
+# Control characters but line ends and tabs: they move a terminal's cursor, colour it, or set its title.
+_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+_VISIBLE = str.maketrans({**_PICTURES, 0x7F: "\u2421", **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}})
+
+
+def visible(text: str) -> str:
+    """Somebody else's text (a model's, a file's) for a terminal: control characters are shown, and do nothing.
+
+    >>> visible("a\\x1b[31mb\\tc\\x9bd\\n")
+    'a␛[31mb\\tc\\\\x9bd\\n'
+    """
+    return text.translate(_VISIBLE)
 
 
 def size(count: float) -> str:

@@ -11,23 +11,30 @@ from sleepc.cli.display import out, print_json
 if TYPE_CHECKING:
     from sleepc.doctor import Finding
 
+VERDICTS = {
+    "models": "models can be converted and run here",
+    "exports": "exports can be run here (run, chat and eval with --backend onnx); all else needs PyTorch: pip install sleepc",
+    "nothing": "[red]models cannot be run here yet[/]",
+}
 COLOURS = {"ok": "green", "missing": "yellow", "broken": "red", "note": "dim"}
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what works on this machine, what does not, why, and what to install. Exit 0 where models can be run."""
+    """Say what works on this machine, what does not, why, and what to install. Exit 0 where models, or exports, run."""
     import sleepc
-    from sleepc.doctor import examine, works
+    from sleepc.doctor import examine, exports_only, works
 
     findings = examine()
-    ok = works(findings)
+    runs = "models" if works(findings) else "exports" if exports_only(findings) else "nothing"
+    ok = runs != "nothing"
     if as_json:
-        print_json({"ok": ok, "sleepc": sleepc.__version__, "findings": [f.to_json() for f in findings]})
+        facts = {"ok": ok, "runs": runs, "sleepc": sleepc.__version__}
+        print_json({**facts, "findings": [f.to_json() for f in findings]})
     else:
         _table(findings)
-        out.print("\nmodels can be converted and run here" if ok else "\n[red]models cannot be run here yet[/]")
+        out.print(f"\n{VERDICTS[runs]}")
     if not ok:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ import typer
 
 from sleepc.cli.display import Display, err, out, print_json, size
 from sleepc.cli.options import Artifact
-from sleepc.cli.verify import read_text
+from sleepc.cli.words import read_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,8 +1,8 @@
-"""`sleepc`: the commands, and what a person is told when one fails. Commands import what they use when they run."""
+"""`sleepc`: the commands. Each imports what it uses when it runs."""
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import signal
 import sys
@@ -19,6 +19,7 @@ from sleepc.cli.calibrate import calibrate
 from sleepc.cli.chat import chat
 from sleepc.cli.convert import convert
 from sleepc.cli.diff import diff
+from sleepc.cli.display import forget_json, visible
 from sleepc.cli.distil import distil
 from sleepc.cli.doctor import doctor
 from sleepc.cli.ending import Ended, endable
@@ -27,12 +28,10 @@ from sleepc.cli.export import export
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.tasks import tasks
+from sleepc.cli.telling import INTERRUPTED, tell
 from sleepc.cli.train import train
 from sleepc.cli.verify import verify
-from sleepc.errors import SleepcError, SleepcWarning, UsageError
-
-INTERRUPTED = 130
-NEEDED = ("torch", "transformers", "networkx", "huggingface_hub")  # what an environment for exports only lacks
+from sleepc.errors import SleepcWarning
 
 app = typer.Typer(
     name="sleepc",
@@ -79,11 +78,14 @@ def options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for a failure, 2 for a usage error, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows is no option
+    options, rest = arguments[:end], arguments[end:]
+    debug = "--debug" in options
     _settle_libraries()
+    _settle_streams()
     warnings.showwarning = _show_warning
     # --debug may stand anywhere: a person adds it to the end of the line that failed.
-    arguments = (["--debug"] if debug else []) + [a for a in arguments if a != "--debug"]
+    arguments = (["--debug"] if debug else []) + [a for a in options if a != "--debug"] + rest
     try:
         with endable():
             code = app(arguments, standalone_mode=False)
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             traceback.print_exc()
-        code = tell(error)
+        code = tell(error, as_json="--json" in options)
     sys.exit(code or 0)
 
 
@@ -102,6 +104,14 @@ def _settle_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # docs/log.md: a busy neighbour makes spinning threads slow
+
+
+def _settle_streams() -> None:
+    """What a terminal or a file cannot spell is written as ? there, and breaks nothing off."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    forget_json()
 
 
 def _show_warning(
@@ -114,58 +124,9 @@ def _show_warning(
 ) -> None:
     """Ours in one line for people, others as Python shows them."""
     if issubclass(category, SleepcWarning):
-        typer.echo(f"warning: {message}", err=True)
+        print(visible(f"warning: {getattr(message, 'on_command_line', message)}"), file=sys.stderr)
     else:
         (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
-
-
-def tell(error: BaseException) -> int:
-    """Say on stderr what happened, where, and what to do; the exit code."""
-    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # typer's own way out
-        error = error.__context__
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        error = Ended(signal.SIGINT)
-    if isinstance(error, Ended) and error.said:
-        return _say(128 + error.signum, str(error))
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, typer.Exit):
-        return error.exit_code
-    usage = getattr(error, "format_message", None)  # of click's exceptions, which typer keeps to itself
-    if usage is not None:
-        return _say(UsageError.exit_code, f"error: {usage()}", "`sleepc --help` lists the commands.")
-    if isinstance(error, SleepcError):
-        place = f" ({error.where})" if error.where else ""
-        return _say(error.exit_code, f"error: {error.what}{place}", error.fix)
-    if isinstance(error, BrokenPipeError):
-        # The reader went away: nothing is wrong. Python's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return _say(
-            1, f"error: the disk is full ({error.filename or 'while writing'})", "Free some space, or write elsewhere."
-        )
-    if isinstance(error, ModuleNotFoundError) and error.name in NEEDED:
-        return _say(
-            UsageError.exit_code,
-            f"error: this needs {error.name}, which is not installed",
-            "pip install sleepc brings it. Without it, run, chat and eval work with an export: --backend onnx",
-        )
-    if isinstance(error, MemoryError):
-        return _say(1, "error: not enough memory", "Use a smaller window, batch or dtype.")
-    kind = type(error).__name__
-    return _say(
-        1,
-        f"error: internal: {kind}: {str(error).splitlines()[0] if str(error) else ''}",
-        "Run with --debug for the trace.",
-    )
-
-
-def _say(code: int, line: str, remedy: str = "") -> int:
-    print(line, file=sys.stderr)
-    for more in remedy.splitlines():
-        print(f"       {more}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

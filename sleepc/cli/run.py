@@ -29,8 +29,9 @@ from sleepc.cli.options import (
     read_template_args,
 )
 from sleepc.cli.terminal import of_passes
-from sleepc.cli.verify import read_text
+from sleepc.cli.words import check_words, read_input, read_text
 from sleepc.errors import UsageError
+from sleepc.output_place import check_file_place
 
 if TYPE_CHECKING:
     from sleepc.cli.reading import Reading
@@ -77,6 +78,10 @@ def run(
     from sleepc.cli.opening import open_program
     from sleepc.cli.reading import reading_of
 
+    for word in stop or ():
+        check_words(word, "--stop")
+    if state is not None:
+        check_file_place(state, "--state")  # before any work
     program = open_program(artifact, backend)
     tokenizer = program.tokenizer()
     chosen = _template(tokenizer, chat, template, read_template_args(template_arg))
@@ -165,9 +170,10 @@ def _given_up(state: Path | None) -> str:
 
 
 def _prompt(prompt: str | None, file: Path | None, *, resumes: bool) -> str:
-    parts = [part for part in (read_text(file), prompt) if part is not None]
-    if not parts and not sys.stdin.isatty():
-        parts = [sys.stdin.read()]
+    given = None if prompt is None else check_words(prompt, "the prompt")
+    parts = [part for part in (read_text(file), given) if part is not None]
+    if not parts and sys.stdin is not None and not sys.stdin.isatty():
+        parts = [read_input()]
     text = "\n".join(parts)
     if not text and not resumes:
         raise UsageError(

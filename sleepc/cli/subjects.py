@@ -54,11 +54,12 @@ def subject_of(
 
 def _of_artifact(path: Path, passes: list[int], against: str | None, device: str, display: Display) -> Subject:
     """The program, with other numbers of passes where they are asked for; with memories off; full attention."""
-    from sleepc.backends.eager.backend import load
+    from sleepc.backends.eager.backend import check_device, load
     from sleepc.cli.opening import open_artifact
     from sleepc.tasks.programs import full_attention, with_passes
     from sleepc.verify.shake import without_memories
 
+    check_device(device)
     program = open_artifact(path)
 
     def models(length: int) -> list[Model]:

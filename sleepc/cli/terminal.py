@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
 
 from rich.text import Text
 
 from sleepc.cli.display import err, out, sleeps
+from sleepc.cli.words import settle_input
 
 
 def of_passes(mean: float | None) -> str:
@@ -71,8 +71,7 @@ class Lines:
 
     def __init__(self) -> None:
         self.terminal = sys.stdin.isatty()
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")  # bytes that are no text do not end a conversation
+        settle_input()
         if self.terminal:
             try:
                 import readline  # noqa: F401  # gives input() its history and keys

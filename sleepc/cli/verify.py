@@ -9,7 +9,7 @@ import typer
 
 from sleepc.cli.display import Display, err, out, print_json
 from sleepc.cli.verify_export import is_export, verify_an_export
-from sleepc.errors import UsageError
+from sleepc.cli.words import read_text
 
 if TYPE_CHECKING:
     from sleepc.verify.verify import VerifyReport
@@ -37,17 +37,6 @@ def verify(
         _table(report)
     if not report.ok:
         raise typer.Exit(1)
-
-
-def read_text(path: Path | None) -> str | None:
-    """The text of a file. Raises UsageError where it cannot be read as UTF-8."""
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {path}: {why}", fix="Give a text file.") from error
 
 
 def _table(report: VerifyReport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from sleepc.errors import Refusal, SleepcError, SleepcWarning, UsageError
 from sleepc.hf.quantised import refuse_quantised
 from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
 from sleepc.ir.tensorfile import TensorFile
+from sleepc.manifest import EXPORT, MANIFEST, read_manifest
 
 Progress = Callable[[str, float | None], None]
 CONFIG = "config.json"
@@ -35,11 +37,16 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
     Raises UsageError, Refusal or SleepcError with cause and remedy; loads no weights and runs no code of the
     checkpoint.
     """
+    if not isinstance(model, str | os.PathLike):
+        what = f"a model is a module, a path or a hub id, and not of type {type(model).__name__}"
+        raise UsageError(what, fix=_EXPECTED)
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         from sleepc.hf.gguf import gguf_to_directory
 
         folder = gguf_to_directory(path, progress)
+    elif (path / MANIFEST).is_file() or (path / EXPORT).is_file():
+        raise _is_ours(path)
     elif path.is_dir():
         folder = path.resolve()
     elif path.exists():
@@ -50,6 +57,17 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
 
 
 _EXPECTED = "Give a Hugging Face directory (config.json and *.safetensors), a hub id such as org/name, or a .gguf file."
+
+
+def _is_ours(path: Path) -> UsageError:
+    """What to say of a folder that was converted, or exported, already."""
+    if not (path / MANIFEST).is_file():
+        return UsageError(f"{path} is an export of sleepc's already, and no model", fix="Name the original model.")
+    source = read_manifest(path).source
+    original = f": {source.folder}" if source.folder else f", which was {source.name} in memory"
+    return UsageError(
+        f"{path} is a sleepc artifact already, and no model", fix=f"Name the model that it was made from{original}"
+    )
 
 
 def _download(name: str, progress: Progress) -> Path:

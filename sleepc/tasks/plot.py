@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from sleepc.errors import UsageError
+from sleepc.output_place import check_file_place
 from sleepc.tasks.task import Row
 
 STARTS = {".svg": (b"<?xml", b"<svg"), ".png": (b"\x89PNG",)}
@@ -18,14 +18,13 @@ def check_plot(path: Path) -> None:
     """Raises UsageError, before any work, where a plot cannot be made or written: no matplotlib, another kind of file,
     no folder, or a file that is something else.
     """
-    kind, folder = path.suffix.lower(), path.absolute().parent
+    kind = path.suffix.lower()
     if kind not in STARTS:
         raise UsageError(f"cannot plot into {path.name}", where="--plot", fix="Name a file that ends in .svg or .png.")
     if find_spec("matplotlib") is None:
         raise UsageError("plots need matplotlib", where="--plot", fix="pip install 'sleepc[plot]'")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write into {path.parent}", where="--plot", fix="Make it, or choose another place.")
-    if path.exists() and not (path.is_file() and _starts_as(path, STARTS[kind])):
+    check_file_place(path, "--plot")
+    if path.exists() and not _starts_as(path, STARTS[kind]):
         raise UsageError(f"{path} exists and is no plot", where="--plot", fix="Choose another name.")
 
 

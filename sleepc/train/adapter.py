@@ -270,7 +270,7 @@ def _check_restorable(program: Program, adapter: Adapter) -> None:
             f"{len(lost)} weights of the artifact have been trained or merged, and the adapter has none for them: "
             f"{_some(lost)}",
             where=str(program.path or adapter.path),
-            fix="Convert the model anew: sleepc convert MODEL --adapter FILE -o OUT.",
+            fix="Convert the model anew, with --adapter FILE.",
         )
 
 
@@ -290,7 +290,7 @@ def _check_fit(graphs: ProgramGraphs, adapter: Adapter) -> None:
             raise UsageError(
                 f"the adapter does not fit: {what} {_some(keys)}",
                 where=str(adapter.path),
-                fix="Convert with the options of its training: sleepc convert MODEL --adapter FILE -o OUT.",
+                fix="Convert with the options of its training, which --adapter FILE brings.",
             )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sleepc.backends.eager.backend import check_device
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.errors import SleepcWarning, UsageError
@@ -220,6 +221,14 @@ def _keep(
         warnings.warn(f"the training made things worse on {judged.where}: {judged.told()}. {rest}", SleepcWarning, 3)
 
 
+def check_training_device(device: str | None) -> None:
+    """Raises UsageError for what is no kind of device (which one is accelerate's choice), or is not here."""
+    if device not in (None, *DEVICES):
+        raise UsageError(f"there is no device {device!r}", where="--device", fix=f"Use {' or '.join(DEVICES)}.")
+    if device is not None:
+        check_device(device)
+
+
 def _accelerator(device: str | None) -> Any:
     """This process's part of the work: on `device`, or None for a GPU where there is one."""
     try:
@@ -229,10 +238,7 @@ def _accelerator(device: str | None) -> Any:
         raise UsageError(
             "training needs accelerate, which is not installed", fix="pip install 'sleepc[train]'"
         ) from error
-    if device not in (None, *DEVICES):
-        raise UsageError(f"there is no device {device!r}", where="--device", fix=f"Use {' or '.join(DEVICES)}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device here", where="--device cuda", fix="Use --device cpu.")
+    check_training_device(device)
     cpu = device == "cpu" or not torch.cuda.is_available()
     if PartialState._shared_state.get("_cpu", cpu) != cpu:  # accelerate keeps the first device of a process
         AcceleratorState._reset_state(reset_partial_state=True)

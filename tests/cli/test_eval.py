@@ -137,7 +137,7 @@ def test_a_plot_is_written_and_is_the_same_each_time(
         (("--task", "copy", "--samples", "0"), "samples"),
         (("--task", "copy", "--text", "absent.txt"), "cannot read absent.txt"),
         (("--task", "copy", "--plot", "plot.gif"), "cannot plot into plot.gif (--plot)"),
-        (("--task", "copy", "--plot", "absent/plot.svg"), "cannot write into absent (--plot)"),
+        (("--task", "copy", "--plot", "absent/plot.svg"), "absent is no folder (--plot)"),
         (("--task", "copy", "--device", "cuda:77"), "error: "),
         (("--task", "copy", "--against", "absent"), "error: "),
     ],

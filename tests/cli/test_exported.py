@@ -38,9 +38,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Runs a command in an environment without PyTorch."""
-    python = make_bare(tmp_path_factory.mktemp("bare"))
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment without PyTorch."""
+    return make_bare(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="module")
+def bare(python: Path) -> Callable[..., Any]:
+    """Runs a command in it."""
 
     def command(*arguments: object, stdin: str = "") -> Any:
         return run_bare(python, "-m", "sleepc", *arguments, "--backend", "onnx", stdin=stdin)
@@ -50,6 +55,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         assert done.returncode == 1
         assert f"No module named '{name}'" in done.stderr
     return command
+
+
+def test_the_doctor_knows_an_installation_for_exports(python: Path) -> None:
+    done = run_bare(python, "-m", "sleepc", "doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "exports can be run here" in done.stdout
 
 
 def test_run_says_what_pytorch_says(
@@ -215,7 +226,8 @@ def test_an_export_of_another_state_of_the_artifact(artifact: Path, tmp_path: Pa
     for place in (changed, changed / "onnx"):
         with pytest.raises(UsageError, match="another state") as caught:
             load.load(place)
-        assert "sleepc export" in caught.value.fix
+        assert "sleepc export" in caught.value.on_command_line[2]
+        assert "`program.export`" in caught.value.fix
 
 
 Change = Callable[[dict[str, Any]], object]

@@ -67,7 +67,23 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
         ("window: [", "line 1", ""),
         ("window: !!python/object/apply:os.system [true]", "could not determine a constructor", ""),
         ("x: &a [1]\ny: *b", "undefined alias", ""),
-        ("", "a recipe is a mapping", ""),
+        ("", "gives no option", "Write one `option: value`"),
+        ("# later", "gives no option", ""),
+        ("window: 8\nsinks: 2\n'window': 9", "line 3: 'window' is given twice", ""),
+        ("overrides: [{layers: '0', rule: delta, rule: gated}]", "'rule' is given twice", ""),
+        ("window = 8", "a recipe is a mapping", "looks like TOML"),
+        ("[recipe]\nwindow = 8", "line 2", "looks like TOML"),
+        ("layers: 1", "layers = 1", 'layers: "1"'),
+        ("layers: [1, 3]", "layers = [1, 3]", 'layers: "1,3"'),
+        ("overrides: [{layers: 1}]", "overrides.0.layers = 1", 'layers: "1"'),
+        ("overrides: [{layer: 0}]", "no option named 'overrides.0.layer'", "Did you mean 'layers'?"),
+        ("overrides: [{rule: delta}]", "field required", 'layers: "0"'),
+        ("overrides: {layers: '1'}", "overrides = ", "Write a list"),
+        ("window:", "window = None", ""),
+        ("eviction: no", "eviction = 'no'", ""),
+        ("[" * 5000, "not YAML", ""),
+        ("window: " + "9" * 5000, "not YAML", ""),
+        ("a: &a [1]\nb: &b [*a, *a]\nwindow: *b", "no option named 'a'", ""),
         ("1: 2", "a recipe is a mapping", ""),
         ("#" * (MAX_BYTES + 1), "is no recipe", ""),
     ],
@@ -78,6 +94,36 @@ def test_mistakes_are_named(text: str, said: str, fix: str, tmp_path: Path) -> N
     assert said in found.value.what
     assert fix in found.value.fix
     assert "recipe.yaml" in found.value.where
+
+
+NUMBERS = [name for name, kind in Recipe.model_fields.items() if kind.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "strategy", "layers", "eviction"])
+@pytest.mark.parametrize("value", [True, False])
+def test_true_is_no_number(name: str, value: bool, tmp_path: Path) -> None:
+    assert {"window", "passes", "sinks", "seed", "settle"} <= set(NUMBERS)
+    with pytest.raises(UsageError, match=f"{name} = {value}: true and false are no value"):
+        make_recipe({name: value})
+    with pytest.raises(UsageError, match=f"{name} = {value}"):
+        read_recipe(write(tmp_path, f"{name}: {str(value).lower()}"))
+    with pytest.raises(UsageError, match=rf"overrides\.0\.window = {value}"):
+        make_recipe({"overrides": [{"layers": "0", "window": value}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("window: 010", {"window": 10}),
+        ("loop: 1:3", {"loop": "1:3"}),
+        ("settle: 1e-3", {"settle": 0.001}),
+        ("settle: .5", {"settle": 0.5}),
+        ('{"window": 8, "layers": "1"}', {"window": 8, "layers": "1"}),
+    ],
+)
+def test_values_are_what_they_look_like(text: str, wanted: dict[str, object], tmp_path: Path) -> None:
+    """In YAML 1.1, 010 is 8, and 1:3 is 63."""
+    assert read_recipe(write(tmp_path, text)) == wanted
 
 
 @pytest.mark.parametrize("name", ["absent.yaml", "."])

@@ -20,6 +20,7 @@ from sleepc.artifact import save_artifact
 from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import Facts, facts_of
 from sleepc.diffing import diff_graphs, diff_programs
+from sleepc.errors import UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import parse_graph
@@ -476,3 +477,46 @@ def test_disk_caches_and_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(doctor, "REQUIRED", (*doctor.REQUIRED, "no-such-package"))
     assert findings("packages")["no-such-package"].mark == "missing"
     assert not doctor.works(doctor.examine())
+
+
+def test_an_installation_for_exports_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `sleepc doctor` says without PyTorch (test_exported has a real one), and where that is not enough."""
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("torch", "transformers") else version(name))
+    code, said, _ = run(capsys, "doctor")
+    assert (code, "exports can be run here" in said, "pip install torch" in said) == (0, True, True), said
+    monkeypatch.setattr("sleepc.backends.onnx.installed.version_of", lambda name: None)
+    code, said, _ = run(capsys, "doctor", "--json")
+    found = json.loads(said)
+    assert (code, found["ok"], found["runs"]) == (1, False, "nothing")
+    runtime = next(f for f in found["findings"] if f["what"] == "ONNX Runtime")
+    assert (runtime["mark"], "pip install" in runtime["fix"]) == ("missing", True)
+
+
+def test_an_artifact_is_no_model(
+    model: Path, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "onnx.json").write_text("{}")
+    commands: list[tuple[Any, ...]] = [
+        ("convert", artifact, "-o", tmp_path / "out"),
+        ("verify", artifact, "--against", artifact),
+        ("distil", artifact, "--self", "--teacher", artifact, "-o", tmp_path / "out"),
+        ("eval", artifact, "--task", "copy", "--against", artifact),
+        ("bisect", artifact, "--against", artifact),
+    ]
+    for command in commands:
+        code, said, told = run(capsys, *command)
+        assert (code, said) == (2, ""), told
+        assert f"{artifact} is a sleepc artifact already, and no model" in told
+        assert str(model) in told, "which one it was made from"
+    for name in ("convert", "inspect"):
+        options = ("-o", tmp_path / "out") if name == "convert" else ()
+        code, _, told = run(capsys, name, tmp_path / "export", *options)
+        assert (code, "is an export of sleepc's already" in told) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    for odd in (3, None, {"window": 8}):
+        with pytest.raises(UsageError, match="a model is a module, a path or a hub id"):
+            package.convert(odd)  # type: ignore[arg-type]

@@ -149,7 +149,7 @@ def test_an_adapter_replaces_another(model: nn.Module, tmp_path: Path) -> None:
         assert np.array_equal(logits(program), made[name])
     with pytest.raises(UsageError, match="have been trained or merged") as found:
         program.adapt(tmp_path / "maps")
-    assert "--adapter" in found.value.fix
+    assert "adapter FILE" in found.value.fix
     assert np.array_equal(logits(program), made["weights"])
 
 

@@ -120,14 +120,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         patch.setattr("sleepc.train.checkpoint.write_tensors", refuse)
         with pytest.raises(SleepcError, match="cannot be written: the disk is full") as caught:
             _train(_program(), tmp_path, stop=2)
-        assert "--resume" not in caught.value.fix
+        assert "resume" not in caught.value.fix
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
     _train(_program(), tmp_path, stop=2)
     with monkeypatch.context() as patch:
         patch.setattr("sleepc.train.checkpoint.write_tensors", refuse)
         with pytest.raises(SleepcError, match="cannot be written: the disk is full") as caught:
             _train(_program(), tmp_path, resume=True)
-        assert "step-00000002 with --resume" in caught.value.fix
+        assert "step-00000002 with resume=True" in caught.value.fix
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-00000002"]
     outcome, _ = _train(_program(), tmp_path, resume=True)
     assert outcome.finished
@@ -152,7 +152,7 @@ def test_what_does_not_fit_into_memory_is_told(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("sleepc.train.trainer.Trainer._backward", refuse)
     with pytest.raises(
-        SleepcError, match=r"4 pieces at once .*CUDA out of memory \(step 1, distil\)\nUse --accumulate 2"
+        SleepcError, match=r"4 pieces at once .*CUDA out of memory \(step 1, distil\)\nUse accumulate 2"
     ):
         _train(_program(), tmp_path, stages="distil")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sleepc import api
@@ -14,6 +13,7 @@ from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.manifest import MANIFEST
+from sleepc.output_place import check_file_place
 from sleepc.passes.own_windows import leave_own_windows
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
@@ -21,14 +21,8 @@ from sleepc.passes.runner import run_stages
 
 def check_picture_file(path: Path) -> None:
     """Raises UsageError where a picture cannot be written to, before any work: no folder, or a file of another kind."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"there is no directory {path.parent}", where="--svg", fix="Make it, or choose another place.")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write into {path.parent}", where="--svg", fix="Choose another place.")
-    if not path.exists():
-        return
-    if not path.is_file() or not _starts_as_svg(path):
+    check_file_place(path, "--svg")
+    if path.exists() and not _starts_as_svg(path):
         raise UsageError(f"{path} exists and is not an SVG", where="--svg", fix="Choose another name.")
 
 

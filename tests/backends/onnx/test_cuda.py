@@ -148,7 +148,7 @@ def test_a_state_file_goes_from_one_to_the_other(both: Made, tmp_path: Path) -> 
 def test_an_export_whose_windows_the_host_writes_is_refused(exported: Any) -> None:
     folder, manifest = exported("replay", True)
     assert any(isinstance(s.wake, Columns) for s in manifest.states)
-    with pytest.raises(UsageError, match="--ep cuda"):
+    with pytest.raises(UsageError, match="with ep cuda"):
         DeviceSteps(folder, manifest, provider=CPU)
 
 

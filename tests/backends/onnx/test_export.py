@@ -141,7 +141,7 @@ def test_what_rounding_costs_is_told_apart(program: Program, tmp_path: Path) -> 
     """Random weights: the likeliest words are chance, and int4 changes them."""
     with pytest.raises(SleepcError, match="likeliest word") as caught:
         backend.export(program.graphs, tmp_path, tokens=TOKENS, precision="int4")
-    assert "wider --precision" in caught.value.fix
+    assert "wider precision" in caught.value.fix
 
 
 # ------------------------------------------------------------------------------------------------- planted faults

@@ -1,0 +1,45 @@
+"""Text that a person gives: in a file, on standard input, or on the command line; UTF-8, or refused."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from sleepc.errors import UsageError
+
+ESCAPED = range(0xDC80, 0xDD00)  # how Python holds bytes that are not UTF-8
+
+
+def read_text(path: Path | None) -> str | None:
+    """The text of a file; None for no file. Raises UsageError where it cannot be read as UTF-8."""
+    if path is None:
+        return None
+    try:
+        return check_words(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", fix="Give a text file.") from error
+
+
+def settle_input() -> None:
+    """Let standard input keep bytes that are not UTF-8, for `check_words` to name them."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8", errors="surrogateescape")
+
+
+def read_input() -> str:
+    """All of standard input. Raises UsageError where it is not UTF-8."""
+    settle_input()
+    return check_words(sys.stdin.read(), "standard input")
+
+
+def check_words(text: str, source: str) -> str:
+    """`text` itself. Raises UsageError, naming the first byte and its line, where what it came from was not UTF-8."""
+    at = next((i for i, character in enumerate(text) if ord(character) in ESCAPED), None)
+    if at is None:
+        return text
+    byte, line = ord(text[at]) - 0xDC00, text.count("\n", 0, at) + 1
+    raise UsageError(
+        f"{source} is not UTF-8 text: byte 0x{byte:02x} in line {line}",
+        fix="Give UTF-8 text (iconv -f ENCODING -t UTF-8 turns other encodings into it).",
+    )

@@ -1,0 +1,72 @@
+"""Can a file or folder be written there? Tried, and not asked of permissions: before any work, and leaving nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sleepc.errors import UsageError
+
+ROOM = ".sleepc-on-trial"  # a name beside the target, as long as those that are used while it is written
+
+
+def check_folder_place(target: Path, where: str) -> None:
+    """Can a folder `target` be made, and be moved to its place? Its parents may be missing; it may be there itself.
+
+    Raises UsageError with the system's reason. `where` is the option that names the target.
+    """
+    made: list[Path] = []
+    try:
+        path = Path(os.path.realpath(target))  # what a link leads to is written
+        for parent in _missing(path.parent):
+            parent.mkdir()
+            made.append(parent)
+        os.rmdir(_draft(path.parent, path.name))
+    except (OSError, ValueError) as error:  # ValueError: a name that no system has
+        raise _refused(target, where, error) from error
+    finally:
+        for parent in reversed(made):
+            parent.rmdir()
+
+
+def check_folder_inside(target: Path, where: str) -> None:
+    """Can files be written into the folder `target`, which may be there? Raises as `check_folder_place`."""
+    if not target.exists():
+        check_folder_place(target, where)
+        return
+    try:
+        os.rmdir(_draft(target.absolute(), ""))
+    except OSError as error:
+        raise _refused(target, where, error) from error
+
+
+def check_file_place(target: Path, where: str) -> None:
+    """Can a file `target` be written beside its name and be moved there? Only a file is ever replaced.
+
+    Raises as `check_folder_place`, and where there is no folder for it.
+    """
+    path = target.absolute()
+    if not path.parent.is_dir():
+        fix = "Name a file in a folder that exists."
+        raise UsageError(f"cannot write {target}: {path.parent} is no folder", where=where, fix=fix)
+    if os.path.lexists(path) and not path.is_file():
+        raise UsageError(f"cannot write {target}: it is there and is no file", where=where, fix=OTHER)
+    check_folder_place(path, where)
+
+
+OTHER = "Choose another place."
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Folders that are not there, outermost first."""
+    return [each for each in (*reversed(folder.parents), folder) if not os.path.lexists(each)]
+
+
+def _draft(folder: Path, name: str) -> str:
+    return tempfile.mkdtemp(prefix=f".{name}.", suffix=ROOM, dir=folder)
+
+
+def _refused(target: Path, where: str, error: Exception) -> UsageError:
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return UsageError(f"cannot write {target}: {why}", where=where, fix=OTHER)
