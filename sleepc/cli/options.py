@@ -31,9 +31,13 @@ TemplateArgs = Annotated[
     ),
 ]
 
+SPELLED = {"True": True, "False": False, "None": None}
+
 
 def read_template_args(given: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE -> values: JSON where they are JSON (true, 3, "3"), texts otherwise. Raises UsageError."""
+    """NAME=VALUE -> values: JSON where they are JSON (true, 3, "3"), also as Python spells it (True, None), else texts.
+    Raises UsageError.
+    """
     found: dict[str, Any] = {}
     for each in given or []:
         name, equals, value = each.partition("=")
@@ -44,7 +48,7 @@ def read_template_args(given: list[str] | None) -> dict[str, Any]:
         if name in found:
             raise UsageError(f"{name} is given twice", where="--template-arg", fix="Give each variable once.")
         try:
-            found[name] = json.loads(value)
+            found[name] = SPELLED[value] if value in SPELLED else json.loads(value)
         except (ValueError, RecursionError):
             found[name] = value
     return found

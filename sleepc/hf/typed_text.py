@@ -23,13 +23,22 @@ def control_tokens(inner: Any, end_ids: tuple[int, ...], templates: str) -> dict
     """The added tokens of a tokenizer that are not for people to type: special ones, ends of answers, and whatever else
     the text of its chat templates has in it. Not the one for unknown words: that is what unknown text becomes.
     """
-    unknown = getattr(inner.model, "unk_token", None)
+    unknown = _unknown(inner)
     return {
         i: token.content
         for i, token in inner.get_added_tokens_decoder().items()
-        if token.content != unknown
+        if i not in unknown
         and (token.special or i in end_ids or (token.content in templates and not token.content.isspace()))
     }
+
+
+def _unknown(inner: Any) -> set[int]:
+    """What becomes of a character that no text has."""
+    try:
+        with failing():
+            return set(inner.encode(CONTROL, add_special_tokens=False).ids)
+    except SleepcError:  # the tokenizer knows all that it is to read
+        return set()
 
 
 def mark_typed(inner: Any, control: Mapping[int, str], text: str) -> str:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import sleepc as package
+from sleepc.cli.options import read_template_args
 from sleepc.runtime.chat import Conversation, Manner
 from sleepc.runtime.state_file import read_note
 from tests.cli.models import run_here, save_model
@@ -109,6 +110,13 @@ def test_variables_of_the_template(run: Run, artifact: Path, tmp_path: Path) -> 
     state = tmp_path / "state"
     run("w1", "--template-arg", "style=w9", "--max-tokens", 0, "--state", state)
     same_as_fed(artifact, state, ids_of("w55 w9 w56 w1 w58 w57"))
+
+
+def test_values_of_variables() -> None:
+    given = ["a=true", "b=False", "c=None", "d=3", 'e="3"', "f=x=y", "g=", 'h={"i": [1]}', "j= high"]
+    found = read_template_args(given)
+    assert list(found) == list("abcdefghj")
+    assert list(found.values()) == [True, False, None, 3, "3", "x=y", "", {"i": [1]}, " high"]
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,16 @@ def test_control_tokens_that_are_typed_are_text(kind: str, typed: str, tmp_path:
     assert found.chat(plain) == theirs(tmp_path, plain), "and the tokenizer is still what it was"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_words_are_no_control_tokens(kind: str, tmp_path: Path) -> None:
+    found = load_tokenizer(save(with_control(KINDS[kind]()), tmp_path, {"chat_template": CHATML, **NAMED}))
+    talk = [{"role": "user", "content": "hi 世界 ~ \u00e9 what"}]
+    assert found.chat(talk) == theirs(tmp_path, talk)
+    assert found.control == {found.inner.token_to_id(t): t for t in ("<s>", "</s>", *TURNS)} | {
+        i: "<unk>" for i in (0,) if kind in ("bytelevel", "sentencepiece")
+    }
+
+
 @pytest.mark.parametrize("kind", ["bytelevel", "wordlevel"])
 def test_typed_control_tokens_as_transformers_sanitises_them(kind: str, tmp_path: Path) -> None:
     """Where text is cut at spaces, the pieces around a typed token are the same by both ways."""
