@@ -12,7 +12,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.split_complex import split_complex
-from sleepc.passes.values import same_type, val
+from sleepc.passes.values import same_type, shape_text, val
 
 aten = torch.ops.aten
 COPIES = (
@@ -49,7 +49,8 @@ class DropNoops(Pass):
     """Drop or respell, in this order:
     1. assertions, which the verifier replaces;
     2. dropout, copies, and casts and views whose result has the type of their argument;
-    3. every cast that is left becomes aten.to.dtype, every reshape aten.view's functional twin aten.reshape;
+    3. every cast that is left becomes aten.to.dtype, so does a copy over all of another tensor; every reshape becomes
+       aten.view's functional twin aten.reshape;
     4. device, layout and pin_memory arguments, which are a backend's business;
     5. complex numbers, which become pairs of real ones.
     """
@@ -89,6 +90,8 @@ def _respell(graph: Graph, node: fx.Node) -> int:
     before = (node.target, node.args, dict(node.kwargs))
     if is_call(node, *CASTS):
         node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], val(node).dtype), {}
+    elif is_call(node, aten.copy.default) and shape_text(node) == shape_text(node.args[1]):  # type: ignore[arg-type]
+        node.target, node.args, node.kwargs = aten.to.dtype, (node.args[1], val(node).dtype), {}
     elif is_call(node, aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
     elif is_call(node, aten.mT.default):

@@ -17,6 +17,7 @@ from sleepc.passes.base import Stage
 from sleepc.passes.bind_positions import BindPositions
 from sleepc.passes.bound_attention import BoundAttention
 from sleepc.passes.check_operators import CheckOperators
+from sleepc.passes.choose_by_length import ChooseByLength
 from sleepc.passes.classify_masks import ClassifyMasks
 from sleepc.passes.cut_blocks import CutBlocks
 from sleepc.passes.drop_noops import DropNoops
@@ -24,15 +25,26 @@ from sleepc.passes.insert_memory import InsertMemory
 from sleepc.passes.plan import check_rules, check_settle, memory_groups, rings
 from sleepc.passes.raise_attention import RaiseAttention
 from sleepc.passes.replace_attention import ReplaceAttention
-from sleepc.recipe import Recipe
+from sleepc.recipe import Factors, Recipe
 
-FRONT = (
-    Stage(
-        "canonicalize",
-        "CANONICAL",
-        (DropNoops(), RaiseAttention(), ClassifyMasks(), BindPositions(), CheckOperators(), CutBlocks()),
-    ),
-)
+
+def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
+    """ATEN -> CANONICAL. `factors` are those of calls of few or of many tokens, where a model has two sets."""
+    return (
+        Stage(
+            "canonicalize",
+            "CANONICAL",
+            (
+                DropNoops(),
+                RaiseAttention(),
+                ClassifyMasks(),
+                ChooseByLength(factors),
+                BindPositions(),
+                CheckOperators(),
+                CutBlocks(),
+            ),
+        ),
+    )
 
 
 def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:

@@ -123,6 +123,11 @@ def needed_for(graph: Graph, target: fx.Node) -> list[fx.Node]:
     return [node for node in graph.fx.nodes if node in needed]
 
 
+def value_of(program: ProgramGraphs, graph: Graph, target: fx.Node, tokens: Tensor) -> Tensor:
+    """The value of `target` for tokens [B,T] at positions 0..T-1."""
+    return _run_upto(program, graph, target, tokens)[0]
+
+
 def _run_upto(program: ProgramGraphs, graph: Graph, target: fx.Node, tokens: Tensor) -> tuple[Tensor, float]:
     """The value of `target`, and the coarsest rounding on the way to it. Values are freed after their last use."""
     batch, length = tokens.shape

@@ -32,10 +32,10 @@ from sleepc.ir.tensorfile import scan
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
 from sleepc.passes.own_windows import leave_own_windows
-from sleepc.passes.pipeline import FRONT, rewrite_stages
+from sleepc.passes.pipeline import front_stages, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
-from sleepc.recipe import Recipe, make_recipe
+from sleepc.recipe import Factors, Recipe, make_recipe
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 
@@ -78,7 +78,8 @@ class Program:
         self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None
     ) -> Session:
         """A session of `batch` rows. Raises UsageError for a backend, device or dtype that is not there."""
-        return Session(self.steps(backend=backend, device=device, dtype=dtype), batch, identity=self.identity)
+        steps = self.steps(backend=backend, device=device, dtype=dtype)
+        return Session(steps, batch, identity=self.identity, upto=self.graphs.upto)
 
     def steps(
         self, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None, train: bool = False
@@ -159,7 +160,7 @@ class Program:
             canonical,
             self.recipe,
             ids,
-            original=logits_of(original),
+            original=logits_of(original, beyond=self.graphs.beyond),
             trained=bool(self.report.get("training")),
             progress=progress,
         )
@@ -221,7 +222,8 @@ class Program:
         """The original as a program at level CANONICAL; captured again where this comes from an artifact."""
         if self.canonical is None:
             progress("capturing the original", None)
-            self.canonical = capture(original or self.load_original(None, progress), progress)
+            module = original or self.load_original(None, progress)
+            self.canonical = capture(module, progress, factors=self.recipe.rope_factors)
         return self.canonical
 
     def adapt(self, path: str | Path, *, merge: bool = False) -> Adapter:
@@ -373,7 +375,7 @@ class Program:
         if teacher is None:
             return self.captured(progress)
         progress("capturing the teacher", None)
-        return capture(self.load_original(teacher, progress), progress)
+        return capture(self.load_original(teacher, progress), progress, factors=self.recipe.rope_factors)
 
     def save(
         self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = _silent
@@ -460,8 +462,7 @@ def convert(
     started = time.perf_counter()
     checkpoint = None if isinstance(model, nn.Module) else resolve(model, progress)
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
-    canonical = capture(_to_export(module, checkpoint, recipe), progress, dump_graphs)
-    _take_values(canonical, module)
+    canonical = _captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
     if checkpoint is not None:
         files = list(checkpoint.opened)
         hashes = scan(files, lambda share: progress("reading weights", share))
@@ -491,13 +492,30 @@ def _warn_untrained(program: Program) -> None:
         warnings.warn(text, SleepcWarning, stacklevel=3)
 
 
-def capture(module: nn.Module, progress: Progress = _silent, dump: Path | None = None) -> ProgramGraphs:
-    """A module as a program at level CANONICAL."""
+def _captured_in_dtype(
+    module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe, progress: Progress, dump: Path | None
+) -> ProgramGraphs:
+    """The module as a program at level CANONICAL whose ports have the recipe's dtype, with the module's own values."""
+    factors = recipe.rope_factors
+    program = capture(_to_export(module, checkpoint, recipe), progress, dump, factors=factors)
+    _take_values(program, module)
+    if any(isinstance(p, HeldTensor) and p.value.is_meta for p in program.params.values()):
+        # its code makes tensors while it runs: without values where it has none itself
+        program = capture(in_dtype(module, checkpoint, recipe), progress, dump, factors=factors)
+        _take_values(program, module)
+    return program
+
+
+def capture(
+    module: nn.Module, progress: Progress = _silent, dump: Path | None = None, *, factors: Factors = "short"
+) -> ProgramGraphs:
+    """A module as a program at level CANONICAL; `factors` are those of short or long calls, where it has both."""
     progress("export", None)
     limit = max_positions(getattr(module, "config", None))
     with open_seam(module):
         program = capture_module(module, max_positions=limit)
-    return run_stages(program, FRONT, progress=lambda name: progress(name, None), dump=dump / "front" if dump else None)
+    folder = dump / "front" if dump else None
+    return run_stages(program, front_stages(factors), progress=lambda name: progress(name, None), dump=folder)
 
 
 def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:
@@ -553,15 +571,22 @@ def _source(model: str | Path | nn.Module, checkpoint: Checkpoint | None) -> Sou
     )
 
 
-def logits_of(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A module as a function tokens [B,T] -> logits [B,T,V], without gradients."""
+def logits_of(module: nn.Module, *, beyond: int | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A module as a function tokens [B,T] -> logits [B,T,V], without gradients. With `beyond`, what it computes in a
+    call of more tokens than so many: all rows stand in the call once more, at later positions.
+    """
 
     def call(tokens: torch.Tensor) -> torch.Tensor:
+        rows, length = tokens.shape
         with torch.no_grad():
-            result = module(tokens)
+            if beyond is None:
+                result = module(tokens)
+            else:
+                own = torch.arange(length).expand(rows, length)
+                result = module(tokens.repeat(2, 1), position_ids=torch.cat([own, own + beyond]))
         logits = getattr(result, "logits", result)
         found: torch.Tensor = logits[0] if isinstance(logits, tuple) else logits
-        return found
+        return found[:rows]
 
     return call
 
@@ -586,7 +611,7 @@ def inspect(
         program = load(target)
         return inspect_program(program.captured(progress), program.graphs, program.recipe)
     module = target if isinstance(target, nn.Module) else load_module(resolve(target, progress))
-    canonical = capture(module, progress)
+    canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
     made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
     graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
     return inspect_program(canonical, graphs, made)

@@ -75,6 +75,8 @@ def save_artifact(
             vocab=program.vocab,
             hidden=program.hidden,
             max_positions=program.max_positions,
+            upto=program.upto,
+            beyond=program.beyond,
             embed=_write_graph(draft, program.embed),
             head=_write_graph(draft, program.head),
             clock=_write_graph(draft, _present(program.clock)),
@@ -204,6 +206,8 @@ def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
         level=manifest.level,
         dtype=DTYPES[manifest.dtype],
         max_positions=manifest.max_positions,
+        upto=manifest.upto,
+        beyond=manifest.beyond,
         vocab=manifest.vocab,
         hidden=manifest.hidden,
     )

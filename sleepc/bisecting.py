@@ -23,7 +23,7 @@ from sleepc.ir.interp import run
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.base import Pass, Stage
-from sleepc.passes.pipeline import FRONT, rewrite_stages
+from sleepc.passes.pipeline import front_stages, rewrite_stages
 from sleepc.passes.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
@@ -81,12 +81,14 @@ class Bisection:
 @dataclass
 class Probe:
     """What programs are compared by: tokens [T], at most a window of them, and the original's logits [T,V]. Up to its
-    first sleep a converted program computes what the original does, except where attention was replaced.
+    first sleep a converted program computes what the original does, except where attention was replaced. From the
+    choice of factors for long texts on, it computes what the original does in long calls: `chosen`.
     """
 
     tokens: Sequence[int]
     wanted: Tensor
     tolerance: float
+    chosen: Tensor | None = None
     found: Tensor | None = None  # the logits of the last program
 
     def __call__(self, step: str, rewrites: str, program: ProgramGraphs) -> Row:
@@ -116,8 +118,9 @@ def bisect_artifact(
     module = load_module(checkpoint)
     typed = api.in_dtype(module, checkpoint, program.recipe)
     tokens = _tokens(program)
-    wanted = api.logits_of(typed)(torch.tensor([tokens]))[0]
-    probe = Probe(tokens, wanted, TOLERANCES[program.graphs.dtype].absolute if tolerance is None else tolerance)
+    wanted, chosen = (api.logits_of(typed, beyond=b)(torch.tensor([tokens]))[0] for b in (None, program.graphs.beyond))
+    allowed = TOLERANCES[program.graphs.dtype].absolute if tolerance is None else tolerance
+    probe = Probe(tokens, wanted, allowed, chosen)
     progress(CAPTURE, None)
     found, fresh = bisect(capture_flat(typed, values=module), program.recipe, probe, progress)
     if fresh is not None:
@@ -139,7 +142,7 @@ def _trained_weights(program: api.Program) -> tuple[ProgramGraphs, set[str]]:
 
 def _tokens(program: api.Program) -> list[int]:
     """A few tokens to run a program on."""
-    return program.some_tokens(None)[: min(program.recipe.window, MOST)]
+    return program.some_tokens(None)[: min(program.recipe.window, MOST, program.graphs.upto or MOST)]
 
 
 def capture_flat(module: nn.Module, *, values: nn.Module) -> ProgramGraphs:
@@ -161,7 +164,7 @@ def bisect(
     where the recipe does not fit the model.
     """
     found = Bisection(len(probe.tokens), probe.tolerance, [probe(CAPTURE, "", captured)])
-    program = _walk(found, captured, FRONT, probe, progress)
+    program = _walk(found, captured, front_stages(recipe.rope_factors), probe, progress)
     if program is not None:
         program = _walk(found, program, rewrite_stages(recipe, len(program.layout)), probe, progress)
     return found, program
@@ -181,6 +184,8 @@ def _walk(
             except SleepcError as error:
                 found.rows.append(Row(each.name, "", None, False, f"the pass broke the program: {error.what}"))
                 return None
+            if program.beyond is not None and probe.chosen is not None:
+                probe.wanted, probe.chosen = probe.chosen, None
             row = probe(each.name, _rewrites(each, program), program)
             if isinstance(each, ReplaceAttention) and each.groups and probe.found is not None:
                 row = replace(row, ok=True, detail="attention is replaced: later programs are compared with this one")

@@ -127,6 +127,8 @@ class Manifest(Strict):
     vocab: int = Field(gt=0)
     hidden: int = Field(gt=0)
     max_positions: int | None = Field(gt=0)
+    upto: int | None = Field(default=None, gt=0)
+    beyond: int | None = Field(default=None, gt=0)
     embed: GraphFile
     head: GraphFile
     clock: GraphFile
@@ -152,7 +154,7 @@ def digest(data: dict[str, Any]) -> str:
 
 
 # What a manifest says besides what the artifact computes: where its files are, what was measured, with which version.
-BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256"}
+BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256", "upto", "beyond"}
 
 
 def identity_of(manifest: Manifest) -> str:

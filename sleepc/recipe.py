@@ -18,6 +18,7 @@ Strategy = Literal["parallel", "insert", "replace"]
 Decay = Literal["head", "channel"]
 WriteTime = Literal["sleep", "online"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
+Factors = Literal["short", "long"]
 Layers = Annotated[str, Field(max_length=1000)]
 RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 MAX_WINDOW = 1 << 20
@@ -79,6 +80,7 @@ class Recipe(_Options):
     sinks: int = Field(default=4, ge=0, le=1 << 16)
     write: Literal["default", "sleep", "online"] = "default"
     dtype: Dtype = "auto"
+    rope_factors: Factors = "short"
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     overrides: tuple[Override, ...] = Field(default=(), max_length=4096)
 
@@ -170,7 +172,7 @@ def make_recipe(options: Recipe | dict[str, Any] | None, where: str = "") -> Rec
         found = error.errors()
         first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
         name = ".".join(str(part) for part in first["loc"])
-        where = where or (f"--{name}" if len(first["loc"]) == 1 else name)
+        where = where or (f"--{name.replace('_', '-')}" if len(first["loc"]) == 1 else name)
         fix = _hint(first) or "`sleepc convert --help` lists the options."
         raise UsageError(_explain(name, first), where=where, fix=fix) from None
 

@@ -195,6 +195,10 @@ class EagerSteps:
         at = self._tensor(rows)
         return {name: value[at] for name, value in state.items()}
 
+    def positions(self, state: State) -> IntArray:
+        """See `Steps.positions`."""
+        return _to_array(state["position"])
+
     def passes_taken(self, state: State) -> IntArray | None:
         """See `Steps.passes_taken`."""
         loop = self.program.loop

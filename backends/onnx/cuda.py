@@ -123,6 +123,11 @@ class DeviceSteps(OnnxSteps):
         self._run(self.manifest.sleep, state, self._slept, {"passes": passes})
         return state
 
+    def positions(self, state: Any) -> IntArray:
+        """See OnnxSteps."""
+        found: IntArray = state.now("position").numpy().copy()
+        return found
+
     def counted(self, state: Any) -> IntArray | None:
         """See OnnxSteps."""
         return state.now(TAKEN).numpy().copy() if TAKEN in state.places else None

@@ -50,7 +50,8 @@ class OnnxProgram:
 
     def session(self, batch: int = 1, *, device: str = "cpu", dtype: str | None = None) -> Session:
         """A session of `batch` rows."""
-        return Session(self.steps(device=device, dtype=dtype), batch, identity=self.identity)
+        steps = self.steps(device=device, dtype=dtype)
+        return Session(steps, batch, identity=self.identity, upto=self.manifest.upto)
 
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> OnnxSteps:
         """Its steps; `passes` other than the export's own are for who compares them."""

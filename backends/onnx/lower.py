@@ -70,6 +70,7 @@ def lower(
         vocab=program.vocab,
         window=program.window,
         sinks=sinks_of(program),
+        upto=program.upto,
         passes=passes_of(program),
         replays=replays(program),
         weights=FILE,

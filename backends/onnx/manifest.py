@@ -81,7 +81,8 @@ class GraphFile(Part):
 
 class Manifest(Part):
     """The export as a whole. `sinks` is how many tokens attention keeps for ever; `replays` says that a sleep of
-    another number of `passes` is of use: what is written again is corrected, and no block runs again.
+    another number of `passes` is of use: what is written again is corrected, and no block runs again. `upto`: beyond so
+    many tokens the original would compute with other factors.
     """
 
     format: Literal[1] = 1
@@ -94,6 +95,7 @@ class Manifest(Part):
     vocab: int = Field(gt=0)
     window: int = Field(gt=0)
     sinks: int = Field(default=0, ge=0)
+    upto: int | None = Field(default=None, gt=0)
     passes: int = Field(ge=1, le=64)
     replays: bool = False
     weights: FileName

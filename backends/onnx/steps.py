@@ -171,6 +171,11 @@ class OnnxSteps:
         """See `Steps.select_rows`."""
         return selected(self.manifest, state, rows)
 
+    def positions(self, state: Any) -> IntArray:
+        """See `Steps.positions`."""
+        found: IntArray = state.arrays["position"].copy()
+        return found
+
     def passes_taken(self, state: Any) -> IntArray | None:
         """See `Steps.passes_taken`."""
         if self.manifest.sleep_recurrent is None:

@@ -23,7 +23,7 @@ class _Stop(Exception):
     """Ends the run: positions were looked up before attention, or are not to be seen."""
 
 
-class _Integers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Integers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Computes what is made of integers, and of everything else only the shape; notes what tables are asked for."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -84,7 +84,7 @@ def _start(differences: Tensor) -> int:
 
 
 def _asked(call: nn.Module, tokens: Tensor, positions: Tensor | None) -> dict[int, Tensor]:
-    watch = _Integers(call)
+    watch = Integers(call)
     try:
         with left_alone(call), torch.no_grad(), watch:
             call(tokens, positions)

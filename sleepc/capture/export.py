@@ -5,20 +5,22 @@ from __future__ import annotations
 import inspect
 import logging
 import operator
+import warnings
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from sleepc.capture.attention_free import has_attention, no_attention
 from sleepc.capture.counting import counting_start
+from sleepc.capture.fake_run import left_alone
 from sleepc.capture.filled import join_pieces
 from sleepc.capture.functional import make_functional
 from sleepc.capture.recurrence import refuse_recurrence
-from sleepc.capture.unfollowed import explain
-from sleepc.errors import SleepcError
+from sleepc.capture.unfollowed import VALUES, Unfollowed, explain
+from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
@@ -45,7 +47,10 @@ class TokensToLogits(nn.Module):
             for mine, theirs in zip(tokens.shape, positions.shape, strict=True):
                 torch._check(mine == theirs)  # type: ignore[no-untyped-call]
             options["position_ids"] = positions + self.start if self.start else positions
-        result = self.model(input_ids=tokens, **options) if self.hugging_face else self.model(tokens)
+        try:
+            result = self.model(input_ids=tokens, **options) if self.hugging_face else self.model(tokens)
+        except VALUES as error:
+            raise Unfollowed from error
         logits = getattr(result, "logits", result)
         if isinstance(logits, tuple):
             logits = logits[0]
@@ -79,7 +84,9 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), left_alone(wrapped), warnings.catch_warnings():
+            # what the model assigns while it runs is taken out of it again
+            warnings.filterwarnings("ignore", "The tensor attribute")
             exported = export(
                 wrapped,
                 (tokens, positions),
@@ -98,7 +105,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     except Exception as error:
         if not has_attention(wrapped, tokens, positions):
             raise no_attention(type(model).__name__) from error
-        raise explain(error, model) from error
+        raise explain(error, wrapped) from error
     finally:
         logger.setLevel(level)
     return program
@@ -120,12 +127,34 @@ def _to_program(exported: ExportedProgram, max_positions: int | None) -> Program
         values[node].meta["val"] = node.meta["val"]
         params[name] = HeldTensor(tensor)
     results = _inline(exported.graph_module, values, graph, "")
-    logits = results[0]
+    outputs = exported.graph_signature.output_specs
+    (logits,) = [n for n, spec in zip(results, outputs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
     graph.set_returns({"logits": logits})
+    _refuse_memory(graph, {spec.target for spec in outputs if spec.kind is OutputKind.BUFFER_MUTATION})
     vocab = int(logits.meta["val"].shape[-1])
     dtype = next((p.dtype for p in params.values() if p.dtype.is_floating_point), torch.float32)
     head = Graph("head")
     return ProgramGraphs(embed=graph, head=head, params=params, vocab=vocab, dtype=dtype, max_positions=max_positions)
+
+
+def _refuse_memory(graph: Graph, written: set[str | None]) -> None:
+    """Raises Refusal(RECURRENT) where logits depend on what a buffer that the model writes held before: the next call
+    would find something else in it.
+    """
+    needed = {graph.results()["logits"]}
+    for node in reversed(list(graph.fx.nodes)):
+        if node in needed:
+            over = is_call(node, torch.ops.aten.copy.default)  # of what it copies over, nothing is left
+            needed.update(node.all_input_nodes[1:] if over else node.all_input_nodes)
+    names = {name.removeprefix("model.") for name in written if name}
+    found = sorted(names.intersection(n.meta["port"].name for n in needed if n.op == "placeholder"))
+    if found:
+        raise Refusal(
+            "RECURRENT",
+            "the model writes buffers while it runs, and reads at the next call what the last one left in them",
+            where=", ".join(found),
+            fix="sleepc converts models whose only way from token to token is softmax attention.",
+        )
 
 
 def _stored(exported: ExportedProgram, spec: Any) -> tuple[str, torch.Tensor]:

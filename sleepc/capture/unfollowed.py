@@ -11,17 +11,34 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
+from sleepc.capture.asked import asks_for_length
 from sleepc.errors import Refusal, SleepcError
 
 VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
 TORCH = Path(torch.__file__).parent
 
 
-def explain(error: Exception, model: nn.Module) -> SleepcError:
-    """The error to raise: Refusal(OPERATOR) where the model's code goes other ways for other values or lengths."""
+class Unfollowed(Exception):
+    """In the place of one of VALUES, beside which torch prints all of the graph so far; its cause is that one."""
+
+
+def explain(error: Exception, call: nn.Module) -> SleepcError:
+    """The error to raise of a model that was called as `call.model`: Refusal(POSITIONS) where its code goes other ways
+    for longer calls, OPERATOR where it does so for other values or computes with lengths.
+    """
     causes = list(_causes(error))
-    where = type(model).__name__
-    if any(isinstance(cause, VALUES) for cause in causes):
+    where = type(call.model).__name__
+    branches = any(isinstance(cause, VALUES) for cause in causes)
+    if branches and asks_for_length(call):
+        return Refusal(
+            "POSITIONS",
+            "what positions mean depends on how long the call is, by the model's own code "
+            f"({_place(causes[-1])}; rope_type dynamic is such a way), and a stream has no length",
+            where=where,
+            fix="A model with rope_type dynamic scales nothing within the length that it was trained on: for such "
+            "texts, write rope_type default into its config.json.",
+        )
+    if branches:
         return Refusal(
             "OPERATOR",
             f"the model's code goes on in another way for other values in its tensors ({_place(causes[-1])})",

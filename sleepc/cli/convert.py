@@ -91,6 +91,13 @@ def convert(
         str | None,
         typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16 or float64.", show_default="auto"),
     ] = None,
+    rope_factors: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model with two sets of position factors (longrope): those of short or of long texts.",
+            show_default="short",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of new random parameters.", show_default="0")] = None,
     standalone: Annotated[bool, typer.Option("--standalone", help="Copy the weights into the artifact.")] = False,
     dump_graphs: Annotated[
@@ -124,6 +131,7 @@ def convert(
         "sinks": sinks,
         "write": write,
         "dtype": dtype,
+        "rope_factors": rope_factors,
         "seed": seed,
     }
     given = {name: value for name, value in flags.items() if value is not None}
@@ -139,6 +147,7 @@ def convert(
         program = api.convert(model, options, adapter=adapter, progress=display, dump_graphs=dump_graphs)
     seen = program.inspect()
     _tell_conversion(display, program, seen)
+    _tell_factors(display, program)
     ok, checked = _check(display, program) if check else (True, None)
     if ok:
         with display.doing("save"):
@@ -175,6 +184,18 @@ def _tell_conversion(display: Display, program: Program, seen: Inspection) -> No
         f"{seen.convertible} sites → {made}   +{number(seen.new_parameters)} parameters ({share:.1f} %)",
         program.timings["rewrite"],
     )
+
+
+def _tell_factors(display: Display, program: Program) -> None:
+    """Which of its position factors the program has, where the original chooses them by the length of the call."""
+    upto, beyond = program.graphs.upto, program.graphs.beyond
+    if upto:
+        text = f"those of texts of up to {number(upto)} tokens (--rope-factors long: of longer ones)"
+    elif beyond:
+        text = f"those of texts of more than {number(beyond)} tokens, from the first token on"
+    else:
+        return
+    display.leave("factors", f"of positions: {text}")
 
 
 def _check(display: Display, program: Program) -> tuple[bool, dict[str, Any]]:

@@ -122,6 +122,9 @@ class ProgramGraphs:
     vocab: int = 0
     hidden: int = 0
     window: int = 0  # tokens from sleep to sleep, at level STEP
+    # Where the original chooses by a call's length, this computes what it does in calls of so many tokens, or of more:
+    upto: int | None = None
+    beyond: int | None = None
     history: list[str] = field(default_factory=list)
 
     def graphs(self) -> Iterator[Graph]:

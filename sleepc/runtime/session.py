@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Literal, overload
 
 import numpy as np
 
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.runtime.batch import Ids, Mask, Packed, Rows, pack, row_indices, row_mask
 from sleepc.runtime.sampling import Sampling, generators, sample, without
 from sleepc.runtime.state_file import Contents, read_state, write_state
@@ -65,7 +66,8 @@ class Session:
 
     `on_sleep` is called after each sleep with the indices of the rows that slept. `identity` (a
     hash of the artifact, say) goes into state files: a file of another identity is refused, also
-    where shapes agree.
+    where shapes agree. A row that passes its `upto`-th token, where the original would change its
+    position factors, is warned of (SleepcWarning), once.
 
     A call that ends in an exception once the backend has begun (Ctrl-C, out of memory, `on_sleep`)
     leaves a state of which nothing is known: the backend may write in place. Until `restore` or
@@ -73,7 +75,15 @@ class Session:
     change nothing.
     """
 
-    def __init__(self, steps: Steps, batch: int = 1, *, identity: str = "", on_sleep: OnSleep | None = None) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        batch: int = 1,
+        *,
+        identity: str = "",
+        on_sleep: OnSleep | None = None,
+        upto: int | None = None,
+    ) -> None:
         if batch < 1:
             raise UsageError(f"a session of {batch} rows", fix="give a batch of 1 or more")
         self.steps, self.batch, self.identity, self.on_sleep = steps, batch, identity, on_sleep
@@ -83,6 +93,7 @@ class Session:
         self._since = np.zeros(batch, dtype=np.int64)  # always below steps.window between calls
         self._last: FloatArray = np.zeros((batch, steps.vocab), dtype=np.float32)
         self._known = np.zeros(batch, dtype=np.bool_)  # is _last that of the row's last token?
+        self._upto = upto  # None once it was told
         self._unfinished = ""  # the call that is changing the state, or that broke off in doing so
 
     # -- reading ---------------------------------------------------------------------------------
@@ -212,7 +223,7 @@ class Session:
         answers to one prompt, say); it has its own stats and no `on_sleep`."""
         chosen = row_indices(rows, self.batch)
         self._require_whole()
-        session = Session(self.steps, len(chosen), identity=self.identity)
+        session = Session(self.steps, len(chosen), identity=self.identity, upto=self._upto)
         session._become(self._copy(chosen))
         return session
 
@@ -304,6 +315,8 @@ class Session:
         out, self._state = self.steps.wake(self._state, tokens, count, want)
         self._stats.seconds += time.perf_counter() - start
         self._since = self._since + count
+        if self._upto is not None:
+            self._tell_border(self._upto, count)
         if want == "none":
             return None
         size = (self.steps.vocab,) if want == "last" else (tokens.shape[1], self.steps.vocab)
@@ -311,6 +324,16 @@ class Session:
             found = "nothing" if out is None else f"{out.dtype} {list(out.shape)}"
             raise SleepcError(f"the backend's wake gave {found} for logits {[self.batch, *size]}", where="wake")
         return out
+
+    def _tell_border(self, upto: int, count: IntArray) -> None:
+        now = self.steps.positions(self._state)
+        if ((now > upto) & (now - count <= upto)).any():
+            self._upto = None
+            text = (
+                f"the text is longer than {upto} tokens, and this model was converted with the position factors of "
+                "shorter ones: answers may get worse from here on. Convert it with --rope-factors long for long texts."
+            )
+            warnings.warn(text, SleepcWarning, stacklevel=2)
 
     def _sleep(self, rows: BoolArray) -> IntArray:
         slept = np.flatnonzero(rows).astype(np.int64)

@@ -66,6 +66,9 @@ class Steps(Protocol):
     def select_rows(self, state: State, rows: IntArray) -> State:
         """A copy of the rows given [n], in that order, repeats allowed; `state` stays usable."""
 
+    def positions(self, state: State) -> IntArray:
+        """The position of each row's next token [B]."""
+
     def passes_taken(self, state: State) -> IntArray | None:
         """How many passes over its window each row's last sleep took [B]; None where sleeps run no block again."""
 

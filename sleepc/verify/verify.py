@@ -179,7 +179,7 @@ def _check_inside(subject: Subject, report: VerifyReport, progress: Progress) ->
     if "insert" in strategies and not is_silent(step):
         measure.skip(2, "does not apply: the inserted mixers have been trained")
         return
-    count = min(recipe.window, LONG, len(subject.tokens))
+    count = min(recipe.window, LONG, len(subject.tokens), step.upto or LONG)
     stream = Stream(subject.tokens[:count], (count,))
     tolerance = subject.tolerance.absolute
     measure(2, lambda: invariants.inside(subject.load(step), stream, original), tolerance, f"logits of {count} tokens")

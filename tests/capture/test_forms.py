@@ -16,7 +16,7 @@ from sleepc.capture.seam import open_seam
 from sleepc.errors import Refusal
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.find_sites import Site, find_site
-from sleepc.passes.pipeline import FRONT
+from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
 from tests.families import make_module
 
@@ -33,9 +33,9 @@ def sites(program: ProgramGraphs) -> list[dict[str, object]]:
 def test_seam_and_rules_find_the_same(name: str, form: str) -> None:
     module = make_module(name, torch.float32)
     with open_seam(module):
-        by_seam = run_stages(capture_module(module), FRONT)
+        by_seam = run_stages(capture_module(module), front_stages())
     module.set_attn_implementation(form)  # type: ignore[operator]
-    by_rules = run_stages(capture_module(module), FRONT)
+    by_rules = run_stages(capture_module(module), front_stages())
     assert sites(by_rules) == sites(by_seam)
 
 
@@ -60,7 +60,7 @@ def test_bidirectional_attention_is_refused() -> None:
             return self.out(x + y)  # type: ignore[no-any-return]
 
     with pytest.raises(Refusal) as caught:
-        run_stages(capture_module(Both()), FRONT)
+        run_stages(capture_module(Both()), front_stages())
     assert caught.value.code == "BIDIRECTIONAL"
 
 
@@ -161,7 +161,7 @@ def test_layouts(attend: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 def test_a_layout_that_is_not_known_is_refused() -> None:
     with pytest.raises(Refusal, match="laid out"):
-        run_stages(capture_module(LaidOut(with_heads_first)), FRONT)
+        run_stages(capture_module(LaidOut(with_heads_first)), front_stages())
 
 
 NO_MASKINGS: dict[str, Masking] = {
@@ -182,7 +182,7 @@ NO_MASKINGS: dict[str, Masking] = {
 @pytest.mark.parametrize("name", NO_MASKINGS)
 def test_what_is_no_masking_is_refused(name: str) -> None:
     with pytest.raises(Refusal) as caught:
-        run_stages(capture_module(SpelledOut(NO_MASKINGS[name])), FRONT)
+        run_stages(capture_module(SpelledOut(NO_MASKINGS[name])), front_stages())
     assert caught.value.code == "UNKNOWN_MASK"
 
 
@@ -205,5 +205,5 @@ class Bent(SpelledOut):
 @pytest.mark.parametrize("bend", [torch.special.bessel_j0, some_doubled])
 def test_operators_and_shapes_that_no_program_holds_are_refused(bend: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(Refusal) as caught:
-        run_stages(capture_module(Bent(bend)), FRONT)
+        run_stages(capture_module(Bent(bend)), front_stages())
     assert caught.value.code == "OPERATOR"

@@ -12,7 +12,7 @@ from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.find_sites import Site, find_site
-from sleepc.passes.pipeline import FRONT
+from sleepc.passes.pipeline import front_stages
 from sleepc.passes.read_mask import Grid, MaskClass, classify
 from sleepc.passes.runner import run_stages
 
@@ -73,7 +73,7 @@ class Biased(nn.Module):
 
 
 def site(model: nn.Module) -> Site:
-    program: ProgramGraphs = run_stages(capture_module(model), FRONT)
+    program: ProgramGraphs = run_stages(capture_module(model), front_stages())
     return find_site(program.classes[program.layout[0].cls].wake)
 
 

@@ -16,7 +16,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.interp import Runner
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.find_sites import find_site
-from sleepc.passes.pipeline import FRONT
+from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
 
 aten = torch.ops.aten
@@ -140,7 +140,7 @@ def _turn(x: Tensor, angle: Tensor) -> Tensor:
 
 def test_a_key_of_parts_is_joined_before_positions() -> None:
     model = Latent()
-    program = run_stages(capture_module(model), FRONT)
+    program = run_stages(capture_module(model), front_stages())
     graph = program.classes[program.layout[0].cls].wake
     site = find_site(graph)
     assert site.rotated
@@ -156,5 +156,5 @@ def test_a_key_of_parts_is_joined_before_positions() -> None:
 
 def test_a_key_of_parts_that_are_not_found_is_refused() -> None:
     with pytest.raises(Refusal) as caught:
-        run_stages(capture_module(Latent(early=True)), FRONT)
+        run_stages(capture_module(Latent(early=True)), front_stages())
     assert caught.value.code == "MLA"

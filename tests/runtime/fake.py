@@ -79,6 +79,10 @@ class FakeSteps:
         self.recurs = recurs
         self.fail_in = ""  # "wake" or "sleep": stop half way with KeyboardInterrupt
 
+    def positions(self, state: FakeState) -> IntArray:
+        assert not state.consumed
+        return state.arrays["position"].copy()
+
     def signature(self) -> Signature:
         own: Signature = {
             "0.memory": ("bf16", ("B", 1)),
