@@ -36,6 +36,7 @@ from sleepc.passes.pipeline import front_stages, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Factors, Recipe, make_recipe
+from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 
@@ -149,12 +150,12 @@ class Program:
         """
         from sleepc.verify.verify import verify_program
 
+        ids = self.some_tokens(text, tokens)
         if hash:
             self.checked = False
         self.check_bytes()
         original = self.load_original(against, progress)
         canonical = self.captured(progress, original)
-        ids = list(tokens) if tokens is not None else self.some_tokens(text)
         report = verify_program(
             self.graphs,
             canonical,
@@ -182,10 +183,15 @@ class Program:
             )
         self.checked = True
 
-    def some_tokens(self, text: str | None) -> list[int]:
-        """Those of `text`, or of a text that is on every machine; random ones where the model can read none."""
+    def some_tokens(self, text: str | None, tokens: Sequence[int] | None = None) -> list[int]:
+        """`tokens`, those of `text`, or of a text that is on every machine; random ones where the model can read none.
+
+        Raises UsageError for tokens that are not of this model.
+        """
         from sleepc.verify.texts import default_text, says_something
 
+        if tokens is not None:
+            return checked_tokens(tokens, self.graphs.vocab)
         if text is not None:
             return self.tokenizer().encode(text)
         words: Sequence[int] = range(self.graphs.vocab)
@@ -410,6 +416,7 @@ class Program:
         ops: str = "ort",
         ep: str = "cpu",
         text: str | None = None,
+        tokens: Sequence[int] | None = None,
         force: bool = False,
         progress: Progress = _silent,
     ) -> Exported:
@@ -417,15 +424,24 @@ class Program:
         check them: every weight by value, and what ONNX Runtime computes against the eager backend.
 
         `precision` (fp32, fp16, int8, int4) is that of linear maps and embeddings. `ops` "portable" uses plain
-        operators of opset 18 only, and `ep` is the execution provider that the files are for. `text` is read in the
-        checks and for perplexity.
+        operators of opset 18 only, and `ep` is the execution provider that the files are for. `text`, or `tokens`, are
+        read in the checks and for perplexity.
         Raises UsageError for options that do not fit or a `path` that exists (`force` replaces an export), SleepcError
         where a check fails.
         """
         from sleepc.exporting import export_program
 
         return export_program(
-            self, path, to=to, precision=precision, ops=ops, ep=ep, text=text, force=force, progress=progress
+            self,
+            path,
+            to=to,
+            precision=precision,
+            ops=ops,
+            ep=ep,
+            text=text,
+            tokens=tokens,
+            force=force,
+            progress=progress,
         )
 
     @contextmanager

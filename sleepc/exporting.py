@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ def export_program(
     ops: str,
     ep: str,
     text: str | None,
+    tokens: Sequence[int] | None,
     force: bool,
     progress: Progress,
 ) -> Exported:
@@ -52,15 +53,14 @@ def export_program(
     backend.style_of(**options)  # before any work
     target = _target(program, path, to)
     check_free(target, force=force, mark=MANIFEST)
+    read = program.some_tokens(text, tokens)
+    if len(read) < ENOUGH:
+        where = "--text" if tokens is None else "--tokens"
+        raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give {ENOUGH} tokens at least.")
     program.check_bytes()
-    tokens = program.some_tokens(text)
-    if len(tokens) < ENOUGH:
-        raise UsageError(
-            f"the text has {len(tokens)} tokens", where="--text", fix=f"Give one of {ENOUGH} tokens at least."
-        )
     with written_beside(target, force=force, mark=MANIFEST) as draft:
         manifest = backend.export(
-            program.graphs, draft, tokens=tokens, identity=program.identity, progress=progress, **options
+            program.graphs, draft, tokens=read, identity=program.identity, progress=progress, **options
         )
         folder = program.folder()
         if folder is not None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sleepc.cli.display import Display, err, out, print_json, size
-from sleepc.cli.options import Artifact
-from sleepc.cli.words import read_text
+from sleepc.cli.options import Artifact, TokenFile
+from sleepc.cli.words import read_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,17 +34,18 @@ def export(
     text: Annotated[
         Path | None, typer.Option(help="A text file to read in the checks; Python's help topics by default.")
     ] = None,
+    tokens: TokenFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write files that run without PyTorch, and check them: weights by value, and what a runtime computes with them."""
     from sleepc import api
 
     display = Display(err if as_json else out)
+    words, ids = read_options(text, tokens)
+    options: dict[str, Any] = {"to": to, "precision": precision, "ops": ops, "ep": ep, "text": words, "tokens": ids}
     program = api.load(artifact)
     with display.doing("export"):
-        exported = program.export(
-            output, to=to, precision=precision, ops=ops, ep=ep, text=read_text(text), force=force, progress=display
-        )
+        exported = program.export(output, **options, force=force, progress=display)
     if as_json:
         print_json({"output": str(exported.path), "report": exported.report, "seconds": exported.seconds})
     else:

@@ -16,6 +16,9 @@ TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the mos
 TopK = Annotated[int, typer.Option(min=0, help="Sample from so many most likely tokens; 0 is all.")]
 Seed = Annotated[int | None, typer.Option(help="Of the sampling.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")]
+TokenFile = Annotated[
+    Path | None, typer.Option("--tokens", help="A file of token ids to read instead of a text: 12 7 30 …")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[
     str | None, typer.Option(help="Run in this dtype: the artifact's own or a wider one (not with --backend onnx).")

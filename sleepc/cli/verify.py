@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sleepc.cli.display import Display, err, out, print_json
+from sleepc.cli.options import TokenFile
 from sleepc.cli.verify_export import is_export, verify_an_export
-from sleepc.cli.words import read_text
+from sleepc.cli.words import read_options
 
 if TYPE_CHECKING:
     from sleepc.verify.verify import VerifyReport
@@ -19,18 +20,20 @@ def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact directory, or an export's.")],
     against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
     text: Annotated[Path | None, typer.Option(help="A text file to read; Python's help topics by default.")] = None,
+    tokens: TokenFile = None,
     hashes: Annotated[bool, typer.Option("--hash", help="Check every tensor's bytes too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the invariants on real tokens, against the original model; exit 1 where one fails."""
+    words, ids = read_options(text, tokens)
     if is_export(artifact):
-        return verify_an_export(artifact, against, read_text(text), as_json)
+        return verify_an_export(artifact, against, words, ids, as_json)
     from sleepc import api
 
     display = Display(err)
     program = api.load(artifact)
     with display.doing("verify"):
-        report = program.verify(against=against, text=read_text(text), hash=hashes, progress=display)
+        report = program.verify(against=against, text=words, tokens=ids, hash=hashes, progress=display)
     if as_json:
         print_json(report.to_json())
     else:

@@ -11,6 +11,7 @@ import typer
 
 from sleepc.cli.display import Display, err, out, print_json
 from sleepc.errors import UsageError
+from sleepc.runtime.batch import checked_tokens
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.load import OnnxProgram
@@ -25,7 +26,9 @@ def is_export(path: Path) -> bool:
     return (path / EXPORT).is_file() and not (path / MANIFEST).is_file()
 
 
-def verify_an_export(path: Path, against: str | None, text: str | None, as_json: bool) -> None:
+def verify_an_export(
+    path: Path, against: str | None, text: str | None, tokens: list[int] | None, as_json: bool
+) -> None:
     """Print what was found; exit 1 where a check fails."""
     if against is not None:
         raise UsageError(
@@ -37,7 +40,7 @@ def verify_an_export(path: Path, against: str | None, text: str | None, as_json:
 
     display, program = Display(err), load(path)
     with display.doing("verify"):
-        report = verify_export(program, _tokens(program, text), display, _artifact(program))
+        report = verify_export(program, _tokens(program, text, tokens), display, _artifact(program))
     if as_json:
         print_json({**report.to_json(), "at_export": program.manifest.report})
     else:
@@ -48,8 +51,10 @@ def verify_an_export(path: Path, against: str | None, text: str | None, as_json:
         raise typer.Exit(1)
 
 
-def _tokens(program: OnnxProgram, text: str | None) -> list[int]:
-    """Those of a text; random ones where the model can read none."""
+def _tokens(program: OnnxProgram, text: str | None, tokens: list[int] | None) -> list[int]:
+    """Those given, or of a text; random ones where the model can read none."""
+    if tokens is not None:
+        return checked_tokens(tokens, program.manifest.vocab)
     if text is None and not (program.folder / "tokenizer.json").is_file():
         return np.random.default_rng(0).integers(0, program.manifest.vocab, 512).tolist()
     from sleepc.verify.texts import default_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -43,3 +44,28 @@ def check_words(text: str, source: str) -> str:
         f"{source} is not UTF-8 text: byte 0x{byte:02x} in line {line}",
         fix="Give UTF-8 text (iconv -f ENCODING -t UTF-8 turns other encodings into it).",
     )
+
+
+def read_options(text: Path | None, tokens: Path | None) -> tuple[str | None, list[int] | None]:
+    """What is to be read, from files: a text or token ids. Raises UsageError for both."""
+    if text is not None and tokens is not None:
+        raise UsageError("a text or tokens, not both", where="--text, --tokens", fix="Leave one of them out.")
+    return read_text(text), read_tokens(tokens)
+
+
+def read_tokens(path: Path | None) -> list[int] | None:
+    """The numbers in a file: whole ones, apart by spaces, lines or commas, with or without brackets around them.
+
+    Raises UsageError for anything else.
+    """
+    text = read_text(path)
+    if text is None:
+        return None
+    parts = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+    odd = next((part for part in parts if not re.fullmatch(r"\d{1,18}", part, re.ASCII)), None)
+    if odd is not None or not parts:
+        what = f"{odd[:40]!r} in it is no token id" if odd is not None else "it is empty"
+        raise UsageError(
+            f"cannot read tokens from {path}: {what}", where="--tokens", fix="Give whole numbers: 12 7 30."
+        )
+    return [int(part) for part in parts]

@@ -67,6 +67,14 @@ def pack(ids: Ids, mask: Mask | None, *, batch: int, vocab: int) -> Packed:
     return Packed(tokens, counts, columns)
 
 
+def checked_tokens(ids: Sequence[int], vocab: int) -> list[int]:
+    """The ids of one text. Raises UsageError for what is no token id of a vocabulary of so many words."""
+    if not len(ids):
+        return []
+    found: list[int] = pack([list(ids)], None, batch=1, vocab=vocab).tokens[0].tolist()
+    return found
+
+
 def row_mask(rows: Rows, batch: int) -> BoolArray:
     """Row indices, or a bool mask [B], as a bool mask [B]. Raises UsageError outside the batch."""
     given = np.asarray(rows)
