@@ -67,12 +67,14 @@ def calibrate(
 @contextmanager
 def _ended(work: Path) -> Iterator[None]:
     """Where it is broken off, say what is kept of it."""
-    from sleepc.train.layer_files import FINISHED
+    from sleepc.train.layer_files import FINISHED, forget
 
     try:
         yield
     except ENDS as end:
         done = len(list(work.glob(FINISHED)))
+        if not done and work.is_dir():
+            forget(work)
         kept = f"{counted(done, 'layer')} finished: the same command with --resume goes on from there"
         raise Ended(signal_of(end), kept if done else STARTS_ANEW) from None
 
