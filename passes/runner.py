@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sleepc.errors import SleepcError
 from sleepc.ir.check import check_graph
+from sleepc.ir.fit import check_fit
 from sleepc.ir.graph import graph_key
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
@@ -67,6 +68,8 @@ def check_program(program: ProgramGraphs, *, full: bool) -> None:
         return
     for graph in program.graphs():
         check_graph(graph, program.level, full=full)
+    if full and program.level == "STEP":
+        check_fit(program)
 
 
 def fingerprint(program: ProgramGraphs) -> tuple[object, ...]:

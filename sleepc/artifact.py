@@ -211,8 +211,12 @@ def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
         vocab=manifest.vocab,
         hidden=manifest.hidden,
     )
-    _check_layout(program)
-    check_program(program, full=True)
+    try:
+        _check_layout(program)
+        check_program(program, full=True)
+    except SleepcError as error:
+        where = ", ".join(part for part in (str(folder), error.where) if part)
+        raise SleepcError(error.what, where=where, fix=error.fix or RESTORE) from error
     return program, manifest
 
 
@@ -305,12 +309,13 @@ def _check_layout(program: ProgramGraphs) -> None:
         for graph in cls.graphs():
             if set(graph.ports("state")) - named:
                 raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
-    for graph in (program.embed, program.head):
-        unknown = (set(graph.ports("param")) | set(graph.ports("const"))) - set(program.params)
-        if unknown:
-            raise SleepcError(
-                f"{graph.name} reads parameters that are not there: {', '.join(sorted(unknown))}", fix=RESTORE
-            )
+    given = [program.loop.given] if program.loop else []
+    for graph in (program.embed, program.head, *given):
+        for key, node in {**graph.ports("param"), **graph.ports("const")}.items():
+            if key not in program.params:
+                raise SleepcError(f"{graph.name} reads a parameter {key} that is not there", fix=RESTORE)
+            if tuple(node.meta["type"].dims) != program.params[key].shape:
+                raise SleepcError(f"{graph.name} reads parameter {key} in another shape", fix=RESTORE)
 
 
 def verify_hashes(program: ProgramGraphs) -> Iterator[tuple[str, bool]]:

@@ -18,11 +18,16 @@ def read_json(path: Path, *, most: int, fix: str) -> Any:
     return parse_json(file.read(0, file.size), what=path.name, where=str(path), fix=fix)
 
 
-def parse_json(data: bytes | str, *, what: str, where: str, fix: str) -> Any:
-    """What a JSON text says. Raises SleepcError where it is none, or nested deeper than anything of ours."""
+def parse_json(data: bytes, *, what: str, where: str, fix: str) -> Any:
+    """What a JSON text says. Raises SleepcError where it is none, nested deeper than anything of ours, or holds texts
+    that no file can hold (half of a pair of surrogates).
+    """
     try:
-        return json.loads(data)
+        found = json.loads(data)
+        if b"\\u" in data:
+            json.dumps(found, ensure_ascii=False).encode()
     except ValueError as error:
         raise SleepcError(f"{what} is not JSON: {error}", where=where, fix=fix) from error
     except RecursionError as error:
         raise SleepcError(f"{what} is nested too deep", where=where, fix=fix) from error
+    return found

@@ -39,8 +39,8 @@ def written_beside(target: Path, *, force: bool, mark: str) -> Iterator[Path]:
         with _draft(target) as draft:
             yield draft
             _put(draft, target, force, mark)
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        if isinstance(error, SleepcError) or not _is_full(error):
             raise
         raise SleepcError(
             "the disk is full", where=str(target), fix="Nothing was written: free some space, or write elsewhere."
@@ -125,6 +125,13 @@ def _put_right(folder: Path) -> None:
                 if dead:
                     _remove(draft)
                     _say(f"removed {draft}, which a process that was killed had left")
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Did a full disk cause it? A library may have met another error while it cleaned up."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return error is not None and _is_full(error.__cause__ or error.__context__)
 
 
 def _is_of(path: Path, target: Path) -> bool:

@@ -17,6 +17,7 @@ import sleepc
 from sleepc.api import Program
 from sleepc.errors import SleepcError, UsageError
 from tests.cli.models import save_model
+from tests.test_full_disk import files_of
 
 TOKENS = [i * 7 % 61 for i in range(21)]
 
@@ -145,6 +146,9 @@ def test_the_original_is_replaced(models: tuple[Path, Path], tmp_path: Path) -> 
     with pytest.raises(SleepcError, match=r"model\.safetensors was replaced while it was open"):
         program.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with files_of((model / "model.safetensors").stat().st_size - 1), pytest.raises(SleepcError, match="full") as caught:
+        program.save(tmp_path / "out", standalone=True)
+    assert caught.value.where == str(tmp_path / "out"), "not the original"
     program.save(tmp_path / "out", standalone=True)
     assert close(logits(sleepc.load(tmp_path / "out")), before)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.functional import linear
 
 from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
 from sleepc.backends.eager.recurrence import Recurrence
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import TAKEN, ProgramGraphs, StateSpec
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
@@ -171,7 +172,7 @@ class EagerSteps:
         self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits
     ) -> tuple[FloatArray | None, State]:
         """See `Steps.wake`."""
-        with torch.set_grad_enabled(self.train):
+        with _told("wake"), torch.set_grad_enabled(self.train):
             out, state = self.wake_tensors(state, self._tensor(tokens), self._tensor(lengths), logits)
         if out is None:
             return None, state
@@ -180,7 +181,7 @@ class EagerSteps:
 
     def sleep(self, state: State, rows: BoolArray) -> State:
         """See `Steps.sleep`."""
-        with torch.set_grad_enabled(self.train):
+        with _told("sleep"), torch.set_grad_enabled(self.train):
             if rows.all():
                 return self.sleep_tensors(state)
             at = self._tensor(np.flatnonzero(rows))
@@ -220,6 +221,20 @@ class EagerSteps:
         """See `Steps.from_named_arrays`."""
         dtypes = {s.name: s.dtype for s in self.program.all_states()}
         return {name: _from_array(arrays[name], dtype).to(self.device) for name, dtype in dtypes.items()}
+
+
+@contextmanager
+def _told(step: str) -> Iterator[None]:
+    """An operator that cannot take what it is given, as it says so: types alone do not prove that it can."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) not in (IndexError, KeyError, RuntimeError, TypeError, ValueError):  # a full memory is another
+            raise
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise SleepcError(
+            f"the program cannot be run: {type(error).__name__}: {first}", where=step, fix="--debug shows the operator."
+        ) from error
 
 
 def mixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, low: torch.dtype | None = None) -> Tensor:

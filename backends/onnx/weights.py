@@ -82,7 +82,7 @@ class Weights:
     def _write(self, name: str, array: Array) -> ir.ExternalTensor:
         with (self.folder / FILE).open("ab") as file:
             offset = _aligned(file)
-            np.ascontiguousarray(array).tofile(file)
+            file.write(np.ascontiguousarray(array).data)  # not tofile, whose errors do not say that the disk is full
         kind = ir.DataType.from_numpy(array.dtype)
         return ir.ExternalTensor(
             FILE, offset, array.nbytes, kind, shape=ir.Shape(array.shape), name=name, base_dir=self.folder

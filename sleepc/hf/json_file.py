@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
+from sleepc.json_file import read_json
+
+MOST = 256 << 20  # bytes; vocabularies are large
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A file's JSON object; empty where there is no file. Raises UsageError for a file that is damaged."""
     if not path.is_file():
         return {}
+    fix = "Take it from the original model."
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError("it is no JSON object")
-    except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(
-            f"cannot read {path.name}: {error}", where=str(path), fix="Take it from the original model."
-        ) from error
+        data = read_json(path, most=MOST, fix=fix)
+    except SleepcError as error:
+        raise UsageError(f"cannot read {path.name}: {error.what}", where=str(path), fix=fix) from error
+    if not isinstance(data, dict):
+        raise UsageError(f"cannot read {path.name}: it is no JSON object", where=str(path), fix=fix)
     return data

@@ -78,6 +78,19 @@ def scaled(dim: Dim, factor: int) -> Dim:
     return format_dim(multiply(parse_dim(str(dim)), constant(factor)))
 
 
+def substituted(dim: Dim, name: str, value: int) -> Dim:
+    """A size with a number in the place of a name.
+
+    >>> substituted("B*T+T+10", "T", 8)
+    '8*B+18'
+    """
+    found: Polynomial = {}
+    for names, factor in parse_dim(str(dim)).items():
+        others = tuple(n for n in names if n != name)
+        found = add(found, {others: factor * value ** (len(names) - len(others))})
+    return format_dim(found)
+
+
 def _checked(value: Polynomial) -> Polynomial:
     """Without zeros; limits keep a hostile text from costing time or memory."""
     value = {m: c for m, c in value.items() if c}

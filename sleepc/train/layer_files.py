@@ -107,7 +107,7 @@ class LayerFiles:
 def _read(path: Path) -> _Finished:
     try:
         return _Finished.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError, RecursionError) as error:
         line = str(error).splitlines()[0]
         raise UsageError(f"cannot read {path}: {line}", where="--resume", fix="Leave --resume out.") from error
 

@@ -1,0 +1,100 @@
+"""Do the graphs of a program at level STEP fit each other? V30: what one reads another gives, or the program declares,
+in the same type. V31: a state is declared once, and keeps its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from sleepc.ir import dims
+from sleepc.ir.diagnose import InvalidProgram, fault
+from sleepc.ir.graph import Graph
+from sleepc.ir.program import BlockClass, ProgramGraphs, StateSpec
+from sleepc.ir.types import TensorType, Type
+
+Types = Mapping[str, Type]
+CALL = {"tokens": TensorType(torch.int64, ("B", "T")), "lengths": TensorType(torch.int64, ("B",))}
+LIVE = {"live": TensorType(torch.bool, ("B",))}  # in the passes of a loop: its memories have been written
+
+
+def check_fit(program: ProgramGraphs) -> None:
+    """Raise InvalidProgram, whose `code` is the broken rule, unless graphs, states and layout fit each other."""
+    _check_states(program)
+    counters = _types(program.states)
+    _reads(program.embed, CALL, counters)
+    values = _gives(program.embed, needed=("h",), may=counters)
+    _reads(program.head, values, {})
+    _gives(program.head, needed=("logits",), may={})
+    clock: Types = {}
+    if program.clock is not None:
+        _reads(program.clock, {}, counters)
+        clock = _gives(program.clock, needed=counters, may=counters)
+    given: Types = {}
+    if program.loop is not None:
+        _reads(program.loop.given, {}, _types(program.all_states()))
+        given = {**_gives(program.loop.given, needed=(), may={}), **LIVE}
+        hidden = f"{program.loop.end - 1}.hidden"
+        if hidden not in _types(program.all_states()):
+            raise InvalidProgram("V31", f"the loop needs a state {hidden}, which is not declared")
+    for cls in program.classes.values():
+        _check_class(cls, values, clock, given, program.window)
+
+
+def _check_class(cls: BlockClass, values: Types, clock: Types, given: Types, window: int) -> None:
+    own = _types(cls.states)
+    _reads(cls.wake, values, own)
+    after = _gives(cls.wake, needed=("h",), may=own)
+    if str(after["h"]) != str(values["h"]):
+        raise fault("V30", f"h is {after['h']} after the block and {values['h']} before it", cls.wake)
+    if cls.sleep is not None:
+        _reads(cls.sleep, clock, own)
+        _gives(cls.sleep, needed=(), may=own, others=False)
+    if cls.again is not None:
+        _reads(cls.again, {**given, "h": values["h"]}, own, tokens=window)
+        _gives(cls.again, needed=("h",), may=own)
+
+
+def _reads(graph: Graph, inputs: Types, states: Types, *, tokens: int | None = None) -> None:
+    """Is there what a graph reads? With `tokens` it runs on so many."""
+    for kind, there in (("input", inputs), ("state", states)):
+        for name, node in graph.ports(kind).items():  # type: ignore[arg-type]  # one of the kinds
+            found, read = there.get(name), node.meta["type"]
+            if found is None or _with(found, tokens) != _with(read, tokens):
+                what = f"{name} is read as {read}, and " + ("nothing gives it" if found is None else f"is {found}")
+                raise fault("V30", what, graph, node)
+
+
+def _with(type_: Type, tokens: int | None) -> str:
+    """The type's text, where T is a number."""
+    if tokens is None or not isinstance(type_, TensorType):
+        return str(type_)
+    return str(TensorType(type_.dtype, tuple(dims.substituted(dim, "T", tokens) for dim in type_.dims)))
+
+
+def _gives(graph: Graph, *, needed: Iterable[str], may: Types, others: bool = True) -> dict[str, Type]:
+    """What a graph gives beside states (`may`), whose types it keeps."""
+    found = {name: node.meta["type"] for name, node in graph.results().items()}
+    for name in needed:
+        if name not in found:
+            raise fault("V30", f"the graph gives no {name}", graph)
+    for name, type_ in found.items():
+        if name in may and str(type_) != str(may[name]):
+            raise fault("V31", f"state {name} is given as {type_}, and is {may[name]}", graph)
+        if name not in may and not others:
+            raise fault("V31", f"{name} is given, and is no state", graph)
+    return {name: type_ for name, type_ in found.items() if name not in may}
+
+
+def _check_states(program: ProgramGraphs) -> None:
+    names = [spec.name for spec in program.all_states()]
+    if len(set(names)) != len(names):
+        raise InvalidProgram("V31", "two states have one name")
+    for spec in program.all_states():
+        if spec.dims[0] != "B" or not all(isinstance(dim, int) for dim in spec.dims[1:]):
+            raise InvalidProgram("V31", f"state {spec.name} has dims {list(spec.dims)}: B, then numbers")
+
+
+def _types(specs: Iterable[StateSpec]) -> dict[str, Type]:
+    return {spec.name: spec.type() for spec in specs}

@@ -1,0 +1,220 @@
+"""Damaged files: every load ends in a SleepcError with its place, or works. Nothing of a file is run, nothing hangs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sleepc
+from sleepc.backends.onnx.load import load as load_export
+from sleepc.errors import SleepcError
+from sleepc.hf.tokenizer import load_tokenizer
+from sleepc.ir.tensorfile import TensorFile
+from sleepc.manifest import digest
+from sleepc.recipe_file import read_recipe
+from sleepc.runtime.steps import Steps
+from sleepc.train.adapter import read_adapter, write_adapter
+from sleepc.train.checkpoint import Standing, read_standing, write_checkpoint
+from tests.cli.models import save_model
+from tests.mutations import changed_bytes, changed_json, dumped
+from tests.runtime.test_state_file import edit
+
+IDS = list(range(20))
+TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
+ROUNDS = 300
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an artifact and its export, a state, an adapter, a checkpoint and a recipe."""
+    folder = tmp_path_factory.mktemp("made")
+    model = save_model(folder / "model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": "w58", "bos_token": {"content": "w57"}}))
+    (model / "generation_config.json").write_text('{"eos_token_id": [58, 59]}')
+    program = sleepc.convert(model, {"window": 8, "sinks": 2})
+    program.save(folder / "artifact", standalone=True)
+    program.export()
+    loop = {"window": 8, "sinks": 2, "consolidation": "recurrent", "passes": 2, "loop": "0:1"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nobody has trained it
+        sleepc.convert(model, loop).save(folder / "looped", standalone=True)
+    session = program.session()
+    session.feed(IDS)
+    session.save_state(folder / "state", {"chat": "x"})
+    write_adapter(folder / "adapter", program, [], {})
+    new = {key: param.materialise() for key, param in program.graphs.params.items() if param.new}
+    write_checkpoint(folder / "work", Standing(step=3, tokens=9, run={"lr": 0.1, "stages": "distil"}), new, [])
+    (folder / "recipe.yaml").write_text("window: 8\nsinks: 2\noverrides:\n- layers: '0'\n  window: 4\n")
+    return folder
+
+
+def run_artifact(place: Path) -> None:
+    program = sleepc.load(place / "artifact")
+    tokenizer = program.tokenizer()
+    program.session(2).feed([IDS, tokenizer.encode("w1 w2 w3")])
+    assert all(type(i) is int for i in tokenizer.eos_ids)
+    if tokenizer.template() is not None:
+        tokenizer.chat([{"role": "user", "content": "w1"}])
+
+
+def run_looped(place: Path) -> None:
+    sleepc.load(place / "looped").session().feed(IDS)
+
+
+def run_tokenizer(place: Path) -> None:
+    """Only what reads it: the rest is slower."""
+    tokenizer = load_tokenizer(place / "artifact")
+    tokenizer.decode(tokenizer.encode("w1 w2 w3"))
+    assert all(type(i) is int for i in tokenizer.eos_ids)
+    if tokenizer.template() is not None:
+        tokenizer.chat([{"role": "user", "content": "w1"}])
+
+
+def run_export(place: Path) -> None:
+    load_export(place / "artifact" / "onnx").session().feed(IDS)
+
+
+def run_state(place: Path) -> None:
+    from sleepc.runtime.session import Session
+    from sleepc.runtime.state_file import read_note
+
+    session = Session(steps_of(place), identity=json.loads((place / "identity").read_text()))
+    read_note(place / "state", "chat")
+    session.load_state(place / "state")
+    session.feed(IDS)
+
+
+STEPS: dict[Path, Steps] = {}
+
+
+def steps_of(place: Path) -> Steps:
+    """Loaded once: only the state is damaged."""
+    if place not in STEPS:
+        program = sleepc.load(place / "artifact")
+        STEPS[place] = program.steps()
+        (place / "identity").write_text(json.dumps(program.identity))
+    return STEPS[place]
+
+
+def run_checkpoint(place: Path) -> None:
+    path = place / "work" / "step-00000003"
+    read_standing(path)
+    file = TensorFile(path / "state.safetensors")
+    for name in file.tensors:
+        file.map(name).sum()
+
+
+TARGETS: dict[str, Callable[[Path], Any]] = {
+    "artifact/sleepc.json": run_artifact,
+    "artifact/program/head.txt": run_artifact,
+    "artifact/program/clock.txt": run_artifact,
+    "artifact/program/embed.txt": run_artifact,
+    "artifact/program/block.0.txt": run_artifact,
+    "artifact/program/block.0.sleep.txt": run_artifact,
+    "looped/sleepc.json": run_looped,
+    "looped/program/again.txt": run_looped,
+    "artifact/new.safetensors": run_artifact,
+    "artifact/source-00002.safetensors": run_artifact,
+    "artifact/tokenizer.json": run_tokenizer,
+    "artifact/tokenizer_config.json": run_tokenizer,
+    "artifact/generation_config.json": run_tokenizer,
+    "artifact/config.json": run_tokenizer,
+    "artifact/chat_template.jinja": run_tokenizer,
+    "artifact/onnx/onnx.json": run_export,
+    "artifact/onnx/wake.onnx": run_export,
+    "artifact/onnx/weights.bin": run_export,
+    "state": run_state,
+    "adapter": lambda place: read_adapter(place / "adapter"),
+    "recipe.yaml": lambda place: read_recipe(place / "recipe.yaml"),
+    "work/step-00000003/state.json": run_checkpoint,
+    "work/step-00000003/state.safetensors": run_checkpoint,
+}
+WITH_HASHES = [
+    *("state", "artifact/onnx/onnx.json", "artifact/new.safetensors"),
+    *(name for name in TARGETS if "program/" in name or name.endswith("sleepc.json")),
+]
+AS_JSON = [name for name in TARGETS if name.endswith(".json")]
+
+
+def seal(place: Path, name: str) -> None:
+    """Make all hashes right again, as who damages on purpose would."""
+    path = place / name
+    if path.name in ("sleepc.json", "onnx.json"):
+        seal_json(path, lambda data: None)
+    elif "/program/" in name:
+        sha256, manifest = hashlib.sha256(path.read_bytes()).hexdigest(), path.parents[1] / "sleepc.json"
+        seal_json(manifest, lambda data: [graph.update(sha256=sha256) for graph in graphs_of(data, path.name)])
+    elif path.suffix == ".safetensors":
+        seal_json(path.parent / "sleepc.json", lambda data: seal_weights(path, data))
+    elif name == "state":
+        edit(path, lambda header: None)
+
+
+def graphs_of(data: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The entries of a manifest for a graph's file."""
+    if isinstance(data, dict):
+        if data.get("file") == f"program/{name}":
+            yield data
+        for value in data.values():
+            yield from graphs_of(value, name)
+
+
+def seal_weights(path: Path, data: dict[str, Any]) -> None:
+    file = TensorFile(path)
+    number = next(i for i, entry in enumerate(data["files"]) if entry["path"] == path.name)
+    data["files"][number] |= {"size": file.size, "header_sha256": file.header_sha256}
+    for entry in data["params"].values():
+        if entry["file"] == number and entry["tensor"] in file.tensors:
+            entry["sha256"] = file.sha256(entry["tensor"])
+
+
+def seal_json(path: Path, change: Callable[[Any], object]) -> None:
+    data = json.loads(path.read_bytes())
+    change(data)
+    path.write_bytes(dumped({**data, "sha256": digest(data)}))
+
+
+def survives(place: Path, name: str, run: Callable[[Path], Any]) -> bool:
+    """Run it: does it work? Any error that is not ours comes out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            run(place)
+        except SleepcError:
+            return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "sealed"), [*((name, False) for name in TARGETS), *((name, True) for name in WITH_HASHES)]
+)
+def test_random_damage(made: Path, tmp_path: Path, name: str, sealed: bool) -> None:
+    place = shutil.copytree(made, tmp_path / "place")
+    run, rng = TARGETS[name], random.Random(f"{name} {sealed}")
+    assert survives(place, name, run), "undamaged"
+    before = {path: (place / path).read_bytes() for path in (name, "artifact/sleepc.json", "looped/sleepc.json")}
+    original = json.loads(before[name]) if name in AS_JSON else None
+    worked = 0
+    for _ in range(ROUNDS):
+        by_value = name in AS_JSON and (sealed or rng.random() < 0.5)
+        damaged = dumped(changed_json(original, rng)) if by_value else changed_bytes(before[name], rng)
+        (place / name).write_bytes(damaged)
+        if sealed:
+            with suppress(Exception):  # or it is as it is
+                seal(place, name)
+        worked += survives(place, name, run)
+        for path, data in before.items():
+            (place / path).write_bytes(data)
+    assert worked < ROUNDS
