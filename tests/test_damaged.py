@@ -25,9 +25,10 @@ from sleepc.runtime.steps import Steps
 from sleepc.train.adapter import read_adapter, write_adapter
 from sleepc.train.checkpoint import Standing, read_standing, write_checkpoint
 from tests.cli.models import save_model
-from tests.mutations import changed_bytes, changed_json, dumped
+from tests.mutations import DEEP, changed_bytes, changed_json, dumped
 from tests.runtime.test_state_file import edit
 
+Damage = Callable[[Path], object]
 IDS = list(range(20))
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 ROUNDS = 300
@@ -195,8 +196,89 @@ def survives(place: Path, name: str, run: Callable[[Path], Any]) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an artifact alone."""
+    folder = tmp_path_factory.mktemp("small")
+    sleepc.convert(save_model(folder / "model"), {"window": 8, "sinks": 2}).save(folder / "artifact", standalone=True)
+    return folder
+
+
+def bytes_of(name: str, data: bytes) -> Damage:
+    return lambda place: (place / "artifact" / name).write_bytes(data)
+
+
+def put_graph(name: str, old: bytes, new: bytes) -> Damage:
+    """Other text in a graph, its hash made right."""
+
+    def damage(place: Path) -> None:
+        path = place / "artifact" / "program" / f"{name}.txt"
+        text = path.read_bytes()
+        assert old in text
+        path.write_bytes(text.replace(old, new))
+        seal(place, f"artifact/program/{name}.txt")
+
+    return damage
+
+
+def put_manifest(change: Callable[[Any], object]) -> Damage:
+    """Another manifest, its hash made right."""
+    return lambda place: seal_json(place / "artifact" / "sleepc.json", change)
+
+
+def states(data: Any) -> list[Any]:
+    return data["states"]  # type: ignore[no-any-return]
+
+
+def block_states(data: Any) -> list[Any]:
+    return data["classes"]["block.0"]["states"]  # type: ignore[no-any-return]
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "deep lists": (bytes_of("sleepc.json", DEEP.encode()), r"sleepc\.json is nested too deep"),
+    "deep objects": (
+        bytes_of("sleepc.json", b'{"report":' * 9000 + b"1" + b"}" * 9000),
+        r"sleepc\.json is nested too deep",
+    ),
+    "half a surrogate": (bytes_of("sleepc.json", b'{"x": "\\ud800"}'), r"sleepc\.json is not JSON"),
+    "no UTF-8": (bytes_of("sleepc.json", b'{"\xff": 1}'), r"sleepc\.json is not JSON"),
+    "a text of a graph that is no UTF-8": (put_graph("head", b"logits", b"log\xffits"), r"head\.txt is not UTF-8"),
+    "an input that nothing gives": (put_graph("block.0", b'input "live"', b'input "alive"'), "V30: alive is read"),
+    "a state that is not declared": (put_graph("clock", b'state "since"', b'state "hence"'), "V30: hence is read"),
+    "a result that is missing": (put_graph("head", b'"logits"=', b'"loggits"='), "V30: the graph gives no logits"),
+    "a result that is no state": (put_graph("block.0.sleep", b'"S"=', b'"SS"='), "V31: SS is given, and is no state"),
+    "a parameter that is not there": (put_graph("head", b'param "', b'param "x'), "reads a parameter x"),
+    "a state twice": (put_manifest(lambda d: states(d).append(states(d)[0])), "V31: two states have one name"),
+    "a state without rows": (
+        put_manifest(lambda d: block_states(d)[0].update(dims=[2, 10, 8])),
+        "V31.*B, then numbers",
+    ),
+    "a state of two kinds of rows": (
+        put_manifest(lambda d: block_states(d)[0].update(dims=["B", "B", 8])),
+        "V31.*B, then numbers",
+    ),
+    "a state of another size": (
+        put_manifest(lambda d: block_states(d)[0].update(dims=["B", 2, 11, 8])),
+        "V30: k is read",
+    ),
+    "a state of another dtype": (put_manifest(lambda d: states(d)[0].update(dtype="f32")), "V30: position is read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_that_hashes_do_not_show(small: Path, tmp_path: Path, name: str) -> None:
+    """Each is refused when it is loaded, with the file or the graph."""
+    place = shutil.copytree(small, tmp_path / "place")
+    damage, words = DAMAGES[name]
+    damage(place)
+    with pytest.raises(SleepcError, match=f"(?s){words}") as caught:
+        sleepc.load(place / "artifact")
+    assert str(place) in caught.value.where
+    assert caught.value.fix
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("name", "sealed"), [*((name, False) for name in TARGETS), *((name, True) for name in WITH_HASHES)]
 )
