@@ -56,7 +56,8 @@ def _tokens(program: OnnxProgram, text: str | None, tokens: list[int] | None) ->
     if tokens is not None:
         return checked_tokens(tokens, program.manifest.vocab)
     if text is None and not (program.folder / "tokenizer.json").is_file():
-        return np.random.default_rng(0).integers(0, program.manifest.vocab, 512).tolist()
+        random = np.random.default_rng(0)
+        return [int(token) for token in random.integers(0, program.manifest.vocab, 512)]
     from sleepc.verify.texts import default_text
 
     found = program.tokenizer().encode(default_text() if text is None else text)

@@ -149,8 +149,13 @@ def test_any_changed_byte_is_noticed(saved: Path) -> None:
 
 def test_a_checksum_that_is_wrong_or_gone(saved: Path) -> None:
     whole = saved.read_bytes()
-    for change in ({"sha256": "0" * 64}, {"sha256": ""}, {"note.x": "more"}):
-        edit(saved, lambda h, c=change: h["__metadata__"].update(c), seal=False)
+    changes: list[Callable[[Header], object]] = [
+        lambda h: h["__metadata__"].update(sha256="0" * 64),
+        lambda h: h["__metadata__"].update(sha256=""),
+        lambda h: h["__metadata__"].update({"note.x": "more"}),
+    ]
+    for change in changes:
+        edit(saved, change, seal=False)
         refused(saved, "damaged after it was written")
         saved.write_bytes(whole)
     edit(saved, lambda h: h["__metadata__"].pop("sha256"), seal=False)
