@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sleepc
 from sleepc.backends.onnx.load import load as load_export
@@ -35,7 +36,7 @@ ROUNDS = 300
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with an artifact and its export, a state, an adapter, a checkpoint and a recipe."""
     folder = tmp_path_factory.mktemp("made")
     model = save_model(folder / "model")
@@ -56,7 +57,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     new = {key: param.materialise() for key, param in program.graphs.params.items() if param.new}
     write_checkpoint(folder / "work", Standing(step=3, tokens=9, run={"lr": 0.1, "stages": "distil"}), new, [])
     (folder / "recipe.yaml").write_text("window: 8\nsinks: 2\noverrides:\n- layers: '0'\n  window: 4\n")
-    return folder
+    yield folder
+    torch.set_flush_denormal(False)  # ONNX Runtime's sessions leave it on in this thread
 
 
 def run_artifact(place: Path) -> None:
