@@ -63,9 +63,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
         line = f"line {place.line + 1}: " if place else ""
         what = getattr(error, "problem", None) or "not YAML"
         raise UsageError(f"{line}{what}", where=str(path), fix=_for_what_it_is(path, text)) from None
-    except RecursionError:
-        fix = "Write one `option: value` on a line."
-        raise UsageError("the recipe is nested too deep", where=str(path), fix=fix) from None
     if options is None:
         fix = "Write one `option: value` on a line, or leave --recipe out for the defaults."
         raise UsageError("the recipe gives no option", where=str(path), fix=fix)
