@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -147,6 +148,30 @@ def test_a_model_without_a_template(artifact: Path, tmp_path: Path, capsys: pyte
         code, _, told = run_here(capsys, "run", bare, "w1", *options)
         assert code == 2
         assert "no chat template" in told
+
+
+@pytest.mark.parametrize("place", ["generation_config", "config", "list", "text_config", "tokenizer"])
+def test_an_answer_ends_where_that_of_transformers_ends(run: Run, artifact: Path, tmp_path: Path, place: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    said = run("w1 w2", "--no-chat", "--max-tokens", 5)["tokens"]
+    end = said[3]
+    copy = shutil.copytree(artifact, tmp_path / "copy")
+    files: dict[str, dict[str, Any]] = {
+        "generation_config": {"generation_config.json": {"eos_token_id": end}},
+        "config": {"config.json": {"eos_token_id": end}, "generation_config.json": {"do_sample": False}},
+        "list": {"generation_config.json": {"eos_token_id": [60, end]}},
+        "text_config": {"config.json": {"eos_token_id": None, "text_config": {"eos_token_id": end}}},
+        "tokenizer": {"tokenizer_config.json": {**CONFIG, "eos_token": f"w{end}"}},
+    }
+    for name in ("generation_config.json", "config.json"):  # else an end would stand there as well
+        (copy / name).write_text("{}")
+    for name, data in files[place].items():
+        (copy / name).write_text(json.dumps(data))
+    model = AutoModelForCausalLM.from_pretrained(artifact.parent / "model", local_files_only=True)
+    ids = torch.tensor([[55, 1, 2]])
+    theirs = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=[60, end], pad_token_id=0)[0, 3:]
+    assert theirs.tolist() == [*run("w1 w2", "--no-chat", "--max-tokens", 5, target=copy)["tokens"], end]
 
 
 # ----------------------------------------------------------------------------------------------- going on
