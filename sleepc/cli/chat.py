@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from sleepc.cli.display import Display, counted, err, number, size, sleeps
+from sleepc.cli.display import Display, counted, err, number, size, sleeps, visible
 from sleepc.cli.ending import REQUESTS, Ended, stopping
 from sleepc.cli.options import (
     Artifact,
@@ -47,7 +47,8 @@ HELP = """\
 /stats            tokens, sleeps, speed, and what memory they take
 /reset            begin again
 /exit             leave (also Ctrl-D)
-A line that ends with \\ goes on in the next one; a space before a / sends it to the model. Ctrl-C stops an answer."""
+A line that ends with \\ goes on in the next one, and lines that are pasted are one message;
+a space before a / sends it to the model. Ctrl-C stops an answer."""
 
 
 def chat(
@@ -155,7 +156,7 @@ class Talk:
 
     def tell(self, text: str) -> None:
         """A remark on stderr, dim on a terminal."""
-        err.print(Text(text, style="dim"))
+        err.print(Text(visible(text), style="dim"))
 
     def run(self) -> None:
         """Messages and commands until the end of the input, /exit, or Ctrl-C twice."""
@@ -182,17 +183,17 @@ class Talk:
         try:
             with stopping() as stopped:
                 check_words(line, "the message")
-                if line.startswith("/"):
+                if line.startswith("/") and "\n" not in line:  # lines that were pasted are a message
                     self._command(line)
                 elif line.strip():
                     self._answer(line, stopped)
             if stopped() in REQUESTS:
                 raise Ended(stopped(), "")
         except SleepcError as error:
-            place = f" ({error.where})" if error.where else ""
-            err.print(Text(f"error: {error.what}{place}"))
-            for more in error.fix.splitlines():
-                err.print(Text(f"       {more}"))
+            what, where, fix = error.on_command_line
+            err.print(Text(visible(f"error: {what}{f' ({where})' if where else ''}")))
+            for more in fix.splitlines():
+                err.print(Text(visible(f"       {more}")))
 
     # -- answers ---------------------------------------------------------------------------------
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.status import Status
 
 # Into a file or a pipe, tables are as wide as they need: there is no screen to fit.
 WIDE = 240
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# NO_COLOR (no-color.org): no escape codes for colours, and none for bold or dim.
+COLOURS: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE, color_system=COLOURS)
+err = Console(stderr=True, highlight=False, soft_wrap=True, color_system=COLOURS)
 
 
 class Display:
@@ -83,6 +86,13 @@ def visible(text: str) -> str:
     'a␛[31mb\\tc\\\\x9bd\\n'
     """
     return text.translate(_VISIBLE)
+
+
+def write_words(text: str) -> None:
+    """A model's words on stdout, at once: as they are into a file or a pipe, and `visible` on a terminal."""
+    if text:
+        sys.stdout.write(visible(text) if out.is_terminal else text)
+        sys.stdout.flush()
 
 
 def size(count: float) -> str:

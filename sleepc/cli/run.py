@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from sleepc.cli.display import counted, err, number, print_json, size, sleeps
+from sleepc.cli.display import counted, err, number, print_json, size, sleeps, write_words
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
 from sleepc.cli.options import (
     Artifact,
@@ -258,9 +258,8 @@ class Answer:
 
     def _emit(self, piece: str) -> None:
         self.text += piece
-        if piece and not self.quiet:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        if not self.quiet:
+            write_words(piece)
 
     def figures(self, session: Session) -> dict[str, float | int]:
         """What `--stats` tells, as data."""

@@ -6,7 +6,7 @@ import sys
 
 from rich.text import Text
 
-from sleepc.cli.display import err, out, sleeps
+from sleepc.cli.display import err, out, sleeps, write_words
 from sleepc.cli.words import settle_input
 
 
@@ -37,7 +37,7 @@ class Marks:
 
     def write(self, piece: str) -> None:
         """Write a piece of text; a mark goes before its first space, or before the answer."""
-        if self.waiting and out.is_terminal:
+        if piece and self.waiting and out.is_terminal:  # a message that is being read has no words: one mark for it
             at = 0 if not self.begun else next((i for i, c in enumerate(piece) if c.isspace()), -1)
             if at >= 0:
                 self._put(piece[:at])
@@ -56,8 +56,7 @@ class Marks:
 
     def _put(self, text: str) -> None:
         if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            write_words(text)
             self.begun = True
 
     def _mark(self) -> None:
@@ -74,9 +73,11 @@ class Lines:
         settle_input()
         if self.terminal:
             try:
-                import readline  # noqa: F401  # gives input() its history and keys
+                import readline  # gives input() its history and keys
             except ImportError:  # not on every system; input() works without
                 return
+            if "libedit" not in (readline.__doc__ or ""):
+                readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
 
     def read(self) -> str | None:
         """The next message, lines that end with a backslash joined with the next; None at the end of the input."""

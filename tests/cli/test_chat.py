@@ -382,7 +382,7 @@ def test_on_a_terminal(terminal: Callable[..., Terminal], talk: Talk) -> None:
     chat.send("w3\n")
     shown = chat.wait(r"\n([^\n]*w\d+[^\n]*)\r\n[^\n]*cut off")[1]
     assert "\x1b[2m · sleep\x1b[0m w" in shown, "dim, and between words"
-    words = re.sub(r"\x1b\[[\d;]*m| ?· (\d+ )?sleeps? ?", "", shown)
+    words = re.sub(r"\x1b\[[?\d;]*[a-z]| ?· (\d+ )?sleeps? ?", "", shown)
     assert words.split() == talk("w1 w2 w3", options=("--max-tokens", 12))[0][0].split()
     chat.wait("> ")
     chat.send("\x1b[A\r")  # the history's last line, w3
@@ -398,3 +398,78 @@ def test_on_a_terminal(terminal: Callable[..., Terminal], talk: Talk) -> None:
     chat.interrupt()
     assert chat.end() == 0
     assert "Traceback" not in chat.text
+
+
+def test_pasted_lines_are_one_message(terminal: Callable[..., Terminal], talk: Talk) -> None:
+    chat = terminal("--max-tokens", 9)
+    chat.wait("> $")
+    chat.send("\x1b[200~w1 w2\n/undo\nw3\x1b[201~\r")
+    shown = chat.wait(r"\n([^\n]*w\d+[^\n]*)\r\n[^\n]*cut off")[1]
+    words = re.sub(r"\x1b\[[?\d;]*[a-z]| ?· (\d+ )?sleeps? ?", "", shown)
+    assert words.split() == talk("w1 w2\\", "/undo\\", "w3", options=("--max-tokens", 9))[0][0].split()
+    chat.wait("> $")
+    chat.send("/stats\r")
+    chat.wait("1 turn, ")
+    chat.send("\x04")
+    assert chat.end() == 0
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_of_a_model_are_shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from sleepc.cli import display
+    from sleepc.cli import terminal as module
+    from sleepc.cli.run import Answer
+
+    said = "w1 \x1b]0;title\x07\x1b[2J\r\x7f\x9b31m\ttab\né😀"
+    wanted = "w1 ␛]0;title␇␛[2J␍␡\\x9b31m\ttab\né😀" if terminal else said
+    for write in ("chat", "run"):
+        screen = _Screen()
+        monkeypatch.setattr(sys, "stdout", screen)
+        console = Console(file=screen, force_terminal=terminal)
+        monkeypatch.setattr(display, "out", console)
+        monkeypatch.setattr(module, "out", console)
+        if write == "chat":
+            module.Marks().write(said)
+        else:
+            answer = object.__new__(Answer)
+            answer.text, answer.quiet = "", False
+            answer._emit(said)
+        assert screen.getvalue() == wanted
+
+
+def test_a_long_message_has_one_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from sleepc.cli import display
+    from sleepc.cli import terminal as module
+
+    screen = _Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    console = Console(file=screen, force_terminal=True, color_system=None)
+    monkeypatch.setattr(display, "out", console)
+    monkeypatch.setattr(module, "out", console)
+    marks = module.Marks()
+    marks.begin()
+    for piece in ("", "", "", "w1", " w2"):
+        marks.add()
+        marks.write(piece)
+    marks.end()
+    assert screen.getvalue() == "· 4 sleeps w1 · sleep w2\n"
+
+
+def test_no_color_means_no_codes() -> None:
+    code = "from sleepc.cli.display import err, out; out.print('[red]x[/] [dim]y[/]'); err.print('[bold]z[/]')"
+    inside, outside = pty.openpty()
+    for value, coloured in (("1", False), ("", True)):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "NO_COLOR": value}
+        subprocess.run([sys.executable, "-c", code], env=environment, stdout=outside, stderr=outside, check=True)
+        assert (b"\x1b" in os.read(inside, 1 << 16)) == coloured
+    os.close(inside)
+    os.close(outside)
