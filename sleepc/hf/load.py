@@ -78,7 +78,7 @@ def _config(checkpoint: Checkpoint) -> Any:
             where=str(checkpoint.folder),
             fix="Fetch the model again, as transformers saves it.",
         )
-    if "auto_map" in checkpoint.config and kind not in transformers.CONFIG_MAPPING:
+    if checkpoint.config.get("auto_map") is not None and kind not in transformers.CONFIG_MAPPING:
         raise _own_code(checkpoint)
     _check_dtypes(checkpoint.config, checkpoint.folder)
     try:

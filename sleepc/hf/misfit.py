@@ -18,6 +18,7 @@ WRAPPERS = {
     "_fsdp_wrapped_module.": "FSDP",
     "_checkpoint_wrapped_module.": "activation checkpointing",
     "base_model.model.": "peft",
+    "base_layer.": "peft",
 }
 FIRST = 3  # names that a message shows
 

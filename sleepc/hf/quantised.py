@@ -41,8 +41,9 @@ def _sayings(config: dict[str, Any], place: str) -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if key in SAYING and value:
             yield place + key, value
-        elif isinstance(value, dict):
-            yield from _sayings(value, f"{place}{key}.")
+        for inner in value if isinstance(value, list) else [value]:
+            if key not in SAYING and isinstance(inner, dict):
+                yield from _sayings(inner, f"{place}{key}.")
 
 
 def _method(found: Any) -> str:

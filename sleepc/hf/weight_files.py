@@ -85,7 +85,7 @@ def adapter_base(folder: Path) -> str | None:
         return None
     try:
         found = json.loads(path.read_text())
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return "an unknown model"  # the adapter is not applied, whatever stands there
     base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
     return str(base) if base else "an unknown model"

@@ -174,6 +174,11 @@ def test_names_with_a_wrapper_in_the_middle(copy: Callable[..., Path]) -> None:
         load(copy("llama", renamed("layers.1.", "layers.1._orig_mod.")))
 
 
+def test_names_that_an_adapter_left(copy: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"'base_layer\.' in them, as peft leaves it"):
+        load(copy("llama", renamed("q_proj.", "q_proj.base_layer.")))
+
+
 def test_nothing_is_drawn_for_a_whole_model_that_is_missing(
     copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +291,7 @@ def test_a_file_beside_names_the_way_and_decides_nothing(copy: Callable[..., Pat
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, r"fp8, says text_config\.quant"),
         ({"a": {"b": {"compression_config": {"format": "x"}}}}, r"unknown, says a\.b\.compression_config"),
         ({"quantization_config": {"quant_algo": "NVFP4"}}, "NVFP4"),
+        ({"parts": [{"quantization_config": {"quant_method": "awq"}}]}, r"awq, says parts\.quantization_config"),
     ],
 )
 def test_a_configuration_that_says_quantised_anywhere(
@@ -426,7 +432,11 @@ def test_an_adapter_beside_a_model_is_said_not_to_be_applied(copy: Callable[...,
 
 
 @pytest.mark.parametrize("with_config", [True, False])
-@pytest.mark.parametrize(("said", "base"), [('{"base_model_name_or_path": "org/base"}', "org/base"), ("{", "unknown")])
+@pytest.mark.parametrize(
+    ("said", "base"),
+    [('{"base_model_name_or_path": "org/base"}', "org/base"), ("{", "unknown"), ("[" * 100_000, "unknown")],
+    ids=["named", "damaged", "deep"],
+)
 def test_an_adapter_alone(copy: Callable[..., Path], with_config: bool, said: str, base: str) -> None:
     folder = copy()
     (folder / FILE).rename(folder / "adapter_model.safetensors")
