@@ -51,8 +51,8 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
 def module_of(name: str) -> nn.Module:
     if name in MORE:
         config, model, options = MORE[name]
-        with mock.patch.dict(OTHERS, {name: (config, model, {**SMALL, **SPECIAL, **MIXED, **options})}):
-            return make_module(name)
+        with mock.patch.dict(OTHERS, {f"mixed {name}": (config, model, {**SMALL, **SPECIAL, **MIXED, **options})}):
+            return make_module(f"mixed {name}")
     changes: dict[str, Any] = {"attention_chunk_size": OWN} if name == "llama4" else MIXED
     return make_module(name, **changes)
 
