@@ -101,6 +101,16 @@ def _sleep(recipe: Recipe, blocks: int) -> str:
     return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"
 
 
+def first_emptied(program: ProgramGraphs, recipe: Recipe) -> int | None:
+    """After how many tokens a sleep first empties the window, since the next one would pass the model's last position;
+    None where that never happens, or every sleep does so.
+    """
+    limit, window = program.max_positions, recipe.window
+    if limit is None or recipe.eviction == "hard" or recipe.last_position == "renumber":
+        return None
+    return (max(limit - window, 0) // window + 1) * window
+
+
 def new_parameters(program: ProgramGraphs) -> int:
     """How many numbers the conversion added."""
     return sum(prod(p.shape) for p in program.params.values() if p.new)

@@ -216,6 +216,8 @@ def _check(display: Display, program: Program) -> tuple[bool, dict[str, Any]]:
 
 
 def _tell_saved(display: Display, program: Program, seen: Inspection, output: Path, standalone: bool) -> None:
+    from sleepc.inspection import first_emptied
+
     added = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     weights = (
         "weights copied"
@@ -228,4 +230,11 @@ def _tell_saved(display: Display, program: Program, seen: Inspection, output: Pa
         "",
         f"state per sequence {size(seen.state_bytes)} at any length   (KV cache: {cache}; breaks even at {seen.break_even} tokens)",
     )
+    emptied = first_emptied(program.graphs, program.recipe)
+    if emptied is not None:
+        display.leave(
+            "",
+            f"near the model's last position ({number(program.graphs.max_positions or 0)}) a sleep empties the window, first "
+            f"after {number(emptied)} tokens; rotary positions can go on: --last-position renumber (docs/recipes.md)",
+        )
     display.leave("next", f'sleepc run {output} "…"   ·   sleepc verify {output}   ·   sleepc inspect {output}')

@@ -269,6 +269,7 @@ class Answer:
             "tokens_read": session.stats.tokens_read,
             "tokens_generated": len(self.tokens),
             "sleeps": session.stats.sleeps,
+            "windows_emptied": session.stats.emptied,
             **({} if passes is None else {"passes_per_sleep": passes}),
             "sleeps_while_answering": self.sleeps_answering,
             "ms_per_token": 1e3 * gaps[len(gaps) // 2],
@@ -285,6 +286,11 @@ class Answer:
             f"{counted(int(f['tokens_read']), 'token')} read in {f['reading_seconds']:.1f} s · {sleeps(int(f['sleeps']))}{passes} · "
             f"state {size(f['state_bytes'])}"
         )
+        if f["windows_emptied"]:
+            err.print(
+                f"the window was emptied at {number(int(f['windows_emptied']))} of these sleeps, and positions began again "
+                "(docs/recipes.md: eviction, last_position)"
+            )
         err.print(
             f"{counted(int(f['tokens_generated']), 'token')} · {f['ms_per_token']:.0f} ms/token (p99 {f['ms_per_token_p99']:.0f} ms) · "
             f"{sleeps(int(f['sleeps_while_answering']))} while answering"

@@ -34,7 +34,8 @@ LAST, KNOWN = "session.logits", "session.known"  # beside the backend's arrays i
 @dataclass
 class Stats:
     """What a session has done; `seconds` are those spent in the backend, a sleep is one row's. `passes` are those of
-    all sleeps together, 0 where sleeps run no block again.
+    all sleeps together, 0 where sleeps run no block again; `emptied` counts the sleeps after which positions began
+    again, since all but the sinks left the window.
     """
 
     state_bytes: int
@@ -42,6 +43,7 @@ class Stats:
     tokens_generated: int = 0
     sleeps: int = 0
     passes: int = 0
+    emptied: int = 0
     seconds: float = 0.0
 
     @property
@@ -340,9 +342,11 @@ class Session:
         if not len(slept):
             return slept
         start = time.perf_counter()
+        before = self.steps.positions(self._state)
         self._state = self.steps.sleep(self._state, rows)
         self._stats.seconds += time.perf_counter() - start
         self._stats.sleeps += len(slept)
+        self._stats.emptied += int((self.steps.positions(self._state) < before).sum())
         taken = self.steps.passes_taken(self._state)
         self._stats.passes += 0 if taken is None else int(taken[slept].sum())
         self._since = np.where(rows, 0, self._since)

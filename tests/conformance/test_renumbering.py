@@ -13,6 +13,7 @@ from torch import nn
 
 from sleepc.api import capture
 from sleepc.errors import UsageError
+from sleepc.inspection import first_emptied
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
@@ -101,6 +102,20 @@ def test_invariants_hold_in_onnx_runtime(backend: str) -> None:
     made = bench(backend, "mistral", {})
     assert invariants.chunking(made) <= SUBJECTS[backend].tolerance
     assert invariants.definition(made) <= SUBJECTS[backend].tolerance
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({}, [24]), (RENUMBER, []), ({"eviction": "hard"}, [8, 16, 24])])
+def test_emptied_windows_are_counted(options: dict[str, Any], wanted: list[int]) -> None:
+    """And where the first one comes is said before: 24 positions, 8 tokens from sleep to sleep, 2 sinks."""
+    step, recipe = subject("phi3").convert(**options)
+    session, emptied = Session(SUBJECTS["eager"].load(step)), []
+    for read in range(1, 3 * WINDOW + 1):
+        before = session.stats.emptied
+        session.feed([read % VOCAB], logits="none")
+        emptied += [read] * (session.stats.emptied - before)
+    assert emptied == wanted
+    sliding = recipe.eviction == "sliding"
+    assert first_emptied(step, recipe) == (wanted[0] if sliding and wanted else None)
 
 
 def test_where_it_cannot_be_done_it_is_refused() -> None:

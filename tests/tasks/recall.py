@@ -44,6 +44,9 @@ class Recall:
         state["since"][rows] = 0
         return state
 
+    def positions(self, state: State) -> IntArray:
+        return state["position"].copy()
+
     def passes_taken(self, state: State) -> IntArray | None:
         return None
 
