@@ -168,7 +168,9 @@ def test_an_answer_ends_where_that_of_transformers_ends(run: Run, artifact: Path
         (copy / name).write_text("{}")
     for name, data in files[place].items():
         (copy / name).write_text(json.dumps(data))
-    model = AutoModelForCausalLM.from_pretrained(artifact.parent / "model", local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        artifact.parent / "model", local_files_only=True, trust_remote_code=False
+    )
     ids = torch.tensor([[55, 1, 2]])
     theirs = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=[60, end], pad_token_id=0)[0, 3:]
     assert theirs.tolist() == [*run("w1 w2", "--no-chat", "--max-tokens", 5, target=copy)["tokens"], end]
