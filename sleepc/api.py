@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -57,7 +57,7 @@ def _silent(what: str, share: float | None) -> None:
     del what, share
 
 
-@dataclass
+@dataclass(repr=False)
 class Program:
     """A converted model. `graphs` is what backends run, `canonical` the original as the compiler saw it (not in an
     artifact).
@@ -74,6 +74,17 @@ class Program:
     identity: str = ""
     opened: str = ""  # the identity of the artifact at `path` when it was loaded or saved
     checked: bool = True
+
+    def __repr__(self) -> str:
+        recipe, place = self.recipe, f" in {self.path}" if self.path else ""
+        return (
+            f"<sleepc.Program of {self.source.name}{place}: {len(self.graphs.layout)} blocks, "
+            f"{self.graphs.vocab} words; window {recipe.window}, {recipe.sinks} sinks, {recipe.strategy} {recipe.rule}>"
+        )
+
+    def __getstate__(self) -> NoReturn:
+        fix = "Save it (program.save), and load it where it is needed (sleepc.load)."
+        raise UsageError("a program cannot be pickled or copied", fix=fix)
 
     def session(
         self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None

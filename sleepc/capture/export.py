@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import operator
 import warnings
 from typing import Any
@@ -18,6 +17,7 @@ from sleepc.capture.counting import counting_start
 from sleepc.capture.fake_run import left_alone
 from sleepc.capture.filled import join_pieces
 from sleepc.capture.functional import make_functional
+from sleepc.capture.quiet import quiet
 from sleepc.capture.recurrence import refuse_recurrence
 from sleepc.capture.unfollowed import VALUES, Unfollowed, explain
 from sleepc.errors import Refusal, SleepcError
@@ -63,6 +63,7 @@ class TokensToLogits(nn.Module):
         return logits
 
 
+@quiet()
 def capture_module(model: nn.Module, *, max_positions: int | None = None) -> ProgramGraphs:
     """Export `model` (in eval mode, any device, also meta) to a program at level ATEN.
 
@@ -79,10 +80,6 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)
     positions = torch.arange(LENGTH, device=device).expand(BATCH, LENGTH).contiguous()
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    # torch warns about its own unbacked symbols on the way; nothing there is for a user to act on
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
         with torch.no_grad(), left_alone(wrapped), warnings.catch_warnings():
             # what the model assigns while it runs is taken out of it again
@@ -106,8 +103,6 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
         if not has_attention(wrapped, tokens, positions):
             raise no_attention(type(model).__name__) from error
         raise explain(error, wrapped) from error
-    finally:
-        logger.setLevel(level)
     return program
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Literal, NoReturn, overload
 
 import numpy as np
 
@@ -97,6 +97,14 @@ class Session:
         self._known = np.zeros(batch, dtype=np.bool_)  # is _last that of the row's last token?
         self._upto = upto  # None once it was told
         self._unfinished = ""  # the call that is changing the state, or that broke off in doing so
+
+    def __repr__(self) -> str:
+        done = f"{self._stats.tokens_read + self._stats.tokens_generated} tokens, {self._stats.sleeps} sleeps"
+        return f"<sleepc session of {self.batch} rows, window {self.steps.window}: {done}>"
+
+    def __getstate__(self) -> NoReturn:
+        fix = "keep its state in a file (save_state), and load that into a session where it is needed (load_state)"
+        raise UsageError("a session cannot be pickled or copied", fix=fix)
 
     # -- reading ---------------------------------------------------------------------------------
 
