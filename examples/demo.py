@@ -240,7 +240,7 @@ def full_attention(folder: Path) -> Callable[[list[int], int, tuple[int, ...]], 
 def table(program: sleepc.Program, subject: Subject, report: dict[str, float], started: float, *, short: bool) -> None:
     """What a sequence costs at each length, and the figures of the check."""
     console.rule("figures")
-    per_token = program.inspect().kv_bytes_per_token
+    cache = program.inspect().cache
     lengths = {"1k": 1024} if short else {"1k": 1024, "8k": 8192}
     rng = np.random.default_rng(0)
     session, read = program.session(), 0
@@ -253,7 +253,7 @@ def table(program: sleepc.Program, subject: Subject, report: dict[str, float], s
             state = f"{session.stats.state_bytes / 1e6:.1f} MB (measured)"
         else:
             state = f"{program.graphs.state_bytes() / 1e6:.1f} MB (computed)"
-        rows.add_row(name, state, f"{per_token * length / 1e6:,.0f} MB (computed)")
+        rows.add_row(name, state, f"{cache.bytes(length) / 1e6:,.0f} MB (computed)")
     console.print(rows)
     console.print(f"max abs logit error inside the window  {report['error']:.1e}")
     console.print(f"max KL inside the window               {report['kl']:.1e}")

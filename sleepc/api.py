@@ -31,6 +31,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import scan
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
+from sleepc.passes.kv_cache import FACT, kv_cache, noted
 from sleepc.passes.own_windows import leave_own_windows
 from sleepc.passes.pipeline import front_stages, rewrite_stages
 from sleepc.passes.plan import check_rules
@@ -503,6 +504,7 @@ def convert(
     program = Program(graphs, recipe, source, canonical=canonical, original=module)
     if learned is not None:
         apply_adapter(program, learned)
+    program.report[FACT] = noted(kv_cache(canonical))
     program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
     _warn_untrained(program)
     return program

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.passes.find_sites import Site, find_site
+from sleepc.passes.kv_cache import KVCache, kv_cache
 from sleepc.recipe import LayerPlan, Recipe
 
 
@@ -50,8 +51,9 @@ class Inspection:
     parameters: int
     new_parameters: int
     state_bytes: int
-    kv_bytes_per_token: int
-    break_even: int
+    cache: KVCache  # the original's
+    kv_bytes_per_token: int  # of that, once windows of layers' own are full
+    break_even: int | None  # None: the original's cache never grows as large as the state
     sleep: str
 
     def to_json(self) -> dict[str, Any]:
@@ -62,14 +64,12 @@ class Inspection:
 def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: Recipe) -> Inspection:
     """Compare a program at level CANONICAL with what the recipe made of it.
 
-    `break_even` is the context length from which the state is smaller than a full KV cache of the same dtype.
+    `break_even` is the context length from which the state is smaller than the original's KV cache of the same dtype.
     """
     sites = {name: find_site(cls.wake) for name, cls in canonical.classes.items()}
     plans = recipe.plan(len(canonical.layout))
     blocks = [_block(i, b.cls, sites[b.cls], plans[i], recipe, canonical) for i, b in enumerate(canonical.layout)]
-    of_blocks = [sites[b.cls] for b in canonical.layout]
-    per_token = sum(s.kv_heads * (s.d_k + s.d_v) for s in of_blocks) * canonical.dtype.itemsize
-    state = converted.state_bytes()
+    cache, state = kv_cache(canonical), converted.state_bytes()
     return Inspection(
         blocks=blocks,
         classes=len(canonical.classes),
@@ -83,8 +83,9 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
         parameters=sum(prod(p.shape) for p in canonical.params.values()),
         new_parameters=new_parameters(converted),
         state_bytes=state,
-        kv_bytes_per_token=per_token,
-        break_even=ceil(state / per_token),
+        cache=cache,
+        kv_bytes_per_token=cache.bytes_per_token,
+        break_even=cache.break_even(state),
         sleep=_sleep(recipe, len(blocks)),
     )
 

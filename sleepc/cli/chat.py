@@ -37,7 +37,7 @@ from sleepc.output_place import check_file_place
 if TYPE_CHECKING:
     from sleepc.api import Program
     from sleepc.backends.onnx.load import OnnxProgram
-    from sleepc.ir.program import ProgramGraphs
+    from sleepc.passes.kv_cache import KVCache
     from sleepc.runtime.chat import Conversation, Manner
 
 HELP = """\
@@ -86,8 +86,8 @@ def chat(
         tokenizer = program.tokenizer()
         chosen = tokenizer.template(template, arguments)
         conversation = Conversation(program.session(device=device, dtype=dtype), tokenizer, chosen, system)
-        per_token = _kv_per_token(program, dtype)
-    talk = Talk(conversation, manner, per_token)
+        cache = _kv_cache(program, dtype)
+    talk = Talk(conversation, manner, cache)
     if state is not None and state.is_file():
         talk.load(state)
         if system and system != conversation.system:
@@ -103,38 +103,24 @@ def chat(
             talk.save(state)
 
 
-def _kv_per_token(program: Program | OnnxProgram, dtype: str | None) -> int | None:
-    """The bytes of a KV cache per token, where the program's graphs are there."""
+def _kv_cache(program: Program | OnnxProgram, dtype: str | None) -> KVCache | None:
+    """The original's KV cache in the dtype of the conversation, where the artifact says what it is."""
     from sleepc.backends.onnx.load import OnnxProgram
 
     if isinstance(program, OnnxProgram):
         return None
     from sleepc.api import DTYPES
+    from sleepc.passes.kv_cache import from_report
 
     kind = DTYPES[dtype] if dtype is not None else program.graphs.dtype
-    return kv_bytes(program.graphs, kind.itemsize)
-
-
-def kv_bytes(program: ProgramGraphs, itemsize: int) -> int:
-    """The bytes that one token takes in a KV cache, from what the blocks' attention reads: k and v [B, H, T, D]."""
-    from torch import fx
-
-    from sleepc.passes.find_sites import attention_of, dims
-
-    total = 0
-    for block in program.layout:
-        for source in attention_of(program.classes[block.cls].wake).args[1:3]:
-            assert isinstance(source, fx.Node)
-            _, heads, _, width = dims(source)
-            total += int(heads) * int(width) * itemsize
-    return total
+    return from_report(program.report, kind.itemsize)
 
 
 class Talk:
     """The conversation as a person sees it: answers on stdout, everything else on stderr."""
 
-    def __init__(self, conversation: Conversation, manner: Manner, kv_per_token: int | None) -> None:
-        self.conversation, self.manner, self.kv_per_token = conversation, manner, kv_per_token
+    def __init__(self, conversation: Conversation, manner: Manner, cache: KVCache | None) -> None:
+        self.conversation, self.manner, self.cache = conversation, manner, cache
         self.commands: dict[str, Callable[[str], None]] = {
             "/undo": self._undo,
             "/state": self._state,
@@ -271,8 +257,8 @@ class Talk:
         if self.speed:
             self.tell(self.speed)
         cache = ""
-        if self.kv_per_token is not None:
-            cache = f" · a KV cache of these tokens would be {size(self.kv_per_token * len(talk.ids))}"
+        if self.cache is not None:
+            cache = f" · the original's KV cache of these tokens would be {size(self.cache.bytes(len(talk.ids)))}"
         self.tell(f"state {size(stats.state_bytes)} at any length{cache}")
 
     def _length(self) -> str:

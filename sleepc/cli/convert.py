@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sleepc.cli.display import Display, err, number, out, print_json, size
+from sleepc.cli.display import Display, cache_in_words, err, number, out, print_json, size
 
 if TYPE_CHECKING:
     from sleepc.api import Program
@@ -225,11 +225,7 @@ def _tell_saved(display: Display, program: Program, seen: Inspection, output: Pa
         else f"weights by reference to {program.source.folder}"
     )
     display.leave("saved", f"{output}/   {weights}   {size(added)} new", program.timings["save"])
-    cache = "   ".join(f"{size(seen.kv_bytes_per_token * n)} at {n // 1024}k" for n in (2048, 32768))
-    display.leave(
-        "",
-        f"state per sequence {size(seen.state_bytes)} at any length   (KV cache: {cache}; breaks even at {seen.break_even} tokens)",
-    )
+    display.leave("", f"state per sequence {size(seen.state_bytes)} at any length   ({cache_in_words(seen)})")
     emptied = first_emptied(program.graphs, program.recipe)
     if emptied is not None:
         display.leave(

@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.status import Status
+
+if TYPE_CHECKING:
+    from sleepc.inspection import Inspection
 
 # Into a file or a pipe, tables are as wide as they need: there is no screen to fit.
 WIDE = 240
@@ -55,6 +58,14 @@ class Display:
 
 
 _json: list[Any] = []  # what this command has printed
+
+
+def cache_in_words(seen: Inspection) -> str:
+    """What the original's KV cache would take beside the state."""
+    found = ", ".join(f"{size(seen.cache.bytes(n))} at {n // 1024}k" for n in (2048, 32768))
+    if seen.break_even is None:
+        return f"KV cache: {found}; its windows keep it smaller than the state"
+    return f"KV cache: {found}; breaks even at {number(seen.break_even)} tokens"
 
 
 def print_json(data: Any) -> None:

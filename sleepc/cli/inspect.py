@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sleepc.cli.display import Display, err, number, out, print_json, size
+from sleepc.cli.display import Display, cache_in_words, err, number, out, print_json, size
 
 if TYPE_CHECKING:
     from sleepc.inspection import Inspection
@@ -71,10 +71,7 @@ def _table(seen: Inspection, why: bool) -> None:
     out.print(table)
     out.print(f"sleep {seen.sleep}")
     out.print(f"{seen.convertible} of {seen.sites} sites convertible   +{number(seen.new_parameters)} parameters")
-    out.print(
-        f"state per sequence {size(seen.state_bytes)} at any length · KV cache {size(seen.kv_bytes_per_token)} per token · "
-        f"breaks even at {number(seen.break_even)} tokens"
-    )
+    out.print(f"state per sequence {size(seen.state_bytes)} at any length · {cache_in_words(seen)}")
     if why:
         for b in seen.blocks:
             out.print(f"  block {b.index}: {b.why}")

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 
 import sleepc as package
-from sleepc.cli.chat import kv_bytes
 from sleepc.cli.main import main
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import load_tokenizer
 from sleepc.manifest import identity_of
+from sleepc.passes.kv_cache import from_report
 from sleepc.runtime.chat import Conversation, Manner
 from tests.cli.models import ROOT, save_model
 
@@ -138,7 +138,7 @@ def test_stats_say_what_there_is(talk: Talk) -> None:
 
 
 def test_figures_are_those_of_the_original(program: package.Program) -> None:
-    assert kv_bytes(program.graphs, 4) == program.inspect().kv_bytes_per_token
+    assert from_report(program.report, 4) == program.inspect().cache
 
 
 def test_a_line_that_goes_on_and_one_that_is_no_command(talk: Talk) -> None:

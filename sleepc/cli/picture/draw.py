@@ -115,16 +115,30 @@ def _cost(c: Canvas, y: float, facts: Facts) -> float:
     seen, x = facts.seen, LEFT
     c.text(x, y + 14, "Memory that a conversation takes", size=14, bold=True)
     top, base, right = y + 34, y + 34 + CHART_HEIGHT, x + CHART
-    end = 4 * max(seen.break_even, 1)
-    flat = base - CHART_HEIGHT * seen.state_bytes / max(seen.kv_bytes_per_token * end, 1)
+    cache, meets = seen.cache, seen.break_even
+    end = 4 * max(meets or cache.longest_window, 1)
+    most = max(cache.bytes(end), seen.state_bytes, 1)
+    flat = base - CHART_HEIGHT * seen.state_bytes / most
     c.line([(x, top), (x, base), (right, base)], "axis")
-    c.line([(x + CHART / 4, flat), (x + CHART / 4, base + 6)], "axis", 1)
-    c.line([(x, base), (right, top)], "cache", 2.5)
+    if meets is not None:
+        c.line([(x + CHART / 4, flat), (x + CHART / 4, base + 6)], "axis", 1)
+    bends = [0, *(kept for _, kept in cache.layers if 0 < kept < end), end]
+    c.line([(x + CHART * n / end, base - CHART_HEIGHT * cache.bytes(n) / most) for n in bends], "cache", 2.5)
     c.line([(x, flat), (right, flat)], "night", 2.5)
     c.text(right, flat + 18, f"converted: {size(seen.state_bytes)}, always", "asleep", 12, "end")
     c.text(right - 100, top + 14, "the original's cache:", "cacheink", 12, "end")
-    c.text(right - 100, top + 30, f"{size(seen.kv_bytes_per_token)} more per token", "cacheink", 12, "end")
-    for place, count, anchor in ((x, 0, "start"), (x + CHART / 4, seen.break_even, "middle"), (right, end, "end")):
+    c.text(
+        right - 100,
+        top + 30,
+        f"{size(seen.kv_bytes_per_token)} more per token{' then' if cache.longest_window else ''}",
+        "cacheink",
+        12,
+        "end",
+    )
+    marks: list[tuple[float, int, str]] = [(x, 0, "start"), (right, end, "end")]
+    if meets is not None:
+        marks.insert(1, (x + CHART / 4, meets, "middle"))
+    for place, count, anchor in marks:
         c.text(place, base + 20, f"{number(count)} tokens" if anchor == "middle" else number(count), "soft", 12, anchor)
     limit = f"{number(seen.max_positions)} positions" if seen.max_positions else "positions without limit"
     c.text(
