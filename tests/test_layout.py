@@ -108,6 +108,8 @@ def tracked() -> list[Path]:
 @pytest.mark.parametrize("name", LINKED)
 def test_links_are_relative_and_resolve(name: str) -> None:
     link = ROOT / "sleepc" / name
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: an sdist has copies")
     assert link.is_symlink()
     assert not link.readlink().is_absolute()
     assert link.resolve() == ROOT / name
