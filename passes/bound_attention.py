@@ -19,7 +19,7 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.classes import chosen_classes
 from sleepc.passes.dependence import find_dependence
 from sleepc.passes.emit import Emit, aten
-from sleepc.passes.find_sites import Site, dims, find_site
+from sleepc.passes.find_sites import Site, find_site
 from sleepc.passes.key_positions import (
     KeyPositions,
     at_positions,
@@ -179,7 +179,7 @@ class BoundAttention(Pass):
         ports = {}
         for name in extras:
             held = shared.held(places, name)
-            type_ = with_slots(graph.ports()[name].meta["type"], dims(k_window)[2])
+            type_ = with_slots(graph.ports()[name].meta["type"], places.window + places.sinks)
             ports[name] = graph.add_port("input", held, type_)
         return at_positions(graph, site, k_window, ports)
 
@@ -199,6 +199,20 @@ class Shared:
         """The name of what is made, like `extra`, of the positions of keys."""
         self.places.setdefault(places, set()).add(extra)
         return held_name(extra, list(self.places).index(places))
+
+
+def _made_of_slots(
+    embed: Graph, results: dict[str, fx.Node], positions: fx.Node, kept: fx.Node, names: dict[str, str]
+) -> dict[str, fx.Node]:
+    """What embed makes of the `kept` positions [B,W], like results of `positions` [B,T]; `names`: of these to new ones."""
+    e, new = Emit(embed, "clock"), {positions: kept}
+
+    def size(dim: int | str) -> fx.Node:
+        return e.size(kept, 1 if dim == "T" else 0)
+
+    for name in names:
+        copy_nodes(e, [n for n in made_of(embed, results[name], positions) if n not in new], new, size)
+    return {held: new[results[name]] for name, held in names.items()}
 
 
 def _kept(e: Emit, positions: fx.Node, end: fx.Node, mask: WindowMask) -> fx.Node:
@@ -238,11 +252,7 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
     results = {name: (e_safe if node is old_positions else node) for name, node in results.items()}
     for number, (places, extras) in enumerate(shared.places.items()):
         kept = places.emit(e, position, since, offset)
-        late, new = Emit(embed, "clock"), {e_safe: kept}
-        for name in sorted(extras):
-            nodes = [n for n in made_of(embed, results[name], e_safe) if n not in new]
-            copy_nodes(late, nodes, new, lambda dim, kept=kept, late=late: late.size(kept, 1 if dim == "T" else 0))
-            results[held_name(name, number)] = new[results[name]]
+        results |= _made_of_slots(embed, results, e_safe, kept, {n: held_name(n, number) for n in sorted(extras)})
     results["record_slots"] = e.where(real, e.add(e.unsqueeze(since, 1), steps), -1)
     for mask, name in shared.masks.items():
         if slots_name(mask.window) not in results:

@@ -61,8 +61,8 @@ def make_timeline(
                 position, epoch = min(position, recipe.sinks), epoch + 1
             elif late:  # the oldest key that is kept comes right after the sinks
                 offset = position - longest - recipe.sinks
-    columns = torch.tensor(rows, dtype=torch.int64).reshape(length, 4).unbind(1)
-    return Timeline(*columns, tuple(sorted(at)), position, epoch, offset)
+    at_token = torch.tensor(rows, dtype=torch.int64).reshape(length, 4).unbind(1)
+    return Timeline(at_token[0], at_token[1], at_token[2], at_token[3], tuple(sorted(at)), position, epoch, offset)
 
 
 def sees(time: Timeline, sinks: int, window: int, own: int, chunk: int = 0, *, brought: bool = False) -> Tensor:
