@@ -204,7 +204,7 @@ class Shared:
 def _made_of_slots(
     embed: Graph, results: dict[str, fx.Node], positions: fx.Node, kept: fx.Node, names: dict[str, str]
 ) -> dict[str, fx.Node]:
-    """What embed makes of the `kept` positions [B,W], like results of `positions` [B,T]; `names`: of these to new ones."""
+    """What embed makes of the `kept` positions [B,W], like results of `positions` [B,T], by the new ones of `names`."""
     e, new = Emit(embed, "clock"), {positions: kept}
 
     def size(dim: int | str) -> fx.Node:
