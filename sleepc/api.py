@@ -40,6 +40,7 @@ from sleepc.recipe import Factors, Recipe, make_recipe
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
+from sleepc.verify.original import Original
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.load import OnnxProgram
@@ -152,12 +153,14 @@ class Program:
         text: str | None = None,
         tokens: Sequence[int] | None = None,
         hash: bool = False,
+        accept_quality: bool = False,
         progress: Progress = _silent,
     ) -> VerifyReport:
         """Measure the invariants on real tokens, against the original model.
 
         `text` or `tokens` are what is read (text of the standard library by default). `hash` checks every tensor's
-        bytes first.
+        bytes first. The report judges what is beyond the window too (report.beyond): more than 4 times the original's
+        perplexity is a failure, unless `accept_quality`.
         Raises SleepcError where the original is not found.
         """
         from sleepc.verify.verify import verify_program
@@ -175,6 +178,7 @@ class Program:
             ids,
             original=logits_of(original, beyond=self.graphs.beyond),
             trained=bool(self.report.get("training")),
+            accept_quality=accept_quality,
             progress=progress,
         )
         self.report["verify"] = report.to_json()
@@ -600,24 +604,11 @@ def _source(model: str | Path | nn.Module, checkpoint: Checkpoint | None) -> Sou
     )
 
 
-def logits_of(module: nn.Module, *, beyond: int | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+def logits_of(module: nn.Module, *, beyond: int | None = None) -> Original:
     """A module as a function tokens [B,T] -> logits [B,T,V], without gradients. With `beyond`, what it computes in a
-    call of more tokens than so many: all rows stand in the call once more, at later positions.
+    call of more tokens than so many.
     """
-
-    def call(tokens: torch.Tensor) -> torch.Tensor:
-        rows, length = tokens.shape
-        with torch.no_grad():
-            if beyond is None:
-                result = module(tokens)
-            else:
-                own = torch.arange(length).expand(rows, length)
-                result = module(tokens.repeat(2, 1), position_ids=torch.cat([own, own + beyond]))
-        logits = getattr(result, "logits", result)
-        found: torch.Tensor = logits[0] if isinstance(logits, tuple) else logits
-        return found[:rows]
-
-    return call
+    return Original(module, beyond)
 
 
 def load(path: str | Path) -> Program:

@@ -18,6 +18,7 @@ from sleepc.diffing import ProgramDiff, diff_programs
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.load import load_module, max_positions
 from sleepc.hf.resolve import resolve
+from sleepc.ir.compare import absolute_error
 from sleepc.ir.graph import Graph
 from sleepc.ir.interp import run
 from sleepc.ir.program import ProgramGraphs
@@ -28,7 +29,6 @@ from sleepc.passes.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.train.adapter import merge_maps, trained_weights
-from sleepc.verify.invariants import absolute
 from sleepc.verify.report import TOLERANCES
 
 Progress = Callable[[str, float | None], None]
@@ -96,7 +96,7 @@ class Probe:
         self.found = None
         try:
             self.found = logits_of_program(program, self.tokens)
-            error = absolute(self.found, self.wanted)
+            error = absolute_error(self.found, self.wanted)
         except (SleepcError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
             first = str(failure).splitlines()[0] if str(failure) else ""
             return Row(step, rewrites, None, False, f"the program cannot be run: {type(failure).__name__}: {first}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sleepc.cli.display import Display, cache_in_words, err, number, out, print_json, size
+from sleepc.cli.verify import ACCEPT, say_beyond
 
 if TYPE_CHECKING:
     from sleepc.api import Program
@@ -107,6 +108,7 @@ def convert(
     check: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Verify against the original before saving.")
     ] = True,
+    accept_quality: Annotated[bool, typer.Option("--accept-quality", help=ACCEPT)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Convert a model: its attention keeps a window, and sleeps consolidate what leaves it into fast weights."""
@@ -148,7 +150,7 @@ def convert(
     seen = program.inspect()
     _tell_conversion(display, program, seen)
     _tell_factors(display, program)
-    ok, checked = _check(display, program) if check else (True, None)
+    ok, checked = _check(display, program, accept_quality) if check else (True, None)
     if ok:
         with display.doing("save"):
             program.save(output, standalone=standalone, force=force, progress=display)
@@ -198,21 +200,28 @@ def _tell_factors(display: Display, program: Program) -> None:
     display.leave("factors", f"of positions: {text}")
 
 
-def _check(display: Display, program: Program) -> tuple[bool, dict[str, Any]]:
+def _check(display: Display, program: Program, accept: bool) -> tuple[bool, dict[str, Any]]:
     with display.doing("verify"):
-        report = program.verify(progress=display)
+        report = program.verify(accept_quality=accept, progress=display)
     failed = [check for check in report.checks if not check.ok]
     inside = next((c for c in report.checks if c.invariant == 2 and c.value is not None), None)
     text = f"{len(report.checks)} checks"
     if inside is not None:
         text += f" · inside the window: {inside.value:.1e}"
     display.leave("verify", f"{text} · {'all hold' if not failed else f'{len(failed)} FAIL'}", report.seconds)
+    beyond = report.beyond
+    if beyond is not None:
+        display.leave("", beyond.text)
+        if beyond.bad:
+            say_beyond(beyond)
     for check in failed:
         display.leave("", f"[red]invariant {check.invariant}: {check.name}: {check.detail}[/]")
     if failed:
         err.print("error: the converted program does not do what it should: nothing was saved")
         err.print("       Please report the model; --no-verify saves it all the same.")
-    return not failed, report.to_json()
+    elif not report.ok:
+        err.print("       Nothing was saved; --accept-quality saves it all the same.")
+    return report.ok, report.to_json()
 
 
 def _tell_saved(display: Display, program: Program, seen: Inspection, output: Path, standalone: bool) -> None:

@@ -13,7 +13,9 @@ from sleepc.cli.verify_export import is_export, verify_an_export
 from sleepc.cli.words import read_options
 
 if TYPE_CHECKING:
-    from sleepc.verify.verify import VerifyReport
+    from sleepc.verify.verify import Beyond, VerifyReport
+
+ACCEPT = "Let pass a program whose perplexity beyond the window is more than 4 times the original's."
 
 
 def verify(
@@ -22,9 +24,12 @@ def verify(
     text: Annotated[Path | None, typer.Option(help="A text file to read; Python's help topics by default.")] = None,
     tokens: TokenFile = None,
     hashes: Annotated[bool, typer.Option("--hash", help="Check every tensor's bytes too.")] = False,
+    accept_quality: Annotated[bool, typer.Option("--accept-quality", help=ACCEPT)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure the invariants on real tokens, against the original model; exit 1 where one fails."""
+    """Measure the invariants on real tokens, and perplexity beyond the window, against the original model; exit 1 where
+    one fails.
+    """
     words, ids = read_options(text, tokens)
     if is_export(artifact):
         return verify_an_export(artifact, against, words, ids, as_json)
@@ -33,13 +38,21 @@ def verify(
     display = Display(err)
     program = api.load(artifact)
     with display.doing("verify"):
-        report = program.verify(against=against, text=words, tokens=ids, hash=hashes, progress=display)
+        options = {"hash": hashes, "accept_quality": accept_quality}
+        report = program.verify(against=against, text=words, tokens=ids, progress=display, **options)
     if as_json:
         print_json(report.to_json())
     else:
         _table(report)
+    if report.beyond is not None and report.beyond.bad:
+        say_beyond(report.beyond)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def say_beyond(beyond: Beyond) -> None:
+    """A warning, or what fails, on stderr."""
+    err.print(f"{'warning' if beyond.ok else 'error'}: {beyond.sentence()}")
 
 
 def _table(report: VerifyReport) -> None:
@@ -62,4 +75,8 @@ def _table(report: VerifyReport) -> None:
             figures = ["–" if x is None else f"{x:.2f}" for x in (row.full, row.sliding, row.converted)]
             lines.add_row(f"{row.tokens_from}–{row.tokens_to}", *figures)
         out.print(lines)
-    out.print(f"{'all invariants hold' if report.ok else '[red]not all invariants hold[/]'}   {report.seconds:.1f} s")
+    if report.beyond is not None:
+        out.print(report.beyond.text)
+    out.print(
+        f"{'[red]not all invariants hold[/]' if report.failed else 'all invariants hold'}   {report.seconds:.1f} s"
+    )

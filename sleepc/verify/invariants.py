@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sleepc.ir.compare import max_error
+from sleepc.ir.compare import absolute_error, max_error
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify.oracle import Oracle
@@ -38,16 +38,17 @@ class Bench:
     @cached_property
     def alone(self) -> list[Reading]:
         """Every stream in a session of its own, in pieces as long as sleeps allow."""
-        return [read(self.steps, [stream]) for stream in self.streams]
+        return [read(self.steps, [stream], ask="all") for stream in self.streams]
 
-    def distance(self, index: int, logits: Tensor, state: dict[str, Tensor]) -> float:
-        """How far logits and state (of one row) are from those of stream `index` alone."""
+    def distance(self, index: int, reading: Reading, row: int = 0) -> float:
+        """How far logits and state of one row are from those of stream `index` alone."""
         wanted = self.alone[index]
-        return max(max_error(logits, wanted.logits[0]), gap(state, wanted.state))
+        error = max_error(reading.logits[row], wanted.logits[0][reading.places[row]])
+        return max(error, gap(reading.row(row), wanted.state))
 
     def distances(self, reading: Reading) -> float:
         """The same for a session that has read all streams."""
-        return max(self.distance(b, reading.logits[b], reading.row(b)) for b in range(len(self.streams)))
+        return max(self.distance(b, reading, b) for b in range(len(self.streams)))
 
 
 def chunking(bench: Bench) -> float:
@@ -55,22 +56,14 @@ def chunking(bench: Bench) -> float:
     first = bench.streams[0]
     singly = read(bench.steps, [first], most=1)
     split = read(bench.steps, [first], seed=bench.seed + 1)
-    return max(bench.distance(0, r.logits[0], r.state) for r in (singly, split))
+    return max(bench.distance(0, reading) for reading in (singly, split))
 
 
 def inside(steps: Steps, stream: Stream, original: Logits) -> float:
     """2: the largest absolute error of a logit before the first sleep, against the original."""
     tokens = stream.tokens[: stream.next_cut(0)]
     wanted = original(torch.from_numpy(tokens)[None])[0]
-    return absolute(torch.from_numpy(Session(steps).feed(tokens, logits="all")[0]), wanted)
-
-
-def absolute(found: Tensor, wanted: Tensor) -> float:
-    """max |found - wanted|; inf where that is not a number."""
-    if not found.numel():
-        return 0.0
-    error = float((found.double() - wanted.double()).abs().max())
-    return math.inf if math.isnan(error) else error
+    return absolute_error(torch.from_numpy(Session(steps).feed(tokens, logits="all")[0]), wanted)
 
 
 def definition(bench: Bench) -> float:
@@ -118,11 +111,11 @@ def _row_that_waits(bench: Bench) -> float:
     session = Session(bench.steps, 2)
     half = max(first.next_cut(0) // 2, 1)
     session.feed([first.tokens[:half].tolist(), first.tokens[: half // 2].tolist()], logits="none")
-    before = Reading([], state_of(session)).row(1)
+    before = Reading([], [], state_of(session)).row(1)
     done, silent = [half, 0], Stream(first.tokens[:0], ())
     short = Stream(first.tokens[: min(first.next_cut(half) + 2, len(first.tokens))], first.cuts)
-    advance(session, [short, silent], done, padding="right")
-    after = Reading([], state_of(session)).row(1)
+    advance(session, [short, silent], done, padding="right", ask="none")
+    after = Reading([], [], state_of(session)).row(1)
     ids = np.tile(first.tokens[:1], (2, 2))
     out = session.feed(ids, np.array([[True, False], [False, False]]), logits="all")
     blank = not out[1].any() and not out[0, 1].any()
@@ -135,7 +128,7 @@ def state_bytes(bench: Bench) -> float:
     sizes = [_bytes(session)]
     for end in (1, *first.cuts, len(first.tokens)):
         done = [session.stats.tokens_read]
-        advance(session, [Stream(first.tokens[:end], first.cuts)], done)
+        advance(session, [Stream(first.tokens[:end], first.cuts)], done, ask="none")
         sizes.append(_bytes(session))
     return float(max(sizes) - min(sizes))
 
@@ -156,7 +149,7 @@ def saving(bench: Bench) -> float:
         again = Session(bench.steps, len(streams))
         again.load_state(Path(folder) / "state")
     kept = list(done)
-    one, two = advance(session, streams, done), advance(again, streams, kept)
+    (one, _), (two, _) = advance(session, streams, done), advance(again, streams, kept)
     equal = same(dict(enumerate_logits(two)), dict(enumerate_logits(one))) and same(state_of(again), state_of(session))
     return error if equal else math.inf
 
@@ -170,7 +163,7 @@ def permuting(bench: Bench) -> float:
     """8: the streams in another order of rows."""
     order = (2, 0, 1)
     reading = read(bench.steps, [bench.streams[b] for b in order])
-    return max(bench.distance(b, reading.logits[row], reading.row(row)) for row, b in enumerate(order))
+    return max(bench.distance(b, reading, row) for row, b in enumerate(order))
 
 
 def lengths(bench: Bench) -> float:
@@ -187,8 +180,9 @@ def lengths(bench: Bench) -> float:
     session.sleep()  # nothing to consolidate
     count = first.next_cut(0) + 3
     same_token = Stream(np.full(count, first.tokens[0]), (first.next_cut(0),))
-    repeated, singly = read(bench.steps, [same_token]), read(bench.steps, [same_token], most=1)
-    error = max(error, max_error(singly.logits[0], repeated.logits[0]), gap(singly.state, repeated.state))
+    repeated, singly = read(bench.steps, [same_token], ask="all"), read(bench.steps, [same_token], most=1)
+    known = repeated.logits[0][singly.places[0]]
+    error = max(error, max_error(singly.logits[0], known), gap(singly.state, repeated.state))
     if bench.oracle is None:
         return error
     with torch.no_grad():

@@ -76,15 +76,19 @@ class Stream:
     taken: Tensor | None = None  # the passes of each row's last sleep, where they are counted [B]
 
     def logits(self, start: int = 0, end: int | None = None) -> Tensor:
-        """Logits [B,n,V] of tokens start..end-1: the head is asked for their windows only, since vocabularies are
+        """Logits [B,n,V] of tokens start..end-1."""
+        end = len(self.time.position) if end is None else end
+        return self.logits_at(torch.arange(start, end))
+
+    def logits_at(self, places: Tensor) -> Tensor:
+        """Logits [B,n,V] of tokens [n], in rising order: the head is asked for no other, since vocabularies are
         large.
         """
-        end = len(self.time.position) if end is None else end
-        parts = [
-            self.oracle.head({**c.given, "h": c.hidden})[:, max(start - c.start, 0) : end - c.start]
-            for c in self.chunks
-            if c.start < end and start < c.end
-        ]
+        parts = []
+        for c in self.chunks:
+            at = places[(places >= c.start) & (places < c.end)] - c.start
+            if len(at):
+                parts.append(self.oracle.head({**c.given, "h": c.hidden}, at))
         return torch.cat(parts, 1) if parts else torch.zeros(self.rows, 0, self.oracle.program.vocab)
 
     def state(self) -> dict[str, Tensor]:
@@ -202,10 +206,13 @@ class Oracle:
         if layer.written is not None and self.plans[i].write == "sleep":
             layer.memory = reference.replay(self.plans[i].rule, layer.memory, layer.written, 0, 1)
 
-    def head(self, values: Mapping[str, Any]) -> Tensor:
-        """Logits from the last hidden states."""
+    def head(self, values: Mapping[str, Any], at: Tensor) -> Tensor:
+        """Logits [B,n,V] of places [n], from the last hidden states [B,T,d]."""
+        alone = set(self.program.head.ports("input")) == {"h"}
+        if alone:
+            values = {**values, "h": values["h"][:, at]}
         logits: Tensor = self.ending({**self.parameters, **values}, self._widen)["logits"]
-        return logits
+        return logits if alone else logits[:, at]
 
     def ring(self, i: int) -> int:
         """How many tokens the attention of block i keeps."""

@@ -1,9 +1,10 @@
-"""What a verification found, as numbers: nine invariants, and perplexity by distance."""
+"""What a verification found, as numbers: nine invariants, and perplexity by distance with what is made of it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,27 +35,78 @@ class Check:
 
 @dataclass(frozen=True)
 class PerplexityRow:
-    """exp of the mean surprise at the tokens from..to-1 of one stream; None where a model cannot read that far."""
+    """exp of the mean surprise at the tokens from..to-1 of one stream, `read` of them; None where a model cannot read
+    that far.
+    """
 
     tokens_from: int
     tokens_to: int
     full: float | None
-    sliding: float | None
+    sliding: float
     converted: float
+    read: int
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times full attention's perplexity the converted program has; inf where that is no number."""
+        if self.full is None or not math.isfinite(self.full):
+            return None
+        return self.converted / self.full if math.isfinite(self.converted) else math.inf
+
+
+Verdict = Literal["holds", "worse", "expected", "accepted", "ruined", "not measured"]
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What lies beyond the window, in a sentence: the largest `ratio` of perplexities and the range `row` that has it,
+    and where that is too much, the likely `cause` and a `fix`. "expected": as bad as "ruined", by options or a training
+    that make another model; "accepted": the user said that it is.
+    """
+
+    verdict: Verdict
+    text: str
+    ratio: float | None = None
+    row: PerplexityRow | None = None
+    cause: str = ""
+    fix: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """May it be saved?"""
+        return self.verdict != "ruined"
+
+    @property
+    def bad(self) -> bool:
+        """Is there something to be warned of?"""
+        return bool(self.cause)
+
+    def sentence(self) -> str:
+        """All of it."""
+        return f"{self.text}. Likely cause: {self.cause}. Try: {self.fix}." if self.bad else f"{self.text}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        row = self.row
+        found = {name: None if row is None else getattr(row, name) for name in ("tokens_from", "tokens_to", "full")}
+        found["converted"] = None if row is None else _plain(row.converted)
+        words = {"verdict": self.verdict, "ok": self.ok, "text": self.text, "cause": self.cause, "fix": self.fix}
+        return {**words, "ratio": _plain(self.ratio), **found}
 
 
 @dataclass
 class VerifyReport:
-    """All of it. `ok` is False where any check failed."""
+    """All of it. `ok` is False where any check failed, or the program is of no use beyond its window."""
 
     checks: list[Check] = field(default_factory=list)
     perplexity: list[PerplexityRow] = field(default_factory=list)
+    beyond: Beyond | None = None
     seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
-        """Did every check pass?"""
-        return all(check.ok for check in self.checks)
+        """Did every check pass, and what is beyond the window?"""
+        return all(check.ok for check in self.checks) and (self.beyond is None or self.beyond.ok)
 
     @property
     def failed(self) -> set[int]:
@@ -65,7 +117,8 @@ class VerifyReport:
         """Everything as plain values; errors that are infinite or NaN become texts, which JSON can hold."""
         checks = [{**asdict(c), "value": _plain(c.value), "tolerance": _plain(c.tolerance)} for c in self.checks]
         rows = [{k: _plain(v) for k, v in asdict(row).items()} for row in self.perplexity]
-        return {"ok": self.ok, "seconds": self.seconds, "checks": checks, "perplexity": rows}
+        beyond = None if self.beyond is None else self.beyond.to_json()
+        return {"ok": self.ok, "seconds": self.seconds, "checks": checks, "perplexity": rows, "beyond": beyond}
 
 
 def _plain(value: float | None) -> float | str | None:

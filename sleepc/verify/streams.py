@@ -14,9 +14,12 @@ from torch import Tensor
 
 from sleepc.ir.compare import max_error
 from sleepc.runtime.session import Session
-from sleepc.runtime.steps import IntArray, State, Steps
+from sleepc.runtime.steps import IntArray, Logits, State, Steps
 
 Padding = Literal["none", "left", "right", "inside"]
+Ask = Literal["all", "some", "none"]
+"""Which logits a session is asked for: with "some" all, unless the vocabulary is large (see `_asked`)."""
+LARGE = 1 << 16  # words of a vocabulary from which on its head is most of the work
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a session made of streams: logits [T,V] of each, and its state's tensors [B,..] by name."""
+    """What a session made of streams: logits [n,V] of each at `places` [n], and its state's tensors [B,..] by name."""
 
     logits: list[Tensor]
+    places: list[Tensor]
     state: dict[str, Tensor]
 
     def row(self, index: int) -> dict[str, Tensor]:
@@ -64,6 +68,7 @@ def read(
     most: int | None = None,
     padding: Padding = "none",
     seed: int | None = None,
+    ask: Ask = "some",
 ) -> Reading:
     """Read streams in one session, each as a row, at its own pace.
 
@@ -71,8 +76,8 @@ def read(
     fall out of step. Where pieces differ in length, the shorter are padded with random tokens that are not to be read.
     """
     session = Session(steps, len(streams))
-    logits = advance(session, streams, [0] * len(streams), most=most, padding=padding, seed=seed)
-    return Reading(logits, state_of(session))
+    found = advance(session, streams, [0] * len(streams), most=most, padding=padding, seed=seed, ask=ask)
+    return Reading(*found, state_of(session))
 
 
 def advance(
@@ -83,22 +88,42 @@ def advance(
     most: int | None = None,
     padding: Padding = "none",
     seed: int | None = None,
-) -> list[Tensor]:
-    """Go on reading in `session` where row b has read done[b] tokens (updated); the logits [n,V] of each row."""
-    choose = random.Random(seed)
-    found: list[list[Tensor]] = [[torch.zeros(0, session.steps.vocab)] for _ in streams]
+    ask: Ask = "some",
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Go on reading in `session` where row b has read done[b] tokens (updated): logits [n,V] of each row, and the
+    tokens [n] that they follow.
+    """
+    choose, number = random.Random(seed), 0
+    logits: list[list[Tensor]] = [[torch.zeros(0, session.steps.vocab)] for _ in streams]
+    places: list[list[Tensor]] = [[torch.zeros(0, dtype=torch.int64)] for _ in streams]
     while any(d < len(s.tokens) for d, s in zip(done, streams, strict=True)):
         take = []
         for d, stream in zip(done, streams, strict=True):
             room = min(stream.next_cut(d) - d, most or len(stream.tokens))
             take.append(room if seed is None else choose.randint(0, room))
         ids, mask = _lay_out(streams, done, take, padding, choose, session.steps.vocab)
-        out = torch.from_numpy(session.feed(ids, mask, logits="all"))
+        asked = _asked(ask, session.steps.vocab, number, single=most == 1)
+        out = session.feed(ids, mask, logits=asked)
         for b, n in enumerate(take):
-            found[b].append(out[b][torch.from_numpy(mask[b])])
+            if out is not None and n:
+                found = torch.from_numpy(out[b])
+                logits[b].append(found[torch.from_numpy(mask[b])] if asked == "all" else found[None])
+                places[b].append(torch.arange(done[b] if asked == "all" else done[b] + n - 1, done[b] + n))
             done[b] += n
         session.sleep([b for b, s in enumerate(streams) if take[b] and done[b] in s.cuts])
-    return [torch.cat(f[1:] or f) for f in found]
+        number += 1
+    return [torch.cat(x[1:] or x) for x in logits], [torch.cat(x) for x in places]
+
+
+def _asked(ask: Ask, vocab: int, number: int, *, single: bool) -> Logits:
+    """Of the head of a large vocabulary: every logit of the first call, then the last ones, of single tokens every
+    fourth. What other tokens did is in the state, and in what follows them.
+    """
+    if ask != "some" or vocab < LARGE:
+        return "none" if ask == "none" else "all"
+    if single:
+        return "none" if number % 4 else "last"
+    return "last" if number else "all"
 
 
 def _lay_out(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.errors import SleepcError, UsageError
@@ -19,49 +16,25 @@ from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.verify import invariants
-from sleepc.verify.distance import follow, perplexities
+from sleepc.verify.beyond import judge
+from sleepc.verify.far import LONG, Far
 from sleepc.verify.invariants import Bench, Logits
-from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.report import INVARIANTS, TOLERANCES, Check, PerplexityRow, Tolerance, VerifyReport
-from sleepc.verify.shake import is_silent, new_parameters, shaken, with_parameters, without_memories
+from sleepc.verify.report import INVARIANTS, Beyond, Check, PerplexityRow, VerifyReport
+from sleepc.verify.shake import is_silent, new_parameters, shaken, with_parameters
 from sleepc.verify.streams import Stream
-from sleepc.verify.surprise import surprise
+from sleepc.verify.subject import Subject
 from sleepc.verify.trained import has_low_rank, with_weights_of
 
-__all__ = ["Check", "PerplexityRow", "VerifyReport", "verify_program"]
+__all__ = ["Beyond", "Check", "PerplexityRow", "VerifyReport", "verify_program"]
 
 Progress = Callable[[str, float | None], None]
+T = TypeVar("T")
 SHORT = 16  # tokens between two sleeps, where a window is too long to read several of them
 SMALL = 32  # windows up to here are read whole, and that of a program rebuilt where the real one is too long
-LONG = 512  # windows up to here are read to their end, and beyond
 
 
 def _silent(what: str, share: float | None) -> None:
     del what, share
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is verified, and what with."""
-
-    step: ProgramGraphs
-    canonical: ProgramGraphs | None
-    recipe: Recipe
-    tokens: IntArray
-    original: Logits | None
-    load: Callable[[ProgramGraphs], Steps]
-    other_weights: bool = False  # than the original's: trained, or with low-rank maps
-
-    @property
-    def tolerance(self) -> Tolerance:
-        """What the program's dtype allows."""
-        return TOLERANCES[self.step.dtype]
-
-    def oracle(self, step: ProgramGraphs) -> Oracle | None:
-        """The oracle with the memories' parameters of `step`."""
-        if self.canonical is None:
-            return None
-        return Oracle(self.canonical, self.recipe, parameters_of(self.canonical, step))
 
 
 def verify_program(
@@ -74,6 +47,7 @@ def verify_program(
     load: Callable[[ProgramGraphs], Steps] = load_eager,
     trained: bool = False,
     perplexity: bool = True,
+    accept_quality: bool = False,
     progress: Progress = _silent,
 ) -> VerifyReport:
     """Measure a program at level STEP on real tokens.
@@ -81,7 +55,8 @@ def verify_program(
     `canonical` is the program before rewriting (the oracle reads it); `original`, tokens [B,T] -> logits [B,T,V],
     another instance of the model, with eager attention. Without them the checks that need them say so. `load` makes
     steps of a program: a backend. With `trained` the program may have other weights than the original: the oracle then
-    reads those, low-rank maps merged into them. `perplexity=False` leaves out the longest stream.
+    reads those, low-rank maps merged into them. `perplexity=False` leaves out what is far beyond the window; else the
+    report judges that too (see beyond.judge), and `accept_quality` lets a program pass that is of no use there.
 
     Checked is the given program itself: with several sleeps (by hand, where the window is long), past its real window
     where that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
@@ -95,10 +70,12 @@ def verify_program(
     report = VerifyReport()
     started = time.perf_counter()
     _check_short(subject, report, progress)
-    _check_inside(subject, report, progress)
+    far = _check_inside(subject, report, perplexity, progress)
     if recipe.window > LONG and canonical is not None:
         _check_rebuilt(subject, report, progress)
-    _check_long(subject, report, perplexity, progress)
+    _check_far(far, report, progress)
+    if perplexity:
+        _judge_beyond(far, report, accept_quality, progress)
     report.checks.sort(key=lambda check: check.invariant)
     report.seconds = time.perf_counter() - started
     return report
@@ -163,32 +140,41 @@ def _state_plain(subject: Subject, report: VerifyReport) -> None:
     report.checks.append(Check(INVARIANTS[3], 3, four.ok, four.value, four.tolerance, text))
 
 
-def _check_inside(subject: Subject, report: VerifyReport, progress: Progress) -> None:
-    measure = Measure(report, progress)
-    recipe, original, step = subject.recipe, subject.original, subject.step
-    if original is None:
-        measure.skip(2, "not measured: the original was not given")
-        return
-    strategies = {plan.strategy for plan in recipe.plan(len(step.layout))}
-    if "replace" in strategies:
-        measure.skip(2, "does not apply: layers without attention are another model")
-        return
-    if subject.other_weights:
-        measure.skip(2, "does not apply: the model's own weights have been trained")
-        return
-    if "insert" in strategies and not is_silent(step):
-        measure.skip(2, "does not apply: the inserted mixers have been trained")
-        return
-    count = min(recipe.window, LONG, len(subject.tokens), step.upto or LONG)
-    stream = Stream(subject.tokens[:count], (count,))
-    tolerance = subject.tolerance.absolute
-    measure(2, lambda: invariants.inside(subject.load(step), stream, original), tolerance, f"logits of {count} tokens")
-    if "insert" not in strategies:
-        count = min(count, SMALL)
+def _check_inside(subject: Subject, report: VerifyReport, perplexity: bool, progress: Progress) -> Far:
+    """Before the first sleep, against the original; what it read goes on beyond the window."""
+    measure, original = Measure(report, progress), subject.original
+    why = _not_inside(subject)
+    far = Far(subject, inside=not why, perplexity=perplexity)
+    if why or original is None:
+        measure.skip(2, why)
+        return far
+    text = f"logits of {far.inside} tokens"
+    measure(2, lambda: far.followed.inside, subject.tolerance.absolute, text)
+    if "insert" not in subject.strategies:
+        count = min(far.inside, SMALL)
+        steps = subject.load(shaken(subject.step))
         short = Stream(subject.tokens[:count], (count,))
-        steps = subject.load(shaken(step))
         text = f"logits of {count} tokens, whatever the memories' parameters are"
-        measure(2, lambda: invariants.inside(steps, short, original), tolerance, text)
+        measure(
+            2,
+            lambda: invariants.inside(steps, short, lambda _: far.original[None, :count]),
+            subject.tolerance.absolute,
+            text,
+        )
+    return far
+
+
+def _not_inside(subject: Subject) -> str:
+    """Why the program is not to be compared with the original; empty where it is."""
+    if subject.original is None:
+        return "not measured: the original was not given"
+    if "replace" in subject.strategies:
+        return "does not apply: layers without attention are another model"
+    if subject.other_weights:
+        return "does not apply: the model's own weights have been trained"
+    if "insert" in subject.strategies and not is_silent(subject.step):
+        return "does not apply: the inserted mixers have been trained"
+    return ""
 
 
 def _check_rebuilt(subject: Subject, report: VerifyReport, progress: Progress) -> None:
@@ -204,49 +190,31 @@ def _check_rebuilt(subject: Subject, report: VerifyReport, progress: Progress) -
     measure(4, lambda: invariants.definition(bench), subject.tolerance.scaled, text)
 
 
-def _check_long(subject: Subject, report: VerifyReport, perplexity: bool, progress: Progress) -> None:
-    """As converted, past the end of the real windows: against the oracle, and perplexity with and without memories."""
-    recipe, count = subject.recipe, len(subject.tokens)
-    if recipe.window > LONG or count < recipe.window + 2:
+def _check_far(far: Far, report: VerifyReport, progress: Progress) -> None:
+    """As converted, past the end of the real windows, where those are not too long, against the oracle."""
+    if not far.upto:
         return
-    oracle = subject.oracle(subject.step)
-    upto = min(count, 2 * recipe.window + max(recipe.sinks, 4) + 4)
-    tokens = subject.tokens[: max(upto, min(count, 4 * recipe.window, 1024)) if perplexity else upto]
-
-    def measurement() -> float:
-        wanted = _logits_between(oracle, tokens[:upto]) if oracle else None
-        converted, error = follow(subject.load(subject.step), tokens, wanted, upto)
-        if perplexity:
-            progress("verify: perplexity", 0.9)
-            sliding, _ = follow(subject.load(without_memories(subject.step)), tokens)
-            report.perplexity += perplexities(recipe.window, _full(subject, tokens), sliding, converted)
-        return error if bool(converted.isfinite().all()) else math.inf
-
-    text = f"{upto} tokens in windows of {recipe.window}, as converted"
-    if oracle is None:
-        Measure(report, progress)(9, measurement, 0.0, f"{text}: finite logits")
+    measure = Measure(report, progress)
+    text = f"{far.upto} tokens in windows of {far.subject.recipe.window}, as converted"
+    if far.subject.canonical is None:
+        measure(9, lambda: far.followed.oracle, 0.0, f"{text}: finite logits")
     else:
-        Measure(report, progress)(4, measurement, subject.tolerance.scaled, f"{text}, against the oracle")
+        measure(4, lambda: far.followed.oracle, far.subject.tolerance.scaled, f"{text}, against the oracle")
 
 
-def _logits_between(oracle: Oracle, tokens: IntArray) -> Callable[[int, int], Tensor]:
-    with torch.no_grad():
-        stream = oracle(torch.from_numpy(tokens)[None])
-
-    def between(start: int, end: int) -> Tensor:
-        with torch.no_grad():
-            return stream.logits(start, end)[0]
-
-    return between
-
-
-def _full(subject: Subject, tokens: IntArray) -> Tensor | None:
-    """The original's surprise, as far as its positions go."""
-    if subject.original is None:
-        return None
-    known = tokens[: subject.step.max_positions]
-    logits = subject.original(torch.from_numpy(known)[None])[0].double()
-    return torch.from_numpy(surprise(logits.numpy(), known))
+def _judge_beyond(far: Far, report: VerifyReport, accept: bool, progress: Progress) -> None:
+    """Perplexity by distance, and what is to be made of it."""
+    rows: list[PerplexityRow] | None = []
+    if report.failed & {2, 4, 9}:
+        rows = None
+    elif len(far.tokens) > far.subject.recipe.window + 1:
+        progress("verify: perplexity", 0.9)
+        rows = Measure(report, progress).attempt(9, far.perplexity)
+    if rows is None:
+        report.beyond = Beyond("not measured", "beyond the window: not measured: a check has failed")
+        return
+    report.perplexity += rows
+    report.beyond = judge(far.subject, rows, len(far.tokens), accept=accept)
 
 
 class Measure:
@@ -256,16 +224,21 @@ class Measure:
         self.report, self.progress = report, progress
 
     def __call__(self, invariant: int, measurement: Callable[[], float], tolerance: float, detail: str) -> None:
-        """Note one measurement. A program that breaks while it runs has failed, and the report says how."""
+        """Note one measurement."""
         name = INVARIANTS[invariant]
         self.progress(f"verify: {name}", invariant / len(INVARIANTS))
+        value = self.attempt(invariant, measurement, tolerance)
+        if value is not None:
+            self.report.checks.append(Check(name, invariant, value <= tolerance, value, tolerance, detail))
+
+    def attempt(self, invariant: int, work: Callable[[], T], tolerance: float | None = None) -> T | None:
+        """What `work` gives. A program that breaks while it runs has failed: the report says how, and this is None."""
         try:
-            value = measurement()
+            return work()
         except (SleepcError, RuntimeError, ValueError, IndexError, KeyError) as error:
             text = f"{type(error).__name__}: {error}"
-            self.report.checks.append(Check(name, invariant, False, None, tolerance, text))
-            return
-        self.report.checks.append(Check(name, invariant, value <= tolerance, value, tolerance, detail))
+            self.report.checks.append(Check(INVARIANTS[invariant], invariant, False, None, tolerance, text))
+            return None
 
     def skip(self, invariant: int, why: str) -> None:
         """Note that an invariant was not measured."""

@@ -1,0 +1,75 @@
+"""What is verified, and what with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.find_sites import find_site
+from sleepc.recipe import Recipe
+from sleepc.runtime.steps import IntArray, Steps
+from sleepc.verify.invariants import Logits
+from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.original import Original
+from sleepc.verify.report import TOLERANCES, Tolerance
+
+FOREVER = 1 << 62
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`canonical` and `original` may be missing; `other_weights`: the program has been trained to others than the
+    original's, or has low-rank maps.
+    """
+
+    step: ProgramGraphs
+    canonical: ProgramGraphs | None
+    recipe: Recipe
+    tokens: IntArray
+    original: Logits | None
+    load: Callable[[ProgramGraphs], Steps]
+    other_weights: bool = False
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """What the program's dtype allows."""
+        return TOLERANCES[self.step.dtype]
+
+    @property
+    def known(self) -> int:
+        """How many tokens the original can read with the positions that the program has."""
+        limits = (self.step.max_positions, self.step.upto)
+        return min((limit for limit in limits if limit is not None), default=FOREVER)
+
+    @property
+    def strategies(self) -> set[str]:
+        """What becomes of layers."""
+        return {plan.strategy for plan in self.recipe.plan(len(self.step.layout))}
+
+    def oracle(self, step: ProgramGraphs) -> Oracle | None:
+        """The oracle with the memories' parameters of `step`."""
+        if self.canonical is None:
+            return None
+        return Oracle(self.canonical, self.recipe, parameters_of(self.canonical, step))
+
+    def narrowed(self) -> dict[int, int]:
+        """Layers that keep fewer tokens than the window of their own that the model gives them, and that window."""
+        if self.canonical is None:
+            return {}
+        own = {name: find_site(cls.wake).window for name, cls in self.canonical.classes.items()}
+        limit = self.step.max_positions or torch.iinfo(torch.int64).max
+        plans = self.recipe.plan(len(self.step.layout))
+        both = ((i, own[block.cls], plans[i].window) for i, block in enumerate(self.canonical.layout))
+        return {i: window for i, window, kept in both if kept is not None and kept < window < limit}
+
+    def original_at(self, tokens: IntArray, places: Tensor) -> Tensor:
+        """The original's logits [n,V] at places [n] of tokens [T]."""
+        assert self.original is not None
+        ids = torch.from_numpy(tokens)[None]
+        if isinstance(self.original, Original):
+            return self.original.at(ids, places)[0]
+        return self.original(ids)[0, places]
