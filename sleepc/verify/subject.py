@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.find_sites import find_site
+from sleepc.passes.own_windows import own_windows
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.verify.invariants import Logits
@@ -60,11 +60,9 @@ class Subject:
         """Layers that keep fewer tokens than the window of their own that the model gives them, and that window."""
         if self.canonical is None:
             return {}
-        own = {name: find_site(cls.wake).window for name, cls in self.canonical.classes.items()}
-        limit = self.step.max_positions or torch.iinfo(torch.int64).max
-        plans = self.recipe.plan(len(self.step.layout))
-        both = ((i, own[block.cls], plans[i].window) for i, block in enumerate(self.canonical.layout))
-        return {i: window for i, window, kept in both if kept is not None and kept < window < limit}
+        kept = [plan.window for plan in self.recipe.plan(len(self.step.layout))]
+        pairs = enumerate(zip(own_windows(self.canonical), kept, strict=True))
+        return {i: own for i, (own, window) in pairs if window is not None and window < own}
 
     def original_at(self, tokens: IntArray, places: Tensor) -> Tensor:
         """The original's logits [n,V] at places [n] of tokens [T]."""

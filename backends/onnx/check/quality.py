@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepc.backends.onnx.check.reading import LARGE
 from sleepc.backends.onnx.check.report import TEXT as CHECK
 from sleepc.backends.onnx.check.report import Row
 from sleepc.runtime.session import Session
@@ -18,6 +19,7 @@ from sleepc.runtime.steps import FloatArray, IntArray, Steps
 
 TEXT = 1024  # tokens that are read
 PIECE = 64  # of which logits are held
+AT_ONCE = 1 << 18  # numbers that are looked at at once: what is held of them stays in a processor's cache
 SINGLE = 32  # read one by one: kernels for one token are others
 CLOSE = 0.9  # a word counts as the likeliest where it has so much of the likeliest one's probability
 BOUNDS = {"int8": (0.02, 0.95), "int4": (0.5, 0.6)}
@@ -27,33 +29,46 @@ measured.
 
 
 def read_text(steps: Steps, tokens: IntArray, each: Callable[[int, FloatArray], None]) -> None:
-    """Logits [n, V] of `tokens`, piece by piece, the last ones token by token: `each(start, logits)`."""
-    session, single = Session(steps), len(tokens) - SINGLE
-    places = [*range(0, single, PIECE), *range(single, len(tokens))]
-    for start, end in pairwise([*places, len(tokens)]):
-        each(start, session.feed(tokens[None, start:end], logits="all")[0])
+    """Logits [n, V] of `tokens`, piece by piece, the last ones token by token: `each(start, logits)`. Of a large
+    vocabulary those of every other piece, and of every other single token.
+    """
+    session, single, every = Session(steps), len(tokens) - SINGLE, 2 if steps.vocab >= LARGE else 1
+    pieces = [*pairwise([*range(0, single, PIECE), single]), *((at, at + 1) for at in range(single, len(tokens)))]
+    for number, (start, end) in enumerate(pieces):
+        if number % every:
+            session.feed(tokens[None, start:end], logits="none")
+        else:
+            each(start, session.feed(tokens[None, start:end], logits="all")[0])
 
 
 @dataclass
 class Quality:
-    """Sums over the tokens of a text."""
+    """Sums over the tokens of a text: `read` of them were looked at, and `followed` by another."""
 
     tokens: IntArray
     read: int = 0
+    followed: int = 0
     kl: float = 0.0
     agreed: int = 0
     surprise: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(2))
 
     def add(self, start: int, found: FloatArray, expected: FloatArray) -> None:
         """The logits [n, V] of tokens from `start` on, by ONNX Runtime and in float32."""
-        q, p = _log_softmax(found), _log_softmax(expected)
-        self.kl += float((np.exp(p) * (p - q)).sum())
+        rows = max(AT_ONCE // found.shape[-1], 1)
+        for at in range(0, len(found), rows):
+            self._add(start + at, _log_softmax(found[at : at + rows]), _log_softmax(expected[at : at + rows]))
+
+    def _add(self, start: int, q: npt.NDArray[Any], p: npt.NDArray[Any]) -> None:
+        """log probabilities [n, V] of the same tokens."""
         chosen = np.take_along_axis(p, q.argmax(-1)[:, None], -1)[:, 0]
         self.agreed += int((chosen >= p.max(-1) + math.log(CLOSE)).sum())
         self.read += len(p)
         following = self.tokens[start + 1 : start + 1 + len(p)]
         at = np.arange(len(following))
-        self.surprise -= np.array([p[at, following].sum(), q[at, following].sum()])
+        self.followed += len(following)
+        self.surprise -= np.array([p[at, following].sum(dtype=np.float64), q[at, following].sum(dtype=np.float64)])
+        np.subtract(p, q, out=q)
+        self.kl += float(np.multiply(np.exp(p, out=p), q, out=q).sum(dtype=np.float64))
 
     def rows(self, precision: str) -> list[Row]:
         """The figures against their bounds."""
@@ -66,11 +81,13 @@ class Quality:
 
     def perplexity(self) -> dict[str, float]:
         """Before, in float32, and after."""
-        before, after = np.exp(self.surprise / (len(self.tokens) - 1))
-        return {"tokens": len(self.tokens), "before": float(before), "after": float(after)}
+        before, after = np.exp(self.surprise / self.followed)
+        return {"tokens": self.read, "before": float(before), "after": float(after)}
 
 
-def _log_softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return found
+def _log_softmax(logits: FloatArray) -> npt.NDArray[Any]:
+    """In the logits' own precision; sums are float64."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
+    shifted -= np.log(total)
+    return shifted

@@ -15,6 +15,7 @@ SHORT = 64  # tokens between sleeps by hand, where a window is longer
 FEW = 12  # tokens that are read one by one
 KEPT = 32 << 20  # bytes of logits that are kept of a check
 AT_ONCE = 24 << 20  # bytes of logits of one call
+LARGE = 1 << 16  # words of a vocabulary from which on its head is most of the work
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Reading:
         """Calls that are shorter than a convolution's tail, and than what they follow."""
         session, logits, at = Session(self.steps), [], 0
         for count in (2, 1, 2, 2, 3, 1):
-            logits += self._feed(session, at, at + count)
+            logits.append(session.feed(self.tokens[None, at : at + count], logits="all")[0])
             at += count
         self.keep("calls of one, two and three tokens", logits, session)
 
@@ -103,7 +104,7 @@ class Reading:
         logits.append(self._padded(session, (2, 0, 4), 40))
         self.keep("three rows, asleep by hand", logits, session)
         one, before = Session(self.steps), max(self.span - 2, 1)
-        self._feed(one, 0, before)
+        one.feed(self.tokens[None, :before], logits="none")
         session = one.select_rows([0, 0, 0])
         logits = [self._padded(session, (1, 2, 5), before), self._padded(session, (3, 0, 1), before + 5)]
         self.keep("three rows, asleep one after the other", logits, session)
@@ -111,19 +112,32 @@ class Reading:
     def sleeps(self, others: Sequence[Other]) -> None:
         """One sleep with each of the `others`, from the state before it, and a few tokens after it."""
         session = Session(self.steps)
-        self._feed(session, 0, max(self.span - 1, 1))
+        session.feed(self.tokens[None, : max(self.span - 1, 1)], logits="none")
         before = session.snapshot()
         for name, steps in others:
             self.hand_on(name, _slept(steps, before, self.tokens[:FEW]))
 
     def _feed(self, session: Session, start: int, end: int) -> list[FloatArray]:
-        """Tokens `start` to `end`, in calls whose logits fit into AT_ONCE."""
+        """Logits [n, V] of tokens `start` to `end`: of all in one call, or where the vocabulary is too large for that,
+        of those that two calls have room for, the first and the last ones; what stands between is only read.
+        """
         most = max(AT_ONCE // (4 * self.steps.vocab), 8)
-        places = range(start, end, most)
-        return [session.feed(self.tokens[at : min(at + most, end)][None], logits="all")[0] for at in places]
+        if end - start <= 2 * most:
+            places = range(start, end, most)
+            return [session.feed(self.tokens[at : min(at + most, end)][None], logits="all")[0] for at in places]
+        first = session.feed(self.tokens[None, start : start + most], logits="all")[0]
+        session.feed(self.tokens[None, start + most : end - most], logits="none")
+        return [first, session.feed(self.tokens[None, end - most : end], logits="all")[0]]
 
     def _one_by_one(self, session: Session, start: int, end: int) -> list[FloatArray]:
-        return [session.feed(self.tokens[at : at + 1][None]) for at in range(start, end)]
+        """Logits [1, V] of single tokens; of a large vocabulary of every third, and the last."""
+        found = []
+        for at in range(start, end):
+            if self.steps.vocab < LARGE or (end - 1 - at) % 3 == 0:
+                found.append(session.feed(self.tokens[None, at : at + 1]))
+            else:
+                session.feed(self.tokens[None, at : at + 1], logits="none")
+        return found
 
     def _padded(self, session: Session, lengths: Sequence[int], start: int) -> FloatArray:
         """Rows of these lengths, padded before and behind; rows read different tokens."""
