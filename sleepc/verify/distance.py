@@ -16,7 +16,7 @@ from sleepc.verify.report import PerplexityRow
 from sleepc.verify.surprise import bounds, surprise
 
 PIECE = 64  # tokens whose logits are held at once: vocabularies are large
-SPENT = 768 << 20  # bytes of the logits that are looked at
+SPENT = 512 << 20  # bytes of the logits that are looked at
 
 
 @dataclass(frozen=True)

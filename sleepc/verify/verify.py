@@ -29,7 +29,7 @@ __all__ = ["Beyond", "Check", "PerplexityRow", "VerifyReport", "verify_program"]
 
 Progress = Callable[[str, float | None], None]
 T = TypeVar("T")
-SHORT = 16  # tokens between two sleeps, where a window is too long to read several of them
+SHORT = 8  # tokens between two sleeps, where a window is too long to read several of them
 SMALL = 32  # windows up to here are read whole, and that of a program rebuilt where the real one is too long
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sleepc.errors import SleepcError
-from sleepc.ir.compare import kl, max_error
+from sleepc.ir import compare
+from sleepc.ir.compare import absolute_error, kl, max_error
 
 inf, nan = math.inf, math.nan
 
@@ -32,6 +33,15 @@ def t(*values: float) -> torch.Tensor:
 )
 def test_max_error(a: torch.Tensor, b: torch.Tensor, expected: float) -> None:
     assert max_error(a, b) == pytest.approx(expected)
+
+
+def test_errors_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = t(0, 3, 110, inf), t(0, 1, 100, inf)
+    monkeypatch.setattr(compare, "AT_ONCE", 2)
+    assert max_error(a, b) == pytest.approx(0.1)
+    assert absolute_error(a, b) == pytest.approx(10)
+    assert absolute_error(t(1, 2, 3, nan), t(1, 2, 3, 4)) == inf
+    assert max_error(t(1, 2, 3, -inf), t(1, 2, 3, inf)) == inf
 
 
 def test_max_error_sees_one_wrong_value_in_low_precision_and_other_kinds() -> None:
