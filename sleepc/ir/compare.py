@@ -45,7 +45,7 @@ def _furthest(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:
-    return x.detach().reshape(-1).split(AT_ONCE) if x.numel() else ()
+    return torch.split(x.detach().reshape(-1), AT_ONCE) if x.numel() else ()
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> float:

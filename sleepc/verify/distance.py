@@ -16,7 +16,7 @@ from sleepc.verify.report import PerplexityRow
 from sleepc.verify.surprise import bounds, surprise
 
 PIECE = 64  # tokens whose logits are held at once: vocabularies are large
-SPENT = 512 << 20  # bytes of the logits that are looked at
+SPENT = 768 << 20  # bytes of the logits that are looked at
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ def cut(window: int, length: int, vocab: int, whole: int = 0) -> list[Piece]:
     """A stream of `length` tokens in pieces: as many of each range of distances (see `bounds`) are read as a large
     vocabulary allows, evenly spaced, and all of the first `whole` tokens.
     """
-    edges = [0, *(end - 1 for end in bounds(window, length)[1:-1]), length]
-    most = max(SPENT // (4 * vocab * PIECE * (len(edges) - 1)), 2)
+    edges = [0, *(end - 1 for end in bounds(window, length)[1:])]
+    most = max(SPENT // (4 * vocab * PIECE * max(len(edges) - 1, 1)), 2)
     pieces = []
     for start, end in pairwise(edges):
         starts = range(start, end, PIECE)
         step = max(len(starts) - 1, 1) / (most - 1)
         chosen = {round(i * step) for i in range(most)} if len(starts) > most else set(range(len(starts)))
         pieces += [Piece(a, min(a + PIECE, end), i in chosen or a < whole) for i, a in enumerate(starts)]
-    return pieces
+    return [*pieces, Piece(length - 1, length, True)]  # no token follows the last one
 
 
 def follow(
@@ -68,7 +68,8 @@ def full_attention(
     found = torch.full((len(tokens) - 1,), math.nan, dtype=torch.float64)
     pieces = [Piece(p.start, min(p.end, len(tokens)), True) for p in pieces if p.read and p.start < len(tokens)]
     logits = logits_at(tokens, torch.cat([torch.arange(p.start, p.end) for p in pieces]))
-    parts = (logits if logits.dtype == torch.float64 else logits.float()).split([p.end - p.start for p in pieces])
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    parts = torch.split(logits, [p.end - p.start for p in pieces])
     for piece, part in zip(pieces, parts, strict=True):
         _note(found, piece, part.numpy(), tokens)
     return found

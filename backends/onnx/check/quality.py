@@ -87,7 +87,7 @@ class Quality:
 
 def _log_softmax(logits: FloatArray) -> npt.NDArray[Any]:
     """In the logits' own precision; sums are float64."""
-    shifted = logits - logits.max(-1, keepdims=True)
+    shifted: npt.NDArray[Any] = logits - logits.max(-1, keepdims=True)
     total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
     shifted -= np.log(total)
     return shifted
