@@ -16,7 +16,7 @@ from sleepc.verify.report import PerplexityRow
 from sleepc.verify.surprise import bounds, surprise
 
 PIECE = 64  # tokens whose logits are held at once: vocabularies are large
-SPENT = 768 << 20  # bytes of the logits that are looked at
+SPENT = 512 << 20  # bytes of the logits that are looked at
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Piece:
     read: bool
 
 
-def cut(window: int, length: int, vocab: int, whole: int = 0) -> list[Piece]:
+def cut(window: int, length: int, vocab: int) -> list[Piece]:
     """A stream of `length` tokens in pieces: as many of each range of distances (see `bounds`) are read as a large
-    vocabulary allows, evenly spaced, and all of the first `whole` tokens.
+    vocabulary allows, evenly spaced.
     """
     edges = [0, *(end - 1 for end in bounds(window, length)[1:])]
     most = max(SPENT // (4 * vocab * PIECE * max(len(edges) - 1, 1)), 2)
@@ -39,7 +39,7 @@ def cut(window: int, length: int, vocab: int, whole: int = 0) -> list[Piece]:
         starts = range(start, end, PIECE)
         step = max(len(starts) - 1, 1) / (most - 1)
         chosen = {round(i * step) for i in range(most)} if len(starts) > most else set(range(len(starts)))
-        pieces += [Piece(a, min(a + PIECE, end), i in chosen or a < whole) for i, a in enumerate(starts)]
+        pieces += [Piece(a, min(a + PIECE, end), i in chosen) for i, a in enumerate(starts)]
     return [*pieces, Piece(length - 1, length, True)]  # no token follows the last one
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -20,7 +20,7 @@ from sleepc.verify.subject import Subject
 
 LONG = 512  # windows up to here are read to their end, and beyond, with the oracle too
 FARTHEST = 4096 + LONG  # tokens of the longest stream
-COMPARED = 128 << 20  # bytes of logits that the oracle is asked for
+COMPARED = 96 << 20  # bytes of logits that the oracle is asked for
 
 
 def reach(subject: Subject) -> int:
@@ -37,7 +37,7 @@ def long_enough(subject: Subject, perplexity: bool) -> int:
     window, far = subject.recipe.window, reach(subject)
     count = 2 * window + max(subject.recipe.sinks, 4) + 4 if window <= LONG else min(window, LONG)
     if perplexity and window + ENOUGH <= FARTHEST:
-        count = max(count, min(4 * window, 1024), min(far + max(min(far, LONG), 2 * ENOUGH), FARTHEST))
+        count = max(count, min(3 * window, 768), min(far + max(min(far, LONG), 2 * ENOUGH), FARTHEST))
     return min(count, len(subject.tokens))
 
 
@@ -61,7 +61,7 @@ class Far:
         self.inside = min(window, LONG, len(self.tokens), subject.known) if inside else 0
         upto = min(len(self.tokens), 2 * window + max(subject.recipe.sinks, 4) + 4)
         self.upto = upto if window <= LONG and upto >= window + 2 else 0  # tokens that are compared with the oracle
-        self.pieces = cut(window, len(self.tokens), subject.step.vocab, self.inside)
+        self.pieces = cut(window, len(self.tokens), subject.step.vocab)
 
     @cached_property
     def original(self) -> Tensor:
@@ -90,8 +90,9 @@ class Far:
                 with torch.no_grad():
                     far.append(max_error(found[places - start], oracle.logits_at(places)[0]))
 
-        surprise = follow(self.subject.load(self.subject.step), self.tokens, self.pieces, each)
-        finite = bool(surprise[looked_at(self.pieces)].isfinite().all())
+        pieces = [replace(piece, read=True) if piece.start < self.inside else piece for piece in self.pieces]
+        surprise = follow(self.subject.load(self.subject.step), self.tokens, pieces, each)
+        finite = bool(surprise[looked_at(pieces)].isfinite().all())
         return Followed(max(inside), max(far) if finite else math.inf, surprise)
 
     def _oracle(self) -> Stream | None:

@@ -116,14 +116,14 @@ def advance(
 
 
 def _asked(ask: Ask, vocab: int, number: int, *, single: bool) -> Logits:
-    """Of the head of a large vocabulary: every logit of the first call, then the last ones, of single tokens every
-    fourth. What other tokens did is in the state, and in what follows them.
+    """Of the head of a large vocabulary: every logit of the first call, then the last ones of every other call, of
+    single tokens of every fourth. What other tokens did is in the state, and in what follows them.
     """
     if ask != "some" or vocab < LARGE:
         return "none" if ask == "none" else "all"
-    if single:
-        return "none" if number % 4 else "last"
-    return "last" if number else "all"
+    if number == 0 and not single:
+        return "all"
+    return "none" if number % (4 if single else 2) else "last"
 
 
 def _lay_out(
