@@ -155,12 +155,7 @@ def _check_inside(subject: Subject, report: VerifyReport, perplexity: bool, prog
         steps = subject.load(shaken(subject.step))
         short = Stream(subject.tokens[:count], (count,))
         text = f"logits of {count} tokens, whatever the memories' parameters are"
-        measure(
-            2,
-            lambda: invariants.inside(steps, short, far.known),
-            subject.tolerance.absolute,
-            text,
-        )
+        measure(2, lambda: invariants.inside(steps, short, far.known), subject.tolerance.absolute, text)
     return far
 
 
