@@ -15,7 +15,7 @@ import numpy as np
 
 from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced
 from sleepc.backends.onnx.state import NUMPY, shape_of
-from sleepc.backends.onnx.steps import OnnxSteps
+from sleepc.backends.onnx.steps import OnnxSteps, told
 from sleepc.errors import UsageError
 from sleepc.runtime.steps import TAKEN, Array, BoolArray, FloatArray, IntArray, Logits, State
 
@@ -143,7 +143,8 @@ class DeviceSteps(OnnxSteps):
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in others:
             binding.bind_output(name, "cpu")
-        self.open(graph).run_with_iobinding(binding)
+        with told(self.folder):
+            self.open(graph).run_with_iobinding(binding)
         state.swap(replaced)
         found = binding.get_outputs()[len(replaced) :]  # in the order in which they were bound
         return {name: value.numpy() for name, value in zip(others, found, strict=True)}

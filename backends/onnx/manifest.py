@@ -151,7 +151,11 @@ class Manifest(Part):
             for tensor in graph.inputs:
                 known = tensor.name in CALL or _same(tensor, states.get(tensor.name))
                 _require(known, f"{graph.file} has an input {tensor.name} that is no state")
-        _require("logits" in {t.name for t in self.wake.outputs}, "no logits")
+            for side in (graph.inputs, graph.outputs):
+                _require(len({t.name for t in side}) == len(side), f"{graph.file} has two values of one name")
+        known_sizes = all(d in ("B", "T", "M") for t in self.wake.outputs for d in t.dims if isinstance(d, str))
+        _require(known_sizes, f"{self.wake.file} has an output of a size that nobody knows")
+        _require(("logits", ("B", "M", self.vocab)) in {(t.name, t.dims) for t in self.wake.outputs}, "no logits")
         for state in self.states:
             _require(not isinstance(state.sleep, Columns), f"a sleep writes columns of {state.name}")
             self._check_change(state, state.wake, self.wake)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,11 @@ class OnnxSteps:
 
     def _read(self, state: OnnxState, tokens: IntArray, lengths: IntArray, wanted: int) -> FloatArray:
         """One call of the graph, of at least one token: logits [B, M, V]."""
-        call = self._call(state)
-        out = call.run(tokens, lengths, wanted)
-        for output, slots in self._rings.items():
-            write_columns(state.rings[output], call.new[output], call.new[slots])
+        with told(self.folder):
+            call = self._call(state)
+            out = call.run(tokens, lengths, wanted)
+            for output, slots in self._rings.items():
+                write_columns(state.rings[output], call.new[output], call.new[slots])
         state.swap()
         return out
 
@@ -160,7 +162,8 @@ class OnnxSteps:
         names = [t.name for t in graph.outputs]
         for name in names:
             binding.bind_output(name)
-        session.run_with_iobinding(binding)
+        with told(self.folder):
+            session.run_with_iobinding(binding)
         found = dict(zip(names, binding.get_outputs(), strict=True))
         for spec in self.manifest.states:
             if isinstance(spec.sleep, Replaced):
@@ -259,6 +262,19 @@ class _Call:
 
     def _output(self, name: str, array: Array) -> None:
         self.binding.bind_ortvalue_output(name, self.place(array))
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """What ONNX Runtime or numpy refuses of files that are not what they say; its errors have no common class."""
+    try:
+        yield
+    except Exception as error:
+        ours = type(error) in (IndexError, KeyError, TypeError, ValueError)
+        if not ours and not type(error).__module__.startswith("onnxruntime"):
+            raise
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SleepcError(f"ONNX Runtime cannot run the exported files: {text}", where=str(folder)) from error
 
 
 def _slots_of(change: object) -> str:

@@ -271,6 +271,8 @@ def _set(*path: Any, value: Any) -> Change:
         (_set("states", 3, "wake", "slots", value="nowhere"), "nowhere|not written"),
         (_set("states", 0, "wake", "output", value="nowhere"), "nowhere"),
         (_set("wake", "outputs", value=[]), "no logits"),
+        (lambda d: d["wake"]["outputs"].append(d["wake"]["outputs"][0]), "two values of one name"),
+        (lambda d: d["wake"]["outputs"][-1].update(dims=["B", "X"]), "size that nobody knows|not of its states"),
     ],
 )
 def test_manifests_that_are_not_believed(artifact: Path, tmp_path: Path, change: Change, words: str) -> None:
