@@ -166,6 +166,9 @@ def make_recipe(options: Recipe | dict[str, Any] | None, where: str = "") -> Rec
     """
     if isinstance(options, Recipe):
         return options
+    if options is not None and not isinstance(options, dict):
+        what = f"a recipe is a dictionary of options, and not of type {type(options).__name__}"
+        raise UsageError(what, where=where, fix='For example {"window": 256}; a file is read by `convert --recipe`.')
     try:
         return Recipe.model_validate(options or {})
     except ValidationError as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced
 from sleepc.backends.onnx.state import NUMPY, shape_of
-from sleepc.backends.onnx.steps import OnnxSteps, told
+from sleepc.backends.onnx.steps import OnnxSteps, shared, told
 from sleepc.errors import UsageError
 from sleepc.runtime.steps import TAKEN, Array, BoolArray, FloatArray, IntArray, Logits, State
 
@@ -157,7 +157,12 @@ class DeviceSteps(OnnxSteps):
             for tensor in graph.inputs:
                 if tensor.name in state.places:
                     binding.bind_ortvalue_input(tensor.name, state.now(tensor.name))
+            taken = {state.now(name).data_ptr(): name for name in state.places}
             for name, output in replaced.items():
+                at = state.spare(name).data_ptr()
+                if at in taken:
+                    raise shared(name, taken[at])
+                taken[at] = name
                 binding.bind_ortvalue_output(output, state.spare(name))
             others = {t.name for t in graph.outputs} - set(replaced.values())
             state.bound[key] = binding, sorted(others)

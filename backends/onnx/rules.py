@@ -33,8 +33,11 @@ def _wake(manifest: Manifest) -> list[str]:
 
 def _after(manifest: Manifest) -> list[str]:
     found = [
+        "Every output of a run needs memory of its own: bind none to memory that an input or another output of it has "
+        "(one OrtValue for a state that goes in and comes out gives a wrong state, and no error). Two places "
+        "for each state that is replaced, taken in turns, are enough.",
         "After each run make the new states, by `wake` of each entry of `states`. kept: nothing changes. replaced: the "
-        "new value is the output of that name. Inputs and outputs of one run must never share memory."
+        "new value is the output of that name.",
     ]
     if any(isinstance(state.wake, Columns) for state in manifest.states):
         found.append(

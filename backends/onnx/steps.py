@@ -215,6 +215,11 @@ class _Call:
         graph = steps.manifest.wake
         self.session, self.place, self.batch = steps.open(graph), steps.place, state.batch
         self.binding = self.session.io_binding()
+        given = list(state.arrays.items())
+        for name in steps.replaced:
+            for other, array in (*given, *((n, state.spare[n]) for n in steps.replaced if n != name)):
+                if np.may_share_memory(state.spare[name], array):
+                    raise shared(name, other)
         self.inputs = {t.name for t in graph.inputs}
         for name, array in state.arrays.items():
             self._input(name, array)
@@ -275,6 +280,16 @@ def told(folder: Path) -> Iterator[None]:
             raise
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SleepcError(f"ONNX Runtime cannot run the exported files: {text}", where=str(folder)) from error
+
+
+def shared(name: str, other: str) -> SleepcError:
+    """What to raise where a run would write a state's new value over memory that it reads or writes otherwise."""
+    return SleepcError(
+        f"the new value of state {name} would be written into the memory of {other}: the runtime would give a wrong "
+        "state, without an error",
+        where=name,
+        fix="Give every output of a run memory of its own (see the rules in onnx.json).",
+    )
 
 
 def _slots_of(change: object) -> str:

@@ -16,6 +16,7 @@ from sleepc.errors import Refusal, SleepcError
 
 VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
 TORCH = Path(torch.__file__).parent
+FLEX = TORCH / "nn" / "attention" / "flex_attention.py"
 
 
 class Unfollowed(Exception):
@@ -28,6 +29,13 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
     """
     causes = list(_causes(error))
     where = type(call.model).__name__
+    if any(Path(frame.filename) == FLEX for cause in causes for frame in traceback.extract_tb(cause.__traceback__)):
+        return Refusal(
+            "OPERATOR",
+            "the model calls flex_attention, whose masks and scores are code that torch compiles for itself",
+            where=where,
+            fix="Call torch.nn.functional.scaled_dot_product_attention with a mask (a bool tensor, or is_causal=True).",
+        )
     branches = any(isinstance(cause, VALUES) for cause in causes)
     if branches and asks_for_length(call):
         return Refusal(

@@ -115,7 +115,12 @@ def _as_rows(ids: Any) -> list[Any]:
 
 
 def _as_integers(row: Any, index: int) -> Array:
-    array = np.asarray(row)
+    try:
+        array = np.asarray(row)
+    except ValueError as error:  # lists within lists, of different lengths
+        raise UsageError(
+            f"row {index} of the ids holds lists beside numbers", fix="give integers, one list per row"
+        ) from error
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, dtype=np.int64)
     if array.dtype == object and all(type(item) is int for item in array.flat):

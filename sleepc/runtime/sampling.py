@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.steps import FloatArray, IntArray
+from sleepc.runtime.values import real, whole
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            real(getattr(self, name), name)
+        whole(self.top_k, "top_k")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature {self.temperature} is not a number from 0 up")
         if self.top_k < 0:
@@ -104,7 +108,7 @@ def nucleus(sorted_probabilities: npt.NDArray[np.float64], p: float) -> int:
 
 def generators(seed: int | None, batch: int) -> list[np.random.Generator]:
     """One random stream per row: what a row draws does not depend on the other rows."""
-    if seed is not None and seed < 0:
+    if seed is not None and whole(seed, "seed") < 0:
         raise UsageError(f"seed {seed} is negative", fix="give a whole number from 0 up, or none")
     entropy = np.random.SeedSequence(seed).entropy
     return [np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(row,))) for row in range(batch)]

@@ -26,6 +26,7 @@ from sleepc.runtime.steps import (
     State,
     Steps,
 )
+from sleepc.runtime.values import whole
 
 OnSleep = Callable[[IntArray], None]
 LAST, KNOWN = "session.logits", "session.known"  # beside the backend's arrays in a state file
@@ -86,6 +87,7 @@ class Session:
         on_sleep: OnSleep | None = None,
         upto: int | None = None,
     ) -> None:
+        batch = whole(batch, "batch")
         if batch < 1:
             raise UsageError(f"a session of {batch} rows", fix="give a batch of 1 or more")
         self.steps, self.batch, self.identity, self.on_sleep = steps, batch, identity, on_sleep
@@ -178,7 +180,7 @@ class Session:
         tokens of the model.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        if max_tokens < 0:
+        if whole(max_tokens, "max_tokens") < 0:
             raise UsageError(f"max_tokens {max_tokens} is negative")
         active = row_mask(range(self.batch) if rows is None else rows, self.batch)
         self._require_whole()
@@ -398,7 +400,9 @@ class Session:
             )
 
     def _tokens_of_model(self, ids: Collection[int]) -> IntArray:
-        found = np.array(sorted(ids), dtype=np.int64)
+        if not isinstance(ids, Collection) or isinstance(ids, str):
+            raise UsageError(f"{ids!r} is no list of token ids", fix="Give a list: [2].")
+        found = np.array(sorted(whole(x, "token id") for x in ids), dtype=np.int64)
         beyond = found[(found < 0) | (found >= self.steps.vocab)].tolist()
         if beyond:
             raise UsageError(

@@ -179,7 +179,8 @@ def lengths(bench: Bench) -> float:
     session.sleep()
     session.sleep()  # nothing to consolidate
     count = first.next_cut(0) + 3
-    same_token = Stream(np.full(count, first.tokens[0]), (first.next_cut(0),))
+    cuts = tuple(range(first.next_cut(0), count + 1, bench.steps.window))
+    same_token = Stream(np.full(count, first.tokens[0]), cuts)
     repeated, singly = read(bench.steps, [same_token], ask="all"), read(bench.steps, [same_token], most=1)
     known = repeated.logits[0][singly.places[0]]
     error = max(error, max_error(singly.logits[0], known), gap(singly.state, repeated.state))

@@ -96,10 +96,10 @@ def make_streams(tokens: IntArray, window: int) -> tuple[Stream, Stream, Stream]
 
     Tokens are taken from the beginning, and again where there are too few.
     """
-    cuts = [0]
-    while cuts[-1] < 3 * window:
-        cuts.append(cuts[-1] + (max(window // 2, 1) if len(cuts) == 2 else window))
     lengths = (3 * window + 3, window + window // 2 + 1, max(window // 2, 1))
+    cuts = [0]
+    while cuts[-1] < lengths[0]:
+        cuts.append(cuts[-1] + (max(window // 2, 1) if len(cuts) == 2 else window))
     return tuple(  # type: ignore[return-value]
         Stream(np.resize(np.roll(tokens, -b), n), tuple(c for c in cuts[1:] if c <= n)) for b, n in enumerate(lengths)
     )

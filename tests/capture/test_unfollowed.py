@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal, SleepcError
@@ -56,6 +57,34 @@ def test_what_depends_on_values_is_refused(change: Callable[[Tensor], Tensor], r
     assert caught.value.code == "OPERATOR"
     assert caught.value.fix
     assert ("test_unfollowed.py:" in caught.value.what) == (reason == "for other values")
+
+
+def plainly(q: Tensor) -> Tensor:
+    out = flex_attention(q, q, q)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def by_scores(q: Tensor) -> Tensor:
+    out = flex_attention(q, q, q, score_mod=lambda s, b, h, i, j: torch.where(i >= j, s, -1e9))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def by_blocks(q: Tensor) -> Tensor:
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, q.shape[2], q.shape[2], device="cpu")
+    out = flex_attention(q, q, q, block_mask=mask)
+    assert isinstance(out, Tensor)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("attend", [plainly, by_scores, by_blocks])
+def test_flex_attention_called_by_the_model_is_refused(attend: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(Refusal, match="flex_attention") as caught:
+        capture_module(Attends(lambda x: attend(x[:, None])[:, 0]))
+    assert caught.value.code == "OPERATOR"
+    assert "scaled_dot_product_attention" in caught.value.fix
 
 
 def test_other_failures_are_told_as_they_are() -> None:

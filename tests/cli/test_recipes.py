@@ -155,3 +155,9 @@ def test_the_page_about_recipes_has_every_option(tmp_path: Path) -> None:
     plans = make_recipe(read_recipe(write(tmp_path, example))).plan(30)
     assert [plans[i].strategy for i in (0, 3, 29)] == ["keep", "parallel", "keep"]
     assert [plans[i].rule for i in (2, 3)] == ["gated_delta", "delta"]
+
+
+@pytest.mark.parametrize("given", [5, "window: 8", [("window", 8)], True, 0])
+def test_a_recipe_is_a_dictionary(given: object) -> None:
+    with pytest.raises(UsageError, match="a recipe is a dictionary of options"):
+        make_recipe(given)  # type: ignore[arg-type]

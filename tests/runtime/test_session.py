@@ -219,3 +219,33 @@ def test_backends_that_break_the_contract(steps: FakeSteps, monkeypatch: Any) ->
 
     with pytest.raises(SleepcError, match=r"wake gave float32 \[1, 2, 11\].*\[1, 11\]"):
         Session(WrongLogits()).feed([1, 2])
+
+
+WRONG = (1.5, "2", True, [2])
+
+
+@pytest.mark.parametrize("given", [*WRONG, None])
+def test_a_number_of_rows_is_a_whole_number(steps: FakeSteps, given: Any) -> None:
+    with pytest.raises(UsageError, match=r"batch .* is no whole number"):
+        Session(steps, given)
+
+
+@pytest.mark.parametrize(
+    "ids", [[[1, [2]]], [1, [2]], [[1], 2], [[[1]]], [1.0], ["a"], [True], {"a": 1}, "12", None, 5]
+)
+def test_ids_are_whole_numbers(steps: FakeSteps, ids: Any) -> None:
+    session = Session(steps)
+    with pytest.raises(UsageError):
+        session.feed(ids)
+    session.feed([1])  # nothing has changed
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "temperature", "top_k", "top_p", "seed", "stop_ids"])
+def test_options_of_generation_are_numbers(steps: FakeSteps, name: str) -> None:
+    session = Session(steps)
+    session.feed([1])
+    wrong = {"temperature": ("1", True, [1]), "top_p": ("1", True, [1]), "stop_ids": (2, "2", [1.5], ["2"], [True])}
+    for given in wrong.get(name, WRONG):
+        with pytest.raises(UsageError):
+            list(session.generate(**{"max_tokens": 1, name: given}))  # type: ignore[arg-type]
+    assert len(list(session.generate(2, stop_ids={np.int64(12) % 11}, seed=np.int64(3)))) <= 2  # type: ignore[arg-type]

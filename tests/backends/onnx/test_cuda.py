@@ -16,7 +16,7 @@ from sleepc.backends.onnx.cuda import CUDA, DeviceSteps
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Columns, Manifest
 from sleepc.backends.onnx.steps import OnnxSteps
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.session import Session
 from tests.families import VOCAB, Family, make_module
 
@@ -162,3 +162,12 @@ def test_cuda_is_as_the_cpu(exported: Any) -> None:
     made = exported("replay", False)
     ours, theirs = (Session(DeviceSteps(*made, provider=p), 2).feed(tokens, logits="all") for p in (CUDA, CPU))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_outputs_with_memory_of_an_input_are_refused(both: Made) -> None:
+    device, _ = both()
+    state = device.new_state(1)
+    name = next(iter(device.replaced))
+    state.places[name][1] = state.places[name][0]
+    with pytest.raises(SleepcError, match=f"state {name} would be written into the memory of {name}"):
+        device.wake(state, np.ones((1, 2), np.int64), np.array([2]), "last")

@@ -17,6 +17,7 @@ from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Columns
+from sleepc.backends.onnx.rules import rules_of
 from sleepc.backends.onnx.state import write_columns
 from sleepc.backends.onnx.steps import OnnxSteps, available_threads
 from sleepc.errors import SleepcError
@@ -262,3 +263,13 @@ def test_files_that_are_not_what_the_manifest_says(steps: OnnxSteps, tmp_path: P
         manifest = steps.manifest.model_copy(update={"wake": wake.model_copy(update=change)})
         with pytest.raises(SleepcError, match="than the manifest says"):
             OnnxSteps(steps.folder, manifest)
+
+
+def test_outputs_with_memory_of_an_input_are_refused(steps: OnnxSteps) -> None:
+    """One place for a state that goes in and comes out would be wrong wherever the runtime reorders."""
+    state = steps.new_state(1)
+    name = next(iter(steps.replaced))
+    state.spare[name] = state.arrays[name]
+    with pytest.raises(SleepcError, match=f"state {name} would be written into the memory of {name}"):
+        steps.wake(state, np.ones((1, 2), np.int64), np.array([2]), "last")
+    assert any("memory of its own" in rule for rule in rules_of(steps.manifest))
