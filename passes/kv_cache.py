@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.find_sites import find_site
+import networkx as nx
+import torch
+from torch import fx
 
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import TensorType
+from sleepc.passes.find_sites import Site, dependence_of, dims, find_site
+
+aten = torch.ops.aten
+LINEAR = (aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default)
 FACT = "kv_cache"  # its name in an artifact's report
 
 
@@ -58,11 +67,33 @@ def kv_cache(canonical: ProgramGraphs) -> KVCache:
     """That of a program at level CANONICAL, in its dtype."""
     found: Counter[int] = Counter()
     sites = {name: find_site(cls.wake) for name, cls in canonical.classes.items()}
+    kept = {name: _numbers(canonical.classes[name].wake, site) for name, site in sites.items()}
     for block in canonical.layout:
         site = sites[block.cls]
-        found[site.window or site.chunk] += site.kv_heads * (site.d_k + site.d_v)
-    layers = tuple((numbers, kept) for kept, numbers in sorted(found.items()))
+        found[site.window or site.chunk] += kept[block.cls]
+    layers = tuple((numbers, window) for window, numbers in sorted(found.items()))
     return KVCache(layers, canonical.dtype.itemsize)
+
+
+def _numbers(graph: Graph, site: Site) -> int:
+    """How many numbers of a token a layer keeps: its keys and values, or, where these are made by two linear maps in a
+    row from the block's input (MLA), the fewest numbers between that input and them.
+    """
+    plain, tokens = site.kv_heads * (site.d_k + site.d_v), dependence_of(graph).tokens
+    maps: dict[fx.Node, int] = {site.x: 0}
+    edges: nx.DiGraph[Any] = nx.DiGraph()
+    for node in graph.calls():
+        sources = [n for n in node.all_input_nodes if n in maps]
+        if node in maps or node not in tokens or not sources:
+            continue
+        maps[node] = max(maps[n] for n in sources) + is_call(node, *LINEAR)
+        size = prod(d for d in dims(node) if isinstance(d, int)) if isinstance(node.meta["type"], TensorType) else None
+        edges.add_edge((node, "in"), (node, "out"), **({} if size is None else {"capacity": size}))
+        edges.add_edges_from(((n, "out"), (node, "in")) for n in sources)
+    if maps.get(site.v, 0) < 2:
+        return plain
+    edges.add_edges_from(((n, "out"), "cache") for n in site.node.args[1:3])
+    return min(plain, int(nx.maximum_flow_value(edges, (site.x, "out"), "cache")))
 
 
 def noted(cache: KVCache) -> list[list[int]]:

@@ -56,6 +56,11 @@ def test_where_it_breaks_even(layers: tuple[tuple[int, int], ...], state: int, t
         assert cache.bytes(tokens - 1) < state <= cache.bytes(tokens)
 
 
+def test_what_is_made_from_fewer_numbers_is_kept_as_those() -> None:
+    """MLA: twelve numbers, and four of keys with positions, instead of 4 heads of 10 and 8."""
+    assert kv_cache(family("deepseek-v3").canonical).layers == ((2 * (12 + 4), 0),)
+
+
 def test_gemma_3_270m_takes_what_its_windows_let_it_take() -> None:
     """18 blocks with one KV head of 256, of which 15 see 512 tokens, in float32."""
     cache = KVCache(((3 * 512, 0), (15 * 512, 512)), 4)
