@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.status import Status
 
+from sleepc.cli.estimate import Estimate, in_words
+
 if TYPE_CHECKING:
     from sleepc.inspection import Inspection
 
@@ -31,17 +33,24 @@ class Display:
         self.console = console
         self.status: Status | None = None
         self.stage, self.started = "", time.perf_counter()
+        self.estimate = Estimate()
 
     def __call__(self, what: str, share: float | None = None) -> None:
-        """The progress callback of sleepc.api."""
+        """The progress callback of sleepc.api. Without a terminal a long stage is told once, with its estimate."""
+        now = time.perf_counter()
         if self.status is not None:
+            left = None if share is None else self.estimate.left(share, now)
             done = "" if share is None else f" {share:4.0%}"
-            self.status.update(f"{self.stage:12} [dim]{what}{done}[/]")
+            more = "" if left is None else f" · {in_words(left)} more"
+            self.status.update(f"{self.stage:12} [dim]{what}{done}{more}[/]")
+        elif share is not None and (left := self.estimate.once(share, now)) is not None:
+            err.print(f"{self.stage}: {in_words(left)} more")
 
     @contextmanager
     def doing(self, stage: str) -> Iterator[None]:
         """Show a stage while it runs (on a terminal only)."""
         self.stage, self.started = stage, time.perf_counter()
+        self.estimate = Estimate()
         if not err.is_terminal:
             yield
             return
