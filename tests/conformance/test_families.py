@@ -25,6 +25,7 @@ from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
 from tests.families import MODELS, OTHERS, RECURRENT, VOCAB, WINDOW, family, make_module
+from tests.same import assert_same_logits, assert_same_program
 
 # Some of these models compute norms, rotations or experts in float32, also as float64 models.
 TOLERANCE = 1e-6
@@ -86,7 +87,8 @@ def test_family(name: str, tmp_path: Path) -> None:
     # and as an artifact
     loaded = sleepc.load(program.save(tmp_path / "artifact"))
     ids = stream.tokens.tolist() * 2
-    assert np.array_equal(loaded.session().feed(ids), Session(load_eager(program.graphs)).feed(ids))
+    assert_same_program(loaded.graphs, program.graphs)
+    assert_same_logits(loaded.session().feed(ids), Session(load_eager(program.graphs)).feed(ids))
 
 
 @pytest.mark.parametrize(("name", "tied"), [("opt", False), ("bloom", False), ("gpt-neox", True)])

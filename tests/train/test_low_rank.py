@@ -24,6 +24,7 @@ from sleepc.runtime.session import Session
 from sleepc.train.adapter import with_values
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, family
+from tests.same import assert_same_logits, assert_same_program
 
 RECURRENT: dict[str, Any] = {"consolidation": "recurrent", "passes": 2, "loop": "0:1"}
 # (family, options, linear maps in a block): separate and fused projections, Conv1D, transposed weights, experts.
@@ -89,7 +90,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     artifact.save_artifact(tmp_path / "out", low, recipe, Source(name="x", kind="module"), {})
     loaded, _ = artifact.load_artifact(tmp_path / "out")
     assert [print_graph(g) for g in loaded.graphs()] == [print_graph(g) for g in low.graphs()]
-    assert np.array_equal(logits(loaded), logits(low))
+    assert_same_program(loaded, low)
+    assert_same_logits(logits(loaded), logits(low))
     merged = apply(loaded, MergeLowRank())
     assert np.abs(logits(merged) - logits(low)).max() < 1e-9
 
