@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -86,7 +86,13 @@ class Program:
 
     def __getstate__(self) -> NoReturn:
         fix = "Save it (program.save), and load it where it is needed (sleepc.load)."
-        raise UsageError("a program cannot be pickled or copied", fix=fix)
+        raise UsageError("a program cannot be pickled", fix=fix)
+
+    def __copy__(self) -> Program:
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return replace(self, **{part.name: copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)})
 
     def session(
         self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -110,6 +111,13 @@ def test_what_cannot_be_pickled_says_what_to_do(program: sleepc.Program) -> None
         with pytest.raises(UsageError, match="cannot be pickled") as caught:
             ForkingPickler.dumps(thing)  # as between processes
         assert words in caught.value.fix
+
+
+def test_a_program_can_be_copied(program: sleepc.Program) -> None:
+    wanted = program.session().feed([1, 2, 3])
+    for made in (copy.copy(program), copy.deepcopy(program)):
+        assert made is not program
+        assert (made.session().feed([1, 2, 3]) == wanted).all()
 
 
 def test_a_module_that_is_no_model_is_told_in_two_lines() -> None:
