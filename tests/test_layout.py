@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"ir", "ops", "capture", "recipe"},
     "runtime": {"whole_file", "held_file", "json_file"},
     "backends": {"ir", "ops", "passes", "runtime", "hf", "manifest", "held_file", "json_file", "whole_folder"},
-    "hf": {"ir", "ops", "capture", "json_file", "manifest"},
+    "hf": {"ir", "ops", "capture", "json_file", "manifest", "whole_folder"},
     "verify": {"ir", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
     "tasks": {"ir", "ops", "passes", "runtime", "hf", "recipe", "verify", "output_place"},
     "train": {

@@ -8,20 +8,25 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import sleepc
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.hf.gguf_file import refuse_part
+from sleepc.hf.json_file import read_object
+from sleepc.whole_folder import written_beside
 
 Progress = Callable[[str, float | None], None]
 MAGIC = b"GGUF"
-PIECE = 8 << 20
 NEEDED = ("gguf", "accelerate")
+READER = 2  # raised whenever the same file would be read in another way, so that what was kept before is not used
+RECORD = "gguf.json"  # in a folder of the cache: what it was made from, and what was not carried over
 
 
 def cache_folder() -> Path:
@@ -32,32 +37,45 @@ def cache_folder() -> Path:
 def gguf_to_directory(path: Path, progress: Progress) -> Path:
     """The directory of a GGUF file's model in float32, made once and kept in the cache under the file's hash.
 
-    Raises UsageError for what is no GGUF file or where the gguf package is missing, SleepcError where transformers
-    cannot read it.
+    A SleepcWarning says what of the file is not carried over, each time. Raises UsageError for what is no GGUF file of
+    a whole model, or says what transformers' model cannot do, and where the gguf package is missing; SleepcError where
+    it cannot be read, or there is no room.
     """
     if _first_bytes(path) != MAGIC:
         raise UsageError(f"{path.name} is not a GGUF file", where=str(path), fix="Fetch it again.")
+    refuse_part(path)
     progress("hashing the GGUF file", None)
-    target = cache_folder() / f"gguf-{_sha256(path)[:16]}"
-    if (target / "config.json").is_file():
-        return target
-    absent = [name for name in NEEDED if find_spec(name) is None]
-    if absent:
-        raise UsageError(
-            f"reading GGUF files needs {' and '.join(absent)}", where=str(path), fix="pip install 'sleepc[gguf]'"
-        )
-    progress("dequantising the GGUF file", None)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".gguf-", dir=target.parent))
-    try:
-        _convert_in_child(path, draft)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft)
+    target = cache_folder() / f"gguf-{_sha256(path)[:16]}-r{READER}"
+    if not _complete(target):
+        absent = [name for name in NEEDED if find_spec(name) is None]
+        if absent:
+            raise UsageError(
+                f"reading GGUF files needs {' and '.join(absent)}", where=str(path), fix="pip install 'sleepc[gguf]'"
+            )
+        progress("dequantising the GGUF file", None)
+        _make(path, target)
+    for note in read_object(target / RECORD).get("notes", []):
+        warnings.warn(f"{path.name}: {note}", SleepcWarning, stacklevel=2)
     return target
+
+
+def _complete(target: Path) -> bool:
+    return (target / "config.json").is_file() and (target / RECORD).is_file()
+
+
+def _make(path: Path, target: Path) -> None:
+    if target.is_dir() and not _complete(target):
+        shutil.rmtree(target)
+    try:
+        with written_beside(target, force=True, mark=RECORD) as draft:
+            notes = _convert_in_child(path, draft)
+            (draft / RECORD).write_text(json.dumps({"file": path.name, "reader": READER, "notes": notes}))
+    except OSError as error:
+        raise SleepcError(
+            f"cannot keep the model in the cache: {error.strerror or error}",
+            where=str(target.parent),
+            fix="Make room there, or set SLEEPC_CACHE to another folder.",
+        ) from error
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -69,52 +87,31 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _convert_in_child(path: Path, target: Path) -> None:
+def _convert_in_child(path: Path, target: Path) -> list[str]:
     # -P: no module is taken from the folder that the person happens to be in; sleepc itself is taken from where it is.
-    command = [sys.executable, "-P", "-m", "sleepc.hf.gguf", str(path.resolve()), str(target)]
+    command = [sys.executable, "-P", "-m", "sleepc.hf.gguf_child", str(path.resolve()), str(target)]
     package = str(Path(sleepc.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         raise SleepcError(
-            f"the GGUF file cannot be read: {lines[-1] if lines else f'exit {done.returncode}'}",
+            f"the GGUF file cannot be read: {_last_words(done)}",
             where=str(path),
             fix="The file may be damaged or of an architecture that transformers does not read from GGUF.",
         )
+    said = json.loads(done.stdout)
+    if "what" in said:
+        kind = UsageError if said["exit_code"] == UsageError.exit_code else SleepcError
+        raise kind(said["what"], where=str(path), fix=said["fix"])
+    return list(said["notes"])
 
 
-def _convert(path: Path, target: Path) -> None:
-    """The child's work: transformers dequantises to float32 and saves safetensors; the tokenizer goes along."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-    )
-    # save_pretrained refuses a model that was loaded from GGUF, though its weights are plain floats now.
-    plain = {name: value for name, value in model.state_dict().items() if value.dtype == torch.float32}
-    if model.config.tie_word_embeddings:
-        plain.pop("lm_head.weight", None)
-    save_file(plain, target / "model.safetensors", metadata={"format": "pt"})
-    model.config.save_pretrained(target)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(target)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False).save_pretrained(target)
-    config = target / "config.json"
-    data = json.loads(config.read_text())
-    data.pop("quantization_config", None)
-    data |= {"dtype": "float32"}
-    config.write_text(json.dumps(data, indent=2))
-
-
-if __name__ == "__main__":
-    _convert(Path(sys.argv[1]), Path(sys.argv[2]))
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode == -signal.SIGKILL:
+        return "the process that read it was killed, most likely for want of memory"
+    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit {done.returncode}"

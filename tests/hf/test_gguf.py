@@ -1,93 +1,29 @@
-"""GGUF files, made here by the gguf package from a tiny Llama, become directories with the same model."""
+"""GGUF files, made here by the gguf package from tiny models, become directories with the same model."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf import gguf as subject
 from sleepc.hf.tokenizer import load_tokenizer
 
-GGUFWriter = pytest.importorskip("gguf", reason="the gguf package is not installed").GGUFWriter
+pytest.importorskip("gguf", reason="the gguf package is not installed")
 pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate, which is not installed")
 
-VOCAB, HEADS, KV_HEADS, WIDTH = 34, 4, 2, 32
-# Where a Llama's tensors are in a GGUF file; block tensors come after "blk.N.".
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+from tests.hf.ggufs import tiny, write_gguf
 
-
-def tiny_llama() -> nn.Module:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, max_position_embeddings=64, rms_norm_eps=1e-5, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    model: nn.Module = LlamaForCausalLM(config)
-    return model.eval()
-
-
-def interleaved(weight: Tensor, heads: int) -> Tensor:
-    """GGUF's order of the rows of q and k: rotary pairs are neighbours there, halves here. weight [H*D,C]."""
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def gguf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
-    if not stem.startswith("model.layers."):
-        return f"{NAMES[stem]}.weight"
-    block, inner = stem.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{block}.{NAMES[inner]}.weight"
-
-
-def write_gguf(model: nn.Module, path: Path) -> None:
-    writer = GGUFWriter(str(path), "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCAB)
-    writer.add_tokenizer_model("gpt2")
-    letters = [chr(ord("a") + i) for i in range(26)]
-    writer.add_token_list(["<s>", "</s>", *letters, "ab", "cd", "abcd", "Ġ", "Ġa", "ef"])
-    writer.add_token_types([3, 3] + [1] * (VOCAB - 2))
-    writer.add_token_merges(["a b", "c d", "ab cd", "Ġ a", "e f"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    for name, value in model.state_dict().items():
-        heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
-        tensor = interleaved(value, heads) if heads else value
-        writer.add_tensor(gguf_name(name), tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -98,9 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.gguf"
-    write_gguf(tiny_llama(), path)
-    return path
+    return write_gguf(tiny("Llama"), tmp_path / "tiny.gguf")
 
 
 def convert(path: Path) -> Path:
@@ -119,17 +53,38 @@ def test_the_directory_holds_the_same_model(file: Path, cache: Path, monkeypatch
     model.eval()
     tokens = torch.arange(2, 26)[None]
     with torch.no_grad():
-        assert torch.allclose(model(tokens).logits, tiny_llama()(tokens).logits, atol=1e-6)
+        assert torch.allclose(model(tokens).logits, tiny("Llama")(tokens).logits, atol=1e-4)
 
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode(tokenizer.encode("abcd ef")) == "abcd ef"
     assert tokenizer.eos_ids == (1,)
 
-    def never(path: Path, target: Path) -> None:
+    def never(path: Path, target: Path) -> list[str]:
         raise AssertionError("the second time nothing is converted")
 
     monkeypatch.setattr(subject, "_convert_in_child", never)
     assert convert(file) == folder
+    monkeypatch.setattr(subject, "READER", subject.READER + 1)  # what an older reader made is not taken
+    with pytest.raises(AssertionError, match="the second time"):
+        convert(file)
+
+
+def test_what_is_not_carried_over_is_said_every_time(tmp_path: Path, cache: Path) -> None:
+    path = write_gguf(tiny("Llama"), tmp_path / "x.gguf", metadata={"a.new.thing": 3}, tokenizer={"ggml.pre": "newest"})
+    for _ in range(2):
+        with pytest.warns(SleepcWarning) as caught:
+            convert(path)
+        texts = [str(each.message) for each in caught]
+        assert any("llama.a.new.thing" in text for text in texts)
+        assert any("tokenizer.ggml.pre = newest" in text for text in texts)
+
+
+def test_what_the_child_refuses_is_an_error_of_its_kind(tmp_path: Path, cache: Path) -> None:
+    path = write_gguf(tiny("Llama"), tmp_path / "x.gguf", others={"split.no": 1, "split.count": 3})
+    with pytest.raises(UsageError, match="part 2 of 3") as caught:
+        convert(path)
+    assert (caught.value.where, caught.value.exit_code) == (str(path), 2)
+    assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.01, 0.9])
@@ -152,6 +107,13 @@ def test_what_is_no_gguf_file(tmp_path: Path, cache: Path) -> None:
         convert(path)
     path.write_bytes(b"")
     with pytest.raises(UsageError, match="is not a GGUF file"):
+        convert(path)
+
+
+def test_a_part_is_refused_by_its_name_before_it_is_read(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "model-00002-of-00003.gguf"
+    path.write_bytes(subject.MAGIC)
+    with pytest.raises(UsageError, match="part 2 of 3"):
         convert(path)
 
 
@@ -183,6 +145,54 @@ def test_the_parent_loads_no_torch(file: Path, cache: Path) -> None:
         "import sys; from pathlib import Path; from sleepc.hf.gguf import gguf_to_directory;"
         f"gguf_to_directory(Path({str(file)!r}), lambda what, share: None); sys.exit('torch' in sys.modules)"
     )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+from sleepc.cli.ending import endable
+from sleepc.hf.gguf import gguf_to_directory
+with endable():
+    gguf_to_directory(Path(sys.argv[1]), lambda what, share: print(what, flush=True))
+"""
+
+
+def _begun(file: Path, cache: Path) -> subprocess.Popen[str]:
+    """A process in the middle of a conversion."""
+    command = [sys.executable, "-c", BEGIN, str(file)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    while "dequantising" not in process.stdout.readline():
+        assert process.poll() is None
+    process.stdout.close()
+    while not (cache.is_dir() and any(cache.iterdir())):
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_conversion_that_is_ended_leaves_nothing(file: Path, cache: Path, number: signal.Signals) -> None:
+    process = _begun(file, cache)
+    process.send_signal(number)
+    assert process.wait() != 0
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_conversion_left_goes_at_the_next_one(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = _begun(file, cache)
+    process.kill()
+    process.wait()
+    assert len(list(cache.iterdir())) == 1
+
+    def quick(path: Path, target: Path) -> list[str]:
+        (target / "config.json").write_text("{}")
+        return []
+
+    monkeypatch.setattr(subject, "_convert_in_child", quick)
+    with pytest.warns(SleepcWarning, match="a process that was killed had left"):
+        folder = convert(file)
+    assert list(cache.iterdir()) == [folder]

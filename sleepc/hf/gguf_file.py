@@ -1,0 +1,99 @@
+"""What a GGUF file says of itself: metadata, and the names and shapes of its tensors. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sleepc.errors import SleepcError, UsageError
+
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+SPLIT_FIX = "Put the parts together first: llama-gguf-split --merge FIRST-PART OUT.gguf"
+
+
+class GgufFile:
+    """A GGUF file, open for reading. Raises SleepcError where it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        self.path = path
+        try:
+            self._reader = GGUFReader(path)
+        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError) as error:
+            raise SleepcError(
+                f"the GGUF file cannot be read: {str(error) or repr(error)}",
+                where=str(path),
+                fix="It may be damaged or incomplete: fetch it again.",
+            ) from error
+        self.architecture = str(self.get("general.architecture", ""))
+        self.shapes = {
+            tensor.name: tuple(int(size) for size in reversed(tensor.shape.tolist())) for tensor in self._reader.tensors
+        }
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a metadata key: a number, a truth value, a string, or a list of one of them."""
+        field = self._reader.get_field(key)
+        return default if field is None else field.contents()
+
+    def of_architecture(self) -> dict[str, Any]:
+        """The metadata of the architecture, by key without its name."""
+        prefix = f"{self.architecture}."
+        return {key.removeprefix(prefix): self.get(key) for key in self._reader.fields if key.startswith(prefix)}
+
+    def keys(self, prefix: str) -> list[str]:
+        """The metadata keys that begin so."""
+        return [key for key in self._reader.fields if key.startswith(prefix)]
+
+    def values(self, name: str) -> list[float]:
+        """The numbers of a small tensor; an empty list where there is none of that name."""
+        from gguf import dequantize
+
+        for tensor in self._reader.tensors:
+            if tensor.name == name:
+                return [float(value) for value in dequantize(tensor.data, tensor.tensor_type).ravel().tolist()]
+        return []
+
+    def check_whole_model(self) -> None:
+        """Raises UsageError for a part of a model, and for what is no language model (an adapter, a projector)."""
+        if not self.architecture:
+            raise UsageError("the GGUF file does not name its architecture", where=str(self.path), fix=_NO_MODEL)
+        kind = self.get("general.type", "model")
+        if kind != "model" or self.keys("adapter.") or self.architecture == "clip":
+            named = kind if kind != "model" else "adapter" if self.keys("adapter.") else "projector"
+            raise UsageError(f"the GGUF file holds no model but {named!r}", where=str(self.path), fix=_NO_MODEL)
+        if not self.shapes:
+            raise UsageError("the GGUF file has no tensors", where=str(self.path), fix=_NO_MODEL)
+        refuse_part(self.path, int(self.get("split.no", 0)), int(self.get("split.count", 0)))
+        promised = int(self.get("split.tensors.count", 0))
+        if promised > len(self.shapes):
+            raise UsageError(
+                f"the GGUF file has {len(self.shapes)} of the {promised} tensors of its model: it is one of several",
+                where=str(self.path),
+                fix=SPLIT_FIX,
+            )
+
+
+_NO_MODEL = "Give the GGUF file of a whole language model."
+
+
+def refuse_part(path: Path, number: int = 0, count: int = 0) -> None:
+    """Raises UsageError where the file is one of several, by its metadata (`number` from 0) or by its name."""
+    named = PART.search(path.name)
+    if count <= 1 and named is not None:
+        number, count = int(named[1]) - 1, int(named[2])
+    if count > 1:
+        raise UsageError(
+            f"{path.name} is part {number + 1} of {count} of a model, and sleepc reads GGUF files in one piece",
+            where=str(path),
+            fix=SPLIT_FIX,
+        )
+
+
+def blocks_of(names: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    """(block, rest of the name) of the tensors that belong to blocks."""
+    for name in names:
+        if found := re.fullmatch(r"blk\.(\d+)\.(.+)", name):
+            yield int(found[1]), found[2]
