@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sleepc.cli.display import Display, cache_in_words, err, number, out, print_json, size
+from sleepc.cli.display import Display, cache_in_words, counted, err, number, out, print_json, size
 from sleepc.cli.verify import ACCEPT, say_beyond
 
 if TYPE_CHECKING:
@@ -180,10 +181,11 @@ def _tell_conversion(display: Display, program: Program, seen: Inspection) -> No
         "capture", f"{len(seen.blocks)} blocks · {seen.sites} attention sites ({kinds})", program.timings["capture"]
     )
     share = 100 * seen.new_parameters / max(seen.parameters, 1)
-    made = f"window {recipe.window} + {recipe.rule} memory ({recipe.strategy})"
+    kinds_made = Counter(block.becomes for block in seen.blocks)
+    made = ", ".join(f"{counted(count, 'site')} → {what}" for what, count in kinds_made.items())
     display.leave(
         "rewrite",
-        f"{seen.convertible} sites → {made}   +{number(seen.new_parameters)} parameters ({share:.1f} %)",
+        f"{made} ({recipe.strategy})   +{number(seen.new_parameters)} parameters ({share:.1f} %)",
         program.timings["rewrite"],
     )
 
