@@ -124,7 +124,7 @@ class AddLoop(Pass):
         self._replace_tokens(program, graph, e)
         results = graph.results()
         late = Emit(graph, "loop")
-        for name in read:
+        for name in sorted(read):
             if name.startswith("mask."):
                 results[name] = self._confined(late, results[name])
             elif is_held(name):

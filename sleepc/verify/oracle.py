@@ -339,7 +339,8 @@ class _Watch:
         if turns:
             own = kwargs["window"] if brought else 0
             seen_k = oracle.turned(self.i, old_k, key_positions(time, start, first, ring, own, every).clamp(min=0))
-        keys, values = torch.cat([seen_k, k], 2), torch.cat([old_v, v], 2)
+        # Rotations in float32 take q and k there first: what is kept is wider than what attention sees.
+        keys, values = torch.cat([seen_k.to(k.dtype), k], 2), torch.cat([old_v, v], 2)
         see = sees(time, first, ring, kwargs["window"], self.site.chunk, brought=brought)[part]
         bias = reference.bias(self.site.slopes, time.position)[:, *part] if self.site.slopes else None
         if self.window.asleep:
