@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sleepc.errors import SleepcError, UsageError
-from sleepc.hf.gguf_config import complete_config, refuse_lists
+from sleepc.hf.gguf_config import check_numbers, complete_config
 from sleepc.hf.gguf_file import GgufFile, blocks_of
 from sleepc.hf.gguf_rope import TABLES
 from sleepc.hf.gguf_tokens import end_ids, save_tokenizer
@@ -60,7 +60,7 @@ def check_room(file: GgufFile, target: Path) -> None:
             file, f"{_gb(size)} on the disk, and {_gb(free)} are free", "Set SLEEPC_CACHE to another folder."
         )
     tokens = len(file.get("tokenizer.ggml.tokens") or ()) * PER_TOKEN
-    needed, available = size + 3 * largest + tokens + BASE, available_memory()
+    needed, available = size + 2 * largest + tokens + BASE, available_memory()
     if available is not None and available < needed:
         raise _no_room(file, f"about {_gb(needed)} of memory, and {_gb(available)} are free", "Use another machine.")
 
@@ -103,7 +103,7 @@ def _load(file: GgufFile) -> tuple[Any, list[str]]:
 
     set_verbosity(logging.CRITICAL)
     auto: Any = transformers.AutoModelForCausalLM
-    refuse_lists(file)
+    check_numbers(file)
     folder, name = file.path.parent, file.path.name
     read = transformers.AutoConfig.from_pretrained(
         folder, gguf_file=name, local_files_only=True, trust_remote_code=False

@@ -6,6 +6,7 @@ rest, which are those of one published model. Here every key of the architecture
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sleepc.errors import UsageError
@@ -36,6 +37,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "expert_weights_norm": ("norm_topk_prob",),
     "use_parallel_residual": ("use_parallel_residual",),
 }
+# Without these a class would take those of the one published model that it is named after.
+NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 # Shapes of tensors tell these as well, and transformers refuses what does not fit; ALiBi counts no positions.
 IN_SHAPES = {"embedding_length", "feed_forward_length", "context_length", "vocab_size"}
 # What a key may say where the configuration has no name for it: nothing is to be done then.
@@ -59,6 +62,8 @@ SET_ELSEWHERE = {
 }
 # Says how a file was made; or is used while a model is trained.
 OF_NO_WEIGHT = {"tensor_data_layout", f"{KEY}finetuned", "attention.layer_norm_epsilon_type"}
+WORDS = {"tensor_data_layout", f"{KEY}type", f"{KEY}finetuned", "attention.layer_norm_epsilon_type"}
+KNOWN = {*FIELDS, *NOTHING, *SET_ELSEWHERE, *OF_NO_WEIGHT}
 # Switches of configurations, on where every block has these tensors.
 SWITCHES = {
     "attention_bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"),
@@ -90,13 +95,27 @@ def refused(file: GgufFile, what: str, why: str) -> UsageError:
     )
 
 
-def refuse_lists(file: GgufFile) -> None:
-    """Raises UsageError for numbers of each block and lists of ids, which transformers takes one of for all."""
+def check_numbers(file: GgufFile) -> None:
+    """Raises UsageError for numbers that every file has and this one lacks, for what is no number, and for numbers of
+    each block and lists of ids, which transformers takes one of for all.
+    """
+    said = file.of_architecture()
+    absent = [key for key in NEEDED if not said.get(key)]
+    if not any(key.endswith("_epsilon") for key in said):
+        absent.append("attention.layer_norm_epsilon or layer_norm_rms_epsilon")
+    if absent:
+        names = ", ".join(f"{file.architecture}.{key}" for key in absent)
+        raise refused(file, names, "is missing or 0, and a model cannot be built without it")
+    numbers = {f"{file.architecture}.{key}": value for key, value in said.items() if key in KNOWN and key not in WORDS}
     ids = {key: file.get(key) for key in file.keys("tokenizer.ggml.") if key.endswith("_token_id")}
-    numbers = {f"{file.architecture}.{key}": value for key, value in file.of_architecture().items() if key in FIELDS}
     for key, value in (numbers | ids).items():
-        if isinstance(value, list):
+        if isinstance(value, list) and not key.endswith("sliding_window_pattern"):
             raise refused(file, f"{key}, a list,", "is read by transformers as one number")
+        if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
+            raise refused(file, f"{key} = {value}", "is no number")
+    tokens, table = len(file.get("tokenizer.ggml.tokens") or ()), file.shapes.get("token_embd.weight")
+    if table is not None and tokens > table[0]:
+        raise refused(file, f"tokenizer.ggml.tokens, {tokens} of them,", f"has more tokens than the model, {table[0]}")
 
 
 def complete_config(file: GgufFile, data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -111,8 +130,7 @@ def complete_config(file: GgufFile, data: dict[str, Any]) -> tuple[dict[str, Any
     _heads(found)
     _windows(found)
     _positions(found)
-    known = {*FIELDS, *NOTHING, *SET_ELSEWHERE, *OF_NO_WEIGHT}
-    strange = sorted(key for key in found.said if key not in known)
+    strange = sorted(key for key in found.said if key not in KNOWN)
     if strange:
         names = ", ".join(f"{file.architecture}.{key}" for key in strange)
         found.notes.append(f"metadata that is not understood, and not carried over: {names}")

@@ -9,12 +9,12 @@ from typing import Any
 
 from sleepc.errors import SleepcError, UsageError
 
-PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+PART = re.compile(r"-(\d+)-of-(\d+)\.gguf$", re.IGNORECASE)
 SPLIT_FIX = "Put the parts together first: llama-gguf-split --merge FIRST-PART OUT.gguf"
 
 
 class GgufFile:
-    """A GGUF file, open for reading. Raises SleepcError where it is damaged."""
+    """A GGUF file, open for reading. Raises SleepcError where it is damaged, UsageError where its bytes are swapped."""
 
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
@@ -28,6 +28,12 @@ class GgufFile:
                 where=str(path),
                 fix="It may be damaged or incomplete: fetch it again.",
             ) from error
+        if self._reader.byte_order != "I":
+            raise UsageError(
+                "the GGUF file is written in the other byte order, and its numbers would be read wrong",
+                where=str(path),
+                fix="Convert the model's own checkpoint, or turn it round: gguf-convert-endian.",
+            )
         self.architecture = str(self.get("general.architecture", ""))
         self.shapes = {
             tensor.name: tuple(int(size) for size in reversed(tensor.shape.tolist())) for tensor in self._reader.tensors

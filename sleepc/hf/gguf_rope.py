@@ -36,7 +36,7 @@ def scaled_positions(file: GgufFile, metadata: dict[str, Any], theta: float, con
             raise _refused(file, f"{KEY}{key} = {said[key]}")
     kind, factor = str(said.get("type", "linear")), float(said.get("factor") or 1.0)
     original = int(said.get("original_context_length") or context)
-    short, long, freqs = (file.values(name) for name in (SHORT, LONG, FREQS))
+    short, long, freqs = (_factors(file, name, metadata) for name in (SHORT, LONG, FREQS))
     if short or long:
         return _longrope(file, short, long, original, said.get("attn_factor"))
     if freqs and any(abs(value - 1) > TOLERANCE for value in freqs):
@@ -50,6 +50,16 @@ def scaled_positions(file: GgufFile, metadata: dict[str, Any], theta: float, con
     if kind == "yarn":
         return _yarn(said, factor, original)
     raise _refused(file, f"{KEY}type = {kind}" + ("" if kind != "longrope" else f" without {LONG}"))
+
+
+def _factors(file: GgufFile, name: str, metadata: dict[str, Any]) -> list[float]:
+    """The numbers of the tensor, one for each frequency; an empty list where there is none of that name."""
+    width = metadata.get("rope.dimension_count") or metadata.get("attention.key_length")
+    width = width or int(metadata["embedding_length"]) // int(metadata["attention.head_count"])
+    found = file.values(name)
+    if found and (len(found) != int(width) // 2 or not all(0 < value < math.inf for value in found)):
+        raise _refused(file, f"{name} is not one positive factor for each of {int(width) // 2} frequencies")
+    return found
 
 
 def _refused(file: GgufFile, what: str) -> UsageError:

@@ -59,6 +59,11 @@ LLAMA3_KIND = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.
 WHOLE_WORDS = (*LLAMA3_KIND, "tekken")  # a word that is a token is that token, whatever the merges say
 BEGUN = ("llama-bpe", "llama3", "llama-v3", "pixtral", "tekken")  # begin with BOS where the file does not say
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # their tokenizers normalise to NFC first
+# What a file may ask for and is not done, where the value is anything but false.
+NOT_DONE = (
+    *("tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token", "tokenizer.ggml.remove_extra_whitespaces"),
+    *("tokenizer.ggml.precompiled_charsmap", "tokenizer.huggingface.json"),
+)
 BUILT = ("gpt2", "llama", "gemma4", "t5")  # the kinds that transformers builds
 ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|end_of_turn|>", "<|eot|>"),
@@ -91,9 +96,10 @@ def save_tokenizer(file: GgufFile, target: Path) -> list[str]:
     if named:
         notes.append(f"chat templates that have a name of their own are left out: {', '.join(named)}")
     known = {value for name, value in vars(Keys.Tokenizer).items() if not name.startswith("_")}
-    strange = [key for key in file.keys("tokenizer.ggml.") if key not in known]
-    if strange:
-        notes.append(f"metadata of the tokenizer that is not understood, and not carried over: {', '.join(strange)}")
+    left = [key for key in file.keys("tokenizer.ggml.") if key not in known]
+    left += [key for key in NOT_DONE if file.get(key)]
+    if left:
+        notes.append(f"metadata of the tokenizer that is not carried over: {', '.join(left)}")
     return notes
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, GGUFEndian, GGUFWriter, get_tensor_name_map
 from torch import Tensor, nn
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -48,11 +48,12 @@ def write_gguf(
     others: dict[str, Any] | None = None,
     tensors: dict[str, Tensor] | None = None,
     without: tuple[str, ...] = (),
+    order: GGUFEndian = GGUFEndian.LITTLE,
 ) -> Path:
     """Write `model`. `metadata` is of the architecture (None takes a key away), `tokenizer` of `tokenizer.`, `others`
     have their whole keys; `tensors` come besides or instead, `without` are names in the file that are left out.
     """
-    writer = GGUFWriter(str(path), arch)
+    writer = GGUFWriter(str(path), arch, endianess=order)
     keys = _metadata(model.config) | (metadata or {})
     values = {f"{arch}.{key}": value for key, value in keys.items()}
     values |= {f"tokenizer.{key}": value for key, value in (_tokenizer() | (tokenizer or {})).items()}

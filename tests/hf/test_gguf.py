@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -41,14 +42,37 @@ def convert(path: Path) -> Path:
     return subject.gguf_to_directory(path, lambda what, share: None)
 
 
-def test_the_directory_holds_the_same_model(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    folder = subject.gguf_to_directory(file, lambda what, share: said.append(what))
-    assert folder.is_relative_to(cache)
-    assert sorted(path.name for path in cache.iterdir()) == [folder.name]
-    assert any("dequantising" in what for what in said)
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+FIRST = """
+import sys
+from pathlib import Path
+from sleepc.hf.gguf import gguf_to_directory
+print(gguf_to_directory(Path(sys.argv[1]), lambda what, share: None))
+sys.exit("torch" in sys.modules)
+"""
 
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """(file, directory, what was said) of a conversion that was begun where modules of strangers lie."""
+    place = tmp_path_factory.mktemp("first")
+    model, strange = tiny("Llama"), {"a.new.thing": 3}
+    path = write_gguf(model, place / "tiny.gguf", metadata=strange, tokenizer={"ggml.pre": "newest"})
+    trap = place / "trap"
+    (trap / "sleepc").mkdir(parents=True)
+    for stranger in ("torch.py", "gguf.py", "sleepc/__init__.py"):
+        (trap / stranger).write_text("raise SystemExit('a stranger ran')")
+    environment = os.environ | {"SLEEPC_CACHE": str(place / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-c", FIRST, str(path)]
+    done = subprocess.run(command, cwd=trap, env=environment, capture_output=True, text=True)
+    # The memory of dequantisation is the child's; the one that asks does not even import PyTorch.
+    assert done.returncode == 0, done.stderr
+    return path, Path(done.stdout.strip()), done.stderr
+
+
+def test_the_directory_holds_the_same_model(first: tuple[Path, Path, str]) -> None:
+    _, folder, _ = first
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    assert [path for path in folder.parent.iterdir() if path != folder] == []
     model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
     model.eval()
     tokens = torch.arange(2, 26)[None]
@@ -59,24 +83,24 @@ def test_the_directory_holds_the_same_model(file: Path, cache: Path, monkeypatch
     assert tokenizer.decode(tokenizer.encode("abcd ef")) == "abcd ef"
     assert tokenizer.eos_ids == (1,)
 
+
+def test_a_file_is_converted_once_and_what_is_not_carried_over_is_said_every_time(
+    first: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(path: Path, target: Path) -> list[str]:
         raise AssertionError("the second time nothing is converted")
 
+    path, folder, said = first
+    monkeypatch.setenv("SLEEPC_CACHE", str(folder.parent))
     monkeypatch.setattr(subject, "_convert_in_child", never)
-    assert convert(file) == folder
-    monkeypatch.setattr(subject, "READER", subject.READER + 1)  # what an older reader made is not taken
-    with pytest.raises(AssertionError, match="the second time"):
-        convert(file)
-
-
-def test_what_is_not_carried_over_is_said_every_time(tmp_path: Path, cache: Path) -> None:
-    path = write_gguf(tiny("Llama"), tmp_path / "x.gguf", metadata={"a.new.thing": 3}, tokenizer={"ggml.pre": "newest"})
-    for _ in range(2):
-        with pytest.warns(SleepcWarning) as caught:
-            convert(path)
-        texts = [str(each.message) for each in caught]
+    with pytest.warns(SleepcWarning) as caught:
+        assert convert(path) == folder
+    for texts in ([said], [str(each.message) for each in caught]):
         assert any("llama.a.new.thing" in text for text in texts)
         assert any("tokenizer.ggml.pre = newest" in text for text in texts)
+    monkeypatch.setattr(subject, "READER", subject.READER + 1)  # what an older reader made is not taken
+    with pytest.raises(AssertionError, match="the second time"):
+        convert(path)
 
 
 def test_what_the_child_refuses_is_an_error_of_its_kind(tmp_path: Path, cache: Path) -> None:
@@ -126,27 +150,6 @@ def test_without_the_gguf_package_it_says_what_to_install(
     with pytest.raises(UsageError, match="needs gguf") as caught:
         convert(path)
     assert "sleepc[gguf]" in caught.value.fix
-
-
-def test_the_child_takes_no_module_from_where_it_is_started(
-    file: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trap = tmp_path / "trap"
-    (trap / "sleepc").mkdir(parents=True)
-    (trap / "sleepc" / "__init__.py").write_text("raise SystemExit('a stranger ran')")
-    (trap / "torch.py").write_text("raise SystemExit('a stranger ran')")
-    monkeypatch.chdir(trap)
-    assert (convert(file) / "model.safetensors").is_file()
-
-
-def test_the_parent_loads_no_torch(file: Path, cache: Path) -> None:
-    """The memory of dequantisation is the child's; the one that asks does not even import PyTorch."""
-    code = (
-        "import sys; from pathlib import Path; from sleepc.hf.gguf import gguf_to_directory;"
-        f"gguf_to_directory(Path({str(file)!r}), lambda what, share: None); sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 BEGIN = """

@@ -17,11 +17,13 @@ from sleepc.errors import SleepcError, UsageError
 pytest.importorskip("gguf", reason="the gguf package is not installed")
 pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate, which is not installed")
 
+from gguf import GGUFEndian
+
 from sleepc.hf import gguf_child
 from sleepc.hf.gguf_child import convert
 from sleepc.hf.gguf_rope import llama3_divisors
 from sleepc.hf.tokenizer import load_tokenizer
-from tests.hf.ggufs import VOCAB, tiny, write_gguf
+from tests.hf.ggufs import TOKENS, VOCAB, tiny, write_gguf
 
 LAYER_NORM = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
 SHORT, LONG = [1.0, 1.1, 1.2, 1.3], [1.0, 2.0, 3.0, 4.0]
@@ -192,6 +194,16 @@ REFUSED: dict[str, dict[str, Any]] = {
     r"no place for: blk\.2\.": {"tensors": {"blk.2.ffn_up.weight": torch.ones(48, 32)}},
     r"lacks tensors of its model: .*layers\.1\.mlp\.up_proj": {"without": ("blk.1.ffn_up.weight",)},
     r"other shapes .*layers\.0\.mlp\.up_proj.* is \(40, 32\)": {"tensors": {"blk.0.ffn_up.weight": torch.ones(40, 32)}},
+    r"llama\.rope\.scaling\.factor = abc": {"metadata": {"rope.scaling.factor": "abc"}},
+    r"llama\.rope\.freq_base = nan": {"metadata": {"rope.freq_base": math.nan}},
+    r"llama\.block_count in .* missing": {"metadata": {"block_count": None}},
+    r"llama\.attention\.head_count in .* missing or 0": {"metadata": {"attention.head_count": 0}},
+    r"llama\.attention\.layer_norm_epsilon or": {"metadata": {"attention.layer_norm_rms_epsilon": None}},
+    r"rope_freqs\.weight is not one positive": {"tensors": {"rope_freqs.weight": torch.tensor([1.0, 1.0, 2.0])}},
+    r"rope_factors_short\.weight is not one": {"tensors": {"rope_factors_short.weight": torch.zeros(4)}},
+    r"rope_factors_short\.weight has 4": {"tensors": {"rope_factors_short.weight": torch.ones(4)}},
+    r"tokenizer\.ggml\.eot_token_id = x": {"tokenizer": {"ggml.eot_token_id": "x"}},
+    r"35 of them, .* more tokens than the model, 34": {"tokenizer": {"ggml.tokens": [*TOKENS, "more"]}},
     r"tokenizer\.ggml\.eos_token_id, a list": {"tokenizer": {"ggml.eos_token_id": [1, 2]}},
 }
 
@@ -209,20 +221,24 @@ def test_what_cannot_be_carried_over_is_refused_by_name(tmp_path: Path, message:
         ("x.gguf", {"split.no": 1, "split.count": 3}, "part 2 of 3"),
         ("x.gguf", {"split.tensors.count": 100}, r"21 of the 100 tensors"),
         ("x-00001-of-00002.gguf", {}, "part 1 of 2"),
+        ("x-2-of-3.GGUF", {}, "part 2 of 3"),
         ("x-00001-of-00001.gguf", {"split.count": 1}, None),
         ("x.gguf", {"general.type": "mmproj"}, "no model but 'mmproj'"),
         ("x.gguf", {"adapter.type": "lora"}, "no model but 'adapter'"),
     ],
 )
-def test_parts_and_other_kinds_of_files(
-    tmp_path: Path, name: str, keys: dict[str, Any], message: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_and_other_kinds_of_files(tmp_path: Path, name: str, keys: dict[str, Any], message: str | None) -> None:
     path = write_gguf(tiny("Llama"), tmp_path / name, others=keys)
     if message is None:
         convert(path, tmp_path)
         return
     with pytest.raises(UsageError, match=message):
         convert(path, tmp_path)
+
+
+def test_a_file_in_the_other_byte_order(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="other byte order"):
+        read(tiny("Llama"), tmp_path, order=GGUFEndian.BIG)
 
 
 def test_parameters_that_are_not_in_the_file_are_never_drawn(tmp_path: Path) -> None:

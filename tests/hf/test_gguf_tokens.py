@@ -200,9 +200,10 @@ def test_a_tokenizer_of_another_kind_is_said_and_the_model_reads_ids(tmp_path: P
 
 def test_templates_with_names_and_strange_keys_are_said(tmp_path: Path) -> None:
     keys = {"chat_template": "{{ messages }}", "chat_template.tool_use": "{{ tools }}", "ggml.strange": 1}
+    keys |= {"ggml.add_eos_token": True, "ggml.add_sep_token": False}
     path = write_gguf(tiny("Llama"), tmp_path / "x.gguf", tokenizer=keys)
     named, strange = save_tokenizer(GgufFile(path), tmp_path)
     assert "tool_use" in named
-    assert "tokenizer.ggml.strange" in strange
+    assert strange.endswith(": tokenizer.ggml.strange, tokenizer.ggml.add_eos_token")
     assert (tmp_path / "chat_template.jinja").read_text() == "{{ messages }}"
     assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["type"] == "BPE"
