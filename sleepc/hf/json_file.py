@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sleepc.errors import SleepcError, UsageError
+from sleepc.hf.present import is_there
 from sleepc.json_file import read_json
 
 MOST = 256 << 20  # bytes; vocabularies are large
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file's JSON object; empty where there is no file. Raises UsageError for a file that is damaged."""
-    if not path.is_file():
+    """A file's JSON object; empty where there is no file. Raises UsageError for one that is damaged."""
+    if not is_there(path):
         return {}
     fix = "Take it from the original model."
     try:

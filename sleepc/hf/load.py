@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import FileTensor, HeldTensor
 
 WEIGHTS = ("float32", "float64", "bfloat16", "float16")
+SIZES = re.compile(r"size|dim|head|layer|embd|inner")  # in the names of fields
 EXPERTS = "batched_mm"  # the other implementations do not export (docs/log.md)
 
 
@@ -155,9 +157,26 @@ def _cannot_build(checkpoint: Checkpoint, error: Exception) -> SleepcError:
             where=where,
             fix="Correct the configuration, or fetch the model again.",
         )
+    blamed = _blamed(checkpoint.config, error)
+    if blamed:
+        return UsageError(
+            f"config.json says {', '.join(blamed)}, which transformers cannot build a {kind} model with: {lines[0]}",
+            where=where,
+            fix="Correct the configuration, or fetch the model again.",
+        )
     return SleepcError(
         f"transformers cannot load this model ({kind}): {lines[0]}", where=where, fix="Run with --debug for the trace."
     )
+
+
+def _blamed(config: dict[str, Any], error: Exception) -> list[str]:
+    """What may be wrong in a configuration: the name that was looked up in vain, and sizes of nothing."""
+    name = error.args[0] if isinstance(error, KeyError) and error.args else None
+    return [
+        f"{key}: {json.dumps(value)}"
+        for key, value in config.items()
+        if (isinstance(value, str) and value == name) or (type(value) is int and value <= 0 and SIZES.search(key))
+    ]
 
 
 def max_positions(config: Any) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepc.errors import Refusal, SleepcError, SleepcWarning, UsageError
+from sleepc.hf.present import is_there
 from sleepc.hf.quantised import refuse_quantised
 from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
 from sleepc.ir.tensorfile import TensorFile
@@ -92,7 +93,7 @@ def _download(name: str, progress: Progress) -> Path:
 def check_folder(name: str, folder: Path) -> Checkpoint:
     """Check config and files of a directory before anything is loaded from it."""
     base = adapter_base(folder)
-    if base is not None and not (folder / CONFIG).is_file():
+    if base is not None and not is_there(folder / CONFIG):
         raise only_an_adapter(folder, base)
     config = _config(folder)
     refuse_quantised(config, folder)
@@ -114,7 +115,7 @@ def check_folder(name: str, folder: Path) -> Checkpoint:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    if not path.is_file():
+    if not is_there(path):
         raise UsageError(f"{folder} has no {CONFIG}", where=str(folder), fix=_EXPECTED)
     try:
         config = json.loads(path.read_text())

@@ -11,6 +11,7 @@ from jinja2 import meta
 
 from sleepc.errors import UsageError
 from sleepc.hf.json_file import read_object
+from sleepc.hf.present import is_there
 from sleepc.hf.sandbox import REFUSALS, environment
 from sleepc.hf.special_tokens import CONFIG, named_tokens
 
@@ -25,8 +26,8 @@ def template_sources(folder: Path) -> dict[str, str]:
 
     Raises UsageError for files that are damaged.
     """
-    own = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
-    own |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
+    own = {DEFAULT: folder / FILE} if is_there(folder / FILE) else {}
+    own |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja")) if is_there(path)}
     if own:
         return {name: path.read_text(encoding="utf-8", errors="replace") for name, path in own.items()}
     for name in (CONFIG, OLD_FILE):
@@ -135,11 +136,14 @@ class Template:
     def closing(self) -> str:
         """What stands after an answer; "" where the template does not tell."""
         answer = "theAnswer"
-        try:
-            text = self._render(("user", "assistant"), ["question", answer], False, False)
-        except UsageError:  # it takes no conversation that ends with an answer
-            return ""
-        return text.partition(answer)[2]
+        for in_parts in (False, True):
+            try:
+                text = self._render(("user", "assistant"), ["question", answer], in_parts, False)
+            except UsageError:  # it takes no conversation that ends with an answer, or contents in the other form
+                continue
+            if answer in text:
+                return text.partition(answer)[2]
+        return ""
 
     def _in_parts(self, roles: tuple[str, ...], answering: bool) -> bool:
         """Does the template want a content as a list of parts? Tried with words that it cannot know: what is not found

@@ -15,6 +15,7 @@ from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.end_tokens import end_ids, warn_of_end
 from sleepc.hf.failing import failing
 from sleepc.hf.json_file import read_object
+from sleepc.hf.present import is_there
 from sleepc.hf.special_tokens import CONFIG, add_stated_tokens, named_tokens
 from sleepc.hf.typed_text import MARKS, control_tokens, mark_typed, name_control, strict_tokenizer
 
@@ -127,8 +128,9 @@ class Tokenizer:
     def _opening(self) -> list[int]:
         """The ids before every text."""
         found = _encode(self.inner, "a", add_special_tokens=True)
-        added = takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))
-        return [i for i, _ in added if i not in self.eos_ids]
+        added = [i for i, _ in takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))]
+        # Where the tokenizer does not know the letter, ends stand after it; else one may well begin a text (OPT's).
+        return [i for i in added if i not in self.eos_ids] if len(added) == len(found.ids) else added
 
     @cached_property
     def _strict(self) -> Any:
@@ -156,7 +158,7 @@ def load_tokenizer(folder: Path | None) -> Tokenizer:
     """The tokenizer in `folder`. Raises NoTokenizer where there is none, UsageError where a file of it is damaged."""
     from sleepc.hf.template import template_sources
 
-    if folder is None or not (folder / MAIN).is_file():
+    if folder is None or not is_there(folder / MAIN):
         raise _none(folder)
     config = read_object(folder / CONFIG)
     inner = _read(folder / MAIN)
@@ -213,7 +215,7 @@ def _none(folder: Path | None) -> NoTokenizer:
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy what a tokenizer and its chat template need from a model directory."""
     for name in FILES:
-        if (source / name).is_file():
+        if is_there(source / name):
             shutil.copyfile(source / name, target / name)
     for name in FOLDERS:
         if (source / name).is_dir():

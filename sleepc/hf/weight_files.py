@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepc.errors import UsageError
+from sleepc.hf.present import is_there
 from sleepc.hf.quantised import QUANTISED_DTYPES, quantised
 from sleepc.ir.tensorfile import TensorFile, UnreadableDtype
 
@@ -28,15 +29,15 @@ def weight_files(folder: Path, config: dict[str, Any]) -> tuple[TensorFile, ...]
     index = folder / INDEX
     if named is not None:
         files = _named(folder, named)
-    elif index.is_file():
+    elif is_there(index):
         files = _indexed(index)
-        if (folder / SINGLE).is_file() and files != (folder / SINGLE,):
+        if is_there(folder / SINGLE) and files != (folder / SINGLE,):
             raise UsageError(
                 f"{SINGLE} and {INDEX} (of {some(p.name for p in files)}) stand side by side: two models?",
                 where=str(folder),
                 fix="Move away the one that is not meant; transformers would take model.safetensors.",
             )
-    elif (folder / SINGLE).is_file():
+    elif is_there(folder / SINGLE):
         files = (folder / SINGLE,)
     else:
         raise _no_weights(folder)
@@ -81,7 +82,7 @@ def _check_names(headers: tuple[TensorFile, ...], index: Path | None) -> None:
 def adapter_base(folder: Path) -> str | None:
     """The name of the model that an adapter in `folder` is of; None where there is no adapter."""
     path = folder / ADAPTER
-    if not path.is_file():
+    if not is_there(path):
         return None
     try:
         found = json.loads(path.read_text())

@@ -252,6 +252,8 @@ def test_the_end_of_a_turn_is_that_of_the_template(tmp_path: Path) -> None:
     assert ends_of(tmp_path, {"chat_template": BRACKETS, **NAMED, "eos_token": "<s>"}) == {"<s>"}
     assert ends_of(tmp_path, {"chat_template": "{{ messages[0].content }}"}) == set()
     assert ends_of(tmp_path, {"chat_template": "{{ messages[0].content }}", "eos_token": "</s>"}) == {"</s>"}
+    parts = "{% for m in messages %}{% for p in m.content %}{{ p.text }}<|im_end|>{% endfor %}{% endfor %}"
+    assert ends_of(tmp_path, {"chat_template": parts}) == {"<|im_end|>"}
     alternating = "{% if not add_generation_prompt %}{{ raise_exception('no') }}{% endif %}" + CHATML
     assert ends_of(tmp_path, {"chat_template": alternating}) == set()
 
@@ -385,6 +387,30 @@ def test_what_a_tokenizer_puts_after_a_text_is_left_out(tmp_path: Path) -> None:
     assert found.encode("hi") == [1, 0, HI]
     assert found.encode("") == [1, 0]
     assert opening_of(found) == (1, 0)
+
+
+@pytest.mark.parametrize("made", [wordlevel, bytelevel, sentencepiece])
+def test_an_end_that_begins_every_text(made: Made, tmp_path: Path) -> None:
+    """OPT has one token for both."""
+    from transformers import AutoTokenizer
+
+    tokenizer = with_control(made())
+    tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    folder = save(tokenizer, tmp_path, {**NAMED, "bos_token": "</s>"})
+    tokens = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    assert load_tokenizer(folder).encode("hi the") == tokens("hi the").input_ids
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"],
+)
+def test_links_to_nothing_are_no_files_that_are_missing(name: str, tmp_path: Path) -> None:
+    folder = save(with_control(wordlevel()), tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("gone")
+    with pytest.raises(UsageError, match=f"{name} is a link that leads to no file"):
+        load_tokenizer(folder)
 
 
 def test_holes_are_the_ids_without_a_token(tmp_path: Path) -> None:

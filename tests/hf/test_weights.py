@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -394,6 +395,24 @@ def test_an_index_that_its_shards_do_not_bear_out(copy: Callable[..., Path], nam
         load(folder)
 
 
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a link to nothing": lambda path: path.symlink_to("gone"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+@pytest.mark.parametrize("name", [FILE, INDEX, "config.json", "adapter_config.json"])
+def test_what_has_the_name_of_a_file_and_is_none(copy: Callable[..., Path], name: str, what: str) -> None:
+    """A cache that lost a file has links to nothing."""
+    folder = copy()
+    (folder / name).unlink(missing_ok=True)
+    NO_FILES[what](folder / name)
+    with pytest.raises(UsageError, match=rf"{re.escape(name)} is (no file|a link that leads to no file)"):
+        load(folder)
+
+
 def test_shards_without_an_index(copy: Callable[..., Path]) -> None:
     folder = copy()
     shard(folder)
@@ -599,6 +618,9 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a size that is text": ({"hidden_size": "32"}, "hidden_size.*expected int, got str"),
     "a limit that is nothing": ({"max_position_embeddings": None}, "max_position_embeddings.*got NoneType"),
     "a limit that is a fraction": ({"max_position_embeddings": 64.5}, "max_position_embeddings.*got float"),
+    "a size below nothing": ({"intermediate_size": -1}, "intermediate_size: -1"),
+    "a size of nothing": ({"head_dim": 0}, "head_dim: 0"),
+    "a function that there is not": ({"hidden_act": "sleep"}, 'hidden_act: "sleep"'),
     "heads that do not divide": ({"num_attention_heads": 5}, "multiple of the number of attention heads"),
     "another vocabulary": ({"vocab_size": 99}, r"\[61, 32\] in the file, \[99, 32\] in the model"),
     "fewer layers": ({"num_hidden_layers": 2}, r"9 used by nobody \(model\.layers\.2\."),
