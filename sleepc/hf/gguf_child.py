@@ -203,7 +203,8 @@ def main(path: str, target: str) -> int:
     try:
         said: dict[str, Any] = {"notes": convert(Path(path), Path(target))}
     except SleepcError as error:
-        said = {"exit_code": error.exit_code, "what": error.what, "where": error.where, "fix": error.fix}
+        what, _, fix = error.on_command_line  # whoever raises it again puts it into Python's words
+        said = {"exit_code": error.exit_code, "what": what, "fix": fix}
     print(json.dumps(said), file=answers, flush=True)
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 from sleepc.errors import SleepcError, UsageError
 
 PART = re.compile(r"-(\d+)-of-(\d+)\.gguf$", re.IGNORECASE)
-SPLIT_FIX = "Put the parts together first: llama-gguf-split --merge FIRST-PART OUT.gguf"
+SPLIT_FIX = "Put the parts together first, with llama.cpp's llama-gguf-split."
 
 
 class GgufFile:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf import gguf as subject
+from sleepc.hf.gguf_file import SPLIT_FIX
 from sleepc.hf.tokenizer import load_tokenizer
 
 pytest.importorskip("gguf", reason="the gguf package is not installed")
@@ -108,7 +109,17 @@ def test_what_the_child_refuses_is_an_error_of_its_kind(tmp_path: Path, cache: P
     with pytest.raises(UsageError, match="part 2 of 3") as caught:
         convert(path)
     assert (caught.value.where, caught.value.exit_code) == (str(path), 2)
+    assert caught.value.on_command_line[2] == SPLIT_FIX
     assert list(cache.iterdir()) == []
+
+
+def test_flags_in_what_the_child_says_stay_flags() -> None:
+    """The command line shows the words that the error was raised with, not Python's for them."""
+    program = "import sys; from sleepc.hf import gguf_child as c; from sleepc.errors import UsageError\n"
+    program += "def convert(*given): raise UsageError('no', fix='Use --force.')\n"
+    program += "c.convert = convert; sys.exit(c.main('x', 'y'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {"exit_code": 2, "what": "no", "fix": "Use --force."}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.9])
