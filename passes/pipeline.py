@@ -10,21 +10,21 @@ A pass that finds nothing to do returns 0; there are no conditions in the lists.
 
 from __future__ import annotations
 
-from sleepc.passes.add_loop import AddLoop
-from sleepc.passes.add_memory import AddMemory
-from sleepc.passes.add_sleep import AddSleep
 from sleepc.passes.base import Stage
-from sleepc.passes.bind_positions import BindPositions
-from sleepc.passes.bound_attention import BoundAttention
-from sleepc.passes.check_operators import CheckOperators
-from sleepc.passes.choose_by_length import ChooseByLength
-from sleepc.passes.classify_masks import ClassifyMasks
-from sleepc.passes.cut_blocks import CutBlocks
-from sleepc.passes.drop_noops import DropNoops
-from sleepc.passes.insert_memory import InsertMemory
+from sleepc.passes.blocks.cut_blocks import CutBlocks
+from sleepc.passes.front.bind_positions import BindPositions
+from sleepc.passes.front.check_operators import CheckOperators
+from sleepc.passes.front.choose_by_length import ChooseByLength
+from sleepc.passes.front.classify_masks import ClassifyMasks
+from sleepc.passes.front.drop_noops import DropNoops
+from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.plan import check_rules, check_settle, memory_groups, rings
-from sleepc.passes.raise_attention import RaiseAttention
-from sleepc.passes.replace_attention import ReplaceAttention
+from sleepc.passes.rewrite.add_memory import AddMemory
+from sleepc.passes.rewrite.bound_attention import BoundAttention
+from sleepc.passes.rewrite.insert_memory import InsertMemory
+from sleepc.passes.rewrite.replace_attention import ReplaceAttention
+from sleepc.passes.stateful.add_loop import AddLoop
+from sleepc.passes.stateful.add_sleep import AddSleep
 from sleepc.recipe import Factors, Recipe
 
 

@@ -31,8 +31,8 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import scan
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
-from sleepc.passes.kv_cache import FACT, kv_cache, noted
-from sleepc.passes.own_windows import leave_own_windows
+from sleepc.passes.analysis.kv_cache import FACT, kv_cache, noted
+from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.pipeline import front_stages, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages

@@ -25,7 +25,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.pipeline import front_stages, rewrite_stages
-from sleepc.passes.replace_attention import ReplaceAttention
+from sleepc.passes.rewrite.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.train.adapter import merge_maps, trained_weights

@@ -11,8 +11,8 @@ import torch
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
-from sleepc.passes.find_sites import Site, find_site
-from sleepc.passes.kv_cache import KVCache, kv_cache
+from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
 from sleepc.recipe import LayerPlan, Recipe
 
 

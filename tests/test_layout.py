@@ -57,6 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"api", "inspection", "recipe"},  # on first use
 }
 ABOVE = {"api", "bisecting", "exporting", "cli", "__main__"}  # may import everything below
+# The rooms of passes/, in order: each may import those before it. `runner` and `pipeline` stand above all.
+PASS_ROOMS = ("base", "plan", "lib", "analysis", "front", "blocks", "rewrite", "stateful", "adapt", "runner", "pipeline")
 # Folders and files of what runs an export where there is no torch, and what that loads.
 NO_TORCH = (
     *("sleepc/__init__.py", "sleepc/errors.py", "sleepc/manifest.py", "sleepc/recipe.py", "sleepc/whole_file.py"),
@@ -135,6 +137,18 @@ def test_imports_only_look_down(part: str) -> None:
         for name in imported(path)
         if name.startswith("sleepc.") and name.split(".")[1] in not_allowed
     ]
+    assert not wrong
+
+
+def test_the_rooms_of_passes_only_look_back() -> None:
+    passes = [path for found, path in sources() if found == "passes" and path.parent.name != "passes"]
+    passes += [path for path in (ROOT / "passes").glob("*.py") if path.stem != "__init__"]
+    wrong = []
+    for path in passes:
+        place = PASS_ROOMS.index(path.relative_to(ROOT / "passes").parts[0].removesuffix(".py"))
+        names = [name.split(".")[2] for name in imported(path) if name.startswith("sleepc.passes.")]
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in names if PASS_ROOMS.index(name) > place]
+    assert passes
     assert not wrong
 
 

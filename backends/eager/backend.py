@@ -8,8 +8,8 @@ from sleepc.backends.eager.steps import EagerSteps
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
+from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
-from sleepc.passes.retype import Retype
 from sleepc.passes.runner import run_stages
 
 name = "eager"

@@ -55,8 +55,8 @@ def prepared(program: ProgramGraphs) -> ProgramGraphs:
     """The program in float32, which is what is exported. Raises UsageError for one in float64."""
     import torch
 
+    from sleepc.passes.adapt.retype import Retype
     from sleepc.passes.base import Stage
-    from sleepc.passes.retype import Retype
     from sleepc.passes.runner import run_stages
 
     if program.dtype == torch.float64:

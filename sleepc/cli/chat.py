@@ -37,7 +37,7 @@ from sleepc.output_place import check_file_place
 if TYPE_CHECKING:
     from sleepc.api import Program
     from sleepc.backends.onnx.load import OnnxProgram
-    from sleepc.passes.kv_cache import KVCache
+    from sleepc.passes.analysis.kv_cache import KVCache
     from sleepc.runtime.chat import Conversation, Manner
 
 HELP = """\
@@ -110,7 +110,7 @@ def _kv_cache(program: Program | OnnxProgram, dtype: str | None) -> KVCache | No
     if isinstance(program, OnnxProgram):
         return None
     from sleepc.api import DTYPES
-    from sleepc.passes.kv_cache import from_report
+    from sleepc.passes.analysis.kv_cache import from_report
 
     kind = DTYPES[dtype] if dtype is not None else program.graphs.dtype
     return from_report(program.report, kind.itemsize)

@@ -27,7 +27,7 @@ from sleepc.folder_lock import only_one
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor
 from sleepc.ops.rules import find as find_rule
-from sleepc.passes.find_sites import find_site
+from sleepc.passes.analysis.find_sites import find_site
 from sleepc.recipe import LayerPlan
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.asking import surprises

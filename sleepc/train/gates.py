@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.ir.graph import Graph
-from sleepc.passes.find_sites import find_site
+from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.statistics import HeadStatistics
 
 TAU = (0.001, 5.0)  # decay per token of a memory in attention's place

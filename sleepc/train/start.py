@@ -10,7 +10,7 @@ from torch import Tensor
 from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.ir.program import Block, ProgramGraphs
-from sleepc.passes.find_sites import find_site
+from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.adapter import with_values
 
 MIX = -2.0  # bias of the mix: 12 % instead of 2 %, which hardly teaches anything

@@ -14,8 +14,8 @@ from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops.functional import attention
+from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
-from sleepc.passes.retype import Retype
 from sleepc.passes.runner import run_stages
 from sleepc.train.local import only_block, only_embed
 

@@ -15,7 +15,7 @@ from sleepc.ir.graph import Graph, Port, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
-from sleepc.passes.emit import Emit, aten
+from sleepc.passes.lib.emit import Emit, aten
 
 ours = torch.ops.sleepc
 Mutation = Callable[[ProgramGraphs], ProgramGraphs | None]

@@ -19,7 +19,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.interp import Hook, Runner
 from sleepc.ir.program import TAKEN, ProgramGraphs
 from sleepc.ir.types import TensorType
-from sleepc.passes.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.reference import Memory, Written, memory_names

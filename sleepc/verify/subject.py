@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.own_windows import own_windows
+from sleepc.passes.analysis.own_windows import own_windows
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.verify.invariants import Logits

@@ -8,8 +8,8 @@ import torch
 
 from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.ir.weights import Param
+from sleepc.passes.adapt.merge_low_rank import MergeLowRank, low_rank_ports
 from sleepc.passes.base import Stage
-from sleepc.passes.merge_low_rank import MergeLowRank, low_rank_ports
 from sleepc.passes.runner import run_stages
 
 

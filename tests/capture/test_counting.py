@@ -13,7 +13,7 @@ from sleepc.capture.export import TokensToLogits, capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.interp import Runner
-from sleepc.passes.dependence import learned_positions
+from sleepc.passes.analysis.dependence import learned_positions
 
 VOCAB, WIDTH, ROWS, PADDING = 17, 8, 12, 3
 

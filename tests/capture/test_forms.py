@@ -15,7 +15,7 @@ from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
 from sleepc.errors import Refusal
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
 from tests.families import make_module

@@ -16,7 +16,7 @@ from sleepc.ir.graph import is_call
 from sleepc.ir.interp import Runner
 from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.drop_noops import DropNoops
+from sleepc.passes.front.drop_noops import DropNoops
 
 
 class Through(nn.Module):

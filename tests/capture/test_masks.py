@@ -11,9 +11,9 @@ import sleepc
 from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.analysis.read_mask import Grid, MaskClass, classify
 from sleepc.passes.pipeline import front_stages
-from sleepc.passes.read_mask import Grid, MaskClass, classify
 from sleepc.passes.runner import run_stages
 
 TOKENS = 40

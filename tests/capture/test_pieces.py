@@ -15,7 +15,7 @@ from sleepc.ir.compare import max_error
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.interp import Runner
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.find_sites import find_site
+from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
 

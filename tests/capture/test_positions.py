@@ -12,8 +12,8 @@ from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.interp import Runner
-from sleepc.passes.bind_positions import BindPositions
-from sleepc.passes.drop_noops import DropNoops
+from sleepc.passes.front.bind_positions import BindPositions
+from sleepc.passes.front.drop_noops import DropNoops
 
 VOCAB, WIDTH, ROWS = 17, 8, 12
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -13,7 +13,7 @@ from torch import nn
 from sleepc.api import capture
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
-from sleepc.passes.find_sites import find_site
+from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe

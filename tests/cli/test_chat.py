@@ -26,7 +26,7 @@ from sleepc.cli.main import main
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import load_tokenizer
 from sleepc.manifest import identity_of
-from sleepc.passes.kv_cache import from_report
+from sleepc.passes.analysis.kv_cache import from_report
 from sleepc.runtime.chat import Conversation, Manner
 from tests.cli.models import ROOT, save_model
 

@@ -25,8 +25,8 @@ from sleepc.inspection import inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import parse_graph
 from sleepc.ir.weights import HeldTensor
-from sleepc.passes.add_sleep import AddSleep
-from sleepc.passes.bound_attention import BoundAttention
+from sleepc.passes.rewrite.bound_attention import BoundAttention
+from sleepc.passes.stateful.add_sleep import AddSleep
 from tests.cli.models import run_here as run
 from tests.cli.models import save_model, sleepc
 from tests.families import family

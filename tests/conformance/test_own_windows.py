@@ -17,11 +17,11 @@ from sleepc.api import capture, logits_of
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.bound_attention import BoundAttention
-from sleepc.passes.own_windows import leave_own_windows, own_windows
+from sleepc.passes.analysis.own_windows import leave_own_windows, own_windows
 from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.rewrite.bound_attention import BoundAttention
+from sleepc.passes.rewrite.window_masks import WindowMask
 from sleepc.passes.runner import run_stages
-from sleepc.passes.window_masks import WindowMask
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants

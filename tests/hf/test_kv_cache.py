@@ -12,7 +12,7 @@ from sleepc.cli.display import cache_in_words
 from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import facts_of
 from sleepc.inspection import inspect_program
-from sleepc.passes.kv_cache import KVCache, from_report, kv_cache, noted
+from sleepc.passes.analysis.kv_cache import KVCache, from_report, kv_cache, noted
 from tests.families import family
 
 NAMES = ("llama", "mistral-5", "mistral-13", "gemma2", "gemma3", "llama4")

@@ -16,9 +16,9 @@ from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.manifest import Source
-from sleepc.passes.add_low_rank import LOW_B, AddLowRank
+from sleepc.passes.adapt.add_low_rank import LOW_B, AddLowRank
+from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Pass, Stage
-from sleepc.passes.merge_low_rank import MergeLowRank
 from sleepc.passes.runner import run_stages
 from sleepc.runtime.session import Session
 from sleepc.train.adapter import with_values

@@ -14,7 +14,7 @@ from sleepc.hf.resolve import resolve
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.manifest import MANIFEST
 from sleepc.output_place import check_file_place
-from sleepc.passes.own_windows import leave_own_windows
+from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 

@@ -34,8 +34,8 @@ from sleepc.backends.onnx.quantise import quantise
 from sleepc.backends.onnx.weights import FILE
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.weights import HeldTensor
+from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
-from sleepc.passes.retype import Retype
 from sleepc.passes.runner import run_stages
 from tests.families import VOCAB, make_module
 

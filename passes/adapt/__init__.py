@@ -1,0 +1,1 @@
+"""Programs that are complete, with other weights or another dtype."""

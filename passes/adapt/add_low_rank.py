@@ -1,0 +1,95 @@
+"""Low-rank maps beside a block's own linear maps: what adapts a model's weights with few parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from sleepc.errors import UsageError
+from sleepc.ir.graph import Graph
+from sleepc.ir.infer import infer_types
+from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.ir.types import TensorType
+from sleepc.passes.analysis.linear_maps import LinearMap, linear_maps
+from sleepc.passes.base import Effect, Pass
+from sleepc.passes.lib.emit import Emit
+from sleepc.passes.rewrite.memory import NewParam, add_to_layout, normal, zeros
+
+LOW_A, LOW_B = ".low_a", ".low_b"
+
+
+@dataclass(frozen=True)
+class AddLowRank(Pass):
+    """W x becomes W x + B A x for every linear map of a block's own weights (arXiv 2106.09685): A [rank, in] random,
+    B [out, rank] zero, so nothing changes until B does.
+
+    A parameter that several calls multiply by gets one pair. Left alone are embeddings and head, what the conversion
+    added, and matrices that are read in another way too, such as the 3-D weights of batched experts. The maps are
+    computed in the weight's dtype; their own values are kept as memories' are.
+    """
+
+    rank: int
+    seed: int
+    name: ClassVar[str] = "add-low-rank"
+    effect: ClassVar[Effect] = "EXACT"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of parameter ports that got maps."""
+        if self.rank < 1:
+            raise UsageError(f"a rank of {self.rank} is no rank", where="--rank", fix="Choose 1 or more.")
+        count = 0
+        for name, cls in program.classes.items():
+            new = [param for port in self._ports(program, name) for param in self._add(cls, port)]
+            if new:
+                add_to_layout(program, name, new, self.seed)
+                for graph in cls.graphs():
+                    infer_types(graph)
+            count += len(new) // 2
+        return count
+
+    def _ports(self, program: ProgramGraphs, name: str) -> list[str]:
+        """The ports of a class that hold a linear map of the model's own, and have no low-rank maps yet."""
+        cls = program.classes[name]
+        new = {p for b in program.layout if b.cls == name for p, key in b.params.items() if program.params[key].new}
+        ports = cls.wake.ports("param")
+        return [p for p in ports if p not in new and p + LOW_A not in ports and maps_of(cls, p)]
+
+    def _add(self, cls: BlockClass, port: str) -> tuple[NewParam, NewParam]:
+        """Maps beside one port, in every graph that has it."""
+        type_: TensorType = cls.wake.ports("param")[port].meta["type"]
+        rows, columns = (int(d) for d in type_.dims)
+        into, out = (rows, columns) if maps_of(cls, port)[0].flipped else (columns, rows)
+        new = (
+            NewParam(port + LOW_A, (self.rank, into), normal(self.rank, into)),
+            NewParam(port + LOW_B, (out, self.rank), zeros(out, self.rank)),
+        )
+        for graph in cls.graphs():
+            node = graph.ports("param").get(port)
+            if node is not None:
+                uses = linear_maps(node)
+                a, b = (graph.add_port("param", p.name, TensorType(type_.dtype, p.shape)) for p in new)
+                for use in uses:
+                    _add_to(graph, use, a, b)
+        return new
+
+
+def maps_of(cls: BlockClass, port: str) -> list[LinearMap]:
+    """Every use of a port in a class's graphs as a linear map; empty where a graph reads it in another way."""
+    found = []
+    for graph in cls.graphs():
+        node = graph.ports("param").get(port)
+        if node is not None and node.users:
+            uses = linear_maps(node)
+            if not uses:
+                return []
+            found += uses
+    return found
+
+
+def _add_to(graph: Graph, use: LinearMap, a: fx.Node, b: fx.Node) -> None:
+    """One call: what reads its result reads the sum from now on."""
+    e = Emit(graph, "low-rank", use.call.next)
+    total = e.add(use.call, e.linear(e.linear(use.x, a), b))
+    use.call.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)

@@ -1,0 +1,123 @@
+"""Low-rank maps become part of the weights that they stand beside, and are gone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from sleepc.errors import SleepcError
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.infer import infer_types
+from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.weights import HeldTensor, Param
+from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, maps_of
+from sleepc.passes.base import Effect, Pass
+from sleepc.passes.lib.emit import aten
+
+
+@dataclass
+class Rounding:
+    """Of all merged maps: the squares of what they change, and of what the merged weights differ by from weights and
+    maps as they are run, summed.
+    """
+
+    wanted: float = 0.0
+    lost: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """How much was lost, in the Frobenius norm: 0 for nothing, 1 for as much as there was, or more."""
+        return math.sqrt(self.lost / self.wanted) if self.wanted else 0.0
+
+
+@dataclass(frozen=True)
+class MergeLowRank(Pass):
+    """W x + B A x becomes (W + B A) x: computed in float64 and rounded once, to the dtype that W is run in. A weight
+    beside which B is zero stays as it is, and a weight that several ports share becomes one for each. `rounding` gets
+    what that takes from the maps.
+    """
+
+    rounding: Rounding = field(default_factory=Rounding, compare=False)
+    name: ClassVar[str] = "merge-low-rank"
+    effect: ClassVar[Effect] = "ROUNDING"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of parameter ports that lost their maps."""
+        shared = _shared(program)
+        count = 0
+        for name, cls in program.classes.items():
+            ports = low_rank_ports(cls)
+            for port in ports:
+                _merge_values(program, name, port, shared, self.rounding)
+                for graph in cls.graphs():
+                    _drop_maps(graph, port)
+            count += len(ports)
+            if ports:
+                for graph in cls.graphs():
+                    infer_types(graph)
+        return count
+
+
+def low_rank_ports(cls: BlockClass) -> list[str]:
+    """The ports of a class beside which there are low-rank maps."""
+    ports = cls.wake.ports("param")
+    return [port for port in ports if port + LOW_A in ports and port + LOW_B in ports]
+
+
+def _shared(program: ProgramGraphs) -> set[str]:
+    """Parameters that more than one port reads."""
+    keys = Counter(key for block in program.layout for key in block.params.values())
+    keys.update(key for graph in (program.embed, program.head) for key in graph.ports("param"))
+    return {key for key, count in keys.items() if count > 1}
+
+
+def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str], rounding: Rounding) -> None:
+    """W + B A for every block of the class."""
+    cls = program.classes[name]
+    flipped = maps_of(cls, port)[0].flipped
+    dtype = cls.wake.ports("param")[port].meta["type"].dtype
+    for i, block in enumerate(program.layout):
+        if block.cls != name:
+            continue
+        keys = dict(block.params)
+        a, b = (program.params.pop(keys.pop(port + end)) for end in (LOW_A, LOW_B))
+        merged = _merged(program.params[keys[port]], a, b, dtype, rounding, flipped=flipped)
+        if merged is not None:
+            if keys[port] in shared:
+                keys[port] = f"blocks.{i}.{port}.merged"
+            program.params[keys[port]] = HeldTensor(merged)
+        program.layout[i] = Block(name, keys)
+
+
+def _merged(
+    weight: Param, a: Param, b: Param, dtype: torch.dtype, rounding: Rounding, *, flipped: bool
+) -> torch.Tensor | None:
+    """The sum, or None where there is nothing to add."""
+    w, left, right = (p.materialise().detach().double() for p in (weight, b, a))
+    if not left.any():
+        return None
+    product = left @ right
+    product = product.t() if flipped else product
+    merged = (w + product).to(dtype)
+    rounding.wanted += float(product.square().sum())
+    rounding.lost += float((merged.double() - w.to(dtype).double() - product).square().sum())
+    return merged.contiguous()
+
+
+def _drop_maps(graph: Graph, port: str) -> None:
+    """Let what reads W x + B A x read W x, and drop the maps' ports."""
+    ports = graph.ports("param")
+    if port not in ports:
+        return
+    for product in list(ports[port + LOW_B].users):
+        (total,) = product.users
+        if not is_call(total, aten.add.Tensor):
+            raise SleepcError(f"the low-rank maps of {port} are not added to anything", where=graph.name)
+        total.replace_all_uses_with(total.args[0])  # type: ignore[arg-type]
+    graph.drop_dead()
+    for end in (LOW_B, LOW_A):
+        graph.fx.erase_node(ports[port + end])

@@ -1,0 +1,205 @@
+"""Attention sites of block classes: heads, what q and k are before positions, the input that gates can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import fx
+
+from sleepc.errors import Refusal
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.types import TensorType
+from sleepc.passes.analysis.dependence import Dependence, find_dependence
+
+aten = torch.ops.aten
+RELAYOUTS = (aten.reshape.default, aten.transpose.int, aten.to.dtype)  # the numbers stay, they only stand elsewhere
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer. q, k, v are values [B,H,T,D] of the block's graph, q and k before positions are applied."""
+
+    node: fx.Node
+    q: fx.Node
+    k: fx.Node
+    v: fx.Node
+    x: fx.Node  # [B,T,hidden], the nearest value that q, k and v are all made from: the block's normalised input
+    q_heads: int
+    kv_heads: int
+    d_k: int
+    d_v: int
+    window: int
+    chunk: int
+    slopes: tuple[float, ...]
+    softcap: float
+    scale: float
+    sinks: bool
+    rotated: bool  # are positions applied to q and k inside the block?
+
+
+def find_site(graph: Graph) -> Site:
+    """The attention site of a block class (a block has one). Raises Refusal where q and k before positions are not
+    found.
+    """
+    node = attention_of(graph)
+    q, k, v = node.args[:3]
+    assert isinstance(q, fx.Node)
+    assert isinstance(k, fx.Node)
+    assert isinstance(v, fx.Node)
+    tree = Dominators(graph, dependence_of(graph))
+    before_q, before_k = tree.before_positions(q), tree.before_positions(k)
+    x = tree.common([before_q, before_k, v])
+    hidden = dims(graph.ports()["h"])
+    while not isinstance(x.meta["type"], TensorType) or dims(x) != hidden:
+        x = tree.above[x]
+    options: dict[str, Any] = dict(node.kwargs)
+    (_, q_heads, _, d_k), (_, kv_heads, _, d_v) = dims(q), dims(v)
+    return Site(
+        node=node,
+        q=before_q,
+        k=before_k,
+        v=v,
+        x=x,
+        q_heads=int(q_heads),
+        kv_heads=int(kv_heads),
+        d_k=int(d_k),
+        d_v=int(d_v),
+        window=options.get("window", 0),
+        chunk=options.get("chunk", 0),
+        slopes=tuple(options.get("slopes", ())),
+        softcap=options["softcap"],
+        scale=options["scale"],
+        sinks=node.args[4] is not None,
+        rotated=before_q is not q,
+    )
+
+
+def expose_heads(graph: Graph) -> int:
+    """Let q and k before positions be there as [B,H,T,D] where positions are applied to [B,T,H,D]: the value is turned
+    over and back. The number of values turned.
+    """
+    tree = Dominators(graph, dependence_of(graph))
+    found: dict[fx.Node, None] = {}
+    for value in attention_of(graph).args[:2]:
+        assert isinstance(value, fx.Node)
+        origin = tree.origin(value)
+        if dims(origin) == turned(value):
+            found[origin] = None
+    for origin in found:
+        users = list(origin.users)
+        with graph.fx.inserting_after(origin):
+            over = graph.fx.call_function(aten.transpose.int, (origin, 1, 2))
+        with graph.fx.inserting_after(over):
+            back = graph.fx.call_function(aten.transpose.int, (over, 1, 2))
+        for node in (over, back):
+            node.meta = {"source": origin.meta.get("source", "")}
+        for user in users:
+            user.replace_input_with(origin, back)
+    return len(found)
+
+
+def attention_of(graph: Graph) -> fx.Node:
+    """The attention of a block class (a block has one)."""
+    ours = (torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default)
+    return next(n for n in graph.calls() if is_call(n, *ours))
+
+
+def dependence_of(graph: Graph) -> Dependence:
+    """What in a block depends on h, and what on the positions that embed hands on."""
+    return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
+
+
+def positions_reach(graph: Graph, value: fx.Node) -> bool:
+    """Is `value` made from h together with something that depends on positions?"""
+    return bool(Dominators(graph, dependence_of(graph)).tainted(value))
+
+
+def dims(node: fx.Node) -> tuple[int | str, ...]:
+    """The dimensions of a tensor node."""
+    type_ = node.meta["type"]
+    assert isinstance(type_, TensorType), node
+    return type_.dims
+
+
+def turned(node: fx.Node) -> tuple[int | str, ...]:
+    """The dimensions of a node [B,H,T,D] with tokens and heads the other way round."""
+    rows, heads, tokens, width = dims(node)
+    return rows, tokens, heads, width
+
+
+class Dominators:
+    """The dominator tree, from h, of the values of a block that depend on the tokens."""
+
+    def __init__(self, graph: Graph, dependence: Dependence) -> None:
+        self.dependence = dependence
+        self.root = graph.ports()["h"]
+        tokens = dependence.tokens
+        edges: nx.DiGraph[fx.Node] = nx.DiGraph()
+        edges.add_node(self.root)
+        for node in tokens:
+            edges.add_edges_from((n, node) for n in node.all_input_nodes if n in tokens)
+        self.above: dict[fx.Node, fx.Node] = nx.immediate_dominators(edges, self.root)
+
+    def common(self, nodes: list[fx.Node]) -> fx.Node:
+        """The nearest value that all of `nodes` are made from (or one of them, if it is above the others)."""
+        chains = [self._chain(node) for node in nodes]
+        shared = set(chains[0]).intersection(*chains[1:])
+        return next(node for node in chains[0] if node in shared)
+
+    def _chain(self, node: fx.Node) -> list[fx.Node]:
+        chain = [node]
+        while chain[-1] is not self.root:
+            chain.append(self.above[chain[-1]])
+        return chain
+
+    def before_positions(self, value: fx.Node) -> fx.Node:
+        """The value just before positions are applied on the way to `value`; `value` itself where none are.
+
+        Raises Refusal(POSITIONS) where it has not the shape of `value`.
+        """
+        origin = self.origin(value)
+        if is_call(origin, aten.transpose.int) and dims(origin) != dims(value):
+            origin = origin.all_input_nodes[0]  # the heads stand elsewhere while positions are applied
+        if dims(origin) != dims(value):
+            raise Refusal(
+                "POSITIONS",
+                "q or k before positions is not found: the value that positions are applied to has another shape",
+                where=str(value.meta.get("source", "")),
+            )
+        return origin
+
+    def origin(self, value: fx.Node) -> fx.Node:
+        """The same, where it has one, in the shape of `value` or with tokens and heads the other way round.
+
+        Tainted is what is made from the tokens together with something that depends on positions. The untainted values
+        that feed tainted ones have one nearest common origin: that is q (or k) before positions.
+        """
+        tainted = self.tainted(value)
+        if value not in tainted:
+            return value
+        tokens = self.dependence.tokens
+        frontier = {n for t in tainted for n in t.all_input_nodes if n in tokens and n not in tainted}
+        origin = self.common(list(frontier))
+        while not isinstance(origin.meta["type"], TensorType):
+            origin = self.above[origin]  # one value split in two
+        while dims(origin) not in (dims(value), turned(value)) and is_call(origin, *RELAYOUTS):
+            origin = origin.all_input_nodes[0]
+        return origin
+
+    def tainted(self, value: fx.Node) -> set[fx.Node]:
+        """Ancestors of `value` (and itself) below the first operation that brings positions in."""
+        tokens, positions = self.dependence.tokens, self.dependence.positions
+        ancestors, stack = {value}, [value]
+        while stack:
+            for source in stack.pop().all_input_nodes:
+                if source in tokens and source not in ancestors:
+                    ancestors.add(source)
+                    stack.append(source)
+        tainted: set[fx.Node] = set()
+        for node in self.root.graph.nodes:
+            if node in ancestors and any(n in positions or n in tainted for n in node.all_input_nodes):
+                tainted.add(node)
+        return tainted

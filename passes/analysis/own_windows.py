@@ -1,0 +1,83 @@
+"""Layers that have a window (or chunks) of their own are bounded already: which of them a conversion leaves."""
+
+from __future__ import annotations
+
+from sleepc.errors import UsageError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.recipe import Override, Recipe, parse_layers
+
+FACTOR = 4  # of the recipe's window: where a layer's own is longer than that, leaving it costs too much state
+
+
+def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
+    """The recipe for this model, with an override for each own window that is left: the layer keeps so many tokens, so
+    that it computes what the original does at any length, and has no memory unless `layers` or an override asks for it
+    by number. The recipe itself where nothing is left.
+
+    `own_windows` "leave" leaves all, "narrow" none; "auto" those of up to FACTOR times the recipe's window, where there
+    are other layers to convert (docs/decisions/0011). Overrides of the recipe's own come after, and so decide.
+
+    Raises UsageError for "leave" where every layer has a window of its own: nothing would be converted.
+    """
+    own = own_windows(canonical)
+    if recipe.own_windows == "narrow" or not any(own):
+        return recipe
+    if all(own):
+        if recipe.own_windows == "auto":
+            return recipe
+        raise UsageError(
+            f"every layer has a window of its own (of up to {max(own)} tokens): if all are left, nothing is converted",
+            where="--own-windows leave",
+            fix="Use --own-windows narrow: they keep --window tokens, and get memories.",
+        )
+    most = FACTOR * recipe.window if recipe.own_windows == "auto" else max(own)
+    room = (canonical.max_positions or max(own) + recipe.sinks) - recipe.sinks
+    asked, decided = _asked(recipe, len(own)), _decided(recipe, len(own))
+    left: dict[tuple[int, bool], list[int]] = {}
+    for i, window in enumerate(own):
+        if 0 < window <= most and i not in decided:
+            kept = max(window, recipe.window) if i in asked else window
+            left.setdefault((min(kept, room), i in asked), []).append(i)
+    new = tuple(
+        Override(layers=_numbers(layers), window=window, strategy=None if with_memory else "keep")
+        for (window, with_memory), layers in left.items()
+    )
+    return recipe.model_copy(update={"overrides": (*new, *recipe.overrides)}) if new else recipe
+
+
+def own_windows(canonical: ProgramGraphs) -> tuple[int, ...]:
+    """How many tokens each layer sees at most, by its own mask; 0 for all that the model has positions for."""
+    limit = canonical.max_positions
+    reach = {name: _reach(find_site(cls.wake)) for name, cls in canonical.classes.items()}
+    own = (reach[block.cls] for block in canonical.layout)
+    return tuple(window if limit is None or window < limit else 0 for window in own)
+
+
+def _reach(site: Site) -> int:
+    return site.window or site.chunk
+
+
+def _asked(recipe: Recipe, count: int) -> frozenset[int]:
+    """The layers for which a memory is asked by number."""
+    names = [o.layers for o in recipe.overrides if o.strategy not in (None, "keep")]
+    if recipe.layers != "all" and not recipe.layers.startswith("every:"):
+        names.append(recipe.layers)
+    return frozenset(i for layers in names for i in parse_layers(layers, count))
+
+
+def _decided(recipe: Recipe, count: int) -> frozenset[int]:
+    """The layers whose window an override gives."""
+    given = (o.layers for o in recipe.overrides if o.window is not None)
+    return frozenset(i for layers in given for i in parse_layers(layers, count, where="overrides"))
+
+
+def _numbers(layers: list[int]) -> str:
+    """Layer numbers as a recipe has them: "0-4,6"."""
+    parts: list[list[int]] = []
+    for i in layers:
+        if parts and parts[-1][-1] == i - 1:
+            parts[-1] = [parts[-1][0], i]
+        else:
+            parts.append([i])
+    return ",".join("-".join(map(str, part)) for part in parts)

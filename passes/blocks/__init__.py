@@ -1,0 +1,1 @@
+"""The flat graph becomes embed, block classes and head."""

@@ -1,0 +1,221 @@
+"""Cut the flat graph into embed, blocks and head, where all that depends on the tokens is one tensor [B,T,d]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import networkx as nx
+import torch
+from torch import fx
+
+from sleepc.capture.attention_free import no_attention
+from sleepc.errors import Refusal
+from sleepc.ir.graph import Graph, graph_key, is_call
+from sleepc.ir.infer import infer_types
+from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.types import TensorType
+from sleepc.passes.analysis.dependence import find_dependence
+from sleepc.passes.analysis.find_sites import expose_heads
+from sleepc.passes.base import Effect, Pass
+from sleepc.passes.blocks.join_parts import join_parts
+from sleepc.passes.lib.region import Extractor, Given, between, operators
+from sleepc.passes.lib.values import is_size, is_tensor, val
+
+
+@dataclass(frozen=True)
+class CutBlocks(Pass):
+    """Borders are dominators: tensors [B,T,d] that every path from the tokens to the logits passes (networkx, on the
+    graph of values that depend on the tokens). A block holds one attention; its border is the last dominator before
+    the next
+    attention, and the last block ends where it is built like the one before it.
+    Blocks of equal graphs share a class. What does not depend on the tokens (rotary tables) and is read by
+    several parts is computed once, in embed, and handed on as an extra.
+    Raises Refusal: NO_ATTENTION, or BLOCKS where two attentions share a block.
+    """
+
+    name: ClassVar[str] = "cut-blocks"
+    effect: ClassVar[Effect] = "EXACT"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of blocks."""
+        flat = program.embed
+        sites = [n for n in flat.calls() if is_call(n, torch.ops.sleepc.attention.default)]
+        if not sites:
+            raise no_attention("")
+        borders = find_borders(flat, sites)
+        place = _place(flat, borders)
+        _build(program, flat, borders, place)
+        return len(program.layout)
+
+
+def find_borders(flat: Graph, sites: list[fx.Node]) -> list[fx.Node]:
+    """The borders h_0 .. h_D: block i maps border i to border i + 1."""
+    order = {node: i for i, node in enumerate(flat.fx.nodes)}
+    chain = _dominators(flat, sites, order)
+    found_between: list[list[fx.Node]] = []
+    for i in range(len(sites) + 1):
+        after = order[sites[i - 1]] if i else -1
+        before = order[sites[i]] if i < len(sites) else len(order)
+        found = [n for n in chain if after < order[n] < before and is_border(n)]
+        if not found:
+            raise Refusal(
+                "BLOCKS",
+                "two attention layers lie in one block: no single tensor separates them",
+                where=", ".join(str(s.meta.get("source", "")) for s in sites[max(i - 1, 0) : i + 1]),
+                fix="sleepc cuts models whose blocks pass on one tensor [B, T, d].",
+            )
+        found_between.append(found)
+    borders = [found[-1] for found in found_between[:-1]]
+    return [*borders, _last_border(flat, borders, found_between[-1])]
+
+
+def _last_border(flat: Graph, borders: list[fx.Node], candidates: list[fx.Node]) -> fx.Node:
+    hidden = str(val(borders[-1]).shape[-1])
+    candidates = [n for n in candidates if str(val(n).shape[-1]) == hidden]
+    if len(borders) > 1:
+        # Literals (a window) may differ between the last two blocks; the operators may not.
+        wanted = operators(between(flat, borders[-2], borders[-1]))
+        for node in candidates:
+            if operators(between(flat, borders[-1], node)) == wanted:
+                return node
+    # One block, or a last one unlike the others: it ends at the last residual sum.
+    sums = [n for n in candidates if is_call(n, torch.ops.aten.add.Tensor) and len(n.all_input_nodes) == 2]
+    if not sums:
+        raise Refusal("BLOCKS", "the end of the last block is not found: no residual sum after the last attention")
+    return sums[-1]
+
+
+def _dominators(flat: Graph, sites: list[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
+    """Tensors that every path from the tokens to the logits passes, in order.
+
+    Values that are made of the tokens before the first attention and read by later blocks too (embeddings that are
+    added to every layer's values) are no such paths: embed hands them on beside h.
+    """
+    dependence = find_dependence(flat, ("tokens",), ("positions",))
+    tokens, logits = flat.ports("input")["tokens"], flat.results()["logits"]
+    graph: nx.DiGraph[fx.Node] = nx.DiGraph()
+    for node in dependence.tokens:
+        graph.add_edges_from((source, node) for source in node.all_input_nodes if source in dependence.tokens)
+    after = nx.descendants(graph, sites[0]) | {sites[0]}
+    late = _chain(graph.subgraph(after), sites[0], logits)
+    second = order[sites[1]] if len(sites) > 1 else len(order)
+    first_border = next((n for n in reversed(late) if is_border(n) and order[n] < second), None)
+    if first_border is None:
+        return late
+    beyond = nx.descendants(graph, first_border)
+    for node in set(graph) - after:
+        if beyond.intersection(graph.successors(node)):
+            _bypass(graph, node, tokens, first_border)
+    return [*_chain(graph, tokens, first_border), *late[late.index(first_border) + 1 :]]
+
+
+def _bypass(graph: nx.DiGraph[fx.Node], node: fx.Node, tokens: fx.Node, border: fx.Node) -> None:
+    """Take the node's edges away, unless it is the one way to the border."""
+    edges = list(graph.out_edges(node))
+    graph.remove_edges_from(edges)
+    if not nx.has_path(graph, tokens, border):
+        graph.add_edges_from(edges)
+
+
+def _chain(graph: nx.DiGraph[fx.Node], start: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """Tensors on every path from start to end, in order."""
+    above = nx.immediate_dominators(graph, start)
+    chain = [end]
+    while chain[-1] is not start:
+        chain.append(above[chain[-1]])
+    return [n for n in reversed(chain) if is_tensor(n)]
+
+
+def is_border(node: fx.Node) -> bool:
+    """Can the value be what blocks pass on: [B,T,d]?"""
+    return val(node).dim() == 3 and val(node).is_floating_point()
+
+
+def _place(flat: Graph, borders: list[fx.Node]) -> dict[fx.Node, int]:
+    """The part of each call: 0 embed, i + 1 block i, D + 1 head. Sizes are in no part; each part computes its own.
+
+    Crossing a border leads into the next part. What does not depend on the tokens belongs to its users' part, or to
+    embed
+    where several parts use it.
+    """
+    tokens = find_dependence(flat, ("tokens",), ("positions",)).tokens
+    crossed = set(borders)
+    place: dict[fx.Node, int] = {}
+    for node in flat.calls():
+        if node in tokens:
+            place[node] = max(place.get(n, 0) + (n in crossed) for n in node.all_input_nodes if n in tokens)
+    for node in reversed(list(flat.calls())):
+        if node not in place and not is_size(node):
+            users = {place[u] for u in node.users if u in place}
+            place[node] = users.pop() if len(users) == 1 else 0
+    return place
+
+
+def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: dict[fx.Node, int]) -> None:
+    parts: list[list[fx.Node]] = [[] for _ in range(len(borders) + 1)]
+    for node in flat.calls():
+        if node in place:
+            parts[place[node]].append(node)
+    extras = _extras(parts, place, borders[0])
+    embed = _embed(flat, parts[0], {"h": borders[0], **extras})
+    given = {node: Given(name, embed.results()[name].meta["type"]) for name, node in extras.items()}
+    h_type = embed.results()["h"].meta["type"]
+    seen: dict[tuple[object, ...], str] = {}
+    layout, classes = [], {}
+    for part, (start, end) in zip(parts[1:-1], pairwise(borders), strict=True):
+        out = Extractor(flat, Graph(f"block.{len(seen)}"), {**given, start: Given("h", h_type)}, abstract=True)
+        out.run(start, part, {"h": end})
+        key = structure_of(out.graph)
+        if key not in seen:
+            seen[key] = out.graph.name
+            infer_types(out.graph)
+            for expose in (join_parts, expose_heads):
+                if expose(out.graph):
+                    infer_types(out.graph)
+            classes[out.graph.name] = BlockClass(out.graph)
+        layout.append(Block(seen[key], out.params))
+    head = Extractor(flat, Graph("head"), {**given, borders[-1]: Given("h", h_type)}, abstract=False)
+    head.run(borders[-1], parts[-1], {"logits": flat.results()["logits"]})
+    infer_types(head.graph)
+    program.embed, program.head, program.classes, program.layout = embed, head.graph, classes, layout
+    program.hidden = int(val(borders[0]).shape[-1])
+    program.dtype = val(borders[0]).dtype
+    drop_unused_params(program)
+
+
+def _embed(flat: Graph, nodes: list[fx.Node], results: dict[str, fx.Node]) -> Graph:
+    ports = flat.ports("input")
+    given = {port: Given(name, TensorType(torch.int64, ("B", "T"))) for name, port in ports.items()}
+    out = Extractor(flat, Graph("embed"), given, abstract=False)
+    out.run(ports["tokens"], nodes, results)
+    if "positions" not in out.graph.ports():
+        out.graph.add_port("input", "positions", TensorType(torch.int64, ("B", "T")))
+    infer_types(out.graph)
+    return out.graph
+
+
+def _extras(parts: list[list[fx.Node]], place: dict[fx.Node, int], border: fx.Node) -> dict[str, fx.Node]:
+    """Values of embed, other than h, that later parts read, and inputs that they read."""
+    found: dict[fx.Node, None] = {}
+    for node in (n for part in parts[1:] for n in part):
+        for source in node.all_input_nodes:
+            port = source.meta.get("port")
+            if source is not border and (place.get(source) == 0 or (port and port.kind == "input")):
+                found.setdefault(source)
+    return {f"x{i}": node for i, node in enumerate(found)}
+
+
+def structure_of(graph: Graph) -> tuple[object, ...]:
+    """What blocks of one class have in common: everything but where it came from."""
+    types = tuple(str(port.meta["type"]) for port in graph.ports().values())
+    return graph_key(graph), graph.returns, types
+
+
+def drop_unused_params(program: ProgramGraphs) -> None:
+    """Forget parameters that no graph reads any more."""
+    used = {key for block in program.layout for key in block.params.values()}
+    for graph in (program.embed, program.head):
+        used |= {*graph.ports("param"), *graph.ports("const")}
+    program.params = {key: value for key, value in program.params.items() if key in used}

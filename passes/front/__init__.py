@@ -1,0 +1,1 @@
+"""ATEN to a flat graph with attention, masks and positions in one spelling."""

@@ -1,0 +1,135 @@
+"""Evaluate every mask on a concrete grid, and keep what it means instead of how it was computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from sleepc.errors import Refusal
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.analysis.dependence import learned_positions
+from sleepc.passes.analysis.read_mask import Grid, MaskClass, classify, evaluate_mask, needed_for
+from sleepc.passes.base import Effect, Pass
+
+# Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
+GRID = 8448
+# A window or a chunk stands in the mask's code as a number; the grid goes that much further. Where there is none, a
+# large grid would only cost memory.
+LEAST, MARGIN = 512, 256
+SMALL = 24
+NUMBERS = 2**31  # those beyond mean "to the end"
+
+
+@dataclass(frozen=True)
+class ClassifyMasks(Pass):
+    """Replace each attention's mask tensor by `causal=True` and what else it says: window, chunk, slopes (ALiBi).
+
+    The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
+    where it must not change. Also notes how many positions a learned table has, or a mask of fixed size, which bounds
+    the grid. Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not
+    understood.
+    """
+
+    name: ClassVar[str] = "classify-masks"
+    effect: ClassVar[Effect] = "EXACT"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of masks replaced."""
+        graph = program.embed
+        limit = learned_positions(graph)
+        if limit is not None:
+            program.max_positions = min(limit, program.max_positions or limit)
+        sites = [n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default)]
+        known: dict[fx.Node, MaskClass] = {}
+        bidirectional = [n for n in sites if n.args[3] is None and not n.kwargs.get("causal")]
+        count = 0
+        for node in sites:
+            mask = node.args[3]
+            if not isinstance(mask, fx.Node):
+                continue
+            if mask not in known:
+                known[mask] = _classify(program, graph, mask, node.meta.get("source", ""))
+            if known[mask].bidirectional:
+                bidirectional.append(node)
+                continue
+            # Every argument is spelled out, since export leaves out those at their default.
+            node.args = (*node.args[:3], None, node.args[4] if len(node.args) > 4 else None)
+            node.kwargs = {"softcap": 0.0, **node.kwargs, "causal": True, **known[mask].options()}
+            count += 1
+        if bidirectional:
+            raise _bidirectional(len(bidirectional), len(sites))
+        graph.drop_dead()
+        return count
+
+
+def _bidirectional(count: int, total: int) -> Refusal:
+    every = "all" if count == total else f"{count} of"
+    return Refusal(
+        "BIDIRECTIONAL",
+        f"nothing to convert: {every} {total} attention layers are bidirectional, "
+        "and a memory can only be built for causal attention",
+        fix="sleepc converts decoder-only language models. `sleepc inspect MODEL` shows what it sees.",
+    )
+
+
+def _classify(program: ProgramGraphs, graph: Graph, mask: fx.Node, where: str) -> MaskClass:
+    size = min(_grid_size(program, graph, mask), program.max_positions or GRID)
+    grid = _evaluate_largest(program, graph, mask, size, where)
+    size = grid.seen.shape[-1]
+    result = classify(grid)
+    if result is None:
+        raise Refusal(
+            "UNKNOWN_MASK",
+            "a mask is neither causal nor a window, chunks or a bias that grows with distance",
+            where=where,
+        )
+    small = min(SMALL, size)
+    tokens = torch.arange(3 * small).reshape(3, small) % max(program.vocab, 1)
+    if not evaluate_mask(program, graph, mask, tokens).equals(grid, small):
+        raise Refusal("UNKNOWN_MASK", "a mask depends on the tokens or on the length of the call", where=where)
+    return result
+
+
+def _evaluate_largest(program: ProgramGraphs, graph: Graph, mask: fx.Node, size: int, where: str) -> Grid:
+    """The mask on one row of `size` tokens; of as many as it can be made for, where it was written down for fewer."""
+
+    def attempt(length: int) -> Grid | None:
+        try:
+            return evaluate_mask(program, graph, mask, torch.zeros(1, length, dtype=torch.int64))
+        except (RuntimeError, IndexError):  # sizes that do not fit
+            return None
+
+    found = attempt(size)
+    if found is not None:
+        return found
+    works, fails = 1, size
+    while fails - works > 1:
+        middle = (works + fails) // 2
+        works, fails = (middle, fails) if attempt(middle) is not None else (works, middle)
+    found = attempt(works)
+    if found is None or works < SMALL // 2:
+        raise Refusal("UNKNOWN_MASK", f"a mask cannot be made for {size} tokens", where=where)
+    program.max_positions = works
+    return found
+
+
+def _grid_size(program: ProgramGraphs, graph: Graph, mask: fx.Node) -> int:
+    """Tokens enough to see what a mask does, by the largest number among its operators' arguments and constants."""
+    numbers: list[int] = []
+
+    def note(argument: Any) -> None:
+        if type(argument) is int:
+            numbers.append(argument)
+
+    for node in needed_for(graph, mask):
+        fx.node.map_aggregate((node.args, dict(node.kwargs)), note)
+        if node.op == "placeholder" and node.meta["port"].kind != "input":
+            value = program.params[node.meta["port"].name].materialise()
+            if value.numel() > LEAST:
+                return GRID  # a table of masks
+            numbers += [int(x) for x in value.flatten().tolist() if abs(x) < NUMBERS]
+    return min(GRID, max(LEAST, MARGIN + max((abs(n) for n in numbers if abs(n) < NUMBERS), default=0)))

@@ -1,0 +1,1 @@
+"""What the recipe asks for: bounded attention, and memories beside it, after it or in its place."""

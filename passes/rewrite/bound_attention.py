@@ -1,0 +1,271 @@
+"""Attention over everything becomes attention over sinks and a ring of the latest tokens; a clock comes into the
+program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from sleepc.errors import Refusal, UsageError
+from sleepc.ir.graph import Graph
+from sleepc.ir.infer import infer_types
+from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.types import TensorType
+from sleepc.passes.analysis.dependence import find_dependence
+from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.base import Effect, Pass
+from sleepc.passes.lib.classes import chosen_classes
+from sleepc.passes.lib.emit import Emit, aten
+from sleepc.passes.plan import Rings
+from sleepc.passes.rewrite.key_positions import (
+    KeyPositions,
+    at_positions,
+    copy_nodes,
+    held_name,
+    made_of,
+    read_extras,
+    with_slots,
+)
+from sleepc.passes.rewrite.window_masks import WindowMask
+
+CLOCK = (
+    StateSpec("position", ("B",), torch.int64, "accumulate"),
+    StateSpec("since", ("B",), torch.int64, "accumulate"),
+    StateSpec("slept", ("B",), torch.bool, "overwrite"),
+)
+OFFSET = StateSpec("offset", ("B",), torch.int64, "accumulate")
+ROW = TensorType(torch.int64, ("B",))
+
+
+@dataclass(frozen=True)
+class BoundAttention(Pass):
+    """The attention layers in `rings` keep a KV window of sinks + window slots (semantics.md, section 2 and 4).
+
+    embed: takes lengths [B] and the clock (position, since, slept) instead of positions, and hands on, for all blocks:
+    record slots [B,T] of the new tokens, which of them are real, how many, and whether the row has slept; for each
+    length of a KV window the tokens' slots [B,T], and one mask for all layers that see alike (window_masks.py).
+    blocks: attention -> window_attention over the old window and the new tokens, which are written into it last.
+
+    Keys are kept as attention sees them, or, where they are to be seen at other positions than they came with, without
+    positions (key_positions.py): with `renumber` in all layers (state `offset` [B] is then what the model counts less
+    than the stream has tokens, from the first sleep on after which it would run out of positions), and in layers whose
+    own window is longer than their KV window, where sinks stay near with `slide`, when evictions are not hard.
+    `every`: tokens from sleep to sleep.
+
+    Raises UsageError where window plus sinks is more than the positions that the model has, or it cannot renumber.
+    """
+
+    rings: Rings
+    sinks: int
+    every: int
+    slide: bool
+    renumber: bool
+    name: ClassVar[str] = "bound-attention"
+    effect: ClassVar[Effect] = "APPROXIMATE"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of block classes rewritten."""
+        shared, rewritten = Shared(), 0
+        renumber = self.renumber and program.max_positions is not None
+        if renumber:
+            self._check_renumbering(program)
+        for length, layers in self.rings:
+            window = self._window(program, length)
+            for name in chosen_classes(program, layers):
+                self._bind_block(program, name, window, shared, renumber)
+                rewritten += 1
+        program.states = (*CLOCK, OFFSET) if renumber else CLOCK
+        _wind_clock(program, shared, self.every)
+        return max(rewritten, 1)
+
+    def _check_renumbering(self, program: ProgramGraphs) -> None:
+        """Raises UsageError where positions cannot be counted from the oldest key that is kept."""
+        fix, where = "Use --last-position evict.", "--last-position renumber"
+        if program.embed.results()["h"] in find_dependence(program.embed, (), ("positions",)).positions:
+            text = "positions are added to the tokens themselves, so that keys that are kept cannot get other ones"
+            raise UsageError(text, where=where, fix=fix)
+        longest = max((length or 0 for length, _ in self.rings), default=0)
+        if any(length is None for length, _ in self.rings):
+            raise UsageError("a layer keeps all positions, so there are none left to count anew", where=where, fix=fix)
+        limit, needed = program.max_positions or 0, self.sinks + longest + self.every
+        if needed > limit:
+            raise UsageError(
+                f"{self.sinks} sinks, {longest} tokens that are kept and {self.every} new ones until the next sleep "
+                f"need {needed} positions, and the model has {limit}",
+                where=where,
+                fix=f"Choose a shorter --window, or {fix[0].lower()}{fix[1:]}",
+            )
+
+    def _window(self, program: ProgramGraphs, length: int | None) -> int:
+        limit = program.max_positions
+        if length is None and limit is None:
+            raise UsageError(
+                "the model does not say how many positions it has, so a layer cannot keep all of them",
+                where="overrides: window: none",
+                fix="Give a number of tokens instead of none.",
+            )
+        window = limit - self.sinks if length is None and limit is not None else length
+        assert window is not None
+        if limit is not None and self.sinks + window > limit:
+            raise UsageError(
+                f"a window of {window} and {self.sinks} sinks need {window + self.sinks} positions, "
+                f"and the model has {limit}",
+                where="--window, --sinks",
+                fix=f"Choose --window {limit - self.sinks} or less.",
+            )
+        return window
+
+    def _bind_block(self, program: ProgramGraphs, name: str, window: int, shared: Shared, renumber: bool) -> None:
+        cls = program.classes[name]
+        graph = cls.wake
+        site = find_site(graph)
+        slots = self.sinks + window
+        specs = [
+            StateSpec("k", ("B", site.kv_heads, slots, site.d_k), program.dtype, "ring"),
+            StateSpec("v", ("B", site.kv_heads, slots, site.d_v), program.dtype, "ring"),
+        ]
+        brought = self._brought(site, window)
+        seen = WindowMask.of(site, window, self.sinks, brought=brought)
+        mask = graph.add_port("input", shared.mask(seen), seen.type(bias_dtype(program)))
+        new_slots = graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", "T")))
+        k_window, v_window = (graph.add_port("state", s.name, s.type()) for s in specs)
+        kept, old = site.node.args[1], k_window
+        if site.rotated and (brought or renumber):
+            places = KeyPositions(window, self.sinks, site.window if brought else 0, self.every)
+            kept, old = site.k, self._at_positions(program, graph, site, k_window, places, shared)
+        q, k, v = site.node.args[:3]
+        e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
+        options = {"scale": site.scale, "softcap": site.softcap}
+        out = e.ours("window_attention", q, k, v, old, v_window, mask, site.node.args[4], **options)
+        site.node.replace_all_uses_with(out)
+        graph.fx.erase_node(site.node)
+        e = Emit(graph, e.source)
+        results = graph.results()
+        results["k"] = e.ours("write_slots", k_window, kept, new_slots)
+        results["v"] = e.ours("write_slots", v_window, v, new_slots)
+        graph.set_returns(results)
+        graph.drop_dead()
+        infer_types(graph)
+        cls.states = (*cls.states, *specs)
+
+    def _brought(self, site: Site, window: int) -> bool:
+        """Are the layer's sinks brought near, since it has never seen a key as far away as they would be?"""
+        roomy = site.window > window and site.window >= self.every + self.sinks
+        return self.slide and self.sinks > 0 and site.rotated and roomy
+
+    def _at_positions(
+        self,
+        program: ProgramGraphs,
+        graph: Graph,
+        site: Site,
+        k_window: fx.Node,
+        places: KeyPositions,
+        shared: Shared,
+    ) -> fx.Node:
+        """The keys of the window [B,Hkv,W,D] with the positions that `places` gives them."""
+        extras = read_extras(graph, site)
+        made = program.embed.results()
+        by_tokens = find_dependence(program.embed, ("tokens",), ("positions",)).tokens
+        if any(made[name] in by_tokens for name in extras):
+            raise Refusal(
+                "POSITIONS",
+                "what is applied to keys as positions depends on tokens",
+                where=str(site.node.meta.get("source", "")),
+            )
+        ports = {}
+        for name in extras:
+            held = shared.held(places, name)
+            type_ = with_slots(graph.ports()[name].meta["type"], places.window + places.sinks)
+            ports[name] = graph.add_port("input", held, type_)
+        return at_positions(graph, site, k_window, ports)
+
+
+@dataclass
+class Shared:
+    """What blocks read of embed, by its name there: masks, and what is made of the positions of kept keys."""
+
+    masks: dict[WindowMask, str] = field(default_factory=dict)
+    places: dict[KeyPositions, set[str]] = field(default_factory=dict)
+
+    def mask(self, seen: WindowMask) -> str:
+        """The name of a mask."""
+        return self.masks.setdefault(seen, f"mask.{len(self.masks)}")
+
+    def held(self, places: KeyPositions, extra: str) -> str:
+        """The name of what is made, like `extra`, of the positions of keys."""
+        self.places.setdefault(places, set()).add(extra)
+        return held_name(extra, list(self.places).index(places))
+
+
+def _made_of_slots(
+    embed: Graph, results: dict[str, fx.Node], positions: fx.Node, kept: fx.Node, names: dict[str, str]
+) -> dict[str, fx.Node]:
+    """What embed makes of the `kept` positions [B,W], like results of `positions` [B,T], by the new ones of `names`."""
+    e, new = Emit(embed, "clock"), {positions: kept}
+
+    def size(dim: int | str) -> fx.Node:
+        return e.size(kept, 1 if dim == "T" else 0)
+
+    for name in names:
+        copy_nodes(e, [n for n in made_of(embed, results[name], positions) if n not in new], new, size)
+    return {held: new[results[name]] for name, held in names.items()}
+
+
+def _kept(e: Emit, positions: fx.Node, end: fx.Node, mask: WindowMask) -> fx.Node:
+    """Which new tokens are sinks or among the latest that a ring holds: bool [B,T]; `end` [B] comes after them."""
+    oldest = e.unsqueeze(e.call(aten.sub.Scalar, end, mask.window), 1)
+    sink = e.call(aten.lt.Scalar, positions, mask.sinks)
+    return e.call(aten.logical_or.default, e.call(aten.ge.Tensor, positions, oldest), sink)
+
+
+def slots_name(window: int) -> str:
+    """The name of the slots in KV windows of this length."""
+    return f"slots.{window}"
+
+
+def bias_dtype(program: ProgramGraphs) -> torch.dtype:
+    """Numbers added to scores are float32, and float64 where the model is."""
+    return torch.float64 if program.dtype == torch.float64 else torch.float32
+
+
+def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
+    embed = program.embed
+    results = embed.results()
+    ports = embed.ports()
+    tokens, old_positions = ports["tokens"], ports["positions"]
+    lengths = embed.add_port("input", "lengths", ROW)
+    position, since, slept, *rest = (embed.add_port("state", s.name, s.type()) for s in program.states)
+    offset = rest[0] if rest else None
+    first = next(iter(embed.calls()))
+    e = Emit(embed, "clock", first)
+    steps = e.unsqueeze(e.call(aten.arange.default, e.size(tokens, 1)), 0)
+    real = e.call(aten.lt.Tensor, steps, e.unsqueeze(lengths, 1))
+    counted = e.add(e.unsqueeze(position, 1), steps)
+    positions = e.where(real, counted, -1)
+    e_safe = e.where(real, counted if offset is None else e.sub(counted, e.unsqueeze(offset, 1)), 0)
+    old_positions.replace_all_uses_with(e_safe)
+    embed.fx.erase_node(old_positions)
+    results = {name: (e_safe if node is old_positions else node) for name, node in results.items()}
+    for number, (places, extras) in enumerate(shared.places.items()):
+        kept = places.emit(e, position, since, offset)
+        results |= _made_of_slots(embed, results, e_safe, kept, {n: held_name(n, number) for n in sorted(extras)})
+    results["record_slots"] = e.where(real, e.add(e.unsqueeze(since, 1), steps), -1)
+    for mask, name in shared.masks.items():
+        if slots_name(mask.window) not in results:
+            slots = e.ours("window_slots", positions, window=mask.window, sinks=mask.sinks)
+            if mask.window < every:  # a call may bring more tokens than fit
+                kept = _kept(e, positions, e.add(position, lengths), mask)
+                slots = e.where(kept, slots, -1)
+            results[slots_name(mask.window)] = slots
+        results[name] = mask.emit(e, positions, position, bias_dtype(program))
+    results["real"] = real
+    # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.
+    results["lengths"] = e.call(aten.clone.default, lengths)
+    results["live"] = e.call(aten.clone.default, slept)
+    results["position"], results["since"] = e.add(position, lengths), e.add(since, lengths)
+    embed.set_returns(results)
+    infer_types(embed)

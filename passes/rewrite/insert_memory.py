@@ -1,0 +1,48 @@
+"""Strategy `insert`: a delta-rule mixer of its own on the residual stream after a block, silent at first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.passes.analysis.find_sites import find_site
+from sleepc.passes.base import Effect, Pass
+from sleepc.passes.lib.emit import Emit
+from sleepc.passes.plan import Groups, MemoryOptions
+from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories, filled, normal, zeros
+from sleepc.passes.rewrite.mixer import channels, mix, rms
+
+SCALE = 1.0
+
+
+@dataclass(frozen=True)
+class InsertMemory(Pass):
+    """h + W_o (RMSNorm_head(o) · silu(W_g x)), x = RMSNorm(h), o the memory's answer to q of silu(conv(W_qkv x))
+    (semantics.md, section 5). W_o is zero at start: the program computes what it did before.
+    """
+
+    groups: Groups
+    name: ClassVar[str] = "insert-memory"
+    effect: ClassVar[Effect] = "APPROXIMATE"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of block classes that got a mixer."""
+        return add_memories(program, self.groups, _insert)
+
+
+def _insert(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> list[NewParam]:
+    build = MemoryBuilder(program, cls, options, find_site(cls.wake))
+    results = build.graph.results()
+    e = Emit(build.graph, "memory")
+    hidden, width = program.hidden, build.site.q_heads * build.site.d_v
+    h = e.cast(results["h"], build.dtype)
+    x = e.mul(rms(e, h), build.param("memory.norm", (hidden,), filled(1.0, hidden)))
+    count = channels(build)
+    y = e.linear(x, build.param("memory.w_qkv", (count, hidden), normal(count, hidden)))
+    mixed, written = mix(build, e, x, y, normal(width, hidden), SCALE, results)
+    out = e.linear(mixed, build.param("memory.w_o", (hidden, width), zeros(hidden, width)))
+    results["h"] = e.cast(e.add(h, out), program.dtype)
+    build.records(e, written, results, with_v=True)
+    build.finish(results, written)
+    return build.new

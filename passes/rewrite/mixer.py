@@ -1,0 +1,75 @@
+"""The mixer that `insert` adds and `replace` puts in attention's place: convolution, memory, norm, gate.
+
+The layer of conversion.md 1, after Gated DeltaNet (arXiv 2412.06464, section 3.4); q, k and v lie in it by head, all
+query heads first, then keys, then values.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sleepc.ir.program import StateSpec
+from sleepc.passes.lib.emit import Emit, aten
+from sleepc.passes.rewrite.memory import Initial, MemoryBuilder, Written, filled, identity_taps
+
+TAPS = 4
+EPSILON = 1e-6
+
+
+def mix(
+    build: MemoryBuilder, e: Emit, x: fx.Node, y: fx.Node, gate: Initial, scale: float, results: dict[str, fx.Node]
+) -> tuple[fx.Node, Written]:
+    """RMSNorm_head(o)·silu(W_g x) [B,T,H·d_v], o the memory's answer to silu(conv(y)), y = q|k|v [B,T,channels]; x
+    [B,T,hidden] is what gates read. The convolution's new tail, and what is written online, go into `results`.
+    """
+    real = build.shared("real")
+    q, k, v = _heads(build, e, _convolve(build, e, y, results))
+    k = e.mul(e.ours("l2norm", k), e.unsqueeze(real, 1, -1))
+    written = Written(k, v, *build.gates(e, x, real))
+    out = build.answer(e, e.ours("l2norm", q), written, scale, results)
+    return _output(build, e, x, out, gate), written
+
+
+def rms(e: Emit, x: fx.Node) -> fx.Node:
+    """x / sqrt(mean x² + 1e-6) over the last dimension."""
+    square = e.call(aten.mean.dim, e.mul(x, x), [-1], True)
+    return e.mul(x, e.call(aten.rsqrt.default, e.add(square, EPSILON)))
+
+
+def channels(build: MemoryBuilder) -> int:
+    """How many channels q|k|v have."""
+    return sum(heads * width for heads, width in _widths(build))
+
+
+def _widths(build: MemoryBuilder) -> list[tuple[int, int]]:
+    site = build.site
+    return [(site.q_heads, site.d_k), (build.heads, site.d_k), (build.heads, site.d_v)]
+
+
+def _convolve(build: MemoryBuilder, e: Emit, y: fx.Node, results: dict[str, fx.Node]) -> fx.Node:
+    """silu(conv(y)), the identity convolution at start."""
+    count = channels(build)
+    taps = build.param("memory.conv", (count, TAPS), identity_taps(count, TAPS))
+    tail = build.state(StateSpec("tail", ("B", count, TAPS - 1), build.dtype, "overwrite"))
+    both = e.ours("short_conv", y, taps, tail, build.shared("lengths"))
+    results["tail"] = e.item(both, 1)
+    return e.call(aten.silu.default, e.item(both, 0))
+
+
+def _heads(build: MemoryBuilder, e: Emit, y: fx.Node) -> list[fx.Node]:
+    """q, k, v [B,H,T,D] of y [B,T,channels]."""
+    parts, start = [], 0
+    for heads, width in _widths(build):
+        part = e.call(aten.slice.Tensor, y, -1, start, start + heads * width)
+        start += heads * width
+        parts.append(e.transpose(e.reshape(part, [e.size(y, 0), e.size(y, 1), heads, width]), 1, 2))
+    return parts
+
+
+def _output(build: MemoryBuilder, e: Emit, x: fx.Node, out: fx.Node, gate: Initial) -> fx.Node:
+    site, hidden = build.site, build.program.hidden
+    width = site.q_heads * site.d_v
+    normed = e.mul(rms(e, out), build.param("memory.out_norm", (site.d_v,), filled(1.0, site.d_v)))
+    merged = e.reshape(e.transpose(normed, 1, 2), [e.size(x, 0), e.size(x, 1), width])
+    opened = e.call(aten.silu.default, e.linear(x, build.param("memory.w_g", (width, hidden), gate)))
+    return e.mul(merged, opened)
