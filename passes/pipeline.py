@@ -1,6 +1,6 @@
 """The whole way of a model through the compiler, on one page. Read this first.
 
-    ATEN       what torch.export saw: one flat graph
+    ATEN       what torch.export saw: one flat graph, whose operators may write to their arguments
     CANONICAL  embed, block classes, head; attention is `sleepc::attention` with a mask class
     CONVERTED  attention is bounded, memories stand beside it, the clock runs
     STEP       everything is a step from state to state: what is saved, and what backends lower
@@ -10,14 +10,25 @@ A pass that finds nothing to do returns 0; there are no conditions in the lists.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from sleepc.passes.base import Stage
 from sleepc.passes.blocks.cut_blocks import CutBlocks
+from sleepc.passes.blocks.drop_unused_params import DropUnusedParams
+from sleepc.passes.blocks.expose_heads import ExposeHeads
+from sleepc.passes.blocks.join_parts import JoinParts
 from sleepc.passes.front.bind_positions import BindPositions
 from sleepc.passes.front.check_operators import CheckOperators
 from sleepc.passes.front.choose_by_length import ChooseByLength
 from sleepc.passes.front.classify_masks import ClassifyMasks
 from sleepc.passes.front.drop_noops import DropNoops
+from sleepc.passes.front.join_pieces import JoinPieces
+from sleepc.passes.front.limit_positions import LimitPositions
+from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
 from sleepc.passes.front.raise_attention import RaiseAttention
+from sleepc.passes.front.respell_einsums import RespellEinsums
+from sleepc.passes.front.split_complex import SplitComplex
 from sleepc.passes.plan import check_rules, check_settle, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
@@ -27,24 +38,53 @@ from sleepc.passes.stateful.add_loop import AddLoop
 from sleepc.passes.stateful.add_sleep import AddSleep
 from sleepc.recipe import Factors, Recipe
 
+Made = TypeVar("Made")
+
 
 def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
-    """ATEN -> CANONICAL. `factors` are those of calls of few or of many tokens, where a model has two sets."""
+    """ATEN -> CANONICAL. `factors` are those of calls of few or of many tokens, where a model has two sets.
+
+    Raises SharedMemory for what is captured without being `decomposed`: see `functional`.
+    """
     return (
         Stage(
-            "canonicalize",
+            "front",
+            "ATEN",
+            (
+                JoinPieces(),  # before writes become values: a tensor that is filled has no twin
+                MakeFunctional(),
+                DropNoops(),
+                SplitComplex(),
+                RespellEinsums(),
+                RaiseAttention(),  # looks for matrix products
+                LimitPositions(),  # bounds the grid that masks are evaluated on
+                ClassifyMasks(),
+                ChooseByLength(factors),  # once no mask is left that knows how long the call is
+                BindPositions(),
+                CheckOperators(),  # of what is left
+            ),
+        ),
+        Stage(
+            "blocks",
             "CANONICAL",
             (
-                DropNoops(),
-                RaiseAttention(),
-                ClassifyMasks(),
-                ChooseByLength(factors),
-                BindPositions(),
-                CheckOperators(),
                 CutBlocks(),
+                JoinParts(),
+                ExposeHeads(),
+                DropUnusedParams(),
             ),
         ),
     )
+
+
+def functional(attempt: Callable[[bool], Made]) -> Made:
+    """What `attempt(decomposed=False)` makes of a model; where one of its operators writes through a view, the model
+    is captured once more, and taken apart by PyTorch: `attempt(True)`.
+    """
+    try:
+        return attempt(False)
+    except SharedMemory:
+        return attempt(True)
 
 
 def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:

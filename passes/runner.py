@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sleepc.errors import SleepcError
 from sleepc.ir.check import check_graph
 from sleepc.ir.fit import check_fit
-from sleepc.ir.graph import graph_key
-from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.graph import Graph, graph_key
+from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
 from sleepc.ir.text import print_graph
+from sleepc.ir.weights import Param
 from sleepc.passes.base import Pass, Stage
 
 Progress = Callable[[str], None]
@@ -72,13 +75,17 @@ def check_program(program: ProgramGraphs, *, full: bool) -> None:
         check_fit(program)
 
 
-def fingerprint(program: ProgramGraphs) -> tuple[object, ...]:
-    """Everything of a program that a pass may change, comparable."""
-    graphs = tuple((g.name, g.returns, graph_key(g)) for g in program.graphs())
-    layout = tuple((b.cls, tuple(b.params.items())) for b in program.layout)
-    states = tuple((name, c.states) for name, c in program.classes.items())
-    params = tuple((k, id(v)) for k, v in program.params.items())
-    return graphs, layout, states, params, program.states
+def fingerprint(value: Any) -> object:
+    """Every field of a program but its history, comparable; tensors count by identity."""
+    if isinstance(value, Graph):
+        return value.name, value.returns, graph_key(value)
+    if isinstance(value, dict):
+        return tuple((key, fingerprint(each)) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(fingerprint(each) for each in value)
+    if isinstance(value, (ProgramGraphs, BlockClass, Block, Loop)):
+        return tuple(fingerprint(getattr(value, f.name)) for f in fields(value) if f.name != "history")
+    return id(value) if isinstance(value, Param) else value
 
 
 def dump_program(program: ProgramGraphs, folder: Path) -> None:

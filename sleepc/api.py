@@ -33,7 +33,7 @@ from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
 from sleepc.passes.analysis.kv_cache import FACT, kv_cache, noted
 from sleepc.passes.analysis.own_windows import leave_own_windows
-from sleepc.passes.pipeline import front_stages, rewrite_stages
+from sleepc.passes.pipeline import front_stages, functional, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Factors, Recipe, make_recipe
@@ -551,10 +551,14 @@ def capture(
     """A module as a program at level CANONICAL; `factors` are those of short or long calls, where it has both."""
     progress("export", None)
     limit = max_positions(getattr(module, "config", None))
-    with open_seam(module):
-        program = capture_module(module, max_positions=limit)
     folder = dump / "front" if dump else None
-    return run_stages(program, front_stages(factors), progress=lambda name: progress(name, None), dump=folder)
+
+    def canonical(decomposed: bool) -> ProgramGraphs:
+        with open_seam(module):
+            program = capture_module(module, max_positions=limit, decomposed=decomposed)
+        return run_stages(program, front_stages(factors), progress=lambda name: progress(name, None), dump=folder)
+
+    return functional(canonical)
 
 
 def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:

@@ -24,7 +24,8 @@ from sleepc.ir.interp import run
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.base import Pass, Stage
-from sleepc.passes.pipeline import front_stages, rewrite_stages
+from sleepc.passes.front.make_functional import SharedMemory
+from sleepc.passes.pipeline import front_stages, functional, rewrite_stages
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
@@ -122,7 +123,11 @@ def bisect_artifact(
     allowed = TOLERANCES[program.graphs.dtype].absolute if tolerance is None else tolerance
     probe = Probe(tokens, wanted, allowed, chosen)
     progress(CAPTURE, None)
-    found, fresh = bisect(capture_flat(typed, values=module), program.recipe, probe, progress)
+    found, fresh = functional(
+        lambda decomposed: bisect(
+            capture_flat(typed, values=module, decomposed=decomposed), program.recipe, probe, progress
+        )
+    )
     if fresh is not None:
         strategies = {plan.strategy for plan in program.recipe.plan(len(fresh.layout))}
         stored, weights = _trained_weights(program)
@@ -145,10 +150,11 @@ def _tokens(program: api.Program) -> list[int]:
     return program.some_tokens(None)[: min(program.recipe.window, MOST, program.graphs.upto or MOST)]
 
 
-def capture_flat(module: nn.Module, *, values: nn.Module) -> ProgramGraphs:
+def capture_flat(module: nn.Module, *, values: nn.Module, decomposed: bool = False) -> ProgramGraphs:
     """A module as a program at level ATEN; `values` is the same in the dtype of its files and gives the parameters."""
+    limit = max_positions(getattr(module, "config", None))
     with open_seam(module):
-        program = capture_module(module, max_positions=max_positions(getattr(module, "config", None)))
+        program = capture_module(module, max_positions=limit, decomposed=decomposed)
     named = (*values.named_parameters(remove_duplicate=False), *values.named_buffers(remove_duplicate=False))
     tensors: dict[str, Tensor] = dict(named)
     program.params |= {key: HeldTensor(tensors[key].detach()) for key in program.params if key in tensors}
@@ -179,7 +185,7 @@ def _walk(
             alone = Stage(stage.name, stage.level if each is stage.passes[-1] else program.level, (each,))
             try:
                 program = run_stages(program, (alone,))
-            except UsageError:
+            except (UsageError, SharedMemory):
                 raise
             except SleepcError as error:
                 found.rows.append(Row(each.name, "", None, False, f"the pass broke the program: {error.what}"))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph, is_call
-from sleepc.passes.lib.values import evaluate, val
+from sleepc.ir.interp import value_of
+from sleepc.passes.lib.values import needed_for, val
 
 aten = torch.ops.aten
 # Operators that read a tensor's shape or dtype only: their result does not depend on its values.
@@ -69,41 +70,30 @@ def learned_positions(graph: Graph) -> int | None:
     for node in graph.calls():
         index = _index(node)
         if index in dependence.positions and index not in found:
-            bounds.append(_bound(graph, node))
+            bounds.append(_bound(node))
         if index in dependence.positions or found.intersection(node.all_input_nodes):
             found.add(node)
     return min((b for b in bounds if b is not None), default=None)
 
 
-def _bound(graph: Graph, lookup: fx.Node) -> int | None:
+def _bound(lookup: fx.Node) -> int | None:
     """The first position whose row is not in the table: a model may add to positions before it looks them up."""
     rows, index = _rows(lookup), _index(lookup)
     if not isinstance(rows, int):
         return None
-    asked = _evaluate(graph, index, rows + 1)
+    asked = _positions_of(index, rows + 1)
     if asked is None or asked.shape[-1] != rows + 1:
         return rows
     outside = ((asked < 0) | (asked >= rows)).reshape(-1, rows + 1).any(0).nonzero()
     return int(outside[0]) if len(outside) else None
 
 
-def _evaluate(graph: Graph, target: fx.Node, length: int) -> Tensor | None:
+def _positions_of(target: fx.Node, length: int) -> Tensor | None:
     """The value of `target` for one row of positions 0 to length - 1; None where it needs the model's tensors."""
-    needed = {target}
-    for node in reversed(list(graph.fx.nodes)):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    values: dict[fx.Node, Any] = {}
-    for node in graph.fx.nodes:
-        if node not in needed:
-            continue
-        if node.op == "placeholder":
-            if node.meta["port"].kind != "input":
-                return None
-            values[node] = torch.arange(length)[None]  # of the tokens only the shape is asked for
-        else:
-            values[node] = evaluate(node, values.__getitem__)
-    found: Tensor = values[target]
+    if any(n.op == "placeholder" and n.meta["port"].kind != "input" for n in needed_for(target)):
+        return None
+    row = torch.arange(length)[None]  # of the tokens only the shape is asked for
+    found: Tensor = value_of(target, lambda n: row if n.op == "placeholder" else NotImplemented)
     return found
 
 

@@ -77,30 +77,6 @@ def find_site(graph: Graph) -> Site:
     )
 
 
-def expose_heads(graph: Graph) -> int:
-    """Let q and k before positions be there as [B,H,T,D] where positions are applied to [B,T,H,D]: the value is turned
-    over and back. The number of values turned.
-    """
-    tree = Dominators(graph, dependence_of(graph))
-    found: dict[fx.Node, None] = {}
-    for value in attention_of(graph).args[:2]:
-        assert isinstance(value, fx.Node)
-        origin = tree.origin(value)
-        if dims(origin) == turned(value):
-            found[origin] = None
-    for origin in found:
-        users = list(origin.users)
-        with graph.fx.inserting_after(origin):
-            over = graph.fx.call_function(aten.transpose.int, (origin, 1, 2))
-        with graph.fx.inserting_after(over):
-            back = graph.fx.call_function(aten.transpose.int, (over, 1, 2))
-        for node in (over, back):
-            node.meta = {"source": origin.meta.get("source", "")}
-        for user in users:
-            user.replace_input_with(origin, back)
-    return len(found)
-
-
 def attention_of(graph: Graph) -> fx.Node:
     """The attention of a block class (a block has one)."""
     ours = (torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default)

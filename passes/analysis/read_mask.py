@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from sleepc.errors import Refusal
-from sleepc.ir.graph import Graph
+from sleepc.ir.interp import value_of
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.lib.values import evaluate
+from sleepc.passes.lib.values import is_tensor, needed_for, val
 
 MASKED = -1e4
 
@@ -51,12 +51,12 @@ class Grid:
         return same and bool(((self.bias - other.bias[:1, :, :size, :size]).abs() <= other.step).all())
 
 
-def evaluate_mask(program: ProgramGraphs, graph: Graph, mask: fx.Node, tokens: Tensor) -> Grid:
+def evaluate_mask(program: ProgramGraphs, mask: fx.Node, tokens: Tensor) -> Grid:
     """Run the mask's subgraph for tokens [B,T] at positions 0..T-1.
 
     Raises Refusal(UNKNOWN_MASK) where heads see different keys, or scores are not passed on as they are.
     """
-    value, eps = _run_upto(program, graph, mask, tokens)
+    value = at_positions(program, mask, tokens)
     while value.dim() < 4:
         value = value[None]
     length = tokens.shape[1]
@@ -72,7 +72,7 @@ def evaluate_mask(program: ProgramGraphs, graph: Graph, mask: fx.Node, tokens: T
     if value.dtype == torch.bool or not bool(((value != 0) & seen).any()):
         return Grid(seen[:, 0])
     own = value.diagonal(dim1=2, dim2=3)[..., None]
-    step = 2 * eps * float(torch.where(seen, value, 0).abs().max())
+    step = 2 * _coarsest(mask) * float(torch.where(seen, value, 0).abs().max())
     return Grid(seen[:, 0], torch.where(seen, value.double() - own.double(), 0.0), step)
 
 
@@ -114,38 +114,22 @@ def _slope(bias: Tensor, grid: Grid) -> float | None:
     return None
 
 
-def needed_for(graph: Graph, target: fx.Node) -> list[fx.Node]:
-    """The nodes that `target` is computed from, and itself, in order."""
-    needed = {target}
-    for node in reversed(list(graph.fx.nodes)):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    return [node for node in graph.fx.nodes if node in needed]
-
-
-def value_of(program: ProgramGraphs, graph: Graph, target: fx.Node, tokens: Tensor) -> Tensor:
-    """The value of `target` for tokens [B,T] at positions 0..T-1."""
-    return _run_upto(program, graph, target, tokens)[0]
-
-
-def _run_upto(program: ProgramGraphs, graph: Graph, target: fx.Node, tokens: Tensor) -> tuple[Tensor, float]:
-    """The value of `target`, and the coarsest rounding on the way to it. Values are freed after their last use."""
+def at_positions(program: ProgramGraphs, target: fx.Node, tokens: Tensor) -> Tensor:
+    """The value of `target`, a node of a flat graph, for tokens [B,T] at positions 0..T-1."""
     batch, length = tokens.shape
     inputs = {"tokens": tokens, "positions": torch.arange(length).expand(batch, length)}
-    nodes = needed_for(graph, target)
-    last = {source: node for node in nodes for source in node.all_input_nodes}
-    values: dict[fx.Node, Any] = {}
-    eps = 0.0
-    for node in nodes:
-        if node.op == "placeholder":
-            port = node.meta["port"]
-            values[node] = inputs[port.name] if port.kind == "input" else program.params[port.name].materialise()
-            continue
-        values[node] = evaluate(node, values.__getitem__)
-        if isinstance(values[node], Tensor) and values[node].is_floating_point():
-            eps = max(eps, torch.finfo(values[node].dtype).eps)
-        for source in {s for s in node.all_input_nodes if last[s] is node}:
-            del values[source]
-    result = values[target]
-    assert isinstance(result, Tensor)
-    return result, eps
+
+    def given(node: fx.Node) -> Any:
+        if node.op != "placeholder":
+            return NotImplemented
+        port = node.meta["port"]
+        return inputs[port.name] if port.kind == "input" else program.params[port.name].materialise()
+
+    value: Tensor = value_of(target, given)
+    return value
+
+
+def _coarsest(target: fx.Node) -> float:
+    """The rounding of the coarsest dtype on the way to `target`, relative to a number."""
+    calls = [node for node in needed_for(target) if node.op == "call_function" and is_tensor(node)]
+    return max((torch.finfo(val(n).dtype).eps for n in calls if val(n).is_floating_point()), default=0.0)

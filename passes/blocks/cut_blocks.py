@@ -17,9 +17,7 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.dependence import find_dependence
-from sleepc.passes.analysis.find_sites import expose_heads
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.blocks.join_parts import join_parts
 from sleepc.passes.lib.region import Extractor, Given, between, operators
 from sleepc.passes.lib.values import is_size, is_tensor, val
 
@@ -171,9 +169,6 @@ def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: d
         if key not in seen:
             seen[key] = out.graph.name
             infer_types(out.graph)
-            for expose in (join_parts, expose_heads):
-                if expose(out.graph):
-                    infer_types(out.graph)
             classes[out.graph.name] = BlockClass(out.graph)
         layout.append(Block(seen[key], out.params))
     head = Extractor(flat, Graph("head"), {**given, borders[-1]: Given("h", h_type)}, abstract=False)
@@ -182,7 +177,6 @@ def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: d
     program.embed, program.head, program.classes, program.layout = embed, head.graph, classes, layout
     program.hidden = int(val(borders[0]).shape[-1])
     program.dtype = val(borders[0]).dtype
-    drop_unused_params(program)
 
 
 def _embed(flat: Graph, nodes: list[fx.Node], results: dict[str, fx.Node]) -> Graph:
@@ -211,11 +205,3 @@ def structure_of(graph: Graph) -> tuple[object, ...]:
     """What blocks of one class have in common: everything but where it came from."""
     types = tuple(str(port.meta["type"]) for port in graph.ports().values())
     return graph_key(graph), graph.returns, types
-
-
-def drop_unused_params(program: ProgramGraphs) -> None:
-    """Forget parameters that no graph reads any more."""
-    used = {key for block in program.layout for key in block.params.values()}
-    for graph in (program.embed, program.head):
-        used |= {*graph.ports("param"), *graph.ports("const")}
-    program.params = {key: value for key, value in program.params.items() if key in used}

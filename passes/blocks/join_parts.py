@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.infer import infer_types
+from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import Dominators, attention_of, dependence_of, dims, turned
+from sleepc.passes.base import Effect, Pass
 from sleepc.passes.lib.emit import Emit
 
 aten = torch.ops.aten
@@ -29,12 +33,23 @@ class Part:
     source: fx.Node
 
 
-def join_parts(graph: Graph) -> int:
+@dataclass(frozen=True)
+class JoinParts(Pass):
     """Let q and k before positions be there as one value: the parts are joined before positions are applied to some of
-    them, and taken apart again. The numbers stay what they are. Returns how many values were joined.
+    them, and taken apart again.
 
     Raises Refusal(MLA) where a part before positions is not found.
     """
+
+    name: ClassVar[str] = "join-parts"
+    effect: ClassVar[Effect] = "EXACT"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of values joined."""
+        return sum(_join_parts(cls.wake) for cls in program.classes.values())
+
+
+def _join_parts(graph: Graph) -> int:
     count = 0
     for value in attention_of(graph).args[:2]:
         assert isinstance(value, fx.Node)
@@ -42,6 +57,8 @@ def join_parts(graph: Graph) -> int:
         if is_call(value, aten.cat.default) and dims(tree.origin(value)) not in (dims(value), turned(value)):
             _join(graph, value, _parts(tree, value))
             count += 1
+    if count:
+        infer_types(graph)
     return count
 
 

@@ -11,9 +11,9 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from sleepc.errors import Refusal
 from sleepc.ir.levels import is_allowed
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.read_mask import needed_for
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.lib.region import is_tensor_like
+from sleepc.passes.lib.values import needed_for
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CheckOperators(Pass):
 
     def run(self, program: ProgramGraphs) -> int:
         """0: nothing changes."""
-        for node in needed_for(program.embed, program.embed.results()["logits"]):
+        for node in needed_for(program.embed.results()["logits"]):
             if node.op == "call_function" and is_tensor_like(node):
                 _check(node)
         return 0

@@ -13,7 +13,7 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import find_dependence
-from sleepc.passes.analysis.read_mask import value_of
+from sleepc.passes.analysis.read_mask import at_positions
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.lib.values import FlatEmit, is_tensor, same_type, val
 from sleepc.recipe import Factors
@@ -72,7 +72,7 @@ def _far(program: ProgramGraphs) -> int:
 
 def _at(program: ProgramGraphs, node: fx.Node, length: int) -> Tensor:
     """The value in a call of one row of `length` tokens."""
-    return value_of(program, program.embed, node, torch.zeros(1, length, dtype=torch.int64))
+    return at_positions(program, node, torch.zeros(1, length, dtype=torch.int64))
 
 
 def _border(program: ProgramGraphs, node: fx.Node) -> int | None:

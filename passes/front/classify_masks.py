@@ -9,11 +9,11 @@ import torch
 from torch import fx
 
 from sleepc.errors import Refusal
-from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.dependence import learned_positions
-from sleepc.passes.analysis.read_mask import Grid, MaskClass, classify, evaluate_mask, needed_for
+from sleepc.passes.analysis.read_mask import Grid, MaskClass, classify, evaluate_mask
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.lib.values import needed_for
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
 GRID = 8448
@@ -29,9 +29,8 @@ class ClassifyMasks(Pass):
     """Replace each attention's mask tensor by `causal=True` and what else it says: window, chunk, slopes (ALiBi).
 
     The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
-    where it must not change. Also notes how many positions a learned table has, or a mask of fixed size, which bounds
-    the grid. Raises Refusal: BIDIRECTIONAL where a query sees later keys, UNKNOWN_MASK for anything else that is not
-    understood.
+    where it must not change. A mask of fixed size limits the model's positions. Raises Refusal: BIDIRECTIONAL where a
+    query sees later keys, UNKNOWN_MASK for anything else that is not understood.
     """
 
     name: ClassVar[str] = "classify-masks"
@@ -40,11 +39,9 @@ class ClassifyMasks(Pass):
     def run(self, program: ProgramGraphs) -> int:
         """The number of masks replaced."""
         graph = program.embed
-        limit = learned_positions(graph)
-        if limit is not None:
-            program.max_positions = min(limit, program.max_positions or limit)
         sites = [n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default)]
         known: dict[fx.Node, MaskClass] = {}
+        limit = program.max_positions
         bidirectional = [n for n in sites if n.args[3] is None and not n.kwargs.get("causal")]
         count = 0
         for node in sites:
@@ -52,7 +49,7 @@ class ClassifyMasks(Pass):
             if not isinstance(mask, fx.Node):
                 continue
             if mask not in known:
-                known[mask] = _classify(program, graph, mask, node.meta.get("source", ""))
+                known[mask], limit = _classify(program, mask, limit, node.meta.get("source", ""))
             if known[mask].bidirectional:
                 bidirectional.append(node)
                 continue
@@ -63,6 +60,7 @@ class ClassifyMasks(Pass):
         if bidirectional:
             raise _bidirectional(len(bidirectional), len(sites))
         graph.drop_dead()
+        program.max_positions = limit
         return count
 
 
@@ -76,9 +74,10 @@ def _bidirectional(count: int, total: int) -> Refusal:
     )
 
 
-def _classify(program: ProgramGraphs, graph: Graph, mask: fx.Node, where: str) -> MaskClass:
-    size = min(_grid_size(program, graph, mask), program.max_positions or GRID)
-    grid = _evaluate_largest(program, graph, mask, size, where)
+def _classify(program: ProgramGraphs, mask: fx.Node, limit: int | None, where: str) -> tuple[MaskClass, int | None]:
+    """What a mask means, and how many positions a model has that has this mask and no more than `limit`."""
+    wished = min(_grid_size(program, mask), limit or GRID)
+    grid = _largest(program, mask, wished, where)
     size = grid.seen.shape[-1]
     result = classify(grid)
     if result is None:
@@ -89,17 +88,17 @@ def _classify(program: ProgramGraphs, graph: Graph, mask: fx.Node, where: str) -
         )
     small = min(SMALL, size)
     tokens = torch.arange(3 * small).reshape(3, small) % max(program.vocab, 1)
-    if not evaluate_mask(program, graph, mask, tokens).equals(grid, small):
+    if not evaluate_mask(program, mask, tokens).equals(grid, small):
         raise Refusal("UNKNOWN_MASK", "a mask depends on the tokens or on the length of the call", where=where)
-    return result
+    return result, limit if size == wished else size
 
 
-def _evaluate_largest(program: ProgramGraphs, graph: Graph, mask: fx.Node, size: int, where: str) -> Grid:
+def _largest(program: ProgramGraphs, mask: fx.Node, size: int, where: str) -> Grid:
     """The mask on one row of `size` tokens; of as many as it can be made for, where it was written down for fewer."""
 
     def attempt(length: int) -> Grid | None:
         try:
-            return evaluate_mask(program, graph, mask, torch.zeros(1, length, dtype=torch.int64))
+            return evaluate_mask(program, mask, torch.zeros(1, length, dtype=torch.int64))
         except (RuntimeError, IndexError):  # sizes that do not fit
             return None
 
@@ -113,11 +112,10 @@ def _evaluate_largest(program: ProgramGraphs, graph: Graph, mask: fx.Node, size:
     found = attempt(works)
     if found is None or works < SMALL // 2:
         raise Refusal("UNKNOWN_MASK", f"a mask cannot be made for {size} tokens", where=where)
-    program.max_positions = works
     return found
 
 
-def _grid_size(program: ProgramGraphs, graph: Graph, mask: fx.Node) -> int:
+def _grid_size(program: ProgramGraphs, mask: fx.Node) -> int:
     """Tokens enough to see what a mask does, by the largest number among its operators' arguments and constants."""
     numbers: list[int] = []
 
@@ -125,7 +123,7 @@ def _grid_size(program: ProgramGraphs, graph: Graph, mask: fx.Node) -> int:
         if type(argument) is int:
             numbers.append(argument)
 
-    for node in needed_for(graph, mask):
+    for node in needed_for(mask):
         fx.node.map_aggregate((node.args, dict(node.kwargs)), note)
         if node.op == "placeholder" and node.meta["port"].kind != "input":
             value = program.params[node.meta["port"].name].materialise()

@@ -11,7 +11,6 @@ from torch import fx
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.front.split_complex import split_complex
 from sleepc.passes.lib.values import same_type, shape_text, val
 
 aten = torch.ops.aten
@@ -51,8 +50,7 @@ class DropNoops(Pass):
     2. dropout, copies, and casts and views whose result has the type of their argument;
     3. every cast that is left becomes aten.to.dtype, so does a copy over all of another tensor; every reshape becomes
        aten.view's functional twin aten.reshape;
-    4. device, layout and pin_memory arguments, which are a backend's business;
-    5. complex numbers, which become pairs of real ones.
+    4. device, layout and pin_memory arguments, which are a backend's business.
     """
 
     name: ClassVar[str] = "drop-noops"
@@ -64,7 +62,7 @@ class DropNoops(Pass):
         count = 0
         for node in graph.calls():
             count += _drop_assertion(graph, node) or _drop_identity(graph, node) or _respell(graph, node)
-        return count + split_complex(graph) + graph.drop_dead()
+        return count + graph.drop_dead()
 
 
 def _drop_assertion(graph: Graph, node: fx.Node) -> int:

@@ -10,13 +10,13 @@ from torch import fx
 
 from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.interp import value_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.front.read_scores import MATMUL, Miss, ScoreReader, folds, keeps_numbers, unfolded
-from sleepc.passes.front.respell_einsum import respell_einsums
 from sleepc.passes.front.score_terms import join
-from sleepc.passes.lib.values import FlatEmit, call_sizes, evaluate, val
+from sleepc.passes.lib.values import FlatEmit, call_sizes, val
 
 aten = torch.ops.aten
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
@@ -44,9 +44,9 @@ class RaiseAttention(Pass):
     effect: ClassVar[Effect] = "ROUNDING"
 
     def run(self, program: ProgramGraphs) -> int:
-        """The number of attention operations raised, and of products spelled anew."""
+        """The number of attention operations raised."""
         graph = program.embed
-        count = respell_einsums(graph)
+        count = 0
         dependence = find_dependence(graph, ("tokens",), ("positions",))
         reader = ScoreReader(program, dependence)
         for node in graph.calls():
@@ -197,16 +197,15 @@ def _repeats_heads(chain: list[fx.Node], source: fx.Node, heads: int) -> bool:
     kv, width = int(val(source).shape[1]), int(val(source).shape[3])
     symbols = {str(val(source).shape[0]): 2, str(val(source).shape[2]): 3}
     example = torch.arange(2 * kv * 3 * width).reshape(2, kv, 3, width)
-    values: dict[fx.Node, Any] = {source: example}
 
-    def known(node: fx.Node) -> Any:
-        if node in values:
-            return values[node]
+    def given(node: fx.Node) -> Any:
+        if node is source:
+            return example
+        if node in chain:
+            return NotImplemented
         size = str(node.meta["val"])
         if size not in symbols:
             raise Miss(f"keys are repeated by a size that is not batch or length ({size})")
         return symbols[size]
 
-    for node in chain:
-        values[node] = evaluate(node, known)
-    return torch.equal(values[chain[-1]], example.repeat_interleave(heads // kv, 1))
+    return torch.equal(value_of(chain[-1], given), example.repeat_interleave(heads // kv, 1))

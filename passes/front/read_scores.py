@@ -9,12 +9,13 @@ from typing import Any, Literal
 from torch import fx
 
 from sleepc.ir.graph import is_call
+from sleepc.ir.interp import value_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import Dependence
-from sleepc.passes.analysis.read_mask import MASKED, needed_for
+from sleepc.passes.analysis.read_mask import MASKED
 from sleepc.passes.front.score_terms import Term
 from sleepc.passes.lib.emit import aten
-from sleepc.passes.lib.values import evaluate, shape_text, val
+from sleepc.passes.lib.values import needed_for, shape_text, val
 
 MATMUL = (aten.matmul.default, aten.bmm.default)
 WHERE = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
@@ -103,16 +104,11 @@ class ScoreReader:
             return float(value)
         if not isinstance(value, fx.Node) or {*shape_text(value)} - {"1"}:
             return None
-        known: dict[fx.Node, Any] = {}
-        for node in needed_for(self.program.embed, value):
-            if node.op == "placeholder":
-                port = node.meta["port"]
-                if port.kind != "const":
-                    return None
-                known[node] = self.program.params[port.name].materialise()
-            else:
-                known[node] = evaluate(node, known.__getitem__)
-        return float(known[value])
+        ports = [node for node in needed_for(value) if node.op == "placeholder"]
+        if any(port.meta["port"].kind != "const" for port in ports):
+            return None
+        held = {port: self.program.params[port.meta["port"].name].materialise() for port in ports}
+        return float(value_of(value, lambda n: held.get(n, NotImplemented)))
 
     def _take_added(self, node: fx.Node, scores: Scores) -> fx.Node:
         inner, added = self._apart(node)

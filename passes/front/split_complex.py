@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import fx
 
 from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.base import Effect, Pass
 from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import FlatEmit, is_tensor, val
 
@@ -17,11 +20,22 @@ RESIZING = (aten.view.default, aten.reshape.default, aten.expand.default, aten._
 COPIES = (aten.clone.default, aten.alias.default, aten.contiguous.default)
 
 
-def split_complex(graph: Graph) -> int:
-    """Replace every complex value of a flat graph by its pair [.., 2]. The number of operators replaced.
+@dataclass(frozen=True)
+class SplitComplex(Pass):
+    """Replace every complex value of a flat graph by its pair [.., 2].
 
     Raises Refusal(OPERATOR) for an operator on complex numbers that is not known.
     """
+
+    name: ClassVar[str] = "split-complex"
+    effect: ClassVar[Effect] = "ROUNDING"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of operators replaced."""
+        return _split(program.embed)
+
+
+def _split(graph: Graph) -> int:
     pairs: dict[fx.Node, fx.Node] = {}
     for node in graph.calls():
         if is_tensor(node) and val(node).is_complex():

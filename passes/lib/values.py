@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,16 +10,19 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.interp import value_of
 from sleepc.passes.lib.emit import Emit, aten
 
 SIZE_ARITHMETIC = (operator.add, operator.mul, operator.sub, operator.floordiv, operator.neg)
 
 
-def evaluate(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
-    """Run the node's operator on values of the nodes that it reads."""
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value)
-    assert callable(node.target), node
-    return node.target(*args, **kwargs)
+def needed_for(target: fx.Node) -> list[fx.Node]:
+    """The nodes that `target` is computed from, and itself, in order."""
+    needed = {target}
+    for node in reversed(target.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node for node in target.graph.nodes if node in needed]
 
 
 def example_of(node: fx.Node) -> Any:
@@ -29,7 +31,7 @@ def example_of(node: fx.Node) -> Any:
     By Python's decompositions: some of those in C++ ask for numbers instead of sizes (torch 2.11).
     """
     with enable_python_dispatcher():
-        return evaluate(node, lambda n: n.meta["val"])
+        return value_of(node, lambda n: NotImplemented if n is node else n.meta["val"])
 
 
 def val(node: fx.Node) -> torch.Tensor:

@@ -15,8 +15,6 @@ from torch.export.graph_signature import InputKind, OutputKind
 from sleepc.capture.attention_free import has_attention, no_attention
 from sleepc.capture.counting import counting_start
 from sleepc.capture.fake_run import left_alone
-from sleepc.capture.filled import join_pieces
-from sleepc.capture.functional import make_functional
 from sleepc.capture.quiet import quiet
 from sleepc.capture.recurrence import refuse_recurrence
 from sleepc.capture.unfollowed import VALUES, Unfollowed, explain
@@ -64,10 +62,11 @@ class TokensToLogits(nn.Module):
 
 
 @quiet()
-def capture_module(model: nn.Module, *, max_positions: int | None = None) -> ProgramGraphs:
+def capture_module(model: nn.Module, *, max_positions: int | None = None, decomposed: bool = False) -> ProgramGraphs:
     """Export `model` (in eval mode, any device, also meta) to a program at level ATEN.
 
-    Parameters are held by reference to the module's tensors, under their qualified names.
+    Parameters are held by reference to the module's tensors, under their qualified names. Operators may write to their
+    arguments; `decomposed` takes this apart by PyTorch's own means: slow, but it knows about views.
     Raises Refusal: RECURRENT where layers have a recurrence of their own, POSITIONS where the model counts in another
     way than by one, OPERATOR where what it does depends on values; SleepcError where torch.export cannot follow the
     model.
@@ -92,11 +91,9 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None) -> Pro
             )
             if not looked:
                 refuse_recurrence(exported.module(), device)
+            if decomposed:
+                exported = exported.run_decompositions({})  # operators stay what they are
             program = _to_program(exported, max_positions)
-            join_pieces(program.embed)
-            if not make_functional(program.embed):
-                # slow, but it knows about views; operators stay what they are
-                program = _to_program(exported.run_decompositions({}), max_positions)
     except SleepcError:
         raise
     except Exception as error:

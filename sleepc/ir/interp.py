@@ -1,4 +1,4 @@
-"""The meaning of a graph: its operators, called in order."""
+"""The meaning of a graph, of one value of it, and of a program: operators, called in order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from sleepc.errors import SleepcError
 from sleepc.ir.diagnose import excerpt
 from sleepc.ir.graph import Graph
 
+Given = Callable[[fx.Node], Any]
+"""given(node) is the value of a node that is known, or NotImplemented: then it is computed from its arguments."""
 Hook = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 """hook(node, args, kwargs) gives a call's value, or NotImplemented to leave it to the operator."""
 
@@ -26,6 +28,39 @@ def run(graph: Graph, values: Mapping[str, Any], hook: Hook | None = None) -> di
     shows the program around it. Use Runner to run a graph many times.
     """
     return Runner(graph)(values, hook)
+
+
+def value_of(target: fx.Node, given: Given) -> Any:
+    """The value of one node, from what `given` says of the nodes that it is made of.
+
+    Values are freed after their last use. Raises SleepcError where a port is asked for that `given` does not know.
+    """
+    known: dict[fx.Node, Any] = {}
+    needed = _needed(target, given, known)
+    last = {source: node for node in needed for source in node.all_input_nodes}
+    for node in needed:
+        known[node] = _evaluate(_prepare(node, ()), known, None, None)
+        for source in {s for s in node.all_input_nodes if last[s] is node}:
+            del known[source]
+    return known[target]
+
+
+def _needed(target: fx.Node, given: Given, known: dict[fx.Node, Any]) -> list[fx.Node]:
+    """The calls to run for `target`, in order; what is given goes into `known`."""
+    wanted = {target}
+    needed = []
+    for node in reversed(target.graph.nodes):
+        if node not in wanted:
+            continue
+        value = given(node)
+        if value is not NotImplemented:
+            known[node] = value
+        elif node.op == "placeholder":
+            raise SleepcError(f"port {node.meta['port'].name!r} has no value")
+        else:
+            needed.append(node)
+            wanted.update(node.all_input_nodes)
+    return needed[::-1]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sleepc.errors import Refusal, SleepcWarning
 from sleepc.ir.compare import max_error
 from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
+from tests.capture.flat import captured
 from tests.families import VOCAB, make_module
 
 BORDER, SHORT, LONG = 32, 20, 60
@@ -229,5 +230,5 @@ def test_outputs_are_found_by_their_role() -> None:
 
 def test_a_buffer_that_carries_something_to_the_next_call_is_refused() -> None:
     with pytest.raises(Refusal, match="note") as caught:
-        capture_module(Writes(first=False))
+        captured(Writes(first=False))
     assert caught.value.code == "RECURRENT"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.graph import is_call
@@ -17,6 +16,8 @@ from sleepc.ir.interp import Runner
 from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.front.drop_noops import DropNoops
+from sleepc.passes.front.split_complex import SplitComplex
+from tests.capture.flat import captured
 
 
 class Through(nn.Module):
@@ -85,13 +86,13 @@ def test_fresh_values_need_no_decomposition(
 
     monkeypatch.setattr(ExportedProgram, "run_decompositions", fail)
     model = Through(change)
-    check(model, capture_module(model))
+    check(model, captured(model))
 
 
 @pytest.mark.parametrize("change", [part_of_a_value, read_through_a_view, promotes])
 def test_shared_memory_and_casts_keep_their_meaning(change: Callable[[Tensor], Tensor]) -> None:
     model = Through(change)
-    check(model, capture_module(model))
+    check(model, captured(model))
 
 
 def check(model: nn.Module, program: ProgramGraphs) -> None:
@@ -112,8 +113,8 @@ def turned(x: Tensor) -> Tensor:
 
 def test_complex_numbers_are_split() -> None:
     model = Through(turned)
-    program = capture_module(model)
-    assert DropNoops().run(program)
+    program = captured(model)
+    assert SplitComplex().run(program)
     assert not any(node.meta["val"].is_complex() for node in program.embed.calls() if is_tensor_call(node))
     check(model, program)
 
@@ -125,12 +126,12 @@ def is_tensor_call(node: torch.fx.Node) -> bool:
 def test_unknown_operators_on_complex_numbers_are_refused() -> None:
     model = Through(lambda x: torch.view_as_complex(x.reshape(*x.shape[:-1], 3, 2)).exp().real)
     with pytest.raises(Refusal) as caught:
-        DropNoops().run(capture_module(model))
+        SplitComplex().run(captured(model))
     assert caught.value.code == "OPERATOR"
 
 
 def test_transposed_weights_have_one_spelling() -> None:
     weight = torch.randn(6, 6)
-    program = capture_module(Through(lambda x: x @ weight.T))
+    program = captured(Through(lambda x: x @ weight.T))
     DropNoops().run(program)
     assert not any(is_call(node, torch.ops.aten.numpy_T.default) for node in program.embed.calls())

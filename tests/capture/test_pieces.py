@@ -18,6 +18,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
+from tests.capture.flat import captured
 
 aten = torch.ops.aten
 VOCAB, WIDTH = 11, 6
@@ -95,7 +96,7 @@ def count(graph: Graph, *operators: object) -> int:
 )
 def test_what_is_filled_piece_by_piece_is_joined(change: Callable[[Tensor], Tensor], joined: int) -> None:
     model = Through(change)
-    program = capture_module(model)
+    program = captured(model)
     assert count(program.embed, aten.cat.default) == joined
     assert count(program.embed, aten.copy.default) == (0 if joined else 2)
     for shape in ((1, 4), (2, 7)):

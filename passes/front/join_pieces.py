@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import mutates
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.base import Effect, Pass
 
 aten = torch.ops.aten
 EMPTY = (aten.new_empty.default, aten.empty.memory_format, aten.empty_like.default)
 Piece = tuple[int, int, fx.Node, fx.Node]  # from, to, what is copied, the copy
 
 
-def join_pieces(graph: Graph) -> None:
+@dataclass(frozen=True)
+class JoinPieces(Pass):
     """empty; empty[.., a:b] = x; empty[.., b:c] = y -> cat(x, y), where the pieces fill the whole of one dimension."""
-    order = {node: i for i, node in enumerate(graph.fx.nodes)}
-    for base in list(graph.calls()):
-        if is_call(base, *EMPTY):
-            _join(graph, base, order)
+
+    name: ClassVar[str] = "join-pieces"
+    effect: ClassVar[Effect] = "EXACT"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of tensors joined."""
+        graph = program.embed
+        order = {node: i for i, node in enumerate(graph.fx.nodes)}
+        return sum(_join(graph, base, order) for base in graph.calls() if is_call(base, *EMPTY))
 
 
-def _join(graph: Graph, base: fx.Node, order: dict[fx.Node, int]) -> None:
+def _join(graph: Graph, base: fx.Node, order: dict[fx.Node, int]) -> int:
     slices = [n for n in base.users if is_call(n, aten.slice.Tensor) and any(map(_is_copy, n.users))]
     found = [_piece(n) for n in slices]
     pieces = sorted((p for p in found if p is not None), key=lambda p: p[0])
     dims = {n.args[1] for n in slices}
     if len(pieces) != len(slices) or len(dims) != 1:
-        return
+        return 0
     dim: Any = dims.pop()
     size = base.meta["val"].shape[dim]
     ends = [end for _, end, _, _ in pieces]
@@ -37,11 +46,11 @@ def _join(graph: Graph, base: fx.Node, order: dict[fx.Node, int]) -> None:
     first, last = copies[min(copies)], copies[max(copies)]
     readers = [user for user in base.users if user not in slices]
     if any(mutates(n.target) for n, at in order.items() if order[first] < at < order[last] and at not in copies):
-        return  # a piece may have changed after it was copied
+        return 0  # a piece may have changed after it was copied
     if [0, *ends[:-1]] != [start for start, *_ in pieces] or ends[-1] != size:
-        return
+        return 0
     if any(order[user] < order[last] for user in readers):
-        return
+        return 0
     with graph.fx.inserting_after(last):
         whole = graph.fx.call_function(aten.cat.default, ([source for _, _, source, _ in pieces], dim))
     whole.meta = dict(base.meta)
@@ -49,6 +58,7 @@ def _join(graph: Graph, base: fx.Node, order: dict[fx.Node, int]) -> None:
         user.replace_input_with(base, whole)
     for node in (*copies.values(), *slices, base):
         graph.fx.erase_node(node)
+    return 1
 
 
 def _is_copy(node: fx.Node) -> bool:

@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 
-from sleepc.ir.graph import Graph
+from sleepc.errors import SleepcError
 from sleepc.ir.levels import makes_view, mutates
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.base import Effect, Pass
 
 aten = torch.ops.aten
 # What may give back its argument's memory, though its schema does not say so.
 UNDECLARED = (aten.dropout.default, aten.type_as.default, aten._unsafe_view.default)
 
 
-def make_functional(graph: Graph) -> bool:
+class SharedMemory(SleepcError):
+    """An operator writes through a view, or to memory that others read: only PyTorch itself can take it apart."""
+
+
+@dataclass(frozen=True)
+class MakeFunctional(Pass):
     """Respell every operator that writes to an argument; later readers of the argument read the result.
 
-    False where one is left: it writes through a view, or to memory that others read.
+    Raises SharedMemory where one is left.
     """
-    order = {node: i for i, node in enumerate(graph.fx.nodes)}
-    for node in graph.calls():
-        if not mutates(node.target):
-            continue
-        twin, written = _twin(node.target), node.args[0]
-        if twin is None or not isinstance(written, fx.Node) or _is_shared(written, node, order):
-            return False
-        if not _gives_the_same(twin, node):
-            return False
-        node.target = twin
-        for user in list(written.users):
-            if order[user] > order[node]:
-                user.replace_input_with(written, node)
-    return True
+
+    name: ClassVar[str] = "make-functional"
+    effect: ClassVar[Effect] = "EXACT"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of operators respelled."""
+        order = {node: i for i, node in enumerate(program.embed.fx.nodes)}
+        writers = [node for node in program.embed.calls() if mutates(node.target)]
+        for node in writers:
+            _respell(node, order)
+        return len(writers)
+
+
+def _respell(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    twin, written = _twin(node.target), node.args[0]
+    if twin is None or not isinstance(written, fx.Node) or _is_shared(written, node, order):
+        raise _shared(node)
+    if not _gives_the_same(twin, node):
+        raise _shared(node)
+    node.target = twin
+    for user in list(written.users):
+        if order[user] > order[node]:
+            user.replace_input_with(written, node)
+
+
+def _shared(node: fx.Node) -> SharedMemory:
+    return SharedMemory(f"{node.target} writes to memory that others read", where=str(node.meta.get("source", "")))
 
 
 def _twin(target: Any) -> OpOverload | None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import fx
 
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.base import Effect, Pass
 from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import FlatEmit
 
 
-def respell_einsums(graph: Graph) -> int:
+@dataclass(frozen=True)
+class RespellEinsums(Pass):
     """Replace einsum(a, b) by permute(matmul(permute(a), permute(b))) where exactly one letter is summed over, each of
-    a and b has one letter of its own, and all others stand for rows of both. The number replaced.
+    a and b has one letter of its own, and all others stand for rows of both.
     """
-    count = 0
-    for node in graph.calls():
-        if is_call(node, aten.einsum.default):
-            count += _respell(graph, node)
-    return count
+
+    name: ClassVar[str] = "respell-einsums"
+    effect: ClassVar[Effect] = "ROUNDING"
+
+    def run(self, program: ProgramGraphs) -> int:
+        """The number of products spelled anew."""
+        graph = program.embed
+        return sum(_respell(graph, node) for node in graph.calls() if is_call(node, aten.einsum.default))
 
 
 def _respell(graph: Graph, node: fx.Node) -> int:
