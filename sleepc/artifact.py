@@ -16,7 +16,8 @@ from sleepc.digests import dtype_name
 from sleepc.errors import SleepcError
 from sleepc.held_file import HeldFile, is_inside, load_whole
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import TAKEN, Block, BlockClass, Loop, ProgramGraphs, StateSpec
+from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
+from sleepc.ir.states import StateSpec
 from sleepc.ir.tensorfile import TensorFile, write_tensors
 from sleepc.ir.text import parse_graph, print_graph
 from sleepc.ir.types import DTYPES
@@ -125,7 +126,15 @@ def _write_graph(draft: Path, graph: Graph) -> GraphFile:
 
 
 def _state_entry(spec: StateSpec) -> StateEntry:
-    return StateEntry(name=spec.name, dims=cast(Any, list(spec.dims)), dtype=dtype_name(spec.dtype), update=spec.update)
+    return StateEntry(
+        name=spec.name,
+        role=spec.role,
+        part=spec.part,
+        dims=cast(Any, list(spec.dims)),
+        dtype=dtype_name(spec.dtype),
+        update=spec.update,
+        initial=spec.initial,
+    )
 
 
 def _write_params(
@@ -249,14 +258,15 @@ def _read_loop(folder: Path, manifest: Manifest) -> Loop | None:
     if entry is None:
         return None
     can = all(b.cls in manifest.classes and manifest.classes[b.cls].again for b in blocks[entry.start :])
-    counted = any(state.name == TAKEN for state in manifest.states)
+    counted = any(state.role_and_part()[0] == "count" for state in manifest.states)
     if not entry.start < entry.end <= len(blocks) or not can or counted != bool(entry.settle):
         raise SleepcError(f"the loop over blocks {entry.start} to {entry.end} does not fit", fix=RESTORE)
     return Loop(entry.start, entry.end, entry.passes, _read_graph(folder, entry.given), entry.settle)
 
 
 def _state_spec(entry: StateEntry) -> StateSpec:
-    return StateSpec(entry.name, tuple(entry.dims), DTYPES[entry.dtype], entry.update)
+    role, part = entry.role_and_part()
+    return StateSpec(role, part, tuple(entry.dims), DTYPES[entry.dtype], entry.update, entry.initial)
 
 
 def _checked_file(folder: Path, entry: WeightFile) -> TensorFile:

@@ -229,7 +229,7 @@ def logits_of_program(program: ProgramGraphs, tokens: Sequence[int]) -> Tensor:
     ids = torch.tensor([list(tokens)], dtype=torch.int64)
     positions = torch.arange(len(tokens))[None]
     inputs: dict[str, Tensor] = {"tokens": ids, "positions": positions, "lengths": torch.tensor([len(tokens)])}
-    states = {s.name: torch.zeros(1, *(int(d) for d in s.dims[1:]), dtype=s.dtype) for s in program.all_states()}
+    states = {s.name: s.first(1) for s in program.all_states()}
     names = {key: key for key in program.params}
     values = run(program.embed, {**inputs, **states, **_parameters(program, program.embed, names)})
     for i, block in enumerate(program.layout):

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import name_of
+from sleepc.ir.states import StateSpec
 from sleepc.ir.text import print_graph
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.ir.weights import FileTensor, Param
@@ -148,11 +150,12 @@ def _states(a: ProgramGraphs, b: ProgramGraphs) -> list[str]:
         x, y = _describe(old.get(name)), _describe(new.get(name))
         if x == y:
             continue
-        block, _, local = name.partition(".")
-        if block.isdigit():
-            found.setdefault((local, f"{x} → {y}"), []).append(int(block))
-        else:
+        spec = old.get(name) or new[name]
+        if spec.block is None:
             single.append(f"{name}: {x} → {y}")
+        else:
+            local = name_of(spec.role, spec.part)
+            found.setdefault((local, f"{x} → {y}"), []).append(spec.block)
     return single + [f"{local}: {text} ({numbers(at, 'block')})" for (local, text), at in found.items()]
 
 

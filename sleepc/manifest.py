@@ -7,16 +7,17 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.roles import Role, Update, name_of, role_of_name
 from sleepc.json_file import read_json
 from sleepc.recipe import Recipe
 from sleepc.whole_folder import moved_away
 
 MANIFEST = "sleepc.json"
 EXPORT = "onnx.json"  # of an export, which is no artifact
-FORMAT = 1
+FORMAT = 2
 MAX_MANIFEST = 64 << 20
 MAKE = "`sleepc convert MODEL -o OUT` makes one."
 RESTORE = "The artifact is damaged or was edited: convert the model again."
@@ -50,12 +51,19 @@ class GraphFile(Strict):
 
 
 class StateEntry(Strict):
-    """See ir.program.StateSpec."""
+    """See ir.states.StateSpec. Format 1 has no roles."""
 
     name: str
+    role: Role | None = None
+    part: str = ""
     dims: list[Dim | Literal["B"]] = Field(min_length=1, max_length=8)
     dtype: DtypeName
-    update: Literal["overwrite", "ring", "accumulate"]
+    update: Update
+    initial: float = Field(default=0, allow_inf_nan=False)
+
+    def role_and_part(self) -> tuple[Role, str]:
+        """What the state is; in format 1 by its name."""
+        return (self.role, self.part) if self.role is not None else role_of_name(self.name)
 
 
 class ClassEntry(Strict):
@@ -118,7 +126,7 @@ class Source(Strict):
 class Manifest(Strict):
     """The whole of sleepc.json; `sha256` is of everything else in it."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     sleepc: str
     level: Literal["STEP"] = "STEP"
     recipe: Recipe
@@ -142,6 +150,13 @@ class Manifest(Strict):
     report: dict[str, Any] = Field(default_factory=dict)
     sha256: Sha256 = ""
 
+    @model_validator(mode="after")
+    def _roles(self) -> Manifest:
+        for state in [*self.states, *(state for entry in self.classes.values() for state in entry.states)]:
+            if (state.role is None) is not (self.format == 1) or name_of(*state.role_and_part()) != state.name:
+                raise ValueError(f"state {state.name!r} has no role, or another name than its role gives it")
+        return self
+
     def sealed(self) -> Manifest:
         """The same with its own hash."""
         return self.model_copy(update={"sha256": digest(json.loads(self.model_dump_json()))})
@@ -158,8 +173,14 @@ BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256", "upto", "be
 
 
 def identity_of(manifest: Manifest) -> str:
-    """A hash of what the model computes: graphs, layout and weights, as they stand in the file."""
-    data = manifest.model_dump(mode="json", exclude_unset=True, exclude=BESIDE)
+    """A hash of what the model computes: graphs, layout and weights, as they stand in the file.
+
+    It is that of format 1, which has no roles: what a state is follows from the graphs.
+    """
+    data = manifest.model_dump(mode="json", exclude_unset=True, exclude=BESIDE) | {"format": 1}
+    for state in [*data["states"], *(state for entry in data["classes"].values() for state in entry["states"])]:
+        for key in ("role", "part", *(() if state.get("initial") else ("initial",))):
+            state.pop(key, None)
     for entry in data["params"].values():
         del entry["file"]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sleepc.backends.eager.executor import Executor
-from sleepc.ir.program import START, TAKEN, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import TAKEN, name_of
+from sleepc.ir.states import with_role
 
 State = dict[str, Tensor]
 # Of a block: its class, its parameters by port, and the full names of its states by their short ones.
@@ -25,6 +27,9 @@ class Recurrence:
     ) -> None:
         assert program.loop is not None, "no block runs again"
         self.program, self.loop = program, program.loop
+        hidden = program.loop_hidden()
+        assert hidden is not None, "the program was checked"
+        self._hidden = hidden.name
         self._given = Executor(program.loop.given, functions, device)
         self._again = {n: Executor(c.again, functions, device) for n, c in program.classes.items() if c.again}
 
@@ -36,7 +41,7 @@ class Recurrence:
         values = self._given({**parameters, **old})
         # Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep.
         live = values | {"live": torch.ones_like(old["slept"])}
-        h = old[f"{loop.end - 1}.hidden"][:, 0]
+        h = old[self._hidden][:, 0]
         run = self._settle if loop.settle else self._count
         h, new = run(blocks[loop.start : loop.end], h, live, new, passes)
         after = blocks[loop.end :]
@@ -83,10 +88,10 @@ class Recurrence:
         from it. A memory that is written in a sleep only, and has no record, is written from h as wake left it.
         """
         kept: State = {}
-        for _, _, names in after:
-            for start in (local for local in names if local.startswith(START)):
-                memory = names[start.removeprefix(START)]
-                kept |= {names[start]: state[memory], memory: state[memory]}
+        for name, _, names in after:
+            for start in with_role(self.program.classes[name].states, "start"):
+                memory = names[name_of("memory", start.part)]
+                kept |= {names[start.name]: state[memory], memory: state[memory]}
         made = {names[local] for name, _, names in after for local in self._again[name].results if local != "h"}
         return kept if made <= kept.keys() else self._run(after, h, values, state)[1] | kept
 

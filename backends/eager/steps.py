@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
 from sleepc.backends.eager.recurrence import Recurrence
 from sleepc.errors import SleepcError, UsageError
-from sleepc.ir.program import TAKEN, ProgramGraphs, StateSpec
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import TAKEN
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
@@ -81,10 +82,7 @@ class EagerSteps:
 
     def new_state(self, batch: int) -> State:
         """The state of `batch` rows that have read nothing."""
-        return {s.name: self._zeros(s, batch) for s in self.program.all_states()}
-
-    def _zeros(self, spec: StateSpec, batch: int) -> Tensor:
-        return torch.zeros(batch, *(int(d) for d in spec.dims[1:]), dtype=spec.dtype, device=self.device)
+        return {s.name: s.first(batch, self.device) for s in self.program.all_states()}
 
     def wake_tensors(
         self, state: State, tokens: Tensor, lengths: Tensor, logits: Logits

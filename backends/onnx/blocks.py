@@ -17,7 +17,8 @@ from sleepc.backends.onnx.emit import Emitter
 from sleepc.backends.onnx.manifest import Change, Columns, Replaced
 from sleepc.backends.onnx.ports import ports_of
 from sleepc.backends.onnx.translate import Written, translate
-from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
 
 Kind = tuple[str, tuple[int | str, ...], torch.dtype, str]

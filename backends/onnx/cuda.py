@@ -66,7 +66,7 @@ class DeviceSteps(OnnxSteps):
     def new_state(self, batch: int) -> State:
         """The state of `batch` rows that have read nothing."""
         specs = self.manifest.states
-        return self.from_named_arrays({s.name: np.zeros(shape_of(s, batch), NUMPY[s.dtype]) for s in specs})
+        return self.from_named_arrays({s.name: np.full(shape_of(s, batch), s.initial, NUMPY[s.dtype]) for s in specs})
 
     def from_named_arrays(self, arrays: Mapping[str, Array]) -> State:
         """See `Steps.from_named_arrays`."""

@@ -57,6 +57,7 @@ def lower(
             dims=s.dims,
             wake=wake.changes[s.name],
             sleep=asleep.changes.get(s.name, Kept()),
+            initial=s.initial,
         )
         for s in program.all_states()
     ]

@@ -62,13 +62,14 @@ class Tensor(Part):
 
 
 class State(Part):
-    """A state tensor, zero at first; how a wake step and a sleep change it."""
+    """A state tensor, all of it `initial` at first; how a wake step and a sleep change it."""
 
     name: str
     dtype: DtypeName
     dims: Dims
     wake: Change
     sleep: Change
+    initial: float = Field(default=0, allow_inf_nan=False)
 
 
 class GraphFile(Part):

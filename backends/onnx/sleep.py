@@ -15,7 +15,8 @@ from sleepc.backends.onnx.settling import moves, where
 from sleepc.backends.onnx.translate import translate
 from sleepc.backends.onnx.wake import Step
 from sleepc.backends.onnx.weights import Weights
-from sleepc.ir.program import TAKEN, Loop, ProgramGraphs
+from sleepc.ir.program import Loop, ProgramGraphs
+from sleepc.ir.roles import TAKEN
 from sleepc.ir.types import TensorType
 
 
@@ -61,8 +62,10 @@ def _again(
 ) -> dict[str, ir.Value]:
     """Recurrent passes over the window that `old` holds, on the memories of `new` (semantics.md, section 4)."""
     values: dict[str, Any] = dict(translate(e, loop.given, ports_of(loop.given, old), style))
-    first = e("Squeeze", old[f"{loop.end - 1}.hidden"], e.ints(1))
-    first.shape, first.type = ir.Shape(["B", program.window, program.hidden]), old[f"{loop.end - 1}.hidden"].type
+    hidden = program.loop_hidden()
+    assert hidden is not None, "the program was checked"
+    first = e("Squeeze", old[hidden.name], e.ints(1))
+    first.shape, first.type = ir.Shape(["B", program.window, program.hidden]), old[hidden.name].type
     live = _each_row(e, True, torch.bool)  # pass 1 has been written
     inner = [name for name in _changed(program, loop.start, loop.end)]
     kinds = {s.name: s.type() for s in program.all_states()}

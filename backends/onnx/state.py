@@ -38,7 +38,12 @@ class OnnxState:
 
 def empty(manifest: Manifest, batch: int) -> OnnxState:
     """The state of `batch` rows that have read nothing. Memory is taken when it is written."""
-    return _filled(manifest, batch, lambda spec, into: None)
+
+    def begin(spec: State, into: Array) -> None:
+        if spec.initial:
+            into[...] = spec.initial
+
+    return _filled(manifest, batch, begin)
 
 
 def from_arrays(manifest: Manifest, arrays: Mapping[str, Array]) -> OnnxState:

@@ -13,7 +13,8 @@ from torch import fx
 from sleepc.errors import Refusal, UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
-from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.analysis.find_sites import Site, find_site
@@ -32,12 +33,11 @@ from sleepc.passes.rewrite.key_positions import (
 )
 from sleepc.passes.rewrite.window_masks import WindowMask
 
-CLOCK = (
-    StateSpec("position", ("B",), torch.int64, "accumulate"),
-    StateSpec("since", ("B",), torch.int64, "accumulate"),
-    StateSpec("slept", ("B",), torch.bool, "overwrite"),
-)
-OFFSET = StateSpec("offset", ("B",), torch.int64, "accumulate")
+POSITION = StateSpec("clock", "position", ("B",), torch.int64, "accumulate")
+SINCE = StateSpec("clock", "since", ("B",), torch.int64, "accumulate")
+SLEPT = StateSpec("clock", "slept", ("B",), torch.bool, "overwrite")
+OFFSET = StateSpec("clock", "offset", ("B",), torch.int64, "accumulate")
+CLOCK = (POSITION, SINCE, SLEPT)
 ROW = TensorType(torch.int64, ("B",))
 
 
@@ -125,8 +125,8 @@ class BoundAttention(Pass):
         site = find_site(graph)
         slots = self.sinks + window
         specs = [
-            StateSpec("k", ("B", site.kv_heads, slots, site.d_k), program.dtype, "ring"),
-            StateSpec("v", ("B", site.kv_heads, slots, site.d_v), program.dtype, "ring"),
+            StateSpec("kv", "k", ("B", site.kv_heads, slots, site.d_k), program.dtype, "ring"),
+            StateSpec("kv", "v", ("B", site.kv_heads, slots, site.d_v), program.dtype, "ring"),
         ]
         brought = self._brought(site, window)
         seen = WindowMask.of(site, window, self.sinks, brought=brought)
@@ -145,8 +145,8 @@ class BoundAttention(Pass):
         graph.fx.erase_node(site.node)
         e = Emit(graph, e.source)
         results = graph.results()
-        results["k"] = e.ours("write_slots", k_window, kept, new_slots)
-        results["v"] = e.ours("write_slots", v_window, v, new_slots)
+        for spec, window_, new in zip(specs, (k_window, v_window), (kept, v), strict=True):
+            results[spec.name] = e.ours("write_slots", window_, new, new_slots)
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
@@ -266,6 +266,6 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
     # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.
     results["lengths"] = e.call(aten.clone.default, lengths)
     results["live"] = e.call(aten.clone.default, slept)
-    results["position"], results["since"] = e.add(position, lengths), e.add(since, lengths)
+    results[POSITION.name], results[SINCE.name] = e.add(position, lengths), e.add(since, lengths)
     embed.set_returns(results)
     infer_types(embed)

@@ -14,7 +14,8 @@ from torch import fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
-from sleepc.ir.program import Block, BlockClass, ProgramGraphs, StateSpec
+from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.ir.weights import HeldTensor
 from sleepc.ops.rules import find as find_rule
@@ -81,7 +82,9 @@ class MemoryBuilder:
         """State ports of the rule's tensors."""
         site = self.site
         shapes: dict[str, tuple[int, ...]] = find_rule(self.options.rule).states(self.heads, site.d_k, site.d_v)
-        return {n: self.state(StateSpec(n, row(*shape), self.dtype, "accumulate")) for n, shape in shapes.items()}
+        return {
+            n: self.state(StateSpec("memory", n, row(*shape), self.dtype, "accumulate")) for n, shape in shapes.items()
+        }
 
     def gates(self, e: Emit, x: fx.Node, real: fx.Node) -> tuple[fx.Node, fx.Node]:
         """g [B,H,T], per channel [B,H,T,d_k], and beta [B,H,T] from x [B,T,hidden], 0 at padding.
@@ -142,7 +145,7 @@ class MemoryBuilder:
             parts.append(("g", written.g, self.dtype, (site.d_k,) if self.options.decay == "channel" else ()))
         parts.append(("beta", written.beta, self.dtype, ()))
         for name, value, kept, width in parts:
-            spec = StateSpec(f"record.{name}", row(self.heads, self.options.window, *width), kept, "ring")
+            spec = StateSpec("record", name, row(self.heads, self.options.window, *width), kept, "ring")
             results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
 
     def finish(self, results: dict[str, fx.Node], written: Written) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from sleepc.ir.program import StateSpec
+from sleepc.ir.states import StateSpec
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.memory import Initial, MemoryBuilder, Written, filled, identity_taps
 
@@ -50,9 +50,9 @@ def _convolve(build: MemoryBuilder, e: Emit, y: fx.Node, results: dict[str, fx.N
     """silu(conv(y)), the identity convolution at start."""
     count = channels(build)
     taps = build.param("memory.conv", (count, TAPS), identity_taps(count, TAPS))
-    tail = build.state(StateSpec("tail", ("B", count, TAPS - 1), build.dtype, "overwrite"))
-    both = e.ours("short_conv", y, taps, tail, build.shared("lengths"))
-    results["tail"] = e.item(both, 1)
+    spec = StateSpec("tail", "tail", ("B", count, TAPS - 1), build.dtype, "overwrite")
+    both = e.ours("short_conv", y, taps, build.state(spec), build.shared("lengths"))
+    results[spec.name] = e.item(both, 1)
     return e.call(aten.silu.default, e.item(both, 0))
 
 

@@ -10,14 +10,14 @@ from torch import fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
-from sleepc.ir.program import START, TAKEN, BlockClass, Loop, ProgramGraphs, StateSpec
+from sleepc.ir.program import BlockClass, Loop, ProgramGraphs
+from sleepc.ir.roles import TAKEN
+from sleepc.ir.states import StateSpec, with_role
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.lib.classes import chosen_classes, embed_port, type_of
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.key_positions import is_held, unheld
-
-HIDDEN, TOKENS = "hidden", "window_tokens"
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class AddLoop(Pass):
         read = {port for name in again for port in _again(program.classes[name]).ports("input")} - {"h"}
         program.loop = Loop(self.start, self.end, self.passes, self._given(program, read), self.settle)
         if self.settle:
-            program.states = (*program.states, StateSpec(TAKEN, ("B",), torch.int64, "overwrite"))
+            program.states = (*program.states, StateSpec("count", TAKEN, ("B",), torch.int64, "overwrite"))
         return 1 + len(again)
 
     def _record_hidden(self, program: ProgramGraphs, cls: BlockClass) -> None:
-        spec = StateSpec(HIDDEN, ("B", 1, self.window, program.hidden), program.dtype, "ring")
+        spec = StateSpec("loop", "hidden", ("B", 1, self.window, program.hidden), program.dtype, "ring")
         cls.states = (*cls.states, spec)
-        port = cls.wake.add_port("state", HIDDEN, spec.type())
+        port = cls.wake.add_port("state", spec.name, spec.type())
         results, e = cls.wake.results(), Emit(cls.wake, "loop")
         slots = embed_port(program, cls.wake, "record_slots")
-        results[HIDDEN] = e.ours("write_slots", port, e.unsqueeze(results["h"], 1), slots)
+        results[spec.name] = e.ours("write_slots", port, e.unsqueeze(results["h"], 1), slots)
         cls.wake.set_returns(results)
         infer_types(cls.wake)
 
@@ -73,36 +73,35 @@ class AddLoop(Pass):
         graph.name = f"{name}.again"
         states = graph.ports("state")
         e = Emit(graph, "loop", next(iter(graph.calls())))
-        if "tail" in states:
-            _replace(states["tail"], e.call(aten.zeros_like.default, states["tail"]))
-        for kv in ("k", "v"):
-            if kv in states:
-                _replace(states[kv], e.call(aten.slice.Tensor, states[kv], 2, 0, self.sinks))
+        for spec in with_role(cls.states, "tail"):
+            if spec.name in states:
+                _replace(states[spec.name], e.call(aten.zeros_like.default, states[spec.name]))
+        for spec in with_role(cls.states, "kv"):
+            if spec.name in states:
+                _replace(states[spec.name], e.call(aten.slice.Tensor, states[spec.name], 2, 0, self.sinks))
         for port, node in graph.ports("input").items():
             type_: TensorType = node.meta["type"]
             if port.startswith("mask."):
                 node.meta["type"] = replace(type_, dims=(*type_.dims[:3], f"T+{self.sinks}" if self.sinks else "T"))
             elif is_held(port):
                 node.meta["type"] = replace(type_, dims=_put(type_.dims, _slots_dim(program, port), self.sinks))
-        memories = [n for n in graph.returns if n != "h"]
-        if from_start and self._keep_start(cls, memories):
-            results = graph.results()
-            for memory in memories:
-                spec = next(s for s in cls.states if s.name == START + memory)
-                _replace(states[memory], graph.add_port("state", spec.name, spec.type()))
-                results[START + memory] = results[memory]
-            graph.set_returns(results)
+        if from_start:
+            self._from_start(cls, graph)
         graph.drop_dead()
         _drop_ports(graph)
         infer_types(graph)
         cls.again = graph
 
-    def _keep_start(self, cls: BlockClass, memories: list[str]) -> tuple[StateSpec, ...]:
-        """Memories that wake writes are kept as they were at the window's start."""
-        written = [s for s in cls.states if s.name in memories and s.name in cls.wake.returns]
-        new = tuple(StateSpec(START + s.name, s.dims, s.dtype, "overwrite") for s in written)
-        cls.states = (*cls.states, *new)
-        return new
+    def _from_start(self, cls: BlockClass, graph: Graph) -> None:
+        """Memories that wake writes are kept as they were at the window's start, and `graph` goes on from there."""
+        states, results = graph.ports("state"), graph.results()
+        for memory in with_role(cls.states, "memory"):
+            if memory.name in cls.wake.returns:
+                spec = replace(memory, role="start", update="overwrite")
+                cls.states = (*cls.states, spec)
+                _replace(states[memory.name], graph.add_port("state", spec.name, spec.type()))
+                results[spec.name] = results[memory.name]
+        graph.set_returns(results)
 
     def _given(self, program: ProgramGraphs, read: set[str]) -> Graph:
         """embed at the window's start: counters [B] (and the window's tokens) -> what blocks read beside h."""
@@ -144,8 +143,8 @@ class AddLoop(Pass):
                 graph.fx.erase_node(user)
         if not tokens.users:
             return
-        spec = StateSpec(TOKENS, ("B", 1, self.window), torch.int64, "ring")
-        _replace(tokens, e.call(aten.select.int, graph.add_port("state", TOKENS, spec.type()), 1, 0))
+        spec = StateSpec("loop", "window_tokens", ("B", 1, self.window), torch.int64, "ring")
+        _replace(tokens, e.call(aten.select.int, graph.add_port("state", spec.name, spec.type()), 1, 0))
         _record_tokens(program, spec)
 
     def _confined(self, e: Emit, mask: fx.Node) -> fx.Node:

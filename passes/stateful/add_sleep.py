@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import fx
 
+from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.ir.roles import AtSleep, at_sleep
+from sleepc.ir.states import find_state, with_role
 from sleepc.ir.types import TensorType
-from sleepc.ops.rules import find as find_rule
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
-from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, slots_name
+from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
 
 Eviction = Literal["sliding", "hard"]
-RECORDS = ("record.", "hidden")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class AddSleep(Pass):
 
     def _clock(self, program: ProgramGraphs) -> Graph:
         graph = Graph("clock")
+        for spec in program.states:
+            if at_sleep(spec.role) not in ("counted", "emptied"):
+                raise SleepcError(f"only blocks hold states of role {spec.role!r}", where=f"state {spec.name}")
         ports = {s.name: graph.add_port("state", s.name, s.type()) for s in program.states}
         position, since, slept = (ports[s.name] for s in CLOCK)
         graph.set_returns({"slept": slept})
@@ -70,8 +74,8 @@ class AddSleep(Pass):
             results[keep_name(window)] = keep
         restarted = e.call(aten.clamp.default, position, None, self.sinks)
         results |= {name: e.call(aten.zeros_like.default, node) for name, node in ports.items()}
-        results["position"] = e.where(hard, restarted, position)
-        results["slept"] = e.call(aten.ones_like.default, slept)
+        results[POSITION.name] = e.where(hard, restarted, position)
+        results[SLEPT.name] = e.call(aten.ones_like.default, slept)
         if OFFSET.name in ports:
             longest = max(map(self._ring, program.classes.values()))
             oldest = e.call(aten.sub.Scalar, position, self.sinks + longest)
@@ -94,54 +98,64 @@ class AddSleep(Pass):
 
     def _ring(self, cls: BlockClass) -> int:
         """The length of the class's KV window, 0 for none."""
-        return next((int(s.dims[2]) - self.sinks for s in cls.states if s.name == "k"), 0)
+        keys = find_state(cls.states, "kv", "k")
+        return int(keys.dims[2]) - self.sinks if keys else 0
 
     def _sleep(self, name: str, cls: BlockClass, options: MemoryOptions | None) -> Graph:
-        graph, window = Graph(name), self._ring(cls)
+        graph = Graph(name)
         states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
         graph.set_returns(dict(list(states.items())[:1]))
         e = Emit(graph, "sleep")
+        of = {what: [s for s in cls.states if at_sleep(s.role) == what] for what in get_args(AtSleep)}
+        if of["counted"]:
+            raise SleepcError(
+                f"a block has a counter of rows, {of['counted'][0].name}: only the clock counts", where=name
+            )
         results: dict[str, fx.Node] = {}
-        if options is not None and "record.k" in states:
+        if options is not None and with_role(cls.states, "record"):
             results |= self._consolidate(e, cls, states, options)
-        if window:
-            keep = graph.add_port("input", keep_name(window), TensorType(torch.bool, ("B", window + self.sinks)))
-            results |= {n: e.where(e.unsqueeze(keep, 1, -1), states[n], 0.0) for n in ("k", "v")}
-        results |= {n: e.call(aten.zeros_like.default, s) for n, s in states.items() if n.startswith(RECORDS)}
+        results |= self._evict(e, {s.name: states[s.name] for s in of["evicted"]}, self._ring(cls))
+        results |= {s.name: e.call(aten.zeros_like.default, states[s.name]) for s in of["emptied"]}
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         return graph
 
+    def _evict(self, e: Emit, windows: dict[str, fx.Node], length: int) -> dict[str, fx.Node]:
+        """Windows of so many slots beside the sinks, with zeros in the slots that do not stay."""
+        if not windows:
+            return {}
+        keep = e.graph.add_port("input", keep_name(length), TensorType(torch.bool, ("B", length + self.sinks)))
+        return {name: e.where(e.unsqueeze(keep, 1, -1), window, 0.0) for name, window in windows.items()}
+
     def _consolidate(
         self, e: Emit, cls: BlockClass, states: dict[str, fx.Node], options: MemoryOptions
     ) -> dict[str, fx.Node]:
         """The memory's tensors after the rule was applied to the record."""
-        names = list(find_rule(options.rule).states(1, 1, 1))
-        dtype = next(s.dtype for s in cls.states if s.name == names[0])
-        beta = states["record.beta"]
+        memory = with_role(cls.states, "memory")
+        record = {s.part: states[s.name] for s in with_role(cls.states, "record")}
+        dtype, beta = memory[0].dtype, record["beta"]
         new = e.ours(
             "replay",
-            e.cast(states["record.k"], dtype),
-            e.cast(self._values(e, cls, states), dtype),
-            states["record.g"] if "record.g" in states else e.call(aten.zeros_like.default, beta),
+            e.cast(record["k"], dtype),
+            e.cast(record["v"] if "v" in record else self._values(e, cls, states), dtype),
+            record["g"] if "g" in record else e.call(aten.zeros_like.default, beta),
             beta,
-            [states[n] for n in names],
+            [states[s.name] for s in memory],
             rule=options.rule,
             passes=options.replays,
             written=options.write == "online",
         )
-        return {n: e.item(new, i) for i, n in enumerate(names)}
+        return {s.name: e.item(new, i) for i, s in enumerate(memory)}
 
     def _values(self, e: Emit, cls: BlockClass, states: dict[str, fx.Node]) -> fx.Node:
-        """The window's values [B,H,L,d_v]. The KV window may hold them anyway; slots beyond them have beta = 0."""
-        if "record.v" in states:
-            return states["record.v"]
-        window = self._ring(cls)
-        at = e.graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", self.window)))
-        _, heads, _, width = next(s for s in cls.states if s.name == "v").dims
+        """The window's values [B,H,L,d_v] as the KV window holds them; slots beyond the window's have beta = 0."""
+        held = find_state(cls.states, "kv", "v")
+        assert held is not None, "neither the record nor a KV window has the values"
+        at = e.graph.add_port("input", slots_name(self._ring(cls)), TensorType(torch.int64, ("B", self.window)))
+        _, heads, _, width = held.dims
         index = e.call(aten.expand.default, e.unsqueeze(at, 1, -1), [-1, heads, -1, width])
-        return e.call(aten.gather.default, states["v"], 2, index)
+        return e.call(aten.gather.default, states[held.name], 2, index)
 
 
 def keep_name(window: int) -> str:

@@ -11,7 +11,8 @@ import torch
 from sleepc.ir import dims
 from sleepc.ir.diagnose import InvalidProgram, fault
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import BlockClass, ProgramGraphs, StateSpec
+from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType, Type
 
 Types = Mapping[str, Type]
@@ -35,9 +36,8 @@ def check_fit(program: ProgramGraphs) -> None:
     if program.loop is not None:
         _reads(program.loop.given, {}, _types(program.all_states()))
         given = {**_gives(program.loop.given, needed=(), may={}), **LIVE}
-        hidden = f"{program.loop.end - 1}.hidden"
-        if hidden not in _types(program.all_states()):
-            raise InvalidProgram("V31", f"the loop needs a state {hidden}, which is not declared")
+        if program.loop_hidden() is None:
+            raise InvalidProgram("V31", f"the loop needs the hidden states of block {program.loop.end - 1}")
     for cls in program.classes.values():
         _check_class(cls, values, clock, given, program.window)
 

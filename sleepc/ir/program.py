@@ -9,37 +9,10 @@ from typing import Literal
 import torch
 
 from sleepc.ir.graph import Graph
-from sleepc.ir.types import TensorType
+from sleepc.ir.states import StateSpec, find_state
 from sleepc.ir.weights import Param
 
 Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP"]
-Update = Literal["overwrite", "ring", "accumulate"]
-START = "start."  # before a memory's name: what it held at the start of the window, in blocks behind a loop
-TAKEN = "passes_taken"  # i64[B], where sleeps settle: the passes of each row's last sleep
-
-
-@dataclass(frozen=True)
-class StateSpec:
-    """One tensor of the state; `dims` starts with "B". It is zero at first; `update` is how it may be written in
-    place.
-    """
-
-    name: str
-    dims: tuple[int | str, ...]
-    dtype: torch.dtype
-    update: Update
-
-    def type(self) -> TensorType:
-        """The type of the state's port."""
-        return TensorType(self.dtype, self.dims)
-
-    def bytes_per_row(self) -> int:
-        """Bytes of one sequence's part of this tensor."""
-        size = self.dtype.itemsize
-        for dim in self.dims[1:]:
-            assert isinstance(dim, int), self
-            size *= dim
-        return size
 
 
 @dataclass
@@ -82,7 +55,7 @@ class Loop:
     sleep and, if need be, the window's tokens.
 
     With `settle` > 0 a row takes no further pass once one has changed its memories in the loop by no more than this
-    share, |S_n - S_(n-1)| / |S_n| over all their numbers; state TAKEN counts its passes.
+    share, |S_n - S_(n-1)| / |S_n| over all their numbers; a state of role `count` has how many it took.
     """
 
     start: int
@@ -142,8 +115,15 @@ class ProgramGraphs:
         """Every state tensor of a session, by its full name ("3.k" is state k of block 3)."""
         specs = list(self.states)
         for i, block in enumerate(self.layout):
-            specs += [replace(s, name=f"{i}.{s.name}") for s in self.classes[block.cls].states]
+            specs += [replace(s, block=i) for s in self.classes[block.cls].states]
         return specs
+
+    def loop_hidden(self) -> StateSpec | None:
+        """The state with the window's hidden states, from which the passes of the loop start."""
+        assert self.loop is not None, "no block runs again"
+        last = self.loop.end - 1
+        found = find_state(self.classes[self.layout[last].cls].states, "loop", "hidden")
+        return found and replace(found, block=last)
 
     def state_bytes(self) -> int:
         """Bytes of state of one sequence, at any length."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import ProgramGraphs, StateSpec
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.states import StateSpec
 from sleepc.train.losses import relative_error_sum
 
 FAST, SLOW, DECAY, CLIP = 1e-3, 1e-4, 0.01, 1.0  # conversion.md, section 2 D
@@ -48,7 +49,7 @@ def windows_of(steps: EagerSteps, tokens: Tensor, lengths: Tensor) -> list[Windo
 
     Rows sleep together at the end of each window: a row that has ended before has nothing more to read.
     """
-    state = zeros(steps.program.states, len(tokens), steps.device)
+    state = first(steps.program.states, len(tokens), steps.device)
     found, total = [], tokens.shape[1]
     for start in range(0, total, steps.window):
         end = min(start + steps.window, total)
@@ -67,8 +68,8 @@ def layer_output(steps: EagerSteps, i: int, windows: Sequence[Window], h: Tensor
     A recurrent sleep's further passes run through other blocks too, and are left out: it writes, and evicts.
     """
     block = steps.program.layout[i]
-    specs = [replace(s, name=f"{i}.{s.name}") for s in steps.program.classes[block.cls].states]
-    state, out = zeros(specs, len(h), steps.device), []
+    specs = [replace(s, block=i) for s in steps.program.classes[block.cls].states]
+    state, out = first(specs, len(h), steps.device), []
     for window in windows:
         y, changed = steps.wake_block(i, {**window.given, "h": h[:, window.start : window.end]}, state)
         out.append(y)
@@ -152,9 +153,9 @@ def _copy(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: leaf.detach().clone() for key, leaf in leaves.items()}
 
 
-def zeros(specs: Iterable[StateSpec], batch: int, device: torch.device) -> State:
+def first(specs: Iterable[StateSpec], batch: int, device: torch.device) -> State:
     """State tensors of `batch` rows that have read nothing."""
-    return {s.name: torch.zeros(batch, *(int(d) for d in s.dims[1:]), dtype=s.dtype, device=device) for s in specs}
+    return {s.name: s.first(batch, device) for s in specs}
 
 
 def block_steps(program: ProgramGraphs, i: int, device: str = "cpu") -> EagerSteps:

@@ -14,6 +14,8 @@ from torch import fx
 from sleepc.ir.graph import Graph, Port, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import name_of
+from sleepc.ir.states import find_state, with_role
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.lib.emit import Emit, aten
 
@@ -252,7 +254,7 @@ def stale_record(program: ProgramGraphs) -> int:
         if cls.sleep is None:
             continue
         ports = cls.sleep.ports()
-        names = [n for n in cls.sleep.returns if n.startswith("record.")]
+        names = [s.name for s in with_role(cls.states, "record") if s.name in cls.sleep.returns]
         if names:
             e = Emit(cls.sleep, "fault")
             cls.sleep.set_returns({**cls.sleep.results(), **{n: e.call(aten.clone.default, ports[n]) for n in names}})
@@ -320,10 +322,11 @@ def no_eviction(program: ProgramGraphs) -> int:
     """A sleep zeroes no slot."""
     count = 0
     for cls in program.classes.values():
-        if cls.sleep is not None:
+        windows = with_role(cls.states, "kv")
+        if cls.sleep is not None and windows:
             results, ports = cls.sleep.results(), cls.sleep.ports()
             e = Emit(cls.sleep, "fault")
-            results |= {n: e.call(aten.clone.default, ports[n]) for n in ("k", "v")}
+            results |= {s.name: e.call(aten.clone.default, ports[s.name]) for s in windows}
             cls.sleep.set_returns(results)
             count += 1
     return count
@@ -372,10 +375,10 @@ def hidden_off_by_one(program: ProgramGraphs) -> int:
     """The loop starts from the states of the tokens before."""
     count = 0
     for cls in program.classes.values():
-        results = cls.wake.results()
-        if "hidden" in results:
+        results, hidden = cls.wake.results(), find_state(cls.states, "loop", "hidden")
+        if hidden is not None:
             e = Emit(cls.wake, "fault")
-            cls.wake.set_returns({**results, "hidden": e.call(aten.roll.default, results["hidden"], [1], [2])})
+            cls.wake.set_returns({**results, hidden.name: e.call(aten.roll.default, results[hidden.name], [1], [2])})
             count += 1
     return count
 
@@ -385,10 +388,11 @@ def after_from_the_end(program: ProgramGraphs) -> int:
     """Their memories do not go back to what they held before the window."""
     count = 0
     for cls in program.classes.values():
-        for name, node in cls.again.ports("state").items() if cls.again else ():
-            if name.startswith("start."):
-                node.meta["port"] = Port("state", name.removeprefix("start."))
-                count += 1
+        for start in with_role(cls.states, "start") if cls.again else ():
+            assert cls.again is not None
+            node = cls.again.ports("state")[start.name]
+            node.meta["port"] = Port("state", name_of("memory", start.part))
+            count += 1
     return count
 
 
@@ -397,9 +401,10 @@ def tail_while_asleep(program: ProgramGraphs) -> int:
     """A sleep pass sees what stands before its window, or after it, in the convolution."""
     count = 0
     for cls in program.classes.values():
+        tails = {spec.name for spec in with_role(cls.states, "tail")}
         for node in _calls(cls.again, aten.zeros_like.default):
             source = node.all_input_nodes[0]
-            if source.op == "placeholder" and source.meta["port"].name == "tail":
+            if source.op == "placeholder" and source.meta["port"].name in tails:
                 node.replace_all_uses_with(source)
                 count += 1
     return count

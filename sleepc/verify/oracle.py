@@ -17,7 +17,8 @@ from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.interp import Hook, Runner
-from sleepc.ir.program import TAKEN, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import TAKEN, Role, name_of
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.recipe import LayerPlan, Recipe
@@ -94,21 +95,28 @@ class Stream:
     def state(self) -> dict[str, Tensor]:
         """What a session's state holds at the end: memories, KV windows and counts, by their names there."""
         found: dict[str, Tensor] = {}
+
+        def note(role: Role, part: str, value: Tensor, block: str = "") -> None:
+            found[block + name_of(role, part)] = value
+
         for i, layer in enumerate(self.layers):
             if layer.k is not None and layer.v is not None:
                 held = held_tokens(self.time, self.oracle.recipe.sinks, self.oracle.ring(i))
                 for name, x in (("k", layer.k), ("v", layer.v)):
-                    found[f"{i}.{name}"] = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
+                    kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
+                    note("kv", name, kept, f"{i}.")
             names = memory_names(self.oracle.plans[i].rule)
-            found |= {f"{i}.{name}": s for name, s in zip(names, layer.memory or (), strict=False)}
+            for name, memory in zip(names, layer.memory or (), strict=False):
+                note("memory", name, memory, f"{i}.")
         last = self.time.cuts[-1] if self.time.cuts else 0
-        found["position"] = torch.full((self.rows,), self.time.next_position)
-        found["since"] = torch.full((self.rows,), len(self.time.position) - last)
-        found["slept"] = torch.full((self.rows,), bool(self.time.cuts))
+        note("clock", "position", torch.full((self.rows,), self.time.next_position))
+        note("clock", "since", torch.full((self.rows,), len(self.time.position) - last))
+        note("clock", "slept", torch.full((self.rows,), bool(self.time.cuts)))
         if self.oracle.renumbers:
-            found["offset"] = torch.full((self.rows,), self.time.next_offset)
+            note("clock", "offset", torch.full((self.rows,), self.time.next_offset))
         if self.oracle.recipe.settle:
-            found[TAKEN] = torch.zeros(self.rows, dtype=torch.int64) if self.taken is None else self.taken
+            zero = torch.zeros(self.rows, dtype=torch.int64)
+            note("count", TAKEN, zero if self.taken is None else self.taken)
         return found
 
 

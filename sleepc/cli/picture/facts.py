@@ -11,7 +11,8 @@ from torch import fx
 
 from sleepc.inspection import BlockInfo, Inspection
 from sleepc.ir.graph import Graph, is_call
-from sleepc.ir.program import BlockClass, Loop, ProgramGraphs, StateSpec
+from sleepc.ir.program import BlockClass, Loop, ProgramGraphs
+from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.recipe import Recipe
 
 Place = Literal["none", "beside", "after", "instead"]
@@ -128,7 +129,7 @@ def _longest_repeat(classes: Sequence[str], at: int) -> tuple[int, int]:
 
 def _part(blocks: tuple[int, ...], seen: Inspection, program: ProgramGraphs, recipe: Recipe) -> Part:
     cls = program.classes[program.layout[blocks[0]].cls]
-    ring = next((s for s in cls.states if s.name == "k"), None)
+    ring = find_state(cls.states, "kv", "k")
     slots = _size(ring)[1] if ring else 0
     return Part(
         blocks=blocks,
@@ -145,7 +146,7 @@ def _size(spec: StateSpec) -> tuple[int, ...]:
 
 
 def _memory(cls: BlockClass, rule: str) -> Memory:
-    specs = [s for s in cls.states if s.update == "accumulate"]
+    specs = with_role(cls.states, "memory")
     names = {s.name for s in specs}
     return Memory(
         place=_place(cls.wake, names),

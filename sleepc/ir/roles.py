@@ -1,0 +1,58 @@
+"""What there is to say of a state without its tensor: roles, and their names in ports and files. Imports no torch.
+
+Roles decide; names are for people.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from sleepc.errors import SleepcError
+
+Update = Literal["overwrite", "ring", "accumulate"]
+Role = Literal["clock", "kv", "record", "loop", "memory", "start", "tail", "count"]
+AtSleep = Literal["counted", "evicted", "emptied", "consolidated", "left"]
+
+# What a sleep does to the states of each role.
+AT_SLEEP: dict[Role, AtSleep] = {
+    "clock": "counted",  # [B] counters of a row: position, since, slept, offset. The clock graph says what they become.
+    "kv": "evicted",  # the window of an attention: k, v. Slots that do not stay are zeroed.
+    "record": "emptied",  # what the window's tokens write into a memory, by the gate's name; k and v among them
+    "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
+    "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are where nothing was recorded
+    "start": "left",  # a memory as it was when the window began, by the same names. Passes of a loop write it.
+    "tail": "left",  # the last inputs of a causal convolution
+    "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
+}
+PREFIX: dict[Role, str] = {"record": "record.", "start": "start."}
+TAKEN = "passes_taken"
+
+# Names of states that are no rule's tensors, for artifacts of format 1, which has no roles.
+BY_NAME: dict[str, Role] = {
+    **dict.fromkeys(("position", "since", "slept", "offset"), "clock"),
+    **dict.fromkeys(("hidden", "window_tokens"), "loop"),
+    **dict.fromkeys(("k", "v"), "kv"),
+    "tail": "tail",
+    TAKEN: "count",
+}
+
+
+def name_of(role: Role, part: str) -> str:
+    """The name of a state, without its block's number."""
+    return PREFIX.get(role, "") + part
+
+
+def role_of_name(name: str) -> tuple[Role, str]:
+    """Role and part of a state of format 1. A name that no other role has is that of a rule's tensor."""
+    for role, prefix in PREFIX.items():
+        if name.startswith(prefix):
+            return role, name.removeprefix(prefix)
+    return BY_NAME.get(name, "memory"), name
+
+
+def at_sleep(role: Role) -> AtSleep:
+    """What a sleep does to states of that role. Raises SleepcError for one that is not listed."""
+    if role not in AT_SLEEP:
+        known = ", ".join(get_args(Role))
+        raise SleepcError(f"nothing says what a sleep does to states of role {role!r}", fix=f"Known roles: {known}.")
+    return AT_SLEEP[role]
