@@ -14,7 +14,8 @@ from sleepc import api
 from sleepc.backends.eager.backend import load, materialise
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.errors import UsageError
-from sleepc.ir.program import TAKEN, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import TAKEN
 from sleepc.runtime.session import Session
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, WINDOW, family
