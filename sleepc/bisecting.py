@@ -23,6 +23,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.interp import run
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
+from sleepc.passes.analysis.own_windows import exact_tokens
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.front.make_functional import SharedMemory
 from sleepc.passes.pipeline import front_stages, functional, rewrite_stages
@@ -146,8 +147,9 @@ def _trained_weights(program: api.Program) -> tuple[ProgramGraphs, set[str]]:
 
 
 def _tokens(program: api.Program) -> list[int]:
-    """A few tokens to run a program on."""
-    return program.some_tokens(None)[: min(program.recipe.window, MOST, program.graphs.upto or MOST)]
+    """A few tokens to run a program on, all inside what every layer keeps."""
+    exact = exact_tokens(program.recipe, (0,) * len(program.graphs.layout))
+    return program.some_tokens(None)[: min(exact, MOST, program.graphs.upto or MOST)]
 
 
 def capture_flat(module: nn.Module, *, values: nn.Module, decomposed: bool = False) -> ProgramGraphs:

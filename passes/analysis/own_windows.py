@@ -54,6 +54,15 @@ def own_windows(canonical: ProgramGraphs) -> tuple[int, ...]:
     return tuple(window if limit is None or window < limit else 0 for window in own)
 
 
+def exact_tokens(recipe: Recipe, own: tuple[int, ...]) -> int:
+    """How many tokens a converted program reads before it computes something else than the original: those up to the
+    first sleep, or fewer where a layer keeps fewer, and less than its `own` mask lets it see (0: everything).
+    """
+    plans = zip(recipe.plan(len(own)), own, strict=True)
+    kept = ((plan.window, sees) for plan, sees in plans if plan.strategy != "replace" and plan.window is not None)
+    return min([recipe.window, *(window for window, sees in kept if not 0 < sees <= window)])
+
+
 def _reach(site: Site) -> int:
     return site.window or site.chunk
 

@@ -28,6 +28,7 @@ from sleepc.passes.rewrite.key_positions import (
     copy_nodes,
     held_name,
     made_of,
+    on_tokens,
     read_extras,
     with_slots,
 )
@@ -85,7 +86,7 @@ class BoundAttention(Pass):
     def _check_renumbering(self, program: ProgramGraphs) -> None:
         """Raises UsageError where positions cannot be counted from the oldest key that is kept."""
         fix, where = "Use --last-position evict.", "--last-position renumber"
-        if program.embed.results()["h"] in find_dependence(program.embed, (), ("positions",)).positions:
+        if on_tokens(program.embed):
             text = "positions are added to the tokens themselves, so that keys that are kept cannot get other ones"
             raise UsageError(text, where=where, fix=fix)
         longest = max((length or 0 for length, _ in self.rings), default=0)

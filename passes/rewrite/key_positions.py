@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx
 
@@ -50,6 +51,11 @@ class KeyPositions:
             sinks = e.add(slot, e.unsqueeze(near, 1))
         held = e.where(e.call(aten.lt.Scalar, slot, self.sinks), sinks, ring)
         return e.call(aten.clamp.default, held, 0)
+
+
+def on_tokens(embed: Graph) -> bool:
+    """Are positions added to the tokens themselves? Keys that are kept can then get no other ones."""
+    return embed.results()["h"] in find_dependence(embed, (), ("positions",)).positions
 
 
 def held_name(extra: str, number: int) -> str:
@@ -115,8 +121,17 @@ def copy_nodes(
         return new.get(node, node)
 
     for node in nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), other)
+        args, kwargs = fx.map_arg((_sized(node, size), node.kwargs), other)
         new[node] = e.call(node.target, *args, **kwargs)
+
+
+def _sized(node: fx.Node, size: Callable[[int | str], fx.Node]) -> tuple[Any, ...]:
+    """The arguments of a call; those of a reshape without -1, which of nothing (no slots) could be any number."""
+    if not is_call(node, aten.reshape.default):
+        return node.args
+    source, shape = node.args
+    dims = [size(dim) if dim in ("B", "T") else dim if isinstance(dim, int) else -1 for dim in node.meta["type"].dims]
+    return source, [dim if asked == -1 else asked for asked, dim in zip(shape, dims, strict=True)]  # type: ignore[arg-type]
 
 
 def with_slots(type_: TensorType, slots: int) -> TensorType:
@@ -138,16 +153,23 @@ def made_of(graph: Graph, result: fx.Node, source: fx.Node) -> list[fx.Node]:
 
 
 def _between(graph: Graph, site: Site) -> list[fx.Node]:
-    """The calls that apply positions to k, and those that only prepare these positions."""
+    """The calls that apply positions to k, and those that only prepare these positions, or are as long as them: what
+    reads a shape alone (ones, for the radius of a rotation) depends on no position.
+    """
     key = site.node.args[1]
     assert isinstance(key, fx.Node)
-    path = set(made_of(graph, key, site.k))
-    positions = find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h")).positions
-    needed = set(path)
+    found = find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
+    needed = set(made_of(graph, key, site.k))
     for node in reversed(list(graph.calls())):
         if node in needed:
-            needed.update(n for n in node.all_input_nodes if n in positions)
+            sources = set(node.all_input_nodes).difference(found.tokens)
+            needed.update(n for n in sources if n in found.positions or _is_as_long_as_tokens(n))
     return [node for node in graph.calls() if node in needed]
+
+
+def _is_as_long_as_tokens(node: fx.Node) -> bool:
+    type_ = node.meta.get("type")
+    return node.op == "call_function" and isinstance(type_, TensorType) and "T" in type_.dims
 
 
 def _source(site: Site) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from sleepc.passes.rewrite.key_positions import on_tokens
 from sleepc.verify.report import Beyond, PerplexityRow, Verdict
 from sleepc.verify.subject import Subject
 
@@ -75,17 +76,27 @@ def _cause(subject: Subject, worst: PerplexityRow) -> tuple[str, str]:
         return f"the memories: with the window alone it is {worst.sliding:.4g}", fix
     narrowed = subject.narrowed()
     if narrowed:
-        own = ", ".join(map(str, sorted(set(narrowed.values()))))
-        fix = f"--own-windows leave, or --window {max(narrowed.values())}"
-        return f"layers {ranges(narrowed)} see {own} tokens in the original and keep {recipe.window} here", fix
+        return _narrowed(subject, narrowed)
     if recipe.eviction == "hard":
         return "hard eviction empties the window at every sleep", "--eviction sliding"
     if limit is not None and worst.tokens_to + recipe.window > limit:
-        fix = "--last-position renumber, or a smaller --window"
+        added = subject.canonical is not None and on_tokens(subject.canonical.embed)
+        fix = f"texts of up to {limit} tokens" if added else "--last-position renumber, or a smaller --window"
         return f"the window is emptied at the last of the model's {limit} positions", fix
     if not recipe.sinks:
         return "no sinks are kept, and attention leans on the first tokens", "--sinks 4"
     return f"a window of {recipe.window} tokens is too small for this text", f"--window {2 * recipe.window}"
+
+
+def _narrowed(subject: Subject, narrowed: dict[int, int]) -> tuple[str, str]:
+    """Layers whose own window is longer than what they keep; all of them cannot be left."""
+    plans = subject.recipe.plan(len(subject.step.layout))
+    own = ", ".join(map(str, sorted(set(narrowed.values()))))
+    kept = ", ".join(map(str, sorted({plans[i].window or 0 for i in narrowed})))
+    fix = f"--window {max(narrowed.values())}"
+    if len(narrowed) < len(plans) and subject.recipe.own_windows != "leave":
+        fix = f"--own-windows leave, or {fix}"
+    return f"layers {ranges(narrowed)} see {own} tokens in the original and keep {kept} here", fix
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -58,7 +58,7 @@ class Far:
     def __init__(self, subject: Subject, *, inside: bool, perplexity: bool) -> None:
         self.subject, window = subject, subject.recipe.window
         self.tokens: IntArray = subject.tokens[: long_enough(subject, perplexity)]
-        self.inside = min(window, LONG, len(self.tokens), subject.known) if inside else 0
+        self.inside = min(subject.exact, LONG, len(self.tokens), subject.known) if inside else 0
         upto = min(len(self.tokens), 2 * window + max(subject.recipe.sinks, 4) + 4)
         self.upto = upto if window <= LONG and upto >= window + 2 else 0  # tokens that are compared with the oracle
         self.pieces = cut(window, len(self.tokens), subject.step.vocab)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.own_windows import own_windows
+from sleepc.passes.analysis.own_windows import exact_tokens, own_windows
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.verify.invariants import Logits
@@ -55,6 +55,12 @@ class Subject:
         if self.canonical is None:
             return None
         return Oracle(self.canonical, self.recipe, parameters_of(self.canonical, step))
+
+    @property
+    def exact(self) -> int:
+        """How many tokens the program reads as the original does."""
+        unknown = (0,) * len(self.step.layout)
+        return exact_tokens(self.recipe, unknown if self.canonical is None else own_windows(self.canonical))
 
     def narrowed(self) -> dict[int, int]:
         """Layers that keep fewer tokens than the window of their own that the model gives them, and that window."""

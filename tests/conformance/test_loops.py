@@ -15,6 +15,7 @@ from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.rewrite.key_positions import is_held
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import make_recipe
 from sleepc.verify import invariants
@@ -29,6 +30,17 @@ RECURRENT: dict[str, Any] = {"consolidation": "recurrent", "passes": 2}
 
 def states_of(program: ProgramGraphs) -> set[str]:
     return {spec.name for spec in program.all_states()}
+
+
+def test_what_a_window_starts_with_is_written_in_one_order() -> None:
+    """Names have another order in the sets of every process, and an artifact is to equal what its recipe makes."""
+    step, _ = family("gemma3").convert(**RECURRENT, last_position="renumber", own_windows="narrow")
+    assert step.loop is not None
+    graph = step.loop.given
+    places = {node: place for place, node in enumerate(graph.fx.nodes)}
+    made = [places[node] for name, node in sorted(graph.results().items()) if name.startswith("mask.") or is_held(name)]
+    assert len(made) >= 3
+    assert made == sorted(made)
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "insert", "replace"])

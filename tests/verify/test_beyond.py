@@ -20,6 +20,7 @@ from sleepc.verify.subject import Subject
 from sleepc.verify.verify import VerifyReport, verify_program
 from tests.families import VOCAB, family
 
+NINE = {"overrides": [{"layers": "1", "window": 9}]}
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 400)
 
 
@@ -68,12 +69,19 @@ def test_the_worst_range_decides(ratio: float, options: dict[str, Any], accept: 
 @pytest.mark.parametrize(
     ("name", "options", "sliding", "words"),
     [
-        ("mistral-13", {"own_windows": "narrow"}, None, ("layers 0-2 see 13 tokens", "--own-windows leave")),
+        (
+            "mistral-13",
+            {"own_windows": "narrow"},
+            None,
+            ("layers 0-2 see 13 tokens in the original and keep 8 ", "Try: --window 13"),
+        ),
+        ("mistral-13", NINE, None, ("layers 0-2 see 13 tokens in the original and keep 8, 9 ", "Try: --window 13")),
+        ("falcon", {}, None, ("64 positions", "--last-position renumber")),
         ("llama", {"sinks": 0}, None, ("no sinks", "--sinks 4")),
         ("llama", {}, None, ("too small", "--window")),
         ("llama", {}, 6.0, ("memories", "calibrate")),
         ("llama", {"eviction": "hard"}, None, ("hard eviction", "--eviction sliding")),
-        ("gpt2", {}, None, ("24 positions", "--last-position renumber")),
+        ("gpt2", {}, None, ("24 positions", "texts of up to 24 tokens")),
         ("llama", {"strategy": "replace", "write": "online"}, None, ("training", "sleepc distil")),
     ],
 )
@@ -141,6 +149,27 @@ def test_streams_pass_narrowed_windows_and_long_ones() -> None:
         seen = subject()
         recipe = seen.recipe.model_copy(update={"window": window})
         assert long_enough(replace(seen, recipe=recipe, tokens=many), True) == needed
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "exact"),
+    [
+        ("llama", 5, 5),  # it sees everything
+        ("mistral-13", 5, 5),
+        ("mistral-5", 5, 8),  # all that it sees
+        ("mistral-5", 3, 3),
+        ("mistral-13", "none", 8),
+    ],
+)
+def test_a_layer_may_keep_fewer_tokens_than_come_between_sleeps(name: str, kept: int | str, exact: int) -> None:
+    """It is compared with the original as far as it is to compute the same."""
+    seen = subject(name, overrides=[{"layers": "0", "window": kept, "strategy": "keep"}], own_windows="narrow")
+    assert seen.exact == exact
+    report = verify_program(
+        seen.step, seen.canonical, seen.recipe, TOKENS.tolist(), original=seen.original, perplexity=False
+    )
+    assert report.ok
+    assert next(c.detail for c in report.checks if c.invariant == 2) == f"logits of {exact} tokens"
 
 
 # ------------------------------------------------------------------------------------------------- large vocabularies
