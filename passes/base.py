@@ -1,4 +1,4 @@
-"""What a pass is: a frozen dataclass with a name, a declared effect, and run(program) -> number of rewrites."""
+"""What a pass is: a frozen dataclass with a name, what it needs, what it may change, and run(program) -> rewrites."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from sleepc.ir.program import Level, ProgramGraphs
+from sleepc.passes.facts import Fact
 
-# EXACT: bitwise the same results. ROUNDING: the same up to rounding. APPROXIMATE: another function, to be evaluated.
-Effect = Literal["EXACT", "ROUNDING", "APPROXIMATE"]
+# What a pass does to the logits of a row's first window, before any sleep. EXACT: they stay as they are, to the bit.
+# ROUNDING: up to rounding. APPROXIMATE: so too, and beyond the window, or with trained parameters, it is another
+# function. REPLACES: another function from the first token on.
+Effect = Literal["EXACT", "ROUNDING", "APPROXIMATE", "REPLACES"]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A rewrite of a program. Options are fields, so str(pass) is its specification."""
+    """A rewrite of a program. Options are fields, so str(pass) is its specification.
+
+    `requires` is looked at before it runs; `effect` is held wherever the runner is given tokens to try programs on.
+    """
 
     name: ClassVar[str]
     effect: ClassVar[Effect]
+    requires: ClassVar[tuple[Fact, ...]] = ()
 
     def run(self, program: ProgramGraphs) -> int:
         """Rewrite `program` in place and return the number of rewrites; 0 if and only if nothing changed."""

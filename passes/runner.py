@@ -16,6 +16,7 @@ from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.ir.weights import Param
 from sleepc.passes.base import Pass, Stage
+from sleepc.passes.effects import Trial
 
 Progress = Callable[[str], None]
 
@@ -26,18 +27,22 @@ def run_stages(
     *,
     progress: Progress = lambda name: None,
     dump: Path | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> ProgramGraphs:
     """A new program, `program` after `stages`. `progress` hears the name of each pass; `dump` gets the text after each.
 
-    After every pass the structure is checked, after every stage all types are inferred anew and compared.
-    Raises SleepcError (InvalidProgram, with the passes run so far in a note) where a pass broke the program.
+    After every pass the structure is checked, after every stage all types are inferred anew and compared. With
+    `tokens`, no more than a window has, the program is run on them after every pass, which must have kept its effect.
+    Raises SleepcError (InvalidProgram, with the passes run so far in a note) if a pass needs what the program is not,
+    or broke it.
     """
     program = program.clone()
+    trial = Trial(tokens, program) if tokens is not None else None
     step = 0
     for stage in stages:
         for each in stage.passes:
             progress(each.name)
-            _run_pass(program, each)
+            _run_pass(program, each, trial)
             step += 1
             if dump is not None:
                 dump_program(program, dump / f"{step:02d}-{each.name}")
@@ -46,7 +51,10 @@ def run_stages(
     return program
 
 
-def _run_pass(program: ProgramGraphs, each: Pass) -> None:
+def _run_pass(program: ProgramGraphs, each: Pass, trial: Trial | None) -> None:
+    for fact in each.requires:
+        if not fact.holds(program):
+            raise SleepcError(f"{each.name} needs a program {fact.words}", where=f"level {program.level}")
     before = fingerprint(program)
     started = time.perf_counter()
     count = each.run(program)
@@ -58,6 +66,8 @@ def _run_pass(program: ProgramGraphs, each: Pass) -> None:
                 f"the pass says {count} rewrites, but the program {'has' if changed else 'has not'} changed"
             )
         check_program(program, full=False)
+        if trial is not None:
+            trial.check(each, program)
     except SleepcError as error:
         error.add_note(f"after pass {each.name}; passes so far: {'; '.join(program.history)}")
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -19,8 +19,7 @@ from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.load import load_module, max_positions
 from sleepc.hf.resolve import resolve
 from sleepc.ir.compare import absolute_error
-from sleepc.ir.graph import Graph
-from sleepc.ir.interp import run
+from sleepc.ir.interp import run_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.analysis.own_windows import exact_tokens
@@ -97,7 +96,7 @@ class Probe:
         """Run a program and compare."""
         self.found = None
         try:
-            self.found = logits_of_program(program, self.tokens)
+            self.found = run_program(program, self.tokens)
             error = absolute_error(self.found, self.wanted)
         except (SleepcError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
             first = str(failure).splitlines()[0] if str(failure) else ""
@@ -223,32 +222,3 @@ def _compare_stored(
         what = "weights" if weights else "mixers"
         row = replace(row, ok=True, detail=f"its {what} have been trained: other numbers are meant")
     found.rows.append(row)
-
-
-@torch.no_grad()
-def logits_of_program(program: ProgramGraphs, tokens: Sequence[int]) -> Tensor:
-    """Logits [T,V] of tokens [T] read by a row that has read nothing; a program at any level, also between two."""
-    ids = torch.tensor([list(tokens)], dtype=torch.int64)
-    positions = torch.arange(len(tokens))[None]
-    inputs: dict[str, Tensor] = {"tokens": ids, "positions": positions, "lengths": torch.tensor([len(tokens)])}
-    states = {s.name: s.first(1) for s in program.all_states()}
-    names = {key: key for key in program.params}
-    values = run(program.embed, {**inputs, **states, **_parameters(program, program.embed, names)})
-    for i, block in enumerate(program.layout):
-        cls = program.classes[block.cls]
-        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        values |= run(cls.wake, {**values, **own, **_parameters(program, cls.wake, block.params)})
-    if program.layout:
-        values = run(program.head, {**values, **_parameters(program, program.head, names)})
-    logits: Tensor = values["logits"][0]
-    return logits
-
-
-def _parameters(program: ProgramGraphs, graph: Graph, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The values of a graph's parameter ports in the dtypes of the ports; `names` gives a port's key."""
-    values = {}
-    for kind in ("param", "const"):
-        for name, port in graph.ports(kind).items():
-            known = port.meta.get("type") or port.meta["val"]  # at level ATEN types are torch's
-            values[name] = program.params[names[name]].materialise().to(known.dtype)
-    return values

@@ -59,8 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ABOVE = {"api", "bisecting", "exporting", "cli", "__main__"}  # may import everything below
 # The rooms of passes/, in order: each may import those before it. `runner` and `pipeline` stand above all.
 PASS_ROOMS = (
-    *("base", "plan", "lib", "analysis", "front", "blocks", "rewrite", "stateful", "adapt"),
-    *("runner", "pipeline"),
+    *("facts", "base", "plan", "lib", "analysis", "front", "blocks", "rewrite", "stateful", "adapt"),
+    *("effects", "runner", "pipeline"),
 )
 # Folders and files of what runs an export where there is no torch, and what that loads.
 NO_TORCH = (

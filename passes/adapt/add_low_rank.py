@@ -14,6 +14,7 @@ from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.linear_maps import LinearMap, linear_maps
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.rewrite.memory import NewParam, add_to_layout, normal, zeros
 
@@ -34,6 +35,7 @@ class AddLowRank(Pass):
     seed: int
     name: ClassVar[str] = "add-low-rank"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of parameter ports that got maps."""

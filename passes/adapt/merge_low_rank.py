@@ -16,6 +16,7 @@ from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
 from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, maps_of
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import aten
 
 
@@ -44,6 +45,7 @@ class MergeLowRank(Pass):
     rounding: Rounding = field(default_factory=Rounding, compare=False)
     name: ClassVar[str] = "merge-low-rank"
     effect: ClassVar[Effect] = "ROUNDING"
+    requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of parameter ports that lost their maps."""

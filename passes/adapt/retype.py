@@ -27,7 +27,7 @@ class Retype(Pass):
 
     dtype: torch.dtype
     name: ClassVar[str] = "retype"
-    effect: ClassVar[Effect] = "APPROXIMATE"
+    effect: ClassVar[Effect] = "ROUNDING"
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of ports, casts and states changed."""

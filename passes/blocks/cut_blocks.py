@@ -18,6 +18,7 @@ from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import FLAT, FUNCTIONAL, MASKS_KNOWN, REAL, Fact
 from sleepc.passes.lib.region import Extractor, Given, between, operators
 from sleepc.passes.lib.values import is_size, is_tensor, val
 
@@ -35,6 +36,7 @@ class CutBlocks(Pass):
 
     name: ClassVar[str] = "cut-blocks"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL, REAL, MASKS_KNOWN)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of blocks."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import BLOCKS, Fact
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class DropUnusedParams(Pass):
 
     name: ClassVar[str] = "drop-unused-params"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of parameters forgotten."""

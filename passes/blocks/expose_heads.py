@@ -13,6 +13,7 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import Dominators, attention_of, dependence_of, dims, turned
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import BLOCKS, Fact
 
 aten = torch.ops.aten
 
@@ -25,6 +26,7 @@ class ExposeHeads(Pass):
 
     name: ClassVar[str] = "expose-heads"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of values turned."""

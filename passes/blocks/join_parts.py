@@ -14,6 +14,7 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import Dominators, attention_of, dependence_of, dims, turned
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import BLOCKS, Fact
 from sleepc.passes.lib.emit import Emit
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ class JoinParts(Pass):
 
     name: ClassVar[str] = "join-parts"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of values joined."""

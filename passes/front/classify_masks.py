@@ -13,6 +13,7 @@ from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.read_mask import Grid, MaskClass, classify, evaluate_mask
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import FUNCTIONAL, REAL, Fact
 from sleepc.passes.lib.values import needed_for
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
@@ -35,6 +36,7 @@ class ClassifyMasks(Pass):
 
     name: ClassVar[str] = "classify-masks"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL, REAL)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of masks replaced."""

@@ -11,6 +11,7 @@ from torch import fx
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import FUNCTIONAL, Fact
 from sleepc.passes.lib.values import same_type, shape_text, val
 
 aten = torch.ops.aten
@@ -55,6 +56,7 @@ class DropNoops(Pass):
 
     name: ClassVar[str] = "drop-noops"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of nodes dropped or respelled."""

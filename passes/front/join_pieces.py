@@ -12,6 +12,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import FLAT, Fact
 
 aten = torch.ops.aten
 EMPTY = (aten.new_empty.default, aten.empty.memory_format, aten.empty_like.default)
@@ -24,6 +25,7 @@ class JoinPieces(Pass):
 
     name: ClassVar[str] = "join-pieces"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of tensors joined."""

@@ -14,6 +14,7 @@ from sleepc.errors import SleepcError
 from sleepc.ir.levels import makes_view, mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.facts import FLAT, Fact
 
 aten = torch.ops.aten
 # What may give back its argument's memory, though its schema does not say so.
@@ -33,6 +34,7 @@ class MakeFunctional(Pass):
 
     name: ClassVar[str] = "make-functional"
     effect: ClassVar[Effect] = "EXACT"
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of operators respelled."""

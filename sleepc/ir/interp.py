@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sleepc.errors import SleepcError
 from sleepc.ir.diagnose import excerpt
 from sleepc.ir.graph import Graph
+from sleepc.ir.program import ProgramGraphs
 
 Given = Callable[[fx.Node], Any]
 """given(node) is the value of a node that is known, or NotImplemented: then it is computed from its arguments."""
@@ -141,3 +142,32 @@ def _evaluate(call: _Call, known: Mapping[fx.Node, Any], device: torch.device | 
     if call.makes and device is not None:
         kwargs = {"device": device, **kwargs}
     return call.target(*args, **kwargs)
+
+
+@torch.no_grad()
+def run_program(program: ProgramGraphs, tokens: Sequence[int]) -> Tensor:
+    """Logits [T,V] of tokens [T] read by a row that has read nothing; a program at any level, also between two."""
+    ids = torch.tensor([list(tokens)], dtype=torch.int64)
+    positions = torch.arange(len(tokens))[None]
+    inputs: dict[str, Tensor] = {"tokens": ids, "positions": positions, "lengths": torch.tensor([len(tokens)])}
+    states = {s.name: s.first(1) for s in program.all_states()}
+    names = {key: key for key in program.params}
+    values = run(program.embed, {**inputs, **states, **_parameters(program, program.embed, names)})
+    for i, block in enumerate(program.layout):
+        cls = program.classes[block.cls]
+        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        values |= run(cls.wake, {**values, **own, **_parameters(program, cls.wake, block.params)})
+    if program.layout:
+        values = run(program.head, {**values, **_parameters(program, program.head, names)})
+    logits: Tensor = values["logits"][0]
+    return logits
+
+
+def _parameters(program: ProgramGraphs, graph: Graph, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The values of a graph's parameter ports in the dtypes of the ports; `names` gives a port's key."""
+    values = {}
+    for kind in ("param", "const"):
+        for name, port in graph.ports(kind).items():
+            known = port.meta.get("type") or port.meta["val"]  # at level ATEN types are torch's
+            values[name] = program.params[names[name]].materialise().to(known.dtype)
+    return values
