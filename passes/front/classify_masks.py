@@ -35,7 +35,7 @@ class ClassifyMasks(Pass):
     """
 
     name: ClassVar[str] = "classify-masks"
-    effect: ClassVar[Effect] = "EXACT"
+    effect: ClassVar[Effect] = "ROUNDING"
     requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL, REAL)
 
     def run(self, program: ProgramGraphs) -> int:
