@@ -232,9 +232,7 @@ class Oracle:
 
     def brought(self, i: int, site: Site) -> bool:
         """Are the sinks of block i, whose own window is longer than what it keeps, brought near?"""
-        recipe = self.recipe
-        roomy = site.window > self.ring(i) and site.window >= recipe.window + recipe.sinks
-        return roomy and site.rotated and recipe.sinks > 0 and recipe.eviction == "sliding"
+        return brings_near(self.recipe, site, self.ring(i))
 
     def turned(self, i: int, k: Tensor, positions: Tensor) -> Tensor:
         """k [B,Hkv,t,d] before positions, of block i, with positions [t] applied."""
@@ -274,6 +272,12 @@ class Oracle:
         dtype = torch.float64 if self.double else self.program.dtype
         v = w.v.to(dtype).to(w.v.dtype) if with_v else w.v
         return Written(w.k.to(dtype).to(w.k.dtype), v, w.g, w.beta)
+
+
+def brings_near(recipe: Recipe, site: Site, ring: int) -> bool:
+    """Are the sinks of a layer that keeps `ring` tokens, fewer than its own window has, to be brought near?"""
+    roomy = site.window > ring and site.window >= recipe.window + recipe.sinks
+    return roomy and site.rotated and recipe.sinks > 0 and recipe.eviction == "sliding"
 
 
 class _Turner:

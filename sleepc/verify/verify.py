@@ -19,6 +19,7 @@ from sleepc.verify import invariants
 from sleepc.verify.beyond import judge
 from sleepc.verify.far import LONG, Far
 from sleepc.verify.invariants import Bench, Logits
+from sleepc.verify.older import refuse_far_sinks
 from sleepc.verify.report import INVARIANTS, Beyond, Check, PerplexityRow, VerifyReport
 from sleepc.verify.shake import is_silent, new_parameters, shaken, with_parameters
 from sleepc.verify.streams import Stream
@@ -61,8 +62,10 @@ def verify_program(
     Checked is the given program itself: with several sleeps (by hand, where the window is long), past its real window
     where that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
     shaken parameters (shake.py), since a new conversion hides them. Raises UsageError where tokens are missing or not
-    of this model.
+    of this model, SleepcError for a program that an older version made with a known fault.
     """
+    if canonical is not None:
+        refuse_far_sinks(step, canonical, recipe)
     other = False
     if canonical is not None and (trained or has_low_rank(step)):
         canonical, other = with_weights_of(canonical, step)

@@ -1,0 +1,39 @@
+"""Artifacts that an older sleepc made with a fault that conversions no longer have: said, and not measured."""
+
+from __future__ import annotations
+
+from sleepc.errors import SleepcError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.analysis.find_sites import find_site
+from sleepc.passes.rewrite.key_positions import is_held
+from sleepc.recipe import Recipe
+from sleepc.verify.oracle import brings_near
+
+MANY = 8
+
+
+def refuse_far_sinks(step: ProgramGraphs, canonical: ProgramGraphs, recipe: Recipe) -> None:
+    """Raises SleepcError, with the layers, for a program that leaves sinks where they came in layers whose own window
+    is narrowed: they stand at distances that these layers have never seen, and answers past that window are worse.
+    """
+    far = [i for i in range(len(step.layout)) if _is_near_by_recipe(canonical, recipe, i) and not _is_near(step, i)]
+    if not far:
+        return
+    more = f" and {len(far) - MANY} more" if len(far) > MANY else ""
+    raise SleepcError(
+        "this program was made by an older sleepc, which left the sinks of layers with a window of their own too far "
+        "away: it still runs as it did, but texts past that window are answered worse",
+        where=f"layer{'s' if len(far) > 1 else ''} {', '.join(map(str, far[:MANY]))}{more}",
+        fix="Convert the model anew.",
+    )
+
+
+def _is_near_by_recipe(canonical: ProgramGraphs, recipe: Recipe, i: int) -> bool:
+    plan, site = recipe.plan(len(canonical.layout))[i], find_site(canonical.classes[canonical.layout[i].cls].wake)
+    attends = plan.strategy != "replace" and plan.window is not None
+    return attends and brings_near(recipe, site, plan.window or 0)
+
+
+def _is_near(step: ProgramGraphs, i: int) -> bool:
+    """Does the block read positions of the keys that it holds?"""
+    return any(is_held(name) for name in step.classes[step.layout[i].cls].wake.ports("input"))
