@@ -142,11 +142,14 @@ class Program:
         """
         if self.path is None:
             return Path(self.source.folder) if self.source.folder else None
-        if identity_of(read_manifest(self.path)) != self.opened:
-            raise SleepcError(
-                "the artifact was replaced by another one while it was open", where=str(self.path), fix="Load it again."
-            )
+        self.require_in_place()
         return self.path
+
+    def require_in_place(self) -> None:
+        """Raises SleepcError where the artifact that was loaded is not what stands at its path by now."""
+        if self.path is not None and identity_of(read_manifest(self.path)) != self.opened:
+            what, fix = "the artifact was replaced by another one while it was open", "Run the same command again."
+            raise SleepcError(what, where=str(self.path), fix=fix)
 
     def inspect(self) -> Inspection:
         """What the conversion found and did. The original is captured again where this comes from an artifact."""

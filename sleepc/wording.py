@@ -18,7 +18,10 @@ CALLS = {
     "verify": "program.verify",
 }
 OPTIONS = {"convert": "sleepc.Recipe"}  # where others than the call list them
-SENTENCES = {"Run with --debug for the whole trace.": "The exception that caused this one has the whole trace."}
+SENTENCES = {
+    "Run with --debug for the whole trace.": "The exception that caused this one has the whole trace.",
+    "Run the same command again.": "Load it again.",
+}
 COMMAND = re.compile(r"`sleepc ([a-z]+)([^`]*)`")
 # What pip is told stays as it is.
 FLAG = re.compile(r"(pip3? (?:un)?install [^.,;&]*)|(?<![\w/.-])(?:--([a-z][a-z0-9-]*[a-z0-9])|-o)(?![\w-])")

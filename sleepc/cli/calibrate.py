@@ -11,6 +11,7 @@ import typer
 
 from sleepc.cli.display import Display, counted, err, number, out, print_json
 from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of
+from sleepc.cli.opening import alone_at
 from sleepc.cli.options import Artifact
 
 if TYPE_CHECKING:
@@ -38,23 +39,20 @@ def calibrate(
 ) -> None:
     """Set a model's memories by what the original attends to, then step each layer towards it; minutes on a laptop."""
     from sleepc import api
-    from sleepc.artifact import check_free
-    from sleepc.folder_lock import only_one
     from sleepc.train.layer_files import forget
 
-    target = output or artifact
+    target, replace = output or artifact, force or output is None
     program = api.load(artifact)
-    check_free(target, force=force or output is None)  # before any work
     display = Display(err)
     work = target.resolve().with_name(f".{target.resolve().name}.calibration")
-    with only_one(target, "calibrate"):
+    with alone_at(target, program, "calibrate", force=replace):
         with display.doing("calibrate"), _ended(work):
             if against is not None:
                 program.captured(display, program.load_original(against, display))
             report = program.calibrate(text, tokens=tokens, steps=steps, work=work, resume=resume, progress=display)
         if report.kept:
             with display.doing("save"), _ended(work):
-                program.save(target, force=True, progress=display)
+                program.save(target, force=replace, progress=display)
         forget(work)
     if as_json:
         print_json({"artifact": str(artifact), "output": str(target) if report.kept else None, **report.to_json()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,3 +48,20 @@ def open_artifact(path: Path) -> Program:
     if (path / EXPORT).is_file() and not (path / MANIFEST).is_file():
         raise UsageError(f"{path} is an ONNX export", fix="Give --backend onnx, or the artifact that it was made from.")
     return api.load(path)
+
+
+@contextmanager
+def alone_at(target: Path, program: Program, what: str, *, force: bool) -> Iterator[None]:
+    """Within it no other process trains or calibrates into `target`.
+
+    Raises UsageError where one does, or where `target` is not free (see artifact.check_free), SleepcError where the
+    program's artifact was replaced: by one that ended after it was loaded.
+    """
+    from sleepc.artifact import check_free
+    from sleepc.folder_lock import only_one
+
+    check_free(target, force=force)  # first, since a lock makes the folder above it
+    with only_one(target, what):
+        check_free(target, force=force)
+        program.require_in_place()
+        yield

@@ -15,6 +15,7 @@ import typer
 
 from sleepc.cli.display import Display, err, number, out, print_json
 from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of, stopping
+from sleepc.cli.opening import alone_at
 from sleepc.errors import SleepcWarning, UsageError
 
 if TYPE_CHECKING:
@@ -59,17 +60,16 @@ def run_training(
     Raises UsageError where something is in the way, before any work; exits with 1 where it made things worse, which is
     not written without `force`, and with 130 where it was stopped.
     """
-    from sleepc.artifact import check_free
-    from sleepc.folder_lock import only_one
     from sleepc.train.checkpoint import forget_checkpoints
     from sleepc.train.training import Hooks
 
     target = output or artifact
-    check_free(target, force=force or output is None)
+    replace = force or output is None
     work = target.resolve().with_name(f"{target.resolve().name}.training")
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes
     live = _Live(name, show=first and not as_json)
-    with stopping(live.stopping) as stopped, only_one(target, name) if first else nullcontext(), _given_up(work):
+    alone = alone_at(target, program, name, force=replace) if first else nullcontext()
+    with stopping(live.stopping) as stopped, alone, _given_up(work):
         if first:
             _check_work(work, resume=resume, force=force)
         with live.shown():
@@ -78,7 +78,7 @@ def run_training(
             if outcome.kept and merge:
                 program.merge()
             if outcome.kept and first:
-                program.save(target, force=True, progress=live.display)
+                program.save(target, force=replace, progress=live.display)
                 forget_checkpoints(work)
     if first:
         _tell(outcome, target, work, live.seconds, following, as_json=as_json)
