@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,8 @@ class Bisection:
         return self.culprit is None and self.stored.equal and not self.damaged
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; an error that is infinite becomes a text, which JSON can hold."""
-        rows = [{**asdict(r), "error": "inf" if r.error == inf else r.error} for r in self.rows]
+        """Plain data."""
+        rows = [asdict(row) for row in self.rows]
         rest = {"tokens": self.tokens, "tolerance": self.tolerance, "trained": self.trained, "damaged": self.damaged}
         return {"ok": self.ok, "culprit": self.culprit, "rows": rows, **rest, "stored": self.stored.to_json()}
 

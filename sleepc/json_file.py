@@ -1,8 +1,11 @@
-"""JSON of files that may be damaged: every fault is one error with its place. Imports no torch."""
+"""JSON: of files that may be damaged, where every fault is one error with its place; and of any numbers. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,16 @@ def parse_json(data: bytes, *, what: str, where: str, fix: str) -> Any:
     except RecursionError as error:
         raise SleepcError(f"{what} is nested too deep", where=where, fix=fix) from error
     return found
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Plain data as JSON: numbers that are not finite, which JSON does not have, become null."""
+    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

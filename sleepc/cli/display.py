@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.status import Status
 
 from sleepc.cli.estimate import Estimate, in_words
+from sleepc.json_file import json_text
 
 if TYPE_CHECKING:
     from sleepc.inspection import Inspection
@@ -78,10 +78,9 @@ def cache_in_words(seen: Inspection) -> str:
 
 
 def print_json(data: Any) -> None:
-    """One JSON object on stdout."""
+    """One JSON object on stdout; numbers that are not finite are null in it."""
     _json.append(data)
-    json.dump(data, sys.stdout, indent=1, allow_nan=True)
-    sys.stdout.write("\n")
+    sys.stdout.write(json_text(data, indent=1) + "\n")
 
 
 def printed_json() -> bool:

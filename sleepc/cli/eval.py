@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from functools import partial
 from pathlib import Path
@@ -110,12 +109,8 @@ def _note(found: Evaluation, model: str, limit: int) -> None:
 
 
 def to_json(found: Evaluation) -> dict[str, Any]:
-    """Plain data; figures that are infinite or NaN become texts, which JSON can hold."""
-    rows = [
-        {"model": model, **{k: v if math.isfinite(v) else str(v) for k, v in row.items()}}
-        for model, all_rows in found.rows.items()
-        for row in all_rows
-    ]
+    """Plain data."""
+    rows = [{"model": model, **row} for model, all_rows in found.rows.items() for row in all_rows]
     task = found.task
     facts: dict[str, Any] = {
         "task": found.name,

@@ -207,10 +207,12 @@ def _check_metadata(found: dict[str, str], contents: Contents, file: Path) -> No
     if found.get("signature") != expected:
         _refuse(file, _first_difference(found.get("signature", "{}"), expected))
     if found.get("batch") != str(contents.batch):
+        rows = found.get("batch")
+        one = "; its select_rows([0]), saved, is a file of one row, which the command line goes on with too"
         raise SleepcError(
-            f"the state file holds {found.get('batch')} rows, and this session {contents.batch}",
+            f"the state file holds {rows} rows, and this session {contents.batch}",
             where=str(file),
-            fix=f"open a session with batch={found.get('batch')}",
+            fix=f"in Python, program.session(batch={rows}) loads it{one if contents.batch == 1 else ''}",
         )
 
 

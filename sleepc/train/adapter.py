@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import HeldTensor
+from sleepc.json_file import json_text
 from sleepc.manifest import Sha256, Strict
 from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, AddLowRank
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
@@ -171,7 +171,7 @@ def write_adapter(
         "weights_sha256": program.source.weights_sha256,
         "recipe": program.recipe.model_dump_json(),
         "rank": str(training["rank"]),
-        "facts": json.dumps(training),
+        "facts": json_text(training),
         "tensors_sha256": tensors_digest(rows),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from sleepc.errors import SleepcError, UsageError
+from sleepc.json_file import json_text
 from sleepc.tasks.lessons import NOTHING
 from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, write_checkpoint
 from sleepc.train.optimisers import make_optimisers
@@ -272,7 +272,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.work.mkdir(parents=True, exist_ok=True)
             with (self.work / METRICS).open("a") as file:
-                file.write(json.dumps(asdict(step)) + "\n")
+                file.write(json_text(asdict(step)) + "\n")
             self.on_step(step)
 
     def _cut_metrics(self) -> None:

@@ -89,9 +89,9 @@ class Beyond:
         """Plain values."""
         row = self.row
         found = {name: None if row is None else getattr(row, name) for name in ("tokens_from", "tokens_to", "full")}
-        found["converted"] = None if row is None else _plain(row.converted)
+        found["converted"] = None if row is None else row.converted
         words = {"verdict": self.verdict, "ok": self.ok, "text": self.text, "cause": self.cause, "fix": self.fix}
-        return {**words, "ratio": _plain(self.ratio), **found}
+        return {**words, "ratio": self.ratio, **found}
 
 
 @dataclass
@@ -114,16 +114,10 @@ class VerifyReport:
         return {check.invariant for check in self.checks if not check.ok}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values; errors that are infinite or NaN become texts, which JSON can hold."""
-        checks = [{**asdict(c), "value": _plain(c.value), "tolerance": _plain(c.tolerance)} for c in self.checks]
-        rows = [{k: _plain(v) for k, v in asdict(row).items()} for row in self.perplexity]
+        """Everything as plain values."""
+        checks, rows = [asdict(check) for check in self.checks], [asdict(row) for row in self.perplexity]
         beyond = None if self.beyond is None else self.beyond.to_json()
         return {"ok": self.ok, "seconds": self.seconds, "checks": checks, "perplexity": rows, "beyond": beyond}
-
-
-def _plain(value: float | None) -> float | str | None:
-    finite = value is None or abs(value) < float("inf")
-    return value if finite else str(value)
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,23 @@ def test_a_conversation_goes_on_as_one_session(run: Run, artifact: Path, tmp_pat
     assert run("w8", "--max-tokens", 5, "--state", state)["text"] == "".join(talk.say("w8", Manner(5)))
 
 
+def test_a_state_of_several_rows(run: Run, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is said can be done, and the row goes on."""
+    state, one = tmp_path / "state", tmp_path / "one"
+    session = load(artifact).session(batch=3)
+    session.feed([[55, 1, 2], [55, 3, 4], [55, 5, 6]])
+    session.save_state(state)
+    code, said, told = run_here(capsys, "run", artifact, "w7", "--no-chat", "--state", state)
+    assert (code, said) == (1, "")
+    assert "the state file holds 3 rows, and this session 1" in told
+    assert "in Python, program.session(batch=3) loads it; its select_rows([0]), saved" in " ".join(told.split())
+    again = load(artifact).session(batch=3)
+    again.load_state(state)
+    again.select_rows([0]).save_state(one)
+    run("w7", "--no-chat", "--max-tokens", 0, "--state", one)
+    same_as_fed(artifact, one, [55, 1, 2, 7])
+
+
 def test_an_answer_goes_on_where_nothing_is_asked(run: Run, artifact: Path, tmp_path: Path) -> None:
     whole, one = tmp_path / "whole", tmp_path / "one"
     run("w1 w2", "--max-tokens", 7, "--state", whole)
