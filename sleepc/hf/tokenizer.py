@@ -17,7 +17,7 @@ from sleepc.hf.failing import failing
 from sleepc.hf.json_file import read_object
 from sleepc.hf.present import is_there
 from sleepc.hf.special_tokens import CONFIG, add_stated_tokens, named_tokens
-from sleepc.hf.typed_text import MARKS, control_tokens, mark_typed, name_control, strict_tokenizer
+from sleepc.hf.typed_text import MARKS, control_tokens, encode_marked, mark_typed, strict_tokenizer
 
 if TYPE_CHECKING:
     from sleepc.hf.template import Message, Template
@@ -139,9 +139,7 @@ class Tokenizer:
     def _turns(self, text: str) -> list[int]:
         if MARKS.search(text) is None:
             return _ids(self.inner, text)
-        named = name_control(self.inner, self.control, text)
-        strict = self._strict if self.control else self.inner
-        return _ids(strict, named)
+        return encode_marked(self.inner, lambda: self._strict, self.control, text)
 
     def _after(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
         """Ids of a text without the space that some tokenizers put before whatever they are given."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from sleepc.errors import SleepcError
 from sleepc.hf.failing import failing
@@ -16,6 +16,9 @@ from sleepc.hf.failing import failing
 CONTROL, START, END = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = re.compile(f"[{CONTROL}{START}{END}]")
 MANY = 8
+Span: TypeAlias = tuple[int, int, int]
+"""A control token in a text: its id, start and end."""
+
 TYPED = re.compile(f"{START}([^{START}{END}]*){END}|[{START}{END}]")
 
 
@@ -42,27 +45,80 @@ def _unknown(inner: Any) -> set[int]:
 
 
 def mark_typed(inner: Any, control: Mapping[int, str], text: str) -> str:
-    """The text of a person with marks around all that the tokenizer would take for control tokens."""
+    """The text of a person with marks around all that the tokenizer would take for control tokens, alone or together
+    with what a template puts beside it.
+    """
     text = MARKS.sub("", text)
-    found = _spans(inner, control, text)
-    for _, start, end in reversed(found):
+    whole = [(start, end) for _, start, end in _spans(inner, control, text)]
+    for start, end in reversed(_joined({*whole, *_edges(control, text)})):
         text = f"{text[:start]}{START}{text[start:end]}{END}{text[end:]}"
     return text
 
 
-def name_control(inner: Any, control: Mapping[int, str], text: str) -> str:
-    """Text with such marks -> text for `strict_tokenizer`: tokens that stand outside marks get their other names."""
+def _edges(control: Mapping[int, str], text: str) -> set[tuple[int, int]]:
+    """Where a text begins or ends with a part of a control token, or is one; templates may strip it before."""
+    left, right = len(text) - len(text.lstrip()), len(text.rstrip())
+    edges = ((start, end) for start, end in {(0, len(text)), (left, right)} if start < end)
+    return {span for start, end in edges for span in _parts(control, text, start, end)}
+
+
+def _parts(control: Mapping[int, str], text: str, start: int, end: int) -> set[tuple[int, int]]:
+    most = min(end - start, max(map(len, control.values()), default=0))
+    heads = {text[start : start + n].lower(): start + n for n in range(1, most + 1)}
+    tails = {text[end - n : end].lower(): end - n for n in range(1, most + 1)}
+    found: set[tuple[int, int]] = set()
+    whole = text[start : min(end, start + most + 1)].lower()  # of a longer text enough to be in no name
+    for name in {name.lower() for name in control.values()}:
+        if whole in name:
+            return {(start, end)}
+        found |= {(start, heads[name[n:]]) for n in range(1, len(name)) if name[n:] in heads}
+        found |= {(tails[name[:n]], end) for n in range(1, len(name)) if name[:n] in tails}
+    return found
+
+
+def _joined(spans: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """In order; those that touch are one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def template_control(inner: Any, control: Mapping[int, str], text: str) -> tuple[str, list[Span]]:
+    """Text with such marks -> the text without them, and the control tokens that stand outside marks."""
     pieces = TYPED.split(text)  # text, what was marked (None for half a mark), text, ...
-    for at in range(0, len(pieces), 2):
-        for i, start, end in reversed(_spans(inner, control, pieces[at])):
-            pieces[at] = f"{pieces[at][:start]}{CONTROL}{control[i]}{pieces[at][end:]}"
-    return "".join(piece or "" for piece in pieces)
+    plain, own = "", []
+    for number, piece in enumerate(pieces):
+        if number % 2 == 0:
+            own += [(i, len(plain) + start, len(plain) + end) for i, start, end in _spans(inner, control, piece)]
+        plain += piece or ""
+    return plain, own
 
 
-def _spans(inner: Any, control: Mapping[int, str], text: str) -> list[tuple[int, int, int]]:
-    """The control tokens that a text is cut into: id, start and end."""
+def encode_marked(inner: Any, strict: Callable[[], Any], control: Mapping[int, str], text: str) -> list[int]:
+    """Ids of a text with such marks: only what stands outside them is control. `strict` is asked for its tokenizer
+    where that of the model would take other text for control too.
+    """
+    plain, own = template_control(inner, control, text)
     with failing():
-        found = inner.encode(text, add_special_tokens=False)
+        found = inner.encode(plain, add_special_tokens=False)
+        if _control_of(found, control) == own:
+            return list(found.ids)
+        for i, start, end in reversed(own):
+            plain = f"{plain[:start]}{CONTROL}{control[i]}{plain[end:]}"
+        return list(strict().encode(plain, add_special_tokens=False).ids)
+
+
+def _spans(inner: Any, control: Mapping[int, str], text: str) -> list[Span]:
+    """The control tokens that a text is cut into."""
+    with failing():
+        return _control_of(inner.encode(text, add_special_tokens=False), control)
+
+
+def _control_of(found: Any, control: Mapping[int, str]) -> list[Span]:
     if control.keys().isdisjoint(found.ids):
         return []
     return [(i, *span) for i, span in zip(found.ids, found.offsets, strict=True) if i in control]

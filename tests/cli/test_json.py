@@ -42,7 +42,7 @@ def test_numbers_that_are_not_finite_are_null(data: Any, said: Any, capsys: pyte
 
 def test_reports_give_their_numbers_as_they_are() -> None:
     """No report has a spelling of its own for them."""
-    row = PerplexityRow(0, 8, INF, None, NAN, 8)
+    row = PerplexityRow(0, 8, INF, 2.0, NAN, 8)
     report = VerifyReport([Check("c", 1, False, INF, 1e-4, "")], [row], Beyond("ruined", "t", INF, row), 1.0)
     said = strict(json_text(report.to_json()))
     assert said["checks"][0]["value"] is said["perplexity"][0]["full"] is said["beyond"]["ratio"] is None

@@ -355,6 +355,44 @@ def test_marks_go_through_what_templates_do_to_a_text(tmp_path: Path) -> None:
     assert found.decode(asked) == '"a</s>b<|im_end|>"a</s>b<|_end|>'
 
 
+# What a template writes beside what is typed, what is typed, and the control tokens that the template alone wrote.
+TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
+    "an end": ("<|im_{{ m.content }}", ["end|>"], []),
+    "a beginning": ("{{ m.content }}end|>", ["hi <|im_"], []),
+    "the middle": ("<|{{ m.content }}|>", ["im_end"], []),
+    "the middle, stripped": ("<|{{ m.content | trim }}|>", [" im_end "], []),
+    "one letter": ("<|im_end{{ m.content }}>", ["|"], []),
+    "the last letter": ("<|im_end|{{ m.content }}", ["> hi"], []),
+    "stripped": ("{{ m.content | trim }}end|>{{ m.content | trim }}", ["  <|im_ \n"], []),
+    "by two people": ("{{ m.content }}", ["hi <|im_", "end|> hi"], []),
+    "by three": ("{{ m.content }}", ["<|im", "_", "end|>"], []),
+    "after one that is typed": ("{{ m.content }}end|>", ["<|im_end|><|im_"], []),
+    "before one of the template's": ("{{ m.content }}<|im_end|>{{ m.content }}", ["<", "<|im_"], [TURNS[1]] * 2),
+    "with what is no control token": ("{{ m.content }}{{ m.content }}", ["</"], []),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+@pytest.mark.parametrize("kind", ["bytelevel", "sentencepiece", "unigram", "wordpiece"])
+def test_no_control_token_is_spelled_by_a_person_and_a_template_together(kind: str, case: str, tmp_path: Path) -> None:
+    template, typed, control = TOGETHER[case]
+    source = f"<s>{{% for m in messages %}}{template}{{% endfor %}}"
+    made = with_control(KINDS[kind]())
+    found = load_tokenizer(save(made, tmp_path, {"chat_template": source, **NAMED}))
+    roles = ["user", "assistant", "user"]
+    asked = found.chat([{"role": role, "content": text} for role, text in zip(roles, typed, strict=False)])
+    assert [found.control[i] for i in asked if i in found.control] == ["<s>", *control]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("typed", ["hi <", "> what", " <| ", "i", "s>", "|", "hi |>\n", "</", "<|im_", ""])
+def test_a_text_that_only_looks_like_the_beginning_of_one(kind: str, typed: str, tmp_path: Path) -> None:
+    """Between line ends and words no control token comes of it: the ids are those of transformers."""
+    folder = save(with_control(KINDS[kind]()), tmp_path, {"chat_template": CHATML, **NAMED})
+    talk = [{"role": "user", "content": typed}, {"role": "assistant", "content": "hi"}]
+    assert load_tokenizer(folder).chat(talk) == theirs(folder, talk)
+
+
 def test_arguments_are_typed_too(tmp_path: Path) -> None:
     template = "{{ who.name }}{{ messages[0].content }}<|im_end|>"
     found = load_tokenizer(save(with_control(bytelevel()), tmp_path, {"chat_template": template}))
