@@ -1,4 +1,7 @@
-"""Tiny random models of every family in scope, captured once per process. The window is 8, own windows 5 and 13."""
+"""Tiny random models of every family in scope, captured once per process. The window is 8, own windows 5 and 13.
+
+Modules are made without a line of sleepc: tests/golden/same.py gives the same ones to two commits.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from sleepc.api import capture, logits_of
-from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.runner import run_stages
-from sleepc.recipe import Recipe, make_recipe
+if TYPE_CHECKING:
+    from sleepc.ir.program import ProgramGraphs
+    from sleepc.recipe import Recipe
 
 VOCAB = 61
 WINDOW = 8
@@ -221,10 +222,16 @@ class Family:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """The original's logits, by its own forward with eager attention."""
+        from sleepc.api import logits_of
+
         return logits_of(self.module)(tokens)
 
     def convert(self, **options: Any) -> tuple[ProgramGraphs, Recipe]:
         """The program at level STEP, with a window of WINDOW unless `options` say otherwise."""
+        from sleepc.passes.pipeline import rewrite_stages
+        from sleepc.passes.runner import run_stages
+        from sleepc.recipe import make_recipe
+
         recipe = make_recipe({"window": WINDOW, "sinks": 2, **options})
         return run_stages(self.canonical, rewrite_stages(recipe, len(self.canonical.layout))), recipe
 
@@ -251,5 +258,7 @@ def make_module(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -
 @cache
 def family(name: str, dtype: torch.dtype = torch.float64) -> Family:
     """The family, captured."""
+    from sleepc.api import capture
+
     module = make_module(name, dtype)
     return Family(module, capture(module))
