@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from sleepc.cli.display import Display, counted, err, number, out, print_json
 from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of
 from sleepc.cli.opening import alone_at
+from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.options import Artifact
 
 if TYPE_CHECKING:
@@ -19,42 +21,49 @@ if TYPE_CHECKING:
     from sleepc.train.layer_files import LayerReport, Range
 
 
-def calibrate(
-    artifact: Artifact,
-    text: Annotated[
-        list[Path], typer.Option(help="A text file, a .jsonl file, or a folder of them; may be given several times.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="The artifact directory to make; without it ARTIFACT is replaced."),
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to learn from; as many again are held apart and out.")
-    ] = 2048,
-    steps: Annotated[int, typer.Option(min=0, help="Local steps for each layer; 0 sets gates only.")] = 100,
-    against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the layers that were finished.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists at -o.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """What memories are set by, and where the program goes."""
+
+    text: list[Path] = flag(
+        "A text file, a .jsonl file, or a folder of them; may be given several times.", default=MISSING
+    )
+    output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
+    tokens: int = flag("Tokens to learn from; as many again are held apart and out.", default=2048, min=1)
+    steps: int = flag("Local steps for each layer; 0 sets gates only.", default=100, min=0)
+    against: str | None = flag("The original model, where it is not where it was.")
+    resume: bool = switch("Go on after the layers that were finished.", "--resume")
+    force: bool = switch("Replace an artifact that exists at -o.", "--force")
+    as_json: bool = switch("Print one JSON object.", "--json")
+
+
+@with_options
+def calibrate(artifact: Artifact, options: CalibrateOptions) -> None:
     """Set a model's memories by what the original attends to, then step each layer towards it; minutes on a laptop."""
     from sleepc import api
     from sleepc.train.layer_files import forget
 
-    target, replace = output or artifact, force or output is None
+    target, replace = options.output or artifact, options.force or options.output is None
     program = api.load(artifact)
     display = Display(err)
     work = target.resolve().with_name(f".{target.resolve().name}.calibration")
     with alone_at(target, program, "calibrate", force=replace):
         with display.doing("calibrate"), _ended(work):
-            if against is not None:
-                program.captured(display, program.load_original(against, display))
-            report = program.calibrate(text, tokens=tokens, steps=steps, work=work, resume=resume, progress=display)
+            if options.against is not None:
+                program.captured(display, program.load_original(options.against, display))
+            report = program.calibrate(
+                options.text,
+                tokens=options.tokens,
+                steps=options.steps,
+                work=work,
+                resume=options.resume,
+                progress=display,
+            )
         if report.kept:
             with display.doing("save"), _ended(work):
                 program.save(target, force=replace, progress=display)
         forget(work)
-    if as_json:
+    if options.as_json:
         print_json({"artifact": str(artifact), "output": str(target) if report.kept else None, **report.to_json()})
     else:
         _tell(report, target)

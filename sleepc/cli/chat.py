@@ -6,29 +6,17 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.text import Text
 
 from sleepc.cli.display import Display, counted, err, number, size, sleeps, visible
 from sleepc.cli.ending import REQUESTS, Ended, stopping
-from sleepc.cli.options import (
-    Artifact,
-    Backend,
-    Device,
-    Dtype,
-    Seed,
-    Stop,
-    Temperature,
-    TemplateArgs,
-    TemplateName,
-    TopK,
-    TopP,
-    read_template_args,
-)
+from sleepc.cli.option_groups import flag, with_options
+from sleepc.cli.options import Artifact, RunsOn, Sampling, TemplateOptions, read_template_args
 from sleepc.cli.terminal import Lines, Marks, of_passes
 from sleepc.cli.words import check_words
 from sleepc.errors import SleepcError, UsageError
@@ -51,46 +39,38 @@ A line that ends with \\ goes on in the next one, and lines that are pasted are 
 a space before a / sends it to the model. Ctrl-C stops an answer."""
 
 
-def chat(
-    artifact: Artifact,
-    system: Annotated[str, typer.Option(help="What the model is told before the conversation.")] = "",
-    state: Annotated[
-        Path | None, typer.Option(help="Go on from this file if it exists, and save to it at the end.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of an answer at most.")] = 512,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    seed: Seed = None,
-    stop: Stop = None,
-    template: TemplateName = None,
-    template_arg: TemplateArgs = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    backend: Backend = "eager",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """How a conversation is led, and where it is kept."""
+
+    system: str = flag("What the model is told before the conversation.", default="")
+    state: Path | None = flag("Go on from this file if it exists, and save to it at the end.")
+    max_tokens: int = flag("Tokens of an answer at most.", default=512, min=0)
+    sampling: Sampling
+    template: TemplateOptions
+    on: RunsOn
+
+
+@with_options
+def chat(artifact: Artifact, options: ChatOptions) -> None:
     """Talk with the model; it sleeps while you do. /help lists the commands."""
-    from sleepc.cli.opening import open_program
-    from sleepc.runtime.chat import Conversation, Manner
+    from sleepc.runtime.chat import Manner
     from sleepc.runtime.text import StopStrings
 
-    for words in (system, *(stop or ())):
-        check_words(words, "--system" if words is system else "--stop")
-    manner = Manner(max_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
+    state, sampling = options.state, options.sampling
+    check_words(options.system, "--system")
+    for words in sampling.stop or ():
+        check_words(words, "--stop")
+    manner = Manner(options.max_tokens, **sampling.choosing(), stops=tuple(sampling.stop or ()))
     StopStrings(manner.stops)  # refuses empty ones, before anything is loaded
     if state is not None:
         check_file_place(state, "--state")  # told now, not after the conversation
-    arguments = read_template_args(template_arg)
+    arguments = read_template_args(options.template.template_arg)
     with Display(err).doing("loading"):
-        program = open_program(artifact, backend)
-        tokenizer = program.tokenizer()
-        chosen = tokenizer.template(template, arguments)
-        conversation = Conversation(program.session(device=device, dtype=dtype), tokenizer, chosen, system)
-        cache = _kv_cache(program, dtype)
-    talk = Talk(conversation, manner, cache)
+        talk = _talk(artifact, options, manner, arguments)
     if state is not None and state.is_file():
         talk.load(state)
-        if system and system != conversation.system:
+        if options.system and options.system != talk.conversation.system:
             talk.tell("--system is left aside: the conversation in the file has begun with another")
     talk.greet(artifact)
     if state is None:
@@ -101,6 +81,19 @@ def chat(
     finally:  # also where the reader of the answers, or the terminal, has gone away
         with stopping():
             talk.save(state)
+
+
+def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[str, Any]) -> Talk:
+    """A conversation that has not begun. Raises UsageError where the artifact or the template is not there."""
+    from sleepc.cli.opening import open_program
+    from sleepc.runtime.chat import Conversation
+
+    on = options.on
+    program = open_program(artifact, on.backend)
+    tokenizer = program.tokenizer()
+    template = tokenizer.template(options.template.template, arguments)
+    session = program.session(device=on.device, dtype=on.dtype)
+    return Talk(Conversation(session, tokenizer, template, options.system), manner, _kv_cache(program, on.dtype))
 
 
 def _kv_cache(program: Program | OnnxProgram, dtype: str | None) -> KVCache | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sleepc.cli.display import Display, cache_in_words, counted, err, number, out, print_json, size
+from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.verify import ACCEPT, say_beyond
 
 if TYPE_CHECKING:
@@ -16,101 +18,68 @@ if TYPE_CHECKING:
     from sleepc.inspection import Inspection
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """The options of a recipe (sleepc.recipe.Recipe), by the same names."""
+
+    strategy: str | None = flag(
+        "parallel (a memory beside attention), insert (a mixer after it) or replace (one in its place).",
+        shown="parallel",
+    )
+    rule: str | None = flag("The memory's update rule: linear, gated, delta or gated_delta.", shown="gated_delta")
+    decay: str | None = flag("What decays at its own rate: head or channel.", shown="head")
+    layers: str | None = flag('Which blocks: "all", "every:2" or "3,5,7-9".', shown="all")
+    window: int | None = flag("Tokens that attention keeps; a sleep comes after as many.", shown="256")
+    passes: int | None = flag("Passes of a sleep over its window.", shown="1")
+    consolidation: str | None = flag(
+        "What passes do: replay (the memory's update again) or recurrent (blocks run again; needs training).",
+        shown="replay",
+    )
+    loop: str | None = flag("Blocks that recurrent passes run: all, middle or a:b.", shown="all")
+    settle: float | None = flag(
+        "Recurrent passes end once one changes memories by no more than this share of what they are; 0: never.",
+        shown="0",
+    )
+    eviction: str | None = flag("sliding or hard.", shown="sliding")
+    own_windows: str | None = flag(
+        "Layers with a window of their own: leave (they keep it, without sinks and memory), narrow, or auto: leave those of up to 4 times --window.",
+        shown="auto",
+    )
+    last_position: str | None = flag(
+        "At the model's last position: evict (all but the sinks leave the window), or renumber (positions are counted from the oldest key that is kept; rotary positions only).",
+        shown="evict",
+    )
+    sinks: int | None = flag("First tokens that attention keeps for ever.", shown="4")
+    write: str | None = flag("When memories are written: default, sleep or online.", shown="default")
+    dtype: str | None = flag("auto (the checkpoint's), float32, bfloat16, float16 or float64.", shown="auto")
+    rope_factors: str | None = flag(
+        "Of a model with two sets of position factors (longrope): those of short or of long texts.", shown="short"
+    )
+    seed: int | None = flag("Of new random parameters.", shown="0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What is made of a model, and where."""
+
+    output: Path = flag("The artifact directory to make.", "--output", "-o", default=MISSING)
+    recipe_file: Path | None = flag("A YAML file of options, by the names of these; flags win.", "--recipe")
+    adapter: Path | None = flag(
+        "Apply what a training has changed, from this file; its options are those of the training."
+    )
+    recipe: RecipeOptions
+    standalone: bool = switch("Copy the weights into the artifact.", "--standalone")
+    dump_graphs: Path | None = flag("Write the program's text after every pass into this directory.")
+    force: bool = switch("Replace an artifact that exists.", "--force")
+    check: bool = flag("Verify against the original before saving.", "--verify/--no-verify", default=True)
+    accept_quality: bool = switch(ACCEPT, "--accept-quality")
+    as_json: bool = switch("Print one JSON object.", "--json")
+
+
+@with_options
 def convert(
     model: Annotated[str, typer.Argument(help="A Hugging Face directory, a hub id, or a .gguf file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact directory to make.")],
-    recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="A YAML file of options, by the names of these; flags win.")
-    ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(help="Apply what a training has changed, from this file; its options are those of the training."),
-    ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help="parallel (a memory beside attention), insert (a mixer after it) or replace (one in its place).",
-            show_default="parallel",
-        ),
-    ] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(help="The memory's update rule: linear, gated, delta or gated_delta.", show_default="gated_delta"),
-    ] = None,
-    decay: Annotated[
-        str | None, typer.Option(help="What decays at its own rate: head or channel.", show_default="head")
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help='Which blocks: "all", "every:2" or "3,5,7-9".', show_default="all")
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(help="Tokens that attention keeps; a sleep comes after as many.", show_default="256"),
-    ] = None,
-    passes: Annotated[int | None, typer.Option(help="Passes of a sleep over its window.", show_default="1")] = None,
-    consolidation: Annotated[
-        str | None,
-        typer.Option(
-            help="What passes do: replay (the memory's update again) or recurrent (blocks run again; needs training).",
-            show_default="replay",
-        ),
-    ] = None,
-    loop: Annotated[
-        str | None, typer.Option(help="Blocks that recurrent passes run: all, middle or a:b.", show_default="all")
-    ] = None,
-    settle: Annotated[
-        float | None,
-        typer.Option(
-            help="Recurrent passes end once one changes memories by no more than this share of what they are; 0: never.",
-            show_default="0",
-        ),
-    ] = None,
-    eviction: Annotated[str | None, typer.Option(help="sliding or hard.", show_default="sliding")] = None,
-    own_windows: Annotated[
-        str | None,
-        typer.Option(
-            help="Layers with a window of their own: leave (they keep it, without sinks and memory), narrow, or auto: "
-            "leave those of up to 4 times --window.",
-            show_default="auto",
-        ),
-    ] = None,
-    last_position: Annotated[
-        str | None,
-        typer.Option(
-            help="At the model's last position: evict (all but the sinks leave the window), or renumber (positions are "
-            "counted from the oldest key that is kept; rotary positions only).",
-            show_default="evict",
-        ),
-    ] = None,
-    sinks: Annotated[
-        int | None, typer.Option(help="First tokens that attention keeps for ever.", show_default="4")
-    ] = None,
-    write: Annotated[
-        str | None,
-        typer.Option(help="When memories are written: default, sleep or online.", show_default="default"),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16 or float64.", show_default="auto"),
-    ] = None,
-    rope_factors: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a model with two sets of position factors (longrope): those of short or of long texts.",
-            show_default="short",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of new random parameters.", show_default="0")] = None,
-    standalone: Annotated[bool, typer.Option("--standalone", help="Copy the weights into the artifact.")] = False,
-    dump_graphs: Annotated[
-        Path | None, typer.Option(help="Write the program's text after every pass into this directory.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
-    check: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Verify against the original before saving.")
-    ] = True,
-    accept_quality: Annotated[bool, typer.Option("--accept-quality", help=ACCEPT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    options: ConvertOptions,
 ) -> None:
     """Convert a model: its attention keeps a window, and sleeps consolidate what leaves it into fast weights."""
     from sleepc.artifact import check_free
@@ -118,54 +87,29 @@ def convert(
     from sleepc.recipe import make_recipe
     from sleepc.recipe_file import read_recipe
 
-    flags = {
-        "strategy": strategy,
-        "rule": rule,
-        "decay": decay,
-        "layers": layers,
-        "window": window,
-        "passes": passes,
-        "consolidation": consolidation,
-        "loop": loop,
-        "settle": settle,
-        "eviction": eviction,
-        "own_windows": own_windows,
-        "last_position": last_position,
-        "sinks": sinks,
-        "write": write,
-        "dtype": dtype,
-        "rope_factors": rope_factors,
-        "seed": seed,
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
-    options = {**(read_recipe(recipe_file) if recipe_file else {}), **given}
-    make_recipe(options)
-    check_free(output, force=force)  # before any work
-    if dump_graphs is not None:
-        check_folder_inside(dump_graphs, "--dump-graphs")
+    given = {name: value for name, value in vars(options.recipe).items() if value is not None}
+    recipe = {**(read_recipe(options.recipe_file) if options.recipe_file else {}), **given}
+    make_recipe(recipe)
+    check_free(options.output, force=options.force)  # before any work
+    dump, as_json = options.dump_graphs, options.as_json
+    if dump is not None:
+        check_folder_inside(dump, "--dump-graphs")
     from sleepc import api
 
     display = Display(err if as_json else out)
     with display.doing("convert"):
-        program = api.convert(model, options, adapter=adapter, progress=display, dump_graphs=dump_graphs)
+        program = api.convert(model, recipe, adapter=options.adapter, progress=display, dump_graphs=dump)
     seen = program.inspect()
     _tell_conversion(display, program, seen)
     _tell_factors(display, program)
-    ok, checked = _check(display, program, accept_quality) if check else (True, None)
+    ok, checked = _check(display, program, options.accept_quality) if options.check else (True, None)
     if ok:
         with display.doing("save"):
-            program.save(output, standalone=standalone, force=force, progress=display)
-        _tell_saved(display, program, seen, output, standalone)
+            program.save(options.output, standalone=options.standalone, force=options.force, progress=display)
+        _tell_saved(display, program, seen, options)
     if as_json:
-        print_json(
-            {
-                "output": str(output),
-                "ok": ok,
-                "inspection": seen.to_json(),
-                "verify": checked,
-                "seconds": program.timings,
-            }
-        )
+        facts = {"output": str(options.output), "ok": ok, "inspection": seen.to_json()}
+        print_json({**facts, "verify": checked, "seconds": program.timings})
     if not ok:
         raise typer.Exit(1)
 
@@ -226,13 +170,14 @@ def _check(display: Display, program: Program, accept: bool) -> tuple[bool, dict
     return report.ok, report.to_json()
 
 
-def _tell_saved(display: Display, program: Program, seen: Inspection, output: Path, standalone: bool) -> None:
+def _tell_saved(display: Display, program: Program, seen: Inspection, options: ConvertOptions) -> None:
     from sleepc.inspection import first_emptied
 
+    output = options.output
     added = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     weights = (
         "weights copied"
-        if standalone or program.source.kind == "module"
+        if options.standalone or program.source.kind == "module"
         else f"weights by reference to {program.source.folder}"
     )
     display.leave("saved", f"{output}/   {weights}   {size(added)} new", program.timings["save"])

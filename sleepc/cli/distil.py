@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from sleepc.cli import training_options as o
 from sleepc.cli.display import Display
+from sleepc.cli.option_groups import flag, flat, switch, with_options
 from sleepc.cli.options import Artifact
-from sleepc.cli.training import load_to_train, run_training, settings_among
+from sleepc.cli.training import Learning, load_to_train, run_training, settings_among
+from sleepc.cli.training_options import LoopOptions, StepOptions, TextOptions, TrainedOptions, WorkOptions
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,82 +18,43 @@ if TYPE_CHECKING:
     from sleepc.train.training import Hooks, Outcome
 
 
-def distil(
-    artifact: Artifact,
-    text: o.Text = None,
-    dataset: o.Dataset = None,
-    field: o.Field = "text",
-    own: Annotated[bool, typer.Option("--self", help="Learn from texts that the teacher writes.")] = False,
-    teacher: Annotated[
-        str | None, typer.Option(help="A model with the same vocabulary; the original by default.")
-    ] = None,
-    output: o.Output = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(
-            help="align, distil, lengthen, in this order, with shares of the tokens if need be: align:1,distil:3.",
-            show_default="distil; where attention was replaced align,distil",
-        ),
-    ] = None,
-    train: o.Train = None,
-    rank: o.Rank = None,
-    passes: o.Passes = None,
-    steps: o.Steps = None,
-    tokens: o.Tokens = None,
-    length: o.Length = None,
-    batch: o.Batch = None,
-    accumulate: o.Accumulate = None,
-    optimiser: o.Optimiser = None,
-    muon_lr: o.MuonLr = None,
-    lr: o.Lr = None,
-    low_rank_lr: o.LowRankLr = None,
-    weights_lr: o.WeightsLr = None,
-    hard: o.Hard = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(help="Share of pieces with stretches that come again beyond the window.", show_default="0.5"),
-    ] = None,
-    start: o.Start = None,
-    precision: o.Precision = None,
-    checkpointing: o.Checkpointing = False,
-    truncate: o.Truncate = None,
-    seed: o.Seed = None,
-    save_every: o.SaveEvery = None,
-    resume: o.Resume = False,
-    merge: o.Merge = False,
-    half: o.Half = False,
-    force: o.Force = False,
-    device: o.Device = None,
-    as_json: o.AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DistilOptions:
+    """What is learned from whom, and where it goes."""
+
+    texts: TextOptions
+    own: bool = switch("Learn from texts that the teacher writes.", "--self")
+    teacher: str | None = flag("A model with the same vocabulary; the original by default.")
+    output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
+    stages: str | None = flag(
+        "align, distil, lengthen, in this order, with shares of the tokens if need be: align:1,distil:3.",
+        shown="distil; where attention was replaced align,distil",
+    )
+    trained: TrainedOptions
+    step: StepOptions
+    hard: float | None = flag("Share of stages distil and solve that evicts hard.", shown="0")
+    recall: float | None = flag("Share of pieces with stretches that come again beyond the window.", shown="0.5")
+    loop: LoopOptions
+    work: WorkOptions
+
+
+@with_options
+def distil(artifact: Artifact, options: DistilOptions) -> None:
     """Train a converted model's memories to give what its original gives, from texts, with sleeps in the loop."""
-    chosen = settings_among(locals())
-    if sum((bool(text), dataset is not None, own)) != 1:
+    texts, work = options.texts, options.work
+    chosen = settings_among(flat(options))
+    if sum((bool(texts.text), texts.dataset is not None, options.own)) != 1:
         raise UsageError(
             "what shall it read?", where="sleepc distil", fix="Give one of --text FILE, --dataset NAME or --self."
         )
     program = load_to_train(artifact)
     chosen.setdefault("stages", "align,distil" if _replaces(program) else "distil")
 
-    def learn(work: Path, display: Display, hooks: Hooks) -> Outcome:
-        return program.distil(
-            text=text or (),
-            dataset=dataset,
-            field=field,
-            teacher=teacher,
-            work=work,
-            resume=resume,
-            force=force,
-            device=device,
-            half=half,
-            progress=display,
-            hooks=hooks,
-            **chosen,
-        )
+    def learn(folder: Path, display: Display, hooks: Hooks) -> Outcome:
+        given = {**vars(texts), "text": texts.text or (), "teacher": options.teacher, **work.given()}
+        return program.distil(work=folder, progress=display, hooks=hooks, **given, **chosen)
 
-    run_training(
-        program, artifact, output, learn, name="distil", resume=resume, force=force, merge=merge, as_json=as_json
-    )
+    run_training(program, Learning("distil", learn), artifact, options.output, work)
 
 
 def _replaces(program: Program) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from sleepc.cli.asked import DISTANCES, EXAMPLES, STREAMS, Evaluation, prepare, read_asked
 from sleepc.cli.display import Display, err, number, out, print_json
-from sleepc.cli.options import Artifact, Backend, Device
-from sleepc.cli.tasks import Settings
+from sleepc.cli.option_groups import flag, switch, with_options
+from sleepc.cli.options import Artifact
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,31 +27,28 @@ CONSTANT = "constant"  # the column of who always says the same
 SHOWN = ("accuracy", "exact", "margin", "log_prob", "perplexity")
 
 
-def evaluate(
-    artifact: Artifact,
-    task: Annotated[str, typer.Option(help="perplexity, retrieval, copy, or one that `sleepc tasks` lists.")],
-    sweep: Annotated[
-        str | None, typer.Option(help="Replay windows so often instead, one model for each: passes=1,2,4.")
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="A model to measure full attention with.")] = None,
-    text: Annotated[Path | None, typer.Option(help="A text file to read; Python's help topics by default.")] = None,
-    distances: Annotated[
-        str | None,
-        typer.Option(help=f"How many windows ago ({DISTANCES}); perplexity reads as many as the largest."),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=10_000, help=f"Streams, with one item at every distance ({STREAMS}), or examples ({EXAMPLES})."
-        ),
-    ] = None,
-    settings: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is planted, and where.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file (.svg or .png).")] = None,
-    device: Device = "cpu",
-    backend: Backend = "eager",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What is asked of which models."""
+
+    task: str = flag("perplexity, retrieval, copy, or one that `sleepc tasks` lists.", default=MISSING)
+    sweep: str | None = flag("Replay windows so often instead, one model for each: passes=1,2,4.")
+    against: str | None = flag("A model to measure full attention with.")
+    text: Path | None = flag("A text file to read; Python's help topics by default.")
+    distances: str | None = flag(f"How many windows ago ({DISTANCES}); perplexity reads as many as the largest.")
+    samples: int | None = flag(
+        f"Streams, with one item at every distance ({STREAMS}), or examples ({EXAMPLES}).", min=1, max=10000
+    )
+    settings: list[str] | None = flag("A setting of the task, as width=8 or steps=1,2,4; several times.", "--set")
+    seed: int = flag("Of what is planted, and where.", default=0, min=0)
+    plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
+    device: str = flag("cpu or cuda.", default="cpu")
+    backend: str = flag("eager, or onnx: its export in ONNX Runtime, which needs no PyTorch.", default="eager")
+    as_json: bool = switch("Print one JSON object.", "--json")
+
+
+@with_options
+def evaluate(artifact: Artifact, options: EvalOptions) -> None:
     """Measure what a model still knows by how long ago it was read, or what it makes of a task: converted, with memories
     off, and full attention.
 
@@ -62,11 +58,13 @@ def evaluate(
     from sleepc.tasks.plot import check_plot
 
     started = time.perf_counter()
-    asked, passes = read_asked(task, samples, seed, distances, text, settings), _passes(sweep)
+    text, seed, plot = options.text, options.seed, options.plot
+    asked = read_asked(options.task, options.samples, seed, options.distances, text, options.settings)
+    passes = _passes(options.sweep)
     if plot is not None:
         check_plot(plot)
     display = Display(err)
-    subject = subject_of(artifact, backend, passes, against, device, display)
+    subject = subject_of(artifact, options.backend, passes, options.against, options.device, display)
     with display.doing("eval"):
         found = prepare(subject, asked)
         for model, steps, limit in subject.models(found.task.length):
@@ -74,9 +72,9 @@ def evaluate(
             _note(found, model, limit)
     seconds = time.perf_counter() - started
     if plot is not None:
-        _draw(plot, found, f"{task}: {artifact.resolve().name}, {_streams(asked.samples)}")
-    facts = {"artifact": str(artifact), "samples": asked.samples, "seed": seed, "text": str(text) if text else None}
-    if as_json:
+        _draw(plot, found, f"{options.task}: {artifact.resolve().name}, {_streams(asked.samples)}")
+    if options.as_json:
+        facts = {"artifact": str(artifact), "samples": asked.samples, "seed": seed, "text": str(text) if text else None}
         print_json({**facts, **to_json(found), "seconds": seconds})
     else:
         _tables(found, asked.samples, seconds)

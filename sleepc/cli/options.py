@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sleepc.cli.option_groups import flag
 from sleepc.errors import UsageError
 
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory; with --backend onnx also an export.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens of this mass.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from so many most likely tokens; 0 is all.")]
-Seed = Annotated[int | None, typer.Option(help="Of the sampling.")]
-Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")]
 TokenFile = Annotated[
     Path | None, typer.Option("--tokens", help="A file of token ids to read instead of a text: 12 7 30 …")
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[
-    str | None, typer.Option(help="Run in this dtype: the artifact's own or a wider one (not with --backend onnx).")
-]
-Backend = Annotated[str, typer.Option(help="eager, or onnx: its export in ONNX Runtime, which needs no PyTorch.")]
-TemplateName = Annotated[str | None, typer.Option("--template", help="Which of the model's chat templates.")]
-TemplateArgs = Annotated[
-    list[str] | None,
-    typer.Option(
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and where an answer stops."""
+
+    temperature: float = flag("0 is greedy.", default=0.0, min=0.0)
+    top_p: float = flag("Sample from the most likely tokens of this mass.", default=1.0, min=0.0, max=1.0)
+    top_k: int = flag("Sample from so many most likely tokens; 0 is all.", default=0, min=0)
+    seed: int | None = flag("Of the sampling.")
+    stop: list[str] | None = flag("Stop before this text; may be given several times.")
+
+    def choosing(self) -> dict[str, Any]:
+        """How a token is chosen, by the names of Session.generate."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateOptions:
+    """How a conversation is spelled."""
+
+    template: str | None = flag("Which of the model's chat templates.", "--template")
+    template_arg: list[str] | None = flag(
+        "A variable of the chat template, as NAME=VALUE; may be given several times.",
         "--template-arg",
-        help="A variable of the chat template, as NAME=VALUE; may be given several times.",
         metavar="NAME=VALUE",
-    ),
-]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsOn:
+    """What runs a program."""
+
+    device: str = flag("cpu or cuda.", default="cpu")
+    dtype: str | None = flag("Run in this dtype: the artifact's own or a wider one (not with --backend onnx).")
+    backend: str = flag("eager, or onnx: its export in ONNX Runtime, which needs no PyTorch.", default="eager")
+
 
 SPELLED = {"True": True, "False": False, "None": None}
 

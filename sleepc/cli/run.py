@@ -7,27 +7,14 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.text import Text
 
 from sleepc.cli.display import counted, err, number, print_json, size, sleeps, write_words
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
-from sleepc.cli.options import (
-    Artifact,
-    Backend,
-    Device,
-    Dtype,
-    Seed,
-    Stop,
-    Temperature,
-    TemplateArgs,
-    TemplateName,
-    TopK,
-    TopP,
-    read_template_args,
-)
+from sleepc.cli.option_groups import argument, flag, switch, with_options
+from sleepc.cli.options import Artifact, RunsOn, Sampling, TemplateOptions, read_template_args
 from sleepc.cli.terminal import of_passes
 from sleepc.cli.words import check_words, read_input, read_text
 from sleepc.errors import UsageError
@@ -42,90 +29,84 @@ if TYPE_CHECKING:
 PIECE, MOST = 256, 1024  # tokens, about and at most: what is read between two looks at whether to stop
 
 
-def run(
-    artifact: Artifact,
-    prompt: Annotated[
-        str | None, typer.Argument(help="What to continue or answer; after the text of -f, if both are given.")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="A text file to read first.")] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="Resume from this file if it exists, and save to it at the end.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")] = 128,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    seed: Seed = None,
-    stop: Stop = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            help="Ask through the model's chat template, or give it the text as it stands; by default through a "
-            "template where it has one."
-        ),
-    ] = None,
-    template: TemplateName = None,
-    template_arg: TemplateArgs = None,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Print tokens, sleeps, speed and state size at the end.")
-    ] = False,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    backend: Backend = "eager",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and no stream.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What is read, and how it is answered."""
+
+    prompt: str | None = argument("What to continue or answer; after the text of -f, if both are given.")
+    file: Path | None = flag("A text file to read first.", "--file", "-f")
+    state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
+    max_tokens: int = flag("Tokens to generate at most.", default=128, min=0)
+    sampling: Sampling
+    chat: bool | None = flag(
+        "Ask through the model's chat template, or give it the text as it stands; by default through a template where it has one."
+    )
+    template: TemplateOptions
+    stats: bool = switch("Print tokens, sleeps, speed and state size at the end.", "--stats")
+    on: RunsOn
+    as_json: bool = switch("Print one JSON object at the end, and no stream.", "--json")
+
+
+@with_options
+def run(artifact: Artifact, options: RunOptions) -> None:
     """Read a prompt, a file or standard input, and stream what the model makes of it."""
     from sleepc.cli.opening import open_program
     from sleepc.cli.reading import reading_of
 
-    for word in stop or ():
+    state, on, sampling = options.state, options.on, options.sampling
+    for word in sampling.stop or ():
         check_words(word, "--stop")
     if state is not None:
         check_file_place(state, "--state")  # before any work
-    program = open_program(artifact, backend)
+    program = open_program(artifact, on.backend)
     tokenizer = program.tokenizer()
-    chosen = _template(tokenizer, chat, template, read_template_args(template_arg))
-    text = _prompt(prompt, file, resumes=state is not None and state.is_file())
-    session = program.session(device=device, dtype=dtype)
-    reading = reading_of(session, tokenizer, chosen)
+    template = _template(tokenizer, options)
+    text = _prompt(options.prompt, options.file, resumes=state is not None and state.is_file())
+    session = program.session(device=on.device, dtype=on.dtype)
+    reading = reading_of(session, tokenizer, template)
     if state is not None and state.is_file():
         _tell(reading.resume(state))
-    ids = reading.news(text)
-    answer = Answer(tokenizer, stop or [], reading.ends, reading.never, quiet=as_json)
+    answer = Answer(tokenizer, sampling.stop or [], reading.ends, reading.never, quiet=options.as_json)
+    stopped = _answer(answer, session, reading, reading.news(text), options)
+    if not answer.text and options.max_tokens and not stopped:
+        _tell(_why_nothing(answer, tokenizer, template))
+    if options.as_json:
+        facts = {"text": answer.text, "tokens": answer.tokens, "interrupted": bool(stopped)}
+        print_json({**facts, **answer.figures(session)})
+    elif options.stats:
+        answer.tell(session)
+    if stopped:
+        raise Ended(stopped, _stopped(answer, state))
+
+
+def _answer(answer: Answer, session: Session, reading: Reading, ids: list[int], options: RunOptions) -> int:
+    """Read, answer, and save the state: the signal that stopped it, 0 for none."""
+    state = options.state
     with stopping() as stopped:  # a token comes to its end, and the state is written
         try:
             answer.read(session, ids, stopped)
             if not stopped():
-                choosing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-                answer.write(session, max_tokens, choosing, stopped)
+                answer.write(session, options.max_tokens, options.sampling.choosing(), stopped)
         except ENDS as end:
             raise Ended(signal_of(end), _given_up(state)) from None
         except OSError:  # the reader of the answer has gone away, between two tokens
             _save(reading, ids, answer, state)
             raise
         _save(reading, ids, answer, state)
-    if not answer.text and max_tokens and not stopped():
-        _tell(_why_nothing(answer, tokenizer, chosen))
-    if as_json:
-        print_json(
-            {"text": answer.text, "tokens": answer.tokens, "interrupted": bool(stopped()), **answer.figures(session)}
-        )
-    elif stats:
-        answer.tell(session)
-    if stopped():
-        raise Ended(stopped(), _stopped(answer, state))
+    return stopped()
 
 
-def _template(tokenizer: Tokenizer, chat: bool | None, name: str | None, arguments: dict[str, Any]) -> Template | None:
+def _template(tokenizer: Tokenizer, options: RunOptions) -> Template | None:
     """The template that is asked through. Raises UsageError for options that do not fit each other or the model."""
-    if chat is False:
+    name, arguments = options.template.template, read_template_args(options.template.template_arg)
+    if options.chat is False:
         if name is not None or arguments:
             raise UsageError(
                 "a text has no chat template", where="--no-chat", fix="Leave --no-chat out, or --template."
             )
         return None
     found = tokenizer.template(name, arguments)
-    if found is None and chat:
+    if found is None and options.chat:
         raise UsageError("this model has no chat template", where="--chat", fix="Leave --chat out.")
     return found
 

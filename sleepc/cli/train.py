@@ -2,106 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from sleepc.cli import training_options as o
 from sleepc.cli.display import Display
+from sleepc.cli.option_groups import flag, flat, switch, with_options
 from sleepc.cli.options import Artifact
-from sleepc.cli.tasks import Settings
-from sleepc.cli.training import load_to_train, run_training, settings_among
+from sleepc.cli.training import Learning, load_to_train, run_training, settings_among
+from sleepc.cli.training_options import LoopOptions, StepOptions, TextOptions, TrainedOptions, WorkOptions
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
     from sleepc.train.training import Hooks, Outcome
 
 
-def train(
-    artifact: Artifact,
-    task: Annotated[str | None, typer.Option(help="One that `sleepc tasks` lists.")] = None,
-    settings: Settings = None,
-    text: o.Text = None,
-    dataset: o.Dataset = None,
-    field: o.Field = "text",
-    predict: Annotated[
-        int | None,
-        typer.Option(help="Learn the last so many tokens of every piece of text, 0 for all.", show_default="0"),
-    ] = None,
-    output: o.Output = None,
-    scratch: Annotated[
-        bool,
-        typer.Option(
-            "--scratch",
-            help="For a model that knows nothing yet: --train all --start new --optimiser muon, --weights-lr as --lr.",
-        ),
-    ] = False,
-    passes: o.Passes = None,
-    steps: o.Steps = None,
-    tokens: o.Tokens = None,
-    length: o.Length = None,
-    batch: o.Batch = None,
-    accumulate: o.Accumulate = None,
-    optimiser: o.Optimiser = None,
-    muon_lr: o.MuonLr = None,
-    lr: o.Lr = None,
-    low_rank_lr: o.LowRankLr = None,
-    weights_lr: o.WeightsLr = None,
-    train: o.Train = None,
-    rank: o.Rank = None,
-    hard: o.Hard = None,
-    start: o.Start = None,
-    precision: o.Precision = None,
-    checkpointing: o.Checkpointing = False,
-    truncate: o.Truncate = None,
-    seed: o.Seed = None,
-    save_every: o.SaveEvery = None,
-    resume: o.Resume = False,
-    merge: o.Merge = False,
-    half: o.Half = False,
-    force: o.Force = False,
-    device: o.Device = None,
-    as_json: o.AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What is learned, and where it goes."""
+
+    task: str | None = flag("One that `sleepc tasks` lists.")
+    settings: list[str] | None = flag("A setting of the task, as width=8 or steps=1,2,4; several times.", "--set")
+    texts: TextOptions
+    predict: int | None = flag("Learn the last so many tokens of every piece of text, 0 for all.", shown="0")
+    output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
+    scratch: bool = switch(
+        "For a model that knows nothing yet: --train all --start new --optimiser muon, --weights-lr as --lr.",
+        "--scratch",
+    )
+    step: StepOptions
+    trained: TrainedOptions
+    hard: float | None = flag("Share of stages distil and solve that evicts hard.", shown="0")
+    loop: LoopOptions
+    work: WorkOptions
+
+
+@with_options
+def train(artifact: Artifact, options: TrainOptions) -> None:
     """Train a model to say what a task asks, or what a text goes on with, through its sleeps and their passes."""
-    chosen = settings_among(locals())
-    if sum((task is not None, bool(text), dataset is not None)) != 1:
+    task, texts, work = options.task, options.texts, options.work
+    chosen = settings_among(flat(options))
+    if sum((task is not None, bool(texts.text), texts.dataset is not None)) != 1:
         raise UsageError(
             "what shall it learn?", where="sleepc train", fix="Give one of --task NAME, --text FILE or --dataset NAME."
         )
-    program = load_to_train(artifact)
+    program, settings = load_to_train(artifact), options.settings or []
 
-    def learn(work: Path, display: Display, hooks: Hooks) -> Outcome:
-        return program.train(
-            task,
-            set=settings or (),
-            text=text or (),
-            dataset=dataset,
-            field=field,
-            scratch=scratch,
-            work=work,
-            resume=resume,
-            force=force,
-            device=device,
-            half=half,
-            progress=display,
-            hooks=hooks,
-            **chosen,
-        )
+    def learn(folder: Path, display: Display, hooks: Hooks) -> Outcome:
+        given = {**vars(texts), "text": texts.text or (), "set": settings, "scratch": options.scratch, **work.given()}
+        return program.train(task, work=folder, progress=display, hooks=hooks, **given, **chosen)
 
-    run_training(
-        program,
-        artifact,
-        output,
-        learn,
-        name="train",
-        following=_following(output or artifact, task, settings or []),
-        resume=resume,
-        force=force,
-        merge=merge,
-        as_json=as_json,
-    )
+    following = _following(options.output or artifact, task, settings)
+    run_training(program, Learning("train", learn, following), artifact, options.output, work)
 
 
 def _following(target: Path, task: str | None, settings: list[str]) -> str:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sleepc.api import Program
+    from sleepc.cli.training_options import WorkOptions
     from sleepc.train.trainer import Step, Trainer
     from sleepc.train.training import Hooks, Outcome
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a command lets a program learn, in a folder; `following` is the command that shows what came of it."""
+
+    name: str
+    learn: Callable[[Path, Display, Hooks], Outcome]
+    following: str = ""
 
 
 def settings_among(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,19 +54,9 @@ def load_to_train(artifact: Path) -> Program:
 
 
 def run_training(
-    program: Program,
-    artifact: Path,
-    output: Path | None,
-    learn: Callable[[Path, Display, Hooks], Outcome],
-    *,
-    name: str,
-    following: str = "",
-    resume: bool,
-    force: bool,
-    merge: bool,
-    as_json: bool,
+    program: Program, learning: Learning, artifact: Path, output: Path | None, options: WorkOptions
 ) -> None:
-    """Let `program` `learn` in the folder beside `output` (or `artifact`), and write it there when it is finished.
+    """Let `program` learn in the folder beside `output` (or `artifact`), and write it there when it is finished.
 
     Raises UsageError where something is in the way, before any work; exits with 1 where it made things worse, which is
     not written without `force`, and with 130 where it was stopped.
@@ -64,24 +65,24 @@ def run_training(
     from sleepc.train.training import Hooks
 
     target = output or artifact
-    replace = force or output is None
+    replace = options.force or output is None
     work = target.resolve().with_name(f"{target.resolve().name}.training")
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes
-    live = _Live(name, show=first and not as_json)
-    alone = alone_at(target, program, name, force=replace) if first else nullcontext()
+    live = _Live(learning.name, show=first and not options.as_json)
+    alone = alone_at(target, program, learning.name, force=replace) if first else nullcontext()
     with stopping(live.stopping) as stopped, alone, _given_up(work):
         if first:
-            _check_work(work, resume=resume, force=force)
+            _check_work(work, resume=options.resume, force=options.force)
         with live.shown():
             hooks = Hooks(live.start, live.step, live.judging, lambda: bool(stopped()))
-            outcome = learn(work, live.display, hooks)
-            if outcome.kept and merge:
+            outcome = learning.learn(work, live.display, hooks)
+            if outcome.kept and options.merge:
                 program.merge()
             if outcome.kept and first:
                 program.save(target, force=replace, progress=live.display)
                 forget_checkpoints(work)
     if first:
-        _tell(outcome, target, work, live.seconds, following, as_json=as_json)
+        _tell(outcome, target, work, live.seconds, learning.following, as_json=options.as_json)
     if not outcome.finished:
         raise Ended(stopped() or signal.SIGINT, "")  # 0 where another of several processes was stopped
     if not outcome.kept:

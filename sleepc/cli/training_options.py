@@ -2,72 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
+from sleepc.cli.option_groups import flag, switch
 
-Text = Annotated[
-    list[Path] | None,
-    typer.Option(help="A text file, a .jsonl file, or a folder of them; may be given several times."),
-]
-Dataset = Annotated[str | None, typer.Option(help="A data set of Hugging Face's: NAME or NAME:SPLIT.")]
-Field = Annotated[str, typer.Option(help="Where rows of .jsonl files and data sets have their text.")]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="The artifact directory to make; without it ARTIFACT is replaced."),
-]
-Train = Annotated[
-    str | None,
-    typer.Option(
-        "--train",
-        help="new (what the conversion added), low-rank (maps beside the weights, too) or all.",
-        show_default="new",
-    ),
-]
-Rank = Annotated[int | None, typer.Option(help="Of low-rank maps.", show_default="8")]
-Steps = Annotated[int | None, typer.Option(help="How many, instead of --tokens.")]
-Passes = Annotated[
-    str | None,
-    typer.Option(help="Of every sleep: 4, or 1:4, drawn for each step.", show_default="the program's own"),
-]
-Optimiser = Annotated[str | None, typer.Option(help="adamw, or muon for the matrices of blocks.", show_default="adamw")]
-MuonLr = Annotated[float | None, typer.Option(help="Of those matrices.", show_default="0.005")]
-Tokens = Annotated[int | None, typer.Option(help="Tokens to read in all.", show_default="250000")]
-Length = Annotated[int | None, typer.Option(help="Tokens of a piece of text.", show_default="768")]
-Batch = Annotated[int | None, typer.Option(help="Pieces of a step.", show_default="1")]
-Accumulate = Annotated[int | None, typer.Option(help="Parts of a batch, one after another.", show_default="1")]
-Lr = Annotated[float | None, typer.Option(help="Learning rate of memories.", show_default="0.002")]
-LowRankLr = Annotated[float | None, typer.Option(help="Of low-rank maps.", show_default="0.001")]
-WeightsLr = Annotated[float | None, typer.Option(help="Of the source's weights.", show_default="1e-05")]
-Hard = Annotated[
-    float | None, typer.Option(help="Share of stages distil and solve that evicts hard.", show_default="0")
-]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        help="fresh (untrained memories are set to learn fast), new (as in a new model) or kept.", show_default="fresh"
-    ),
-]
-Precision = Annotated[
-    str | None, typer.Option(help="auto, float32 or bfloat16 (for linear maps).", show_default="auto")
-]
-Checkpointing = Annotated[
-    bool, typer.Option("--checkpointing", help="Compute activations again: less memory, more time.")
-]
-Truncate = Annotated[int | None, typer.Option(help="Windows that gradients go back, 0 for all.", show_default="0")]
-Seed = Annotated[
-    int | None, typer.Option(help="Of the order of the text, of examples, and of drawn passes.", show_default="0")
-]
-SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="50")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
-Merge = Annotated[bool, typer.Option("--merge", help="Merge low-rank maps into the weights at the end.")]
-Half = Annotated[bool, typer.Option("--half", help="Write the adapter in float16: half the size.")]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Start anew where a training was stopped; replace an artifact at -o; save what got worse."
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda where there is one")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Texts that are read."""
+
+    text: list[Path] | None = flag("A text file, a .jsonl file, or a folder of them; may be given several times.")
+    dataset: str | None = flag("A data set of Hugging Face's: NAME or NAME:SPLIT.")
+    field: str = flag("Where rows of .jsonl files and data sets have their text.", default="text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions:
+    """What is trained."""
+
+    train: str | None = flag(
+        "new (what the conversion added), low-rank (maps beside the weights, too) or all.", "--train", shown="new"
+    )
+    rank: int | None = flag("Of low-rank maps.", shown="8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What is read at a step, and how far parameters go there."""
+
+    passes: str | None = flag("Of every sleep: 4, or 1:4, drawn for each step.", shown="the program's own")
+    steps: int | None = flag("How many, instead of --tokens.")
+    tokens: int | None = flag("Tokens to read in all.", shown="250000")
+    length: int | None = flag("Tokens of a piece of text.", shown="768")
+    batch: int | None = flag("Pieces of a step.", shown="1")
+    accumulate: int | None = flag("Parts of a batch, one after another.", shown="1")
+    optimiser: str | None = flag("adamw, or muon for the matrices of blocks.", shown="adamw")
+    muon_lr: float | None = flag("Of those matrices.", shown="0.005")
+    lr: float | None = flag("Learning rate of memories.", shown="0.002")
+    low_rank_lr: float | None = flag("Of low-rank maps.", shown="0.001")
+    weights_lr: float | None = flag("Of the source's weights.", shown="1e-05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How the steps run."""
+
+    start: str | None = flag(
+        "fresh (untrained memories are set to learn fast), new (as in a new model) or kept.", shown="fresh"
+    )
+    precision: str | None = flag("auto, float32 or bfloat16 (for linear maps).", shown="auto")
+    checkpointing: bool = switch("Compute activations again: less memory, more time.", "--checkpointing")
+    truncate: int | None = flag("Windows that gradients go back, 0 for all.", shown="0")
+    seed: int | None = flag("Of the order of the text, of examples, and of drawn passes.", shown="0")
+    save_every: int | None = flag("Steps between checkpoints.", shown="50")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """Where steps are run, and what becomes of what they made."""
+
+    resume: bool = switch("Go on from the last checkpoint.", "--resume")
+    merge: bool = switch("Merge low-rank maps into the weights at the end.", "--merge")
+    half: bool = switch("Write the adapter in float16: half the size.", "--half")
+    force: bool = switch(
+        "Start anew where a training was stopped; replace an artifact at -o; save what got worse.", "--force"
+    )
+    device: str | None = flag("cpu or cuda.", shown="cuda where there is one")
+    as_json: bool = switch("Print one JSON object.", "--json")
+
+    def given(self) -> dict[str, Any]:
+        """Those that a training asks for itself, by the names that it has for them."""
+        return {name: getattr(self, name) for name in ("resume", "force", "device", "half")}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sleepc.cli.display import Display, err, out, print_json
-from sleepc.cli.options import TokenFile
+from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.verify_export import is_export, verify_an_export
 from sleepc.cli.words import read_options
 
@@ -18,29 +19,42 @@ if TYPE_CHECKING:
 ACCEPT = "Let pass a program whose perplexity beyond the window is more than 4 times the original's."
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is read and compared."""
+
+    against: str | None = flag("The original model, where it is not where it was.")
+    text: Path | None = flag("A text file to read; Python's help topics by default.")
+    tokens: Path | None = flag("A file of token ids to read instead of a text: 12 7 30 …", "--tokens")
+    hashes: bool = switch("Check every tensor's bytes too.", "--hash")
+    accept_quality: bool = switch(ACCEPT, "--accept-quality")
+    as_json: bool = switch("Print one JSON object.", "--json")
+
+
+@with_options
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="An artifact directory, or an export's.")],
-    against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
-    text: Annotated[Path | None, typer.Option(help="A text file to read; Python's help topics by default.")] = None,
-    tokens: TokenFile = None,
-    hashes: Annotated[bool, typer.Option("--hash", help="Check every tensor's bytes too.")] = False,
-    accept_quality: Annotated[bool, typer.Option("--accept-quality", help=ACCEPT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    artifact: Annotated[Path, typer.Argument(help="An artifact directory, or an export's.")], options: VerifyOptions
 ) -> None:
     """Measure the invariants on real tokens, and perplexity beyond the window, against the original model; exit 1 where
     one fails.
     """
-    words, ids = read_options(text, tokens)
+    words, ids = read_options(options.text, options.tokens)
     if is_export(artifact):
-        return verify_an_export(artifact, against, words, ids, as_json)
+        return verify_an_export(artifact, options.against, words, ids, options.as_json)
     from sleepc import api
 
     display = Display(err)
     program = api.load(artifact)
     with display.doing("verify"):
-        options = {"hash": hashes, "accept_quality": accept_quality}
-        report = program.verify(against=against, text=words, tokens=ids, progress=display, **options)
-    if as_json:
+        report = program.verify(
+            against=options.against,
+            text=words,
+            tokens=ids,
+            hash=options.hashes,
+            accept_quality=options.accept_quality,
+            progress=display,
+        )
+    if options.as_json:
         print_json(report.to_json())
     else:
         _table(report)
