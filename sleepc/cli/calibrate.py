@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 class CalibrateOptions:
     """What memories are set by, and where the program goes."""
 
-    text: list[Path] = flag(
-        "A text file, a .jsonl file, or a folder of them; may be given several times.", default=MISSING
-    )
+    text: list[Path] = flag("A text file, a .jsonl file, or a folder of them; may be given several times.", default=...)
     output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
     tokens: int = flag("Tokens to learn from; as many again are held apart and out.", default=2048, min=1)
     steps: int = flag("Local steps for each layer; 0 sets gates only.", default=100, min=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +62,7 @@ class RecipeOptions:
 class ConvertOptions:
     """What is made of a model, and where."""
 
-    output: Path = flag("The artifact directory to make.", "--output", "-o", default=MISSING)
+    output: Path = flag("The artifact directory to make.", "--output", "-o", default=...)
     recipe_file: Path | None = flag("A YAML file of options, by the names of these; flags win.", "--recipe")
     adapter: Path | None = flag(
         "Apply what a training has changed, from this file; its options are those of the training."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ SHOWN = ("accuracy", "exact", "margin", "log_prob", "perplexity")
 class EvalOptions:
     """What is asked of which models."""
 
-    task: str = flag("perplexity, retrieval, copy, or one that `sleepc tasks` lists.", default=MISSING)
+    task: str = flag("perplexity, retrieval, copy, or one that `sleepc tasks` lists.", default=...)
     sweep: str | None = flag("Replay windows so often instead, one model for each: passes=1,2,4.")
     against: str | None = flag("A model to measure full attention with.")
     text: Path | None = flag("A text file to read; Python's help topics by default.")

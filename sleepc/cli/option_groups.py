@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, field, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import typer
 
@@ -15,10 +15,10 @@ TYPER = "typer"  # the key of a field's metadata
 
 def flag(words: str, *names: str, default: Any = None, shown: bool | str = True, **limits: Any) -> Any:
     """A field that is a flag, --like-its-name if no `names` are given. `words` are its help, and `shown` what the help
-    says its default is; with default=MISSING it has to be given. `limits` are those of typer.Option (min, max, metavar).
+    says its default is; with default=... it has to be given. `limits` are those of typer.Option (min, max, metavar).
     """
-    option = typer.Option(*names, help=words, show_default=shown, **limits)
-    return field(default=default, metadata={TYPER: option})
+    option = typer.Option(default, *names, help=words, show_default=shown, **limits)
+    return field(default=MISSING if default is ... else default, metadata={TYPER: option})
 
 
 def switch(words: str, *names: str) -> Any:
@@ -28,7 +28,7 @@ def switch(words: str, *names: str) -> Any:
 
 def argument(words: str) -> Any:
     """A field that is an argument, which may be left out (None)."""
-    return field(default=None, metadata={TYPER: typer.Argument(help=words)})
+    return field(default=None, metadata={TYPER: typer.Argument(None, help=words)})
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,9 +65,7 @@ def _options(group: Any) -> Iterator[Parameter]:
         if is_dataclass(hints[each.name]):
             yield from _options(hints[each.name])
             continue
-        default = Parameter.empty if each.default is MISSING else each.default
-        annotation = Annotated[hints[each.name], each.metadata[TYPER]]
-        yield Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        yield Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.metadata[TYPER], annotation=hints[each.name])
 
 
 def _made(hint: Any, name: str, given: dict[str, Any]) -> Any:

@@ -1,0 +1,109 @@
+"""Groups of options: what typer makes of them, and that they say what recipes and settings of trainings have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from sleepc.cli.convert import RecipeOptions
+from sleepc.cli.distil import DistilOptions
+from sleepc.cli.option_groups import TYPER, argument, flag, flat, switch, with_options
+from sleepc.cli.train import TrainOptions
+from sleepc.cli.training_options import LoopOptions, StepOptions, TrainedOptions
+from sleepc.recipe import Recipe
+from sleepc.train.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    size: int = flag("How large.", default=3, min=1)
+    loud: bool = switch("Say more.", "--loud")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str = flag("Its name.", "--name", "-n", default=...)
+    inner: Inner
+    where: str | None = argument("Where it is.")
+
+
+def ran(*arguments: str) -> tuple[int, list[Outer]]:
+    """The exit code, and what a command was called with."""
+    seen: list[Outer] = []
+
+    @with_options
+    def command(options: Outer) -> None:
+        seen.append(options)
+
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, arguments).exit_code, seen
+
+
+def test_groups_are_made_of_what_was_given() -> None:
+    assert ran("-n", "ann") == (0, [Outer(name="ann", inner=Inner(size=3, loud=False), where=None)])
+    assert ran("there", "--name", "ann", "--loud", "--size", "7") == (
+        0,
+        [Outer(name="ann", inner=Inner(size=7, loud=True), where="there")],
+    )
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "ann", "--size", "0"), ("-n", "ann", "--no-loud")])
+def test_what_does_not_fit_is_refused(arguments: tuple[str, ...]) -> None:
+    assert ran(*arguments) == (2, [])
+
+
+def test_flat_has_the_options_of_groups_in_groups() -> None:
+    assert flat(Outer(name="ann", inner=Inner(size=7, loud=True))) == {
+        "name": "ann",
+        "size": 7,
+        "loud": True,
+        "where": None,
+    }
+
+
+def test_two_options_of_one_name_are_an_error() -> None:
+    def command(options: Outer, more: Inner) -> None:
+        del options, more
+
+    with pytest.raises(ValueError, match="duplicate parameter name"):
+        with_options(command)
+
+
+def test_every_option_of_a_recipe_is_a_flag_of_convert() -> None:
+    assert [each.name for each in fields(RecipeOptions)] == [
+        name for name in Recipe.model_fields if name != "overrides"
+    ]
+
+
+@pytest.mark.parametrize("command", [DistilOptions, TrainOptions])
+def test_groups_of_a_training_stand_in_both_commands(command: type) -> None:
+    assert {"TrainedOptions", "StepOptions", "LoopOptions", "WorkOptions"} <= {
+        str(each.type) for each in fields(command)
+    }
+
+
+UNTOLD = {"stages", "passes", "steps"}  # what depends on the program, and steps: 0 of them mean as many as tokens give
+
+
+@pytest.mark.parametrize(
+    ("group", "model"),
+    [
+        (RecipeOptions, Recipe),
+        *((group, Settings) for group in (DistilOptions, TrainOptions, TrainedOptions, StepOptions, LoopOptions)),
+    ],
+)
+def test_the_help_tells_the_default_that_is_used(group: Any, model: type[BaseModel]) -> None:
+    defaults = {name: option.default for name, option in model.model_fields.items() if option.default is not False}
+    if model is Settings:
+        defaults = {name: default for name, default in defaults.items() if name not in UNTOLD}
+    told = {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
+    assert told
+    assert {name: type(defaults[name])(shown) for name, shown in told.items()} == {
+        name: defaults[name] for name in told
+    }
