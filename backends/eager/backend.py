@@ -6,8 +6,8 @@ import torch
 
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.errors import UsageError
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.types import TensorType
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
@@ -49,26 +49,3 @@ def check_device(device: str) -> None:
     if int(number or 0) >= there:
         last = f"the last one is {kind}:{there - 1}"
         raise UsageError(f"there is no device {device}: {last}", where="--device", fix=f"Use --device {kind}.")
-
-
-def materialise(program: ProgramGraphs, device: str) -> dict[str, torch.Tensor]:
-    """Every parameter, on `device`, in the dtype that its port declares."""
-    return {key: program.params[key].materialise().to(device, dtype) for key, dtype in dtypes_of(program).items()}
-
-
-def dtypes_of(program: ProgramGraphs) -> dict[str, torch.dtype]:
-    """The dtypes that ports declare for parameters, by key."""
-    dtypes: dict[str, torch.dtype] = {}
-    for graph in (program.embed, program.head):
-        for key, port in {**graph.ports("param"), **graph.ports("const")}.items():
-            dtypes[key] = _dtype(port.meta["type"])
-    for block in program.layout:
-        ports = program.classes[block.cls].wake.ports()
-        for port_name, key in block.params.items():
-            dtypes[key] = _dtype(ports[port_name].meta["type"])
-    return dtypes
-
-
-def _dtype(type_: object) -> torch.dtype:
-    assert isinstance(type_, TensorType)
-    return type_.dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import fx
 
 import sleepc
-from sleepc.backends.eager.backend import dtypes_of
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.functions import attach
@@ -21,6 +19,7 @@ from sleepc.backends.onnx.sleep import sleep_graph
 from sleepc.backends.onnx.views import keep_in_place
 from sleepc.backends.onnx.wake import Step, wake_graph
 from sleepc.backends.onnx.weights import FILE, Weights
+from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.ops.rules import find as find_rule
@@ -83,13 +82,6 @@ def lower(
         rules=[],
         report={},
     )
-
-
-def shared_keys(program: ProgramGraphs) -> frozenset[str]:
-    """Parameters that several ports have: tied tables, blocks with the same weights."""
-    ports = [key for graph in (program.embed, program.head) for key in {**graph.ports("param"), **graph.ports("const")}]
-    counts = Counter([*ports, *(key for block in program.layout for key in block.params.values())])
-    return frozenset(key for key, count in counts.items() if count > 1)
 
 
 def passes_of(program: ProgramGraphs) -> int:

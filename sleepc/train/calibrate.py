@@ -20,10 +20,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from sleepc.backends.eager.backend import load, materialise
+from sleepc.backends.eager.backend import load
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.errors import UsageError
 from sleepc.folder_lock import only_one
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor
 from sleepc.ops.rules import find as find_rule

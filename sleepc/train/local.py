@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.ir.graph import Graph
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.train.losses import relative_error_sum

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.adapter import with_values

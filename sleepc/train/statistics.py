@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.ir.graph import Graph
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops.functional import attention
 from sleepc.passes.adapt.retype import Retype

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.lessons import NOTHING
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.steps import EagerSteps
+from sleepc.ir.parameters import materialise
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, WINDOW, family

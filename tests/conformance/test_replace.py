@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sleepc.api import logits_of
-from sleepc.backends.eager.backend import load, materialise
+from sleepc.backends.eager.backend import load
 from sleepc.backends.eager.steps import EagerSteps
+from sleepc.ir.parameters import materialise
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import load, materialise
+from sleepc.backends.eager.backend import load
 from sleepc.backends.eager.steps import EagerSteps
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops.rules import RULES, Rule, States, register
 from sleepc.passes.pipeline import rewrite_stages

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sleepc import api
-from sleepc.backends.eager.backend import load, materialise
+from sleepc.backends.eager.backend import load
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.errors import UsageError
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
 from sleepc.runtime.session import Session

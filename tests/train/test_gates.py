@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import materialise
 from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.backends.eager.steps import EagerSteps
+from sleepc.ir.parameters import materialise
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.adapter import with_values
 from sleepc.train.gates import Setting, gate_values, half_lives, output_gate, strengths, targets, value_map

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import dtypes_of
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.backends.onnx.check.accurate import accurate
@@ -31,6 +30,7 @@ from sleepc.backends.onnx.lower import passes_of
 from sleepc.backends.onnx.manifest import Kept, Manifest, Replaced
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import SleepcError
+from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import IntArray
 

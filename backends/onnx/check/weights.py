@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sleepc.backends.eager.backend import dtypes_of
 from sleepc.backends.onnx.check.files import Stored
 from sleepc.backends.onnx.quantise import BLOCK, dequantise
 from sleepc.backends.onnx.weights import FILE, Keys
 from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 
 Array = npt.NDArray[Any]

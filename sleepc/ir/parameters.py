@@ -1,0 +1,42 @@
+"""The parameters that a program's ports declare: their dtypes, their values, and which of them several ports share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import TensorType
+
+
+def materialise(program: ProgramGraphs, device: str) -> dict[str, torch.Tensor]:
+    """Every parameter by key, on `device`, in the dtype that its port declares. What needs no copy stays mapped."""
+    return {key: program.params[key].materialise().to(device, dtype) for key, dtype in dtypes_of(program).items()}
+
+
+def dtypes_of(program: ProgramGraphs) -> dict[str, torch.dtype]:
+    """The dtypes that ports declare for parameters, by key."""
+    dtypes: dict[str, torch.dtype] = {}
+    for key, type_ in _ports(program):
+        assert isinstance(type_, TensorType)
+        dtypes[key] = type_.dtype
+    return dtypes
+
+
+def shared_keys(program: ProgramGraphs) -> frozenset[str]:
+    """Parameters that several ports have: tied tables, blocks with the same weights."""
+    counts = Counter(key for key, _ in _ports(program))
+    return frozenset(key for key, count in counts.items() if count > 1)
+
+
+def _ports(program: ProgramGraphs) -> Iterator[tuple[str, object]]:
+    """(key, type) of every port that a parameter is given to, over all blocks."""
+    for graph in (program.embed, program.head):
+        for key, port in {**graph.ports("param"), **graph.ports("const")}.items():
+            yield key, port.meta["type"]
+    for block in program.layout:
+        ports = program.classes[block.cls].wake.ports()
+        for name, key in block.params.items():
+            yield key, ports[name].meta["type"]
