@@ -46,8 +46,9 @@ from sleepc.train.local import (
     windows_of,
 )
 from sleepc.train.pieces import pieces, shuffled
-from sleepc.train.statistics import HeadStatistics, Layer, Reach, layers, widened
+from sleepc.train.statistics import HeadStatistics, Layer, Reach, layers
 from sleepc.train.texts import Document
+from sleepc.verify.rounding import widened
 from sleepc.verify.shake import MEMORY, without_memories
 
 if TYPE_CHECKING:

@@ -14,10 +14,8 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops.functional import attention
-from sleepc.passes.adapt.retype import Retype
-from sleepc.passes.base import Stage
-from sleepc.passes.runner import run_stages
 from sleepc.train.local import only_block, only_embed
+from sleepc.verify.rounding import widened
 
 ATTENTION = torch.ops.sleepc.attention.default
 QUERIES = 512  # rows of weights looked at at once, in float64
@@ -195,10 +193,3 @@ def layers(
 
 def _executor(graph: Graph, recorder: Callable[..., Tensor] | None = None) -> Executor:
     return Executor(graph, {**PLAIN, **({ATTENTION: recorder} if recorder is not None else {})}, torch.device("cpu"))
-
-
-def widened(program: ProgramGraphs, level: Any) -> ProgramGraphs:
-    """The program in float32 where it is narrower: small errors are to be measured."""
-    if program.dtype.itemsize >= 4:
-        return program
-    return run_stages(program, (Stage("retype", level, (Retype(torch.float32),)),))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from sleepc.verify.far import LONG, Far
 from sleepc.verify.invariants import Bench, Logits
 from sleepc.verify.older import refuse_far_sinks
 from sleepc.verify.report import INVARIANTS, Beyond, Check, PerplexityRow, VerifyReport
+from sleepc.verify.rounding import in_float32, rounding_chooses
 from sleepc.verify.shake import is_silent, new_parameters, shaken, with_parameters
 from sleepc.verify.streams import Stream
 from sleepc.verify.subject import Subject
@@ -31,6 +34,7 @@ __all__ = ["Beyond", "Check", "PerplexityRow", "VerifyReport", "verify_program"]
 Progress = Callable[[str, float | None], None]
 T = TypeVar("T")
 SHORT = 8  # tokens between two sleeps, where a window is too long to read several of them
+ROUNDED = {1, 3, 4, 5, 8, 9}  # invariants that compare two ways to compute the same
 SMALL = 32  # windows up to here are read whole, and that of a program rebuilt where the real one is too long
 
 
@@ -72,11 +76,11 @@ def verify_program(
     subject = Subject(step, canonical, recipe, _checked(tokens, step.vocab), original, load, other)
     report = VerifyReport()
     started = time.perf_counter()
-    _check_short(subject, report, progress)
-    far = _check_inside(subject, report, perplexity, progress)
-    if recipe.window > LONG and canonical is not None:
-        _check_rebuilt(subject, report, progress)
-    _check_far(far, report, progress)
+    far = Far(subject, inside=not _not_inside(subject), perplexity=perplexity)
+    _check_sleeps(far, report, progress)
+    _check_inside(far, report, progress)
+    if report.failed & ROUNDED and rounding_chooses(step):
+        _check_in_float32(far, report, progress)
     if perplexity:
         _judge_beyond(far, report, accept_quality, progress)
     report.checks.sort(key=lambda check: check.invariant)
@@ -106,6 +110,32 @@ def make_streams(tokens: IntArray, window: int) -> tuple[Stream, Stream, Stream]
     return tuple(  # type: ignore[return-value]
         Stream(np.resize(np.roll(tokens, -b), n), tuple(c for c in cuts[1:] if c <= n)) for b, n in enumerate(lengths)
     )
+
+
+def _check_sleeps(far: Far, report: VerifyReport, progress: Progress) -> None:
+    """Everything but the original."""
+    subject = far.subject
+    _check_short(subject, report, progress)
+    if subject.recipe.window > LONG and subject.canonical is not None:
+        _check_rebuilt(subject, report, progress)
+    _check_far(far, report, progress)
+
+
+def _check_in_float32(far: Far, report: VerifyReport, progress: Progress) -> None:
+    """What failed by finite numbers, which another choice explains, is measured where rounding makes no other choices:
+    ways to compute the same then agree, or the program is wrong.
+    """
+    wrong = [check for check in report.checks if not check.ok]
+    if not all(check.invariant in ROUNDED and math.isfinite(check.value or math.inf) for check in wrong):
+        return
+    again, dtype = VerifyReport(), str(far.subject.step.dtype).removeprefix("torch.")
+    _check_sleeps(Far(in_float32(far.subject), inside=False, perplexity=False), again, progress)
+    text = f"in float32: rounding to {dtype} makes layers choose otherwise"
+    kept = [check for check in report.checks if check.invariant not in ROUNDED]
+    report.checks[:] = [
+        *kept,
+        *(replace(check, detail=f"{check.detail}; {text}") for check in again.checks if check.invariant in ROUNDED),
+    ]
 
 
 def _check_short(subject: Subject, report: VerifyReport, progress: Progress) -> None:
@@ -143,14 +173,13 @@ def _state_plain(subject: Subject, report: VerifyReport) -> None:
     report.checks.append(Check(INVARIANTS[3], 3, four.ok, four.value, four.tolerance, text))
 
 
-def _check_inside(subject: Subject, report: VerifyReport, perplexity: bool, progress: Progress) -> Far:
-    """Before the first sleep, against the original; what it read goes on beyond the window."""
-    measure, original = Measure(report, progress), subject.original
+def _check_inside(far: Far, report: VerifyReport, progress: Progress) -> None:
+    """Before the first sleep, against the original."""
+    subject, measure = far.subject, Measure(report, progress)
     why = _not_inside(subject)
-    far = Far(subject, inside=not why, perplexity=perplexity)
-    if why or original is None:
+    if why:
         measure.skip(2, why)
-        return far
+        return
     text = f"logits of {far.inside} tokens"
     measure(2, lambda: far.followed.inside, subject.tolerance.absolute, text)
     if "insert" not in subject.strategies:
@@ -159,7 +188,6 @@ def _check_inside(subject: Subject, report: VerifyReport, perplexity: bool, prog
         short = Stream(subject.tokens[:count], (count,))
         text = f"logits of {count} tokens, whatever the memories' parameters are"
         measure(2, lambda: invariants.inside(steps, short, far.known), subject.tolerance.absolute, text)
-    return far
 
 
 def _not_inside(subject: Subject) -> str:

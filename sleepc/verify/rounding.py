@@ -1,0 +1,52 @@
+"""Where rounding decides: layers that choose by their numbers, as experts by rank, choose others in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sleepc.ir.graph import Graph
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import TensorType, TupleType
+from sleepc.passes.adapt.retype import Retype
+from sleepc.passes.analysis.dependence import find_dependence
+from sleepc.passes.base import Stage
+from sleepc.passes.runner import run_stages
+from sleepc.verify.subject import Subject
+
+
+def rounding_chooses(program: ProgramGraphs) -> bool:
+    """Is the program in half precision, and does a layer make integers or truth values of what it computes?"""
+    return program.dtype.itemsize < 4 and any(_chooses(cls.wake) for cls in program.classes.values())
+
+
+def in_float32(subject: Subject) -> Subject:
+    """The same program and weights in float32; without the original, which is to be met in its own dtype."""
+    canonical = subject.canonical and widened(subject.canonical, "CANONICAL")
+    return replace(subject, step=widened(subject.step, "STEP"), canonical=canonical, original=None)
+
+
+def widened(program: ProgramGraphs, level: Any) -> ProgramGraphs:
+    """The program in float32 where it is narrower."""
+    if program.dtype.itemsize >= 4:
+        return program
+    return run_stages(program, (Stage("retype", level, (Retype(torch.float32),)),))
+
+
+def _chooses(wake: Graph) -> bool:
+    """Does a call that reads floats of the tokens give anything else than floats?"""
+    tokens = find_dependence(wake, ("h",), ()).tokens
+    rounded = {node for node in tokens if any(dtype.is_floating_point for dtype in _dtypes(node.meta["type"]))}
+    exact = {node for node in tokens if not all(dtype.is_floating_point for dtype in _dtypes(node.meta["type"]))}
+    return any(rounded.intersection(node.all_input_nodes) for node in exact)
+
+
+def _dtypes(type_: Any) -> Iterator[torch.dtype]:
+    if isinstance(type_, TupleType):
+        for item in type_.items:
+            yield from _dtypes(item)
+    elif isinstance(type_, TensorType):
+        yield type_.dtype

@@ -1,0 +1,70 @@
+"""Models that choose experts, in half precision: what rounding makes of a choice is no fault of a conversion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sleepc.backends.eager.backend import load
+from sleepc.ir.program import ProgramGraphs
+from sleepc.runtime.steps import Steps
+from sleepc.verify.rounding import rounding_chooses
+from sleepc.verify.shake import new_parameters, with_parameters
+from sleepc.verify.verify import VerifyReport, verify_program
+from tests.families import VOCAB, family
+
+HALF = torch.bfloat16
+
+
+def other_where(factor: float, *dtypes: torch.dtype) -> Callable[[ProgramGraphs], Steps]:
+    """A backend that computes something else with programs of these dtypes."""
+
+    def loaded(program: ProgramGraphs) -> Steps:
+        values = {key: value * factor for key, value in new_parameters(program).items()}
+        return load(with_parameters(program, values) if program.dtype in dtypes else program)
+
+    return loaded
+
+
+def verified(name: str, load: Callable[[ProgramGraphs], Steps]) -> VerifyReport:
+    made = family(name, HALF)
+    step, recipe = made.convert()
+    tokens = np.random.default_rng(0).integers(0, VOCAB, 60)
+    return verify_program(step, made.canonical, recipe, tokens.tolist(), load=load, perplexity=False)
+
+
+@pytest.mark.parametrize(("name", "chooses"), [("mixtral", True), ("gpt2", False)])
+def test_what_chooses_is_seen_in_the_graphs(name: str, chooses: bool) -> None:
+    """Of several results, as of a split, some may be integers: indices, in the order of a rank."""
+    program = family(name).canonical
+    assert not rounding_chooses(program)
+    assert rounding_chooses(replace(program, dtype=HALF)) == chooses
+
+
+def test_what_rounding_chooses_is_measured_in_float32() -> None:
+    """Where experts nearly tie, half precision gives another model's logits; here a backend does so for certain."""
+    report = verified("mixtral", other_where(8, HALF))
+    assert report.ok
+    details = {check.detail for check in report.checks if check.invariant in (1, 3, 4, 5, 8, 9)}
+    assert all("in float32: rounding to bfloat16" in detail for detail in details)
+    assert all(check.tolerance == 1e-4 for check in report.checks if check.invariant == 4)
+    assert not any(
+        "in float32" in check.detail for check in verified("mixtral", load).checks if check.invariant in (6, 7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "dtypes"),
+    [
+        ("llama", 8, (HALF,)),  # nothing is chosen
+        ("mixtral", 8, (HALF, torch.float32)),  # wrong in float32 too
+        ("mixtral", math.nan, (HALF,)),  # no choice makes these
+    ],
+)
+def test_other_faults_of_half_precision_stay_faults(name: str, factor: float, dtypes: tuple[torch.dtype, ...]) -> None:
+    assert 4 in verified(name, other_where(factor, *dtypes)).failed
