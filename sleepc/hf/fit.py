@@ -68,6 +68,11 @@ def check_fit(skeleton: Any, files: Iterable[TensorFile], dtype: torch.dtype, fo
     _say_left_out(beside | _by_part(idle - known), type(skeleton).__name__)
 
 
+def fit_nothing(skeleton: Any, folder: Path) -> None:
+    """Load no tensors into a model of transformers on meta: whatever a configuration can be wrong in, fails here."""
+    load_state(_without_values(type(skeleton)), skeleton.config, {}, torch.float32, folder)
+
+
 def load_state(kind: Any, config: Any, state: dict[str, Any], dtype: torch.dtype, folder: Path) -> tuple[Any, Any]:
     """A model of class `kind` that has the tensors of `state`, and what transformers says of the loading. Nothing of
     the checkpoint's folder is looked at. Raises UsageError where transformers cannot put tensors together.
@@ -109,9 +114,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_values(kind: type) -> type:
-    """The class, with nothing done for what a checkpoint lacks: a whole model of random values costs minutes."""
-    nothing = {"initialize_weights": lambda self: None, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), nothing)
+    """The class, with nothing done for what a checkpoint lacks: a whole model of random values costs minutes, and one
+    of a wrong size more memory than there is.
+    """
+    nothing = {"initialize_weights": lambda self: None, "_move_missing_keys_from_meta_to_device": lambda *_: None}
+    return type(kind.__name__, (kind,), {**nothing, "__module__": kind.__module__})
 
 
 def _unexpected(keys: set[str], idle: set[str]) -> set[str]:

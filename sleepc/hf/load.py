@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sleepc.errors import Refusal, SleepcError, UsageError
-from sleepc.hf.fit import check_fit, load_state
+from sleepc.errors import SleepcError, UsageError
+from sleepc.hf.bounds import bounded, check_computed, check_counts
+from sleepc.hf.fit import check_fit, fit_nothing, load_state
 from sleepc.hf.resolve import Checkpoint
+from sleepc.hf.unbuildable import own_code, unbuildable
 from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import FileTensor, HeldTensor
 
 WEIGHTS = ("float32", "float64", "bfloat16", "float16")
-SIZES = re.compile(r"size|dim|head|layer|embd|inner")  # in the names of fields
 EXPERTS = "batched_mm"  # the other implementations do not export (docs/log.md)
 
 
@@ -38,12 +38,13 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
     chosen = _own_dtype(skeleton.config, checkpoint.opened) if dtype == "auto" else getattr(torch, dtype)
     try:
         check_fit(skeleton, checkpoint.opened, chosen, checkpoint.folder, config)  # before anything is read
+        check_computed(skeleton, checkpoint.config, checkpoint.opened, checkpoint.folder)
         state = {name: file.map(name) for file in checkpoint.opened for name in file.tensors}
         model, _ = load_state(type(skeleton), skeleton.config, state, chosen, checkpoint.folder)
     except SleepcError:
         raise
     except Exception as error:
-        raise _cannot_build(checkpoint, error) from error
+        raise unbuildable(checkpoint, error, _described) from error
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(EXPERTS)
     return as_module(model)
@@ -81,14 +82,19 @@ def _config(checkpoint: Checkpoint) -> Any:
             fix="Fetch the model again, as transformers saves it.",
         )
     if checkpoint.config.get("auto_map") is not None and kind not in transformers.CONFIG_MAPPING:
-        raise _own_code(checkpoint)
-    _check_dtypes(checkpoint.config, checkpoint.folder)
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        raise own_code(checkpoint)
+    if "auto_map" in checkpoint.config and not isinstance(checkpoint.config["auto_map"], dict):
+        raise UsageError(
+            f"config.json says auto_map: {json.dumps(checkpoint.config['auto_map'])}, and it maps classes to code",
+            where=str(checkpoint.folder),
+            fix="Leave it out: sleepc runs no code of a checkpoint.",
         )
+    _check_dtypes(checkpoint.config, checkpoint.folder)
+    check_counts(checkpoint.config, checkpoint.opened, checkpoint.folder)
+    try:
+        return _config_in(checkpoint.folder)
     except Exception as error:
-        raise _cannot_build(checkpoint, error) from error
+        raise unbuildable(checkpoint, error, _described) from error
 
 
 def _check_dtypes(config: dict[str, Any], folder: Path) -> None:
@@ -106,17 +112,34 @@ def _check_dtypes(config: dict[str, Any], folder: Path) -> None:
 
 def _skeleton(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | None, attention: str) -> Any:
     """The model on meta, without weights; of the configuration's dtype where none is given."""
+    try:
+        with bounded(checkpoint.config, checkpoint.opened, checkpoint.folder):
+            return _on_meta(config, dtype, attention)
+    except SleepcError:
+        raise
+    except Exception as error:
+        raise unbuildable(checkpoint, error, _described) from error
+
+
+def _config_in(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _on_meta(config: Any, dtype: torch.dtype | None, attention: str) -> Any:
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
     chosen = {"dtype": dtype} if dtype is not None else {}
-    try:
-        with torch.device("meta"):
-            return auto.from_config(
-                copy.deepcopy(config), attn_implementation=attention, trust_remote_code=False, **chosen
-            )
-    except Exception as error:
-        raise _cannot_build(checkpoint, error) from error
+    with torch.device("meta"):
+        return auto.from_config(copy.deepcopy(config), attn_implementation=attention, trust_remote_code=False, **chosen)
+
+
+def _described(folder: Path) -> None:
+    """Do with the config.json of a folder what is done with that of a model: fails where it cannot be right."""
+    skeleton = _on_meta(_config_in(folder), None, "eager")
+    fit_nothing(skeleton, folder)
 
 
 def _own_dtype(config: Any, files: tuple[TensorFile, ...]) -> torch.dtype:
@@ -126,57 +149,6 @@ def _own_dtype(config: Any, files: tuple[TensorFile, ...]) -> torch.dtype:
         return found
     first = files[0].tensors
     return next((first[name].dtype for name in sorted(first) if first[name].dtype.is_floating_point), torch.float32)
-
-
-def _own_code(checkpoint: Checkpoint) -> Refusal:
-    kind = checkpoint.config.get("model_type", "?")
-    return Refusal(
-        "REMOTE_CODE",
-        f"the checkpoint brings its own code for models of type {kind}, and sleepc runs none",
-        where=str(checkpoint.folder),
-        fix="Convert a version of the model that transformers knows, or give sleepc.convert a module that you trust.",
-    )
-
-
-def _cannot_build(checkpoint: Checkpoint, error: Exception) -> SleepcError:
-    text = str(error).strip() or repr(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    kind, where = checkpoint.config.get("model_type", "?"), str(checkpoint.folder)
-    if "custom code which must be executed" in text:
-        return _own_code(checkpoint)
-    if "Unrecognized configuration class" in text or ("does not support" in lines[0] and "attention" not in lines[0]):
-        return Refusal(
-            "NO_ATTENTION",
-            f"transformers has no causal language model of type {kind}",
-            where=where,
-            fix="sleepc converts decoder-only language models.",
-        )
-    if "alidation error" in lines[0]:  # what is wrong stands in the line after it
-        return UsageError(
-            f"config.json is not as a {kind} model needs it: {lines[min(1, len(lines) - 1)]}",
-            where=where,
-            fix="Correct the configuration, or fetch the model again.",
-        )
-    blamed = _blamed(checkpoint.config, error)
-    if blamed:
-        return UsageError(
-            f"config.json says {', '.join(blamed)}, which transformers cannot build a {kind} model with: {lines[0]}",
-            where=where,
-            fix="Correct the configuration, or fetch the model again.",
-        )
-    return SleepcError(
-        f"transformers cannot load this model ({kind}): {lines[0]}", where=where, fix="Run with --debug for the trace."
-    )
-
-
-def _blamed(config: dict[str, Any], error: Exception) -> list[str]:
-    """What may be wrong in a configuration: the name that was looked up in vain, and sizes of nothing."""
-    name = error.args[0] if isinstance(error, KeyError) and error.args else None
-    return [
-        f"{key}: {json.dumps(value)}"
-        for key, value in config.items()
-        if (isinstance(value, str) and value == name) or (type(value) is int and value <= 0 and SIZES.search(key))
-    ]
 
 
 def max_positions(config: Any) -> int | None:

@@ -43,7 +43,10 @@ def _mixtral() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mixtral": _mixtral,
-    **{name: lambda name=name: make_module(name, torch.float32) for name in ("llama", "llama-tied", "gpt2", "gemma3")},  # type: ignore[misc]
+    **{
+        name: lambda name=name: make_module(name, torch.float32)
+        for name in ("llama", "llama-tied", "gpt2", "gemma3", "gptj")
+    },  # type: ignore[misc]
 }
 
 
@@ -629,6 +632,17 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a dtype of whole numbers": ({"dtype": "int8"}, r'dtype: "int8"'),
     "a dtype of nothing": ({"torch_dtype": "auto"}, r'torch_dtype: "auto"'),
     "a dtype inside": ({"text_config": {"dtype": "torch.float32"}}, r'dtype: "torch\.float32"'),
+    "text for a part": ({"text_config": "x"}, r'text_config: "x", which transformers cannot build a llama model with'),
+    "nothing of a part": ({"rope_parameters": {"rope_theta": None}}, r"rope_parameters\.rope_theta: null, which"),
+    "a rope of no kind": (
+        {"rope_parameters": {"rope_type": "x", "rope_theta": 1e4}},
+        r'rope_parameters\.rope_type: "x"',
+    ),
+    "scaling that is a number": ({"rope_scaling": 7, "rope_parameters": None}, "rope_parameters' with value 7"),
+    "labels": ({"id2label": [1]}, r"id2label: \[1\], which transformers cannot build"),
+    "a map of code that is none": ({"auto_map": None}, r"auto_map: null, and it maps classes"),
+    "a map of code that is a list": ({"auto_map": ["modeling_x.X"]}, r'auto_map: \["modeling_x\.X"\], and it maps'),
+    "a map of code that is true": ({"auto_map": True}, "auto_map: true, and it maps"),
     "no kind": ({"model_type": None}, "model_type: null"),
     "a kind that is a list": ({"model_type": ["llama"]}, r'model_type: \["llama"\]'),
 }
@@ -639,6 +653,72 @@ def test_a_configuration_that_cannot_be_meant(copy: Callable[..., Path], name: s
     config, words = WRONG_CONFIGS[name]
     with pytest.raises(UsageError, match=words):
         load(copy(**config))
+
+
+HUGE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "layers": ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000, and the files have 30 tensors"),
+    "layers under another name": ("gpt2", {"n_layer": 5000}, "n_layer: 5000, and the files have 40 tensors"),
+    "layers whose kinds are counted out": (
+        "gemma3",
+        {"num_hidden_layers": 10**12, "layer_types": None},
+        "num_hidden_layers: 1000000000000, and the files have 28 tensors",
+    ),
+    "layers inside": (
+        "llama",
+        {"text_config": {"num_hidden_layers": 10**9}},
+        r"text_config\.num_hidden_layers: 10{9}, and",
+    ),
+    "layers within reach": (
+        "llama",
+        {"num_hidden_layers": 1000},
+        r"\(num_hidden_layers: 1000\) has more than 1120 weights",
+    ),
+    "experts": ("mixtral", {"num_local_experts": 10**7}, "num_local_experts: 10000000, and the files have 35 tensors"),
+    "labels": ("llama", {"num_labels": 10**10}, "num_labels: 10000000000, and"),
+    "words": ("llama", {"vocab_size": 10**12}, r"\[61, 32\] in the file, \[1000000000000, 32\] in the model"),
+    "width": ("llama", {"hidden_size": 10**12}, r"30 of another shape .*\[61, 1000000000000\] in the model"),
+    "positions": (
+        "gpt2",
+        {"n_positions": 10**12},
+        r"wpe\.weight is \[24, 32\] in the file, \[10{12}, 32\] in the model",
+    ),
+    "heads": ("llama", {"num_key_value_heads": 10**12}, r"k_proj\.weight is \[16, 32\] in the file, \[80{12}, 32\]"),
+    "more numbers than can be counted": (
+        "gpt2",
+        {"n_embd": 10**12},
+        "n_embd: 1000000000000, which transformers cannot",
+    ),
+    "more than a word": (
+        "llama",
+        {"max_position_embeddings": 10**30},
+        "max_position_embeddings: 10{30}, which is larger",
+    ),
+    "less than a word": ("gemma3", {"sliding_window": -(10**30)}, "sliding_window: -10{30}, which is larger"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_model_that_its_files_cannot_be_is_not_built(
+    copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """There may be no time, and no memory, to find out that weights are missing."""
+    real = torch.empty_like
+
+    def empty_like(like: torch.Tensor, **options: Any) -> torch.Tensor:
+        made = real(like, **options)
+        assert made.is_meta or made.numel() < 1 << 20, "memory was taken"
+        return made
+
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    model, config, words = HUGE[name]
+    with pytest.raises(UsageError, match=words):
+        load(copy(model, **config))
+
+
+def test_a_table_that_is_computed_and_out_of_proportion(copy: Callable[..., Path]) -> None:
+    """No weight has this size: the model would fill it for itself."""
+    with pytest.raises(UsageError, match=r"n_positions: 1000000000\) asks for a table of \[1000000000, 4\]"):
+        load(copy("gptj", n_positions=10**9))
 
 
 @pytest.mark.parametrize("model_type", ["of_nobody_s", "vit"])
