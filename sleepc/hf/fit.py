@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sleepc.errors import SleepcWarning, UsageError
+from sleepc.hf.computed import computed, end
 from sleepc.hf.misfit import Misfit, misfit_error, odd_ones
 from sleepc.hf.quantised import quantised, said_beside
 from sleepc.hf.weight_files import some
@@ -42,17 +43,18 @@ class Described:
         return self.given
 
 
-def check_fit(skeleton: Any, files: Iterable[TensorFile], dtype: torch.dtype, folder: Path, config: Any) -> None:
+def check_fit(skeleton: Any, files: Iterable[TensorFile], dtype: torch.dtype, folder: Path, config: Any) -> set[str]:
     """Compare names, shapes and kinds of numbers of all tensors in `files` with what `skeleton`, a model of
     transformers on meta, has. `config` is the whole checkpoint's, which may be of more than the language model.
 
-    Says in a warning which parts of the checkpoint are left out. Raises Refusal where weights are quantised, UsageError
+    Returns the names of tensors that the model computes for itself. Says in a warning which parts of the checkpoint are
+    left out. Raises Refusal where weights are quantised, UsageError
     where one is missing, is used by nobody or has another shape.
     """
     tensors = {name: Described(entry) for file in files for name, entry in file.tensors.items()}
     matched, info = load_state(_without_values(type(skeleton)), skeleton.config, tensors, dtype, folder)
     idle = {name for name, tensor in tensors.items() if tensor.wanted is None}
-    tables = _tables(skeleton, {name: tensors[name].entry.shape for name in idle})
+    tables = computed(skeleton, {name: tensors[name].entry.shape for name in idle})
     part = type(config) is not type(skeleton.config)  # the text model of something larger
     beside = _other_parts(idle - tables, tensors.keys() - idle) if part else {}
     known = tables | {name for names in beside.values() for name in names}
@@ -66,6 +68,7 @@ def check_fit(skeleton: Any, files: Iterable[TensorFile], dtype: torch.dtype, fo
     if misfit:
         raise misfit_error(misfit, skeleton, folder)
     _say_left_out(beside | _by_part(idle - known), type(skeleton).__name__)
+    return tables
 
 
 def fit_nothing(skeleton: Any, folder: Path) -> None:
@@ -125,13 +128,9 @@ def _unexpected(keys: set[str], idle: set[str]) -> set[str]:
     """Tensors that transformers did not expect, and does not know as left over. It names them after its renamings:
     where such a name is in no file, those are meant that end in the same way.
     """
-    ends = {_end(key): key for key in keys - idle}
-    found = {name for name in idle if name in keys or _end(name) in ends}
-    return found | {key for end, key in ends.items() if end not in {_end(name) for name in found}}
-
-
-def _end(name: str) -> str:
-    return ".".join(name.split(".")[-2:])
+    ends = {end(key): key for key in keys - idle}
+    found = {name for name in idle if name in keys or end(name) in ends}
+    return found | {key for last, key in ends.items() if last not in {end(name) for name in found}}
 
 
 def _refuse_packed(tensors: dict[str, Described], unused: set[str], folder: Path) -> None:
@@ -160,20 +159,6 @@ def _other_numbers(tensors: dict[str, Described]) -> list[str]:
         for name, tensor in tensors.items()
         if tensor.wanted and tensor.wanted.is_floating_point != tensor.entry.dtype.is_floating_point
     ]
-
-
-def _tables(skeleton: nn.Module, idle: dict[str, tuple[int, ...]]) -> set[str]:
-    """Tensors that hold what the model computes, as older files do: rotary frequencies, positions, causal masks."""
-    kept = set(skeleton.state_dict())
-    computed = {_end(name) for name, _ in skeleton.named_buffers() if name not in kept}
-    named = ("masked_bias", "inv_freq", "position_ids")
-    return {
-        name
-        for name, shape in idle.items()
-        if name.split(".")[-1] in named
-        or _end(name) in computed
-        or (name.endswith(".bias") and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3])
-    }
 
 
 def _other_parts(unused: Iterable[str], used: Iterable[str]) -> dict[str, list[str]]:

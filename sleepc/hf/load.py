@@ -12,6 +12,7 @@ from torch import nn
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.bounds import bounded, check_computed, check_counts
+from sleepc.hf.computed import say_other_values
 from sleepc.hf.fit import check_fit, fit_nothing, load_state
 from sleepc.hf.resolve import Checkpoint
 from sleepc.hf.unbuildable import own_code, unbuildable
@@ -37,7 +38,7 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
     skeleton = _skeleton(checkpoint, config, None, attention)
     chosen = _own_dtype(skeleton.config, checkpoint.opened) if dtype == "auto" else getattr(torch, dtype)
     try:
-        check_fit(skeleton, checkpoint.opened, chosen, checkpoint.folder, config)  # before anything is read
+        tables = check_fit(skeleton, checkpoint.opened, chosen, checkpoint.folder, config)  # before anything is read
         check_computed(skeleton, checkpoint.config, checkpoint.opened, checkpoint.folder)
         state = {name: file.map(name) for file in checkpoint.opened for name in file.tensors}
         model, _ = load_state(type(skeleton), skeleton.config, state, chosen, checkpoint.folder)
@@ -45,6 +46,7 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
         raise
     except Exception as error:
         raise unbuildable(checkpoint, error, _described) from error
+    say_other_values(model, checkpoint.opened, tables)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(EXPERTS)
     return as_module(model)

@@ -115,6 +115,10 @@ def plus(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change:
     return lambda tensors: {**tensors, name: torch.ones(shape, dtype=dtype)}
 
 
+def with_(name: str, value: torch.Tensor) -> Change:
+    return lambda tensors: {**tensors, name: value}
+
+
 def renamed(before: str, after: str) -> Change:
     return lambda tensors: {name.replace(before, after, 1): value for name, value in tensors.items()}
 
@@ -198,15 +202,22 @@ def test_nothing_is_drawn_for_a_whole_model_that_is_missing(
         load(copy("llama", wrapped("module.")))
 
 
+FREQUENCIES = "model.layers.0.self_attn.rotary_emb.inv_freq"
+INVERSE = 1e4 ** -(torch.arange(4) / 4)
+TRIANGLE = torch.ones(24, 24).tril()[None, None]
+
 FITS: dict[str, tuple[str, Change]] = {
     "as it was": ("llama", lambda t: t),
     "tied": ("llama-tied", lambda t: t),
     "tied, both in the file": ("llama-tied", lambda t: {**t, HEAD: t["model.embed_tokens.weight"].clone()}),
     "tied, the head alone": ("llama-tied", renamed("model.embed_tokens.weight", HEAD)),
     "without the base's prefix": ("gpt2", renamed("transformer.", "")),
-    "rotary frequencies of old": ("llama", plus("model.layers.0.self_attn.rotary_emb.inv_freq", 4)),
-    "masks of old": ("gpt2", plus("transformer.h.0.attn.bias", 1, 1, 24, 24, dtype=torch.uint8)),
-    "a mask's value of old": ("gpt2", plus("transformer.h.1.attn.masked_bias")),
+    "rotary frequencies of old": ("llama", with_(FREQUENCIES, INVERSE)),
+    "rotary frequencies of few digits": ("llama", with_(FREQUENCIES, INVERSE.bfloat16())),
+    "masks of old": ("gpt2", with_("transformer.h.0.attn.bias", TRIANGLE.to(torch.uint8))),
+    "masks of numbers": ("gpt2", with_("h.0.attn.bias", TRIANGLE)),
+    "a mask's value of old": ("gpt2", with_("transformer.h.1.attn.masked_bias", torch.tensor(-1e4))),
+    "positions of old": ("gpt2", with_("transformer.position_ids", torch.arange(24)[None])),
     "merged experts": ("mixtral", lambda t: t),
     "norms in float32, the rest not": (
         "llama",
@@ -221,6 +232,29 @@ def test_weights_that_fit_are_those_of_transformers(copy: Callable[..., Path], n
     """Also where the configuration has another dtype than the files, or none."""
     folder = copy(*FITS[name], dtype=dtype)
     assert same(load(folder), theirs(folder))
+
+
+OTHER_TABLES: dict[str, tuple[str, str, torch.Tensor]] = {
+    "frequencies of another base": ("llama", FREQUENCIES, 1e6 ** -(torch.arange(4) / 4)),
+    "frequencies of another size": ("llama", FREQUENCIES, INVERSE[:3]),
+    "a matrix for a number": ("gpt2", "transformer.h.0.attn.masked_bias", torch.ones(32, 32)),
+    "a number that masks nothing": ("gpt2", "h.0.attn.masked_bias", torch.tensor(0.5)),
+    "a table that is no mask": ("gpt2", "transformer.h.2.attn.bias", TRIANGLE.flip(-1)),
+    "other positions": ("gpt2", "transformer.position_ids", torch.arange(24)[None] + 2),
+    "no table of positions": ("gpt2", "transformer.position_ids", torch.rand(24, 32)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TABLES)
+def test_what_the_model_computes_in_another_way_is_said(copy: Callable[..., Path], name: str) -> None:
+    """transformers leaves it out by its name, whatever it holds."""
+    model, key, value = OTHER_TABLES[name]
+    folder = copy(model, with_(key, value))
+    with pytest.warns(
+        SleepcWarning, match=f"left out, though .* computes other values in its place: {re.escape(key)}$"
+    ):
+        ours = load(folder)
+    assert same(ours, theirs(folder))
 
 
 @pytest.mark.parametrize(
