@@ -15,7 +15,8 @@ from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.verify import invariants
 from sleepc.verify.streams import Stream
 from tests.conformance.backends import ONNX
-from tests.conformance.test_invariants import CASES, bench, hold_invariants
+from tests.conformance.cases import CASES
+from tests.conformance.test_invariants import bench, hold_invariants
 from tests.families import OTHERS, VOCAB, WINDOW, family
 
 AGAINST_ORIGINAL = 1e-4

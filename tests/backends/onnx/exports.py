@@ -14,7 +14,7 @@ from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Manifest
 from sleepc.verify.shake import shaken
-from tests.conformance.test_invariants import RECIPES
+from tests.conformance.cases import RECIPES
 from tests.families import WINDOW, family
 
 FOLDERS = ExitStack()

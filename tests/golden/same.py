@@ -1,0 +1,139 @@
+"""Do two commits compute the same, to the bit? `python -m tests.golden.same [BASE [NEW]]`, from the root of a checkout.
+
+BASE is the last commit by default, NEW the working tree. Both convert the conformance suite's tiny models in processes
+of their own, from the same weights. Compared are logits and states of two rows over several sleeps (eager, float64),
+exports (files, and what ONNX Runtime computes), and what BASE has written (artifacts, exports, states) as NEW loads it.
+One line a case; the status is 1 where any differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tests.conformance.cases import CASES, RECIPES
+from tests.families import OTHERS
+from tests.golden.same_compare import difference
+
+HERE = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("same_worker.py")
+Case = dict[str, Any]
+# Exports beside one in fp32 of each of these; random models are calmed until int4 passes the check of the export.
+EXPORTED = [*((name, "parallel") for name in ("llama", "gemma2", "gpt2", "qwen3", "nanogpt", "bloom", "gpt-oss"))]
+EXPORTED += [(name, recipe) for name, recipe in CASES if recipe not in ("parallel", "some-layers")]
+STYLES: list[tuple[str, str, dict[str, str], float]] = [
+    ("llama", "parallel", {"precision": "int4"}, 0.3),
+    ("gpt2", "insert", {"precision": "int8"}, 0.3),
+    ("gemma2", "parallel", {"precision": "fp16"}, 1),
+    ("llama", "recurrent-hard", {"ops": "portable"}, 1),
+    ("gemma2", "replace", {"ops": "portable"}, 1),
+    ("gpt2", "gated-channel", {"ops": "portable"}, 1),
+    ("llama", "parallel", {"ep": "cuda", "precision": "fp16"}, 1),
+]
+QUICK = ("llama parallel", "gpt2 recurrent-online", "gemma2 insert onnx", "llama parallel onnx precision=int4")
+
+
+def cases() -> list[Case]:
+    """Every case, by name."""
+    eager = [*dict.fromkeys([*CASES, *((name, "parallel") for name in OTHERS)])]
+    found = [_case(name, recipe, None, 1) for name, recipe in eager]
+    found += [_case(name, recipe, {}, 1) for name, recipe in dict.fromkeys(EXPORTED)]
+    return [*found, *(_case(*style) for style in STYLES)]
+
+
+def _case(family: str, recipe: str, export: dict[str, str] | None, calm: float) -> Case:
+    words = [family, recipe, *([] if export is None else ["onnx", *(f"{k}={v}" for k, v in export.items())])]
+    case = {"name": " ".join(words), "folder": "-".join(words), "family": family, "recipe": RECIPES[recipe]}
+    return {**case, "export": export, "calm": calm}
+
+
+def main() -> int:
+    """Run both commits over the cases; 1 where one differs, 2 where nothing was compared."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", nargs="?", default="HEAD", help="a commit (default: HEAD)")
+    parser.add_argument("new", nargs="?", help="a commit (default: the working tree)")
+    parser.add_argument("--only", metavar="PATTERN", help="cases of these names, as in 'gpt2 *'; --list has them")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--list", action="store_true", help="the names of the cases, and nothing else")
+    options = parser.parse_args()
+    chosen = [c for c in cases() if fnmatch(c["name"], options.only or "*")]
+    chosen = [c for c in chosen if not options.quick or c["name"] in QUICK]
+    if options.list:
+        print(*(case["name"] for case in chosen), sep="\n")
+        return 0
+    if not chosen:
+        print("no case has such a name", file=sys.stderr)
+        return 2
+    with TemporaryDirectory(prefix="sleepc-same-") as scratch:
+        return compared(chosen, options.base, options.new, Path(scratch))
+
+
+def compared(chosen: list[Case], base: str, new: str | None, scratch: Path) -> int:
+    """Print how the two differ, case by case."""
+    old, other = scratch / "base", scratch / "new"
+    sources = [checkout(base, scratch / "base-source"), HERE if new is None else checkout(new, scratch / "source")]
+    started, differ = time.perf_counter(), []
+    for i, name in enumerate(worker(sources[0], chosen, old, old)):
+        if sys.stderr.isatty():
+            print(f"\r{base}: {i + 1} of {len(chosen)}, {name}\033[K", end="\r", file=sys.stderr, flush=True)
+    print(f"{base}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    by_name = {case["name"]: case["folder"] for case in chosen}
+    for name in worker(sources[1], chosen, other, old):
+        told = difference(old / by_name[name], other / by_name[name])
+        print(f"{'differs' if told.differs else 'same   '}  {name}{told.words and ': ' + told.words}", flush=True)
+        differ += [name] if told.differs else []
+    print(f"{len(chosen) - len(differ)} of {len(chosen)} cases are the same, {time.perf_counter() - started:.0f} s")
+    if differ:
+        print(f"the first that differs: {differ[0]}")
+    return 1 if differ else 0
+
+
+def checkout(commit: str, folder: Path) -> Path:
+    """The files of a commit in a folder of their own."""
+    packed = subprocess.run(["git", "archive", commit], cwd=HERE, capture_output=True)
+    if packed.returncode:
+        sys.exit(packed.stderr.decode())
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def worker(source: Path, chosen: list[Case], folder: Path, base: Path) -> Iterator[str]:
+    """Let the sleepc of a checkout do all cases in a process of its own; the names of those that are done."""
+    folder.mkdir()
+    steady = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE", "PYTHONHASHSEED": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-W", "ignore", str(WORKER), str(source), str(folder), str(base)],
+        cwd=folder,
+        env={**os.environ, **steady, "PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        process.stdin.write(json.dumps(chosen))
+        process.stdin.close()
+        known, done = {case["name"] for case in chosen}, 0
+        for line in process.stdout:
+            if line.rstrip("\n") in known:
+                done += 1
+                yield line.rstrip("\n")
+    if process.returncode or done != len(chosen):
+        sys.exit(f"the process of {source} ended with {process.returncode} after {done} of {len(chosen)} cases")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
