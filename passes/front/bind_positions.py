@@ -10,13 +10,14 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sleepc.errors import Refusal
+from sleepc.ir.exported import example_of
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import ARANGES, find_dependence
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FUNCTIONAL, MASKS_KNOWN, Fact
 from sleepc.passes.lib.region import is_tensor_like
-from sleepc.passes.lib.values import call_sizes, example_of, is_tensor, val
+from sleepc.passes.lib.values import call_sizes, is_tensor, val
 
 aten = torch.ops.aten
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 
+from sleepc.ir.exported import example_of
 from sleepc.ir.graph import Graph, is_call
-from sleepc.ir.interp import value_of
 from sleepc.passes.lib.emit import Emit, aten
 
 SIZE_ARITHMETIC = (operator.add, operator.mul, operator.sub, operator.floordiv, operator.neg)
@@ -23,15 +22,6 @@ def needed_for(target: fx.Node) -> list[fx.Node]:
         if node in needed:
             needed.update(node.all_input_nodes)
     return [node for node in target.graph.nodes if node in needed]
-
-
-def example_of(node: fx.Node) -> Any:
-    """What the node's operator gives on the example values of its arguments, sizes kept symbolic.
-
-    By Python's decompositions: some of those in C++ ask for numbers instead of sizes (torch 2.11).
-    """
-    with enable_python_dispatcher():
-        return value_of(node, lambda n: NotImplemented if n is node else n.meta["val"])
 
 
 def val(node: fx.Node) -> torch.Tensor:

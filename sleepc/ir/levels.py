@@ -19,9 +19,9 @@ from sleepc.errors import SleepcError
 
 Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP"]
 
-# The levels that have a text form. At ATEN, in memory only, every operator that mutates nothing
-# is allowed; the others differ in what passes promise, not in operators.
-TEXT_LEVELS = ("CANONICAL", "CONVERTED", "STEP")
+# At ATEN, which no artifact holds, every operator is allowed, and a text may name what torch.export is known to write;
+# the others differ in what passes promise, not in operators.
+TEXT_LEVELS = ("ATEN", "CANONICAL", "CONVERTED", "STEP")
 
 _ATEN = {
     "products": "addbmm addmm addmv baddbmm bmm dot einsum linear matmul mm mv outer",
@@ -71,6 +71,11 @@ _ATEN = {
     "convolution": "avg_pool1d conv1d conv1d.padding conv2d conv2d.padding convolution",
     "sizes": "sym_size.int",
 }
+# What torch.export writes besides, and passes take away: at level ATEN only.
+_EXPORTED = """
+    copy_ detach_ dropout dropout_ empty.memory_format empty_like fill_.Scalar lift_fresh_copy mT new_empty numpy_T
+    to.device to.dtype_layout zero_ __and__.Tensor __or__.Tensor complex polar view_as_complex view_as_real
+    _assert_tensor_metadata scaled_dot_product_attention"""
 _OURS = (
     "attention",
     "window_slots",
@@ -112,13 +117,13 @@ def operator_name(target: Any) -> str:
 
 
 def operator(name: str, level: str) -> Callable[..., Any]:
-    """The operator of a name at a level that has a text form.
+    """The operator of a name at a level.
 
     Raises SleepcError where the level's table does not list the name: nothing else is looked up.
     """
     if level not in TEXT_LEVELS:
-        raise SleepcError(f"level {level} has no text form", fix=f"Levels: {', '.join(TEXT_LEVELS)}.")
-    found = table().get(name)
+        raise SleepcError(f"there is no level {level}", fix=f"Levels: {', '.join(TEXT_LEVELS)}.")
+    found = table().get(name) or (exported_table().get(name) if level == "ATEN" else None)
     if found is None:
         raise SleepcError(
             f"unknown operator {name[:80]}",
@@ -153,13 +158,26 @@ def makes_view(target: Any) -> bool:
 
 @cache
 def table() -> dict[str, Callable[..., Any]]:
-    """Names and operators of the levels that have a text form."""
+    """Names and operators of all levels."""
     # on first use: the operators are a sibling that registers itself with torch
     importlib.import_module("sleepc.ops")
     found = dict(_PLAIN)
     for names in _ATEN.values():
         found.update({f"aten.{name}": _overload("aten", name) for name in names.split()})
     found.update({f"sleepc.{name}": _overload("sleepc", name) for name in _OURS})
+    return found
+
+
+@cache
+def exported_table() -> dict[str, Callable[..., Any]]:
+    """What level ATEN has besides: also the operators of the table that write to their first argument instead."""
+    found: dict[str, Callable[..., Any]] = {f"aten.{name}": _overload("aten", name) for name in _EXPORTED.split()}
+    for name in table():
+        space, _, rest = name.partition(".")
+        packet, _, overload = rest.partition(".")
+        twin = getattr(getattr(torch.ops.aten, f"{packet}_", None), overload or "default", None)
+        if space == "aten" and twin is not None:
+            found[operator_name(twin)] = twin
     return found
 
 

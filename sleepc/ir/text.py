@@ -23,74 +23,76 @@ from torch._ops import OpOverload
 from sleepc.errors import SleepcError
 from sleepc.ir import dims
 from sleepc.ir.diagnose import excerpt
+from sleepc.ir.exported import exported_types, note_values
 from sleepc.ir.graph import Graph, Port
 from sleepc.ir.levels import SIZE_OPERATORS, operator, operator_name
 from sleepc.ir.tokens import GRAPH_NAME, Tokens
-from sleepc.ir.types import DTYPE_NAMES, DTYPES, IntType, TensorType, TupleType, Type
+from sleepc.ir.types import DTYPE_NAMES, DTYPES, EXPORTED_DTYPES, EXPORTED_NAMES, IntType, TensorType, TupleType, Type
 
 MAX_BYTES = 16 * 2**20
 MAX_NESTING = 8
 KINDS = ("input", "param", "const", "state")
 PLACEMENT = ("device", "layout", "pin_memory", "memory_format")
-"""Arguments that no text can hold: where a tensor lies is a backend's business."""
+"""Arguments at level ATEN only: where a tensor lies is a backend's business."""
 
 
 # Printing
 
 
-def print_graph(graph: Graph) -> str:
-    """The text of a graph. A node without type gets `?`, which parse_graph refuses.
+def print_graph(graph: Graph, level: str = "STEP") -> str:
+    """The text of a graph; at level ATEN, types are those of torch's example values (exported.py). A node without type
+    gets `?`, which parse_graph refuses.
 
-    Raises SleepcError for what has no text: devices and layouts, unusual literals and names.
+    Raises SleepcError for what has no text: unusual literals and names, and beyond level ATEN devices and layouts.
     """
     if not GRAPH_NAME.fullmatch(graph.name):
         raise SleepcError(f"not a name of a graph: {graph.name!r}")
     numbers = {node: f"%{i}" for i, node in enumerate(graph.fx.nodes)}
+    types = {node: node.meta.get("type", "?") for node in graph.fx.nodes} | exported_types(graph)
     lines = [f"graph {graph.name} {{"]
     for node in graph.fx.nodes:
         try:
-            lines.append("  " + _print_node(graph, node, numbers))
+            lines.append("  " + _print_node(graph, node, numbers, types[node], level))
         except SleepcError as error:
             error.add_note(excerpt(graph, node))
             raise
     return "\n".join([*lines, "}", ""])
 
 
-def _print_node(graph: Graph, node: fx.Node, numbers: dict[fx.Node, str]) -> str:
+def _print_node(graph: Graph, node: fx.Node, numbers: dict[fx.Node, str], type_: object, level: str) -> str:
     if node.op == "output":
         return f"return {', '.join(_print_results(graph, numbers))}".rstrip()
     if node.op == "placeholder":
         port = node.meta["port"]
         body = f"{port.kind} {json.dumps(port.name)}"
     elif node.op == "call_function":
-        body = f"{operator_name(node.target)}({', '.join(_print_arguments(node, numbers))})"
+        body = f"{operator_name(node.target)}({', '.join(_print_arguments(node, numbers, level))})"
     else:
         raise SleepcError(f"{node.op} has no text form")
     # one line, in characters that every file can hold
     source = " ".join(str(node.meta.get("source") or "").split())
     comment = f"  # {source.encode('ascii', 'backslashreplace').decode()}" if source else ""
-    return f"{numbers[node]}: {node.meta.get('type', '?')} = {body}{comment}"
+    return f"{numbers[node]}: {type_} = {body}{comment}"
 
 
 def _print_results(graph: Graph, numbers: dict[fx.Node, str]) -> list[str]:
     return [f"{json.dumps(name)}={numbers[node]}" for name, node in graph.results().items()]
 
 
-def _print_arguments(node: fx.Node, numbers: dict[fx.Node, str]) -> list[str]:
-    printed = [print_literal(a, numbers) for a in node.args]
-    for name, value in node.kwargs.items():
-        if name in PLACEMENT:
-            raise SleepcError(f"the argument {name} has no text form", where=str(node.target))
-        printed.append(f"{name}={print_literal(value, numbers)}")
-    return printed
+def _print_arguments(node: fx.Node, numbers: dict[fx.Node, str], level: str) -> list[str]:
+    placed = next((name for name in node.kwargs if name in PLACEMENT), None)
+    if placed and level != "ATEN":
+        raise SleepcError(f"the argument {placed} has no text form", where=str(node.target))
+    printed = [_print_literal(a, numbers, level) for a in node.args]
+    return [*printed, *(f"{name}={_print_literal(value, numbers, level)}" for name, value in node.kwargs.items())]
 
 
-def print_literal(value: Any, numbers: dict[fx.Node, str]) -> str:
+def _print_literal(value: Any, numbers: dict[fx.Node, str], level: str) -> str:
     """An argument: a node, None, a bool, int, float, text, dtype or list of these (nested)."""
     if isinstance(value, fx.Node):
         return numbers[value]
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(print_literal(v, numbers) for v in value)}]"
+        return f"[{', '.join(_print_literal(v, numbers, level) for v in value)}]"
     if value is None or type(value) in (bool, float):
         return repr(value)
     if type(value) is int and -dims.MAX_INT <= value < dims.MAX_INT:
@@ -99,7 +101,16 @@ def print_literal(value: Any, numbers: dict[fx.Node, str]) -> str:
         return json.dumps(value)
     if isinstance(value, torch.dtype) and value in DTYPE_NAMES:
         return DTYPE_NAMES[value]
+    if level == "ATEN" and (word := _print_placed(value)):
+        return word
     raise SleepcError(f"the argument {value!r} has no text form")
+
+
+def _print_placed(value: Any) -> str:
+    """What is no literal beyond level ATEN: complex dtypes, devices, layouts; "" for anything else."""
+    if isinstance(value, torch.dtype):
+        return EXPORTED_NAMES.get(value, "")
+    return next((f'{kind}("{name}")' for (kind, name), known in _PLACES.items() if known == value), "")
 
 
 # Parsing
@@ -112,7 +123,10 @@ def parse_graph(text: str, level: str) -> Graph:
     """
     if len(text) > MAX_BYTES:
         raise SleepcError(f"the text of a graph is longer than {MAX_BYTES} characters")
-    return _Parser(Tokens(text), level).graph()
+    graph = _Parser(Tokens(text), level).graph()
+    if level == "ATEN":
+        note_values(graph)
+    return graph
 
 
 class _Parser:
@@ -196,7 +210,7 @@ class _Parser:
                 args.append(self.value(0))
                 continue
             name = t.take("name")
-            if name in kwargs or name in PLACEMENT:
+            if name in kwargs or (name in PLACEMENT and self.level != "ATEN"):
                 raise t.error(f"the argument {name} is not allowed here", back=1)
             t.expect("=")
             kwargs[name] = self.value(0)
@@ -216,7 +230,22 @@ class _Parser:
             return self.list_of_values(depth)
         if t.kind == "name" and t.peek in _WORDS:
             return _WORDS[t.take("name")]
+        if t.kind == "name" and self.level == "ATEN":
+            return self.placed()
         return t.number()
+
+    def placed(self) -> Any:
+        """complex dtype | word '(' string ')', at level ATEN: where or how a tensor lies"""
+        t = self.tokens
+        kind = t.take("name")
+        if kind in EXPORTED_DTYPES:
+            return EXPORTED_DTYPES[kind]
+        t.expect("(")
+        found = _PLACES.get((kind, t.string()))
+        if found is None:
+            raise t.error(f"unknown {kind[:80]}", back=1)
+        t.expect(")")
+        return found
 
     def list_of_values(self, depth: int) -> list[Any]:
         t = self.tokens
@@ -256,7 +285,8 @@ class _Parser:
         """dtype '[' [size (',' size)*] ']'"""
         t = self.tokens
         name = t.take("name")
-        if name not in DTYPES:
+        dtypes = EXPORTED_DTYPES if self.level == "ATEN" else DTYPES
+        if name not in dtypes:
             raise t.error(f"unknown type {name[:80]}", back=1)
         t.expect("[")
         sizes: list[dims.Dim] = []
@@ -265,7 +295,7 @@ class _Parser:
                 t.expect(",")
             sizes.append(self.size())
         t.expect("]")
-        return TensorType(DTYPES[name], tuple(sizes))
+        return TensorType(dtypes[name], tuple(sizes))
 
     def size(self) -> dims.Dim:
         """Text of names, integers, +, - and *, without spaces: `T+260`"""
@@ -302,6 +332,11 @@ _WORDS: dict[str, Any] = {
     "inf": math.inf,
     "nan": math.nan,
     **DTYPES,
+}
+_PLACES: dict[tuple[str, str], Any] = {
+    **{("device", name): torch.device(name) for name in ("cpu", "meta")},
+    ("layout", "strided"): torch.strided,
+    **{("memory_format", name): getattr(torch, name) for name in ("contiguous_format", "preserve_format")},
 }
 
 

@@ -19,6 +19,8 @@ DTYPES: dict[str, torch.dtype] = {
     "bool": torch.bool,
 }
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+EXPORTED_DTYPES = {**DTYPES, "c64": torch.complex64, "c128": torch.complex128}  # at level ATEN
+EXPORTED_NAMES = {dtype: name for name, dtype in EXPORTED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TensorType:
     dims: tuple[int | str, ...]
 
     def __str__(self) -> str:
-        return f"{DTYPE_NAMES[self.dtype]}[{','.join(str(d) for d in self.dims)}]"
+        return f"{EXPORTED_NAMES[self.dtype]}[{','.join(str(d) for d in self.dims)}]"
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,14 @@ def test_other_names_are_not_looked_up(name: str) -> None:
         operator(name, "STEP")
 
 
-def test_the_level_of_a_trace_has_no_text() -> None:
-    with pytest.raises(SleepcError, match="no text form"):
-        operator("aten.linear", "ATEN")
+def test_a_trace_may_name_what_torch_export_writes() -> None:
+    for name in ("aten.linear", "aten.dropout", "aten.add_.Tensor", "aten.scatter_.src"):
+        assert operator_name(operator(name, "ATEN")) == name
+    for name, level in (("aten.from_file", "ATEN"), ("aten.dropout", "STEP"), ("aten.add_.Tensor", "CANONICAL")):
+        with pytest.raises(SleepcError, match="unknown operator"):
+            operator(name, level)
+    with pytest.raises(SleepcError, match="no level"):
+        operator("aten.linear", "GONE")
 
 
 def test_a_trace_may_hold_what_a_file_may_not() -> None:

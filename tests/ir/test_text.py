@@ -210,8 +210,8 @@ def test_errors_show_the_line() -> None:
 def test_a_text_has_a_limit_and_a_level() -> None:
     with pytest.raises(SleepcError, match="longer than"):
         parse_graph(" " * (MAX_BYTES + 1), "STEP")
-    with pytest.raises(SleepcError, match="no text form"):
-        parse_graph(GOLDEN, "ATEN")
+    with pytest.raises(SleepcError, match="no level"):
+        parse_graph(GOLDEN, "GONE")
 
 
 def test_long_hostile_texts_are_refused_soon() -> None:
