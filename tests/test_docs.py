@@ -75,3 +75,25 @@ def test_what_is_not_there_is_found(tmp_path: Path) -> None:
         "conversion.md 1 C), conversion.md 3.4, items 52 and 99, decisions/0777, decision 11."
     )
     assert len(list(missing(page))) == 6
+
+
+DECISIONS = sorted(ROOT.glob("docs/decisions/0*.md"))
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)
+def test_decisions_have_one_form_and_are_listed(page: Path) -> None:
+    number, text = page.name[:4], page.read_text(encoding="utf-8")
+    headed = re.match(rf"# {number}: (\S.*)\n\n(\d{{4}}-\d\d-\d\d) · (?:proposed|accepted|superseded)\b.*\n\n\S", text)
+    assert headed, f"begins otherwise than docs/decisions/README.md says: {text[:100]!r}"
+    listed = (page.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| [{number}]({page.name}) | {headed[1]} ({headed[2]}) |" in listed
+
+
+def test_decisions_have_a_number_each() -> None:
+    assert [page.name[:4] for page in DECISIONS] == [f"{n:04}" for n in range(1, len(DECISIONS) + 1)]
+
+
+def test_the_log_is_in_order_of_dates() -> None:
+    dates = re.findall(r"^## (\d{4}-\d\d-\d\d): ", (ROOT / "docs" / "log.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert dates == sorted(dates, reverse=True)
+    assert len(dates) == (ROOT / "docs" / "log.md").read_text(encoding="utf-8").count("\n## ")
