@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.golden.same_compare import arrays_differ, exports_differ
 from tests.golden.texts import FOLDER, MODELS, RECIPES, differences, made, written
 
 RULE = "If that is meant: python -m tests.golden.write, and CONTRIBUTING.md says what else a commit has to bring."
@@ -38,3 +41,37 @@ def test_a_difference_is_told_with_its_place() -> None:
     assert "+  %0: f64[B,T] = input" in told
     assert "nothing is made" in differences(kept, {})
     assert not differences(kept, dict(kept))
+
+
+def test_a_bit_is_a_difference_and_a_name_is_not() -> None:
+    base = {"logits": np.zeros(3), "state S": np.arange(4.0)}
+    assert not arrays_differ(base, {name: value.copy() for name, value in base.items()}).differs
+    told = arrays_differ(base, {**base, "logits": np.array([0.0, 0.0, -0.0])})
+    assert told.differs
+    assert "logits: 1 of 3 numbers differ, the first at (2,)" in told.words
+    assert arrays_differ(base, {**base, "logits": np.zeros(3, np.float32)}).differs
+    assert arrays_differ(base, {"logits": base["logits"]}).differs
+    renamed = arrays_differ(base, {"logits": base["logits"], "state M": base["state S"]})
+    assert not renamed.differs
+    assert renamed.words
+
+
+def test_exports_are_the_same_by_what_they_compute(tmp_path: Path) -> None:
+    """A node's own name is for people; its options, its wiring and weights are not."""
+    onnx = pytest.importorskip("onnx")
+
+    def export(folder: str, name: str, epsilon: float, weights: list[float]) -> Path:
+        values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2]) for n in ("x", "y")]
+        node = onnx.helper.make_node("LayerNormalization", ["x", "w"], ["y"], name=name, epsilon=epsilon)
+        held = onnx.numpy_helper.from_array(np.array(weights, np.float32), "w")
+        graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [held])
+        (tmp_path / folder).mkdir()
+        onnx.save(onnx.helper.make_model(graph), tmp_path / folder / "wake.onnx")
+        return tmp_path / folder
+
+    base = export("base", "a", 1e-5, [1, 2])
+    renamed = exports_differ(base, export("renamed", "b", 1e-5, [1, 2]))
+    assert not renamed.differs
+    assert "wake.onnx" in renamed.words
+    assert "wake.onnx: LayerNormalization(x, w) -> y" in exports_differ(base, export("other", "a", 2e-5, [1, 2])).words
+    assert "other values of w" in exports_differ(base, export("weights", "a", 1e-5, [1, 3])).words

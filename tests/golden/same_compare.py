@@ -122,11 +122,17 @@ def _parts(path: Path) -> list[tuple[str, bytes]]:
 
     model = onnx.load(path)
     graph = model.graph
-    found = [(" ".join(onnx.printer.to_text(v).split()), b"") for v in (*graph.input, *graph.output)]
+    found = [(" ".join(str(v).split()), b"") for v in (*graph.input, *graph.output)]
     for tensor in sorted(graph.initializer, key=lambda t: t.name):
         value = numpy_helper.to_array(tensor)
         found.append((f"{tensor.name} {value.dtype}{list(value.shape)}", value.tobytes()))
     for node in [*graph.node, *(n for f in model.functions for n in f.node)]:
         node.name, node.doc_string = "", ""
-        found.append((" ".join(onnx.printer.to_text(node).split())[:300], node.SerializeToString(deterministic=True)))
+        found.append((_words(node), node.SerializeToString(deterministic=True)))
     return found
+
+
+def _words(node: Any) -> str:
+    """A node in one line; `_parts` compares all of it."""
+    attributes = " ".join(" ".join(str(each).split()) for each in node.attribute)
+    return f"{node.op_type}({', '.join(node.input)}) -> {', '.join(node.output)} {attributes[:200]}".rstrip()
