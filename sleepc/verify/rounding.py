@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
+from sleepc.verify.original import Original
 from sleepc.verify.subject import Subject
 
 
@@ -23,10 +25,12 @@ def rounding_chooses(program: ProgramGraphs) -> bool:
     return program.dtype.itemsize < 4 and any(_chooses(cls.wake) for cls in program.classes.values())
 
 
-def in_float32(subject: Subject) -> Subject:
-    """The same program and weights in float32; without the original, which is to be met in its own dtype."""
+def in_float32(subject: Subject, *, with_original: bool) -> Subject:
+    """The same program and weights in float32, and a copy of the original, where one can be made and is asked for."""
     canonical = subject.canonical and widened(subject.canonical, "CANONICAL")
-    return replace(subject, step=widened(subject.step, "STEP"), canonical=canonical, original=None)
+    original = subject.original if with_original and isinstance(subject.original, Original) else None
+    copied = original and Original(deepcopy(original.module).float(), original.beyond)
+    return replace(subject, step=widened(subject.step, "STEP"), canonical=canonical, original=copied)
 
 
 def widened(program: ProgramGraphs, level: Any) -> ProgramGraphs:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from sleepc.api import logits_of
 from sleepc.backends.eager.backend import load
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
 from sleepc.verify.rounding import rounding_chooses
-from sleepc.verify.shake import new_parameters, with_parameters
+from sleepc.verify.shake import with_parameters
 from sleepc.verify.verify import VerifyReport, verify_program
 from tests.families import VOCAB, family
 
@@ -25,7 +26,7 @@ def other_where(factor: float, *dtypes: torch.dtype) -> Callable[[ProgramGraphs]
     """A backend that computes something else with programs of these dtypes."""
 
     def loaded(program: ProgramGraphs) -> Steps:
-        values = {key: value * factor for key, value in new_parameters(program).items()}
+        values = {key: param.materialise() * factor for key, param in program.params.items()}
         return load(with_parameters(program, values) if program.dtype in dtypes else program)
 
     return loaded
@@ -35,7 +36,8 @@ def verified(name: str, load: Callable[[ProgramGraphs], Steps]) -> VerifyReport:
     made = family(name, HALF)
     step, recipe = made.convert()
     tokens = np.random.default_rng(0).integers(0, VOCAB, 60)
-    return verify_program(step, made.canonical, recipe, tokens.tolist(), load=load, perplexity=False)
+    original = logits_of(made.module)
+    return verify_program(step, made.canonical, recipe, tokens.tolist(), original=original, load=load, perplexity=False)
 
 
 @pytest.mark.parametrize(("name", "chooses"), [("mixtral", True), ("gpt2", False)])
@@ -50,9 +52,9 @@ def test_what_rounding_chooses_is_measured_in_float32() -> None:
     """Where experts nearly tie, half precision gives another model's logits; here a backend does so for certain."""
     report = verified("mixtral", other_where(8, HALF))
     assert report.ok
-    details = {check.detail for check in report.checks if check.invariant in (1, 3, 4, 5, 8, 9)}
+    details = {check.detail for check in report.checks if check.invariant not in (6, 7)}
     assert all("in float32: rounding to bfloat16" in detail for detail in details)
-    assert all(check.tolerance == 1e-4 for check in report.checks if check.invariant == 4)
+    assert all(check.tolerance <= 1e-3 for check in report.checks if check.tolerance is not None)
     assert not any(
         "in float32" in check.detail for check in verified("mixtral", load).checks if check.invariant in (6, 7)
     )
@@ -67,4 +69,4 @@ def test_what_rounding_chooses_is_measured_in_float32() -> None:
     ],
 )
 def test_other_faults_of_half_precision_stay_faults(name: str, factor: float, dtypes: tuple[torch.dtype, ...]) -> None:
-    assert 4 in verified(name, other_where(factor, *dtypes)).failed
+    assert {2, 4} <= verified(name, other_where(factor, *dtypes)).failed
