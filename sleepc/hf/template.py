@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
+from sleepc.hf.given import CONTENT, REASONING, ROLE, Message, checked_messages, is_word
 from sleepc.hf.json_file import read_object
 from sleepc.hf.present import is_there
 from sleepc.hf.sandbox import REFUSALS, environment
@@ -18,7 +20,6 @@ from sleepc.hf.special_tokens import CONFIG, named_tokens
 FILE, FOLDER, OLD_FILE = "chat_template.jinja", "chat_templates", "chat_template.json"
 DEFAULT, KEY = "default", "chat_template"
 OURS = ("messages", "add_generation_prompt")  # variables that are no arguments
-Message = Mapping[str, str]
 
 
 def template_sources(folder: Path) -> dict[str, str]:
@@ -107,59 +108,72 @@ def _check_arguments(given: dict[str, Any], known: set[str]) -> None:
 
 
 def _deep(typed: Callable[[str], str], value: Any) -> Any:
-    """All texts of a value of JSON, as people typed them."""
+    """All texts of a value of JSON, as people typed them; what templates compare with words of theirs stays a word."""
     if isinstance(value, str):
         return typed(value)
     if isinstance(value, list):
         return [_deep(typed, each) for each in value]
-    return {key: _deep(typed, each) for key, each in value.items()} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    kept = {key for key, each in value.items() if key in (ROLE, "type") and isinstance(each, str) and is_word(each)}
+    return {
+        key if is_word(key) else typed(key): each if key in kept else _deep(typed, each) for key, each in value.items()
+    }
 
 
 class Template:
-    """Messages (role, content) -> the text of the conversation, up to where the answer begins."""
+    """Messages (role, content, and whatever else a template reads) -> the text of the conversation, up to where the
+    answer begins.
+    """
 
     def __init__(self, template: jinja2.Template, variables: dict[str, Any], typed: Callable[[str], str]) -> None:
         self._template, self._variables, self._typed = template, variables, typed
-        self._parts: dict[tuple[str, ...], bool] = {}  # by roles: does it want contents as lists of parts?
+        self._parts: dict[tuple[tuple[str, ...], ...], bool] = {}  # by what is said: are contents lists of parts?
 
     def __call__(self, messages: Sequence[Message], answering: bool = True) -> str:
         """With `answering` the text ends where the answer begins, without it after the last message.
 
-        Raises UsageError where the template refuses the conversation, or would leave its last message out.
+        Raises UsageError for what are no messages, where the template refuses the conversation, or would leave out what
+        somebody says. Warns of names in messages that it does not read.
         """
-        roles = tuple(message["role"] for message in messages)
-        if roles not in self._parts:
-            self._parts[roles] = self._in_parts(roles, answering)
-        typed = [self._typed(message["content"]) for message in messages]
-        return self._render(roles, typed, self._parts[roles], answering)
+        typed: list[dict[str, Any]] = _deep(self._typed, checked_messages(messages))
+        form = tuple((message[ROLE], *sorted(message)) for message in typed)
+        if form not in self._parts:
+            self._parts[form] = self._in_parts(typed, answering)
+        text = self._render(typed, self._parts[form], answering)
+        self._warn_of_unread(typed, text, self._parts[form], answering)
+        return text
 
     def closing(self) -> str:
         """What stands after an answer; "" where the template does not tell."""
         answer = "theAnswer"
+        talk = [{ROLE: "user", CONTENT: "question"}, {ROLE: "assistant", CONTENT: answer}]
         for in_parts in (False, True):
             try:
-                text = self._render(("user", "assistant"), ["question", answer], in_parts, False)
+                text = self._render(talk, in_parts, False)
             except UsageError:  # it takes no conversation that ends with an answer, or contents in the other form
                 continue
             if answer in text:
                 return text.partition(answer)[2]
         return ""
 
-    def _in_parts(self, roles: tuple[str, ...], answering: bool) -> bool:
+    def _in_parts(self, messages: list[dict[str, Any]], answering: bool) -> bool:
         """Does the template want a content as a list of parts? Tried with words that it cannot know: what is not found
         in its text has been left out.
         """
-        words = [f"word{i}of{len(roles)}said" for i in range(len(roles))]
+        roles = [message[ROLE] for message in messages]
+        words = {i: f"word{i}of{len(roles)}said" for i, m in enumerate(messages) if m.get(CONTENT) is not None}
+        said = [{**m, CONTENT: words[i]} if i in words else m for i, m in enumerate(messages)]
         wanted = [i for i, role in enumerate(roles) if role == "user"][-1:]
-        wanted += [i for i, role in enumerate(roles) if role == "system"]
+        wanted += [i for i, role in enumerate(roles) if role not in ("user", "assistant")]
         refusal, lost = None, ""
         for in_parts in (False, True):
             try:
-                text = self._render(roles, words, in_parts, answering).casefold()
+                text = self._render(said, in_parts, answering).casefold()
             except UsageError as error:
                 refusal = refusal or (None if lost else error)
                 continue
-            missing = [roles[i] for i in wanted if words[i].casefold() not in text]
+            missing = [roles[i] for i in wanted if i in words and words[i].casefold() not in text]
             if not missing:
                 return in_parts
             lost = lost or missing[0]
@@ -168,13 +182,38 @@ class Template:
             fix="Leave --system out." if lost == "system" else "Give another --template, or --no-chat.",
         )
 
-    def _render(self, roles: Sequence[str], contents: Sequence[str], in_parts: bool, answering: bool) -> str:
-        said = [[{"type": "text", "text": text}] if in_parts else text for text in contents]
-        messages = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+    def _warn_of_unread(self, messages: list[dict[str, Any]], text: str, in_parts: bool, answering: bool) -> None:
+        """Say which names the template leaves out: its text is the same without them."""
+        names = {name for message in messages for name in message if message[name] is not None}
+        for name in sorted(names.difference((ROLE, CONTENT, *REASONING))):
+            rest = [{key: value for key, value in message.items() if key != name} for message in messages]
+            try:
+                unread = self._render(rest, in_parts, answering) == text
+            except UsageError:  # it needs it
+                continue
+            if unread:
+                warnings.warn(
+                    f"left out, since the model's chat template does not read it: {name}", SleepcWarning, stacklevel=4
+                )
+
+    def _render(self, messages: list[dict[str, Any]], in_parts: bool, answering: bool) -> str:
+        said = [{**m, CONTENT: _in_form(m[CONTENT], in_parts)} if CONTENT in m else m for m in messages]
         try:
-            return self._template.render(messages=messages, **self._variables | {"add_generation_prompt": answering})
+            return self._template.render(messages=said, **self._variables | {"add_generation_prompt": answering})
         except REFUSALS as error:
             raise UsageError(
                 f"the model's chat template refuses this conversation: {error}",
                 fix="Some templates take no system text, or want the roles in another order; --no-chat gives a text.",
             ) from error
+
+
+def _in_form(content: str | list[dict[str, Any]] | None, in_parts: bool) -> Any:
+    """A content as parts, or as one text. Raises UsageError for several parts where there is one text."""
+    if content is None or isinstance(content, str):
+        return [{"type": "text", "text": content}] if in_parts and content is not None else content
+    if not in_parts and len(content) > 1:
+        raise UsageError(
+            f"the model's chat template takes a content as one text, and there are {len(content)} parts",
+            fix="Join the parts.",
+        )
+    return content if in_parts else "".join(part["text"] for part in content)

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepc.errors import SleepcError, UsageError
-from sleepc.hf.end_tokens import end_ids, warn_of_end
+from sleepc.hf.end_tokens import MOST, end_ids, warn_of_end
 from sleepc.hf.failing import failing
+from sleepc.hf.given import Message, checked_ids, checked_text
 from sleepc.hf.json_file import read_object
 from sleepc.hf.present import is_there
 from sleepc.hf.special_tokens import CONFIG, add_stated_tokens, named_tokens
 from sleepc.hf.typed_text import MARKS, control_tokens, encode_marked, mark_typed, strict_tokenizer
 
 if TYPE_CHECKING:
-    from sleepc.hf.template import Message, Template
+    from sleepc.hf.template import Template
 
 MAIN = "tokenizer.json"
 FILES = (
@@ -52,28 +53,35 @@ class Tokenizer:
     control: Mapping[int, str] = field(default_factory=dict)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, with what the model's own tokenizer puts before a text, and nothing after it."""
+        """Token ids, with what the model's own tokenizer puts before a text, and nothing after it.
+
+        Raises UsageError for what is no text.
+        """
         return [*self._opening, *self.encode_part(text)]
 
     def encode_part(self, text: str) -> list[int]:
         """Token ids of a text that others surround: nothing is put before or after it."""
-        ids = _ids(self.inner, text)
+        ids = _ids(self.inner, checked_text(text))
         if self.control.keys().isdisjoint(ids):
             return ids
         return _ids(self._strict, MARKS.sub("", text))
 
     def encode_next(self, text: str) -> list[int]:
         """Token ids of a text that goes straight on from another."""
-        return self._after(self.encode_part, text)
+        return self._after(self.encode_part, checked_text(text))
 
     def encode_turns(self, text: str, *, goes_on: bool = False) -> list[int]:
         """Token ids of a chat template's text: its own control tokens are control, and what people typed is text."""
-        return self._after(self._turns, text) if goes_on else self._turns(text)
+        return self._after(self._turns, checked_text(text)) if goes_on else self._turns(checked_text(text))
 
-    def decode(self, ids: list[int]) -> str:
-        """Text; special tokens are left out."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text; special tokens are left out. Raises UsageError for what are no ids of tokens."""
+        found = checked_ids(ids)
+        for i in found:
+            if not 0 <= i <= MOST or self.inner.id_to_token(i) is None:
+                raise UsageError(f"the tokenizer has no token {i}", fix=f"It has {self.inner.get_vocab_size()}.")
         with failing():
-            text: str = self.inner.decode(ids, skip_special_tokens=True)
+            text: str = self.inner.decode(found, skip_special_tokens=True)
         return text
 
     def template(self, name: str | None = None, arguments: Mapping[str, Any] | None = None) -> Template | None:
@@ -83,7 +91,7 @@ class Tokenizer:
         """
         from sleepc.hf.template import load_template
 
-        return load_template(self.folder, name, arguments, lambda text: mark_typed(self.inner, self.control, text))
+        return load_template(self.folder, name, arguments, self._mark)
 
     def has_template(self) -> bool:
         """Is there a chat template?"""
@@ -94,7 +102,8 @@ class Tokenizer:
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation by the model's chat template, up to where the answer begins.
 
-        Raises UsageError where the model has none, or it refuses the conversation.
+        Whatever a message has besides role and content (name, tool_calls, …) is given to the template.
+        Raises UsageError where the model has none, for what are no messages, and where it refuses the conversation.
         """
         template = self.template()
         if template is None:
@@ -140,6 +149,9 @@ class Tokenizer:
         if MARKS.search(text) is None:
             return _ids(self.inner, text)
         return encode_marked(self.inner, lambda: self._strict, self.control, text)
+
+    def _mark(self, text: str) -> str:
+        return mark_typed(self.inner, self.control, checked_text(text))
 
     def _after(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
         """Ids of a text without the space that some tokenizers put before whatever they are given."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
 from sleepc.hf.template import load_template, template_sources
 from tests.cli.models import save_model
 
@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-def both(folder: Path, messages: list[dict[str, str]], name: str | None = None, **arguments: Any) -> tuple[str, str]:
+def both(folder: Path, messages: list[dict[str, Any]], name: str | None = None, **arguments: Any) -> tuple[str, str]:
     """The text by our own path and by transformers'."""
     from transformers import AutoTokenizer
 
@@ -71,7 +71,7 @@ def with_template(folder: Path, source: str) -> Path:
     return folder
 
 
-def rendered(folder: Path, messages: list[dict[str, str]], **arguments: Any) -> str:
+def rendered(folder: Path, messages: list[dict[str, Any]], **arguments: Any) -> str:
     template = load_template(folder, None, arguments)
     assert template is not None
     return template(messages)
@@ -80,7 +80,7 @@ def rendered(folder: Path, messages: list[dict[str, str]], **arguments: Any) -> 
 @pytest.mark.parametrize("source", [CHATML, LINES], ids=["chatml", "lines"])
 @pytest.mark.parametrize("place", ["file", "config", "named"])
 @pytest.mark.parametrize("messages", [TALK, TALK[1:2]], ids=["talk", "one"])
-def test_as_transformers(model: Path, tmp_path: Path, source: str, place: str, messages: list[dict[str, str]]) -> None:
+def test_as_transformers(model: Path, tmp_path: Path, source: str, place: str, messages: list[dict[str, Any]]) -> None:
     for file in model.iterdir():
         (tmp_path / file.name).symlink_to(file)
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": source}]
@@ -225,3 +225,91 @@ def test_what_a_template_changes_is_not_lost(source: str, tmp_path: Path) -> Non
 
 def test_templates_that_keep_the_last_message_alone(tmp_path: Path) -> None:
     assert rendered(with_template(tmp_path, "{{ messages[-1].content }}"), TALK[1:]) == "{{ w3 }}"
+
+
+# ------------------------------------------------------------------------------------------- all that a message has
+
+TOOLS = (
+    "{% for m in messages %}<{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}>"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.id }}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+    "{{ m.tool_call_id }}{% endfor %}"
+)
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {"where": ["é", 1, None, True]}}}
+CALLING: list[dict[str, Any]] = [
+    {"role": "user", "content": "hi", "name": "ann"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL], "thinking": "hm"},
+    {"role": "tool", "content": "w1", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "", "tool_calls": (CALL,)},
+    {"role": "assistant", "tool_calls": [CALL]},
+]
+
+
+def test_names_and_calls_of_tools_as_transformers_gives_them(model: Path, tmp_path: Path) -> None:
+    for file in model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(CONFIG))
+    ours, theirs = both(with_template(tmp_path, TOOLS), CALLING)
+    assert ours == theirs
+    assert '<user ann>hi<assistant>(hm)c1look{"where": ["é", 1, null, true]}<tool>w1c1' in ours
+
+
+def test_contents_that_are_parts(tmp_path: Path) -> None:
+    parts: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    ]
+    assert rendered(with_template(tmp_path, PARTS), parts) == "<user>ab"
+    with pytest.raises(UsageError, match="as one text, and there are 2 parts"):
+        rendered(with_template(tmp_path, CHATML), parts)
+    parts[0]["content"].pop()
+    assert "user\na<|im_end|>" in rendered(with_template(tmp_path, CHATML), parts)
+
+
+def test_names_that_the_template_does_not_read_are_said(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "hi", "name": "ann", "weight": None}]
+    with pytest.warns(SleepcWarning, match="does not read it: name$"):
+        assert rendered(with_template(tmp_path, CHATML), said) == rendered(
+            tmp_path, [{"role": "user", "content": "hi"}]
+        )
+
+
+def test_what_a_tool_says_does_not_vanish(tmp_path: Path) -> None:
+    without = "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(UsageError, match="leaves out what the tool says"):
+        rendered(with_template(tmp_path, without), [*TALK, {"role": "tool", "content": "w1"}])
+
+
+NO_MESSAGES: dict[str, tuple[Any, str]] = {
+    "none": ([], "there are no messages"),
+    "nothing": (None, "messages are a list, and not None"),
+    "a text": ("hi", "messages are a list, and not 'hi'"),
+    "one message": ({"role": "user", "content": "hi"}, "messages are a list"),
+    "texts": (["hi"], "message 1 is a mapping of role and content, and not 'hi'"),
+    "a hole": ([TALK[1], None], "message 2 is a mapping"),
+    "no role": ([{"content": "hi"}], "message 1 has no role"),
+    "a role that is a number": ([{"role": 3, "content": "hi"}], "message 1 has no role"),
+    "a role that spells a control token": ([{"role": "</s>", "content": "hi"}], "message 1 has no role"),
+    "no content": ([{"role": "user"}], "message 1 has no content"),
+    "a content of nothing": ([{"role": "user", "content": None, "tool_calls": []}], "message 1 has no content"),
+    "bytes": ([{"role": "user", "content": b"hi"}], "message 1, content is of type bytes"),
+    "a number": ([{"role": "user", "content": 3}], "the content of message 1 is neither a text nor"),
+    "a picture": ([{"role": "user", "content": [{"type": "image"}]}], "the content of message 1 is neither"),
+    "half a character": (
+        [{"role": "user", "content": "a\ud800"}],
+        r"message 1, content has half a character \(U\+D800\)",
+    ),
+    "half a name": ([{"role": "user", "content": "a", "\udfff": 1}], r"a name in message 1 has half a character"),
+    "a name that is a number": ([{"role": "user", "content": "a", 1: 1}], "a name in message 1 is a str"),
+    "an object": (
+        [{"role": "user", "content": "a", "tool_calls": [object()]}],
+        "message 1, tool_calls is of type object",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_MESSAGES)
+def test_what_are_no_messages(name: str, tmp_path: Path) -> None:
+    messages, words = NO_MESSAGES[name]
+    with pytest.raises(UsageError, match=words) as caught:
+        rendered(with_template(tmp_path, CHATML), messages)
+    assert caught.value.fix

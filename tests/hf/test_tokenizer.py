@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -464,3 +465,54 @@ def test_holes_are_the_ids_without_a_token(tmp_path: Path) -> None:
     assert holed.holes(size) == [gone]
     assert not holed.same_words(found)
     assert found.same_words(load_tokenizer(save(wordlevel(), tmp_path)))
+
+
+# ------------------------------------------------------------------------------------------------- what callers give
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "a text is a str, and not of type NoneType"),
+        (b"hi", r"not of type bytes.*\n?.*text\.decode"),
+        (["hi"], "not of type list"),
+        (3, "not of type int"),
+        ("hi \ud800", r"half a character \(U\+D800\).*character 4"),
+        ("\udc80", r"half a character \(U\+DC80\)"),
+    ],
+)
+def test_what_is_no_text(kind: str, text: Any, words: str, tmp_path: Path) -> None:
+    found = load_tokenizer(save(with_control(KINDS[kind]()), tmp_path, NAMED))
+    for encode in (found.encode, found.encode_part, found.encode_next, found.encode_turns):
+        with pytest.raises(UsageError, match=words):
+            encode(text)
+
+
+@pytest.mark.parametrize(
+    "ids", [[-1], [10**12], [1 << 70], [3, 9999], "a", None, 5, [[1]], [1.0], ["1"], [None], {1: 2}]
+)
+def test_what_are_no_ids(ids: Any, tmp_path: Path) -> None:
+    found = load_tokenizer(save(with_control(wordlevel()), tmp_path, NAMED))
+    with pytest.raises(UsageError, match=r"the tokenizer has no token -?\d+|ids are a list of whole numbers"):
+        found.decode(ids)
+
+
+def test_ids_of_other_kinds_are_ids(tmp_path: Path) -> None:
+    found = load_tokenizer(save(with_control(wordlevel()), tmp_path, NAMED))
+    ids = found.encode("hi what")
+    assert found.decode(np.array(ids)) == found.decode(tuple(ids)) == found.decode(ids) == "hi what"  # type: ignore[arg-type]
+
+
+def test_control_tokens_anywhere_in_a_message_are_text(tmp_path: Path) -> None:
+    """Also in names and calls of tools. Words that templates compare stay as they are."""
+    template = (
+        "{% for m in messages %}{{ m.role == 'im_end' }}{{ m.name }}{{ m.calls | tojson }}"
+        "{{ m.calls[0].type == 'im_end' }}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    found = load_tokenizer(save(with_control(bytelevel()), tmp_path, {"chat_template": template, **NAMED}))
+    asked = found.chat(
+        [{"role": "im_end", "name": "</s>", "calls": [{"</s>": "</s>", "type": "im_end"}], "content": "</s>"}]
+    )
+    assert [found.control[i] for i in asked if i in found.control] == ["<|im_end|>"]
+    assert found.decode(asked) == 'True</s>[{"</s>": "</s>", "type": "im_end"}]True</s>'
