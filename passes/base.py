@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from sleepc.ir.program import Level, ProgramGraphs
+from sleepc.ir.levels import Level
+from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.facts import Fact
 
 # What a pass does to the logits of a row's first window, before any sleep. EXACT: they stay as they are, to the bit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ from sleepc.ir.text import print_graph
 from sleepc.ir.weights import Param
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.effects import Trial
-
-Progress = Callable[[str], None]
+from sleepc.progress import Progress, silent
 
 
 def run_stages(
     program: ProgramGraphs,
     stages: Sequence[Stage],
     *,
-    progress: Progress = lambda name: None,
+    progress: Progress = silent,
     dump: Path | None = None,
     tokens: Sequence[int] | None = None,
 ) -> ProgramGraphs:
@@ -41,7 +40,7 @@ def run_stages(
     step = 0
     for stage in stages:
         for each in stage.passes:
-            progress(each.name)
+            progress(each.name, None)
             _run_pass(program, each, trial)
             step += 1
             if dump is not None:

@@ -7,7 +7,7 @@ import hashlib
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.pipeline import front_stages, functional, rewrite_stages
 from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
+from sleepc.progress import Progress, silent
 from sleepc.recipe import Factors, Recipe, make_recipe
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
@@ -51,12 +52,7 @@ if TYPE_CHECKING:
     from sleepc.train.training import Hooks, Outcome
     from sleepc.verify.verify import VerifyReport
 
-Progress = Callable[[str, float | None], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def _silent(what: str, share: float | None) -> None:
-    del what, share
 
 
 @dataclass(repr=False)
@@ -153,7 +149,7 @@ class Program:
 
     def inspect(self) -> Inspection:
         """What the conversion found and did. The original is captured again where this comes from an artifact."""
-        return inspect_program(self.captured(_silent), self.graphs, self.recipe)
+        return inspect_program(self.captured(silent), self.graphs, self.recipe)
 
     def verify(
         self,
@@ -163,7 +159,7 @@ class Program:
         tokens: Sequence[int] | None = None,
         hash: bool = False,
         accept_quality: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> VerifyReport:
         """Measure the invariants on real tokens, against the original model.
 
@@ -284,7 +280,7 @@ class Program:
         steps: int = 100,
         work: str | Path | None = None,
         resume: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> CalibrationReport:
         """Set memories by what the original attends to, then step each layer towards it, where that helps on texts held
         apart. `work` keeps finished layers for `resume`; remove it once the program is saved.
@@ -311,7 +307,7 @@ class Program:
         force: bool = False,
         device: str | None = None,
         half: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         hooks: Hooks | None = None,
         **settings: Any,
     ) -> Outcome:
@@ -369,7 +365,7 @@ class Program:
         force: bool = False,
         device: str | None = None,
         half: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         hooks: Hooks | None = None,
         **settings: Any,
     ) -> Outcome:
@@ -409,7 +405,7 @@ class Program:
         return capture(self.load_original(teacher, progress), progress, factors=self.recipe.rope_factors)
 
     def save(
-        self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = _silent
+        self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = silent
     ) -> Path:
         """Write an artifact, all or nothing. Weights stay where they are, unless `standalone` copies them into it.
 
@@ -443,7 +439,7 @@ class Program:
         text: str | None = None,
         tokens: Sequence[int] | None = None,
         force: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Exported:
         """Write files that run without PyTorch into `path` (the artifact's folder `to` by default), all or nothing, and
         check them: every weight by value, and what ONNX Runtime computes against the eager backend.
@@ -483,7 +479,7 @@ def convert(
     recipe: Recipe | dict[str, Any] | None = None,
     *,
     adapter: str | Path | Adapter | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     dump_graphs: Path | None = None,
 ) -> Program:
     """Convert a model (a directory, hub id, GGUF file, or a module) as `recipe` says. With an `adapter` (a file) what
@@ -512,7 +508,7 @@ def convert(
     recipe = leave_own_windows(recipe, canonical)
     stages = rewrite_stages(recipe, len(canonical.layout))
     dump = dump_graphs / "rewrite" if dump_graphs else None
-    graphs = run_stages(canonical, stages, progress=lambda name: progress(name, None), dump=dump)
+    graphs = run_stages(canonical, stages, progress=progress, dump=dump)
     source = _source(model, checkpoint).model_copy(update={"weights_sha256": weights_digest(canonical)})
     program = Program(graphs, recipe, source, canonical=canonical, original=module)
     if learned is not None:
@@ -549,7 +545,7 @@ def _captured_in_dtype(
 
 
 def capture(
-    module: nn.Module, progress: Progress = _silent, dump: Path | None = None, *, factors: Factors = "short"
+    module: nn.Module, progress: Progress = silent, dump: Path | None = None, *, factors: Factors = "short"
 ) -> ProgramGraphs:
     """A module as a program at level CANONICAL; `factors` are those of short or long calls, where it has both."""
     progress("export", None)
@@ -559,7 +555,7 @@ def capture(
     def canonical(decomposed: bool) -> ProgramGraphs:
         with open_seam(module):
             program = capture_module(module, max_positions=limit, decomposed=decomposed)
-        return run_stages(program, front_stages(factors), progress=lambda name: progress(name, None), dump=folder)
+        return run_stages(program, front_stages(factors), progress=progress, dump=folder)
 
     return functional(canonical)
 
@@ -637,7 +633,7 @@ def load(path: str | Path) -> Program:
 
 
 def inspect(
-    target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None = None, *, progress: Progress = _silent
+    target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None = None, *, progress: Progress = silent
 ) -> Inspection:
     """What sleepc sees in a model, or what an artifact holds. For a model, `recipe` says what would be made of it."""
     if not isinstance(target, nn.Module) and (Path(target) / MANIFEST).is_file():

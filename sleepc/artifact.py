@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import sleepc
 from sleepc import whole_folder
 from sleepc.digests import dtype_name
 from sleepc.errors import SleepcError
@@ -38,6 +37,7 @@ from sleepc.manifest import (
 )
 from sleepc.passes.runner import check_program
 from sleepc.recipe import Recipe
+from sleepc.version import __version__
 
 NEW, HELD = "new.safetensors", "weights.safetensors"
 MAX_GRAPH = 64 << 20  # bytes
@@ -69,7 +69,7 @@ def save_artifact(
         (draft / "program").mkdir()
         params, files = _write_params(draft, program, standalone)
         manifest = Manifest(
-            sleepc=sleepc.__version__,
+            sleepc=__version__,
             recipe=recipe,
             source=source,
             dtype=dtype_name(program.dtype),

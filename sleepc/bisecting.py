@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from sleepc.passes.front.make_functional import SharedMemory
 from sleepc.passes.pipeline import front_stages, functional, rewrite_stages
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
+from sleepc.progress import Progress
 from sleepc.recipe import Recipe
 from sleepc.train.adapter import merge_maps, trained_weights
 from sleepc.verify.report import TOLERANCES
 
-Progress = Callable[[str, float | None], None]
 CAPTURE, STORED = "capture", "the artifact's program"
 MOST = 32  # tokens: enough for every operator to show itself
 

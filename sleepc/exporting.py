@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import copy_tokenizer
+from sleepc.ir.program import ProgramGraphs
+from sleepc.progress import Progress
 from sleepc.whole_folder import check_free, written_beside
-
-if TYPE_CHECKING:
-    from sleepc.api import Program
 
 TARGETS = ("onnx",)
 ENOUGH = 64  # tokens of a text, which is read again and again where it is too short
-Progress = Callable[[str, float | None], None]
+
+
+class Program(Protocol):
+    """What is exported (sleepc.api.Program is one)."""
+
+    graphs: ProgramGraphs
+    path: Path | None
+    identity: str
+
+    def some_tokens(self, text: str | None, tokens: Sequence[int] | None = None) -> list[int]:
+        """Tokens to read, see api.Program."""
+
+    def check_bytes(self) -> None:
+        """Raises SleepcError if tensors have changed since the conversion."""
+
+    def folder(self) -> Path | None:
+        """Where the tokenizer's files are."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-import torch
-
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.passes.analysis.find_sites import Site, find_site
@@ -127,7 +126,6 @@ def is_tied(program: ProgramGraphs) -> bool:
 
 def has_bias(graph: Graph, site: Site) -> bool:
     """Does a projection between the block's normalised input and q, k or v add a vector of parameters?"""
-    aten = torch.ops.aten
     after = {site.x}
     for node in graph.calls():
         if node is site.node:

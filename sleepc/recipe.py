@@ -17,6 +17,7 @@ from sleepc.errors import UsageError
 Strategy = Literal["parallel", "insert", "replace"]
 Decay = Literal["head", "channel"]
 WriteTime = Literal["sleep", "online"]
+Eviction = Literal["sliding", "hard"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Factors = Literal["short", "long"]
 Layers = Annotated[str, Field(max_length=1000)]
@@ -74,7 +75,7 @@ class Recipe(_Options):
     consolidation: Literal["replay", "recurrent"] = "replay"
     loop: str = Field(default="all", pattern=r"^(all|middle|\d{1,6}:\d{1,6})$")
     settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
-    eviction: Literal["sliding", "hard"] = "sliding"
+    eviction: Eviction = "sliding"
     own_windows: Literal["auto", "leave", "narrow"] = "auto"
     last_position: Literal["evict", "renumber"] = "evict"
     sinks: int = Field(default=4, ge=0, le=1 << 16)

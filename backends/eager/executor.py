@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph
+from sleepc.ir.levels import aten
 from sleepc.ir.types import TensorType
 from sleepc.ops import functional
 
@@ -35,7 +36,6 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 }
 # Where no gradient is wanted, windows and records are written in place.
 IN_PLACE: dict[Any, Callable[..., Any]] = PLAIN | {ours.write_slots.default: functional.write_slots_}
-aten = torch.ops.aten
 # The same operators by PyTorch's direct bindings: for one token, most of a step is the way to the kernel.
 DIRECT: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: torch.add,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepc.backends.onnx.installed import about, missing_exporter
 from sleepc.errors import SleepcError, UsageError
 from sleepc.held_file import HeldFile
+from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.call import Style
@@ -19,7 +20,6 @@ __all__ = ["about", "export", "missing", "name", "prepared", "style_of"]
 
 name = "onnx"
 PRECISIONS, OPERATORS, PROVIDERS = ("fp32", "fp16", "int8", "int4"), ("ort", "portable"), ("cpu", "cuda")
-Progress = Callable[[str, float | None], None]
 
 
 def missing() -> str | None:
@@ -75,7 +75,7 @@ def export(
     ops: str = "ort",
     ep: str = "cpu",
     identity: str = "",
-    progress: Progress = lambda what, share: None,
+    progress: Progress = silent,
 ) -> Manifest:
     """Write a program at level STEP into `folder`, and check the files: their weights by value, what they compute in
     ONNX Runtime against the eager backend on `tokens` (see `check`). The manifest, with the report, is written last.

@@ -11,7 +11,9 @@ import torch
 from torch import fx
 
 from sleepc.backends.onnx.emit import Emitter
+from sleepc.backends.onnx.weights import Weight
 from sleepc.errors import UsageError
+from sleepc.ir.levels import aten as aten
 from sleepc.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Operators = Literal["ort", "portable"]
 Tokens = Literal["any", "one", "many"]
-aten = torch.ops.aten
 ours = torch.ops.sleepc
 
 
@@ -34,13 +35,6 @@ class Style:
     precision: Precision = "fp32"
     columns: bool = True  # what is written into windows leaves the graph as it is, for the host to write in place
     tokens: Tokens = "any"  # how many a call has, in a part of the graph that is for one or for many
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A parameter that has not been asked for yet, since its form depends on who reads it."""
-
-    key: str
 
 
 @dataclass

@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from sleepc.backends.onnx.kernels import MICROSOFT as MICROSOFT
 from sleepc.backends.onnx.weights import Form, Keys, Weights
 from sleepc.ir.dims import Polynomial, add, format_dim, parse_dim
 from sleepc.ir.types import TensorType
 
-MICROSOFT = "com.microsoft"
 SMALL = 1024  # integers that stand in the graph's own file
 TYPES: dict[torch.dtype, ir.DataType] = {
     torch.float64: ir.DataType.DOUBLE,

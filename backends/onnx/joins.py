@@ -9,10 +9,11 @@ from typing import Any
 import onnx_ir as ir
 from torch import fx
 
-from sleepc.backends.onnx.call import Weight, aten
 from sleepc.backends.onnx.emit import Emitter
 from sleepc.backends.onnx.match import through
+from sleepc.backends.onnx.weights import Weight
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.levels import aten
 
 
 @dataclass

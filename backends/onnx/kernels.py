@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+
 TABLE = Path(__file__).with_name("cuda_kernels.json")
 STANDARD = ("", "ai.onnx")
 

@@ -8,11 +8,11 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from sleepc.backends.onnx.call import Call, Weight, aten, fuses, translates
+from sleepc.backends.onnx.call import Call, aten, fuses, translates
 from sleepc.backends.onnx.emit import MICROSOFT, declare
 from sleepc.backends.onnx.joins import Join
 from sleepc.backends.onnx.quantise import BLOCK
-from sleepc.backends.onnx.weights import Form, Keys
+from sleepc.backends.onnx.weights import Form, Keys, Weight
 from sleepc.errors import UsageError
 from sleepc.ir.graph import is_call
 from sleepc.ir.types import TensorType

@@ -9,7 +9,6 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-import sleepc
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.functions import attach
@@ -23,6 +22,7 @@ from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.ops.rules import find as find_rule
+from sleepc.version import __version__
 
 OPSETS = {"ort": {"": 23, MICROSOFT: 1}, "portable": {"": 18}}
 IR_VERSION = 10
@@ -61,7 +61,7 @@ def lower(
         for s in program.all_states()
     ]
     return Manifest(
-        sleepc=sleepc.__version__,
+        sleepc=__version__,
         identity=identity,
         precision=style.precision,
         ops=style.ops,
@@ -121,7 +121,7 @@ def _save(step: Step, path: Path, style: Style) -> GraphFile:
         opset_imports=OPSETS[style.ops],
         name=path.stem,
     )
-    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sleepc", producer_version=sleepc.__version__)
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sleepc", producer_version=__version__)
     drop_unread(graph)
     if style.ops == "ort":
         join_skips(graph)

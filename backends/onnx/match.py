@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from sleepc.backends.onnx.call import aten
 from sleepc.ir.graph import is_call
+from sleepc.ir.levels import aten
 from sleepc.ir.types import TensorType
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sleepc.backends.onnx.call import Weight
+from sleepc.backends.onnx.weights import Weight
 from sleepc.ir.graph import Graph
 
 

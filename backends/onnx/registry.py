@@ -8,11 +8,10 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sleepc.backends.onnx.kernels import Kernel, Schema, Table
+from sleepc.backends.onnx.kernels import MICROSOFT, Kernel, Schema, Table
 
 OPEN = 2**31 - 1  # ONNX Runtime's last version of a kernel that has none
 OLDEST = 18  # the oldest opset that is written
-MICROSOFT = "com.microsoft"
 MEMORY = "ONNX Runtime keeps what is computed from sizes on the CPU, also where CUDA has a kernel for it"
 ON_CPU = {"Shape": MEMORY, "Size": MEMORY}
 

@@ -24,9 +24,10 @@ from sleepc.backends.onnx import (  # noqa: F401  (they fill the tables)
     rotary,
     windows,
 )
-from sleepc.backends.onnx.call import FUSED, TRANSLATIONS, Call, Style, Weight, ours
+from sleepc.backends.onnx.call import FUSED, TRANSLATIONS, Call, Style, ours
 from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.backends.onnx.joins import find_joins
+from sleepc.backends.onnx.weights import Weight
 from sleepc.errors import UsageError
 from sleepc.ir.dims import Polynomial, add, format_dim, multiply, parse_dim
 from sleepc.ir.graph import Graph, is_call

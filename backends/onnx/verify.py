@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,13 @@ import numpy as np
 from sleepc.backends.onnx.check.compare import ERRORS, relative
 from sleepc.backends.onnx.check.report import Report, Row
 from sleepc.backends.onnx.load import OnnxProgram
+from sleepc.progress import Progress
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
 
 LONG, AFTER = 256, 16  # tokens of a stream: at most up to its first sleep, and after it
 PIECES = (1, 2, 3, 1, 7, 16)  # tokens of one call, in turn
 ROUNDED = 0.1  # of the largest logit: kernels that round activations give other sums in calls of other lengths
-Progress = Callable[[str, float | None], None]
 
 
 def verify_export(program: OnnxProgram, tokens: Sequence[int], progress: Progress, like: Steps | None = None) -> Report:

@@ -38,6 +38,13 @@ def formed(value: torch.Tensor, form: Form) -> Array:
     return (value.half() if "half" in form else value).contiguous().numpy()
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that has not been asked for yet, since its form depends on who reads it."""
+
+    key: str
+
+
 @dataclass
 class Weights:
     """Writes parameters into `folder`/weights.bin when they are asked for, each once; `written` says what is where."""

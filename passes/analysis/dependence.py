@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.interp import value_of
+from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import needed_for, val
 
-aten = torch.ops.aten
 # Operators that read a tensor's shape or dtype only: their result does not depend on its values.
 SHAPE_ONLY = (
     aten.sym_size.int,

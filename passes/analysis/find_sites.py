@@ -13,8 +13,8 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.dependence import Dependence, find_dependence
+from sleepc.passes.lib.emit import aten
 
-aten = torch.ops.aten
 RELAYOUTS = (aten.reshape.default, aten.transpose.int, aten.to.dtype)  # the numbers stay, they only stand elsewhere
 
 

@@ -9,15 +9,14 @@ from math import prod
 from typing import Any
 
 import networkx as nx
-import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.find_sites import Site, dependence_of, dims, find_site
+from sleepc.passes.lib.emit import aten
 
-aten = torch.ops.aten
 LINEAR = (aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default)
 FACT = "kv_cache"  # its name in an artifact's report
 

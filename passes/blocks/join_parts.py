@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import fx
 
 from sleepc.errors import Refusal
@@ -15,9 +14,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import Dominators, attention_of, dependence_of, dims, turned
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, Fact
-from sleepc.passes.lib.emit import Emit
-
-aten = torch.ops.aten
+from sleepc.passes.lib.emit import Emit, aten
 
 
 @dataclass(frozen=True)

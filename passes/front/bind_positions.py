@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
@@ -16,10 +15,9 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import ARANGES, find_dependence
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FUNCTIONAL, MASKS_KNOWN, Fact
+from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.region import is_tensor_like
 from sleepc.passes.lib.values import call_sizes, is_tensor, val
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)

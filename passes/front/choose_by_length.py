@@ -16,10 +16,10 @@ from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.analysis.read_mask import at_positions
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FUNCTIONAL, MASKS_KNOWN, Fact
+from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import FlatEmit, is_tensor, same_type, val
 from sleepc.recipe import Factors
 
-aten = torch.ops.aten
 WHERE = (aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 FAR = 1 << 20  # tokens: longer than any call, where the model does not say how many positions it has
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.levels import PLACEMENT
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FUNCTIONAL, Fact
+from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import same_type, shape_text, val
 
-aten = torch.ops.aten
 COPIES = (
     aten.clone.default,
     aten.contiguous.default,
@@ -41,7 +41,6 @@ SPELLINGS = {
     aten.empty_like.default: aten.zeros_like.default,
     aten.numpy_T.default: aten.t.default,  # for more than two dimensions PyTorch will drop it; types are checked
 }
-PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph, is_call
@@ -13,8 +12,8 @@ from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FLAT, Fact
+from sleepc.passes.lib.emit import aten
 
-aten = torch.ops.aten
 EMPTY = (aten.new_empty.default, aten.empty.memory_format, aten.empty_like.default)
 Piece = tuple[int, int, fx.Node, fx.Node]  # from, to, what is copied, the copy
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
@@ -15,8 +14,8 @@ from sleepc.ir.levels import makes_view, mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FLAT, Fact
+from sleepc.passes.lib.emit import aten
 
-aten = torch.ops.aten
 # What may give back its argument's memory, though its schema does not say so.
 UNDECLARED = (aten.dropout.default, aten.type_as.default, aten._unsafe_view.default)
 

@@ -17,9 +17,9 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FUNCTIONAL, REAL, Fact
 from sleepc.passes.front.read_scores import MATMUL, Miss, ScoreReader, folds, keeps_numbers, unfolded
 from sleepc.passes.front.score_terms import join
+from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import FlatEmit, call_sizes, val
 
-aten = torch.ops.aten
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 EXPANSIONS = (
     aten.expand.default,

@@ -9,8 +9,7 @@ import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph
-
-aten = torch.ops.aten
+from sleepc.ir.levels import aten as aten
 
 
 class Emit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import fx
@@ -20,8 +20,7 @@ from sleepc.passes.facts import BLOCKS, BOUNDED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
-
-Eviction = Literal["sliding", "hard"]
+from sleepc.recipe import Eviction
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sleepc.capture.fake_run import left_alone
 from sleepc.errors import Refusal
-from sleepc.ir.levels import mutates
+from sleepc.ir.levels import aten, mutates
 
-aten = torch.ops.aten
 ROWS, LENGTH = 8, 13
 TABLES = {aten.embedding.default: 1, aten.index_select.default: 2}  # where their index stands among the arguments
 ATTENTION = ("softmax", "scaled_dot_product", "sleepc::attention")

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleepc.capture.fake_run import fake_run
 from sleepc.errors import Refusal, SleepcError
+from sleepc.ir.levels import aten
 
-aten = torch.ops.aten
 PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 STEPS = 3  # as many single tokens taken out one by one are a loop over tokens
 COUNTS = 2  # dimensions: of a running sum that counts tokens, [B,T], for positions or ALiBi; a state has channels too

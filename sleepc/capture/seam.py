@@ -19,7 +19,7 @@ import sleepc.ops  # noqa: F401  (registers sleepc::attention)
 from sleepc.errors import Refusal
 
 NAME = "sleepc"
-EXPERTS = "batched_mm"  # each token's experts are gathered and multiplied with it
+EXPERTS = "batched_mm"  # gathers and multiplies every token's experts; the other ways do not export (docs/log.md)
 # What the function understands, and what cannot change the numbers of inference.
 UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal"}
 HARMLESS = {

@@ -23,14 +23,14 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what works on this machine, what does not, why, and what to install. Exit 0 where models, or exports, run."""
-    import sleepc
     from sleepc.doctor import examine, exports_only, works
+    from sleepc.version import __version__
 
     findings = examine()
     runs = "models" if works(findings) else "exports" if exports_only(findings) else "nothing"
     ok = runs != "nothing"
     if as_json:
-        facts = {"ok": ok, "runs": runs, "sleepc": sleepc.__version__}
+        facts = {"ok": ok, "runs": runs, "sleepc": __version__}
         print_json({**facts, "findings": [f.to_json() for f in findings]})
     else:
         _table(findings)

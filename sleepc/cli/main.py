@@ -12,7 +12,6 @@ from typing import Annotated, TextIO
 
 import typer
 
-import sleepc
 from sleepc.cli.adapt import adapt
 from sleepc.cli.bisect import bisect
 from sleepc.cli.calibrate import calibrate
@@ -32,6 +31,7 @@ from sleepc.cli.telling import INTERRUPTED, tell
 from sleepc.cli.train import train
 from sleepc.cli.verify import verify
 from sleepc.errors import SleepcWarning
+from sleepc.version import __version__
 
 app = typer.Typer(
     name="sleepc",
@@ -60,7 +60,7 @@ app.command()(export)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"sleepc {sleepc.__version__}")
+        typer.echo(f"sleepc {__version__}")
         raise typer.Exit
 
 

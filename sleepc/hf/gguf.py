@@ -12,17 +12,15 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import sleepc
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.gguf_file import refuse_part
 from sleepc.hf.json_file import read_object
+from sleepc.progress import Progress
 from sleepc.whole_folder import written_beside
 
-Progress = Callable[[str, float | None], None]
 MAGIC = b"GGUF"
 NEEDED = ("gguf", "accelerate")
 READER = 3  # raised whenever the same file would be read in another way, so that what was kept before is not used
@@ -94,7 +92,7 @@ def _sha256(path: Path) -> str:
 def _convert_in_child(path: Path, target: Path) -> list[str]:
     # -P: no module is taken from the folder that the person happens to be in; sleepc itself is taken from where it is.
     command = [sys.executable, "-P", "-m", "sleepc.hf.gguf_child", str(path.resolve()), str(target)]
-    package = str(Path(sleepc.__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -26,7 +26,7 @@ from sleepc.hf.gguf_tokens import end_ids, save_tokenizer
 BASE = 500 << 20  # bytes: PyTorch and transformers, imported
 PER_TOKEN = 2000  # bytes: what the gguf package makes of a token, its score and its type
 SHOWN = 6  # names of tensors in a message
-EXPERTS = "gate_up_proj"  # of all experts in one parameter; a GGUF file has them apart
+GATE_UP = "gate_up_proj"  # of all experts in one parameter; a GGUF file has them apart
 
 
 def convert(path: Path, target: Path) -> list[str]:
@@ -166,7 +166,7 @@ def _taken(file: GgufFile, model: Any) -> set[str]:
         for spelt in (stem, stem.partition(".")[2]):  # Bloom's names are those without its head
             if mapped := name_of.get_name(spelt):
                 found |= {f"{mapped}{dot}{suffix}", f"{mapped}.weight" if not dot else f"{mapped}{dot}{suffix}"}
-        if stem.endswith(EXPERTS):
+        if stem.endswith(GATE_UP):
             block = next(part for part in stem.split(".") if part.isdigit())
             found |= {f"blk.{block}.ffn_{part}_exps.weight" for part in ("gate", "up")}
     return found

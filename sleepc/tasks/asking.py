@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 import numpy as np
 
+from sleepc.progress import OnShare
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
 from sleepc.tasks.planting import Ids, Item, Sample
 from sleepc.verify.surprise import surprise
 
-Progress = Callable[[float], None]
 PIECE = 256  # tokens of every row in one call
 FEW = 64  # where all their logits are wanted: vocabularies are large
 MEMORY = 256 << 20  # bytes of state held at once
@@ -52,7 +52,7 @@ class Reply:
         return self.right.likelihood - sum(others) / len(others)
 
 
-def ask(steps: Steps, samples: Sequence[Sample], progress: Progress) -> list[tuple[int, Reply]]:
+def ask(steps: Steps, samples: Sequence[Sample], progress: OnShare) -> list[tuple[int, Reply]]:
     """(distance, reply) for every item of every stream, each asked in the state in which its stream left the model."""
     replies: list[tuple[int, Reply]] = []
     rows = most_rows(steps)
@@ -71,12 +71,12 @@ def ask(steps: Steps, samples: Sequence[Sample], progress: Progress) -> list[tup
     return replies
 
 
-def _tell(progress: Progress, start: int, rows: int, count: int, part: float) -> None:
+def _tell(progress: OnShare, start: int, rows: int, count: int, part: float) -> None:
     """`part` is how much of the rows from `start` on is done."""
     progress((start + rows * part) / count)
 
 
-def _answers(session: Session, asked: Sequence[tuple[int, Item, Ids]], rows: int, done: Progress) -> list[Answer]:
+def _answers(session: Session, asked: Sequence[tuple[int, Item, Ids]], rows: int, done: OnShare) -> list[Answer]:
     """An answer for each (row, item, candidate): copies of the rows read question and candidate, `rows` at a time."""
     found = []
     for start in range(0, len(asked), rows):
@@ -96,7 +96,7 @@ def _answer(logits: FloatArray, tokens: Ids) -> Answer:
     return Answer(likelihood, len(tokens), int((logits.argmax(-1) == tokens).sum()))
 
 
-def surprises(steps: Steps, texts: IntArray, progress: Progress) -> FloatArray:
+def surprises(steps: Steps, texts: IntArray, progress: OnShare) -> FloatArray:
     """-log p of tokens 1 .. of texts [B,T], each read from an empty state: [B,T-1]."""
     found = np.zeros((len(texts), texts.shape[1] - 1))
     rows = most_rows(steps)

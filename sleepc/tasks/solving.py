@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sleepc.progress import OnShare
 from sleepc.runtime.steps import Steps
-from sleepc.tasks.asking import Progress, ask
+from sleepc.tasks.asking import ask
 from sleepc.tasks.planting import Sample
 from sleepc.tasks.puzzle import Example, Question, Words
 from sleepc.tasks.task import Row
@@ -38,7 +39,7 @@ class Solving:
         """Tokens of the longest example, with question and answer."""
         return max(sample.length for sample in self.samples)
 
-    def rows(self, steps: Steps, limit: int, progress: Progress) -> list[Row]:
+    def rows(self, steps: Steps, limit: int, progress: OnShare) -> list[Row]:
         """See Task."""
         if limit < self.length:
             return []

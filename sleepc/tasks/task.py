@@ -10,8 +10,9 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from sleepc.progress import OnShare
 from sleepc.runtime.steps import IntArray, Steps
-from sleepc.tasks.asking import Progress, Reply, ask, surprises
+from sleepc.tasks.asking import Reply, ask, surprises
 from sleepc.tasks.copying import copying
 from sleepc.tasks.planting import Sample, Setup
 from sleepc.tasks.retrieval import DISTRACTORS, retrieval
@@ -42,7 +43,7 @@ class Task(Protocol):
     def length(self) -> int:
         """Tokens of the longest stream."""
 
-    def rows(self, steps: Steps, limit: int, progress: Progress) -> list[Row]:
+    def rows(self, steps: Steps, limit: int, progress: OnShare) -> list[Row]:
         """A row for each distance, from a program that can read `limit` tokens; none where that is too few."""
 
 
@@ -61,7 +62,7 @@ class Planted:
         """Tokens of the longest stream, with question and answer."""
         return max(sample.length for sample in self.samples)
 
-    def rows(self, steps: Steps, limit: int, progress: Progress) -> list[Row]:
+    def rows(self, steps: Steps, limit: int, progress: OnShare) -> list[Row]:
         """See Task."""
         if limit < self.length:
             return []
@@ -99,7 +100,7 @@ class Texts:
         """Tokens of a text."""
         return int(self.texts.shape[1])
 
-    def rows(self, steps: Steps, limit: int, progress: Progress) -> list[Row]:
+    def rows(self, steps: Steps, limit: int, progress: OnShare) -> list[Row]:
         """See Task; ranges that end behind `limit` are left out."""
         ranges = [(a, b) for a, b in pairwise(bounds(self.window, self.length)) if b <= limit]
         if not ranges:

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field, Json, ValidationError
 from torch import Tensor
 
-import sleepc
 from sleepc.digests import dtype_name, sha256_of, tensors_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
@@ -25,6 +24,7 @@ from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
+from sleepc.version import __version__
 from sleepc.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def write_adapter(
     rows = [(k, dtype_name(v.dtype), tuple(v.shape), sha256_of(v)) for k, v in values.items()]
     header = {
         "format": str(FORMAT),
-        "sleepc": sleepc.__version__,
+        "sleepc": __version__,
         "source": name_of(program.source.name),
         "weights_sha256": program.source.weights_sha256,
         "recipe": program.recipe.model_dump_json(),

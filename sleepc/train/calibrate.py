@@ -29,6 +29,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor
 from sleepc.ops.rules import find as find_rule
 from sleepc.passes.analysis.find_sites import find_site
+from sleepc.progress import Progress
 from sleepc.recipe import LayerPlan
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.asking import surprises
@@ -54,7 +55,6 @@ from sleepc.verify.shake import MEMORY, without_memories
 if TYPE_CHECKING:
     from sleepc.train.program import Program
 
-Progress = Callable[[str, float | None], None]
 WINDOWS = 4  # of a piece: three sleeps
 SHORT, LONG = 64, 2048  # tokens of a piece: no less for small windows, no more for large ones
 BUFFER = 64  # pieces that are shuffled: they come from more than the first page

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch
-
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor, Param
 from sleepc.train.settings import What
-
-aten = torch.ops.aten
 
 
 def trained_keys(program: ProgramGraphs, what: What) -> list[str]:

@@ -198,20 +198,20 @@ class Trainer:
         seconds = time.perf_counter() - started
         labelled = phase.stage in LABELLED
         return Step(
-            self.done,
-            self.of,
-            phase.stage,
-            plan.eviction,
-            phase.length,
-            loss,
-            self.tokens,
-            lr,
-            norm,
-            seconds,
-            read / seconds,
-            1 - missed / plan.counted if labelled else None,
-            exact / len(batch) if labelled else None,
-            plan.passes,
+            step=self.done,
+            of=self.of,
+            stage=phase.stage,
+            eviction=plan.eviction,
+            length=phase.length,
+            loss=loss,
+            tokens=self.tokens,
+            lr=lr,
+            grad_norm=norm,
+            seconds=seconds,
+            tokens_per_second=read / seconds,
+            right=1 - missed / plan.counted if labelled else None,
+            exact=exact / len(batch) if labelled else None,
+            passes=plan.passes,
         )
 
     def _mine(self, batch: list[Piece]) -> list[Piece]:

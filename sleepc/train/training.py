@@ -21,6 +21,7 @@ from sleepc.folder_lock import only_one
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
+from sleepc.progress import OnShare, silent
 from sleepc.recipe import Recipe
 from sleepc.tasks.programs import full_attention
 from sleepc.train.adapter import note_training, rank_of, with_rank, with_values, write_adapter
@@ -51,7 +52,7 @@ class Hooks:
 
     on_start: Callable[[Trainer], None] = lambda trainer: None
     on_step: Callable[[Step], None] = lambda step: None
-    on_judging: Callable[[float], None] = lambda share: None
+    on_judging: OnShare = lambda share: None
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -291,7 +292,7 @@ def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None, 
 def _started(program: Program, graphs: ProgramGraphs, stream: Stream, settings: Settings) -> ProgramGraphs:
     pieces = islice(stream(phases(settings)[0], 0), START)
     tokens, lengths, _ = batch_of([Piece(piece.tokens[: settings.length]) for piece in pieces])
-    canonical = program.captured(lambda what, share: None)
+    canonical = program.captured(silent)
     return start_memories(graphs, canonical, torch.from_numpy(tokens[:, : lengths.min()]))
 
 
@@ -314,7 +315,7 @@ def _programs(program: Program, graphs: ProgramGraphs, settings: Settings) -> di
 
 
 def _with_eviction(program: Program, graphs: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
-    canonical = program.captured(lambda what, share: None)
+    canonical = program.captured(silent)
     hard = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
     hard = with_rank(hard, rank_of(graphs))
     return replace(hard, params=dict(graphs.params))

@@ -15,6 +15,7 @@ from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
+from sleepc.progress import Progress, silent
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.verify import invariants
@@ -31,15 +32,10 @@ from sleepc.verify.trained import has_low_rank, with_weights_of
 
 __all__ = ["Beyond", "Check", "PerplexityRow", "VerifyReport", "verify_program"]
 
-Progress = Callable[[str, float | None], None]
 T = TypeVar("T")
 SHORT = 8  # tokens between two sleeps, where a window is too long to read several of them
 ROUNDED = {1, 2, 3, 4, 5, 8, 9}  # invariants that compare two ways to compute the same
 SMALL = 32  # windows up to here are read whole, and that of a program rebuilt where the real one is too long
-
-
-def _silent(what: str, share: float | None) -> None:
-    del what, share
 
 
 def verify_program(
@@ -53,7 +49,7 @@ def verify_program(
     trained: bool = False,
     perplexity: bool = True,
     accept_quality: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> VerifyReport:
     """Measure a program at level STEP on real tokens.
 

@@ -6,7 +6,7 @@ import copy
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,9 +32,8 @@ from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import SleepcError
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
+from sleepc.progress import Progress
 from sleepc.runtime.steps import IntArray
-
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass
