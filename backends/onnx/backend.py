@@ -85,15 +85,15 @@ def export(
     style = style_of(precision, ops, ep)
     from sleepc.backends.onnx.check.check import check
     from sleepc.backends.onnx.check.weights import Written
+    from sleepc.backends.onnx.host_instructions import instructions_of
     from sleepc.backends.onnx.lower import lower
     from sleepc.backends.onnx.manifest import MANIFEST
-    from sleepc.backends.onnx.rules import rules_of
 
     progress("lowering", None)
     program = prepared(program)
     written: Written = {}
     manifest = lower(program, folder, style, ep=ep, identity=identity, written=written)
-    manifest = manifest.model_copy(update={"rules": rules_of(manifest)})
+    manifest = manifest.model_copy(update={"rules": instructions_of(manifest)})
     report = check(program, folder, manifest, written, tokens, progress)
     if not report.ok:
         fix = "Use a wider --precision." if report.only_rounding else "Please report the model and these figures."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sleepc.backends.onnx.manifest import Columns, Manifest
 
 
-def rules_of(manifest: Manifest) -> list[str]:
-    """The rules of the host's loop, numbered, for this export."""
+def instructions_of(manifest: Manifest) -> list[str]:
+    """What the host's loop does, numbered, for this export."""
     sentences = [*_state(manifest), *_wake(manifest), *_after(manifest), *_sleep(manifest)]
     return [f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1)]
 

@@ -15,9 +15,9 @@ import torch
 
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.onnx.call import Style
+from sleepc.backends.onnx.host_instructions import instructions_of
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Columns
-from sleepc.backends.onnx.rules import rules_of
 from sleepc.backends.onnx.state import write_columns
 from sleepc.backends.onnx.steps import OnnxSteps, available_threads
 from sleepc.errors import SleepcError
@@ -272,4 +272,4 @@ def test_outputs_with_memory_of_an_input_are_refused(steps: OnnxSteps) -> None:
     state.spare[name] = state.arrays[name]
     with pytest.raises(SleepcError, match=f"state {name} would be written into the memory of {name}"):
         steps.wake(state, np.ones((1, 2), np.int64), np.array([2]), "last")
-    assert any("memory of its own" in rule for rule in rules_of(steps.manifest))
+    assert any("memory of its own" in rule for rule in instructions_of(steps.manifest))
