@@ -105,9 +105,9 @@ class Stream:
                 for name, x in (("k", layer.k), ("v", layer.v)):
                     kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
                     note("kv", name, kept, f"{i}.")
-            names = memory_names(self.oracle.plans[i].rule)
-            for name, memory in zip(names, layer.memory or (), strict=False):
-                note("memory", name, memory, f"{i}.")
+            if layer.memory is not None:
+                for name, memory in zip(memory_names(self.oracle.plans[i].rule), layer.memory, strict=True):
+                    note("memory", name, memory, f"{i}.")
         last = self.time.cuts[-1] if self.time.cuts else 0
         note("clock", "position", torch.full((self.rows,), self.time.next_position))
         note("clock", "since", torch.full((self.rows,), len(self.time.position) - last))
