@@ -25,6 +25,7 @@ class BlockInfo:
     kv_heads: int
     head_size: int
     window: int  # of the layer's own, 0 for none
+    chunk: int  # of the layer's own, 0 for none
     softcap: float
     sinks: bool  # learned sink logits
     positions: str
@@ -32,6 +33,11 @@ class BlockInfo:
     bias: bool
     becomes: str
     why: str
+
+    @property
+    def reach(self) -> int:
+        """How many tokens the layer's own mask lets a token see at most, 0 for all."""
+        return self.chunk or self.window
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,7 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
         kv_heads=site.kv_heads,
         head_size=site.d_k,
         window=site.window,
+        chunk=site.chunk,
         softcap=site.softcap,
         sinks=site.sinks,
         positions="applied to q and k" if site.rotated else "none in the block",

@@ -64,6 +64,7 @@ def texts(svg: str) -> list[str]:
     [
         ("llama", {}, ["blocks 0–2: 3 alike", "2 × 8 × 8 numbers", "written when asleep", "mix", "first 2"]),
         ("gemma2", {}, ["window: the nearest 5 tokens", "window: the latest 8 tokens", "scores capped at 2"]),
+        ("llama4", {}, ["the original: attention over chunks of 5 tokens", "the original: attention over all tokens"]),
         ("gpt2", {"layers": "every:2"}, ["no memory here: what leaves the window is gone", "block 1", "24 positions"]),
         ("llama", {"strategy": "insert"}, ["add", "written by every token", "blocks 0–2: 3 alike"]),
         pytest.param("qwen2", {"eviction": "hard", "sinks": 0}, ["The window is emptied; nothing"], marks=SLOW),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sleepc.cli.display import number, size
 from sleepc.cli.picture.canvas import Canvas
 from sleepc.cli.picture.facts import Part
+from sleepc.inspection import BlockInfo
 
 WIDTH, HEIGHT = 680, 214
 GAP = 34  # between cards
@@ -21,8 +22,7 @@ def draw_card(c: Canvas, x: float, y: float, part: Part, title: str, sinks: int)
     """Draw a part of the program with its top left corner at (x, y), and the token's way on to what comes below."""
     c.box(x, y, WIDTH, HEIGHT, "card")
     c.text(x + 18, y + 26, title, size=14, bold=True)
-    before = f"the latest {number(part.info.window)} tokens" if part.info.window else "all tokens"
-    c.text(x + 20, y + HEIGHT - 13, f"the original: attention over {before}", "soft", 12)
+    c.text(x + 20, y + HEIGHT - 13, f"the original: attention over {_before(part.info)}", "soft", 12)
     state = f"state of each block: {size(part.state_bytes)} per sequence"
     c.text(x + WIDTH - 28, y + HEIGHT - 13, state, "soft", 12, "end")
     c.arrow([(x + ENTRY, y - GAP / 2), (x + ENTRY, y + MIDDLE - 20)])
@@ -36,6 +36,13 @@ def draw_card(c: Canvas, x: float, y: float, part: Part, title: str, sinks: int)
         end = {"none": _without, "beside": _beside, "after": _after}[part.memory.place](c, x, y, part)
     right, below = x + WIDTH - 14, y + HEIGHT + GAP / 2
     c.line([(end, y + MIDDLE), (right, y + MIDDLE), (right, below), (x + ENTRY, below)], "way")
+
+
+def _before(info: BlockInfo) -> str:
+    """What the layer's own mask lets a token see."""
+    if info.chunk:
+        return f"chunks of {number(info.chunk)} tokens"
+    return f"the latest {number(info.window)} tokens" if info.window else "all tokens"
 
 
 def _step(c: Canvas, x: float, y: float, text: str, width: float = 110) -> None:
@@ -73,9 +80,9 @@ def _window(c: Canvas, x: float, y: float, part: Part, sinks: int) -> None:
 
 
 def _window_words(part: Part) -> str:
-    own = part.info.window
+    own = part.info.reach
     if 0 < own <= part.kept:
-        return f"window: the nearest {number(own)} tokens"
+        return f"chunks of {number(own)} tokens" if part.info.chunk else f"window: the nearest {number(own)} tokens"
     if part.everything:
         return f"all of {number(part.kept)} tokens"
     return f"window: the latest {number(part.kept)} tokens" if part.kept > 1 else "window: one token"
@@ -85,7 +92,7 @@ def _without(c: Canvas, x: float, y: float, part: Part) -> float:
     """attention -> feed-forward; where the way ends."""
     _step(c, x + 532, y, "feed-forward")
     c.arrow([(x + 414, y + MIDDLE), (x + 532, y + MIDDLE)])
-    unchanged = part.everything or 0 < part.info.window <= part.kept
+    unchanged = part.everything or 0 < part.info.reach <= part.kept
     after = "attention is as in the original" if unchanged else "what leaves the window is gone"
     c.text(x + 20, y + LOWER + 30, f"no memory here: {after}")
     return x + 642
