@@ -41,5 +41,6 @@ MASKS_KNOWN = Fact(
     "whose attention masks are classes", lambda p: all(n.args[3] is None and n.kwargs["causal"] for n in _attentions(p))
 )
 BLOCKS = Fact("that is cut into blocks", lambda p: bool(p.layout))
-BOUNDED = Fact("whose attention is bounded", lambda p: not _attentions(p) and bool(p.states))
+CLOCKED = Fact("that counts what a row has read", lambda p: bool(p.states))
+BOUNDED = Fact("whose attention is bounded", lambda p: not _attentions(p))
 SLEEPS = Fact("that sleeps", lambda p: p.clock is not None)

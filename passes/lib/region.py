@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, PortKind
 from sleepc.ir.types import TensorType, Type
 from sleepc.passes.lib.values import call_sizes, is_size, is_tensor, val
@@ -23,7 +24,10 @@ class Given:
 
 @dataclass
 class Extractor:
-    """Copies nodes of `flat` into `graph`, adding ports as they are met; `params` maps parameter ports to keys."""
+    """Copies nodes of `flat` into `graph`, adding ports as they are met; `params` maps parameter ports to keys.
+
+    Raises Refusal(BLOCKS) for a value that another part computes and does not hand on.
+    """
 
     flat: Graph
     graph: Graph
@@ -61,7 +65,14 @@ class Extractor:
         if node in self.given:
             port = self.graph.add_port("input", self.given[node].name, self.given[node].type)
         else:
-            origin = node.meta["port"]
+            origin = node.meta.get("port")
+            if origin is None:
+                raise Refusal(
+                    "BLOCKS",
+                    f"{self.graph.name} reads a value inside an earlier block, in addition to what blocks pass on",
+                    where=str(node.meta.get("source", "")),
+                    fix="sleepc cuts models whose blocks pass on one tensor [B, T, d].",
+                )
             kind: PortKind = origin.kind
             name = f"{kind[0]}{len(self.params)}" if self.abstract else origin.name
             example = val(node)

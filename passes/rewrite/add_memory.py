@@ -10,7 +10,7 @@ from torch import fx
 from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, Fact
+from sleepc.passes.facts import BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, Written, add_memories, filled, identities, zeros
@@ -31,7 +31,7 @@ class AddMemory(Pass):
     groups: Groups
     name: ClassVar[str] = "add-memory"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS,)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, CLOCKED)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes that got a memory."""

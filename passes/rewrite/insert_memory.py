@@ -8,7 +8,7 @@ from typing import ClassVar
 from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, Fact
+from sleepc.passes.facts import BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories, filled, normal, zeros
@@ -26,7 +26,7 @@ class InsertMemory(Pass):
     groups: Groups
     name: ClassVar[str] = "insert-memory"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS,)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, CLOCKED)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes that got a mixer."""

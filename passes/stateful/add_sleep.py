@@ -16,7 +16,7 @@ from sleepc.ir.roles import AtSleep, at_sleep
 from sleepc.ir.states import find_state, with_role
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, BOUNDED, Fact
+from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
@@ -41,7 +41,7 @@ class AddSleep(Pass):
     groups: Groups
     name: ClassVar[str] = "add-sleep"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of graphs added."""

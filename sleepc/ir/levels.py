@@ -80,7 +80,7 @@ _ATEN = {
 _EXPORTED = """
     copy_ detach_ dropout dropout_ empty.memory_format empty_like fill_.Scalar lift_fresh_copy mT new_empty numpy_T
     to.device to.dtype_layout zero_ __and__.Tensor __or__.Tensor complex polar view_as_complex view_as_real
-    _assert_tensor_metadata scaled_dot_product_attention"""
+    real imag _assert_tensor_metadata scaled_dot_product_attention"""
 _OURS = (
     "attention",
     "window_slots",
