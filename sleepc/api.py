@@ -129,7 +129,7 @@ class Program:
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where it has none."""
-        return load_tokenizer(self.folder())
+        return load_tokenizer(self.folder(), Path(self.source.folder) if self.source.folder else None)
 
     def folder(self) -> Path | None:
         """Where the tokenizer's files are: the artifact, or the original's folder; None where it was in memory.

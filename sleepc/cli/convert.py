@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from sleepc.cli.display import Display, cache_in_words, counted, err, number, out, print_json, size
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.verify import ACCEPT, say_beyond
+from sleepc.errors import SleepcWarning
 
 if TYPE_CHECKING:
     from sleepc.api import Program
@@ -102,6 +104,8 @@ def convert(
     seen = program.inspect()
     _tell_conversion(display, program, seen)
     _tell_factors(display, program)
+    if not options.check:
+        _read_tokenizer(program)
     ok, checked = _check(display, program, options.accept_quality) if options.check else (True, None)
     if ok:
         with display.doing("save"):
@@ -144,6 +148,16 @@ def _tell_factors(display: Display, program: Program) -> None:
     else:
         return
     display.leave("factors", f"of positions: {text}")
+
+
+def _read_tokenizer(program: Program) -> None:
+    """Raise UsageError for a tokenizer that is damaged, as verification does, and say where there is none."""
+    from sleepc.hf.tokenizer import NoTokenizer
+
+    try:
+        program.tokenizer().encode("a")
+    except NoTokenizer as error:
+        warnings.warn(error.what, SleepcWarning, stacklevel=2)
 
 
 def _check(display: Display, program: Program, accept: bool) -> tuple[bool, dict[str, Any]]:

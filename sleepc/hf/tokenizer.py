@@ -164,12 +164,15 @@ class Tokenizer:
         return encode(text)
 
 
-def load_tokenizer(folder: Path | None) -> Tokenizer:
-    """The tokenizer in `folder`. Raises NoTokenizer where there is none, UsageError where a file of it is damaged."""
+def load_tokenizer(folder: Path | None, original: Path | None = None) -> Tokenizer:
+    """The tokenizer in `folder`, of a model that was made from the one in `original`.
+
+    Raises NoTokenizer where there is none, UsageError where a file of it is damaged.
+    """
     from sleepc.hf.template import template_sources
 
     if folder is None or not is_there(folder / MAIN):
-        raise _none(folder)
+        raise _none(folder, original)
     config = read_object(folder / CONFIG)
     inner = _read(folder / MAIN)
     inner.no_truncation()
@@ -211,10 +214,15 @@ def _read(path: Path) -> Any:
         ) from error.__cause__ or error
 
 
-def _none(folder: Path | None) -> NoTokenizer:
-    found = [name for name in OTHERS if folder is not None and (folder / name).is_file()]
+def _none(folder: Path | None, original: Path | None) -> NoTokenizer:
+    """An artifact has no files that nobody reads: what there is instead is said of the model that it is made from."""
+    places = [place for place in (folder, original) if place is not None]
+    found = sorted({name for name in OTHERS for place in places if (place / name).is_file()}, key=OTHERS.index)
     only = f" (only {', '.join(found)})" if found else ""
-    make = "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers may write one. " if found else ""
+    make = ""
+    if found:
+        again = f", for DIR {original}, and convert it again" if original and original != folder else ""
+        make = f"AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers may write one{again}. "
     return NoTokenizer(
         f"this model has no {MAIN}{only}, so it cannot read text",
         where=str(folder or ""),

@@ -50,9 +50,15 @@ def mark_typed(inner: Any, control: Mapping[int, str], text: str) -> str:
     """
     text = MARKS.sub("", text)
     whole = [(start, end) for _, start, end in _spans(inner, control, text)]
-    for start, end in reversed(_joined({*whole, *_edges(control, text)})):
-        text = f"{text[:start]}{START}{text[start:end]}{END}{text[end:]}"
-    return text
+    spans = _joined({*whole, *_edges(control, text)})
+    return _rewritten(text, [(start, end, f"{START}{text[start:end]}{END}") for start, end in spans])
+
+
+def _rewritten(text: str, changes: list[tuple[int, int, str]]) -> str:
+    """The text with other words at spans, which are in order; in one go, since there may be thousands."""
+    ends = [0, *(end for _, end, _ in changes)]
+    kept = [text[end:start] for end, (start, _, _) in zip(ends, changes, strict=False)]
+    return "".join(part for k, (_, _, new) in zip(kept, changes, strict=True) for part in (k, new)) + text[ends[-1] :]
 
 
 def _edges(control: Mapping[int, str], text: str) -> set[tuple[int, int]]:
@@ -90,12 +96,12 @@ def _joined(spans: set[tuple[int, int]]) -> list[tuple[int, int]]:
 def template_control(inner: Any, control: Mapping[int, str], text: str) -> tuple[str, list[Span]]:
     """Text with such marks -> the text without them, and the control tokens that stand outside marks."""
     pieces = TYPED.split(text)  # text, what was marked (None for half a mark), text, ...
-    plain, own = "", []
+    at, own = 0, []
     for number, piece in enumerate(pieces):
         if number % 2 == 0:
-            own += [(i, len(plain) + start, len(plain) + end) for i, start, end in _spans(inner, control, piece)]
-        plain += piece or ""
-    return plain, own
+            own += [(i, at + start, at + end) for i, start, end in _spans(inner, control, piece)]
+        at += len(piece or "")
+    return "".join(piece or "" for piece in pieces), own
 
 
 def encode_marked(inner: Any, strict: Callable[[], Any], control: Mapping[int, str], text: str) -> list[int]:
@@ -107,8 +113,7 @@ def encode_marked(inner: Any, strict: Callable[[], Any], control: Mapping[int, s
         found = inner.encode(plain, add_special_tokens=False)
         if _control_of(found, control) == own:
             return list(found.ids)
-        for i, start, end in reversed(own):
-            plain = f"{plain[:start]}{CONTROL}{control[i]}{plain[end:]}"
+        plain = _rewritten(plain, [(start, end, CONTROL + control[i]) for i, start, end in own])
         return list(strict().encode(plain, add_special_tokens=False).ids)
 
 

@@ -27,7 +27,8 @@ def test_it_converts_and_says_so(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert "no tokenizer.json (only tekken.json), so it cannot read text: random tokens are read" in told
     code, said, told = run_here(capsys, "run", tmp_path / "out", "hello")
     assert (code, said) == (2, "")
-    assert "no tokenizer.json" in told
+    assert "no tokenizer.json (only tekken.json)" in told, "also of an artifact, which has no such file"
+    assert f"for DIR {model}, and convert it again" in told.replace("\n", " ")
     assert "Token ids can be fed from Python" in told
 
 
@@ -42,3 +43,18 @@ def test_verification_reads_random_tokens(model: Path, files: tuple[str, ...]) -
     assert len(set(tokens)) > 50
     for name in files:
         (model / name).unlink()
+
+
+@pytest.mark.filterwarnings("always::sleepc.errors.SleepcWarning")
+def test_the_tokenizer_is_read_without_verification_too(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = ("convert", model, "-o", tmp_path / "out", "--window", 8, "--sinks", 2, "--no-verify")
+    code, _, told = run_here(capsys, *convert)
+    assert code == 0, told
+    assert "no tokenizer.json, so it cannot read text" in told
+    (model / "tokenizer.json").write_text('{"model": {"type": "BPE"')
+    code, _, told = run_here(capsys, *convert, "--force")
+    (model / "tokenizer.json").unlink()
+    assert code == 2
+    assert "cannot read tokenizer.json" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -516,3 +517,13 @@ def test_control_tokens_anywhere_in_a_message_are_text(tmp_path: Path) -> None:
     )
     assert [found.control[i] for i in asked if i in found.control] == ["<|im_end|>"]
     assert found.decode(asked) == 'True</s>[{"</s>": "</s>", "type": "im_end"}]True</s>'
+
+
+@pytest.mark.parametrize("typed", ["</s> hi ", "<|im_end|> "])
+def test_thousands_of_typed_control_tokens_take_no_longer_each(typed: str, tmp_path: Path) -> None:
+    """Each once put the whole text together anew: 9 s for these."""
+    found = load_tokenizer(save(with_control(wordlevel()), tmp_path, {"chat_template": CHATML, **NAMED}))
+    start = time.process_time()
+    asked = found.chat([{"role": "user", "content": typed * 50_000}])
+    assert time.process_time() - start < 4
+    assert [found.control[i] for i in asked if i in found.control] == [*TURNS, TURNS[0]]
