@@ -38,6 +38,7 @@ from sleepc.passes.plan import check_rules
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
 from sleepc.recipe import Factors, Recipe, make_recipe
+from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
@@ -90,6 +91,7 @@ class Program:
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return replace(self, **{part.name: copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)})
 
+    @typed
     def session(
         self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None
     ) -> Session:
@@ -97,6 +99,7 @@ class Program:
         steps = self.steps(backend=backend, device=device, dtype=dtype)
         return Session(steps, batch, identity=self.identity, upto=self.graphs.upto)
 
+    @typed
     def steps(
         self, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None, train: bool = False
     ) -> Steps:
@@ -151,6 +154,7 @@ class Program:
         """What the conversion found and did. The original is captured again where this comes from an artifact."""
         return inspect_program(self.captured(silent), self.graphs, self.recipe)
 
+    @typed
     def verify(
         self,
         *,
@@ -253,6 +257,7 @@ class Program:
             self.canonical = capture(module, progress, factors=self.recipe.rope_factors)
         return self.canonical
 
+    @typed
     def adapt(self, path: str | Path, *, merge: bool = False) -> Adapter:
         """Apply what a training has changed, an adapter file; with `merge` low-rank maps become part of the weights.
 
@@ -272,6 +277,7 @@ class Program:
 
         return merge_maps(self)
 
+    @typed
     def calibrate(
         self,
         text: Sequence[str | Path],
@@ -288,13 +294,16 @@ class Program:
         Raises UsageError for texts that are too short or not there.
         """
         from sleepc.train.calibrate import CalibrationSettings, calibrate
+        from sleepc.train.settings import checked
         from sleepc.train.texts import documents
 
+        fix = "`sleepc calibrate --help` lists the options."
+        settings = checked(CalibrationSettings, {"tokens": tokens, "steps": steps}, fix)
         read = documents([Path(path) for path in text])
         self.check_bytes()
-        settings = CalibrationSettings(tokens=tokens, steps=steps)
         return calibrate(self, read, settings, progress, Path(work) if work else None, resume)
 
+    @typed
     def distil(
         self,
         text: Sequence[str | Path] = (),
@@ -351,6 +360,7 @@ class Program:
             self, taught, reading, chosen, Path(work), facts=facts, unchanged=unchanged, words=words, **options
         )
 
+    @typed
     def train(
         self,
         task: str | Puzzle | None = None,
@@ -404,6 +414,7 @@ class Program:
         progress("capturing the teacher", None)
         return capture(self.load_original(teacher, progress), progress, factors=self.recipe.rope_factors)
 
+    @typed
     def save(
         self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = silent
     ) -> Path:
@@ -428,6 +439,7 @@ class Program:
         self.opened = self.identity
         return target
 
+    @typed
     def export(
         self,
         path: str | Path | None = None,
@@ -474,6 +486,7 @@ class Program:
             self.timings[what] = time.perf_counter() - started
 
 
+@typed
 def convert(
     model: str | Path | nn.Module,
     recipe: Recipe | dict[str, Any] | None = None,
@@ -527,7 +540,7 @@ def _warn_untrained(program: Program) -> None:
             "blocks on states that they have never seen, and what it writes is likely worse than one pass. Use "
             "--consolidation replay, --passes 1, or train the program."
         )
-        warnings.warn(text, SleepcWarning, stacklevel=3)
+        warnings.warn(text, SleepcWarning, stacklevel=4)  # who called what is @typed
 
 
 def _captured_in_dtype(
@@ -620,6 +633,7 @@ def logits_of(module: nn.Module, *, beyond: int | None = None) -> Original:
     return Original(module, beyond)
 
 
+@typed
 def load(path: str | Path) -> Program:
     """The program of an artifact. Raises UsageError where there is none or it is newer, SleepcError where it is
     damaged.
@@ -632,6 +646,7 @@ def load(path: str | Path) -> Program:
     return program
 
 
+@typed
 def inspect(
     target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None = None, *, progress: Progress = silent
 ) -> Inspection:

@@ -18,6 +18,7 @@ from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
 from sleepc.json_file import read_json
 from sleepc.manifest import MANIFEST as ARTIFACT
 from sleepc.manifest import digest, identity_of, read_manifest
+from sleepc.runtime.arguments import typed
 from sleepc.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -48,11 +49,13 @@ class OnnxProgram:
         """The model's tokenizer. Raises UsageError where it has none."""
         return load_tokenizer(self.folder)
 
+    @typed
     def session(self, batch: int = 1, *, device: str = "cpu", dtype: str | None = None) -> Session:
         """A session of `batch` rows."""
         steps = self.steps(device=device, dtype=dtype)
         return Session(steps, batch, identity=self.identity, upto=self.manifest.upto)
 
+    @typed
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> OnnxSteps:
         """Its steps; `passes` other than the export's own are for who compares them."""
         from sleepc.backends.onnx.cuda import CUDA, DeviceSteps
@@ -125,6 +128,7 @@ def provider_of(device: str, manifest: Manifest) -> str:
     return "CUDAExecutionProvider"
 
 
+@typed
 def load(path: str | Path) -> OnnxProgram:
     """An artifact with an export in its folder `onnx`, or the export's own folder.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +36,6 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
     Raises UsageError, Refusal or SleepcError with cause and remedy; loads no weights and runs no code of the
     checkpoint.
     """
-    if not isinstance(model, str | os.PathLike):
-        what = f"a model is a module, a path or a hub id, and not of type {type(model).__name__}"
-        raise UsageError(what, fix=_EXPECTED)
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         from sleepc.hf.gguf import gguf_to_directory

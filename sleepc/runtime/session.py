@@ -13,6 +13,7 @@ from typing import Literal, NoReturn, overload
 import numpy as np
 
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import Ids, Mask, Packed, Rows, pack, row_indices, row_mask
 from sleepc.runtime.sampling import Sampling, generators, sample, without
 from sleepc.runtime.state_file import Contents, read_state, write_state
@@ -151,6 +152,7 @@ class Session:
 
     # -- writing ---------------------------------------------------------------------------------
 
+    @typed
     def generate(
         self,
         max_tokens: int,
@@ -219,6 +221,7 @@ class Session:
         self._require_whole()
         return self._copy(np.arange(self.batch, dtype=np.int64))
 
+    @typed
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of a session of the same steps and batch; it stays usable."""
         if snapshot.steps is not self.steps or len(snapshot.since) != self.batch:
@@ -239,6 +242,7 @@ class Session:
         session._become(self._copy(chosen))
         return session
 
+    @typed
     def save_state(self, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None) -> None:
         """Write the state and the last logits as one safetensors file, whole or not at all.
 
@@ -257,6 +261,7 @@ class Session:
         own: dict[str, Array] = {LAST: self._last.astype(np.float64), KNOWN: self._known}
         write_state(path, {**arrays, **own}, replace(self._contents_of_file(), notes=notes or {}))
 
+    @typed
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file of `save_state`, of the same model and batch.
 

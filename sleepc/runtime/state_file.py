@@ -106,7 +106,7 @@ def read_state(path: str | os.PathLike[str], contents: Contents) -> dict[str, Ar
         _refuse(file, f"arrays {', '.join(sorted(tensors.keys() ^ contents.arrays.keys()))}")
     if CHECKSUM not in metadata:
         text = f"{file} was written before state files had a checksum: whether it is damaged cannot be told"
-        warnings.warn(text, SleepcWarning, stacklevel=3)
+        warnings.warn(text, SleepcWarning, stacklevel=4)
     return {name: _array(name, tensors[name], contents, file) for name in contents.arrays}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sleepc.errors import UsageError
 
+Kind = TypeVar("Kind", bound=BaseModel)
 StageName = Literal["align", "distil", "lengthen", "solve"]
 What = Literal["new", "low-rank", "all"]
 STAGES: tuple[StageName, ...] = ("align", "distil", "lengthen", "solve")
@@ -77,19 +78,25 @@ class Phase:
 
 def make_settings(options: dict[str, Any]) -> Settings:
     """Checked settings. Raises UsageError that names the option."""
+    fix = "`sleepc distil --help` and `sleepc train --help` list the options."
+    settings = checked(Settings, options, fix)
+    parse_stages(settings.stages)
+    parse_passes(settings.passes)
+    return settings
+
+
+def checked(kind: type[Kind], options: dict[str, Any], fix: str) -> Kind:
+    """Settings of some kind. Raises UsageError that names the option."""
     try:
-        settings = Settings.model_validate(options)
+        return kind.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise UsageError(
             f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
             where=f"--{name.replace('_', '-')}",
-            fix="`sleepc distil --help` and `sleepc train --help` list the options.",
+            fix=fix,
         ) from None
-    parse_stages(settings.stages)
-    parse_passes(settings.passes)
-    return settings
 
 
 def parse_stages(text: str) -> list[tuple[StageName, float]]:
