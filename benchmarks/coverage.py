@@ -238,10 +238,11 @@ def _capture_fault(program: Any, original: Any, tolerance: float) -> str:
     """The program before rewriting against the original, at shapes that the export did not see."""
     import torch
 
-    from sleepc.recipe import Recipe
+    from sleepc.recipe import Override, Recipe
     from sleepc.verify.oracle import Oracle, parameters_of
 
-    whole = Recipe(window=2 * max(length for _, length in SHAPES), sinks=0)  # no sleep: memories give nothing
+    attention = Override(layers="all", strategy="keep")  # as it is, whatever the conversion made of a layer
+    whole = Recipe(window=2 * max(length for _, length in SHAPES), sinks=0, overrides=(attention,))
     oracle = Oracle(program.canonical, whole, parameters_of(program.canonical, program.graphs))
     for batch, length in SHAPES:
         tokens = _tokens(batch, length)
