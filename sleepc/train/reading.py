@@ -19,7 +19,7 @@ from sleepc.train.texts import Document
 from sleepc.train.trainer import Stream
 
 TOKENS, MOST = 4096, 64  # held out: tokens, about, and pieces at most
-EVERY = 8  # of a text's first pieces one is held out
+EVERY, SPREAD = 8, 1024  # of so many pieces one is held out, or of more: they come from so many first ones
 OTHER = 1 << 31  # added to a seed: no seed of a training is that large
 
 
@@ -40,9 +40,14 @@ class Reading:
 def text_reading(
     documents: Callable[[], Iterable[Document]], tokenizer: Tokenizer, settings: Settings, window: int
 ) -> Reading:
-    """Texts: of their first pieces every eighth is held out, the last one of a few. Of one piece nothing can be."""
-    first = list(islice(pieces(documents(), tokenizer, settings.length, window + 2), EVERY * _count(settings)))
-    held = first[EVERY - 1 :: EVERY] or first[-1:]
+    """Texts: of the pieces that are learned from some are held out, at even distances, every eighth at most, the last
+    one of a few. Of one piece nothing can be.
+    """
+    count, whole = _count(settings), sum(phase.steps * phase.length for phase in phases(settings)) * settings.batch
+    most = max(EVERY * count, min(whole // settings.length, SPREAD))
+    first = list(islice(pieces(documents(), tokenizer, settings.length, window + 2), most))
+    every = max(EVERY, len(first) // count)
+    held = first[every - 1 :: every][:count] or first[-1:]
     apart = len(first) > 1
     stream = text_stream(documents, tokenizer, settings, window, held if apart else ())
     if _last(settings) == "solve" and settings.predict:

@@ -81,6 +81,21 @@ def test_no_stage_learns_from_what_is_held_out(
         assert not learned & apart
 
 
+@pytest.mark.parametrize(("pieces", "tokens"), [(600, 600), (1500, 900), (100, 5000)])
+def test_all_of_what_is_learned_from_is_judged(made: Program, tmp_path: Path, pieces: int, tokens: int) -> None:
+    """Of five texts one after the other none is left out, wherever it stands."""
+    file, length, rng = tmp_path / "text.jsonl", 128, random.Random(2)
+    with file.open("w") as rows:
+        for number in range(pieces):
+            words = " ".join(f"w{rng.randrange(1, 50)}" for _ in range(length - 1))
+            rows.write(json.dumps({"text": f"w{50 + 5 * number // pieces} {words}"}) + "\n")
+    settings = make_settings({"length": length, "tokens": tokens * length, "recall": 0.0})
+    held = text_reading(texts([file], None).documents, made.tokenizer(), settings, WINDOW).held_out()
+    seen = min(max(tokens, 256), 1024, pieces)
+    assert {int(piece.tokens[0]) - 50 for piece in held} == set(range(5 * (seen - 1) // pieces + 1))
+    assert len(held) == min(4096 // length, pieces // 8)
+
+
 def test_of_one_piece_nothing_can_be_held_out(made: Program, tmp_path: Path) -> None:
     given = texts([_text(tmp_path, 1, 16)], None)
     reading = text_reading(given.documents, made.tokenizer(), make_settings({"length": 16}), WINDOW)
