@@ -519,5 +519,5 @@ def test_an_artifact_is_no_model(
         assert (code, "is an export of sleepc's already" in told) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     for odd in (3, None, {"window": 8}):
-        with pytest.raises(UsageError, match=rf"(model|target) is .*, of type {type(odd).__name__}\\nGive a path"):
+        with pytest.raises(UsageError, match=rf"(model|target) is .*, of type {type(odd).__name__}\nGive a path"):
             package.convert(odd)  # type: ignore[arg-type]
