@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sleepc.errors import UsageError
-from sleepc.ops.rules import find as find_rule
+from sleepc.memory.registry import find as find_rule
+from sleepc.memory.registry import named
 from sleepc.recipe import Decay, LayerPlan, Recipe, WriteTime
 
 
@@ -68,13 +69,13 @@ def check_rules(recipe: Recipe) -> None:
                 f"rule {name} does not correct what it wrote: replaying a window {recipe.passes} times only "
                 "multiplies what it adds",
                 where="--passes",
-                fix="Use --passes 1, a rule with a correction (delta, gated_delta), or --consolidation recurrent.",
+                fix=f"Use --passes 1, a rule with a correction ({named(corrects=True)}), or --consolidation recurrent.",
             )
         if ((override and override.decay) or recipe.decay) == "channel" and not rule.decays:
             raise UsageError(
                 f"rule {name} has no decay, neither per head nor per channel",
                 where="--decay",
-                fix="Use --decay head, or a rule that decays (gated, gated_delta).",
+                fix=f"Use --decay head, or a rule that decays ({named(decays=True)}).",
             )
 
 

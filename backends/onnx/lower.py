@@ -21,7 +21,7 @@ from sleepc.backends.onnx.weights import FILE, Weights
 from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
-from sleepc.ops.rules import find as find_rule
+from sleepc.memory.registry import find as find_rule
 from sleepc.version import __version__
 
 OPSETS = {"ort": {"": 23, MICROSOFT: 1}, "portable": {"": 18}}

@@ -12,11 +12,12 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
+from sleepc.memory.parameters import normal, zeros
 from sleepc.passes.analysis.linear_maps import LinearMap, linear_maps
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import Emit
-from sleepc.passes.rewrite.memory import NewParam, add_to_layout, normal, zeros
+from sleepc.passes.rewrite.memory import NewParam, add_to_layout
 
 LOW_A, LOW_B = ".low_a", ".low_b"
 
@@ -64,8 +65,8 @@ class AddLowRank(Pass):
         rows, columns = (int(d) for d in type_.dims)
         into, out = (rows, columns) if maps_of(cls, port)[0].flipped else (columns, rows)
         new = (
-            NewParam(port + LOW_A, (self.rank, into), normal(self.rank, into)),
-            NewParam(port + LOW_B, (out, self.rank), zeros(out, self.rank)),
+            NewParam(port + LOW_A, (self.rank, into), normal),
+            NewParam(port + LOW_B, (out, self.rank), zeros),
         )
         for graph in cls.graphs():
             node = graph.ports("param").get(port)

@@ -8,14 +8,14 @@ from typing import ClassVar
 from torch import fx
 
 from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.memory.parameters import KEY_MAP, MIX, MIX_BIAS, QUERY_MAP, Parameter
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
-from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, Written, add_memories, filled, identities, zeros
+from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories
 
-MIX_BIAS = -4.0
 SCALE = 1.0  # with unit keys a stored value comes back at its own size
 
 
@@ -46,9 +46,9 @@ def _add(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> lis
     e = Emit(graph, "memory", old_users[0])
     real = build.shared("real")
     x = e.cast(site.x, build.dtype)
-    q = _mapped(build, e, site.q, "memory.m_q", site.q_heads)
-    k = e.mul(_mapped(build, e, site.k, "memory.m_k", site.kv_heads), e.unsqueeze(real, 1, -1))
-    written = Written(k, e.cast(site.v, build.dtype), *build.gates(e, x, real))
+    q = _mapped(build, e, site.q, QUERY_MAP, site.q_heads)
+    k = e.mul(_mapped(build, e, site.k, KEY_MAP, site.kv_heads), e.unsqueeze(real, 1, -1))
+    written = {"k": k, "v": e.cast(site.v, build.dtype)} | build.gates(e, x, real)
     out = build.answer(e, q, written, SCALE, results)
     mixed = _mix(build, e, x, out)
     for user in old_users:
@@ -58,16 +58,14 @@ def _add(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> lis
     return build.new
 
 
-def _mapped(build: MemoryBuilder, e: Emit, value: fx.Node, name: str, heads: int) -> fx.Node:
+def _mapped(build: MemoryBuilder, e: Emit, value: fx.Node, map_: Parameter, heads: int) -> fx.Node:
     width = build.site.d_k
-    weight = e.reshape(build.param(name, (heads * width, width), identities(heads, width)), [heads, width, width])
+    weight = e.reshape(build.param(map_), [heads, width, width])
     return e.ours("l2norm", e.call(aten.matmul.default, e.cast(value, build.dtype), weight))
 
 
 def _mix(build: MemoryBuilder, e: Emit, x: fx.Node, memory: fx.Node) -> fx.Node:
-    heads, hidden = build.site.q_heads, build.program.hidden
-    weight = build.param("memory.w_m", (heads, hidden), zeros(heads, hidden))
-    bias = build.param("memory.b_m", (heads,), filled(MIX_BIAS, heads))
+    weight, bias = build.param(MIX), build.param(MIX_BIAS)
     m = e.call(aten.sigmoid.default, e.linear(x, weight, bias))
     m = e.unsqueeze(e.transpose(m, 1, 2), -1)
     m = e.mul(m, e.unsqueeze(build.shared("live"), -1, -1, -1))

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.memory.parameters import NORM, OUT_GATE, OUTPUT, PROJECTION
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.plan import Groups, MemoryOptions
-from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories, filled, normal, zeros
-from sleepc.passes.rewrite.mixer import channels, mix, rms
+from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories
+from sleepc.passes.rewrite.mixer import mix, rms
 
 SCALE = 1.0
 
@@ -37,13 +38,11 @@ def _insert(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> 
     build = MemoryBuilder(program, cls, options, find_site(cls.wake))
     results = build.graph.results()
     e = Emit(build.graph, "memory")
-    hidden, width = program.hidden, build.site.q_heads * build.site.d_v
     h = e.cast(results["h"], build.dtype)
-    x = e.mul(rms(e, h), build.param("memory.norm", (hidden,), filled(1.0, hidden)))
-    count = channels(build)
-    y = e.linear(x, build.param("memory.w_qkv", (count, hidden), normal(count, hidden)))
-    mixed, written = mix(build, e, x, y, normal(width, hidden), SCALE, results)
-    out = e.linear(mixed, build.param("memory.w_o", (hidden, width), zeros(hidden, width)))
+    x = e.mul(rms(e, h), build.param(NORM))
+    y = e.linear(x, build.param(PROJECTION))
+    mixed, written = mix(build, e, x, y, OUT_GATE, SCALE, results)
+    out = e.linear(mixed, build.param(OUTPUT))
     results["h"] = e.cast(e.add(h, out), program.dtype)
     build.records(e, written, results, with_v=True)
     build.finish(results, written)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,14 +18,19 @@ from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.ir.weights import HeldTensor
-from sleepc.ops.rules import find as find_rule
+from sleepc.memory.parameters import GateParameters, Initial, Parameter, Sizes, of_gate
+from sleepc.memory.registry import find as find_rule
+from sleepc.memory.rule import Gate, Rule
 from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.lib.classes import chosen_classes, embed_port
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 
-Initial = Callable[[torch.Generator], torch.Tensor]
+PLACES = ("g", "beta")  # gates that have places of their own among an operator's arguments
 Rewrite = Callable[[ProgramGraphs, BlockClass, MemoryOptions], "list[NewParam]"]
+Written = dict[str, fx.Node]
+"""What the tokens of a step write: k, v [B,H,T,D], and every gate of the rule [B,H,T], a decay also [B,H,T,d_k]. At
+padding k is 0, and gates are what leaves memories as they are."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,16 @@ def row(*shape: int) -> tuple[int | str, ...]:
     return ("B", *shape)
 
 
-class Written(NamedTuple):
-    """What the tokens of a step write: k, v [B,H,T,D], g [B,H,T] or [B,H,T,d_k], beta [B,H,T]; 0 at padding."""
+def absent(e: Emit, rule: Rule, gates: Written) -> Written:
+    """Zeros for the gates that have a place among an operator's arguments, and that the rule does not have."""
+    like = gates.get("beta") or gates[next(iter(rule.gates))]
+    return {name: e.call(aten.zeros_like.default, like) for name in PLACES if name not in rule.gates}
 
-    k: fx.Node
-    v: fx.Node
-    g: fx.Node
-    beta: fx.Node
+
+def operands(rule: Rule, written: Written, states: list[fx.Node]) -> list[Any]:
+    """Arguments of an operator that writes: k, v, g, beta, states, and the rule's other gates if it has some."""
+    others = [written[name] for name in rule.gates if name not in PLACES]
+    return [*(written[name] for name in ("k", "v", *PLACES)), states, *([others] if others else [])]
 
 
 class MemoryBuilder:
@@ -59,15 +67,18 @@ class MemoryBuilder:
     ) -> None:
         self.program, self.cls, self.options, self.site = program, cls, options, site
         self.heads = heads or site.kv_heads
+        self.sizes = Sizes(site.q_heads, self.heads, site.d_k, site.d_v, program.hidden)
+        self.rule = find_rule(options.rule)
         self.graph = cls.wake
         self.dtype = state_dtype(program.dtype)
         self.new: list[NewParam] = []
         self.states: list[StateSpec] = []
 
-    def param(self, name: str, shape: tuple[int, ...], initial: Initial) -> fx.Node:
-        """A new parameter port [shape] in the memory's dtype; `initial` makes its value for each block."""
-        self.new.append(NewParam(name, shape, initial))
-        return self.graph.add_port("param", name, TensorType(self.dtype, shape))
+    def param(self, parameter: Parameter, initial: Initial | None = None) -> fx.Node:
+        """A new parameter port in the memory's dtype; `initial` makes another value than the parameter's own."""
+        shape = parameter.shape(self.sizes)
+        self.new.append(NewParam(parameter.port, shape, initial or parameter.converted))
+        return self.graph.add_port("param", parameter.port, TensorType(self.dtype, shape))
 
     def state(self, spec: StateSpec) -> fx.Node:
         """A new state port."""
@@ -80,36 +91,53 @@ class MemoryBuilder:
 
     def memories(self) -> dict[str, fx.Node]:
         """State ports of the rule's tensors."""
-        site = self.site
-        shapes: dict[str, tuple[int, ...]] = find_rule(self.options.rule).states(self.heads, site.d_k, site.d_v)
+        shapes = self.rule.shapes(self.heads, self.site.d_k, self.site.d_v)
         return {
-            n: self.state(StateSpec("memory", n, row(*shape), self.dtype, "accumulate")) for n, shape in shapes.items()
+            name: self.state(
+                StateSpec("memory", name, row(*shape), self.dtype, "accumulate", self.rule.states[name].initial)
+            )
+            for name, shape in shapes.items()
         }
 
-    def gates(self, e: Emit, x: fx.Node, real: fx.Node) -> tuple[fx.Node, fx.Node]:
-        """g [B,H,T], per channel [B,H,T,d_k], and beta [B,H,T] from x [B,T,hidden], 0 at padding.
+    def gates(self, e: Emit, x: fx.Node, real: fx.Node) -> dict[str, fx.Node]:
+        """The rule's gates by name, and what stands for `absent` ones, from x [B,T,hidden]; `real` bool [B,T] is
+        false at padding.
 
-        g = -exp(A)·softplus(W_a x + dt), beta = sigmoid(W_b x + b) (conversion.md 1, after Gated DeltaNet, 2412.06464;
-        per channel as in Gated Linear Attention, 2312.06635). A rule without decay has g = 0 and no parameters for it.
+        conversion.md 1, after Gated DeltaNet (2412.06464); a decay per channel as in Gated Linear Attention
+        (2312.06635).
         """
-        heads, hidden = self.heads, self.program.hidden
         mask = e.unsqueeze(real, -1)
-        g = self._decay(e, x, mask) if find_rule(self.options.rule).decays else None
-        w_b = self.param("memory.w_b", (heads, hidden), zeros(heads, hidden))
-        b_b = self.param("memory.b_b", (heads,), zeros(heads))
-        beta = e.transpose(e.mul(e.call(aten.sigmoid.default, e.linear(x, w_b, b_b)), mask), 1, 2)
-        return e.call(aten.zeros_like.default, beta) if g is None else g, beta
+        made = {name: self._gate(e, gate, x, mask) for name, gate in self.rule.gates.items()}
+        return made | absent(e, self.rule, made)
 
-    def _decay(self, e: Emit, x: fx.Node, mask: fx.Node) -> fx.Node:
-        heads, width, per_channel = self.heads, self.site.d_k, self.options.decay == "channel"
-        rows = heads * width if per_channel else heads
-        w_a = self.param("memory.w_a", (rows, self.program.hidden), zeros(rows, self.program.hidden))
-        dt = self.param("memory.dt", (rows,), lambda _: self._half_lives().repeat_interleave(rows // heads))
-        log_a = self.param("memory.log_a", (rows,), zeros(rows))
-        softplus = e.call(aten.softplus.default, e.linear(x, w_a, dt))
-        g = e.mul(e.neg(e.mul(softplus, e.call(aten.exp.default, log_a))), mask)
-        if per_channel:
-            g = e.reshape(g, [e.size(x, 0), e.size(x, 1), heads, width])
+    def _gate(self, e: Emit, gate: Gate, x: fx.Node, mask: fx.Node) -> fx.Node:
+        """[B,H,T], or [B,H,T,d_k], with its value at padding there."""
+        if gate.activation == "one":
+            size = [e.size(x, 0), e.size(x, 1), self.heads]
+            every = e.call(aten.expand.default, e.cast(mask, self.dtype), size)
+            return e.transpose(self._masked(e, gate, every, mask), 1, 2)
+        per_channel = gate.activation == "decay" and self.options.decay == "channel"
+        parameters = of_gate(gate, per_channel=per_channel)
+        if gate.activation == "decay":
+            return self._decay(e, gate, parameters, x, mask)
+        weight, bias = self.param(parameters.weight), self.param(parameters.bias)
+        value = e.call(aten.sigmoid.default, e.linear(x, weight, bias))
+        return e.transpose(self._masked(e, gate, value, mask), 1, 2)
+
+    def _masked(self, e: Emit, gate: Gate, value: fx.Node, mask: fx.Node) -> fx.Node:
+        return e.where(mask, value, gate.at_padding) if gate.at_padding else e.mul(value, mask)
+
+    def _decay(self, e: Emit, gate: Gate, parameters: GateParameters, x: fx.Node, mask: fx.Node) -> fx.Node:
+        """-exp(A) softplus(W x + b)."""
+        heads = self.heads
+        weight = self.param(parameters.weight)
+        rows = parameters.weight.shape(self.sizes)[0]
+        bias = self.param(parameters.bias, lambda *_: self._half_lives().repeat_interleave(rows // heads))
+        rate = self.param(parameters.rate)
+        softplus = e.call(aten.softplus.default, e.linear(x, weight, bias))
+        g = self._masked(e, gate, e.neg(e.mul(softplus, e.call(aten.exp.default, rate))), mask)
+        if rows > heads:
+            g = e.reshape(g, [e.size(x, 0), e.size(x, 1), heads, rows // heads])
         return e.transpose(g, 1, 2)
 
     def _half_lives(self) -> torch.Tensor:
@@ -124,10 +152,10 @@ class MemoryBuilder:
     def answer(self, e: Emit, q: fx.Node, written: Written, scale: float, results: dict[str, fx.Node]) -> fx.Node:
         """What q reads from the memory; with write time `online` every token is written first, into `results`."""
         memories = self.memories()
-        options = {"rule": self.options.rule, "scale": scale}
+        options = {"rule": self.rule.name, "scale": scale}
         if self.options.write == "sleep":
             return e.ours("delta_rule_read", q, list(memories.values()), **options)
-        both = e.ours("delta_rule", q, *written, list(memories.values()), **options)
+        both = e.ours("delta_rule", q, *operands(self.rule, written, list(memories.values())), **options)
         results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
         return e.item(both, 0)
 
@@ -137,15 +165,17 @@ class MemoryBuilder:
             return
         dtype, site = self.program.dtype, self.site
         parts: list[tuple[str, fx.Node, torch.dtype, tuple[int, ...]]] = [
-            ("k", e.cast(written.k, dtype), dtype, (site.d_k,))
+            ("k", e.cast(written["k"], dtype), dtype, (site.d_k,))
         ]
         if with_v:
-            parts.append(("v", e.cast(written.v, dtype), dtype, (site.d_v,)))
-        if find_rule(self.options.rule).decays:
-            parts.append(("g", written.g, self.dtype, (site.d_k,) if self.options.decay == "channel" else ()))
-        parts.append(("beta", written.beta, self.dtype, ()))
+            parts.append(("v", e.cast(written["v"], dtype), dtype, (site.d_v,)))
+        for name, gate in self.rule.gates.items():
+            per_channel = gate.activation == "decay" and self.options.decay == "channel"
+            parts.append((name, written[name], self.dtype, (site.d_k,) if per_channel else ()))
         for name, value, kept, width in parts:
-            spec = StateSpec("record", name, row(self.heads, self.options.window, *width), kept, "ring")
+            padding = self.rule.gates[name].at_padding if name in self.rule.gates else 0.0
+            dims = row(self.heads, self.options.window, *width)
+            spec = StateSpec("record", name, dims, kept, "ring", padding)
             results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
 
     def finish(self, results: dict[str, fx.Node], written: Written) -> None:
@@ -158,10 +188,10 @@ class MemoryBuilder:
 
     def _again(self, results: dict[str, fx.Node], written: Written) -> Graph:
         """The block as a map (h, ..) -> (h, memory'): what is read only in wake is written at the end of the pass."""
-        names = list(find_rule(self.options.rule).states(1, 1, 1))
+        names = list(self.rule.states)
         if self.options.write == "sleep":
             e, old = Emit(self.graph, "memory"), [self.graph.ports("state")[name] for name in names]
-            new = e.ours("replay", *written, old, rule=self.options.rule, passes=1, written=False)
+            new = e.ours("replay", *operands(self.rule, written, old), rule=self.rule.name, passes=1, written=False)
             results = {**results, **{name: e.item(new, i) for i, name in enumerate(names)}}
         self.graph.set_returns({name: results[name] for name in ("h", *names)})
         copy = self.graph.clone()
@@ -174,39 +204,6 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def zeros(*shape: int) -> Initial:
-    """Starts at zero."""
-    return lambda _: torch.zeros(*shape)
-
-
-def filled(value: float, *shape: int) -> Initial:
-    """Starts at one value."""
-    return lambda _: torch.full(shape, value)
-
-
-def identities(heads: int, width: int) -> Initial:
-    """A square map for each head, stored as [heads·width, width] (torch.optim.Muon takes matrices only), identity at
-    start.
-    """
-    return lambda _: torch.eye(width).repeat(heads, 1)
-
-
-def normal(*shape: int) -> Initial:
-    """Normal numbers of variance 1 / columns."""
-    return lambda gen: torch.randn(*shape, generator=gen) * shape[-1] ** -0.5
-
-
-def identity_taps(channels: int, taps: int) -> Initial:
-    """A causal convolution that passes its input on: last tap 1, the others 0 (conversion.md 2 A)."""
-
-    def make(_: torch.Generator) -> torch.Tensor:
-        weight = torch.zeros(channels, taps)
-        weight[:, -1] = 1
-        return weight
-
-    return make
-
-
 def add_to_layout(program: ProgramGraphs, cls: str, new: list[NewParam], seed: int) -> None:
     """Make the new parameters of every block of class `cls`; a block's values depend on the seed and its index only."""
     dtype = state_dtype(program.dtype)
@@ -217,7 +214,7 @@ def add_to_layout(program: ProgramGraphs, cls: str, new: list[NewParam], seed: i
         keys = dict(block.params)
         for param in new:
             key = f"blocks.{i}.{param.name}"
-            program.params[key] = HeldTensor(param.initial(generator).to(dtype).reshape(param.shape), new=True)
+            program.params[key] = HeldTensor(param.initial(param.shape, generator).to(dtype), new=True)
             keys[param.name] = key
         program.layout[i] = Block(cls, keys)
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from torch import fx
 
 from sleepc.ir.states import StateSpec
+from sleepc.memory.parameters import CONV, OUT_NORM, TAPS, Parameter
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.rewrite.memory import Initial, MemoryBuilder, Written, filled, identity_taps
+from sleepc.passes.rewrite.memory import MemoryBuilder, Written
 
-TAPS = 4
 EPSILON = 1e-6
 
 
 def mix(
-    build: MemoryBuilder, e: Emit, x: fx.Node, y: fx.Node, gate: Initial, scale: float, results: dict[str, fx.Node]
+    build: MemoryBuilder, e: Emit, x: fx.Node, y: fx.Node, gate: Parameter, scale: float, results: dict[str, fx.Node]
 ) -> tuple[fx.Node, Written]:
     """RMSNorm_head(o)·silu(W_g x) [B,T,H·d_v], o the memory's answer to silu(conv(y)), y = q|k|v [B,T,channels]; x
     [B,T,hidden] is what gates read. The convolution's new tail, and what is written online, go into `results`.
@@ -25,7 +25,7 @@ def mix(
     real = build.shared("real")
     q, k, v = _heads(build, e, _convolve(build, e, y, results))
     k = e.mul(e.ours("l2norm", k), e.unsqueeze(real, 1, -1))
-    written = Written(k, v, *build.gates(e, x, real))
+    written = {"k": k, "v": v} | build.gates(e, x, real)
     out = build.answer(e, e.ours("l2norm", q), written, scale, results)
     return _output(build, e, x, out, gate), written
 
@@ -36,21 +36,10 @@ def rms(e: Emit, x: fx.Node) -> fx.Node:
     return e.mul(x, e.call(aten.rsqrt.default, e.add(square, EPSILON)))
 
 
-def channels(build: MemoryBuilder) -> int:
-    """How many channels q|k|v have."""
-    return sum(heads * width for heads, width in _widths(build))
-
-
-def _widths(build: MemoryBuilder) -> list[tuple[int, int]]:
-    site = build.site
-    return [(site.q_heads, site.d_k), (build.heads, site.d_k), (build.heads, site.d_v)]
-
-
 def _convolve(build: MemoryBuilder, e: Emit, y: fx.Node, results: dict[str, fx.Node]) -> fx.Node:
     """silu(conv(y)), the identity convolution at start."""
-    count = channels(build)
-    taps = build.param("memory.conv", (count, TAPS), identity_taps(count, TAPS))
-    spec = StateSpec("tail", "tail", ("B", count, TAPS - 1), build.dtype, "overwrite")
+    taps = build.param(CONV)
+    spec = StateSpec("tail", "tail", ("B", build.sizes.channels, TAPS - 1), build.dtype, "overwrite")
     both = e.ours("short_conv", y, taps, build.state(spec), build.shared("lengths"))
     results[spec.name] = e.item(both, 1)
     return e.call(aten.silu.default, e.item(both, 0))
@@ -59,17 +48,16 @@ def _convolve(build: MemoryBuilder, e: Emit, y: fx.Node, results: dict[str, fx.N
 def _heads(build: MemoryBuilder, e: Emit, y: fx.Node) -> list[fx.Node]:
     """q, k, v [B,H,T,D] of y [B,T,channels]."""
     parts, start = [], 0
-    for heads, width in _widths(build):
+    for heads, width in build.sizes.widths:
         part = e.call(aten.slice.Tensor, y, -1, start, start + heads * width)
         start += heads * width
         parts.append(e.transpose(e.reshape(part, [e.size(y, 0), e.size(y, 1), heads, width]), 1, 2))
     return parts
 
 
-def _output(build: MemoryBuilder, e: Emit, x: fx.Node, out: fx.Node, gate: Initial) -> fx.Node:
-    site, hidden = build.site, build.program.hidden
-    width = site.q_heads * site.d_v
-    normed = e.mul(rms(e, out), build.param("memory.out_norm", (site.d_v,), filled(1.0, site.d_v)))
+def _output(build: MemoryBuilder, e: Emit, x: fx.Node, out: fx.Node, gate: Parameter) -> fx.Node:
+    width = build.site.q_heads * build.site.d_v
+    normed = e.mul(rms(e, out), build.param(OUT_NORM))
     merged = e.reshape(e.transpose(normed, 1, 2), [e.size(x, 0), e.size(x, 1), width])
-    opened = e.call(aten.silu.default, e.linear(x, build.param("memory.w_g", (width, hidden), gate)))
+    opened = e.call(aten.silu.default, e.linear(x, build.param(gate)))
     return e.mul(merged, opened)

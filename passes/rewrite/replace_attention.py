@@ -8,12 +8,13 @@ from typing import ClassVar
 from torch import fx
 
 from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.memory.parameters import CLOSED_GATE
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
-from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories, zeros
+from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories
 from sleepc.passes.rewrite.mixer import mix
 
 
@@ -44,8 +45,7 @@ def _replace(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) ->
     e = Emit(build.graph, "memory", site.node)
     x = e.cast(site.x, build.dtype)
     y = _channels(build, e)
-    width = site.q_heads * site.d_v
-    mixed, written = mix(build, e, x, y, zeros(width, program.hidden), site.d_k**-0.5, results)
+    mixed, written = mix(build, e, x, y, CLOSED_GATE, site.d_k**-0.5, results)
     by_head = e.reshape(mixed, [e.size(x, 0), e.size(x, 1), site.q_heads, site.d_v])
     out = e.cast(e.transpose(by_head, 1, 2), program.dtype)
     site.node.replace_all_uses_with(out)

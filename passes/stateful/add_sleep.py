@@ -13,13 +13,15 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.roles import AtSleep, at_sleep
-from sleepc.ir.states import find_state, with_role
+from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.ir.types import TensorType
+from sleepc.memory.registry import find as find_rule
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
+from sleepc.passes.rewrite.memory import absent, operands
 from sleepc.recipe import Eviction
 
 
@@ -116,11 +118,16 @@ class AddSleep(Pass):
         if options is not None and with_role(cls.states, "record"):
             results |= self._consolidate(e, cls, states, options)
         results |= self._evict(e, {s.name: states[s.name] for s in of["evicted"]}, self._ring(cls))
-        results |= {s.name: e.call(aten.zeros_like.default, states[s.name]) for s in of["emptied"]}
+        results |= {s.name: self._empty(e, s, states[s.name]) for s in of["emptied"]}
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         return graph
+
+    def _empty(self, e: Emit, spec: StateSpec, state: fx.Node) -> fx.Node:
+        """As it was at first."""
+        zero = e.call(aten.zeros_like.default, state)
+        return e.add(zero, spec.initial) if spec.initial else zero
 
     def _evict(self, e: Emit, windows: dict[str, fx.Node], length: int) -> dict[str, fx.Node]:
         """Windows of so many slots beside the sinks, with zeros in the slots that do not stay."""
@@ -135,18 +142,13 @@ class AddSleep(Pass):
         """The memory's tensors after the rule was applied to the record."""
         memory = with_role(cls.states, "memory")
         record = {s.part: states[s.name] for s in with_role(cls.states, "record")}
-        dtype, beta = memory[0].dtype, record["beta"]
-        new = e.ours(
-            "replay",
-            e.cast(record["k"], dtype),
-            e.cast(record["v"] if "v" in record else self._values(e, cls, states), dtype),
-            record["g"] if "g" in record else e.call(aten.zeros_like.default, beta),
-            beta,
-            [states[s.name] for s in memory],
-            rule=options.rule,
-            passes=options.replays,
-            written=options.write == "online",
-        )
+        rule, dtype = find_rule(options.rule), memory[0].dtype
+        k = e.cast(record["k"], dtype)
+        v = e.cast(record["v"] if "v" in record else self._values(e, cls, states), dtype)
+        written = {"k": k, "v": v} | {name: record[name] for name in rule.gates}
+        old = [states[s.name] for s in memory]
+        how = {"rule": options.rule, "passes": options.replays, "written": options.write == "online"}
+        new = e.ours("replay", *operands(rule, written | absent(e, rule, written), old), **how)
         return {s.name: e.item(new, i) for i, s in enumerate(memory)}
 
     def _values(self, e: Emit, cls: BlockClass, states: dict[str, fx.Node]) -> fx.Node:

@@ -33,9 +33,12 @@ def _backward_of(function: Callable[..., Any]) -> Callable[..., Any]:
         pairs = zip(pytree.tree_leaves(results), pytree.tree_leaves(gradients), strict=True)
         used = [(r, g) for r, g in pairs if g is not None and r.requires_grad]
         at = [i for i, x in enumerate(flat) if _differentiable(x)]
-        found = _gradients(used, [flat[i] for i in at], create_graph)
-        by_index = dict(zip(at, found, strict=True))
-        return pytree.tree_unflatten([by_index.get(i) for i in range(len(flat))], spec)
+        made = _gradients(used, [flat[i] for i in at], create_graph)
+        by_index = dict(zip(at, made, strict=True))
+        found = pytree.tree_unflatten([by_index.get(i) for i in range(len(flat))], spec)
+        return found[
+            : len(ctx.needs_input_grad)
+        ]  # torch leaves out arguments at their defaults, and wants none for them
 
     return backward
 
@@ -128,7 +131,7 @@ def _same(state: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], **_: Any
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], *_: Any, **__: Any
 ) -> list[Tensor]:
     return [q.new_empty(*q.shape[:3], v.shape[3]), *_same(state)]
 
@@ -138,7 +141,7 @@ def _delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: fl
     return functional.delta_rule_read(q, state, rule=rule, scale=scale)
 
 
-def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], **_: Any) -> list[Tensor]:
+def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], *_: Any, **__: Any) -> list[Tensor]:
     return _same(state)
 
 
@@ -185,7 +188,7 @@ _define(
 )
 _define("(Tensor x) -> Tensor", functional.l2norm, _l2norm)
 _define(
-    "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor[] state, *, str rule,"
+    "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor[] state, Tensor[]? gates=None, *, str rule,"
     " float scale, int chunk=64) -> Tensor[]",
     functional.delta_rule,
     _delta_rule,
@@ -196,7 +199,7 @@ _define(
     _delta_rule_read,
 )
 _define(
-    "(Tensor k, Tensor v, Tensor g, Tensor beta, Tensor[] state, *, str rule, int passes,"
+    "(Tensor k, Tensor v, Tensor g, Tensor beta, Tensor[] state, Tensor[]? gates=None, *, str rule, int passes,"
     " bool written, int chunk=64) -> Tensor[]",
     functional.replay,
     _replay,

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sleepc.memory.registry import find
+from sleepc.memory.rule import Rule, Tokens
+
 
 def _memory_of(head: int, q: Tensor, heads: int) -> int:
     """The KV head that a query head uses: neighbours share one."""
@@ -191,13 +194,14 @@ def l2norm(x: Tensor) -> Tensor:
     return x.double() / (x.double().pow(2).sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def _update(state: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: float, rule: str) -> Tensor:
-    """One token of one memory. state [dk, dv], k [dk], v [dv], g [] or [dk] -> [dk, dv]."""
-    if rule in ("gated", "gated_delta"):
-        state = g.exp().expand(k.shape)[:, None] * state
-    if rule in ("delta", "gated_delta"):
-        v = v - state.T @ k
-    return state + torch.outer(k, beta * v)
+def _tokens(rule: Rule, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, gates: Sequence[Tensor] | None) -> Tokens:
+    named = {"k": k, "v": v, "g": g, "beta": beta, **dict(zip(_others(rule), gates or (), strict=True))}
+    return {name: named[name].double() for name in ("k", "v", *rule.gates)}
+
+
+def _others(rule: Rule) -> list[str]:
+    """Gates that have no place of their own among the arguments."""
+    return [name for name in rule.gates if name not in ("g", "beta")]
 
 
 def delta_rule(
@@ -207,36 +211,38 @@ def delta_rule(
     g: Tensor,
     beta: Tensor,
     state: Sequence[Tensor],
+    gates: Sequence[Tensor] | None = None,
     *,
     rule: str,
     scale: float,
     chunk: int = 0,
 ) -> list[Tensor]:
-    """Every token updates the memory and then reads it. `chunk` means nothing here."""
+    """Every token updates the memory and then reads it, as the rule's own reference has it. `chunk` means nothing."""
+    how = find(rule)
     rows, heads, tokens = q.shape[:3]
-    memory = state[0].double().clone()
+    memory, written = [x.double().clone() for x in state], _tokens(how, k, v, g, beta, gates)
     out = torch.zeros(rows, heads, tokens, v.shape[3], dtype=torch.float64)
     for b in range(rows):
         for t in range(tokens):
             for m in range(k.shape[1]):
-                gate, strength = g[b, m, t].double(), float(beta[b, m, t])
-                key, value = k[b, m, t].double(), v[b, m, t].double()
-                memory[b, m] = _update(memory[b, m].clone(), key, value, gate, strength, rule)
+                new = how.naive({n: x[b, m, t] for n, x in written.items()}, [x[b, m].clone() for x in memory])
+                for old, value in zip(memory, new, strict=True):
+                    old[b, m] = value
             for h in range(heads):
-                read = memory[b, _memory_of(h, q, k.shape[1])]
-                out[b, h, t] = scale * (read.T @ q[b, h, t].double())
-    return [out, memory]
+                held = [x[b, _memory_of(h, q, k.shape[1])] for x in memory]
+                out[b, h, t] = scale * how.naive_read(held, q[b, h, t : t + 1].double())[0]
+    return [out, *memory]
 
 
 def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
-    """Every query reads the memory as it is; all four rules read alike."""
+    """Every query reads the memory as it is."""
     rows, heads, tokens = q.shape[:3]
     out = torch.zeros(rows, heads, tokens, state[0].shape[3], dtype=torch.float64)
     for b in range(rows):
         for h in range(heads):
-            memory = state[0][b, _memory_of(h, q, state[0].shape[1])].double()
+            held = [x[b, _memory_of(h, q, x.shape[1])].double() for x in state]
             for t in range(tokens):
-                out[b, h, t] = scale * (memory.T @ q[b, h, t].double())
+                out[b, h, t] = scale * find(rule).naive_read(held, q[b, h, t : t + 1].double())[0]
     return out
 
 
@@ -246,15 +252,19 @@ def replay(
     g: Tensor,
     beta: Tensor,
     state: Sequence[Tensor],
+    gates: Sequence[Tensor] | None = None,
     *,
     rule: str,
     passes: int,
     written: bool,
     chunk: int = 0,
 ) -> list[Tensor]:
-    """The update over the window, `passes` times; decay acts in the first one only."""
-    new = [state[0].double()]
+    """The update over the window, `passes` times; what does not act again (decay) acts in the first one only."""
+    new, how = [x.double() for x in state], find(rule)
     for n in range(1 if written else 0, passes):
-        decay = g if n == 0 else torch.zeros_like(g)
-        new = delta_rule(k, k, v, decay, beta, new, rule=rule, scale=1.0)[1:]
+        given = {"g": g, "beta": beta, **dict(zip(_others(how), gates or (), strict=True))}
+        if n > 0:
+            given |= {m: torch.full_like(given[m], x.at_padding) for m, x in how.gates.items() if not x.again}
+        rest = [given[name] for name in _others(how)]
+        new = delta_rule(k, k, v, given["g"], given["beta"], new, rest, rule=rule, scale=1.0)[1:]
     return new

@@ -7,7 +7,8 @@ import torch
 from sleepc.errors import UsageError
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ops.rules import find as find_rule
+from sleepc.memory.registry import find as find_rule
+from sleepc.memory.registry import named
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe, make_recipe
@@ -44,7 +45,7 @@ def with_passes(program: ProgramGraphs, recipe: Recipe, passes: int) -> ProgramG
                 f"rule {rule} does not correct what it wrote: replaying a window {passes} times only multiplies what "
                 "it adds",
                 where="--sweep",
-                fix="Convert with a rule that corrects (delta, gated_delta).",
+                fix=f"Convert with a rule that corrects ({named(corrects=True)}).",
             )
         node.kwargs = {**node.kwargs, "passes": passes}
     return program

@@ -27,7 +27,9 @@ from sleepc.folder_lock import only_one
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor
-from sleepc.ops.rules import find as find_rule
+from sleepc.memory.parameters import MIX_BIAS, STRENGTHS, parameter_in
+from sleepc.memory.registry import find as find_rule
+from sleepc.memory.rule import STRENGTH
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.progress import Progress
 from sleepc.recipe import LayerPlan
@@ -50,7 +52,7 @@ from sleepc.train.pieces import pieces, shuffled
 from sleepc.train.statistics import HeadStatistics, Layer, Reach, layers
 from sleepc.train.texts import Document
 from sleepc.verify.rounding import widened
-from sleepc.verify.shake import MEMORY, without_memories
+from sleepc.verify.shake import without_memories
 
 if TYPE_CHECKING:
     from sleepc.train.program import Program
@@ -295,7 +297,13 @@ def _reach(program: Program, plan: LayerPlan) -> Reach:
 
 
 def _setting(program: Program, canonical: ProgramGraphs, i: int, plan: LayerPlan) -> Setting:
-    recipe = program.recipe
+    recipe, rule = program.recipe, find_rule(plan.rule)
+    if STRENGTH not in rule.gates.values():
+        raise UsageError(
+            f"calibration sets how strongly memories are written, and rule {rule.name} has no such gate",
+            where=f"layer {i}",
+            fix="Train it: `sleepc distil`.",
+        )
     start, end = recipe.loop_range(len(canonical.layout))
     loops = recipe.recurs and start <= i < end
     site = find_site(canonical.classes[canonical.layout[i].cls].wake)
@@ -306,7 +314,7 @@ def _setting(program: Program, canonical: ProgramGraphs, i: int, plan: LayerPlan
         decays=recipe.passes if loops else 1,
         writes=recipe.passes if loops or not recipe.recurs else 1,
         width=site.d_k,
-        corrects=find_rule(plan.rule).corrects,
+        corrects=rule.corrects,
     )
 
 
@@ -323,7 +331,7 @@ def _calibrate_layer(
     """New values by key, and what they are worth."""
     i, s = layer.index, layer.statistics
     assert s is not None
-    ports = {port: key for port, key in subject.graphs.layout[i].params.items() if MEMORY in key}
+    ports = {port: key for port, key in subject.graphs.layout[i].params.items() if parameter_in(key)}
     steps = block_steps(subject.graphs, i)
     examples = _examples(subject, layer)
     learn, apart = examples[: subject.learn], examples[subject.learn :]
@@ -380,7 +388,7 @@ def _gates(
 ) -> Iterator[dict[str, Tensor]]:
     """What the gates may be set to, by key: with some mixes, and with the mix as it is."""
     by_port = {port: now[key] for port, key in ports.items()}
-    goal = targets(s, setting, len(by_port["memory.b_b"]))
+    goal = targets(s, setting, len(by_port[STRENGTHS.bias.port]))
     extra: dict[str, Tensor] = {}
     if setting.strategy == "replace":
         canonical = widened(subject.canonical, "CANONICAL")
@@ -388,7 +396,7 @@ def _gates(
         own = materialise(only_block(canonical, layer.index), "cpu")
         bound = {port: own[key] for port, key in block.params.items()}
         extra = output_gate(by_port, s, canonical.classes[block.cls].wake, bound, layer.h[0])
-    for mix in (*MIXES, None) if "memory.b_m" in by_port else (None,):
+    for mix in (*MIXES, None) if MIX_BIAS.port in by_port else (None,):
         yield {ports[port]: value for port, value in {**gate_values(by_port, goal, mix), **extra}.items()}
 
 

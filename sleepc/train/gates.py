@@ -14,16 +14,19 @@ from torch import Tensor
 
 from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.ir.graph import Graph
+from sleepc.memory.parameters import DECAYS, MIX, MIX_BIAS, OUT_GATE, STRENGTHS
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.statistics import HeadStatistics
 
 TAU = (0.001, 5.0)  # decay per token of a memory in attention's place
 LONGEST = 16  # windows: the longest half-life of a memory beside attention, as at conversion
 LEAST_SHARE = 1e-3  # of a head's attention: below it there is nothing to set a half-life by
-MIX = (1e-4, 0.5)  # of a memory beside attention
+LEAST_MOST = (1e-4, 0.5)  # the mix of a memory beside attention
 MIXES = (1 / 4, 1 / 16, 1 / 64)  # parts of what attention lost that a memory which has not learned is let answer for
 OPEN = 0.01  # of the context's size: how far an output gate is opened
 LINEAR = 1e-3  # relative error up to which v counts as linear in x
+STRENGTH_WEIGHT, STRENGTH_BIAS = STRENGTHS.weight.port, STRENGTHS.bias.port
+DECAY_WEIGHT, DECAY_BIAS, DECAY_RATE = DECAYS.weight.port, DECAYS.bias.port, DECAYS.rate.port
 
 
 @dataclass(frozen=True)
@@ -90,23 +93,20 @@ def gate_values(now: Mapping[str, Tensor], goal: Targets, mix: float | None = No
     softplus(dt) = ln 2 / half-life with log_a = 0, and sigmoid(b_b) = beta; with `mix` sigmoid(b_m) = mix times the
     share that attention lost.
     """
-    values: dict[str, Tensor] = {"memory.b_b": torch.logit(goal.beta), "memory.w_b": _zero(now, "memory.w_b")}
-    if "memory.dt" in now:
-        rows = now["memory.dt"].shape[0] // len(goal.half_life)
+    zero = torch.zeros_like
+    values: dict[str, Tensor] = {STRENGTH_BIAS: torch.logit(goal.beta), STRENGTH_WEIGHT: zero(now[STRENGTH_WEIGHT])}
+    if DECAY_BIAS in now:
+        rows = now[DECAY_BIAS].shape[0] // len(goal.half_life)
         half_life = goal.half_life.repeat_interleave(rows)
         dt = torch.log(torch.expm1(math.log(2) / half_life))
         kept = torch.isnan(half_life)
-        values["memory.dt"] = torch.where(kept, now["memory.dt"].double(), dt)
-        values["memory.log_a"] = torch.where(kept, now["memory.log_a"].double(), 0.0)
-        values["memory.w_a"] = _zero(now, "memory.w_a")
-    if mix is not None and "memory.b_m" in now:
-        mixed = torch.logit((goal.share * mix).clamp(*MIX))
-        values |= {"memory.b_m": mixed, "memory.w_m": _zero(now, "memory.w_m")}
+        values[DECAY_BIAS] = torch.where(kept, now[DECAY_BIAS].double(), dt)
+        values[DECAY_RATE] = torch.where(kept, now[DECAY_RATE].double(), 0.0)
+        values[DECAY_WEIGHT] = zero(now[DECAY_WEIGHT])
+    if mix is not None and MIX_BIAS.port in now:
+        mixed = torch.logit((goal.share * mix).clamp(*LEAST_MOST))
+        values |= {MIX_BIAS.port: mixed, MIX.port: zero(now[MIX.port])}
     return {port: value.to(now[port].dtype) for port, value in values.items()}
-
-
-def _zero(now: Mapping[str, Tensor], port: str) -> Tensor:
-    return torch.zeros_like(now[port])
 
 
 def output_gate(
@@ -117,7 +117,7 @@ def output_gate(
     wake: the original block, `bound` its parameters by port, `x_like` [1,T,hidden] some hidden states. Where v is not
     linear in the block's normalised input, small random numbers of the same size.
     """
-    gate = now["memory.w_g"]
+    gate = now[OUT_GATE.port]
     heads = len(s.context)
     alpha = OPEN * s.context / s.value.clamp(min=torch.finfo(torch.float32).tiny)
     found = value_map(wake, bound, x_like)
@@ -126,7 +126,7 @@ def output_gate(
         rows = torch.randn(gate.shape, generator=generator, dtype=torch.float64) * gate.shape[1] ** -0.5
         found = (rows * s.value.repeat_interleave(len(rows) // heads)[:, None]).reshape(heads, -1, gate.shape[1])
     by_head = found.double().repeat_interleave(heads // len(found), 0)
-    return {"memory.w_g": (alpha[:, None, None] * by_head).reshape(gate.shape).to(gate.dtype)}
+    return {OUT_GATE.port: (alpha[:, None, None] * by_head).reshape(gate.shape).to(gate.dtype)}
 
 
 @torch.no_grad()
@@ -172,12 +172,12 @@ def _from_x_to_v(wake: Graph) -> Graph:
 
 def half_lives(values: Mapping[str, Tensor]) -> Tensor | None:
     """In tokens, at x = 0, of a block's new parameters by port: float64 [rows]; None for a rule without decay."""
-    if "memory.dt" not in values:
+    if DECAY_BIAS not in values:
         return None
-    decay = torch.nn.functional.softplus(values["memory.dt"].double()) * values["memory.log_a"].double().exp()
+    decay = torch.nn.functional.softplus(values[DECAY_BIAS].double()) * values[DECAY_RATE].double().exp()
     return math.log(2) / decay
 
 
 def strengths(values: Mapping[str, Tensor]) -> Tensor:
     """beta at x = 0: float64 [H]."""
-    return torch.sigmoid(values["memory.b_b"].double())
+    return torch.sigmoid(values[STRENGTH_BIAS].double())

@@ -14,6 +14,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
+from sleepc.memory.parameters import OF_LAYERS, parameter_in
 from sleepc.train.losses import relative_error_sum
 
 FAST, SLOW, DECAY, CLIP = 1e-3, 1e-4, 0.01, 1.0  # conversion.md, section 2 D
@@ -142,11 +143,16 @@ def _groups(leaves: dict[str, Tensor]) -> list[dict[str, Any]]:
     return [
         {
             "params": [leaf],
-            "lr": SLOW if key.endswith(".w_qkv") else FAST,
+            "lr": SLOW if _is_slow(key) else FAST,
             "weight_decay": DECAY if leaf.dim() > 1 else 0.0,
         }
         for key, leaf in leaves.items()
     ]
+
+
+def _is_slow(key: str) -> bool:
+    known = OF_LAYERS.get(parameter_in(key) or "")
+    return known is not None and known.slow
 
 
 def _copy(leaves: dict[str, Tensor]) -> dict[str, Tensor]:

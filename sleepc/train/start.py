@@ -10,10 +10,20 @@ from torch import Tensor
 from sleepc.backends.eager.executor import PLAIN, Executor
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import Block, ProgramGraphs
+from sleepc.memory.parameters import (
+    CONV,
+    DECAYS,
+    KEY_MAP,
+    MIX,
+    OF_LAYERS,
+    PREFIX,
+    QUERY_MAP,
+    STRENGTHS,
+    Parameter,
+)
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.adapter import with_values
 
-MIX = -2.0  # bias of the mix: 12 % instead of 2 %, which hardly teaches anything
 WRITES = 1 / 16  # of d_k / L: the write strength
 LONGER = 8  # times: the half-lives
 LASTING = 2000  # tokens, at least: the half-life of memories of a model from scratch
@@ -50,48 +60,47 @@ def new_layers(graphs: ProgramGraphs, seed: int) -> ProgramGraphs:
     for block in [block for block in graphs.layout if _passes_on(graphs, block)]:
         for name, key in block.params.items():
             old = graphs.params[key]
-            if name == "memory.conv":
-                values[key] = torch.rand(old.shape, generator=generator) - 0.5
-            elif name == "memory.w_g":
-                values[key] = torch.randn(old.shape, generator=generator) * old.shape[1] ** -0.5
-            elif name == "memory.dt":
+            known = OF_LAYERS.get(name.removeprefix(PREFIX))
+            if known is not None and known.scratch is not None:
+                values[key] = known.scratch(old.shape, generator)
+            elif name == DECAYS.bias.port:
                 values[key] = torch.full(old.shape, math.log(math.expm1(decay)))
     return with_values(graphs, {key: value.to(graphs.params[key].dtype) for key, value in values.items()})
 
 
 def _started(graphs: ProgramGraphs, block: Block, means: Tensor) -> dict[str, Tensor]:
-    def old(name: str) -> Tensor:
-        return graphs.params[block.params[f"memory.{name}"]].materialise()
+    def old(parameter: Parameter) -> Tensor:
+        return graphs.params[block.params[parameter.port]].materialise()
 
     heads, width = means.shape
     unit = torch.nn.functional.normalize(means, dim=-1)
     without = torch.eye(width, dtype=means.dtype) - unit[:, :, None] * unit[:, None, :]
-    groups = old("m_q").shape[0] // old("m_k").shape[0]
+    groups = old(QUERY_MAP).shape[0] // old(KEY_MAP).shape[0]
     beta = min(WRITES * width / graphs.window, 0.5)
     made = {
-        "m_k": without.flatten(0, 1),
-        "m_q": without.repeat_interleave(groups, 0).flatten(0, 1),
-        "b_b": torch.full((heads,), math.log(beta / (1 - beta))),
-        "b_m": torch.full_like(old("b_m"), MIX),
+        KEY_MAP: without.flatten(0, 1),
+        QUERY_MAP: without.repeat_interleave(groups, 0).flatten(0, 1),
+        STRENGTHS.bias: torch.full((heads,), math.log(beta / (1 - beta))),
     }
-    if "memory.dt" in block.params:
+    made |= {p: torch.full_like(old(p), p.fresh) for p in OF_LAYERS.values() if p.fresh is not None}
+    if DECAYS.bias.port in block.params:
         # softplus(dt) is the decay of a token
-        decay = torch.nn.functional.softplus(old("dt").double()) / LONGER
-        made["dt"] = torch.log(torch.expm1(decay))
-    return {block.params[f"memory.{name}"]: value.to(old(name).dtype) for name, value in made.items()}
+        decay = torch.nn.functional.softplus(old(DECAYS.bias).double()) / LONGER
+        made[DECAYS.bias] = torch.log(torch.expm1(decay))
+    return {block.params[p.port]: value.to(old(p).dtype) for p, value in made.items()}
 
 
 def _is_new(graphs: ProgramGraphs, block: Block) -> bool:
     """Has it maps of keys, and gates as a conversion makes them, all zero?"""
-    keys = [block.params.get(f"memory.{name}") for name in ("m_k", "w_b", "b_b", "w_m")]
+    keys = [block.params.get(p.port) for p in (KEY_MAP, STRENGTHS.weight, STRENGTHS.bias, MIX)]
     return None not in keys and not any(graphs.params[key].materialise().any() for key in keys[1:] if key)
 
 
 def _passes_on(graphs: ProgramGraphs, block: Block) -> bool:
     """Is its convolution as a conversion makes it: the last tap 1, the others 0?"""
-    if "memory.conv" not in block.params:
+    if CONV.port not in block.params:
         return False
-    taps = graphs.params[block.params["memory.conv"]].materialise()
+    taps = graphs.params[block.params[CONV.port]].materialise()
     return bool((taps[:, -1] == 1).all() and not taps[:, :-1].any())
 
 

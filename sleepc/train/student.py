@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
+from sleepc.memory.parameters import parameter_in
 from sleepc.tasks.lessons import NOTHING
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
 from sleepc.train.parameters import linear_keys, tied_keys
@@ -236,4 +237,4 @@ def _master(value: Tensor) -> Tensor:
 
 
 def _has_new(program: ProgramGraphs, params: Mapping[str, str]) -> bool:
-    return any(program.params[key].new and ".memory." in key for key in params.values())
+    return any(program.params[key].new and parameter_in(key) is not None for key in params.values())

@@ -17,6 +17,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import name_of
 from sleepc.ir.states import find_state, with_role
 from sleepc.ir.weights import HeldTensor
+from sleepc.memory.parameters import PREFIX
 from sleepc.passes.lib.emit import Emit, aten
 
 ours = torch.ops.sleepc
@@ -149,7 +150,7 @@ def no_bias(program: ProgramGraphs) -> int:
     """The first projection with a bias goes without."""
     for _, node in _wakes(program, aten.linear.default):
         bias = node.args[2] if len(node.args) > 2 else None
-        if isinstance(bias, fx.Node) and not bias.meta["port"].name.startswith("memory."):
+        if isinstance(bias, fx.Node) and not bias.meta["port"].name.startswith(PREFIX):
             node.args = (*node.args[:2], None)
             return 1
     return 0
@@ -241,7 +242,7 @@ def wrong_record(program: ProgramGraphs) -> int:
 def zeroed_weight(program: ProgramGraphs) -> int:
     """A matrix of the middle block is zero."""
     middle = program.layout[len(program.layout) // 2]
-    key = next(k for p, k in middle.params.items() if not p.startswith("memory.") and len(program.params[k].shape) == 2)
+    key = next(k for p, k in middle.params.items() if not p.startswith(PREFIX) and len(program.params[k].shape) == 2)
     program.params[key] = HeldTensor(torch.zeros_like(program.params[key].materialise()))
     return 1
 

@@ -20,6 +20,20 @@ from sleepc.ir.interp import Hook, Runner
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN, Role, name_of
 from sleepc.ir.types import TensorType
+from sleepc.memory.parameters import (
+    CONV,
+    KEY_MAP,
+    MIX,
+    MIX_BIAS,
+    NORM,
+    OUT_GATE,
+    OUT_NORM,
+    OUTPUT,
+    PREFIX,
+    PROJECTION,
+    QUERY_MAP,
+    parameter_in,
+)
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
@@ -260,7 +274,7 @@ class Oracle:
 
     def parameters_of(self, i: int) -> dict[str, Tensor]:
         """Those of the memory of block i, by their short names."""
-        prefix = f"blocks.{i}.memory."
+        prefix = f"blocks.{i}.{PREFIX}"
         return {key.removeprefix(prefix): p for key, p in self.parameters.items() if key.startswith(prefix)}
 
     def wide(self, x: Tensor) -> Tensor:
@@ -270,8 +284,8 @@ class Oracle:
     def recorded(self, w: Written, *, with_v: bool) -> Written:
         """What is left of it in a window's record, whose keys and values have the activations' dtype."""
         dtype = torch.float64 if self.double else self.program.dtype
-        v = w.v.to(dtype).to(w.v.dtype) if with_v else w.v
-        return Written(w.k.to(dtype).to(w.k.dtype), v, w.g, w.beta)
+        narrow = ("k", "v") if with_v else ("k",)
+        return {name: x.to(dtype).to(x.dtype) if name in narrow else x for name, x in w.items()}
 
 
 def brings_near(recipe: Recipe, site: Site, ring: int) -> bool:
@@ -379,10 +393,11 @@ class Mixer:
         """(1 - m) o_window + m o_memory, m = 0 where memories do not count yet."""
         p, site = self.oracle.parameters_of(self.i), self.site
         x, q, k, v = (self.oracle.wide(value) for value in (x, q, k, v))
-        q = reference.unit(q @ p["m_q"].reshape(site.q_heads, site.d_k, site.d_k))
-        k = reference.unit(k @ p["m_k"].reshape(site.kv_heads, site.d_k, site.d_k))
-        out = self._answer(q, Written(k, v, *reference.gates(x, p, site.d_k)), with_v=False)
-        m = torch.sigmoid(x @ p["w_m"].T + p["b_m"]).transpose(1, 2)[..., None] * float(self.window.live)
+        q = reference.unit(q @ p[QUERY_MAP.name].reshape(site.q_heads, site.d_k, site.d_k))
+        k = reference.unit(k @ p[KEY_MAP.name].reshape(site.kv_heads, site.d_k, site.d_k))
+        written = {"k": k, "v": v} | reference.gates(self.plan.rule, x, p, site.kv_heads)
+        out = self._answer(q, written, with_v=False)
+        m = torch.sigmoid(x @ p[MIX.name].T + p[MIX_BIAS.name]).transpose(1, 2)[..., None] * float(self.window.live)
         return ((1 - m) * self.oracle.wide(attended) + m * out).to(attended.dtype)
 
     def replace(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -397,8 +412,8 @@ class Mixer:
     def insert(self, h: Tensor) -> Tensor:
         """h + W_o (RMSNorm_head(o) silu(W_g x)), x = RMSNorm(h)."""
         p, wide = self.oracle.parameters_of(self.i), self.oracle.wide(h)
-        x = reference.rms(wide) * p["norm"]
-        return (wide + self._mix(x, x @ p["w_qkv"].T, self.site.kv_heads, 1.0) @ p["w_o"].T).to(h.dtype)
+        x = reference.rms(wide) * p[NORM.name]
+        return (wide + self._mix(x, x @ p[PROJECTION.name].T, self.site.kv_heads, 1.0) @ p[OUTPUT.name].T).to(h.dtype)
 
     def _mix(self, x: Tensor, y: Tensor, heads: int, scale: float) -> Tensor:
         """RMSNorm_head(o) silu(W_g x) [B,T,Hq dv] for y = q|k|v before the convolution."""
@@ -407,12 +422,12 @@ class Mixer:
         seen = torch.cat([before, y], 1)
         if not self.window.asleep:
             self.layer.mixed = seen
-        mixed = torch.nn.functional.silu(reference.causal_conv(seen, p["conv"])[:, before.shape[1] :])
+        mixed = torch.nn.functional.silu(reference.causal_conv(seen, p[CONV.name])[:, before.shape[1] :])
         q, k, v = reference.split_heads(mixed, [(site.q_heads, site.d_k), (heads, site.d_k), (heads, site.d_v)])
-        written = Written(reference.unit(k), v, *reference.gates(x, p, site.d_k))
+        written = {"k": reference.unit(k), "v": v} | reference.gates(self.plan.rule, x, p, heads)
         out = scale * self._answer(reference.unit(q), written, with_v=True)
-        merged = (reference.rms(out) * p["out_norm"]).transpose(1, 2).flatten(2)
-        return merged * torch.nn.functional.silu(x @ p["w_g"].T)
+        merged = (reference.rms(out) * p[OUT_NORM.name]).transpose(1, 2).flatten(2)
+        return merged * torch.nn.functional.silu(x @ p[OUT_GATE.name].T)
 
     def _answer(self, q: Tensor, written: Written, *, with_v: bool) -> Tensor:
         memory = self.layer.memory or reference.empty_memory(self.plan.rule, written)
@@ -432,7 +447,7 @@ def parameters_of(canonical: ProgramGraphs, step: ProgramGraphs, *, double: bool
         wake = canonical.classes[block.cls].wake
         dtypes |= {key: _dtype(wake, port) for port, key in block.params.items()}
     memory = torch.float64 if canonical.dtype == torch.float64 else torch.float32
-    new = {key: memory for key in step.params if ".memory." in key and key not in dtypes}
+    new = {key: memory for key in step.params if parameter_in(key) and key not in dtypes}
     result = {}
     for key, dtype in {**dtypes, **new}.items():
         value = (canonical if key in dtypes else step).params[key].materialise()

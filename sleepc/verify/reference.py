@@ -7,16 +7,18 @@ B rows, T tokens, Hq and Hkv heads of width dk (values dv), d the hidden width. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sleepc.memory.registry import find
+
 Memory = list[Tensor]
-# rule -> (subtracts what the key already returns, decays)
-RULES = {"linear": (False, False), "gated": (False, True), "delta": (True, False), "gated_delta": (True, True)}
+Written = dict[str, Tensor]
+"""What the tokens of a window write: "k" [B,H,T,dk] of unit length, "v" [B,H,T,dv], and every gate of the rule by name
+[B,H,T], a decay also [B,H,T,dk]."""
 
 
 def attention(
@@ -61,112 +63,66 @@ def unit(x: Tensor) -> Tensor:
     return x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
-@dataclass(frozen=True)
-class Written:
-    """What the tokens of a window write: k [B,H,T,dk] of unit length, v [B,H,T,dv], g [B,H,T] or per channel
-    [B,H,T,dk], None for none, and beta [B,H,T].
-    """
-
-    k: Tensor
-    v: Tensor
-    g: Tensor | None
-    beta: Tensor
-
-
-def gates(x: Tensor, p: Mapping[str, Tensor], width: int) -> tuple[Tensor | None, Tensor]:
-    """g and beta from x [B,T,d]: -exp(A) softplus(W_a x + dt), where there is a W_a, and sigmoid(W_b x + b)."""
-    beta = torch.sigmoid(x @ p["w_b"].T + p["b_b"]).transpose(1, 2)
-    if "w_a" not in p:
-        return None, beta
-    g = -p["log_a"].exp() * F.softplus(x @ p["w_a"].T + p["dt"])
-    if g.shape[2] != beta.shape[1]:
-        return g.reshape(*g.shape[:2], -1, width).transpose(1, 2), beta
-    return g.transpose(1, 2), beta
+def gates(rule: str, x: Tensor, p: Mapping[str, Tensor], heads: int) -> Written:
+    """The rule's gates of `heads` memories from x [B,T,d]: sigmoid(W x + b), -exp(A) softplus(W x + b), or 1."""
+    found = {}
+    for name, gate in find(rule).gates.items():
+        if gate.activation == "one":
+            found[name] = x.new_ones(x.shape[0], heads, x.shape[1])
+            continue
+        y = x @ p[gate.weight].T + p[gate.bias]
+        y = torch.sigmoid(y) if gate.activation == "sigmoid" else -p[gate.rate].exp() * F.softplus(y)
+        if y.shape[2] != heads:  # per channel
+            y = y.reshape(*y.shape[:2], heads, -1)
+        found[name] = y.transpose(1, 2)
+    return found
 
 
-Update = Callable[[Memory, Written, int, bool], Memory]
-
-
-def update_of(rule: str) -> Update:
-    """(memory, what is written, token, does it decay) -> memory after it. A rule from outside is asked for its step."""
-    if rule not in RULES:
-        return _update_from_registry(rule)
-    corrects, decays = RULES[rule]
-
-    def update(memory: Memory, w: Written, t: int, decay: bool) -> Memory:
-        k, s = w.k[:, :, t], memory[0]
-        if decay and decays:
-            assert w.g is not None
-            fade = w.g[:, :, t].exp()
-            s = (fade[..., None] if fade.dim() == 3 else fade[..., None, None]) * s
-        value = w.v[:, :, t]
-        if corrects:
-            value = value - torch.einsum("bhkv,bhk->bhv", s, k)
-        return [s + torch.einsum("bhk,bhv->bhkv", k, w.beta[:, :, t, None] * value)]
-
-    return update
-
-
-def _update_from_registry(name: str) -> Update:
-    from sleepc.ops.rules import find
-
-    rule = find(name)
-
-    def update(memory: Memory, w: Written, t: int, decay: bool) -> Memory:
-        g = w.g[:, :, t] if decay and w.g is not None else torch.zeros_like(w.beta[:, :, t])
-        return list(rule.step(w.k[:, :, t], w.v[:, :, t], g, w.beta[:, :, t], memory))
-
-    return update
+def update(rule: str, memory: Memory, w: Written, t: int, *, first: bool) -> Memory:
+    """The memory after token t, in the first pass over a window or in a later one, by the rule's own reference."""
+    how = find(rule)
+    token = {name: value[:, :, t] for name, value in w.items()}
+    for name, gate in how.gates.items():
+        if not first and not gate.again:
+            token[name] = torch.full_like(token[name], gate.at_padding)
+    return how.naive(token, memory)
 
 
 def empty_memory(rule: str, w: Written) -> Memory:
-    """The memory of a stream that has written nothing: one matrix [B,H,dk,dv], or what a rule from outside says."""
-    batch, heads, _, dk = w.k.shape
-    if rule in RULES:
-        return [w.k.new_zeros(batch, heads, dk, w.v.shape[3])]
-    from sleepc.ops.rules import find
-
-    return [w.k.new_zeros(batch, *shape) for shape in find(rule).states(heads, dk, w.v.shape[3]).values()]
+    """The memory of a stream that has written nothing."""
+    batch, heads, _, dk = w["k"].shape
+    how = find(rule)
+    shapes = how.shapes(heads, dk, w["v"].shape[3])
+    return [w["k"].new_full((batch, *shape), how.states[name].initial) for name, shape in shapes.items()]
 
 
 def memory_names(rule: str) -> tuple[str, ...]:
     """The names of a memory's tensors."""
-    if rule in RULES:
-        return ("S",)
-    from sleepc.ops.rules import find
-
-    return tuple(find(rule).states(1, 1, 1))
+    return tuple(find(rule).states)
 
 
 def read(q: Tensor, memory: Memory, rule: str) -> Tensor:
-    """S^T q for q [B,Hq,n,dk] -> [B,Hq,n,dv]."""
-    if rule not in RULES:
-        from sleepc.ops.rules import find
-
-        heads = memory[0].shape[1]
-        rows = q.reshape(q.shape[0], heads, -1, q.shape[3])
-        return find(rule).read(memory, rows).reshape(*q.shape[:3], -1)
-    return q @ _repeat(memory[0], q.shape[1])
+    """What q [B,Hq,n,dk] reads -> [B,Hq,n,dv]; query heads that are neighbours share a memory."""
+    return find(rule).naive_read([_repeat(x, q.shape[1]) for x in memory], q)
 
 
 def answer(rule: str, q: Tensor, w: Written, memory: Memory, *, online: bool) -> tuple[Tensor, Memory]:
     """What q [B,Hq,T,dk] reads at every token, which with `online` is written before, and the memory at the end."""
     if not online:
         return read(q, memory, rule), memory
-    update, out = update_of(rule), []
+    out = []
     for t in range(q.shape[2]):
-        memory = update(memory, w, t, True)
+        memory = update(rule, memory, w, t, first=True)
         out.append(read(q[:, :, t : t + 1], memory, rule))
     return torch.cat(out, 2), memory
 
 
 def replay(rule: str, memory: Memory | None, w: Written, first: int, passes: int) -> Memory:
     """The update over a window, for passes `first` .. `passes` - 1; only pass 0 decays."""
-    update = update_of(rule)
     memory = memory or empty_memory(rule, w)
     for number in range(first, passes):
-        for t in range(w.k.shape[2]):
-            memory = update(memory, w, t, number == 0)
+        for t in range(w["k"].shape[2]):
+            memory = update(rule, memory, w, t, first=number == 0)
     return memory
 
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
+from sleepc.memory.parameters import OF_LAYERS, OUTPUT, Parameter, parameter_in
 
 NOISE = 0.3
-MEMORY = ".memory."
 
 
 def new_parameters(program: ProgramGraphs) -> dict[str, Tensor]:
     """The parameters that the conversion added, by key."""
-    return {key: param.materialise() for key, param in program.params.items() if MEMORY in key}
+    return {key: param.materialise() for key, param in program.params.items() if parameter_in(key)}
 
 
 def with_parameters(program: ProgramGraphs, values: dict[str, Tensor]) -> ProgramGraphs:
@@ -36,7 +36,8 @@ def shaken(program: ProgramGraphs, seed: int = 0) -> ProgramGraphs:
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64) * NOISE
         if value.dim() == 2:
             noise = noise * 2 / value.shape[1] ** 0.5
-        base = torch.zeros_like(value) if key.endswith(".b_m") else value
+        known = _known(key)
+        base = value if known is None or known.shaken is None else torch.full_like(value, known.shaken)
         values[key] = (base.double() + noise).to(value.dtype)
     return with_parameters(program, values)
 
@@ -47,13 +48,17 @@ def without_memories(program: ProgramGraphs) -> ProgramGraphs:
     """
     values = {}
     for key, value in new_parameters(program).items():
-        if key.endswith(".b_m"):
-            values[key] = torch.full_like(value, -1e4)
-        elif key.endswith((".w_m", ".w_o", ".w_g")):
-            values[key] = torch.zeros_like(value)
+        known = _known(key)
+        if known is not None and known.silent is not None:
+            values[key] = torch.full_like(value, known.silent)
     return with_parameters(program, values)
 
 
 def is_silent(program: ProgramGraphs) -> bool:
     """Do inserted mixers put out nothing, as they do when they are new?"""
-    return not any(v.any() for key, v in new_parameters(program).items() if key.endswith(".w_o"))
+    return not any(v.any() for key, v in new_parameters(program).items() if _known(key) is OUTPUT)
+
+
+def _known(key: str) -> Parameter | None:
+    """The parameter of a memory's layer that a key is of; None for those of a rule's gates."""
+    return OF_LAYERS.get(parameter_in(key) or "")

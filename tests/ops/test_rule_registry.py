@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from sleepc.errors import UsageError
-from sleepc.ops import functional, rules
-from sleepc.ops.rules import Rule, States
+from sleepc.memory import registry
+from sleepc.memory.rule import DECAY, STRENGTH, Gate, Rule, State, States, Tokens, matrix
+from sleepc.ops import functional, naive
 from tests.ops.cases import Memory, memory, worst
 
 NAME = "delta_momentum"
 
 
-def _step(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: States) -> list[Tensor]:
+def _step(t: Tokens, state: States) -> list[Tensor]:
     """P' = (1 - beta) P + beta k (x) (v - S^T k);  S' = exp(g) S + beta P'."""
     s, p = state
+    k, v, g, beta = t["k"], t["v"], t["g"], t["beta"]
     fade = g.exp()[..., None, None] if g.dim() == 2 else g.exp()[..., None]
     strength = beta[..., None, None]
     error = v - torch.einsum("bhk,bhkv->bhv", k, s)
@@ -32,19 +35,21 @@ def momentum() -> Iterator[Rule]:
     rule = Rule(
         name=NAME,
         corrects=True,
-        decays=True,
-        states=lambda heads, dk, dv: {"S": (heads, dk, dv), "P": (heads, dk, dv)},
+        states={"S": State(matrix), "P": State(matrix)},
+        gates={"g": DECAY, "beta": STRENGTH},
         step=_step,
         read=lambda state, q: q @ state[0],
+        naive=_step,
+        naive_read=lambda state, q: q @ state[0],
     )
-    rules.register(rule)
+    registry.register(rule)
     yield rule
-    del rules.RULES[NAME]
+    del registry.RULES[NAME]
 
 
 def _states(rule: Rule, x: Memory) -> list[Tensor]:
     rows, heads, dk, dv = x.state.shape
-    shapes = rule.states(heads, dk, dv)
+    shapes = rule.shapes(heads, dk, dv)
     assert list(shapes) == ["S", "P"]
     return [x.state, *(torch.zeros(rows, *s).double() for s in list(shapes.values())[1:])]
 
@@ -52,7 +57,8 @@ def _states(rule: Rule, x: Memory) -> list[Tensor]:
 def _loop(x: Memory, state: list[Tensor], scale: float) -> list[Tensor]:
     outs = []
     for t in range(x.k.shape[2]):
-        state = _step(x.k[:, :, t], x.v[:, :, t], x.g[:, :, t], x.beta[:, :, t], state)
+        token = {"k": x.k[:, :, t], "v": x.v[:, :, t], "g": x.g[:, :, t], "beta": x.beta[:, :, t]}
+        state = _step(token, state)
         every = state[0].repeat_interleave(x.q.shape[1] // x.k.shape[1], 1)
         outs.append(scale * torch.einsum("bhk,bhkv->bhv", x.q[:, :, t], every))
     return [torch.stack(outs, 2), *state]
@@ -108,7 +114,79 @@ def test_padding_leaves_both_states(momentum: Rule) -> None:
 
 def test_names_are_unique_and_known(momentum: Rule) -> None:
     with pytest.raises(UsageError, match="a rule named 'delta_momentum' already"):
-        rules.register(momentum)
-    assert rules.find(NAME) is momentum
-    with pytest.raises(UsageError, match="known rules: linear, gated, delta, gated_delta"):
-        rules.find("nothing")
+        registry.register(momentum)
+    assert registry.find(NAME) is momentum
+    with pytest.raises(UsageError, match=r"known rules: .*gated_delta, linear"):
+        registry.find("nothing")
+
+
+GATE = Gate("sigmoid", weight="w_eta", bias="b_eta")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "Titans"}, "lower-case"),
+        *(
+            ({"states": {"S": State(matrix), name: State(matrix)}}, f"named '{name}', which is taken")
+            for name in (
+                "k",
+                "v",
+                "tail",
+                "h",
+                "real",
+                "live",
+                "hidden",
+                "position",
+                "slept",
+                "passes_taken",
+                "lengths",
+            )
+        ),
+        *(
+            ({"states": {name: State(matrix)}}, "no name for a state")
+            for name in ("record.k", "start.S", "", "x1", "p0")
+        ),
+        *(({"gates": {name: GATE}}, f"named '{name}', which is taken") for name in ("k", "v")),
+        ({"gates": {"a b": GATE}}, "no name for a gate"),
+        ({"gates": {"beta": STRENGTH, "eta": Gate("sigmoid", weight="w_b", bias="b_eta")}}, "parameters .* 'w_b'"),
+        ({"gates": {"eta": Gate("sigmoid", weight="w_m", bias="b_eta")}}, "parameters .* 'w_m'"),
+        ({"gates": {"eta": Gate("sigmoid")}}, "needs parameters"),
+        ({"gates": {"eta": Gate("decay", weight="w_eta", bias="b_eta")}}, "needs parameters"),
+        ({"gates": {"one": Gate("one", weight="w_one")}}, "needs parameters"),
+        ({"states": {}}, "at least one state"),
+        ({"gates": {}}, "at least one state and one gate"),
+        ({"states": {"S": State(matrix), "P": State(matrix)}, "affine": True}, "affine on one tensor"),
+    ],
+)
+def test_rules_that_collide_are_refused(momentum: Rule, change: dict[str, Any], said: str) -> None:
+    before = dict(registry.RULES)
+    with pytest.raises(UsageError, match=said):
+        registry.register(replace(momentum, **{"name": "new", **change}))
+    assert before == registry.RULES
+
+
+@pytest.mark.parametrize("name", registry.RULES)
+@pytest.mark.parametrize("channel", [False, True])
+def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
+    """Step, chunks and read against the naive reference, gates of all kinds; and padding leaves every state."""
+    rule, x = registry.find(name), memory(9, channel=channel)
+    rows, heads, _, dk = x.k.shape
+    made = torch.Generator().manual_seed(0)
+    states = [torch.randn(rows, *s, generator=made).double() for s in rule.shapes(heads, dk, x.v.shape[3]).values()]
+    others = [n for n in rule.gates if n not in ("g", "beta")]
+    gates = [torch.rand(x.beta.shape, generator=made).double() for _ in others]
+    want = naive.delta_rule(*x.stream, states, gates, rule=name, scale=0.5)
+    for chunk in (1, 4, 64):
+        got = functional.delta_rule(*x.stream, states, gates, rule=name, scale=0.5, chunk=chunk)
+        assert max(map(worst, got, want)) < 1e-12
+    for passes in (1, 2, 5):
+        how = {"rule": name, "passes": passes, "written": False}
+        got = functional.replay(*x.record, states, gates, **how)
+        assert max(map(worst, got, naive.replay(*x.record, states, gates, **how))) < 1e-12
+    still = {n: torch.full_like(x.beta, gate.at_padding) for n, gate in rule.gates.items()}
+    pads = (x.q, x.k * 0, x.v, still.get("g", x.g), still.get("beta", x.beta), states, [still[n] for n in others])
+    assert all(map(torch.equal, functional.delta_rule(*pads, rule=name, scale=1.0, chunk=1)[1:], states))
+    assert max(map(worst, naive.delta_rule(*pads, rule=name, scale=1.0)[1:], states)) == 0
+    with pytest.raises(ValueError, match="gates beside g and beta"):
+        functional.delta_rule(*x.stream, states, [*gates, x.beta], rule=name, scale=1.0)

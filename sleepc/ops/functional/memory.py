@@ -7,37 +7,62 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sleepc.ops import rules
+from sleepc.memory.registry import find
+from sleepc.memory.rule import Rule, Tokens
 from sleepc.ops.functional.heads import group
-from sleepc.ops.rules import Rule
 
 LITERAL_PASSES = 3  # up to here the loop over passes costs no more than the affine form
 
 
+def tokens_of(
+    rule: Rule, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, gates: Sequence[Tensor] | None, wide: torch.dtype
+) -> dict[str, Tensor]:
+    """k, v and the rule's gates by name, in the states' dtype: those named g and beta have places of their own, the
+    others come in the rule's order. Raises ValueError for another number of them than the rule has.
+    """
+    others = iter(gates or ())
+    own = {"g": g, "beta": beta}
+    rest = [name for name in rule.gates if name not in own]
+    if len(rest) != len(gates or ()):
+        raise ValueError(f"rule {rule.name} takes {len(rest)} gates beside g and beta, not {len(gates or ())}")
+    named = {"k": k, "v": v} | {name: own[name] if name in own else next(others) for name in rule.gates}
+    return {name: value.to(wide) for name, value in named.items()}
+
+
+def in_again(rule: Rule, tokens: Tokens) -> dict[str, Tensor]:
+    """The tokens of a pass after the first: gates that do not act again are at their values at padding."""
+    shape = tokens["k"].shape[:-1]
+    still = {n: tokens["k"].new_full(shape, gate.at_padding) for n, gate in rule.gates.items() if not gate.again}
+    return {**tokens, **still}
+
+
+def advance(
+    rule: Rule, q: Tensor | None, tokens: Tokens, state: Sequence[Tensor]
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The rule's `chunk`, or a loop of `step` for one token or where there is no chunk. T >= 1."""
+    if rule.chunk is not None and tokens["k"].shape[2] > 1:
+        return rule.chunk(q, tokens, state)
+    reads = []
+    for t in range(tokens["k"].shape[2]):
+        state = rule.step({name: x[:, :, t] for name, x in tokens.items()}, state)
+        if q is not None:
+            reads.append(rule.read(state, q[:, :, :, t]))
+    return (torch.stack(reads, 3) if q is not None else None), list(state)
+
+
 def _run(
-    rule: Rule,
-    q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    state: Sequence[Tensor],
-    chunk: int,
+    rule: Rule, q: Tensor | None, tokens: Tokens, state: Sequence[Tensor], chunk: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """All tokens, `chunk` at a time: q [B, Hkv, G, T, dk] or None -> (reads per chunk, state')."""
-    reads, new = [], [x.clone() for x in state] if k.shape[2] == 0 else list(state)
-    for start in range(0, k.shape[2], chunk):
+    count = tokens["k"].shape[2]
+    reads, new = [], [x.clone() for x in state] if count == 0 else list(state)
+    for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         ask = None if q is None else q[:, :, :, part]
-        out, new = rule.advance(ask, k[:, :, part], v[:, :, part], g[:, :, part], beta[:, :, part], new)
+        out, new = advance(rule, ask, {name: x[:, :, part] for name, x in tokens.items()}, new)
         if out is not None:
             reads.append(out)
     return reads, new
-
-
-def _still(k: Tensor) -> Tensor:
-    """g = 0: no decay. [B, H, T]."""
-    return k.new_zeros(k.shape[:3])
 
 
 def _check_chunk(chunk: int) -> None:
@@ -52,6 +77,7 @@ def delta_rule(
     g: Tensor,
     beta: Tensor,
     state: Sequence[Tensor],
+    gates: Sequence[Tensor] | None = None,
     *,
     rule: str,
     scale: float,
@@ -60,16 +86,16 @@ def delta_rule(
     """Every token updates the memory and then reads it: o_t = scale * S_t^T q_t.
 
     q [B, Hq, T, dk], k [B, Hkv, T, dk], v [B, Hkv, T, dv], g [B, Hkv, T] or [B, Hkv, T, dk] (<= 0,
-    log space; not looked at by rules without decay), beta [B, Hkv, T], state: the rule's tensors,
-    each [B, ...], float32 or float64; all is computed in the state's dtype. -> [o [B, Hq, T, dv] in
-    q's dtype, *state']. The result does not depend on `chunk` (tokens computed at once) but for
-    rounding. UsageError for an unknown rule, ValueError for chunk < 1 or Hq not a multiple of Hkv.
+    log space) and beta [B, Hkv, T] (neither is looked at by rules without such a gate), state: the
+    rule's tensors, each [B, ...], float32 or float64; gates: the rule's others, each [B, Hkv, T, ..];
+    all is computed in the state's dtype. -> [o [B, Hq, T, dv] in q's dtype, *state']. The result does
+    not depend on `chunk` (tokens computed at once) but for rounding. UsageError for an unknown rule,
+    ValueError for chunk < 1, Hq not a multiple of Hkv, or another number of gates than the rule has.
     """
     _check_chunk(chunk)
-    how, wide = rules.find(rule), state[0].dtype
-    rows, k, v, beta = group(q, k.shape[1]).to(wide), k.to(wide), v.to(wide), beta.to(wide)
-    g = g.to(wide) if how.decays else _still(k)
-    reads, new = _run(how, rows, k, v, g, beta, state, chunk)
+    how, wide = find(rule), state[0].dtype
+    rows = group(q, k.shape[1]).to(wide)
+    reads, new = _run(how, rows, tokens_of(how, k, v, g, beta, gates, wide), state, chunk)
     if not reads:
         return [q.new_zeros(*q.shape[:3], v.shape[3]), *new]
     return [(torch.cat(reads, 3).flatten(1, 2) * scale).to(q.dtype), *new]
@@ -82,7 +108,7 @@ def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: flo
     unknown rule.
     """
     rows = group(q, state[0].shape[1]).to(state[0].dtype)
-    out = rules.find(rule).read(state, rows.flatten(2, 3))
+    out = find(rule).read(state, rows.flatten(2, 3))
     return (out * scale).view(*q.shape[:3], out.shape[3]).to(q.dtype)
 
 
@@ -92,49 +118,42 @@ def replay(
     g: Tensor,
     beta: Tensor,
     state: Sequence[Tensor],
+    gates: Sequence[Tensor] | None = None,
     *,
     rule: str,
     passes: int,
     written: bool,
     chunk: int = 64,
 ) -> list[Tensor]:
-    """Consolidation: `passes` epochs of the update over a window, all but the first with g = 0.
+    """Consolidation: `passes` epochs of the update over a window, all but the first without decay.
 
     Shapes as in `delta_rule`; written=True means that the first epoch was done while awake, so
     passes - 1 are left. -> state'. More than three epochs of an affine rule cost as much as three:
     without decay an epoch is always the same map S -> M S + B. UsageError for an unknown rule,
-    ValueError for passes < 1 or chunk < 1.
+    ValueError for passes < 1, chunk < 1 or another number of gates than the rule has.
     """
     _check_chunk(chunk)
     if passes < 1:
         raise ValueError(f"a window has at least one pass, not {passes}")
-    how, wide = rules.find(rule), state[0].dtype
-    k, v, beta, still = k.to(wide), v.to(wide), beta.to(wide), _still(k).to(wide)
-    new = [x.clone() for x in state]
+    how = find(rule)
+    tokens = tokens_of(how, k, v, g, beta, gates, state[0].dtype)
+    again, new = in_again(how, tokens), [x.clone() for x in state]
     if not written:
-        new = _run(how, None, k, v, g.to(wide) if how.decays else still, beta, new, chunk)[1]
+        new = _run(how, None, tokens, new, chunk)[1]
     if how.affine and passes > LITERAL_PASSES:
-        return [_replay_affine(how, k, v, still, beta, new[0], passes - 1, chunk)]
+        return [_replay_affine(how, again, new[0], passes - 1, chunk)]
     for _ in range(passes - 1):
-        new = _run(how, None, k, v, still, beta, new, chunk)[1]
+        new = _run(how, None, again, new, chunk)[1]
     return new
 
 
-def _replay_affine(
-    rule: Rule,
-    k: Tensor,
-    v: Tensor,
-    still: Tensor,
-    beta: Tensor,
-    state: Tensor,
-    epochs: int,
-    chunk: int,
-) -> Tensor:
+def _replay_affine(rule: Rule, again: Tokens, state: Tensor, epochs: int, chunk: int) -> Tensor:
     """`epochs` times S -> M S + B; a run from [I | 0] with values [0 | v] ends in [M | B]."""
+    k, v = again["k"], again["v"]
     dk = k.shape[3]
     start = torch.zeros_like(torch.cat([k.new_empty(*state.shape[:2], dk, dk), state], 3))
     start[..., :dk] = torch.eye(dk, dtype=state.dtype, device=state.device)
-    both = _run(rule, None, k, torch.cat([torch.zeros_like(k), v], 3), still, beta, [start], chunk)
+    both = _run(rule, None, {**again, "v": torch.cat([torch.zeros_like(k), v], 3)}, [start], chunk)
     step, add = both[1][0][..., :dk], both[1][0][..., dk:]
     for _ in range(epochs):
         state = step @ state + add

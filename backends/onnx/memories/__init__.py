@@ -1,0 +1,1 @@
+"""Memory rules as ONNX, one family a file: each adds to `spelling.SPELLINGS`."""

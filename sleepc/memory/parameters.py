@@ -1,0 +1,162 @@
+"""The parameters of a memory's layer: names, shapes, and their values in every case, said here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from sleepc.memory.rule import DECAY, STRENGTH, Gate, Shape
+
+Initial = Callable[[Shape, Generator], Tensor]
+PREFIX = "memory."
+KEY = re.compile(r"blocks\.(\d+)\.memory\.(.+)")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a layer: its query heads, its memories, the widths of a key and a value, and the hidden width."""
+
+    q_heads: int
+    heads: int
+    d_k: int
+    d_v: int
+    hidden: int
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        """(heads, width) of the parts of q|k|v."""
+        return [(self.q_heads, self.d_k), (self.heads, self.d_k), (self.heads, self.d_v)]
+
+    @property
+    def channels(self) -> int:
+        """Of q|k|v together."""
+        return sum(heads * width for heads, width in self.widths)
+
+
+def zeros(shape: Shape, _: Generator) -> Tensor:
+    """Starts at zero."""
+    return torch.zeros(shape)
+
+
+def ones(shape: Shape, _: Generator) -> Tensor:
+    """Starts at one."""
+    return torch.ones(shape)
+
+
+def filled(value: float) -> Initial:
+    """Starts at one value."""
+    return lambda shape, _: torch.full(shape, value)
+
+
+def identities(shape: Shape, _: Generator) -> Tensor:
+    """A square map for each head, stored as [heads·width, width] (torch.optim.Muon takes matrices only)."""
+    return torch.eye(shape[1]).repeat(shape[0] // shape[1], 1)
+
+
+def normal(shape: Shape, generator: Generator) -> Tensor:
+    """Normal numbers of variance 1 / columns."""
+    values: Tensor = torch.randn(*shape, generator=generator) * shape[-1] ** -0.5
+    return values
+
+
+def identity_taps(shape: Shape, _: Generator) -> Tensor:
+    """A causal convolution that passes its input on: last tap 1, the others 0 (conversion.md 2 A)."""
+    weight = torch.zeros(shape)
+    weight[:, -1] = 1
+    return weight
+
+
+def half_taps(shape: Shape, generator: Generator) -> Tensor:
+    """Uniform in [-1/2, 1/2]."""
+    return torch.rand(shape, generator=generator) - 0.5
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a layer with a memory.
+
+    name       in the port "memory.NAME" and the key "blocks.I.memory.NAME"
+    shape      for a layer's sizes
+    converted  its value when a model is converted
+    scratch    in a layer of a new model, where that is another one
+    fresh      where memories that were never trained are set to learn, if that is one number
+    silent     where all that have such a value have it, the memory adds nothing to its layer, whatever the others are
+    shaken     what noise is added to where a verification wants to see memories, if not to what it is
+    slow       does it learn at a smaller rate, being a projection of everything?
+    """
+
+    name: str
+    shape: Callable[[Sizes], Shape]
+    converted: Initial
+    scratch: Initial | None = None
+    fresh: float | None = None
+    silent: float | None = None
+    shaken: float | None = None
+    slow: bool = False
+
+    @property
+    def port(self) -> str:
+        """The name of its port in a block."""
+        return PREFIX + self.name
+
+
+TAPS = 4
+# Strategy `parallel`: a memory beside attention. A mix of -4 is 2 %; of -2, 12 %: the first hardly teaches anything.
+QUERY_MAP = Parameter("m_q", lambda s: (s.q_heads * s.d_k, s.d_k), identities)
+KEY_MAP = Parameter("m_k", lambda s: (s.heads * s.d_k, s.d_k), identities)
+MIX = Parameter("w_m", lambda s: (s.q_heads, s.hidden), zeros, silent=0.0)
+MIX_BIAS = Parameter("b_m", lambda s: (s.q_heads,), filled(-4.0), fresh=-2.0, silent=-1e4, shaken=0.0)
+# The mixer that `insert` adds and `replace` puts in attention's place.
+CONV = Parameter("conv", lambda s: (s.channels, TAPS), identity_taps, scratch=half_taps)
+OUT_NORM = Parameter("out_norm", lambda s: (s.d_v,), ones)
+OUT_GATE = Parameter("w_g", lambda s: (s.q_heads * s.d_v, s.hidden), normal, scratch=normal, silent=0.0)
+CLOSED_GATE = replace(OUT_GATE, converted=zeros)  # of `replace`: the layer without its attention, the safe start
+# Of `insert` alone.
+NORM = Parameter("norm", lambda s: (s.hidden,), ones)
+PROJECTION = Parameter("w_qkv", lambda s: (s.channels, s.hidden), normal, slow=True)
+OUTPUT = Parameter("w_o", lambda s: (s.hidden, s.q_heads * s.d_v), zeros, silent=0.0)
+
+_ALL = (QUERY_MAP, KEY_MAP, MIX, MIX_BIAS, CONV, OUT_NORM, OUT_GATE, NORM, PROJECTION, OUTPUT)
+OF_LAYERS = {parameter.name: parameter for parameter in _ALL}
+
+
+@dataclass(frozen=True)
+class GateParameters:
+    """Those of one gate: W [rows, hidden], b [rows], and A [rows], which only a decay has; rows are memories or, for a
+    decay per channel, memories times d_k.
+    """
+
+    weight: Parameter
+    bias: Parameter
+    rate: Parameter
+
+
+def of_gate(gate: Gate, *, per_channel: bool = False) -> GateParameters:
+    """The parameters of a gate that has some. A decay's bias is that of half-lives, which the window decides."""
+
+    def rows(s: Sizes) -> int:
+        return s.heads * s.d_k if per_channel else s.heads
+
+    return GateParameters(
+        Parameter(gate.weight, lambda s: (rows(s), s.hidden), zeros),
+        Parameter(gate.bias, lambda s: (rows(s),), filled(gate.start)),
+        Parameter(gate.rate, lambda s: (rows(s),), zeros),
+    )
+
+
+STRENGTHS, DECAYS = of_gate(STRENGTH), of_gate(DECAY)
+
+
+def parameter_in(key: str) -> str | None:
+    """The name of the parameter of a memory's layer that a key "blocks.I.memory.NAME" is of; None for another key."""
+    found = KEY.fullmatch(key)
+    return found and found[2]
+
+
+def key_of(block: int, parameter: Parameter) -> str:
+    """Its key in a block."""
+    return f"blocks.{block}.{parameter.port}"

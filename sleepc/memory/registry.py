@@ -1,0 +1,74 @@
+"""The rules that there are, by name; a new one collides with nothing."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections import Counter
+from importlib import import_module
+
+from sleepc.errors import UsageError
+from sleepc.ir.roles import BY_NAME
+from sleepc.memory import rules
+from sleepc.memory.parameters import OF_LAYERS
+from sleepc.memory.rule import Rule
+
+RULES: dict[str, Rule] = {}
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+PORT = re.compile(r"[a-z]\d+")  # what blocks call the model's own parameters and inputs
+# Ports of blocks beside the states that have a role of their own.
+TAKEN = {"h", "live", "real", "lengths", "record_slots", "positions", "tokens", *BY_NAME}
+
+
+def register(rule: Rule) -> Rule:
+    """Add a rule. Raises UsageError where a name of it is taken, or it says of itself what cannot be."""
+    where = f"rule {rule.name}"
+    if rule.name in RULES:
+        raise UsageError(f"there is a rule named {rule.name!r} already", fix="Choose another name.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", rule.name):
+        raise UsageError("a rule's name is lower-case letters, digits and _", where=where, fix="Choose another name.")
+    for name in rule.states:
+        _check_free(name, TAKEN, "a state of the rule", where)
+    for name in rule.gates:
+        _check_free(name, {"k", "v"}, "a gate of the rule", where)
+    for name, gate in rule.gates.items():
+        needs = {"sigmoid": (True, True, False), "decay": (True, True, True), "one": (False, False, False)}
+        if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != needs[gate.activation]:
+            text = (
+                f"gate {name} needs parameters that fit its activation: sigmoid a weight and a bias, decay a rate too"
+            )
+            raise UsageError(text, where=where, fix="Name those, and no others.")
+    taken = Counter([*OF_LAYERS, *(name for gate in rule.gates.values() for name in gate.parameters())])
+    for name, count in taken.items():
+        if count > 1:
+            raise UsageError(f"two parameters of its layer are named {name!r}", where=where, fix="Choose another name.")
+    if not rule.states or not rule.gates:
+        raise UsageError("a rule has at least one state and one gate", where=where)
+    if rule.affine and len(rule.states) > 1:
+        raise UsageError("a pass is affine on one tensor", where=where, fix="Leave out affine=True.")
+    RULES[rule.name] = rule
+    return rule
+
+
+def _check_free(name: str, taken: set[str], what: str, where: str) -> None:
+    if not NAME.fullmatch(name) or PORT.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for {what}", where=where, fix="Letters, digits and _; not like x1.")
+    if name in taken:
+        raise UsageError(f"{what} is named {name!r}, which is taken", where=where, fix="Choose another name.")
+
+
+def find(name: str) -> Rule:
+    """The rule of that name; UsageError with the known names otherwise."""
+    if name not in RULES:
+        raise UsageError(f"no rule is named {name!r}", fix="known rules: " + ", ".join(RULES))
+    return RULES[name]
+
+
+def named(*, corrects: bool | None = None, decays: bool | None = None) -> str:
+    """The names of the rules that do so, for messages."""
+    fits = [r for r in RULES.values() if corrects in (None, r.corrects) and decays in (None, r.decays)]
+    return ", ".join(rule.name for rule in fits)
+
+
+for _module in pkgutil.iter_modules(rules.__path__):
+    register(import_module(f"{rules.__name__}.{_module.name}").RULE)

@@ -1,0 +1,106 @@
+"""What a memory rule is made of: tensors of state, gates, and functions of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+States = Sequence[Tensor]
+Tokens = Mapping[str, Tensor]
+"""What tokens write, by name: "k" [B,H,..,dk], "v" [B,H,..,dv], and every gate of the rule [B,H,..], a decay also
+[B,H,..,dk]. Heads are those of the memory."""
+
+Activation = Literal["sigmoid", "decay", "one"]
+
+
+@dataclass(frozen=True)
+class State:
+    """A tensor of a memory: (H, dk, dv) -> its shape without the batch dimension, and its value at first."""
+
+    shape: Callable[[int, int, int], Shape]
+    initial: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A number for each token and memory, made of the layer's input x.
+
+    activation  sigmoid: sigmoid(W x + b).  decay: -exp(A) softplus(W x + b), log space, <= 0; per channel of the key
+                where the recipe says so.  one: 1 for every token; it has no parameters.
+    weight, bias, rate   the names of W, b and A among the layer's parameters
+    start       b at conversion (a decay's is made from the window: half-lives)
+    at_padding  with this value, and k = 0, every state stays as it is
+    again       does it act in the passes of a replay after the first? If not, it has its value at padding there.
+    """
+
+    activation: Activation
+    weight: str = ""
+    bias: str = ""
+    rate: str = ""
+    start: float = 0.0
+    at_padding: float = 0.0
+    again: bool = True
+
+    def parameters(self) -> tuple[str, ...]:
+        """The names of its parameters."""
+        return tuple(name for name in (self.weight, self.bias, self.rate) if name)
+
+
+STRENGTH = Gate("sigmoid", weight="w_b", bias="b_b")
+DECAY = Gate("decay", weight="w_a", bias="dt", rate="log_a", again=False)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A memory update, over H memories (one per KV head) of B rows.
+
+    name      how graphs and options call it
+    corrects  a write subtracts what the memory already returns for the key (else replay has no use)
+    states    the tensors of a memory by name, in order
+    gates     by name, in order
+    step      (tokens without their dimension T, states) -> states': one token
+    read      (states, q [B,H,n,dk]) -> [B,H,n,dv], without the scale
+    naive     the same as `step`, written down once more from the formula, for any leading dimensions (none, too): it
+              is what programs are verified against, so it calls nothing that `step` calls
+    naive_read  the same as `read`: (states [..,dk,dv] .., q [..,n,dk]) -> [..,n,dv]
+    chunk     (q [B,H,n,C,dk] or None, tokens [B,H,C,..], states) -> (reads or None, states'): C tokens at once, equal
+              to C times step and read; where it is None, that loop runs
+    affine    a pass of only those gates that act again is S -> M S + B on the only tensor S [B,H,dk,dv], M being the
+              pass over v = 0: many passes cost as much as three
+
+    Tokens with k = 0 and gates at their values at padding leave every state as it is: padding is written that way.
+    """
+
+    name: str
+    corrects: bool
+    states: Mapping[str, State]
+    gates: Mapping[str, Gate]
+    step: Callable[[Tokens, States], list[Tensor]]
+    read: Callable[[States, Tensor], Tensor]
+    naive: Callable[[Tokens, States], list[Tensor]]
+    naive_read: Callable[[States, Tensor], Tensor]
+    chunk: Callable[[Tensor | None, Tokens, States], tuple[Tensor | None, list[Tensor]]] | None = None
+    affine: bool = False
+
+    @property
+    def decays(self) -> bool:
+        """Has it a gate that is a decay?"""
+        return any(gate.activation == "decay" for gate in self.gates.values())
+
+    def shapes(self, heads: int, dk: int, dv: int) -> dict[str, Shape]:
+        """The shape of every state tensor without its batch dimension, in order."""
+        return {name: state.shape(heads, dk, dv) for name, state in self.states.items()}
+
+
+def matrix(heads: int, dk: int, dv: int) -> Shape:
+    """A matrix from keys to values for each head."""
+    return heads, dk, dv
+
+
+def over_state(gate: Tensor, k: Tensor) -> Tensor:
+    """A gate [..] or, per channel, [..,dk] of one token with key k [..,dk] as a factor of S [..,dk,dv]."""
+    return gate[..., None] if gate.dim() == k.dim() else gate[..., None, None]
