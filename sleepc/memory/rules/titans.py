@@ -1,0 +1,61 @@
+"""The memory of Titans with a matrix: online gradient descent with learned momentum and forgetting (arXiv 2501.00663).
+
+With the error of a token |S^T k - v|², its gradient's factor 2 counted into beta, and 1 - alpha as e^g:
+
+    P' = eta P + beta k (v - S^T k)^T        surprise, and what is left of the past's
+    S' = e^g S + P'
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sleepc.memory.rule import DECAY, STRENGTH, Gate, Rule, State, States, Tokens, matrix, over_state
+
+
+def step(t: Tokens, state: States) -> list[Tensor]:
+    """One token [B,H,..]; where there is none, `token` is 0, and P is not added once more."""
+    memory, momentum = state
+    k, real = t["k"], t["token"][..., None, None]
+    miss = t["v"] - (k[..., None, :] @ memory)[..., 0, :]
+    momentum = t["eta"][..., None, None] * momentum + k[..., None] * (t["beta"][..., None] * miss)[..., None, :]
+    return [over_state(t["g"].exp(), k) * memory + real * momentum, momentum]
+
+
+def read(state: States, q: Tensor) -> Tensor:
+    """S^T q."""
+    return q @ state[0]
+
+
+def naive(t: Tokens, state: States) -> list[Tensor]:
+    """The two formulas above."""
+    s, p = state
+    known = torch.einsum("...kv,...k->...v", s, t["k"])
+    surprise = torch.einsum("...,...k,...v->...kv", t["beta"], t["k"], t["v"] - known)
+    new = torch.einsum("...,...kv->...kv", t["eta"], p) + surprise
+    share = t["g"] if t["g"].dim() == t["k"].dim() else t["g"][..., None].expand_as(t["k"])
+    kept = torch.einsum("...k,...kv->...kv", share.exp(), s)
+    return [kept + torch.einsum("...,...kv->...kv", t["token"], new), new]
+
+
+def naive_read(state: States, q: Tensor) -> Tensor:
+    """S^T q once more."""
+    return torch.einsum("...nk,...kv->...nv", q, state[0])
+
+
+RULE = Rule(
+    name="titans",
+    corrects=True,
+    states={"S": State(matrix), "P": State(matrix)},
+    gates={
+        "g": DECAY,
+        "beta": STRENGTH,
+        "eta": Gate("sigmoid", weight="w_eta", bias="b_eta", start=-2.0, at_padding=1.0),
+        "token": Gate("one"),
+    },
+    step=step,
+    read=read,
+    naive=naive,
+    naive_read=naive_read,
+)
