@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import load, materialise
+from sleepc.backends.eager.backend import load
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.ir.compare import max_error
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.registry import RULES
 from sleepc.memory.rule import States, Tokens

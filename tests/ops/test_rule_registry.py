@@ -181,7 +181,7 @@ def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
         got = functional.delta_rule(*x.stream, states, gates, rule=name, scale=0.5, chunk=chunk)
         assert max(map(worst, got, want)) < 1e-12
     for passes in (1, 2, 5):
-        how = {"rule": name, "passes": passes, "written": False}
+        how: dict[str, Any] = {"rule": name, "passes": passes, "written": False}
         got = functional.replay(*x.record, states, gates, **how)
         assert max(map(worst, got, naive.replay(*x.record, states, gates, **how))) < 1e-12
     still = {n: torch.full_like(x.beta, gate.at_padding) for n, gate in rule.gates.items()}
