@@ -17,7 +17,7 @@ from jinja2.utils import Namespace
 from sleepc.hf.typed_text import MARKS
 
 # Whatever a template's own arithmetic, look-ups and calls can raise.
-REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
 @cache

@@ -103,9 +103,9 @@ def only_an_adapter(folder: Path, base: str) -> UsageError:
 
 def _named(folder: Path, named: Any) -> tuple[Path, ...]:
     path = folder / str(named)
-    if not isinstance(named, str) or Path(named).name != named or not path.is_file():
+    if not isinstance(named, str) or Path(named).name != named or not _is_file(path):
         raise UsageError(
-            f"transformers_weights in config.json names {named!r}, which is no file of this folder",
+            f"transformers_weights in config.json names {_shown(str(named))}, which is no file of this folder",
             where=str(folder),
             fix=AGAIN,
         )
@@ -129,12 +129,28 @@ def _indexed(index: Path) -> tuple[Path, ...]:
     files = []
     for name in sorted(set(_weight_map(index).values())):
         path = index.parent / name
-        if Path(name).name != name or not path.is_file():
+        if Path(name).name != name:
             raise UsageError(
-                f"the index names {name}, which is not there", where=str(index), fix="Fetch the missing file."
+                f"the index names {_shown(name)}, which is no file of this folder", where=str(index), fix=AGAIN
+            )
+        if not _is_file(path):
+            raise UsageError(
+                f"the index names {_shown(name)}, which is not there", where=str(index), fix="Fetch the missing file."
             )
         files.append(path)
     return tuple(files)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no file has such a name
+        return False
+
+
+def _shown(name: str) -> str:
+    text = name if name.isprintable() and name else json.dumps(name)
+    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def _no_weights(folder: Path) -> UsageError:

@@ -313,3 +313,12 @@ def test_what_are_no_messages(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         rendered(with_template(tmp_path, CHATML), messages)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ cycler() }}", "{{ [].pop() }}", "{{ 1 / 0 }}", "{{ no() }}", "{{ raise_exception('x') }}", "{{ '%d' % 'x' }}"],
+)
+def test_templates_that_raise(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="refuses this conversation"):
+        rendered(with_template(tmp_path, source), TALK)

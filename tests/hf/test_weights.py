@@ -414,6 +414,13 @@ BAD_INDEX: dict[str, tuple[Callable[[Path, dict[str, str]], object], str]] = {
     ),
     "a file that is not there": (lambda f, p: (f / "b.safetensors").unlink(), r"b\.safetensors, which is not there"),
     "a file elsewhere": (lambda f, p: write_index(f, {**p, NORM: "../b.safetensors"}), r"\.\./b\.safetensors"),
+    "a file by its path": (
+        lambda f, p: write_index(f, {**p, NORM: str(f / p[NORM])}),
+        "which is no file of this folder",
+    ),
+    "a name that is too long": (lambda f, p: write_index(f, {**p, NORM: "a" * 5000}), "a…, which is not there"),
+    "a name that is none": (lambda f, p: write_index(f, {**p, NORM: "\ud800\n"}), r'"\\ud800\\n", which is not there'),
+    "a name of nothing": (lambda f, p: write_index(f, {**p, NORM: ""}), '"", which is'),
     "a file that is a number": (lambda f, p: write_index(f, {**p, NORM: 3}), "does not say which file"),
     "no map": (lambda f, p: (f / INDEX).write_text("{}"), "cannot be read"),
     "an empty map": (lambda f, p: write_index(f, {}), "does not say"),
@@ -470,7 +477,7 @@ def test_files_that_the_configuration_names(copy: Callable[..., Path], named: st
     assert same(ours, theirs(folder))
 
 
-@pytest.mark.parametrize("named", ["../model.safetensors", "gone.safetensors", 3, ["a"]])
+@pytest.mark.parametrize("named", ["../model.safetensors", "gone.safetensors", "a" * 5000, "\ud800", 3, ["a"]])
 def test_files_that_the_configuration_cannot_name(copy: Callable[..., Path], named: Any) -> None:
     with pytest.raises(UsageError, match="transformers_weights"):
         load(copy(transformers_weights=named))
