@@ -17,7 +17,7 @@ export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-all check format demo adapter bench clean
+.PHONY: help setup test test-all check format docs demo adapter bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ check: $(READY) ## Check style, format and types
 format: $(READY) ## Put imports and lines in order
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+docs: $(VENV)/.docs ## Build the pages and the API as a searchable site, build/site (strict: a broken link fails it)
+	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/python -m mkdocs build
+
+$(VENV)/.docs: $(READY)
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[docs]'
+	@touch $@
 
 demo: $(READY) ## Convert a real model and talk to it across sleeps (DEMO=short is faster; MODEL=gemma3 is another)
 	$(BIN)/python examples/demo.py --setting $(DEMO) --model $(MODEL)

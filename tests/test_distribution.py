@@ -41,7 +41,7 @@ def test_it_has_what_a_checkout_has(sdist: tarfile.TarFile) -> None:
         assert files
         missing = {str(p.relative_to(ROOT)) for p in files} - names
         assert not missing, sorted(missing)[:5]
-    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt"} <= names
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml"} <= names
     assert {"sleepc/passes/pipeline.py", "sleepc/backends/onnx/cuda_kernels.json", "sleepc/py.typed"} <= names
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("sleepc", "passes", "backends", "benchmarks", "examples", "tests")
@@ -97,3 +100,26 @@ def test_the_log_is_in_order_of_dates() -> None:
     dates = re.findall(r"^## (\d{4}-\d\d-\d\d): ", (ROOT / "docs" / "log.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert dates == sorted(dates, reverse=True)
     assert len(dates) == (ROOT / "docs" / "log.md").read_text(encoding="utf-8").count("\n## ")
+
+
+def pages_of(nav: list[Any]) -> Iterator[str]:
+    """Every page of mkdocs' navigation."""
+    for entry in nav:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for below in entry.values():
+                yield from pages_of(below if isinstance(below, list) else [below])
+
+
+def test_the_site_shows_every_page() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    pages = [str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")]
+    assert sorted(pages_of(nav)) == sorted([*pages, "index.md", "benchmarks.md"])  # docs/site_hooks.py makes these
+
+
+def test_the_site_documents_what_there_is() -> None:
+    """`::: a.b.C` names a module's attribute, with a docstring."""
+    for name in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        assert getattr(import_module(module), attribute).__doc__, name
