@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -123,3 +125,12 @@ def test_the_site_documents_what_there_is() -> None:
     for name in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
         module, _, attribute = name.rpartition(".")
         assert getattr(import_module(module), attribute).__doc__, name
+
+
+def test_the_pass_that_is_written_prints_what_stands_there() -> None:
+    text = (ROOT / "docs" / "writing-a-pass.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (printed,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert done.stdout.strip() == printed.strip()
