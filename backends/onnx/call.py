@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+import sleepc.ops.library  # noqa: F401 (makes the operators that are translated)
 from sleepc.backends.onnx.emit import Emitter
 from sleepc.backends.onnx.weights import Weight
 from sleepc.errors import UsageError

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,7 @@ def _mixtral() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mixtral": _mixtral,
-    **{
-        name: lambda name=name: make_module(name, torch.float32)
-        for name in ("llama", "llama-tied", "gpt2", "gemma3", "gptj")
-    },  # type: ignore[misc]
+    **{name: partial(make_module, name, torch.float32) for name in ("llama", "llama-tied", "gpt2", "gemma3", "gptj")},
 }
 
 
