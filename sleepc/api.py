@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,8 +18,7 @@ import torch
 from torch import nn
 
 from sleepc import artifact
-from sleepc.backends.eager.backend import check_device
-from sleepc.backends.eager.backend import load as load_eager
+from sleepc.backends.table import DEFAULT, find_backend, find_trainer
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
 from sleepc.digests import weights_digest
@@ -93,7 +93,7 @@ class Program:
 
     @typed
     def session(
-        self, batch: int = 1, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None
+        self, batch: int = 1, *, backend: str = DEFAULT, device: str = "cpu", dtype: str | None = None
     ) -> Session:
         """A session of `batch` rows. Raises UsageError for a backend, device or dtype that is not there."""
         steps = self.steps(backend=backend, device=device, dtype=dtype)
@@ -101,21 +101,19 @@ class Program:
 
     @typed
     def steps(
-        self, *, backend: str = "eager", device: str = "cpu", dtype: str | None = None, train: bool = False
+        self, *, backend: str = DEFAULT, device: str = "cpu", dtype: str | None = None, train: bool = False
     ) -> Steps:
         """The program as steps of a backend; with `train`, differentiable (see backends.eager.steps). `onnx` is the
         artifact's export (see `export`).
         """
         if backend == "onnx" and not train:
             return self._exported().steps(device=device, dtype=dtype)
-        if backend != "eager":
-            fix = "Training is PyTorch's: eager." if backend == "onnx" else "Backends: eager, onnx."
-            raise UsageError(f"there is no backend {backend!r}", where="--backend", fix=fix)
+        runs = find_trainer(backend) if train else find_backend(backend)
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
-        check_device(device)  # before all bytes are read
+        runs.check_device(device)  # before all bytes are read
         self.check_bytes()
-        return load_eager(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
+        return runs.steps(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
 
     def _exported(self) -> OnnxProgram:
         """The export in the artifact's folder. Raises UsageError where it is not there, or not of this program."""
@@ -314,6 +312,7 @@ class Program:
         work: str | Path = "training",
         resume: bool = False,
         force: bool = False,
+        backend: str = DEFAULT,
         device: str | None = None,
         half: bool = False,
         progress: Progress = silent,
@@ -336,7 +335,7 @@ class Program:
         from sleepc.train.texts import texts
         from sleepc.train.training import check_training_device, train
 
-        check_training_device(device)  # before any work
+        check_training_device(device, backend)  # before any work
         chosen, window = make_settings(settings), self.graphs.window
         given = texts([Path(path) for path in text], dataset, field) if text or dataset else None  # before any work
         self.check_bytes()
@@ -345,7 +344,8 @@ class Program:
         if given is not None:
             reading = text_reading(given.documents, self.tokenizer(), chosen, window)
         else:
-            reading = self_reading(taught, self.tokenizer(), chosen, window, device or "cpu")
+            load = partial(find_trainer(backend).steps, device=device or "cpu")
+            reading = self_reading(taught, self.tokenizer(), chosen, window, load)
         facts = {
             "text": given.names if given is not None else "self",
             "teacher": "module" if isinstance(teacher, nn.Module) else name_of(str(teacher or self.source.name)),
@@ -355,7 +355,14 @@ class Program:
             "teacher_sha256": weights_digest(taught) if teacher is not None else "",
         }
         progress("training", None)
-        options: dict[str, Any] = {"device": device, "resume": resume, "force": force, "half": half, "hooks": hooks}
+        options: dict[str, Any] = {
+            "backend": backend,
+            "device": device,
+            "resume": resume,
+            "force": force,
+            "half": half,
+            "hooks": hooks,
+        }
         return train(
             self, taught, reading, chosen, Path(work), facts=facts, unchanged=unchanged, words=words, **options
         )
@@ -373,6 +380,7 @@ class Program:
         work: str | Path = "training",
         resume: bool = False,
         force: bool = False,
+        backend: str = DEFAULT,
         device: str | None = None,
         half: bool = False,
         progress: Progress = silent,
@@ -391,7 +399,7 @@ class Program:
         from sleepc.train.texts import texts
         from sleepc.train.training import check_training_device, train
 
-        check_training_device(device)  # before any work
+        check_training_device(device, backend)  # before any work
         if sum((task is not None, bool(text), dataset is not None)) != 1:
             raise UsageError("what shall it learn?", where="train", fix="Give one of a task, text or a data set.")
         if task is None and set:
@@ -404,7 +412,14 @@ class Program:
         elif task is not None:
             learned = learn_task(self, task, set, chosen)
         progress("training", None)
-        options: dict[str, Any] = {"device": device, "resume": resume, "force": force, "half": half, "hooks": hooks}
+        options: dict[str, Any] = {
+            "backend": backend,
+            "device": device,
+            "resume": resume,
+            "force": force,
+            "half": half,
+            "hooks": hooks,
+        }
         options |= {"facts": learned.facts, "unchanged": learned.unchanged, "adapter": chosen.train != "all"}
         return train(self, None, learned.reading, learned.settings, Path(work), **options)
 

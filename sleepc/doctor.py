@@ -109,7 +109,9 @@ def backends() -> list[str]:
 
 def _backend(name: str) -> tuple[Mark, str, str]:
     """A backend is imported, since that is where it breaks, and asked why it cannot run here."""
-    backend = import_module(f"sleepc.backends.{name}.backend")
+    from sleepc.backends.table import BACKENDS, find_backend
+
+    backend = find_backend(name) if name in BACKENDS else import_module(f"sleepc.backends.{name}.backend")
     reason = backend.missing()
     return ("ok", str(backend.about()), "") if reason is None else ("missing", str(reason), _install(name))
 

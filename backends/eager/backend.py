@@ -1,51 +1,102 @@
-"""The eager backend: nothing to install, nothing to lower."""
+"""The eager backend: graphs run by PyTorch, differentiably. Nothing to install, nothing to lower.
+
+Imports torch only when it is used: what it misses is said without it. A backend with kernels of its own in PyTorch
+inherits EagerBackend, and gives other `kernels`.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar
 
-from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.contract import Kernels, TrainingBackend
 from sleepc.errors import UsageError
-from sleepc.ir.parameters import materialise
-from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.adapt.retype import Retype
-from sleepc.passes.base import Stage
-from sleepc.passes.runner import run_stages
 
-name = "eager"
+if TYPE_CHECKING:
+    import torch
 
-
-def missing() -> str | None:
-    """Why the backend cannot run here; None, since PyTorch is always there."""
-    return None
+    from sleepc.backends.eager.executor import Executor
+    from sleepc.backends.eager.steps import EagerSteps
+    from sleepc.ir.graph import Graph
+    from sleepc.ir.program import ProgramGraphs
 
 
-def about() -> str:
-    """What it runs on."""
-    return f"PyTorch {torch.__version__}"
+class EagerBackend(TrainingBackend):
+    """PyTorch, operator by operator."""
+
+    name = "eager"
+    # Rotations are computed in float32, also in a float64 model, and a GPU's sines are others.
+    devices: ClassVar[Mapping[str, float]] = {"cpu": 1e-9, "cuda": 1e-5}
+
+    def missing(self) -> str | None:
+        """See `Backend.missing`."""
+        return None if find_spec("torch") else "PyTorch is not installed: pip install torch"
+
+    def about(self) -> str:
+        """See `Backend.about`."""
+        import torch
+
+        return f"PyTorch {torch.__version__}"
+
+    def check_device(self, device: str) -> None:
+        """See `Backend.check_device`."""
+        import torch
+
+        kind, colon, number = device.partition(":")
+        if kind not in ("cpu", "cuda") or (colon and not (number.isascii() and number.isdigit())):
+            raise UsageError(
+                f"there is no device {device!r}", where="--device", fix="One of: cpu, cuda, cuda:1 and so on."
+            )
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise UsageError("there is no CUDA device here", where=f"--device {device}", fix="Use --device cpu.")
+        there = torch.cuda.device_count() if kind == "cuda" else 1
+        if int(number or 0) >= there:
+            last = f"the last one is {kind}:{there - 1}"
+            raise UsageError(f"there is no device {device}: {last}", where="--device", fix=f"Use --device {kind}.")
+
+    def kernels(self, *, train: bool) -> Kernels:
+        """See `TrainingBackend.kernels`."""
+        from sleepc.backends.eager.kernels import IN_PLACE, PLAIN
+
+        return PLAIN if train else IN_PLACE
+
+    def steps(
+        self, program: ProgramGraphs, *, device: str = "cpu", dtype: torch.dtype | None = None, train: bool = False
+    ) -> EagerSteps:
+        """See `Backend.steps`. Parameters stay mapped where neither device nor dtype asks for a copy."""
+        from sleepc.ir.parameters import materialise
+        from sleepc.passes.adapt.retype import Retype
+        from sleepc.passes.base import Stage
+        from sleepc.passes.runner import run_stages
+
+        self.check_device(device)
+        if dtype is not None and dtype != program.dtype:
+            program = run_stages(program, (Stage("retype", "STEP", (Retype(dtype),)),))
+        return self.steps_on(program, materialise(program, device), device=device, train=train)
+
+    def steps_on(
+        self,
+        program: ProgramGraphs,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        device: str | torch.device = "cpu",
+        train: bool = False,
+        low: torch.dtype | None = None,
+    ) -> EagerSteps:
+        """See `TrainingBackend.steps_on`."""
+        from sleepc.backends.eager.steps import EagerSteps
+
+        return EagerSteps(program, parameters, self.kernels(train=train), device=device, train=train, low=low)
+
+    def runner(self, graph: Graph, *, replaced: Kernels | None = None, device: str | torch.device = "cpu") -> Executor:
+        """See `TrainingBackend.runner`."""
+        import torch
+
+        from sleepc.backends.eager.executor import Executor
+
+        return Executor(graph, {**self.kernels(train=True), **(replaced or {})}, torch.device(device))
 
 
-def load(
-    program: ProgramGraphs, *, device: str = "cpu", dtype: torch.dtype | None = None, train: bool = False
-) -> EagerSteps:
-    """Steps of a program at level STEP. Parameters stay mapped where neither device nor dtype asks for a copy.
-
-    Raises UsageError where the device is not there.
-    """
-    check_device(device)
-    if dtype is not None and dtype != program.dtype:
-        program = run_stages(program, (Stage("retype", "STEP", (Retype(dtype),)),))
-    return EagerSteps(program, materialise(program, device), device=device, train=train)
-
-
-def check_device(device: str) -> None:
-    """Raises UsageError for what names no device, and for one that is not here."""
-    kind, colon, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not (number.isascii() and number.isdigit())):
-        raise UsageError(f"there is no device {device!r}", where="--device", fix="One of: cpu, cuda, cuda:1 and so on.")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device here", where=f"--device {device}", fix="Use --device cpu.")
-    there = torch.cuda.device_count() if kind == "cuda" else 1
-    if int(number or 0) >= there:
-        last = f"the last one is {kind}:{there - 1}"
-        raise UsageError(f"there is no device {device}: {last}", where="--device", fix=f"Use --device {kind}.")
+BACKEND = EagerBackend()
+load = BACKEND.steps

@@ -13,30 +13,8 @@ from torch import fx
 from sleepc.ir.graph import Graph
 from sleepc.ir.levels import aten
 from sleepc.ir.types import TensorType
-from sleepc.ops import functional
 
-ours = torch.ops.sleepc
-# Our operators are called as the plain functions that they are, without the dispatcher: faster, and differentiable as
-# they stand.
-PLAIN: dict[Any, Callable[..., Any]] = {
-    getattr(ours, name).default: getattr(functional, name)
-    for name in (
-        "window_slots",
-        "window_mask",
-        "window_bias",
-        "window_attention",
-        "write_slots",
-        "short_conv",
-        "l2norm",
-        "delta_rule",
-        "delta_rule_read",
-        "replay",
-        "attention",
-    )
-}
-# Where no gradient is wanted, windows and records are written in place.
-IN_PLACE: dict[Any, Callable[..., Any]] = PLAIN | {ours.write_slots.default: functional.write_slots_}
-# The same operators by PyTorch's direct bindings: for one token, most of a step is the way to the kernel.
+# Operators of PyTorch by its direct bindings: for one token, most of a step is the way to the kernel.
 DIRECT: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: torch.add,
     aten.cat.default: torch.cat,

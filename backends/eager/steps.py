@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from sleepc.backends.eager.executor import IN_PLACE, PLAIN, Executor
+from sleepc.backends.contract import Kernels
+from sleepc.backends.eager.executor import Executor
 from sleepc.backends.eager.recurrence import Recurrence
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
@@ -27,7 +28,8 @@ LINEAR = torch.ops.aten.linear.default
 class EagerSteps:
     """The `Steps` of a program at level STEP. State is a dict of tensors by full name ("3.k").
 
-    `parameters` (by key, on `device`, in the dtypes of their ports) may require gradients. With `train=True` nothing is
+    `parameters` (by key, on `device`, in the dtypes of their ports) may require gradients; `kernels` are a backend's
+    functions of operators. With `train=True` nothing is
     written in place, and `wake_tensors` and `sleep_tensors` are differentiable in parameters and state. With `low`,
     linear maps whose weights are bound in that dtype, and those of the head, are computed in it; all else stays as the
     graphs say (docs/decisions/0007).
@@ -37,6 +39,7 @@ class EagerSteps:
         self,
         program: ProgramGraphs,
         parameters: Mapping[str, Tensor],
+        kernels: Kernels,
         *,
         device: str | torch.device = "cpu",
         train: bool = False,
@@ -44,11 +47,10 @@ class EagerSteps:
     ) -> None:
         assert program.clock is not None, "not a program at level STEP"
         self.program, self.device, self.train = program, torch.device(device), train
-        functions = PLAIN if train else IN_PLACE
-        last: Mapping[Any, Any] = functions
+        functions = last = kernels
         if low is not None:
-            functions = functions | {LINEAR: mixed_linear}
-            last = functions | {LINEAR: partial(mixed_linear, low=low)}
+            functions = {**kernels, LINEAR: mixed_linear}
+            last = {**kernels, LINEAR: partial(mixed_linear, low=low)}
         self._embed = Executor(program.embed, functions, self.device)
         self._head = Executor(program.head, last, self.device)
         self._clock = Executor(program.clock, functions, self.device)

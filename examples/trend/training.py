@@ -17,7 +17,8 @@ import torch
 
 from examples.trend.experiment import Experiment, Run
 from sleepc.api import Program
-from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.contract import TrainingSteps
+from sleepc.backends.table import find_trainer
 from sleepc.tasks.puzzle import examples
 from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import choose_spelling
@@ -100,13 +101,13 @@ class Exam:
         self.e, held = e, examples(e.puzzle, e.held_out, seed=0)
         spell, _ = choose_spelling(tokenizer_of(program), e.puzzle.vocabulary, program.graphs.vocab, held)
         self.task = Solving(e.puzzle.by, held, spell(held))
-        self.steps: EagerSteps | None = None
+        self.steps: TrainingSteps | None = None
 
     def take(self) -> dict[str, float]:
         """{"steps 12": 0.8, ..}"""
         values = {**self.student.frozen, **self.student.values()}
         if self.steps is None:
-            self.steps = EagerSteps(self.student.program, values, device=self.student.device)
+            self.steps = find_trainer().steps_on(self.student.program, values, device=self.student.device)
         self.steps.bind(values)
         rows = self.task.rows(self.steps, self.task.length, lambda share: None)
         return {f"{self.e.puzzle.by} {row[self.e.puzzle.by]}": float(row[self.e.metric]) for row in rows}

@@ -20,8 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from sleepc.backends.eager.backend import load
-from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.folder_lock import only_one
 from sleepc.ir.parameters import materialise
@@ -33,7 +32,7 @@ from sleepc.memory.rule import STRENGTH
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.progress import Progress
 from sleepc.recipe import LayerPlan
-from sleepc.runtime.steps import IntArray
+from sleepc.runtime.steps import IntArray, Steps
 from sleepc.tasks.asking import surprises
 from sleepc.train.adapter import with_values
 from sleepc.train.gates import MIXES, Setting, gate_values, half_lives, output_gate, strengths, targets
@@ -406,7 +405,7 @@ def _gates(
 def _perplexities(
     before: ProgramGraphs, after: ProgramGraphs, texts: list[Tensor], progress: Progress
 ) -> dict[Literal["control", "before", "after"], float]:
-    control = without_memories(before)
+    control, load = without_memories(before), find_trainer().steps
     return {
         "control": perplexity(load(control), texts, lambda share: progress("perplexity without memories", share)),
         "before": perplexity(load(before), texts, lambda share: progress("perplexity before", share)),
@@ -414,7 +413,7 @@ def _perplexities(
     }
 
 
-def perplexity(steps: EagerSteps, texts: list[Tensor], tell: Callable[[float], None]) -> float:
+def perplexity(steps: Steps, texts: list[Tensor], tell: Callable[[float], None]) -> float:
     """exp of the mean surprise at the tokens beyond the window of texts [T], each read from an empty state."""
     found = []
     for n, text in enumerate(texts):

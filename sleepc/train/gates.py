@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.backends.table import find_trainer
 from sleepc.ir.graph import Graph
 from sleepc.memory.parameters import DECAYS, MIX, MIX_BIAS, OUT_GATE, STRENGTHS
 from sleepc.passes.analysis.find_sites import find_site
@@ -136,7 +136,7 @@ def value_map(wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor) -> Tenso
     ports = part.ports()
     if any(name not in bound and name not in ("x", "h") for name in ports):
         return None
-    run = Executor(part, PLAIN, torch.device("cpu"))
+    run = find_trainer().runner(part)
     dtype = ports["x"].meta["type"].dtype
     width = x_like.shape[2]
     unit = torch.cat([torch.zeros(1, width, dtype=dtype), torch.eye(width, dtype=dtype)])[None]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from sleepc.backends.eager.backend import load
-from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.contract import TrainingBackend, TrainingSteps
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.lessons import NOTHING
 from sleepc.train.losses import kl_sum, surprise_sum
@@ -74,10 +74,11 @@ class Judgement(BaseModel):
 def judge(
     before: ProgramGraphs,
     after: ProgramGraphs,
-    teacher: EagerSteps | None,
+    teacher: TrainingSteps | None,
     pieces: Sequence[Piece],
     accelerator: Accelerator,
     *,
+    backend: TrainingBackend,
     apart: bool,
     goal: Literal["divergence", "surprise"],
     rows: int,
@@ -94,7 +95,7 @@ def judge(
     sums = {name: torch.zeros(4, dtype=torch.float64) for name in ("before", "after")}
     done = 0
     for name, graphs in (("before", before), ("after", after)):
-        steps = load(graphs, device=str(device))
+        steps = backend.steps_on(graphs, materialise(graphs, str(device)), device=device)
         for group in groups:
             if share == 1 and should_stop():
                 return None
@@ -117,7 +118,7 @@ def judge(
 
 @torch.no_grad()
 def read(
-    steps: EagerSteps, teacher: EagerSteps | None, pieces: Sequence[Piece], words: int | None = None
+    steps: TrainingSteps, teacher: TrainingSteps | None, pieces: Sequence[Piece], words: int | None = None
 ) -> torch.Tensor:
     """Sums over pieces, read side by side: the surprise at their labels, the divergence from the teacher on all their
     tokens, the teacher's surprise, and the number of labels: float64 [4].

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.backends.contract import Tensors, TrainingSteps
+from sleepc.backends.table import find_trainer
 from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
@@ -45,7 +46,7 @@ class Example:
 
 
 @torch.no_grad()
-def windows_of(steps: EagerSteps, tokens: Tensor, lengths: Tensor) -> list[Window]:
+def windows_of(steps: TrainingSteps, tokens: Tensor, lengths: Tensor) -> list[Window]:
     """tokens [B,T] padded at the right, lengths [B] -> the windows of rows that start empty, for all blocks alike.
 
     Rows sleep together at the end of each window: a row that has ended before has nothing more to read.
@@ -63,7 +64,7 @@ def windows_of(steps: EagerSteps, tokens: Tensor, lengths: Tensor) -> list[Windo
     return found
 
 
-def layer_output(steps: EagerSteps, i: int, windows: Sequence[Window], h: Tensor) -> Tensor:
+def layer_output(steps: TrainingSteps, i: int, windows: Sequence[Window], h: Tensor) -> Tensor:
     """What block i makes of inputs h [B,T,d], with its windows, its memory and its sleeps: [B,T,d].
 
     A recurrent sleep's further passes run through other blocks too, and are left out: it writes, and evicts.
@@ -80,7 +81,9 @@ def layer_output(steps: EagerSteps, i: int, windows: Sequence[Window], h: Tensor
     return torch.cat(out, 1)
 
 
-def layer_loss(steps: EagerSteps, i: int, windows: Sequence[Window], h: Tensor, target: Tensor, real: Tensor) -> Tensor:
+def layer_loss(
+    steps: TrainingSteps, i: int, windows: Sequence[Window], h: Tensor, target: Tensor, real: Tensor
+) -> Tensor:
     """The squared error of block i's output over the size of what the teacher's block adds, mean over real tokens.
 
     steps: loaded with train=True for gradients; windows: of `windows_of`; h, target [B,T,d]: the teacher's inputs and
@@ -91,7 +94,7 @@ def layer_loss(steps: EagerSteps, i: int, windows: Sequence[Window], h: Tensor, 
 
 
 @torch.no_grad()
-def layer_error(steps: EagerSteps, i: int, examples: Iterable[Example]) -> float:
+def layer_error(steps: TrainingSteps, i: int, examples: Iterable[Example]) -> float:
     """The same over all examples, every token counting alike."""
     total, count = 0.0, 0
     for e in examples:
@@ -102,7 +105,7 @@ def layer_error(steps: EagerSteps, i: int, examples: Iterable[Example]) -> float
 
 
 def local_steps(
-    steps: EagerSteps,
+    steps: TrainingSteps,
     i: int,
     keys: Sequence[str],
     examples: Sequence[Example],
@@ -159,21 +162,21 @@ def _copy(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: leaf.detach().clone() for key, leaf in leaves.items()}
 
 
-def first(specs: Iterable[StateSpec], batch: int, device: torch.device) -> State:
+def first(specs: Iterable[StateSpec], batch: int, device: torch.device) -> Tensors:
     """State tensors of `batch` rows that have read nothing."""
     return {s.name: s.first(batch, device) for s in specs}
 
 
-def block_steps(program: ProgramGraphs, i: int, device: str = "cpu") -> EagerSteps:
+def block_steps(program: ProgramGraphs, i: int, device: str = "cpu") -> TrainingSteps:
     """Differentiable steps of block i alone, as their block 0: nothing of the other layers' weights is read."""
     part = only_block(program, i)
-    return EagerSteps(part, materialise(part, device), device=device, train=True)
+    return find_trainer().steps_on(part, materialise(part, device), device=device, train=True)
 
 
-def embed_steps(program: ProgramGraphs, device: str = "cpu") -> EagerSteps:
+def embed_steps(program: ProgramGraphs, device: str = "cpu") -> TrainingSteps:
     """Steps of no block: what `windows_of` needs, whatever a program's blocks are."""
     part = only_embed(program)
-    return EagerSteps(part, materialise(part, device), device=device, train=True)
+    return find_trainer().steps_on(part, materialise(part, device), device=device, train=True)
 
 
 def only_block(program: ProgramGraphs, i: int) -> ProgramGraphs:

@@ -14,7 +14,7 @@ from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.spelling import Spell
 from sleepc.train.pieces import Piece, pieces
 from sleepc.train.settings import Settings, parse_stages, phases
-from sleepc.train.streams import self_stream, task_stream, text_stream
+from sleepc.train.streams import Load, self_stream, task_stream, text_stream
 from sleepc.train.texts import Document
 from sleepc.train.trainer import Stream
 
@@ -68,17 +68,17 @@ def task_reading(puzzle: Puzzle, spell: Spell, settings: Settings) -> Reading:
 
 
 def self_reading(
-    canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, device: str = "cpu"
+    canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, load: Load
 ) -> Reading:
-    """What the teacher writes. Those held out are of other random numbers."""
+    """What the teacher writes; `load` makes its steps. Those held out are of other random numbers."""
     other = settings.model_copy(update={"seed": settings.seed + OTHER, "recall": 0.0})
 
     @cache
     def held_out() -> list[Piece]:
         first = phases(settings)[0]
-        return list(islice(self_stream(canonical, tokenizer, other, window, device)(first, 0), _count(settings)))
+        return list(islice(self_stream(canonical, tokenizer, other, window, load)(first, 0), _count(settings)))
 
-    return Reading(self_stream(canonical, tokenizer, settings, window, device), held_out)
+    return Reading(self_stream(canonical, tokenizer, settings, window, load), held_out)
 
 
 def _count(settings: Settings) -> int:

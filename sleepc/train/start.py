@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.backends.table import find_trainer
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.memory.parameters import (
@@ -108,19 +108,19 @@ def mean_keys(canonical: ProgramGraphs, tokens: Tensor) -> list[Tensor]:
     """The mean of every KV head's unit keys before positions, [Hkv,d_k] for each block, with full attention over
     tokens [B,T].
     """
-    cpu, parameters = torch.device("cpu"), materialise(canonical, "cpu")
-    executors: dict[str, Executor] = {}
+    backend, parameters = find_trainer(), materialise(canonical, "cpu")
+    blocks = {}
     for name, cls in canonical.classes.items():
         graph = cls.wake.clone()
         graph.set_returns({**graph.results(), "keys": find_site(graph).k})
-        executors[name] = Executor(graph, PLAIN, cpu)
+        blocks[name] = backend.runner(graph)
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     found = []
     with torch.no_grad():
-        values = Executor(canonical.embed, PLAIN, cpu)({**parameters, "tokens": tokens, "positions": positions})
+        values = backend.runner(canonical.embed)({**parameters, "tokens": tokens, "positions": positions})
         for block in canonical.layout:
             own = {port: parameters[key] for port, key in block.params.items()}
-            results = executors[block.cls]({**values, **own})
+            results = blocks[block.cls]({**values, **own})
             keys = results.pop("keys")
             keys = torch.nn.functional.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
             found.append(keys.mean((0, 2)))

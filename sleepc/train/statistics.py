@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.backends.table import find_trainer
 from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
@@ -174,7 +174,7 @@ def layers(
     are read at a time.
     """
     program = widened(canonical, "CANONICAL")
-    embed = _executor(program.embed)
+    embed = _runner(program.embed)
     known = materialise(only_embed(program), "cpu")
     values = [embed({**known, "tokens": p[None], "positions": torch.arange(len(p))[None]}) for p in pieces]
     h = [each.pop("h") for each in values]
@@ -182,8 +182,8 @@ def layers(
         own = materialise(only_block(program, i), "cpu")
         bound = {port: own[key] for port, key in block.params.items()}
         recorder = Recorder(reaches[i]) if i in reaches else None
-        plain = _executor(program.classes[block.cls].wake)
-        recording = _executor(program.classes[block.cls].wake, recorder) if recorder is not None else plain
+        plain = _runner(program.classes[block.cls].wake)
+        recording = _runner(program.classes[block.cls].wake, recorder) if recorder is not None else plain
         out = [
             (recording if n in counted else plain)({**each, **bound, "h": h[n]})["h"] for n, each in enumerate(values)
         ]
@@ -191,5 +191,5 @@ def layers(
         h = out
 
 
-def _executor(graph: Graph, recorder: Callable[..., Tensor] | None = None) -> Executor:
-    return Executor(graph, {**PLAIN, **({ATTENTION: recorder} if recorder is not None else {})}, torch.device("cpu"))
+def _runner(graph: Graph, recorder: Callable[..., Tensor] | None = None) -> Callable[[Mapping[str, Any]], Any]:
+    return find_trainer().runner(graph, replaced=None if recorder is None else {ATTENTION: recorder})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 
-from sleepc.backends.eager.backend import load
 from sleepc.hf.tokenizer import Tokenizer
 from sleepc.ir.program import ProgramGraphs
+from sleepc.runtime.steps import Steps
 from sleepc.tasks.lessons import lessons
 from sleepc.tasks.programs import full_attention
 from sleepc.tasks.puzzle import Puzzle, practice
@@ -19,6 +19,7 @@ from sleepc.train.settings import STAGES, Phase, Settings
 from sleepc.train.texts import Document
 from sleepc.train.trainer import Stream
 
+Load = Callable[[ProgramGraphs], Steps]
 BUFFER = 1024  # pieces that are shuffled at once
 SIDE_BY_SIDE = 8  # texts that a teacher writes at a time
 ORDERS = 3  # of pieces of one length: those of align, of distil, and of stages without a teacher
@@ -62,14 +63,12 @@ def task_stream(puzzle: Puzzle, spell: Spell, seed: int) -> Stream:
     return stream
 
 
-def self_stream(
-    canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, device: str = "cpu"
-) -> Stream:
-    """Pieces that the teacher writes."""
+def self_stream(canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, load: Load) -> Stream:
+    """Pieces that the teacher writes; `load` makes its steps."""
 
     def stream(phase: Phase, skip: int) -> Iterator[Piece]:
         written = sampled(
-            load(full_attention(canonical, phase.length), device=device),
+            load(full_attention(canonical, phase.length)),
             opening_of(tokenizer),
             phase.length,
             _seed(settings, phase),

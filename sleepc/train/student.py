@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.backends.contract import Tensors, TrainingBackend, TrainingSteps
+from sleepc.backends.table import find_trainer
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import parameter_in
@@ -21,7 +22,7 @@ from sleepc.train.parameters import linear_keys, tied_keys
 from sleepc.train.settings import StageName
 
 LOW = torch.bfloat16
-Found = tuple[Tensor | int, Tensor | int, State]
+Found = tuple[Tensor | int, Tensor | int, Tensors]
 """Of a window: its loss, labels that each row has missed [B], and the state after it."""
 
 
@@ -72,8 +73,8 @@ class Carry:
     (the most likely token was another one).
     """
 
-    state: State
-    taught: State | None
+    state: Tensors
+    taught: Tensors | None
     missed: Tensor
 
     def detached(self) -> Carry:
@@ -93,8 +94,9 @@ class Student:
         self,
         programs: Mapping[str, ProgramGraphs],
         keys: Sequence[str],
-        teacher: EagerSteps | None,
+        teacher: TrainingSteps | None,
         *,
+        backend: TrainingBackend | None = None,
         device: str | torch.device = "cpu",
         low: bool = False,
         checkpointing: bool = False,
@@ -103,7 +105,7 @@ class Student:
         self.words = words
         self.program = next(iter(programs.values()))
         self.teacher, self.device, self.checkpointing = teacher, torch.device(device), checkpointing
-        frozen = materialise(self.program, str(device))
+        frozen, backend = materialise(self.program, str(device)), backend or find_trainer()
         self.dtypes = {key: value.dtype for key, value in frozen.items()}
         lowered = linear_keys(self.program) if low and self.program.dtype == torch.float32 else set()
         self.dtypes |= dict.fromkeys(lowered, LOW)
@@ -112,7 +114,7 @@ class Student:
         mine = {key for ties in self.tied.values() for key in ties}
         self.frozen = {key: value.to(self.dtypes[key]) for key, value in frozen.items() if key not in mine}
         self.steps = {
-            name: EagerSteps(graphs, frozen, device=self.device, train=True, low=LOW if lowered else None)
+            name: backend.steps_on(graphs, frozen, device=self.device, train=True, low=LOW if lowered else None)
             for name, graphs in programs.items()
         }
         self.memories = [i for i, block in enumerate(self.program.layout) if _has_new(self.program, block.params)]
@@ -125,7 +127,7 @@ class Student:
             for key in self.tied[first]
         }
 
-    def bound(self, name: str) -> EagerSteps:
+    def bound(self, name: str) -> TrainingSteps:
         """The steps of one program, on the masters as they are now."""
         steps = self.steps[name]
         trained = {key: m.to(self.dtypes[key]) for first, m in self.masters.items() for key in self.tied[first]}
@@ -163,7 +165,7 @@ class Student:
         return found
 
     @torch.no_grad()
-    def _teach(self, goal: StageName, window: Part, state: State | None) -> tuple[Any, State]:
+    def _teach(self, goal: StageName, window: Part, state: Tensors | None) -> tuple[Any, Tensors]:
         """What the teacher shows of a window: what its head reads, or what goes into every block and comes out."""
         assert self.teacher is not None
         assert state is not None
@@ -178,7 +180,9 @@ class Student:
         return border, new
 
 
-def _distil(student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State, passes: int | None) -> Found:
+def _distil(
+    student: Student, steps: TrainingSteps, window: Part, lesson: Any, state: Tensors, passes: int | None
+) -> Found:
     """KL from the teacher on all logits."""
     assert student.teacher is not None
     logits, state = steps.wake_tensors(state, window.tokens, window.lengths, "all")
@@ -191,7 +195,7 @@ def _distil(student: Student, steps: EagerSteps, window: Part, lesson: Any, stat
 
 
 def _surprise(
-    student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State, passes: int | None
+    student: Student, steps: TrainingSteps, window: Part, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """Surprise at the labels; the head reads nothing but what they are asked after."""
     values, state = steps.hidden(state, window.tokens, window.lengths)
@@ -204,7 +208,9 @@ def _surprise(
     return surprise_sum(logits, labels), wrong.sum(1), slept
 
 
-def _align(student: Student, steps: EagerSteps, window: Part, lesson: Any, state: State, passes: int | None) -> Found:
+def _align(
+    student: Student, steps: TrainingSteps, window: Part, lesson: Any, state: Tensors, passes: int | None
+) -> Found:
     """Every block with a memory alone, on what goes into it in the teacher: the error of what comes out, their mean."""
     values, new = steps.begin(state, window.tokens, window.lengths)
     real, losses = window.real(), []
@@ -224,7 +230,7 @@ def _align(student: Student, steps: EagerSteps, window: Part, lesson: Any, state
 _GOALS = {"align": _align, "distil": _distil, "lengthen": _surprise, "solve": _surprise}
 
 
-def sleep_after(steps: EagerSteps, window: Part, state: State, passes: int | None = None) -> State:
+def sleep_after(steps: TrainingSteps, window: Part, state: Tensors, passes: int | None = None) -> Tensors:
     """After a whole window, unless the pieces end here. A row that has ended before sleeps too, which nobody reads."""
     if window.last or window.tokens.shape[1] < steps.window:
         return state

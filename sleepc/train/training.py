@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sleepc.backends.eager.backend import check_device
-from sleepc.backends.eager.backend import load as load_eager
-from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.contract import TrainingBackend, TrainingSteps
+from sleepc.backends.table import DEFAULT, find_trainer
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.folder_lock import only_one
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
@@ -93,6 +93,7 @@ def train(
     settings: Settings,
     work: Path,
     *,
+    backend: str = DEFAULT,
     device: str | None = None,
     resume: bool = False,
     force: bool = False,
@@ -112,7 +113,7 @@ def train(
     several processes (`torchrun`) each does its part of every batch. Raises UsageError for options that do not fit and
     for a folder that another process has, SleepcError where the loss is no number.
     """
-    accelerator = _accelerator(device)
+    accelerator, trainer = _accelerator(device), find_trainer(backend)
     hooks = hooks or Hooks()
     _check(program, settings, teacher, words)
     run = {**settings.model_dump(exclude={"save_every"}), **(facts or {}), "processes": accelerator.num_processes}
@@ -121,10 +122,10 @@ def train(
             forget_checkpoints(work)
             for name in (METRICS, ADAPTER):
                 (work / name).unlink(missing_ok=True)
-        taught = _teacher(teacher, settings, accelerator.device) if teacher else None
+        taught = _teacher(teacher, settings, trainer, accelerator.device) if teacher else None
         same = {**run, **(unchanged or {}), "program": program.identity}
         outcome, graphs, keys = _fit(
-            program, taught, reading.stream, settings, work, accelerator, resume, same, hooks, words
+            program, taught, reading.stream, settings, work, accelerator, trainer, resume, same, hooks, words
         )
         if outcome.finished and (pieces := reading.held_out()):
             outcome.held_out = judge(
@@ -133,6 +134,7 @@ def train(
                 taught,
                 pieces,
                 accelerator,
+                backend=trainer,
                 apart=reading.apart,
                 goal="divergence" if parse_stages(settings.stages)[-1][0] in TAUGHT else "surprise",
                 rows=rows_at_once(settings, accelerator.num_processes),
@@ -150,11 +152,12 @@ def train(
 
 def _fit(
     program: Program,
-    teacher: EagerSteps | None,
+    teacher: TrainingSteps | None,
     stream: Stream,
     settings: Settings,
     work: Path,
     accelerator: Accelerator,
+    backend: TrainingBackend,
     resume: bool,
     same: dict[str, Any],
     hooks: Hooks,
@@ -171,6 +174,7 @@ def _fit(
         _programs(program, graphs, settings),
         keys,
         teacher,
+        backend=backend,
         device=accelerator.device,
         low=settings.precision == "bfloat16",
         checkpointing=settings.checkpointing,
@@ -222,12 +226,15 @@ def _keep(
         warnings.warn(f"the training made things worse on {judged.where}: {judged.told()}. {rest}", SleepcWarning, 3)
 
 
-def check_training_device(device: str | None) -> None:
-    """Raises UsageError for what is no kind of device (which one is accelerate's choice), or is not here."""
+def check_training_device(device: str | None, backend: str = DEFAULT) -> None:
+    """Raises UsageError for a backend that does not train, for what is no kind of device (which one is accelerate's
+    choice), and for one that is not here.
+    """
+    trainer = find_trainer(backend)
     if device not in (None, *DEVICES):
         raise UsageError(f"there is no device {device!r}", where="--device", fix=f"Use {' or '.join(DEVICES)}.")
     if device is not None:
-        check_device(device)
+        trainer.check_device(device)
 
 
 def _accelerator(device: str | None) -> Any:
@@ -296,11 +303,13 @@ def _started(program: Program, graphs: ProgramGraphs, stream: Stream, settings: 
     return start_memories(graphs, canonical, torch.from_numpy(tokens[:, : lengths.min()]))
 
 
-def _teacher(canonical: ProgramGraphs, settings: Settings, device: torch.device) -> EagerSteps:
+def _teacher(
+    canonical: ProgramGraphs, settings: Settings, backend: TrainingBackend, device: torch.device
+) -> TrainingSteps:
     graphs = full_attention(canonical, settings.length)
     if settings.precision != "bfloat16":
-        return load_eager(graphs, device=str(device))
-    return Student({"full": graphs}, [], None, device=device, low=True).bound("full")
+        return backend.steps_on(graphs, materialise(graphs, str(device)), device=device)
+    return Student({"full": graphs}, [], None, backend=backend, device=device, low=True).bound("full")
 
 
 def _programs(program: Program, graphs: ProgramGraphs, settings: Settings) -> dict[str, ProgramGraphs]:

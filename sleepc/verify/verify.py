@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sleepc.backends.eager.backend import load as load_eager
+from sleepc.backends.table import find_backend
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
@@ -45,7 +45,7 @@ def verify_program(
     tokens: Sequence[int],
     *,
     original: Logits | None = None,
-    load: Callable[[ProgramGraphs], Steps] = load_eager,
+    load: Callable[[ProgramGraphs], Steps] | None = None,
     trained: bool = False,
     perplexity: bool = True,
     accept_quality: bool = False,
@@ -54,10 +54,11 @@ def verify_program(
     """Measure a program at level STEP on real tokens.
 
     `canonical` is the program before rewriting (the oracle reads it); `original`, tokens [B,T] -> logits [B,T,V],
-    another instance of the model, with eager attention. Without them the checks that need them say so. `load` makes
-    steps of a program: a backend. With `trained` the program may have other weights than the original: the oracle then
-    reads those, low-rank maps merged into them. `perplexity=False` leaves out what is far beyond the window; else the
-    report judges that too (see beyond.judge), and `accept_quality` lets a program pass that is of no use there.
+    another instance of the model, with its own attention. Without them the checks that need them say so. `load` makes
+    steps of a program: those of a backend, by default the first of the table. With `trained` the program may have other
+    weights than the original: the oracle then reads those, low-rank maps merged into them. `perplexity=False` leaves
+    out what is far beyond the window; else the report judges that too (see beyond.judge), and `accept_quality` lets a
+    program pass that is of no use there.
 
     Checked is the given program itself: with several sleeps (by hand, where the window is long), past its real window
     where that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
@@ -69,7 +70,9 @@ def verify_program(
     other = False
     if canonical is not None and (trained or has_low_rank(step)):
         canonical, other = with_weights_of(canonical, step)
-    subject = Subject(step, canonical, recipe, _checked(tokens, step.vocab), original, load, other)
+    subject = Subject(
+        step, canonical, recipe, _checked(tokens, step.vocab), original, load or find_backend().steps, other
+    )
     report = VerifyReport()
     started = time.perf_counter()
     far = Far(subject, inside=not _not_inside(subject), perplexity=perplexity)

@@ -17,6 +17,8 @@ import torch
 import sleepc as package
 from sleepc import doctor
 from sleepc.artifact import save_artifact
+from sleepc.backends import table
+from sleepc.backends.eager.backend import EagerBackend
 from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import Facts, facts_of
 from sleepc.diffing import diff_graphs, diff_programs
@@ -444,7 +446,7 @@ def test_a_broken_backend_is_told_and_nothing_is_raised(monkeypatch: pytest.Monk
     def broken(name: str) -> Any:
         raise OSError(f"libfoo.so for {name}\nsecond line")
 
-    monkeypatch.setattr(doctor, "import_module", broken)
+    monkeypatch.setattr(table, "import_module", broken)
     found = findings("backends")["eager"]
     assert (found.mark, "libfoo.so" in found.detail, "second line" in found.detail) == ("broken", True, False)
     assert found.fix
@@ -452,9 +454,7 @@ def test_a_broken_backend_is_told_and_nothing_is_raised(monkeypatch: pytest.Monk
 
 
 def test_a_backend_says_what_it_misses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from sleepc.backends.eager import backend
-
-    monkeypatch.setattr(backend, "missing", lambda: "no [accelerator] here")
+    monkeypatch.setattr(EagerBackend, "missing", lambda backend: "no [accelerator] here")
     code, said, _ = run(capsys, "doctor")
     assert (code, "no [accelerator] here" in said) == (1, True)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sleepc.api import logits_of
+from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.eager.backend import load
-from sleepc.backends.eager.steps import EagerSteps
 from sleepc.ir.parameters import materialise
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
@@ -74,7 +74,7 @@ def test_the_gate_learns_first() -> None:
     step, _ = family("llama").convert(strategy="replace")
     parameters = {k: v.detach().clone() for k, v in materialise(step, "cpu").items()}
     gate = parameters["blocks.1.memory.w_g"].requires_grad_()
-    steps = EagerSteps(step, parameters, train=True)
+    steps = EAGER.steps_on(step, parameters, train=True)
     logits, _ = steps.wake_tensors(steps.new_state(1), torch.arange(WINDOW)[None], torch.tensor([WINDOW]), "all")
     assert logits is not None
     (found,) = torch.autograd.grad(logits.square().sum(), [gate])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.eager.backend import load
-from sleepc.backends.eager.steps import EagerSteps
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.registry import RULES, register
@@ -84,7 +84,7 @@ def test_gradients_flow_through_both(rule: Rule) -> None:
     program = convert()
     parameters = {k: v.detach().clone() for k, v in materialise(program, "cpu").items()}
     keys = parameters["blocks.0.memory.m_k"].requires_grad_()
-    steps = EagerSteps(program, parameters, train=True)
+    steps = EAGER.steps_on(program, parameters, train=True)
     state = steps.new_state(1)
     _, state = steps.wake_tensors(state, torch.arange(WINDOW)[None], torch.tensor([WINDOW]), "none")
     state = steps.sleep_tensors(state)

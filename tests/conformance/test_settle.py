@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sleepc import api
+from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.eager.backend import load
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.errors import UsageError
@@ -118,7 +119,7 @@ def test_gradients_go_through_the_passes_that_were_taken() -> None:
     def gradients(program: ProgramGraphs, passes: int | None) -> list[Tensor]:
         values = materialise(program, "cpu")
         known = {k: v.clone().requires_grad_() if ".memory." in k else v for k, v in values.items()}
-        state = slept(EagerSteps(program, known, train=True), TOKENS[:, :WINDOW], passes)
+        state = slept(EAGER.steps_on(program, known, train=True), TOKENS[:, :WINDOW], passes)
         memory = torch.stack([v[row].square().sum() for n, v in state.items() if n.endswith(".S")]).sum()
         found = torch.autograd.grad(memory, [v for v in known.values() if v.requires_grad], allow_unused=True)
         return [g for g in found if g is not None]
@@ -141,7 +142,7 @@ def test_memories_of_nothing_have_settled() -> None:
     zero = {
         k: torch.full_like(v, -1e9) if k.endswith("memory.b_b") else v for k, v in materialise(program, "cpu").items()
     }
-    state = slept(EagerSteps(program, zero))
+    state = slept(EAGER.steps_on(program, zero))
     assert not any(bool(v.any()) for n, v in state.items() if n.endswith(".S"))
     assert state[TAKEN].tolist() == [2] * 5
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.executor import PLAIN, Executor
-from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.eager.backend import BACKEND as EAGER
+from sleepc.backends.eager.kernels import PLAIN
 from sleepc.ir.parameters import materialise
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.adapter import with_values
@@ -122,9 +122,9 @@ def gates_at_work(program: Any) -> tuple[Tensor | None, Tensor]:
         noted.append((g, beta))
         return PLAIN[ours.delta_rule.default](q, k, v, g, beta, state, **more)
 
-    steps = EagerSteps(program, materialise(program, "cpu"), train=True)
+    steps = EAGER.steps_on(program, materialise(program, "cpu"), train=True)
     graph = program.classes[program.layout[0].cls].wake
-    run = Executor(graph, {**PLAIN, ours.delta_rule.default: online}, torch.device("cpu"))
+    run = EAGER.runner(graph, replaced={ours.delta_rule.default: online})
     state = steps.new_state(1)
     values, _ = steps.begin(state, torch.arange(WINDOW)[None], torch.tensor([WINDOW]))
     names = {s.name: state[f"0.{s.name}"] for s in program.classes[program.layout[0].cls].states}

@@ -107,7 +107,7 @@ def test_what_is_held_out_of_a_task_and_of_a_teachers_texts_is_other(made: Progr
     puzzle = make_puzzle("khop", ["entities=16"])
     settings = Settings(stages="solve", steps=20, batch=8, length=64)
     tasks = task_reading(puzzle, lambda made: spell_as_ids(puzzle.vocabulary, 200, made), settings)
-    own = self_reading(made.captured(lambda *_: None), made.tokenizer(), Settings(length=16), WINDOW)
+    own = self_reading(made.captured(lambda *_: None), made.tokenizer(), Settings(length=16), WINDOW, load)
     for reading, chosen in ((tasks, settings), (own, Settings(length=16))):
         held = {piece.tokens.tobytes() for piece in reading.held_out()}
         learned = {piece.tokens.tobytes() for piece in islice(reading.stream(phases(chosen)[0], 0), 160)}

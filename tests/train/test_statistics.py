@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.executor import PLAIN, Executor
+from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ops.functional import attention
 from sleepc.train import statistics as module
 from sleepc.train.statistics import HeadStatistics, Layer, Reach, Recorder, layers, weights
 from sleepc.verify.reference import attention as reference
@@ -30,14 +31,14 @@ def record(canonical: ProgramGraphs, i: int, layer: Layer, text: Tensor, n: int)
 
     def note(*args: Any, **options: Any) -> Tensor:
         seen.append((args, options))
-        return PLAIN[torch.ops.sleepc.attention.default](*args, **options)  # type: ignore[no-any-return]
+        return attention(*args, **options)
 
-    run = Executor(canonical.embed, PLAIN, torch.device("cpu"))
+    run = EAGER.runner(canonical.embed)
     params = {key: param.materialise() for key, param in canonical.params.items()}
     values = run({**params, "tokens": text[None], "positions": torch.arange(len(text))[None]})
     block = canonical.layout[i]
     graph = canonical.classes[block.cls].wake
-    noting = Executor(graph, {**PLAIN, torch.ops.sleepc.attention.default: note}, torch.device("cpu"))
+    noting = EAGER.runner(graph, replaced={torch.ops.sleepc.attention.default: note})
     noting({**values, **{port: params[key] for port, key in block.params.items()}, "h": layer.h[n]})
     return tuple(seen[0])
 
@@ -116,7 +117,7 @@ def test_the_last_output_is_what_the_originals_head_reads(name: str) -> None:
     head = subject.canonical.head
     params = {key: subject.canonical.params[key].materialise() for key in head.ports() if key != "h"}
     for text, h in zip(pieces, every[-1].target, strict=True):
-        logits = Executor(head, PLAIN, torch.device("cpu"))({**params, "h": h})["logits"]
+        logits = EAGER.runner(head)({**params, "h": h})["logits"]
         assert torch.allclose(logits, subject.logits(text[None]), atol=1e-3)  # its softmax is float32
     assert all(a.target is b.h for a, b in pairwise(every))
 

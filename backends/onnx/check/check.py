@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import load as load_eager
-from sleepc.backends.eager.steps import EagerSteps
+from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import check_files
@@ -118,7 +117,7 @@ class Shelf:
 
 def _read_text_eager(subject: Check, shelf: Shelf) -> None:
     subject.progress("reading a text with PyTorch", None)
-    steps = load_eager(subject.program)
+    steps = EAGER.steps(subject.program)
     read_text(steps, subject.tokens[:TEXT], lambda at, x: shelf.put(f"text {at}", Found(x)))
 
 
@@ -130,9 +129,9 @@ def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> N
     whole = {key: dtype for key, dtype in dtypes_of(program).items() if key not in in_blocks}
     parameters = {key: program.params[key].materialise().to(dtype) for key, dtype in whole.items()} | in_blocks
     others: list[Other] = [
-        (name, EagerSteps(p, parameters)) for name, p, _ in sleeps_of(program, subject.manifest.replays)
+        (name, EAGER.steps_on(p, parameters)) for name, p, _ in sleeps_of(program, subject.manifest.replays)
     ]
-    reading = Reading(EagerSteps(program, parameters), _enough(subject), shelf.put)
+    reading = Reading(EAGER.steps_on(program, parameters), _enough(subject), shelf.put)
     reading.read_all(others, lambda share: progress("reading with PyTorch", share))
 
 
