@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 def adapt(
     artifact: Artifact,
-    file: Annotated[Path, typer.Argument(help="An adapter: what a training has changed, as one file.")],
+    file: Annotated[Path, typer.Argument(help="An adapter file: what a training changed.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The artifact directory to make.", show_default="replace ARTIFACT"),
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Let low-rank maps become part of the weights.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge LoRA matrices into the weights.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Apply an adapter to an artifact: the parameters that a training has changed get their trained values."""
+    """Apply an adapter to an artifact: set the parameters that a training changed to their trained values."""
     from sleepc.artifact import check_free
     from sleepc.manifest import read_manifest
 

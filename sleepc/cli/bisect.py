@@ -18,13 +18,13 @@ MANY = 6  # names in one line
 
 def bisect(
     target: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory.")],
-    against: Annotated[str | None, typer.Option(help="The original model, where it is not where it was.")] = None,
+    against: Annotated[str | None, typer.Option(help="The original model, if it has moved.")] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest error of a logit; what the program's dtype allows by default.")
+        float | None, typer.Option(help="Largest allowed error of a logit; by default what the program's dtype allows.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Convert the original again, pass by pass, and name the first pass after which the numbers are wrong. Exit 1 then."""
+    """Convert the original again, pass by pass, and name the first pass after which the numbers are wrong. Exit 1 if there is one."""
     if tolerance is not None and not 0 <= tolerance < float("inf"):
         raise UsageError(f"a tolerance of {tolerance} is none", where="--tolerance", fix="Give a number from 0 on.")
     from sleepc.bisecting import bisect_artifact

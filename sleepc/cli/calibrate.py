@@ -27,17 +27,17 @@ class CalibrateOptions:
 
     text: list[Path] = flag("A text file, a .jsonl file, or a folder of them; may be given several times.", default=...)
     output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
-    tokens: int = flag("Tokens to learn from; as many again are held apart and out.", default=2048, min=1)
-    steps: int = flag("Local steps for each layer; 0 sets gates only.", default=100, min=0)
-    against: str | None = flag("The original model, where it is not where it was.")
-    resume: bool = switch("Go on after the layers that were finished.", "--resume")
-    force: bool = switch("Replace an artifact that exists at -o.", "--force")
+    tokens: int = flag("Tokens to learn from; as many again are held out to decide what is kept.", default=2048, min=1)
+    steps: int = flag("Local steps per layer; 0 only sets gates.", default=100, min=0)
+    against: str | None = flag("The original model, if it has moved.")
+    resume: bool = switch("Skip the layers that were finished before an interruption.", "--resume")
+    force: bool = switch("Replace an existing artifact at -o.", "--force")
     as_json: bool = switch("Print one JSON object.", "--json")
 
 
 @with_options
 def calibrate(artifact: Artifact, options: CalibrateOptions) -> None:
-    """Set a model's memories by what the original attends to, then step each layer towards it; minutes on a laptop."""
+    """Set memories from what the original attends to, then train each layer alone towards it. Takes minutes on a laptop."""
     from sleepc import api
     from sleepc.train.layer_files import forget
 
@@ -87,7 +87,7 @@ def _ended(work: Path) -> Iterator[None]:
 def _tell(report: CalibrationReport, target: Path) -> None:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title="local error, on text held apart")
+    table = Table(box=None, pad_edge=False, title="local error on held-out text")
     for name in ("layer", "looks back", "half-life", "β", "no memory", "before", "gates", "steps"):
         table.add_column(name, justify="right")
     table.add_column("kept")

@@ -43,9 +43,9 @@ a space before a / sends it to the model. Ctrl-C stops an answer."""
 class ChatOptions:
     """How a conversation is led, and where it is kept."""
 
-    system: str = flag("What the model is told before the conversation.", default="")
-    state: Path | None = flag("Go on from this file if it exists, and save to it at the end.")
-    max_tokens: int = flag("Tokens of an answer at most.", default=512, min=0)
+    system: str = flag("System prompt.", default="")
+    state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
+    max_tokens: int = flag("Maximum number of tokens in an answer.", default=512, min=0)
     sampling: Sampling
     template: TemplateOptions
     on: RunsOn
@@ -53,7 +53,7 @@ class ChatOptions:
 
 @with_options
 def chat(artifact: Artifact, options: ChatOptions) -> None:
-    """Talk with the model; it sleeps while you do. /help lists the commands."""
+    """Chat with the model, which sleeps as you go. /help lists the commands."""
     from sleepc.runtime.chat import Manner
     from sleepc.runtime.text import StopStrings
 

@@ -25,39 +25,41 @@ class RecipeOptions:
     """The options of a recipe (sleepc.recipe.Recipe), by the same names."""
 
     strategy: str | None = flag(
-        "parallel (a memory beside attention), insert (a mixer after it) or replace (one in its place).",
+        "parallel (a memory next to attention), insert (a mixer after the block) or replace (a mixer in place of attention).",
         shown="parallel",
     )
     rule: str | None = flag("The memory's update rule: linear, gated, delta or gated_delta.", shown="gated_delta")
-    decay: str | None = flag("What decays at its own rate: head or channel.", shown="head")
+    decay: str | None = flag("One decay rate per head, or per key channel: head or channel.", shown="head")
     layers: str | None = flag('Which blocks: "all", "every:2" or "3,5,7-9".', shown="all")
-    window: int | None = flag("Tokens that attention keeps; a sleep comes after as many.", shown="256")
-    passes: int | None = flag("Passes of a sleep over its window.", shown="1")
+    window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")
+    passes: int | None = flag("Number of passes of a sleep over its window (N).", shown="1")
     consolidation: str | None = flag(
-        "What passes do: replay (the memory's update again) or recurrent (blocks run again; needs training).",
+        "What the passes of a sleep do: replay (repeat the memory's update) or recurrent (run blocks again; needs training).",
         shown="replay",
     )
     loop: str | None = flag("Blocks that recurrent passes run: all, middle or a:b.", shown="all")
     settle: float | None = flag(
-        "Recurrent passes end once one changes memories by no more than this share of what they are; 0: never.",
+        "End recurrent passes once one changes the memories by at most this fraction of their norm; 0: never.",
         shown="0",
     )
-    eviction: str | None = flag("sliding or hard.", shown="sliding")
+    eviction: str | None = flag(
+        "What a sleep does to the window: sliding (it slides on) or hard (it is emptied).", shown="sliding"
+    )
     own_windows: str | None = flag(
-        "Layers with a window of their own: leave (they keep it, without sinks and memory), narrow, or auto: leave those of up to 4 times --window.",
+        "Layers with a window of their own: leave (they keep it and get no memory), narrow (to --window), or auto (leave those of up to 4 times --window).",
         shown="auto",
     )
     last_position: str | None = flag(
-        "At the model's last position: evict (all but the sinks leave the window), or renumber (positions are counted from the oldest key that is kept; rotary positions only).",
+        "At the model's last position: evict (empty the window except for the sinks) or renumber (count positions from the oldest key that is kept; rotary positions only).",
         shown="evict",
     )
-    sinks: int | None = flag("First tokens that attention keeps for ever.", shown="4")
+    sinks: int | None = flag("Number of first tokens that attention always keeps.", shown="4")
     write: str | None = flag("When memories are written: default, sleep or online.", shown="default")
     dtype: str | None = flag("auto (the checkpoint's), float32, bfloat16, float16 or float64.", shown="auto")
     rope_factors: str | None = flag(
-        "Of a model with two sets of position factors (longrope): those of short or of long texts.", shown="short"
+        "For models with two sets of position factors (longrope): use those for short or for long texts.", shown="short"
     )
-    seed: int | None = flag("Of new random parameters.", shown="0")
+    seed: int | None = flag("Seed of new random parameters.", shown="0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +67,14 @@ class ConvertOptions:
     """What is made of a model, and where."""
 
     output: Path = flag("The artifact directory to make.", "--output", "-o", default=...)
-    recipe_file: Path | None = flag("A YAML file of options, by the names of these; flags win.", "--recipe")
+    recipe_file: Path | None = flag("A YAML file of these options by name; flags take precedence.", "--recipe")
     adapter: Path | None = flag(
-        "Apply what a training has changed, from this file; its options are those of the training."
+        "Apply an adapter, the file of what a training changed; options default to those of that training."
     )
     recipe: RecipeOptions
     standalone: bool = switch("Copy the weights into the artifact.", "--standalone")
     dump_graphs: Path | None = flag("Write the program's text after every pass into this directory.")
-    force: bool = switch("Replace an artifact that exists.", "--force")
+    force: bool = switch("Replace an existing artifact.", "--force")
     check: bool = flag("Verify against the original before saving.", "--verify/--no-verify", default=True)
     accept_quality: bool = switch(ACCEPT, "--accept-quality")
     as_json: bool = switch("Print one JSON object.", "--json")

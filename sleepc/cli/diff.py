@@ -18,7 +18,7 @@ MANY = 6  # names in one line
 
 def diff(
     a: Annotated[str, typer.Argument(help="An artifact directory, or a model (its program before any rewriting).")],
-    b: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    b: Annotated[str, typer.Argument(help="The artifact or model to compare it with.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare two programs: recipes, blocks, parameters, states, and their text. Exit 0 if equal, 1 if not."""

@@ -23,24 +23,24 @@ class DistilOptions:
     """What is learned from whom, and where it goes."""
 
     texts: TextOptions
-    own: bool = switch("Learn from texts that the teacher writes.", "--self")
+    own: bool = switch("Learn from texts that the teacher generates.", "--self")
     teacher: str | None = flag("A model with the same vocabulary; the original by default.")
     output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
     stages: str | None = flag(
-        "align, distil, lengthen, in this order, with shares of the tokens if need be: align:1,distil:3.",
-        shown="distil; where attention was replaced align,distil",
+        "Any of align, distil, lengthen, in this order, optionally with shares of the tokens: align:1,distil:3.",
+        shown="distil; align,distil if attention was replaced",
     )
     trained: TrainedOptions
     step: StepOptions
-    hard: float | None = flag("Share of stages distil and solve that evicts hard.", shown="0")
-    recall: float | None = flag("Share of pieces with stretches that come again beyond the window.", shown="0.5")
+    hard: float | None = flag("Share of the stages distil and solve that runs with hard eviction.", shown="0")
+    recall: float | None = flag("Share of samples in which stretches recur beyond the window.", shown="0.5")
     loop: LoopOptions
     work: WorkOptions
 
 
 @with_options
 def distil(artifact: Artifact, options: DistilOptions) -> None:
-    """Train a converted model's memories to give what its original gives, from texts, with sleeps in the loop."""
+    """Train a converted model's memories to match the original's outputs, on texts, with sleeps in the loop."""
     texts, work = options.texts, options.work
     chosen = settings_among(flat(options))
     if sum((bool(texts.text), texts.dataset is not None, options.own)) != 1:

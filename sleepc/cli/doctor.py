@@ -22,7 +22,7 @@ COLOURS = {"ok": "green", "missing": "yellow", "broken": "red", "note": "dim"}
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what works on this machine, what does not, why, and what to install. Exit 0 where models, or exports, run."""
+    """Report what works on this machine, what does not, why, and what to install. Exit 0 if models or exports can run."""
     from sleepc.doctor import examine, exports_only, works
     from sleepc.version import __version__
 

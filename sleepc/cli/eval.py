@@ -32,15 +32,17 @@ class EvalOptions:
     """What is asked of which models."""
 
     task: str = flag("perplexity, retrieval, copy, or one that `sleepc tasks` lists.", default=...)
-    sweep: str | None = flag("Replay windows so often instead, one model for each: passes=1,2,4.")
-    against: str | None = flag("A model to measure full attention with.")
+    sweep: str | None = flag("Also evaluate with other numbers of replay passes: passes=1,2,4.")
+    against: str | None = flag("The model to measure full attention with.")
     text: Path | None = flag("A text file to read; Python's help topics by default.")
-    distances: str | None = flag(f"How many windows ago ({DISTANCES}); perplexity reads as many as the largest.")
+    distances: str | None = flag(f"Distances in windows ({DISTANCES}); perplexity reads up to the largest.")
     samples: int | None = flag(
         f"Streams, with one item at every distance ({STREAMS}), or examples ({EXAMPLES}).", min=1, max=10000
     )
-    settings: list[str] | None = flag("A setting of the task, as width=8 or steps=1,2,4; several times.", "--set")
-    seed: int = flag("Of what is planted, and where.", default=0, min=0)
+    settings: list[str] | None = flag(
+        "A setting of the task, such as width=8 or steps=1,2,4; may be given several times.", "--set"
+    )
+    seed: int = flag("Seed of what is planted, and where.", default=0, min=0)
     plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
     device: str = flag("cpu or cuda.", default="cpu")
     backend: str = flag("eager, or onnx: its export in ONNX Runtime, which needs no PyTorch.", default="eager")
@@ -49,10 +51,9 @@ class EvalOptions:
 
 @with_options
 def evaluate(artifact: Artifact, options: EvalOptions) -> None:
-    """Measure what a model still knows by how long ago it was read, or what it makes of a task: converted, with memories
-    off, and full attention.
+    """Measure what a model still knows by how long ago it was read, or how well it solves a task: converted, with memories off, and with full attention.
 
-    Of an ONNX export (--backend onnx) the converted model alone.
+    With an ONNX export (--backend onnx), only the converted model is measured.
     """
     from sleepc.cli.subjects import subject_of
     from sleepc.tasks.plot import check_plot

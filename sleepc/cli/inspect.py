@@ -17,11 +17,13 @@ def inspect(
     target: Annotated[str, typer.Argument(help="A model (directory, hub id, .gguf) or an artifact directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     why: Annotated[
-        bool, typer.Option("--why", help="Say of every block why it is rewritten as it is, or not.")
+        bool, typer.Option("--why", help="Explain for every block why it is rewritten, or why not.")
     ] = False,
-    svg: Annotated[Path | None, typer.Option(help="Draw blocks, windows, memories and sleep into this file.")] = None,
+    svg: Annotated[
+        Path | None, typer.Option(help="Draw the blocks, windows, memories and the sleep into this file.")
+    ] = None,
 ) -> None:
-    """Show blocks, attention sites, what a conversion makes of them, and what it costs."""
+    """Show the blocks and attention sites of a model, what they are or would be converted to, and the cost."""
     display = Display(err)
     with display.doing("inspect"):
         seen = _look(target, svg, display)

@@ -22,10 +22,12 @@ TokenFile = Annotated[
 class Sampling:
     """How the next token is chosen, and where an answer stops."""
 
-    temperature: float = flag("0 is greedy.", default=0.0, min=0.0)
-    top_p: float = flag("Sample from the most likely tokens of this mass.", default=1.0, min=0.0, max=1.0)
-    top_k: int = flag("Sample from so many most likely tokens; 0 is all.", default=0, min=0)
-    seed: int | None = flag("Of the sampling.")
+    temperature: float = flag("Sampling temperature; 0 is greedy.", default=0.0, min=0.0)
+    top_p: float = flag(
+        "Sample from the most likely tokens with this total probability.", default=1.0, min=0.0, max=1.0
+    )
+    top_k: int = flag("Sample from this number of most likely tokens; 0: all.", default=0, min=0)
+    seed: int | None = flag("Sampling seed.")
     stop: list[str] | None = flag("Stop before this text; may be given several times.")
 
     def choosing(self) -> dict[str, Any]:
@@ -37,7 +39,7 @@ class Sampling:
 class TemplateOptions:
     """How a conversation is spelled."""
 
-    template: str | None = flag("Which of the model's chat templates.", "--template")
+    template: str | None = flag("Name of the chat template to use, if the model has several.", "--template")
     template_arg: list[str] | None = flag(
         "A variable of the chat template, as NAME=VALUE; may be given several times.",
         "--template-arg",

@@ -36,20 +36,20 @@ class RunOptions:
     prompt: str | None = argument("What to continue or answer; after the text of -f, if both are given.")
     file: Path | None = flag("A text file to read first.", "--file", "-f")
     state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
-    max_tokens: int = flag("Tokens to generate at most.", default=128, min=0)
+    max_tokens: int = flag("Maximum number of tokens to generate.", default=128, min=0)
     sampling: Sampling
     chat: bool | None = flag(
-        "Ask through the model's chat template, or give it the text as it stands; by default through a template where it has one."
+        "Ask through the model's chat template, or give it the plain text; by default a template is used if the model has one."
     )
     template: TemplateOptions
     stats: bool = switch("Print tokens, sleeps, speed and state size at the end.", "--stats")
     on: RunsOn
-    as_json: bool = switch("Print one JSON object at the end, and no stream.", "--json")
+    as_json: bool = switch("Print one JSON object at the end instead of streaming text.", "--json")
 
 
 @with_options
 def run(artifact: Artifact, options: RunOptions) -> None:
-    """Read a prompt, a file or standard input, and stream what the model makes of it."""
+    """Read a prompt, a file or standard input, and stream the model's answer."""
     from sleepc.cli.opening import open_program
     from sleepc.cli.reading import reading_of
 

@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from sleepc.tasks.puzzle import Example
 
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the task, as width=8 or steps=1,2,4; several times.")
+    list[str] | None,
+    typer.Option("--set", help="A setting of the task, such as width=8 or steps=1,2,4; may be given several times."),
 ]
 
 
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="A task; without one, all are listed.")] = None,
-    count: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many examples.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
+    name: Annotated[str | None, typer.Argument(help="A task; without it, all are listed.")] = None,
+    count: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Number of examples.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the examples.")] = 0,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what `sleepc eval --task NAME` asks: examples of a task, or which tasks there are."""
+    """Show what `sleepc eval --task NAME` asks: examples of a task, or the list of tasks."""
     from sleepc.tasks.puzzle import examples
     from sleepc.tasks.puzzles import PUZZLES, make_puzzle, settings_of, spell_setting
 

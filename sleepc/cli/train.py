@@ -21,25 +21,27 @@ if TYPE_CHECKING:
 class TrainOptions:
     """What is learned, and where it goes."""
 
-    task: str | None = flag("One that `sleepc tasks` lists.")
-    settings: list[str] | None = flag("A setting of the task, as width=8 or steps=1,2,4; several times.", "--set")
+    task: str | None = flag("A task that `sleepc tasks` lists.")
+    settings: list[str] | None = flag(
+        "A setting of the task, such as width=8 or steps=1,2,4; may be given several times.", "--set"
+    )
     texts: TextOptions
-    predict: int | None = flag("Learn the last so many tokens of every piece of text, 0 for all.", shown="0")
+    predict: int | None = flag("Number of tokens at the end of each text to learn; 0: all.", shown="0")
     output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
     scratch: bool = switch(
-        "For a model that knows nothing yet: --train all --start new --optimiser muon, --weights-lr as --lr.",
+        "For an untrained model: implies --train all --start new --optimiser muon, and --weights-lr equal to --lr.",
         "--scratch",
     )
     step: StepOptions
     trained: TrainedOptions
-    hard: float | None = flag("Share of stages distil and solve that evicts hard.", shown="0")
+    hard: float | None = flag("Share of the stages distil and solve that runs with hard eviction.", shown="0")
     loop: LoopOptions
     work: WorkOptions
 
 
 @with_options
 def train(artifact: Artifact, options: TrainOptions) -> None:
-    """Train a model to say what a task asks, or what a text goes on with, through its sleeps and their passes."""
+    """Train a model to answer a task, or to continue a text, through its sleeps and their passes."""
     task, texts, work = options.task, options.texts, options.work
     chosen = settings_among(flat(options))
     if sum((task is not None, bool(texts.text), texts.dataset is not None)) != 1:

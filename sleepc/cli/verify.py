@@ -16,28 +16,26 @@ from sleepc.cli.words import read_options
 if TYPE_CHECKING:
     from sleepc.verify.verify import Beyond, VerifyReport
 
-ACCEPT = "Let pass a program whose perplexity beyond the window is more than 4 times the original's."
+ACCEPT = "Accept a program whose perplexity beyond the window is more than 4 times the original's."
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
     """What is read and compared."""
 
-    against: str | None = flag("The original model, where it is not where it was.")
+    against: str | None = flag("The original model, if it has moved.")
     text: Path | None = flag("A text file to read; Python's help topics by default.")
     tokens: Path | None = flag("A file of token ids to read instead of a text: 12 7 30 …", "--tokens")
-    hashes: bool = switch("Check every tensor's bytes too.", "--hash")
+    hashes: bool = switch("Also check every tensor's bytes.", "--hash")
     accept_quality: bool = switch(ACCEPT, "--accept-quality")
     as_json: bool = switch("Print one JSON object.", "--json")
 
 
 @with_options
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="An artifact directory, or an export's.")], options: VerifyOptions
+    artifact: Annotated[Path, typer.Argument(help="An artifact or export directory.")], options: VerifyOptions
 ) -> None:
-    """Measure the invariants on real tokens, and perplexity beyond the window, against the original model; exit 1 where
-    one fails.
-    """
+    """Measure the invariants on real tokens, and perplexity beyond the window, against the original model. Exit 1 if one fails."""
     words, ids = read_options(options.text, options.tokens)
     if is_export(artifact):
         return verify_an_export(artifact, options.against, words, ids, options.as_json)
