@@ -49,31 +49,34 @@ def subject_of(
     check_backend(backend)
     if backend == "onnx":
         return _of_export(path, passes, against, device)
-    return _of_artifact(path, passes, against, device, display)
+    return _of_artifact(path, backend, passes, against, device, display)
 
 
-def _of_artifact(path: Path, passes: list[int], against: str | None, device: str, display: Display) -> Subject:
+def _of_artifact(
+    path: Path, backend: str, passes: list[int], against: str | None, device: str, display: Display
+) -> Subject:
     """The program, with other numbers of passes where they are asked for; with memories off; full attention."""
-    from sleepc.backends.eager.backend import check_device, load
+    from sleepc.backends.table import find_backend
     from sleepc.cli.opening import open_artifact
     from sleepc.tasks.programs import full_attention, with_passes
     from sleepc.verify.shake import without_memories
 
-    check_device(device)
+    runs = find_backend(backend)
+    runs.check_device(device)
     program = open_artifact(path)
 
     def models(length: int) -> list[Model]:
         converted = {"converted": program.graphs}
         if passes:
             converted = {f"passes={n}": with_passes(program.graphs, program.recipe, n) for n in passes}
-        program.steps(device=device)  # is the device there, and are the bytes those of the conversion?
+        program.steps(backend=backend, device=device)  # is the device there, and are the bytes those of the conversion?
         every = {**converted, "sliding": without_memories(program.graphs)}
         graphs = [(name, each, length) for name, each in every.items()]
         if against is not None:
             canonical = program.captured(display, program.load_original(against, display))
             full = full_attention(canonical, length)
             graphs.append(("full", full, full.window))
-        return [(name, partial(load, each, device=device), limit) for name, each, limit in graphs]
+        return [(name, partial(runs.steps, each, device=device), limit) for name, each, limit in graphs]
 
     notes = []
     if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:

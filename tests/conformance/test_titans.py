@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.eager.backend import load
-from sleepc.backends.eager.steps import EagerSteps
 from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.ir.compare import max_error
 from sleepc.ir.parameters import materialise
@@ -116,7 +116,7 @@ def test_a_step_of_training_moves_its_gates(name: str) -> None:
     tokens = torch.from_numpy(TOKENS)[None]
 
     def loss() -> Tensor:
-        steps = EagerSteps(program, values, train=True)
+        steps = EAGER.steps_on(program, values, train=True)
         state = steps.new_state(1)
         for window in (tokens[:, :WINDOW], tokens[:, WINDOW : 2 * WINDOW]):
             logits, state = steps.wake_tensors(state, window, torch.tensor([WINDOW]), "all")
