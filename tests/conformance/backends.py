@@ -13,11 +13,13 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from sleepc.backends.eager import backend as eager
+from sleepc.backends import table
+from sleepc.backends.contract import Backend
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.steps import OnnxSteps
+from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
 
@@ -49,15 +51,29 @@ def _onnx(style: Style) -> Subject:
     return Subject(missing_exporter, partial(exported, style), torch.float32, 1e-4)
 
 
-def _no_gpu() -> str | None:
-    return None if torch.cuda.is_available() else "there is no CUDA device here"
+def subject_of(backend: Backend, device: str) -> Subject:
+    """A backend on one of its devices."""
+
+    def missing() -> str | None:
+        reason = backend.missing()
+        if reason is None:
+            try:
+                backend.check_device(device)
+            except UsageError as error:
+                return str(error)
+        return reason
+
+    dtype = getattr(torch, backend.dtype)
+    return Subject(missing, partial(backend.steps, device=device), dtype, backend.devices[device])
 
 
-BACKENDS = {
-    "eager": Subject(eager.missing, eager.load),
-    # Rotations are computed in float32, also in a float64 model, and a GPU's sines are others.
-    "cuda": Subject(_no_gpu, partial(eager.load, device="cuda"), tolerance=1e-5),
-}
+def name_of(backend: str, device: str) -> str:
+    """What the suite calls a backend on a device."""
+    return backend if device == "cpu" else f"{backend}-{device}"
+
+
+ON = [(name, device) for name in table.BACKENDS for device in table.find_backend(name).devices]
+BACKENDS = {name_of(*each): subject_of(table.find_backend(each[0]), each[1]) for each in ON}
 ONNX = {
     "ort": _onnx(Style(columns=True)),
     "whole": _onnx(Style(columns=False)),
@@ -65,5 +81,5 @@ ONNX = {
     "portable-columns": _onnx(Style(ops="portable", columns=True)),
 }
 SUBJECTS = {**BACKENDS, **ONNX}
-RUNNABLE = ["eager", pytest.param("cuda", marks=pytest.mark.gpu)]
+RUNNABLE = [pytest.param(name_of(*on), marks=[] if on[1] == "cpu" else pytest.mark.gpu) for on in ON]
 """The names of BACKENDS, for parametrisation."""
