@@ -28,7 +28,9 @@ class RecipeOptions:
         "parallel (a memory next to attention), insert (a mixer after the block) or replace (a mixer in place of attention).",
         shown="parallel",
     )
-    rule: str | None = flag("The memory's update rule: linear, gated, delta or gated_delta.", shown="gated_delta")
+    rule: str | None = flag(
+        "The memory's update rule: linear, gated, delta, gated_delta or titans.", shown="gated_delta"
+    )
     decay: str | None = flag("One decay rate per head, or per key channel: head or channel.", shown="head")
     layers: str | None = flag('Which blocks: "all", "every:2" or "3,5,7-9".', shown="all")
     window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")

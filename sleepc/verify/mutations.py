@@ -5,6 +5,7 @@ A mutation changes a clone of a program at level STEP and returns it, or None wh
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -272,13 +273,14 @@ def decay_every_pass(program: ProgramGraphs) -> int:
         assert isinstance(passes, int)
         if passes - bool(written) < 2:
             continue
-        state: Any = node.args[4]
+        state: Any = list(node.args[4])  # type: ignore[arg-type]
         e = Emit(graph, "fault", node)
         for _ in range(passes - bool(written)):
-            new = e.ours("replay", *node.args[:4], state, **{**node.kwargs, "passes": 1, "written": False})
-            state = [e.item(new, 0)]
-        for user in list(node.users):
-            user.replace_all_uses_with(state[0])
+            once = {**node.kwargs, "passes": 1, "written": False}
+            new = e.ours("replay", *node.args[:4], state, *node.args[5:], **once)
+            state = [e.item(new, i) for i in range(len(state))]
+        for user in [user for user in node.users if user.target is operator.getitem]:
+            user.replace_all_uses_with(state[user.args[1]])
         count += 1
     return count
 
