@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sleepc
 from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.eager.backend import load
 from sleepc.backends.onnx.installed import missing_exporter
@@ -34,6 +35,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import is_silent, shaken, without_memories
 from sleepc.verify.streams import gap, state_of
 from sleepc.verify.verify import make_streams
+from tests.cli.models import save_model
 from tests.conformance.backends import ONNX
 from tests.families import VOCAB, WINDOW, family
 
@@ -156,3 +158,20 @@ def test_in_onnx_it_is_as_in_eager(style: str, name: str) -> None:
     eager, onnx = (session.feed(ids, logits="all")[0] for session in sessions)
     assert max_error(torch.from_numpy(onnx), torch.from_numpy(eager)) < ONNX[style].tolerance
     assert gap(state_of(sessions[1]), state_of(sessions[0])) < ONNX[style].tolerance
+
+
+def test_from_a_checkpoint_to_a_checked_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, as users go it: the export passes its own checks, one token repeated among them, where nothing is
+    left to learn and P holds rounding alone; `verify` passes, and does not with a wrong sign.
+    """
+    if reason := missing_exporter():
+        pytest.skip(reason)
+    model = save_model(tmp_path / "model")
+    program = sleepc.convert(model, {"window": 8, "sinks": 2, "rule": "titans", "passes": 2})
+    program.save(tmp_path / "artifact")
+    assert program.export().report["ok"]
+    assert program.verify(against=model).ok
+    monkeypatch.setitem(RULES, "titans", replace(RULES["titans"], step=_wrong_sign))
+    report = program.verify(against=model)
+    assert not report.ok
+    assert 4 in report.failed

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.onnx.check.accurate import accurate
-from sleepc.backends.onnx.check.compare import compare
+from sleepc.backends.onnx.check.compare import compare, memories_of
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
 from sleepc.backends.onnx.check.reading import Found, Other, Reading, tokens_needed
@@ -142,9 +142,10 @@ def _free() -> None:
 
 def _read_onnx(subject: Check, expected: Shelf) -> None:
     report, progress = subject.report, subject.progress
+    memories = memories_of(subject.program.all_states())
 
     def compared(name: str, found: Found) -> None:
-        report.rows += compare(name, found, expected.take(name), subject.manifest.precision)
+        report.rows += compare(name, found, expected.take(name), subject.manifest.precision, memories)
 
     with _told(), accurate(subject.folder, subject.manifest) as manifest:
         steps = OnnxSteps(subject.folder, manifest)

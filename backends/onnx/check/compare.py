@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,45 +12,64 @@ import numpy.typing as npt
 from sleepc.backends.onnx.check.reading import Found
 from sleepc.backends.onnx.check.report import Row
 
+if TYPE_CHECKING:
+    from sleepc.ir.states import StateSpec
+
 Array = npt.NDArray[Any]
+Memories = Mapping[str, Sequence[str]]
 ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3}
 """Largest error of a logit over the largest logit, and of a state's value over the state's largest."""
 
 
-def compare(check: str, found: Found, expected: Found, precision: str) -> list[Row]:
-    """The rows of one check."""
+def compare(check: str, found: Found, expected: Found, precision: str, memories: Memories) -> list[Row]:
+    """The rows of one check; `memories` says which states are measured together."""
     rows = []
     if precision in ERRORS:
         bound = ERRORS[precision]
         text = f"{len(expected.logits)} tokens"
         rows.append(Row(check, "logits", relative(found.logits, expected.logits), bound, text))
         if expected.state:
-            worst, name = _worst(found.state, expected.state)
+            worst, name = _worst(found.state, expected.state, memories)
             rows.append(Row(check, "state", worst, bound, f"{len(expected.state)} arrays, {name} the furthest"))
     return rows
 
 
-def relative(found: Array, expected: Array) -> float:
-    """The largest |found - expected| over the largest |expected|; inf where one is not finite or shapes differ."""
+def memories_of(specs: Iterable[StateSpec]) -> Memories:
+    """For each tensor of a memory all tensors of that memory. They are sums of each other's values: one that has come
+    close to zero (a momentum, when there is nothing left to learn) holds what rounding has left of the others.
+    """
+    groups: dict[tuple[int | None, str], list[str]] = {}
+    for spec in specs:
+        if spec.role in ("memory", "start"):
+            groups.setdefault((spec.block, spec.role), []).append(spec.name)
+    return {name: group for group in groups.values() for name in group}
+
+
+def relative(found: Array, expected: Array, others: Iterable[Array] = ()) -> float:
+    """The largest |found - expected| over the largest |expected|, `others` included; inf where one is not finite or
+    shapes differ.
+    """
     if found.shape != expected.shape:
         return math.inf
     if not found.size:
         return 0.0
     gap = found - expected  # in their own precision and in place: logits of a large vocabulary are large
     error = float(np.abs(gap, out=gap).max())
-    scale = float(max(expected.max(), -expected.min()))
+    scale = max(float(max(x.max(), -x.min())) for x in (expected, *others))
     if not math.isfinite(error):
         return math.inf
     return error / scale if scale else (math.inf if error else 0.0)
 
 
-def _worst(found: Mapping[str, Array], expected: Mapping[str, Array]) -> tuple[float, str]:
+def _worst(found: Mapping[str, Array], expected: Mapping[str, Array], memories: Memories) -> tuple[float, str]:
     """The largest relative error of all arrays, and whose it is. Counters and flags have to be the same."""
     worst = (0.0, "none")
     for name, value in expected.items():
         if name not in found:
             return math.inf, name
         exact = value.dtype.kind != "f"
-        error = (0.0 if np.array_equal(found[name], value) else math.inf) if exact else relative(found[name], value)
+        others = [expected[other] for other in memories.get(name, ())]
+        same = 0.0 if np.array_equal(found[name], value) else math.inf
+        error = same if exact else relative(found[name], value, others)
         worst = max(worst, (error, name))
     return worst

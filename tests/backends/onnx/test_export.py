@@ -21,10 +21,10 @@ from sleepc.backends.onnx import backend
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
 from sleepc.backends.onnx.check import check as checking
 from sleepc.backends.onnx.check.check import check
-from sleepc.backends.onnx.check.compare import relative
+from sleepc.backends.onnx.check.compare import compare, memories_of, relative
 from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.quality import Quality
-from sleepc.backends.onnx.check.reading import tokens_needed
+from sleepc.backends.onnx.check.reading import Found, tokens_needed
 from sleepc.backends.onnx.check.report import Report, Row
 from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
@@ -33,6 +33,7 @@ from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.backends.onnx.weights import FILE
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.ir.states import StateSpec
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
@@ -271,6 +272,23 @@ def test_rows_that_sleep_with_others(lowered: Lowered, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------------------------------------- figures
 
 
+@pytest.mark.parametrize(("block", "within"), [(0, True), (1, False)])
+def test_tensors_of_one_memory_are_measured_together(block: int, within: bool) -> None:
+    """A momentum near zero holds what rounding left of its memory; another memory is no scale for it."""
+    specs = [
+        StateSpec("memory", part, ("B", 2), torch.float32, "accumulate", block=i)
+        for i, part in ((block, "S"), (0, "P"))
+    ]
+    expected = {specs[0].name: np.full(2, 2.0), specs[1].name: np.full(2, 2e-5)}
+    found = {specs[0].name: expected[specs[0].name], specs[1].name: expected[specs[1].name] + 6e-7}
+    logits = np.ones((1, 2), np.float32)
+    rows = compare("a check", Found(logits, found), Found(logits, expected), "fp32", memories_of(specs))
+    assert [row.ok for row in rows] == [True, within]
+    found[specs[1].name] = expected[specs[1].name] + 0.01
+    rows = compare("a check", Found(logits, found), Found(logits, expected), "fp32", memories_of(specs))
+    assert [row.ok for row in rows] == [True, False]
+
+
 def test_errors_are_relative_to_the_scale_and_nothing_hides_in_them() -> None:
     x = np.array([0.001, -0.004])
     assert relative(x + 0.0004, x) == pytest.approx(0.1)
@@ -278,6 +296,7 @@ def test_errors_are_relative_to_the_scale_and_nothing_hides_in_them() -> None:
     assert relative(np.ones((2, 1)), np.ones((1, 2))) == np.inf
     assert relative(np.zeros(3), np.zeros(3)) == 0.0
     assert relative(np.full(3, 1e-9), np.zeros(3)) == np.inf
+    assert relative(x + 0.0004, x, [np.ones(3)]) == pytest.approx(0.0004)
     assert not Row("a", "b", float("nan"), 1.0).ok
     assert not Row("a", "b", float("nan"), 0.1, least=True).ok
 
