@@ -22,11 +22,11 @@ def scan(
     sizes = rule.shapes(t.heads, t.dk, t.dv)
     before = [ir.Value(name=f"{tag}.{n}", shape=ir.Shape([t.rows, *size]), type=kind) for n, size in sizes.items()]
     widths = {"k": (t.dk,), "v": (t.dv,)} | {name: (t.dk,) for name in t.per_channel}
-    given = dict(t.values)
+    given = {name: t.values[name] for name in ("k", "v", *sorted(t.values.keys() - {"k", "v"}))}
     shapes = {name: (t.heads, *widths.get(name, ())) for name in given}
     if q is not None:
         shapes["q"], given["q"] = (q[1], t.dk), q[0]
-    now = {n: ir.Value(name=f"{tag}.now.{n}", shape=ir.Shape([t.rows, *s]), type=kind) for n, s in shapes.items()}
+    now = {n: ir.Value(name=f"{tag}.{n}", shape=ir.Shape([t.rows, *s]), type=kind) for n, s in shapes.items()}
     with e.inside() as nodes:
         results = spelling.step(e, rule, now, before, t)
         if q is not None:

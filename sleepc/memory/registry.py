@@ -16,8 +16,8 @@ from sleepc.memory.rule import Rule
 RULES: dict[str, Rule] = {}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 PORT = re.compile(r"[a-z]\d+")  # what blocks call the model's own parameters and inputs
-# Ports of blocks beside the states that have a role of their own.
-TAKEN = {"h", "live", "real", "lengths", "record_slots", "positions", "tokens", *BY_NAME}
+# Ports of blocks beside the states that have a role of their own, and what a query is called.
+TAKEN = {"q", "h", "live", "real", "lengths", "record_slots", "positions", "tokens", *BY_NAME}
 
 
 def register(rule: Rule) -> Rule:
@@ -30,7 +30,7 @@ def register(rule: Rule) -> Rule:
     for name in rule.states:
         _check_free(name, TAKEN, "a state of the rule", where)
     for name in rule.gates:
-        _check_free(name, {"k", "v"}, "a gate of the rule", where)
+        _check_free(name, {"k", "v", "q", *rule.states}, "a gate of the rule", where)
     for name, gate in rule.gates.items():
         needs = {"sigmoid": (True, True, False), "decay": (True, True, True), "one": (False, False, False)}
         if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != needs[gate.activation]:

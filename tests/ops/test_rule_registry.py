@@ -147,7 +147,7 @@ GATE = Gate("sigmoid", weight="w_eta", bias="b_eta")
             ({"states": {name: State(matrix)}}, "no name for a state")
             for name in ("record.k", "start.S", "", "x1", "p0")
         ),
-        *(({"gates": {name: GATE}}, f"named '{name}', which is taken") for name in ("k", "v")),
+        *(({"gates": {name: GATE}}, f"named '{name}', which is taken") for name in ("k", "v", "q", "S")),
         ({"gates": {"a b": GATE}}, "no name for a gate"),
         ({"gates": {"beta": STRENGTH, "eta": Gate("sigmoid", weight="w_b", bias="b_eta")}}, "parameters .* 'w_b'"),
         ({"gates": {"eta": Gate("sigmoid", weight="w_m", bias="b_eta")}}, "parameters .* 'w_m'"),
