@@ -15,6 +15,7 @@ from sleepc.digests import dtype_name
 from sleepc.errors import SleepcError
 from sleepc.held_file import HeldFile, is_inside, load_whole
 from sleepc.ir.graph import Graph
+from sleepc.ir.older import aged, renewed
 from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.tensorfile import TensorFile, write_tensors
@@ -122,7 +123,8 @@ def _write_graph(draft: Path, graph: Graph) -> GraphFile:
     text = print_graph(graph)
     file = f"program/{graph.name}.txt"
     (draft / file).write_text(text)
-    return GraphFile(file=file, sha256=hashlib.sha256(text.encode()).hexdigest())
+    hashes = {"sha256": text, **({} if (old := aged(text)) == text else {"before": old})}
+    return GraphFile(file=file, **{name: hashlib.sha256(each.encode()).hexdigest() for name, each in hashes.items()})
 
 
 def _state_entry(spec: StateSpec) -> StateEntry:
@@ -240,7 +242,7 @@ def _read_graph(folder: Path, entry: GraphFile) -> Graph:
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise SleepcError(f"{entry.file} was changed after it was written", where=str(path), fix=RESTORE)
     try:
-        return parse_graph(data.decode(), "STEP")
+        return parse_graph(renewed(data.decode()), "STEP")
     except UnicodeDecodeError as error:
         raise SleepcError(f"{entry.file} is not UTF-8 text: {error}", where=str(path), fix=RESTORE) from error
     except SleepcError as error:

@@ -10,6 +10,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
+from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
 from sleepc.recipe import LayerPlan, Recipe
@@ -24,8 +25,8 @@ class BlockInfo:
     q_heads: int
     kv_heads: int
     head_size: int
-    window: int  # of the layer's own, 0 for none
-    chunk: int  # of the layer's own, 0 for none
+    sees: str  # the layer's own mask: "window(5)"; "" for causal
+    window: int  # that of it, 0 for none
     softcap: float
     sinks: bool  # learned sink logits
     positions: str
@@ -37,7 +38,7 @@ class BlockInfo:
     @property
     def reach(self) -> int:
         """How many tokens the layer's own mask lets a token see at most, 0 for all."""
-        return self.chunk or self.window
+        return Mask.parse(self.sees).reach or 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def has_bias(graph: Graph, site: Site) -> bool:
 
 def _mask(site: Site) -> str:
     """What the layer's own mask says."""
-    reach = f"chunks of {site.chunk}" if site.chunk else f"window {site.window}" if site.window else "causal"
+    reach = site.mask.words()
     return f"{reach}, less with distance" if site.slopes else reach
 
 
@@ -159,8 +160,8 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
         q_heads=site.q_heads,
         kv_heads=site.kv_heads,
         head_size=site.d_k,
-        window=site.window,
-        chunk=site.chunk,
+        sees=str(site.mask),
+        window=site.mask.window,
         softcap=site.softcap,
         sinks=site.sinks,
         positions="applied to q and k" if site.rotated else "none in the block",
@@ -175,7 +176,7 @@ def _why(site: Site, plan: LayerPlan, recipe: Recipe) -> str:
     """Why a layer gets no memory; nothing where it gets one."""
     if plan.strategy != "keep":
         return ""
-    own = site.window or site.chunk
+    own = site.mask.reach
     if own and plan.window is not None and own <= plan.window:
         return f"bounded already: its own window of {own} is left (--own-windows {recipe.own_windows})"
     return f"not among --layers {recipe.layers}, or kept by an override"
@@ -186,7 +187,7 @@ def _becomes(site: Site, plan: LayerPlan) -> str:
     if plan.strategy == "replace":
         return f"a {plan.rule} mixer in its place"
     kept = "window of all positions" if plan.window is None else f"window {plan.window}"
-    own = site.window or site.chunk
+    own = site.mask.reach
     if own and (plan.window is None or own <= plan.window):
         kept += f" (own {own})"
     return kept + {"parallel": f" + {plan.rule} memory", "insert": f", then a {plan.rule} mixer"}.get(plan.strategy, "")

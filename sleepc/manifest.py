@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -44,10 +45,11 @@ DtypeName = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8"
 
 
 class GraphFile(Strict):
-    """A graph's text."""
+    """A graph's text. `before`: the hash of the same graph as older versions spelled it, where they could."""
 
     file: InsidePath
     sha256: Sha256
+    before: Sha256 = ""
 
 
 class StateEntry(Strict):
@@ -175,7 +177,8 @@ BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256", "upto", "be
 def identity_of(manifest: Manifest) -> str:
     """A hash of what the model computes: graphs, layout and weights, as they stand in the file.
 
-    It is that of format 1, which has no roles: what a state is follows from the graphs.
+    It is that of format 1, which has no roles (what a state is follows from the graphs) and an older spelling of masks,
+    so that states of then belong to what is saved now.
     """
     data = manifest.model_dump(mode="json", exclude_unset=True, exclude=BESIDE) | {"format": 1}
     for state in [*data["states"], *(state for entry in data["classes"].values() for state in entry["states"])]:
@@ -183,7 +186,19 @@ def identity_of(manifest: Manifest) -> str:
             state.pop(key, None)
     for entry in data["params"].values():
         del entry["file"]
+    for graph in _graphs(data):
+        graph["sha256"] = graph.pop("before", "") or graph["sha256"]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _graphs(data: Any) -> Iterator[dict[str, Any]]:
+    """Every entry of a graph's text in a manifest's data."""
+    if isinstance(data, dict):
+        if {"file", "sha256"} <= data.keys():
+            yield data
+        data = list(data.values())
+    for each in data if isinstance(data, list) else ():
+        yield from _graphs(each)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 import torch
@@ -10,7 +10,9 @@ import torch
 from sleepc.backends.onnx.call import Call, fuses, ours, translates
 from sleepc.backends.onnx.control import choose, is_one_token
 from sleepc.backends.onnx.emit import MICROSOFT
+from sleepc.errors import SleepcError
 from sleepc.ir.dims import scaled
+from sleepc.masks import Mask
 
 
 def _number(c: Call, value: int) -> ir.Value:
@@ -54,7 +56,8 @@ def _keys(c: Call, window: int, sinks: int) -> ir.Value:
 
 def _seen(c: Call) -> ir.Value:
     """Who sees whom, bool [B, T, W + T] (sleepc/ops/functional/windows.py has the rule)."""
-    window, sinks, own, chunk = (int(c.raw(n, 0)) for n in ("window", "sinks", "own", "chunk"))
+    window, sinks, mask = int(c.raw("window")), int(c.raw("sinks")), Mask.parse(str(c.raw("sees", "")))
+    own = mask.window
     keys = c.e("Unsqueeze", _keys(c, window, sinks), c.e.ints(1))
     queries = c.e("Unsqueeze", c.tensor(0), c.e.ints(2))
     distance = c.e("Sub", queries, keys)
@@ -64,15 +67,30 @@ def _seen(c: Call) -> ir.Value:
         if own:
             sink = c.e("And", sink, c.e("Less", distance, _number(c, own)))
         near = c.e("Or", near, sink)
-    if chunk:
-        near = c.e("And", near, c.e("Equal", _chunk(c, queries, chunk), _chunk(c, keys, chunk)))
+    for kind, n in mask.without_window().parts:
+        near = c.e("And", near, spelling(kind)(c, queries, keys, n))
     real = c.e("And", c.e("GreaterOrEqual", keys, _number(c, 0)), c.e("LessOrEqual", keys, queries))
     return c.e("And", near, real)
 
 
-def _chunk(c: Call, x: ir.Value, n: int) -> ir.Value:
-    """x // n, rounding down."""
-    return c.e("Div", c.e("Sub", x, _modulo(c, x, n)), _number(c, n))
+def chunk(c: Call, queries: ir.Value, keys: ir.Value, n: int) -> ir.Value:
+    """queries // n == keys // n, rounding down."""
+
+    def number(x: ir.Value) -> ir.Value:
+        return c.e("Div", c.e("Sub", x, _modulo(c, x, n)), _number(c, n))
+
+    return c.e("Equal", number(queries), number(keys))
+
+
+# Masks by their kind (sleepc/masks): queries [B, T, 1] and keys [B, 1, W + T] at positions -> bool [B, T, W + T].
+SPELLINGS: dict[str, Callable[[Call, ir.Value, ir.Value, int], ir.Value]] = {"chunk": chunk}
+
+
+def spelling(kind: str) -> Callable[[Call, ir.Value, ir.Value, int], ir.Value]:
+    """Raises SleepcError for a kind of mask that has none."""
+    if kind not in SPELLINGS:
+        raise SleepcError(f"masks of kind {kind!r} have no ONNX form", fix="Run the artifact with the eager backend.")
+    return SPELLINGS[kind]
 
 
 @translates(ours.window_mask.default)

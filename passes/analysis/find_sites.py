@@ -12,6 +12,7 @@ from torch import fx
 from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.types import TensorType
+from sleepc.masks import Mask
 from sleepc.passes.analysis.dependence import Dependence, find_dependence
 from sleepc.passes.lib.emit import aten
 
@@ -31,8 +32,7 @@ class Site:
     kv_heads: int
     d_k: int
     d_v: int
-    window: int
-    chunk: int
+    mask: Mask
     slopes: tuple[float, ...]
     softcap: float
     scale: float
@@ -67,8 +67,7 @@ def find_site(graph: Graph) -> Site:
         kv_heads=int(kv_heads),
         d_k=int(d_k),
         d_v=int(d_v),
-        window=options.get("window", 0),
-        chunk=options.get("chunk", 0),
+        mask=Mask.parse(options.get("sees", "")),
         slopes=tuple(options.get("slopes", ())),
         softcap=options["softcap"],
         scale=options["scale"],

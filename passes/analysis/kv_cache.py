@@ -69,7 +69,7 @@ def kv_cache(canonical: ProgramGraphs) -> KVCache:
     kept = {name: _numbers(canonical.classes[name].wake, site) for name, site in sites.items()}
     for block in canonical.layout:
         site = sites[block.cls]
-        found[site.window or site.chunk] += kept[block.cls]
+        found[site.mask.reach or 0] += kept[block.cls]
     layers = tuple((numbers, window) for window, numbers in sorted(found.items()))
     return KVCache(layers, canonical.dtype.itemsize)
 

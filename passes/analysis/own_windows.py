@@ -64,7 +64,7 @@ def exact_tokens(recipe: Recipe, own: tuple[int, ...]) -> int:
 
 
 def _reach(site: Site) -> int:
-    return site.window or site.chunk
+    return site.mask.reach or 0
 
 
 def _asked(recipe: Recipe, count: int) -> frozenset[int]:

@@ -11,25 +11,22 @@ from torch import Tensor, fx
 from sleepc.errors import Refusal
 from sleepc.ir.interp import value_of
 from sleepc.ir.program import ProgramGraphs
+from sleepc.masks import Mask, read_mask
 from sleepc.passes.lib.values import is_tensor, needed_for, val
 
 MASKED = -1e4
 
 
 @dataclass(frozen=True)
-class MaskClass:
-    """What a query at i sees: keys j <= i; j > i - window where the window is not 0; where the chunk is not 0, only
-    i // chunk = j // chunk. Head h takes slopes[h] (i - j) off its scores (ALiBi, arXiv 2108.12409).
-    """
+class Meaning:
+    """What attention's mask says: who sees whom; head h takes slopes[h] (i - j) off its scores (ALiBi, 2108.12409)."""
 
-    window: int = 0
-    chunk: int = 0
-    slopes: tuple[float, ...] = ()
-    bidirectional: bool = False
+    mask: Mask
+    slopes: tuple[float, ...]
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `sleepc::attention`."""
-        return {"window": self.window, "chunk": self.chunk, "slopes": list(self.slopes)}
+        return {"sees": str(self.mask), "slopes": list(self.slopes)}
 
 
 @dataclass(frozen=True)
@@ -76,24 +73,16 @@ def evaluate_mask(program: ProgramGraphs, mask: fx.Node, tokens: Tensor) -> Grid
     return Grid(seen[:, 0], torch.where(seen, value.double() - own.double(), 0.0), step)
 
 
-def classify(grid: Grid) -> MaskClass | None:
-    """The class of a mask on one row; None for anything unknown."""
-    seen = grid.seen[0]
-    i = torch.arange(len(seen))
-    causal = i[None] <= i[:, None]
-    if bool((seen & ~causal).any()):
-        return MaskClass(bidirectional=True)
+def looks_ahead(grid: Grid) -> bool:
+    """Does a query of one row see a later key?"""
+    return bool(grid.seen[0].triu(1).any())
+
+
+def classify(grid: Grid) -> Meaning | None:
+    """What a mask on one row means, where no query looks ahead; None for anything unknown."""
+    mask = read_mask(grid.seen[0])
     slopes = () if grid.bias is None else _slopes(grid.bias[0], grid)
-    if slopes is None:
-        return None
-    window, chunk = int(seen[-1].sum()), int(seen[:, 0].sum())
-    if bool((seen == causal).all()):
-        return MaskClass(slopes=slopes)
-    if window and bool((seen == (causal & (i[None] > i[:, None] - window))).all()):
-        return MaskClass(window=window, slopes=slopes)
-    if chunk and bool((seen == (causal & (i[None] // chunk == i[:, None] // chunk))).all()):
-        return MaskClass(chunk=chunk, slopes=slopes)
-    return None
+    return None if mask is None or slopes is None else Meaning(mask, slopes)
 
 
 def _slopes(bias: Tensor, grid: Grid) -> tuple[float, ...] | None:

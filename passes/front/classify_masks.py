@@ -11,7 +11,8 @@ from torch import fx
 from sleepc.errors import Refusal
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.read_mask import Grid, MaskClass, classify, evaluate_mask
+from sleepc.masks import KINDS, nearest
+from sleepc.passes.analysis.read_mask import Grid, Meaning, classify, evaluate_mask, looks_ahead
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FUNCTIONAL, REAL, Fact
 from sleepc.passes.lib.values import needed_for
@@ -27,7 +28,7 @@ NUMBERS = 2**31  # those beyond mean "to the end"
 
 @dataclass(frozen=True)
 class ClassifyMasks(Pass):
-    """Replace each attention's mask tensor by `causal=True` and what else it says: window, chunk, slopes (ALiBi).
+    """Replace each attention's mask tensor by `causal=True` and what else it says: a mask (sleepc/masks) and slopes.
 
     The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
     where it must not change. A mask of fixed size limits the model's positions. Raises Refusal: BIDIRECTIONAL where a
@@ -42,7 +43,7 @@ class ClassifyMasks(Pass):
         """The number of masks replaced."""
         graph = program.embed
         sites = [n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default)]
-        known: dict[fx.Node, MaskClass] = {}
+        known: dict[fx.Node, Meaning | None] = {}
         limit = program.max_positions
         bidirectional = [n for n in sites if n.args[3] is None and not n.kwargs.get("causal")]
         count = 0
@@ -52,12 +53,13 @@ class ClassifyMasks(Pass):
                 continue
             if mask not in known:
                 known[mask], limit = _classify(program, mask, limit, node.meta.get("source", ""))
-            if known[mask].bidirectional:
+            meaning = known[mask]
+            if meaning is None:
                 bidirectional.append(node)
                 continue
             # Every argument is spelled out, since export leaves out those at their default.
             node.args = (*node.args[:3], None, node.args[4] if len(node.args) > 4 else None)
-            node.kwargs = {"softcap": 0.0, **node.kwargs, "causal": True, **known[mask].options()}
+            node.kwargs = {"softcap": 0.0, **node.kwargs, "causal": True, **meaning.options()}
             count += 1
         if bidirectional:
             raise _bidirectional(len(bidirectional), len(sites))
@@ -76,23 +78,36 @@ def _bidirectional(count: int, total: int) -> Refusal:
     )
 
 
-def _classify(program: ProgramGraphs, mask: fx.Node, limit: int | None, where: str) -> tuple[MaskClass, int | None]:
-    """What a mask means, and how many positions a model has that has this mask and no more than `limit`."""
+def _classify(
+    program: ProgramGraphs, mask: fx.Node, limit: int | None, where: str
+) -> tuple[Meaning | None, int | None]:
+    """What a mask means (None: queries look ahead), and how many positions a model has that has this mask and no more
+    than `limit`.
+    """
     wished = min(_grid_size(program, mask), limit or GRID)
     grid = _largest(program, mask, wished, where)
     size = grid.seen.shape[-1]
+    if looks_ahead(grid):
+        return None, limit
     result = classify(grid)
     if result is None:
-        raise Refusal(
-            "UNKNOWN_MASK",
-            "a mask is neither causal nor a window, chunks or a bias that grows with distance",
-            where=where,
-        )
+        raise Refusal("UNKNOWN_MASK", f"a mask is no kind that is known ({', '.join(KINDS)}){_near(grid)}", where=where)
     small = min(SMALL, size)
     tokens = torch.arange(3 * small).reshape(3, small) % max(program.vocab, 1)
     if not evaluate_mask(program, mask, tokens).equals(grid, small):
         raise Refusal("UNKNOWN_MASK", "a mask depends on the tokens or on the length of the call", where=where)
     return result, limit if size == wished else size
+
+
+def _near(grid: Grid) -> str:
+    """What it is nearest to, in words."""
+    found = nearest(grid.seen[0])
+    if found is None:
+        return ", and its bias does not grow with distance"
+    mask, query, key = found
+    return (
+        f": nearest is {mask.words()}, but token {query} {'sees' if grid.seen[0, query, key] else 'does not see'} {key}"
+    )
 
 
 def _largest(program: ProgramGraphs, mask: fx.Node, size: int, where: str) -> Grid:

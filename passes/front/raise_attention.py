@@ -164,7 +164,7 @@ def _replace(
         call = graph.fx.call_function(
             torch.ops.sleepc.attention.default,
             (q, k, v, mask, None),
-            {"scale": scale, "softcap": softcap, "causal": causal, "window": 0},
+            {"scale": scale, "softcap": softcap, "causal": causal},
         )
         call.meta = {
             "val": val(q).new_empty((*val(q).shape[:3], val(v).shape[3])),

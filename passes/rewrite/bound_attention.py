@@ -138,7 +138,7 @@ class BoundAttention(Pass):
         k_window, v_window = (graph.add_port("state", s.name, s.type()) for s in specs)
         kept, old = site.node.args[1], k_window
         if site.rotated and (brought or renumber):
-            places = KeyPositions(window, self.sinks, site.window if brought else 0, self.every)
+            places = KeyPositions(window, self.sinks, site.mask.window if brought else 0, self.every)
             kept, old = site.k, self._at_positions(program, graph, site, k_window, places, shared)
         q, k, v = site.node.args[:3]
         e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
@@ -157,7 +157,7 @@ class BoundAttention(Pass):
 
     def _brought(self, site: Site, window: int) -> bool:
         """Are the layer's sinks brought near, since it has never seen a key as far away as they would be?"""
-        roomy = site.window > window and site.window >= self.every + self.sinks
+        roomy = site.mask.window > window and site.mask.window >= self.every + self.sinks
         return self.slide and self.sinks > 0 and site.rotated and roomy
 
     def _at_positions(

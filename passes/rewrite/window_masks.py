@@ -9,27 +9,26 @@ import torch
 from torch import fx
 
 from sleepc.ir.types import TensorType
+from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.lib.emit import Emit
 
 
 @dataclass(frozen=True)
 class WindowMask:
-    """What layers see of sinks + `window` slots and the new tokens; `own` is how near a key must be by their own mask
-    (0: sinks may be anywhere), `chunk` the length of their chunks of positions, `slopes` what distance takes off the
-    scores of each head ((): nothing).
+    """What layers see of sinks + `window` slots and the new tokens: `own` is their own mask, `slopes` what distance
+    takes off the scores of each head ((): nothing).
     """
 
     window: int
     sinks: int
-    own: int
-    chunk: int
+    own: Mask
     slopes: tuple[float, ...]
 
     @staticmethod
     def of(site: Site, window: int, sinks: int, *, brought: bool) -> WindowMask:
         """The mask of a layer; its own window does not matter where sinks are `brought` near (key_positions.py)."""
-        return WindowMask(window, sinks, 0 if brought else site.window, site.chunk, site.slopes)
+        return WindowMask(window, sinks, site.mask.without_window() if brought else site.mask, site.slopes)
 
     def type(self, dtype: torch.dtype) -> TensorType:
         """[B,1,T,sinks+window+T] bool; with slopes numbers of `dtype` to add to the scores, [B,Hq,T,..]."""
@@ -38,9 +37,7 @@ class WindowMask:
 
     def emit(self, e: Emit, positions: fx.Node, position: fx.Node, dtype: torch.dtype) -> fx.Node:
         """The mask, from positions [B,T] of the new tokens and position [B] of the first of them."""
-        options: dict[str, Any] = {"window": self.window, "sinks": self.sinks, "own": self.own}
-        if self.chunk:
-            options["chunk"] = self.chunk
+        options: dict[str, Any] = {"window": self.window, "sinks": self.sinks, "sees": str(self.own)}
         if not self.slopes:
             return e.ours("window_mask", positions, position, **options)
         return e.ours("window_bias", positions, position, **options, slopes=list(self.slopes), dtype=dtype)

@@ -147,7 +147,7 @@ def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tenso
 
 _define(
     "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sinks=None, *, float scale,"
-    " float softcap=0.0, bool causal=False, int window=0, int chunk=0, float[] slopes=[]) -> Tensor",
+    ' float softcap=0.0, bool causal=False, str sees="", float[] slopes=[]) -> Tensor',
     functional.attention,
     _attention,
 )
@@ -158,14 +158,14 @@ _define(
     differentiable=False,
 )
 _define(
-    "(Tensor positions, Tensor position, *, int window, int sinks, int own=0, int chunk=0) -> Tensor",
+    '(Tensor positions, Tensor position, *, int window, int sinks, str sees="") -> Tensor',
     functional.window_mask,
     _window_mask,
     differentiable=False,
 )
 _define(
-    "(Tensor positions, Tensor position, *, int window, int sinks, float[] slopes, ScalarType dtype, int own=0,"
-    " int chunk=0) -> Tensor",
+    "(Tensor positions, Tensor position, *, int window, int sinks, float[] slopes, ScalarType dtype,"
+    ' str sees="") -> Tensor',
     functional.window_bias,
     _window_bias,
     differentiable=False,

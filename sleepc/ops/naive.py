@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sleepc.masks import Mask
 from sleepc.memory.registry import find
 from sleepc.memory.rule import Rule, Tokens
 
@@ -85,8 +86,7 @@ def attention(
     scale: float,
     softcap: float = 0.0,
     causal: bool = False,
-    window: int = 0,
-    chunk: int = 0,
+    sees: str = "",
     slopes: Sequence[float] = (),
 ) -> Tensor:
     """Softmax attention among the new tokens: a window without slots."""
@@ -99,7 +99,7 @@ def attention(
         for j in range(tokens if causal else 0):
             for h, slope in enumerate(slopes):
                 bias[:, h, t, j] -= slope * (t - j)
-            if j > t or (window and t - j >= window) or (chunk and t // chunk != j // chunk):
+            if not Mask.parse(sees).naive(t, j):
                 bias[..., t, j] = -math.inf
     empty_k, empty_v = k[:, :, :0], v[:, :, :0]
     return window_attention(q, k, v, empty_k, empty_v, bias, sinks, scale=scale, softcap=softcap)
@@ -126,9 +126,7 @@ def _played(positions: Tensor, position: Tensor, window: int, sinks: int) -> lis
     return rows
 
 
-def window_mask(
-    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0, chunk: int = 0
-) -> Tensor:
+def window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, sees: str = "") -> Tensor:
     """Ask for every pair whether it sees."""
     (rows, tokens), width = positions.shape, sinks + window
     out = torch.zeros(rows, 1, tokens, width + tokens, dtype=torch.bool)
@@ -136,8 +134,8 @@ def window_mask(
         for t in range(tokens):
             i = int(positions[b, t])
             for column, j in enumerate(keys):
-                allowed = (own == 0 or i - j < own) and (chunk == 0 or i // chunk == j // chunk)
-                out[b, 0, t, column] = 0 <= j <= i and allowed and (j < sinks or i - j < window)
+                allowed = i >= 0 and j >= 0 and Mask.parse(sees).naive(i, j)
+                out[b, 0, t, column] = allowed and (j < sinks or i - j < window)
     return out
 
 
@@ -149,11 +147,10 @@ def window_bias(
     sinks: int,
     slopes: Sequence[float],
     dtype: torch.dtype = torch.float64,
-    own: int = 0,
-    chunk: int = 0,
+    sees: str = "",
 ) -> Tensor:
     """Take slope times distance off the score of every pair that sees. float64, whatever `dtype` is."""
-    seen = window_mask(positions, position, window=window, sinks=sinks, own=own, chunk=chunk)
+    seen = window_mask(positions, position, window=window, sinks=sinks, sees=sees)
     out = torch.full((seen.shape[0], len(slopes), *seen.shape[2:]), -math.inf, dtype=torch.float64)
     for b, keys in enumerate(_played(positions, position, window, sinks)):
         for t, i in enumerate(positions[b].tolist()):

@@ -18,6 +18,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import name_of
 from sleepc.ir.states import find_state, with_role
 from sleepc.ir.weights import HeldTensor
+from sleepc.masks import Mask
 from sleepc.memory.parameters import PREFIX
 from sleepc.passes.lib.emit import Emit, aten
 
@@ -92,11 +93,20 @@ def window_minus_one(program: ProgramGraphs) -> int:
     return _shift_held(program, -1)
 
 
+def _one_more(program: ProgramGraphs, kind: str) -> int:
+    """The layers' own masks of a kind get a number that is one larger."""
+
+    def more(sees: str) -> str:
+        return str(Mask(tuple((name, n + (name == kind)) for name, n in Mask.parse(sees).parts)))
+
+    nodes = [n for n in _masks(program.embed) if kind in dict(Mask.parse(str(n.kwargs["sees"])).parts)]
+    return _set(nodes, sees=more)
+
+
 @mutation("own window one too far")
 def own_window_plus_one(program: ProgramGraphs) -> int:
     """A layer with a window of its own sees one token more."""
-    nodes = [n for n in _masks(program.embed) if n.kwargs["own"]]
-    return _set(nodes, own=lambda own: own + 1)
+    return _one_more(program, "window")
 
 
 @mutation("heads grouped in the wrong order")
@@ -428,7 +438,7 @@ def sinks_twice(program: ProgramGraphs) -> int:
 @mutation("chunks one token too long")
 def chunk_plus_one(program: ProgramGraphs) -> int:
     """A layer that sees its own chunk of positions sees a longer one."""
-    return _set([n for n in _masks(program.embed) if n.kwargs.get("chunk")], chunk=lambda chunk: chunk + 1)
+    return _one_more(program, "chunk")
 
 
 @mutation("slopes of other heads")

@@ -290,7 +290,7 @@ class Oracle:
 
 def brings_near(recipe: Recipe, site: Site, ring: int) -> bool:
     """Are the sinks of a layer that keeps `ring` tokens, fewer than its own window has, to be brought near?"""
-    roomy = site.window > ring and site.window >= recipe.window + recipe.sinks
+    roomy = site.mask.window > ring and site.mask.window >= recipe.window + recipe.sinks
     return roomy and site.rotated and recipe.sinks > 0 and recipe.eviction == "sliding"
 
 
@@ -363,11 +363,11 @@ class _Watch:
         turns = self.site.rotated and (brought or oracle.renumbers)
         seen_k = old_k
         if turns:
-            own = kwargs["window"] if brought else 0
+            own = self.site.mask.window if brought else 0
             seen_k = oracle.turned(self.i, old_k, key_positions(time, start, first, ring, own, every).clamp(min=0))
         # Rotations in float32 take q and k there first: what is kept is wider than what attention sees.
         keys, values = torch.cat([seen_k.to(k.dtype), k], 2), torch.cat([old_v, v], 2)
-        see = sees(time, first, ring, kwargs["window"], self.site.chunk, brought=brought)[part]
+        see = sees(time, first, ring, self.site.mask, brought=brought)[part]
         bias = reference.bias(self.site.slopes, time.position)[:, *part] if self.site.slopes else None
         if self.window.asleep:
             token = torch.arange(end)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from sleepc.masks import Mask
 from sleepc.recipe import Recipe
 
 
@@ -65,13 +67,14 @@ def make_timeline(
     return Timeline(at_token[0], at_token[1], at_token[2], at_token[3], tuple(sorted(at)), position, epoch, offset)
 
 
-def sees(time: Timeline, sinks: int, window: int, own: int, chunk: int = 0, *, brought: bool = False) -> Tensor:
+def sees(time: Timeline, sinks: int, window: int, mask: Mask, *, brought: bool = False) -> Tensor:
     """Which token (row) sees which (column) in a layer that keeps `window` tokens: bool [T,T].
 
     Seen are the sinks (the first tokens of the stream) and what has not been evicted of the latest tokens. A layer
-    with a window of its own sees what is nearer than that, by position, and sinks not beyond it, unless they are
-    `brought` near; one with chunks sees nothing from another chunk, by position.
+    with a window of its own (of `mask`) sees what is nearer than that, by position, and sinks not beyond it, unless
+    they are `brought` near; whatever else its mask says holds for positions, by the references of sleepc/masks.
     """
+    own, other = mask.window, mask.without_window()
     token = torch.arange(len(time.position))
     past = token[None] <= token[:, None]
     together = time.epoch[None] == time.epoch[:, None]
@@ -80,9 +83,15 @@ def sees(time: Timeline, sinks: int, window: int, own: int, chunk: int = 0, *, b
     sink = (token < sinks)[None].expand_as(past)
     if own and not brought:
         sink = sink & (distance < own)
-    if chunk:
-        past = past & (time.position[:, None] // chunk == time.position[None] // chunk)
+    if other.parts:
+        past = past & _allowed(other, int(time.position.max()) + 1)[time.position[:, None], time.position[None]]
     return past & (near | sink)
+
+
+@cache
+def _allowed(mask: Mask, positions: int) -> Tensor:
+    """What a mask lets each position (row) see of each (column), pair by pair: bool [positions, positions]."""
+    return torch.tensor([[mask.naive(i, j) for j in range(positions)] for i in range(positions)])
 
 
 def key_positions(time: Timeline, start: int, sinks: int, window: int, own: int, every: int) -> Tensor:

@@ -11,8 +11,9 @@ import sleepc
 from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.program import ProgramGraphs
+from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import Site, find_site
-from sleepc.passes.analysis.read_mask import Grid, MaskClass, classify
+from sleepc.passes.analysis.read_mask import Grid, Meaning, classify, looks_ahead
 from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
 
@@ -30,24 +31,28 @@ def grid(seen: Tensor, bias: Tensor | None = None, step: float = 1e-12) -> Grid:
 @pytest.mark.parametrize(
     ("seen", "wanted"),
     [
-        (CAUSAL, MaskClass()),
-        (CAUSAL & (QUERY - KEY < 7), MaskClass(window=7)),
-        (CAUSAL & (QUERY // 6 == KEY // 6), MaskClass(chunk=6)),
-        (CAUSAL & (QUERY // 39 == KEY // 39), MaskClass(chunk=39)),
-        (CAUSAL | (KEY < 3), MaskClass(bidirectional=True)),
+        (CAUSAL, ""),
+        (CAUSAL & (QUERY - KEY < 7), "window(7)"),
+        (CAUSAL & (QUERY // 6 == KEY // 6), "chunk(6)"),
+        (CAUSAL & (QUERY // 39 == KEY // 39), "chunk(39)"),
         (CAUSAL & ((QUERY - KEY < 7) | (KEY < 2)), None),
         (CAUSAL & (KEY % 2 == 0), None),
         (CAUSAL & (QUERY // 6 == KEY // 6) & (QUERY - KEY < 4), None),
     ],
 )
-def test_who_sees_whom(seen: Tensor, wanted: MaskClass | None) -> None:
-    assert classify(grid(seen)) == wanted
+def test_who_sees_whom(seen: Tensor, wanted: str | None) -> None:
+    assert not looks_ahead(grid(seen))
+    assert classify(grid(seen)) == (None if wanted is None else Meaning(Mask.parse(wanted), ()))
+
+
+def test_who_looks_ahead() -> None:
+    assert looks_ahead(grid(CAUSAL | (KEY < 3)))
 
 
 def test_a_bias_that_grows_with_distance() -> None:
     bias = SLOPES[:, None, None] * (KEY - QUERY)
-    assert classify(grid(CAUSAL, bias)) == MaskClass(slopes=tuple(SLOPES.tolist()))
-    assert classify(grid(CAUSAL & (QUERY - KEY < 7), bias)) == MaskClass(window=7, slopes=tuple(SLOPES.tolist()))
+    assert classify(grid(CAUSAL, bias)) == Meaning(Mask(), tuple(SLOPES.tolist()))
+    assert classify(grid(CAUSAL & (QUERY - KEY < 7), bias)) == Meaning(Mask.parse("window(7)"), tuple(SLOPES.tolist()))
     for other in (-(QUERY - KEY + 1.0).log(), -((QUERY - KEY) ** 2.0), -(QUERY - KEY).clamp(max=20) * 1.0):
         assert classify(grid(CAUSAL, other[None].double())) is None
 

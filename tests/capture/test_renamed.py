@@ -61,7 +61,7 @@ def plan(program: ProgramGraphs) -> dict[str, Any]:
     for name, cls in program.classes.items():
         if cls.sleep is None:
             found = find_site(cls.wake)
-            sites[name] = (found.q_heads, found.kv_heads, found.window, found.softcap, found.scale, found.rotated)
+            sites[name] = (found.q_heads, found.kv_heads, found.mask, found.softcap, found.scale, found.rotated)
     return {"texts": texts, "layout": [b.cls for b in program.layout], "sites": sites}
 
 

@@ -17,6 +17,7 @@ from sleepc.api import capture, logits_of
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.masks import Mask
 from sleepc.passes.analysis.own_windows import leave_own_windows, own_windows
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.rewrite.bound_attention import BoundAttention
@@ -173,7 +174,7 @@ def test_nothing_jumps_where_a_stream_passes_the_own_window() -> None:
     assert after < 2 * before
 
     def far(site: Any, window: int, sinks: int, *, brought: bool) -> WindowMask:
-        return WindowMask(window, sinks, 0, 0, ())
+        return WindowMask(window, sinks, Mask(), ())
 
     with mock.patch.object(BoundAttention, "_brought", return_value=False), mock.patch.object(WindowMask, "of", far):
         before, after = divergence(converted(canonical)[0], wanted, tokens)

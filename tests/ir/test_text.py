@@ -15,8 +15,9 @@ from torch import fx
 from sleepc.errors import SleepcError
 from sleepc.ir.check import check_graph
 from sleepc.ir.graph import Graph, PortKind
+from sleepc.ir.levels import PLACEMENT
 from sleepc.ir.levels import operator as find
-from sleepc.ir.text import KINDS, MAX_BYTES, PLACEMENT, parse_graph, print_graph
+from sleepc.ir.text import KINDS, MAX_BYTES, parse_graph, print_graph
 from sleepc.ir.types import DTYPES, IntType, TensorType, TupleType
 from tests.ir.graphs import aten, attention_block, call, tensor, window_step
 

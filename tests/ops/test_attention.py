@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sleepc.ops import functional, naive
 from tests.ops.cases import normal, small, uniform, worst
+from tests.ops.test_windows import own_mask
 
 GROUPS = [(1, 1), (2, 1), (3, 3), (6, 2)]
 
@@ -68,7 +69,7 @@ def test_attention_of_a_mask_class_equals_the_loop(
     v = normal(2, memories, tokens, 3, seed=2)
     rates = [0.5**h for h in range(heads)] if slopes else []
     for causal in (True, False):
-        how: dict[str, Any] = {"scale": 0.5, "causal": causal, "window": window, "chunk": chunk, "slopes": rates}
+        how: dict[str, Any] = {"scale": 0.5, "causal": causal, "sees": own_mask(window, chunk), "slopes": rates}
         assert worst(functional.attention(q, k, v, **how), naive.attention(q, k, v, **how)) < 1e-12
 
 

@@ -43,7 +43,12 @@ def _attention_cases(tokens: int) -> list[Case]:
     how = {"scale": 0.5}
     return [
         Case("attention", (q, k, v), {**how, "causal": True}),
-        Case("attention", (q, k, v), {**how, "causal": True, "chunk": 2, "slopes": [0.5, 0.4, 0.3, 0.2]}, "slopes"),
+        Case(
+            "attention",
+            (q, k, v),
+            {**how, "causal": True, "sees": "chunk(2)", "slopes": [0.5, 0.4, 0.3, 0.2]},
+            "slopes",
+        ),
         Case("attention", (q, k, v, bias, sinks), {**how, "softcap": 2.0}, "bias"),
         Case("window_attention", (q, k, v, *held, mask), how),
         Case("window_attention", (q, k, v, *held, mask, sinks), {**how, "softcap": 2.0}, "sinks"),
@@ -56,7 +61,7 @@ def _window_cases(tokens: int) -> list[Case]:
     slots = functional.window_slots(positions, **size)
     return [
         Case("window_slots", (positions,), size),
-        Case("window_mask", (positions, start), {**size, "own": 2, "chunk": 3}),
+        Case("window_mask", (positions, start), {**size, "sees": "window(2)&chunk(3)"}),
         Case("window_bias", (positions, start), {**size, "slopes": [0.5, 0.25], "dtype": torch.float32}),
         Case("write_slots", (normal(2, 1, 5, 2), normal(2, 1, tokens, 2, seed=1), slots)),
     ]

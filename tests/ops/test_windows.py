@@ -28,6 +28,11 @@ calls = st.integers(0, 6).flatmap(
 )
 
 
+def own_mask(own: int, chunk: int) -> str:
+    """The literal of a window and chunks, 0 for none."""
+    return "&".join(f"{kind}({n})" for kind, n in (("window", own), ("chunk", chunk)) if n)
+
+
 @small
 @given(
     call=calls, window=st.integers(1, 7), sinks=st.integers(0, 4), own=st.integers(0, 9), chunk=st.sampled_from([0, 5])
@@ -40,9 +45,9 @@ def test_mask_and_slots_equal_a_played_stream(
     slots = functional.window_slots(positions, **size)
     assert slots.dtype == torch.int64
     assert torch.equal(slots, naive.window_slots(positions, **size))
-    mask = functional.window_mask(positions, start, own=own, chunk=chunk, **size)
+    mask = functional.window_mask(positions, start, sees=own_mask(own, chunk), window=window, sinks=sinks)
     assert mask.dtype == torch.bool
-    assert torch.equal(mask, naive.window_mask(positions, start, own=own, chunk=chunk, **size))
+    assert torch.equal(mask, naive.window_mask(positions, start, sees=own_mask(own, chunk), window=window, sinks=sinks))
 
 
 @small
@@ -51,7 +56,7 @@ def test_bias_equals_a_played_stream(
     call: tuple[list[int], list[int], int], window: int, sinks: int, own: int, chunk: int
 ) -> None:
     positions, start = _positions(*call)
-    how = {"window": window, "sinks": sinks, "own": own, "chunk": chunk, "slopes": [0.5, 0.3]}
+    how = {"window": window, "sinks": sinks, "sees": own_mask(own, chunk), "slopes": [0.5, 0.3]}
     bias = functional.window_bias(positions, start, dtype=torch.float32, **how)  # type: ignore[arg-type]
     assert bias.dtype == torch.float32
     want = naive.window_bias(positions, start, **how)  # type: ignore[arg-type]
@@ -76,7 +81,7 @@ def test_a_mask_worked_out_by_hand() -> None:
     positions = torch.tensor([[5, 6, -1]])
     mask = functional.window_mask(positions, torch.tensor([5]), window=2, sinks=1)
     assert mask.int().tolist() == [[[[1, 0, 1, 1, 0, 0], [1, 0, 0, 1, 1, 0], [0] * 6]]]
-    own = functional.window_mask(positions, torch.tensor([5]), window=2, sinks=1, own=2)
+    own = functional.window_mask(positions, torch.tensor([5]), window=2, sinks=1, sees="window(2)")
     assert own.int().tolist() == [[[[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0] * 6]]]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.ir.program import ProgramGraphs
+from sleepc.masks import Mask
 from sleepc.ops.functional import attention
 from sleepc.train import statistics as module
 from sleepc.train.statistics import HeadStatistics, Layer, Reach, Recorder, layers, weights
@@ -81,8 +82,7 @@ def test_statistics_are_those_of_softmax_written_down(name: str, hard: bool, mon
         assert mask is None
         at = torch.arange(21)
         see = at <= at[:, None]
-        if options.get("window"):
-            see &= at[:, None] - at < options["window"]
+        see &= Mask.parse(options.get("sees", "")).sees(at[:, None], at)
         slopes = options.get("slopes", ())
         bias = torch.stack([-s * (at[:, None] - at).double() for s in slopes]) if slopes else None
         unit = torch.eye(21, dtype=torch.float64).expand(1, k.shape[1], 21, 21)

@@ -6,6 +6,7 @@ from sleepc.cli.display import number, size
 from sleepc.cli.picture.canvas import Canvas
 from sleepc.cli.picture.facts import Part
 from sleepc.inspection import BlockInfo
+from sleepc.masks import Mask
 
 WIDTH, HEIGHT = 680, 214
 GAP = 34  # between cards
@@ -40,9 +41,7 @@ def draw_card(c: Canvas, x: float, y: float, part: Part, title: str, sinks: int)
 
 def _before(info: BlockInfo) -> str:
     """What the layer's own mask lets a token see."""
-    if info.chunk:
-        return f"chunks of {number(info.chunk)} tokens"
-    return f"the latest {number(info.window)} tokens" if info.window else "all tokens"
+    return Mask.parse(info.sees).tokens(number)
 
 
 def _step(c: Canvas, x: float, y: float, text: str, width: float = 110) -> None:
@@ -82,7 +81,7 @@ def _window(c: Canvas, x: float, y: float, part: Part, sinks: int) -> None:
 def _window_words(part: Part) -> str:
     own = part.info.reach
     if 0 < own <= part.kept:
-        return f"chunks of {number(own)} tokens" if part.info.chunk else f"window: the nearest {number(own)} tokens"
+        return f"window: the nearest {number(own)} tokens" if part.info.window == own else _before(part.info)
     if part.everything:
         return f"all of {number(part.kept)} tokens"
     return f"window: the latest {number(part.kept)} tokens" if part.kept > 1 else "window: one token"

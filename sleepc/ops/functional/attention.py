@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sleepc.masks import Mask
 from sleepc.ops.functional.heads import group
 from sleepc.ops.functional.windows import distance_bias
 
@@ -55,41 +56,30 @@ def attention(
     scale: float,
     softcap: float = 0.0,
     causal: bool = False,
-    window: int = 0,
-    chunk: int = 0,
+    sees: str = "",
     slopes: Sequence[float] = (),
 ) -> Tensor:
     """Softmax attention of one call's tokens among themselves.
 
     q [B, Hq, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv]; mask [B or 1, 1 or Hq, T, T], bool (True =
     sees) or additive; sinks [Hq] logits that take probability and give no value; softcap c > 0
-    bends scores to c tanh(x / c); with `causal` a query sees itself and what is before it, of that
-    the latest `window` tokens where window is not 0, and only its own chunk of the call where
-    `chunk` is not 0; `slopes` [Hq] (ALiBi, arXiv 2108.12409), only with `causal` and without mask,
-    take slope times distance off the scores. -> [B, Hq, T, Dv]; a query that sees nothing gets
-    zeros. ValueError where Hq is not a multiple of Hkv.
+    bends scores to c tanh(x / c); with `causal` a query sees itself and of what is before it what
+    the mask `sees` lets it see (sleepc/masks); `slopes` [Hq] (ALiBi, arXiv 2108.12409), only with
+    `causal` and without mask, take slope times distance off the scores. -> [B, Hq, T, Dv]; a query
+    that sees nothing gets zeros. ValueError where Hq is not a multiple of Hkv.
     """
     tokens = q.shape[2]
     if causal:
-        past = _past(torch.arange(tokens, device=q.device), window, chunk)
+        token = torch.arange(tokens, device=q.device)
+        past = Mask.parse(sees).sees(token[:, None], token)[None, None]
         if slopes:
-            past = distance_bias(past, torch.arange(tokens, device=q.device)[None], slopes, torch.float64)
+            past = distance_bias(past, token[None], slopes, torch.float64)
         mask = past if mask is None else _restrict(mask, past)
     grouped = group(q, k.shape[1])
     scores = (grouped.flatten(2, 3) @ k.mT).view(*q.shape[:3], tokens)
     p = _weights(scores, mask, sinks, scale, softcap).to(v.dtype)
     out = group(p, k.shape[1]).flatten(2, 3) @ v
     return out.view(*q.shape[:3], v.shape[3])
-
-
-def _past(token: Tensor, window: int, chunk: int) -> Tensor:
-    """Who sees whom, bool [1, 1, T, T]."""
-    past = token <= token[:, None]
-    if window:
-        past = past & (token[:, None] - token < window)
-    if chunk:
-        past = past & (token[:, None] // chunk == token // chunk)
-    return past[None, None]
 
 
 def _restrict(mask: Tensor, seen: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sleepc.masks import Mask
+
 
 def window_slots(positions: Tensor, *, window: int, sinks: int) -> Tensor:
     """Slot of the token at every position, [B, T] -> [B, T]; padding (-1) has none (-1).
@@ -27,25 +29,17 @@ def _held(position: Tensor, window: int, sinks: int) -> Tensor:
     return torch.where(slot < sinks, sink, torch.where(ring >= sinks, ring, -1))
 
 
-def window_mask(
-    positions: Tensor, position: Tensor, *, window: int, sinks: int, own: int = 0, chunk: int = 0
-) -> Tensor:
+def window_mask(positions: Tensor, position: Tensor, *, window: int, sinks: int, sees: str = "") -> Tensor:
     """Who sees whom (True = sees): new tokens as queries, slots and then new tokens as keys.
 
     positions [B, T] of the new tokens (-1 = padding), position [B] of a row's next token before
-    this call, `own` the layer's own sliding window in tokens (0 = none), `chunk` the length of its
-    chunks of positions (0 = none) -> bool [B, 1, T, W + T].
+    this call, `sees` the layer's own mask (sleepc/masks) -> bool [B, 1, T, W + T].
 
-    Query i sees key j where both are real, j <= i, i - j < own where own is not 0, and either
-    i - j < window or j is a sink; and always only where j lies in the same chunk.
+    Query i sees key j where both are real, its own mask lets it, and either i - j < window or j is a sink.
     """
     keys, queries = _keys(positions, position, window, sinks), positions[:, None, :, None]
     near = (queries - keys < window) | (keys < sinks)
-    if own:
-        near = near & (queries - keys < own)
-    if chunk:
-        near = near & (queries // chunk == keys // chunk)
-    return near & (keys >= 0) & (keys <= queries)
+    return near & (keys >= 0) & Mask.parse(sees).sees(queries, keys)
 
 
 def window_bias(
@@ -56,15 +50,14 @@ def window_bias(
     sinks: int,
     slopes: Sequence[float],
     dtype: torch.dtype,
-    own: int = 0,
-    chunk: int = 0,
+    sees: str = "",
 ) -> Tensor:
     """`window_mask` as what is added to the scores of layers whose bias grows with distance (ALiBi).
 
     slopes [Hq] -> `dtype` [B, Hq, T, W + T]: slope times (j - i), the dtype's least number where
     query i does not see key j.
     """
-    seen = window_mask(positions, position, window=window, sinks=sinks, own=own, chunk=chunk)
+    seen = window_mask(positions, position, window=window, sinks=sinks, sees=sees)
     keys = _keys(positions, position, window, sinks)[:, 0, 0]
     return distance_bias(seen, keys, slopes, dtype, positions)
 
