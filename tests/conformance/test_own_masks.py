@@ -62,7 +62,8 @@ class Dilated(nn.Module):
         distance = at[:, None] - at
         mask = (distance >= 0) & (distance % 3 == 0)
         h = self.words(tokens) + self.where(at)
-        for qkv, o in self.blocks:  # type: ignore[misc]
+        for block in self.blocks:
+            qkv, o = block.children()
             q, k, v = (x.unflatten(2, (2, 4)).transpose(1, 2) for x in (2 * qkv(h)).split(8, 2))
             y = nn.functional.scaled_dot_product_attention(q, k, v, mask)
             h = h + o(y.transpose(1, 2).flatten(2))
