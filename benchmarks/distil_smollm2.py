@@ -33,8 +33,7 @@ from sleepc.tasks.programs import full_attention, with_passes
 from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
 from sleepc.train.adapter import with_values, write_adapter
-from sleepc.train.trainer import Step, Trainer
-from sleepc.train.training import Hooks
+from sleepc.train.trainer import Hooks, Step, Trainer
 from sleepc.verify.shake import without_memories
 
 COLUMNS = ("tokens", "model", "perplexity", "share", "loss")

@@ -38,8 +38,7 @@ from sleepc.tasks.puzzle import Example, Question, Words, examples
 from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import spell_as_text
 from sleepc.train.checkpoint import forget_checkpoints
-from sleepc.train.trainer import METRICS, Step, Trainer
-from sleepc.train.training import Hooks
+from sleepc.train.trainer import METRICS, Hooks, Step, Trainer
 from sleepc.verify.shake import without_memories
 
 SCORES = ("accuracy", "constant", "no_memory", "right", "in_time")

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,7 +49,8 @@ if TYPE_CHECKING:
     from sleepc.tasks.puzzle import Puzzle
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
-    from sleepc.train.training import Hooks, Outcome
+    from sleepc.train.learned import Teacher
+    from sleepc.train.training import Outcome
     from sleepc.verify.verify import VerifyReport
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -306,66 +306,31 @@ class Program:
         self,
         text: Sequence[str | Path] = (),
         *,
-        dataset: str | None = None,
-        field: str = "text",
         teacher: str | Path | nn.Module | None = None,
-        work: str | Path = "training",
-        resume: bool = False,
-        force: bool = False,
-        backend: str = DEFAULT,
-        device: str | None = None,
-        half: bool = False,
         progress: Progress = silent,
-        hooks: Hooks | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> Outcome:
         """Train the memories, or more, towards `teacher` (the original by default) on texts, a data set, or, with
-        neither, on what the teacher writes. `settings` are those of sleepc.train.settings; `work` holds checkpoints,
-        metrics and the adapter (float16 with `half`). Where it is stopped the program stays as it is; `resume` goes on.
-        It stays as it is, too, where the training made things worse on what was held out of the texts (a warning says
-        so), unless `force`.
+        neither, on what the teacher writes. Options are those of sleepc.train.run.Run, `work` and `resume` among them,
+        and of sleepc.train.settings. Where it is stopped the program stays as it is; `resume` goes on. It stays as it
+        is, too, where the training made things worse on what was held out of the texts (a warning says so), unless
+        `force`.
 
         Raises UsageError for options that do not fit and for a folder that another process has, SleepcError where the
         loss is no number.
         """
-        from sleepc.train.adapter import name_of
-        from sleepc.train.reading import self_reading, text_reading
+        from sleepc.train.learned import learn_teacher
+        from sleepc.train.run import split_options
         from sleepc.train.settings import make_settings
-        from sleepc.train.shared_words import shared_words
-        from sleepc.train.texts import texts
         from sleepc.train.training import check_training_device, train
 
-        check_training_device(device, backend)  # before any work
-        chosen, window = make_settings(settings), self.graphs.window
-        given = texts([Path(path) for path in text], dataset, field) if text or dataset else None  # before any work
+        run, settings = split_options({"text": text, **options})
+        check_training_device(run.device, run.backend)  # before any work
+        chosen, given = make_settings(settings), run.texts()
         self.check_bytes()
-        taught = self._teacher(teacher, progress)
-        words = None if teacher is None else shared_words(self, taught, _folder_of(teacher, progress))
-        if given is not None:
-            reading = text_reading(given.documents, self.tokenizer(), chosen, window)
-        else:
-            load = partial(find_trainer(backend).steps, device=device or "cpu")
-            reading = self_reading(taught, self.tokenizer(), chosen, window, load)
-        facts = {
-            "text": given.names if given is not None else "self",
-            "teacher": "module" if isinstance(teacher, nn.Module) else name_of(str(teacher or self.source.name)),
-        }
-        unchanged = {
-            "content": given.content if given is not None else "",
-            "teacher_sha256": weights_digest(taught) if teacher is not None else "",
-        }
+        learned = learn_teacher(self, self._teacher(teacher, progress), given, chosen, run)
         progress("training", None)
-        options: dict[str, Any] = {
-            "backend": backend,
-            "device": device,
-            "resume": resume,
-            "force": force,
-            "half": half,
-            "hooks": hooks,
-        }
-        return train(
-            self, taught, reading, chosen, Path(work), facts=facts, unchanged=unchanged, words=words, **options
-        )
+        return train(self, learned, run)
 
     @typed
     def train(
@@ -373,19 +338,9 @@ class Program:
         task: str | Puzzle | None = None,
         *,
         set: Sequence[str] = (),
-        text: Sequence[str | Path] = (),
-        dataset: str | None = None,
-        field: str = "text",
         scratch: bool = False,
-        work: str | Path = "training",
-        resume: bool = False,
-        force: bool = False,
-        backend: str = DEFAULT,
-        device: str | None = None,
-        half: bool = False,
         progress: Progress = silent,
-        hooks: Hooks | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> Outcome:
         """Train the model on a task (a name with `set=["width=8"]`, or a puzzle of one's own), texts or a data set: the
         loss is on what is asked, or on the last `predict` tokens of pieces; gradients go through sleeps and passes.
@@ -396,38 +351,38 @@ class Program:
         Raises UsageError for options that do not fit, SleepcError where the loss is no number.
         """
         from sleepc.train.learned import learn_task, learn_text, settings_for
-        from sleepc.train.texts import texts
+        from sleepc.train.run import split_options
         from sleepc.train.training import check_training_device, train
 
-        check_training_device(device, backend)  # before any work
-        if sum((task is not None, bool(text), dataset is not None)) != 1:
+        run, settings = split_options(options)
+        check_training_device(run.device, run.backend)  # before any work
+        if sum((task is not None, bool(run.text), run.dataset is not None)) != 1:
             raise UsageError("what shall it learn?", where="train", fix="Give one of a task, text or a data set.")
         if task is None and set:
             raise UsageError("settings are those of a task", where="--set", fix="Leave it out.")
         chosen = settings_for(settings, task=task is not None, scratch=scratch)
-        given = texts([Path(path) for path in text], dataset, field) if task is None else None  # before any work
+        given = run.texts()
         self.check_bytes()
         if given is not None:
             learned = learn_text(self, given, chosen)
         elif task is not None:
             learned = learn_task(self, task, set, chosen)
         progress("training", None)
-        options: dict[str, Any] = {
-            "backend": backend,
-            "device": device,
-            "resume": resume,
-            "force": force,
-            "half": half,
-            "hooks": hooks,
-        }
-        options |= {"facts": learned.facts, "unchanged": learned.unchanged, "adapter": chosen.train != "all"}
-        return train(self, None, learned.reading, learned.settings, Path(work), **options)
+        return train(self, learned, run)
 
-    def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> ProgramGraphs:
+    def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> Teacher:
+        """The original, or another model. Raises UsageError where that has other words."""
+        from sleepc.train.adapter import name_of
+        from sleepc.train.learned import Teacher
+        from sleepc.train.shared_words import shared_words
+
         if teacher is None:
-            return self.captured(progress)
+            return Teacher(self.captured(progress), name_of(self.source.name))
         progress("capturing the teacher", None)
-        return capture(self.load_original(teacher, progress), progress, factors=self.recipe.rope_factors)
+        graphs = capture(self.load_original(teacher, progress), progress, factors=self.recipe.rope_factors)
+        words = shared_words(self, graphs, _folder_of(teacher, progress))
+        name = "module" if isinstance(teacher, nn.Module) else name_of(str(teacher))
+        return Teacher(graphs, name, weights_digest(graphs), words)
 
     @typed
     def save(

@@ -18,7 +18,7 @@ from examples.trend.experiment import SEEDS, Experiment
 from examples.trend.figures import show
 from examples.trend.training import one_thread, options, train_all
 from sleepc.errors import SleepcError
-from sleepc.train.training import Hooks
+from sleepc.train.trainer import Hooks
 
 HOUR = 3600.0
 ESTIMATED = 2  # steps that an estimate takes, after one that warms up

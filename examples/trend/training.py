@@ -23,8 +23,7 @@ from sleepc.tasks.puzzle import examples
 from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import choose_spelling
 from sleepc.train.learned import tokenizer_of
-from sleepc.train.trainer import Step, Trainer
-from sleepc.train.training import Hooks
+from sleepc.train.trainer import Hooks, Step, Trainer
 from sleepc.whole_file import write_whole
 
 Row = dict[str, Any]

@@ -15,7 +15,8 @@ from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
     from sleepc.api import Program
-    from sleepc.train.training import Hooks, Outcome
+    from sleepc.train.trainer import Hooks
+    from sleepc.train.training import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from sleepc.cli.training_options import LoopOptions, StepOptions, TextOptions, T
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sleepc.train.training import Hooks, Outcome
+    from sleepc.train.trainer import Hooks
+    from sleepc.train.training import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

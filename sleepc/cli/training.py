@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from sleepc.api import Program
     from sleepc.cli.training_options import WorkOptions
-    from sleepc.train.trainer import Step, Trainer
-    from sleepc.train.training import Hooks, Outcome
+    from sleepc.train.trainer import Hooks, Step, Trainer
+    from sleepc.train.training import Outcome
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_training(
     not written without `force`, and with 130 where it was stopped.
     """
     from sleepc.train.checkpoint import forget_checkpoints
-    from sleepc.train.training import Hooks
+    from sleepc.train.trainer import Hooks
 
     target = output or artifact
     replace = options.force or output is None

@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from operator import attrgetter
@@ -43,7 +44,7 @@ def typed(call: Callable[P, R]) -> Callable[P, R]:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             parameter = signature.parameters[name]
             if parameter.annotation is not parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-                _check(name, value, str(parameter.annotation), call.__globals__)
+                _check(name, value, str(parameter.annotation), vars(sys.modules[call.__module__]))
         return call(*args, **kwargs)
 
     return checking

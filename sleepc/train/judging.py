@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,8 +21,11 @@ from sleepc.train.student import parts_of, sleep_after
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from sleepc.train.trainer import Hooks
+
 ROOM = 0.01  # of perplexity: what a training towards a teacher may lose by chance
 Model = Literal["before", "after", "teacher"]
+Goal = Literal["divergence", "surprise"]
 
 
 class Judgement(BaseModel):
@@ -34,7 +38,7 @@ class Judgement(BaseModel):
     pieces: int
     tokens: int
     apart: bool
-    goal: Literal["divergence", "surprise"]
+    goal: Goal
     surprise: dict[Model, float]
     divergence: dict[Model, float]
 
@@ -71,37 +75,42 @@ class Judgement(BaseModel):
         return self.model_dump(mode="json")
 
 
+@dataclass(frozen=True)
+class Exam:
+    """What is read to judge a training, by which backend, `rows` pieces at a time. `apart` and `goal`: see Judgement. A
+    teacher is compared over the first `words`, all by default.
+    """
+
+    pieces: Sequence[Piece]
+    backend: TrainingBackend
+    apart: bool
+    goal: Goal
+    rows: int
+    words: int | None = None
+
+
 def judge(
     before: ProgramGraphs,
     after: ProgramGraphs,
     teacher: TrainingSteps | None,
-    pieces: Sequence[Piece],
+    exam: Exam,
     accelerator: Accelerator,
-    *,
-    backend: TrainingBackend,
-    apart: bool,
-    goal: Literal["divergence", "surprise"],
-    rows: int,
-    tell: Callable[[float], None],
-    should_stop: Callable[[], bool],
-    words: int | None = None,
+    hooks: Hooks,
 ) -> Judgement | None:
-    """Read `pieces` with both programs, `rows` at a time, each process its part of them; None where it is stopped.
-    The teacher is compared over the first `words`, all by default.
-    """
-    device, share = accelerator.device, accelerator.num_processes
+    """Read the pieces with both programs, each process its part of them; None where it is stopped."""
+    device, share, pieces = accelerator.device, accelerator.num_processes, exam.pieces
     mine = pieces[accelerator.process_index :: share]
-    groups = [mine[n : n + rows] for n in range(0, len(mine), rows)]
+    groups = [mine[n : n + exam.rows] for n in range(0, len(mine), exam.rows)]
     sums = {name: torch.zeros(4, dtype=torch.float64) for name in ("before", "after")}
     done = 0
     for name, graphs in (("before", before), ("after", after)):
-        steps = backend.steps_on(graphs, materialise(graphs, str(device)), device=device)
+        steps = exam.backend.steps_on(graphs, materialise(graphs, str(device)), device=device)
         for group in groups:
-            if share == 1 and should_stop():
+            if share == 1 and hooks.should_stop():
                 return None
-            sums[name] += read(steps, teacher, group, words)
+            sums[name] += read(steps, teacher, group, exam.words)
             done += 1
-            tell(done / (2 * len(groups)))
+            hooks.on_judging(done / (2 * len(groups)))
     found = torch.stack(list(sums.values()))
     if share > 1:
         found = accelerator.reduce(found.float().to(device), "sum").double().cpu()
@@ -112,7 +121,7 @@ def judge(
         surprise["teacher"] = b[2] / b[3]
         divergence = {"before": b[1] / tokens, "after": a[1] / tokens}
     return Judgement(
-        pieces=len(pieces), tokens=tokens, apart=apart, goal=goal, surprise=surprise, divergence=divergence
+        pieces=len(pieces), tokens=tokens, apart=exam.apart, goal=exam.goal, surprise=surprise, divergence=divergence
     )
 
 

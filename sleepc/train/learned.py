@@ -1,19 +1,23 @@
-"""What stage solve learns, without a teacher: examples of a task, or texts. Streams of pieces, settings and facts."""
+"""What a training learns: what a teacher says, examples of a task, or texts. Streams of pieces, settings and facts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
+from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer
+from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle, spell_setting
 from sleepc.tasks.spelling import choose_spelling
 from sleepc.train.program import Program
-from sleepc.train.reading import Reading, task_reading, text_reading
+from sleepc.train.reading import Reading, self_reading, task_reading, text_reading
+from sleepc.train.run import Run
 from sleepc.train.settings import Settings, make_settings
 from sleepc.train.texts import Texts
 
@@ -22,13 +26,35 @@ SCRATCH = {"train": "all", "start": "new", "optimiser": "muon"}
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """Whom a training follows: a program at level CANONICAL. `words` are the first ones that it has in common with the
+    learner, None where their tables are the same; `digest` is that of its weights, where it is not the original.
+    """
+
+    graphs: ProgramGraphs
+    name: str
+    digest: str = ""
+    words: int | None = None
+
+
+@dataclass(frozen=True)
 class Learned:
-    """What is read, the settings it is learned with, what is to be said of it, and what else a resume must find."""
+    """What is read, the settings it is learned with, what is to be said of it, and what else a resume must find.
+
+    `adapts`: does an adapter say what was learned?
+    """
 
     reading: Reading
     settings: Settings
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     unchanged: dict[str, str] = field(default_factory=dict)
+    teacher: Teacher | None = None
+    adapts: bool = True
+
+    @property
+    def words(self) -> int | None:
+        """The first words that teacher and learner have in common; None for all."""
+        return self.teacher.words if self.teacher is not None else None
 
 
 def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Settings:
@@ -45,6 +71,19 @@ def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Setti
         rate = options.get("lr", Settings().lr)
         options = {**SCRATCH, "weights_lr": rate, **options}
     return make_settings({**options, "stages": "solve"})
+
+
+def learn_teacher(program: Program, teacher: Teacher, given: Texts | None, settings: Settings, run: Run) -> Learned:
+    """What a teacher says to texts, or with none, to what it writes itself."""
+    tokenizer, window = program.tokenizer(), program.graphs.window
+    if given is not None:
+        reading = text_reading(given.documents, tokenizer, settings, window)
+    else:
+        load = partial(find_trainer(run.backend).steps, device=run.device or "cpu")
+        reading = self_reading(teacher.graphs, tokenizer, settings, window, load)
+    facts = {"text": given.names if given is not None else "self", "teacher": teacher.name}
+    unchanged = {"content": given.content if given is not None else "", "teacher_sha256": teacher.digest}
+    return Learned(reading, settings, facts, unchanged, teacher)
 
 
 def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], settings: Settings) -> Learned:
@@ -68,13 +107,14 @@ def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], sett
         )
     facts = {"task": _spelled(task if isinstance(task, str) else type(task).__name__, puzzle), "as_text": as_text}
     settings = settings.model_copy(update={"length": longest})
-    return Learned(task_reading(puzzle, spell, settings), settings, facts)
+    return Learned(task_reading(puzzle, spell, settings), settings, facts, adapts=settings.train != "all")
 
 
 def learn_text(program: Program, texts: Texts, settings: Settings) -> Learned:
     """Texts; of each piece the last tokens that `predict` says."""
     reading = text_reading(texts.documents, program.tokenizer(), settings, program.graphs.window)
-    return Learned(reading, settings, {"text": texts.names}, {"content": texts.content})
+    facts, unchanged = {"text": texts.names}, {"content": texts.content}
+    return Learned(reading, settings, facts, unchanged, adapts=settings.train != "all")
 
 
 def tokenizer_of(program: Program) -> Tokenizer | None:

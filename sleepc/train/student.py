@@ -82,12 +82,23 @@ class Carry:
         return replace(self, state={name: value.detach() for name, value in self.state.items()})
 
 
+@dataclass(frozen=True)
+class Computing:
+    """How a student computes. With `low`, weights of linear maps are used in bfloat16 (docs/decisions/0007). With
+    `checkpointing` a window's activations are computed again in the backward pass.
+    """
+
+    backend: TrainingBackend | None = None
+    device: str | torch.device = "cpu"
+    low: bool = False
+    checkpointing: bool = False
+
+
 class Student:
     """Programs of the same parameters (one for each eviction) on float32 masters, and the teacher that they follow.
 
-    `masters` by key are what an optimiser changes; all else is frozen. With `low`, weights of linear maps are used in
-    bfloat16 (docs/decisions/0007). With `checkpointing` a window's activations are computed again in the backward pass.
-    Logits of student and teacher are compared over the first `words`, all by default.
+    `masters` by key are what an optimiser changes; all else is frozen. Logits of student and teacher are compared over
+    the first `words`, all by default.
     """
 
     def __init__(
@@ -95,19 +106,17 @@ class Student:
         programs: Mapping[str, ProgramGraphs],
         keys: Sequence[str],
         teacher: TrainingSteps | None,
+        how: Computing | None = None,
         *,
-        backend: TrainingBackend | None = None,
-        device: str | torch.device = "cpu",
-        low: bool = False,
-        checkpointing: bool = False,
         words: int | None = None,
     ) -> None:
+        how = how or Computing()
         self.words = words
         self.program = next(iter(programs.values()))
-        self.teacher, self.device, self.checkpointing = teacher, torch.device(device), checkpointing
-        frozen, backend = materialise(self.program, str(device)), backend or find_trainer()
+        self.teacher, self.device, self.checkpointing = teacher, torch.device(how.device), how.checkpointing
+        frozen, backend = materialise(self.program, str(how.device)), how.backend or find_trainer()
         self.dtypes = {key: value.dtype for key, value in frozen.items()}
-        lowered = linear_keys(self.program) if low and self.program.dtype == torch.float32 else set()
+        lowered = linear_keys(self.program) if how.low and self.program.dtype == torch.float32 else set()
         self.dtypes |= dict.fromkeys(lowered, LOW)
         self.tied = tied_keys(self.program, keys)
         self.masters = {key: _master(frozen[key]) for key in keys}

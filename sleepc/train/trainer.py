@@ -16,6 +16,7 @@ import torch
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.json_file import json_text
+from sleepc.progress import OnShare
 from sleepc.tasks.lessons import NOTHING
 from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, write_checkpoint
 from sleepc.train.optimisers import make_optimisers
@@ -58,6 +59,16 @@ class Step:
     passes: int | None = None
 
 
+@dataclass
+class Hooks:
+    """What a training tells, and asks, while it runs. `on_judging` hears which share of that is done."""
+
+    on_start: Callable[[Trainer], None] = lambda trainer: None
+    on_step: Callable[[Step], None] = lambda step: None
+    on_judging: OnShare = lambda share: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a step does with its pieces; its loss is a mean over so many tokens or labels, of all processes."""
@@ -68,10 +79,19 @@ class Plan:
     counted: int
 
 
-class Trainer:
-    """Trains a student by `settings` on the pieces of `stream`, in the folder `work`.
+@dataclass(frozen=True)
+class Workplace:
+    """Where a training is done: its folder, its processes, and what a checkpoint there must agree with to be gone on
+    from.
+    """
 
-    `run_facts` are what a checkpoint must agree with to be gone on from. `on_step` sees every step's figures, and
+    folder: Path
+    accelerator: Accelerator
+    facts: dict[str, Any]
+
+
+class Trainer:
+    """Trains a student by `settings` on the pieces of `stream`. `on_step` of the hooks sees every step's figures, and
     `should_stop` is asked after each (in any process: one is enough to stop all).
     """
 
@@ -80,22 +100,17 @@ class Trainer:
         student: Student,
         settings: Settings,
         stream: Stream,
-        work: Path,
-        accelerator: Accelerator,
-        run_facts: dict[str, Any],
-        *,
-        on_step: Callable[[Step], None] = lambda step: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        place: Workplace,
+        hooks: Hooks | None = None,
     ) -> None:
-        self.student, self.settings, self.stream, self.work = student, settings, stream, work
-        self.accelerator, self.run_facts = accelerator, run_facts
-        self.on_step, self.should_stop = on_step, should_stop
+        self.student, self.settings, self.stream, self.hooks = student, settings, stream, hooks or Hooks()
+        self.work, self.accelerator, self.facts = place.folder, place.accelerator, place.facts
         self.phases = phases(settings)
         self.of = sum(phase.steps for phase in self.phases)
         self.done = self.tokens = 0
         self.batch = ""  # a hash of what the last step read
         self.optimisers = make_optimisers(student.program, student.masters, settings)
-        self.micro = rows_at_once(settings, accelerator.num_processes)
+        self.micro = rows_at_once(settings, self.accelerator.num_processes)
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
@@ -108,13 +123,11 @@ class Trainer:
         if not found:
             return 0
         standing = read_standing(found[-1])
-        other = sorted(
-            k for k in standing.run.keys() | self.run_facts.keys() if standing.run.get(k) != self.run_facts.get(k)
-        )
+        other = sorted(k for k in standing.run.keys() | self.facts.keys() if standing.run.get(k) != self.facts.get(k))
         if other:
             raise UsageError(
                 f"the stopped training differs in {', '.join(other)}: "
-                + "; ".join(f"{k} {standing.run.get(k)} then, {self.run_facts.get(k)} now" for k in other[:3]),
+                + "; ".join(f"{k} {standing.run.get(k)} then, {self.facts.get(k)} now" for k in other[:3]),
                 where=str(found[-1]),
                 fix="Give the same options and the same texts again, or start anew: --force instead of --resume.",
             )
@@ -125,7 +138,7 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of what is done, by the first process."""
         if self.accelerator.is_main_process:
-            standing = Standing(step=self.done, tokens=self.tokens, run=self.run_facts, batch=self.batch)
+            standing = Standing(step=self.done, tokens=self.tokens, run=self.facts, batch=self.batch)
             write_checkpoint(self.work, standing, self.student.masters, self.optimisers)
 
     # ------------------------------------------------------------------------------------------ the loop
@@ -261,7 +274,7 @@ class Trainer:
         return float(groups[0]["lr"])
 
     def _anybody_stops(self) -> bool:
-        stop = torch.tensor([float(self.should_stop())], device=self.accelerator.device)
+        stop = torch.tensor([float(self.hooks.should_stop())], device=self.accelerator.device)
         return (
             bool(self.accelerator.reduce(stop, "sum").item() > 0) if self.accelerator.num_processes > 1 else bool(stop)
         )
@@ -273,7 +286,7 @@ class Trainer:
             self.work.mkdir(parents=True, exist_ok=True)
             with (self.work / METRICS).open("a") as file:
                 file.write(json_text(asdict(step)) + "\n")
-            self.on_step(step)
+            self.hooks.on_step(step)
 
     def _cut_metrics(self) -> None:
         """Drop the lines of steps that come again."""

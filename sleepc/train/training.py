@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -21,19 +21,20 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
-from sleepc.progress import OnShare, silent
+from sleepc.progress import silent
 from sleepc.recipe import Recipe
 from sleepc.tasks.programs import full_attention
 from sleepc.train.adapter import note_training, rank_of, with_rank, with_values, write_adapter
 from sleepc.train.checkpoint import forget_checkpoints
-from sleepc.train.judging import Judgement, judge
+from sleepc.train.judging import Exam, Judgement, judge
+from sleepc.train.learned import Learned
 from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
-from sleepc.train.reading import Reading
+from sleepc.train.run import Run
 from sleepc.train.settings import Settings, parse_passes, parse_stages, phases
 from sleepc.train.start import new_layers, start_memories
-from sleepc.train.student import Student
-from sleepc.train.trainer import METRICS, Step, Stream, Trainer, rows_at_once
+from sleepc.train.student import Computing, Student
+from sleepc.train.trainer import METRICS, Step, Stream, Trainer, Workplace, rows_at_once
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,16 +45,6 @@ ADAPTER = "adapter.safetensors"
 DEVICES = ("cpu", "cuda")
 TAUGHT = ("align", "distil")  # stages that follow a teacher
 START = 4  # pieces that are looked at before the first step
-
-
-@dataclass
-class Hooks:
-    """What a training tells, and asks, while it runs. `on_judging` hears which share of that is done."""
-
-    on_start: Callable[[Trainer], None] = lambda trainer: None
-    on_step: Callable[[Step], None] = lambda step: None
-    on_judging: OnShare = lambda share: None
-    should_stop: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -86,108 +77,78 @@ def longest(settings: Settings) -> int:
     return max(phase.length for phase in phases(settings))
 
 
-def train(
-    program: Program,
-    teacher: ProgramGraphs | None,
-    reading: Reading,
-    settings: Settings,
-    work: Path,
-    *,
-    backend: str = DEFAULT,
-    device: str | None = None,
-    resume: bool = False,
-    force: bool = False,
-    facts: dict[str, Any] | None = None,
-    unchanged: dict[str, str] | None = None,
-    adapter: bool = True,
-    half: bool = False,
-    hooks: Hooks | None = None,
-    words: int | None = None,
-) -> Outcome:
-    """Train `program` in the folder `work` and give it the trained values; `teacher` is at level CANONICAL, None for
-    stages that need none. `words` are the first ones that both have in common, where their tables differ.
-
-    Where that made things worse on what `reading` holds out, the program stays as it was, unless `force`; a warning
-    says so either way. `facts` say what is read and who teaches, for checkpoints and the adapter, which is float16 with
-    `half`, and not written with adapter=False; `unchanged` is what else a resumed training must find as it was. With
-    several processes (`torchrun`) each does its part of every batch. Raises UsageError for options that do not fit and
-    for a folder that another process has, SleepcError where the loss is no number.
+@dataclass(frozen=True)
+class _Job:
+    """A training on its devices: `taught` is the teacher with full attention, and `facts` say what the training is, for
+    checkpoints and the adapter.
     """
-    accelerator, trainer = _accelerator(device), find_trainer(backend)
-    hooks = hooks or Hooks()
-    _check(program, settings, teacher, words)
-    run = {**settings.model_dump(exclude={"save_every"}), **(facts or {}), "processes": accelerator.num_processes}
+
+    program: Program
+    learned: Learned
+    run: Run
+    accelerator: Accelerator
+    backend: TrainingBackend
+    taught: TrainingSteps | None
+    facts: dict[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        """How parameters are stepped."""
+        return self.learned.settings
+
+
+def train(program: Program, learned: Learned, run: Run) -> Outcome:
+    """Train `program` and give it the trained values.
+
+    Where that made things worse on what is held out of the reading, the program stays as it was, unless `run.force`; a
+    warning says so either way. With several processes (`torchrun`) each does its part of every batch. Raises UsageError
+    for options that do not fit and for a folder that another process has, SleepcError where the loss is no number.
+    """
+    accelerator, backend = _accelerator(run.device), find_trainer(run.backend)
+    settings, work = learned.settings, run.folder
+    _check(program, learned)
+    facts = {**settings.model_dump(exclude={"save_every"}), **learned.facts, "processes": accelerator.num_processes}
     with only_one(work, "training") if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process and not resume:
+        if accelerator.is_main_process and not run.resume:
             forget_checkpoints(work)
             for name in (METRICS, ADAPTER):
                 (work / name).unlink(missing_ok=True)
-        taught = _teacher(teacher, settings, trainer, accelerator.device) if teacher else None
-        same = {**run, **(unchanged or {}), "program": program.identity}
-        outcome, graphs, keys = _fit(
-            program, taught, reading.stream, settings, work, accelerator, trainer, resume, same, hooks, words
-        )
-        if outcome.finished and (pieces := reading.held_out()):
-            outcome.held_out = judge(
-                program.graphs,
-                graphs,
-                taught,
-                pieces,
-                accelerator,
-                backend=trainer,
-                apart=reading.apart,
-                goal="divergence" if parse_stages(settings.stages)[-1][0] in TAUGHT else "surprise",
-                rows=rows_at_once(settings, accelerator.num_processes),
-                tell=hooks.on_judging,
-                should_stop=hooks.should_stop,
-                words=words,
-            )
+        taught = None
+        if learned.teacher is not None:
+            taught = _taught(learned.teacher.graphs, settings, backend, accelerator.device)
+        job = _Job(program, learned, run, accelerator, backend, taught, facts)
+        outcome, graphs, keys = _fit(job)
+        if outcome.finished and (pieces := learned.reading.held_out()):
+            outcome.held_out = _judged(job, graphs, pieces)
             outcome.finished = outcome.held_out is not None  # or it was stopped meanwhile
         if outcome.finished:
-            path = work / ADAPTER if adapter and accelerator.is_main_process else None
-            _keep(program, graphs, keys, outcome, run, path, half=half, force=force)
+            _keep(job, graphs, keys, outcome)
         accelerator.wait_for_everyone()
     return outcome
 
 
-def _fit(
-    program: Program,
-    teacher: TrainingSteps | None,
-    stream: Stream,
-    settings: Settings,
-    work: Path,
-    accelerator: Accelerator,
-    backend: TrainingBackend,
-    resume: bool,
-    same: dict[str, Any],
-    hooks: Hooks,
-    words: int | None,
-) -> tuple[Outcome, ProgramGraphs, list[str]]:
+def _fit(job: _Job) -> tuple[Outcome, ProgramGraphs, list[str]]:
     """Take the steps: how it went, the graphs with what was learned, and the keys of what was trained."""
+    program, settings, hooks, stream = job.program, job.settings, job.run.told, job.learned.reading.stream
     graphs = with_rank(program.graphs, settings.rank) if settings.train == "low-rank" else program.graphs
     if settings.start == "fresh":
         graphs = _started(program, graphs, stream, settings)
     elif settings.start == "new":
         graphs = new_layers(graphs, settings.seed)
-    keys = trained_keys(graphs, settings.train)
-    student = Student(
-        _programs(program, graphs, settings),
-        keys,
-        teacher,
-        backend=backend,
-        device=accelerator.device,
-        low=settings.precision == "bfloat16",
-        checkpointing=settings.checkpointing,
-        words=words,
-    )
+    low = settings.precision == "bfloat16"
+    how = Computing(job.backend, job.accelerator.device, low=low, checkpointing=settings.checkpointing)
+    keys, programs = trained_keys(graphs, settings.train), _programs(program, graphs, settings)
+    student = Student(programs, keys, job.taught, how, words=job.learned.words)
     outcome = Outcome(False, 0, 0, 0, sum(m.numel() for m in student.masters.values()))
 
     def told(step: Step) -> None:
         _note(outcome, step)
         hooks.on_step(step)
 
-    trainer = Trainer(student, settings, stream, work, accelerator, same, on_step=told, should_stop=hooks.should_stop)
-    if resume:
+    same = {**job.facts, **job.learned.unchanged, "program": program.identity}
+    place = Workplace(job.run.folder, job.accelerator, same)
+    trainer = Trainer(student, settings, stream, place, replace(hooks, on_step=told))
+    if job.run.resume:
         trainer.resume()
     hooks.on_start(trainer)
     outcome.finished = trainer.train()
@@ -196,33 +157,38 @@ def _fit(
     return outcome, with_values(graphs, values), list(values)
 
 
-def _keep(
-    program: Program,
-    graphs: ProgramGraphs,
-    keys: list[str],
-    outcome: Outcome,
-    run: dict[str, Any],
-    adapter: Path | None,
-    *,
-    half: bool,
-    force: bool,
-) -> None:
+def _judged(job: _Job, graphs: ProgramGraphs, pieces: Sequence[Piece]) -> Judgement | None:
+    """What was learned, on what was held out; None where it was stopped."""
+    last = parse_stages(job.settings.stages)[-1][0]
+    exam = Exam(
+        pieces,
+        job.backend,
+        apart=job.learned.reading.apart,
+        goal="divergence" if last in TAUGHT else "surprise",
+        rows=rows_at_once(job.settings, job.accelerator.num_processes),
+        words=job.learned.words,
+    )
+    return judge(job.program.graphs, graphs, job.taught, exam, job.accelerator, job.run.told)
+
+
+def _keep(job: _Job, graphs: ProgramGraphs, keys: list[str], outcome: Outcome) -> None:
     """Write the adapter, and give the program what was learned: where that made things worse only with `force`."""
-    made, told = copy(program), outcome.to_json()
+    program, told = job.program, outcome.to_json()
+    made = copy(program)
     made.graphs, made.report = graphs, dict(program.report)
-    facts = {**run, **{name: told[name] for name in ("steps", "tokens", "losses", "held_out")}}
-    if adapter is not None:
-        outcome.adapter = adapter
-        write_adapter(adapter, made, keys, facts, torch.float16 if half else None)
+    facts = {**job.facts, **{name: told[name] for name in ("steps", "tokens", "losses", "held_out")}}
+    if job.learned.adapts and job.accelerator.is_main_process:
+        outcome.adapter = job.run.folder / ADAPTER
+        write_adapter(outcome.adapter, made, keys, facts, torch.float16 if job.run.half else None)
     else:
         note_training(made, keys, facts)
     judged = outcome.held_out
     worse = judged is not None and judged.worse
-    outcome.kept = force or not worse
+    outcome.kept = job.run.force or not worse
     if outcome.kept:
         program.graphs, program.report = made.graphs, made.report
     if worse and judged is not None:
-        rest = "It is kept, as asked." if force else "The program stays as it was."
+        rest = "It is kept, as asked." if job.run.force else "The program stays as it was."
         warnings.warn(f"the training made things worse on {judged.where}: {judged.told()}. {rest}", SleepcWarning, 3)
 
 
@@ -253,8 +219,9 @@ def _accelerator(device: str | None) -> Any:
     return Accelerator(cpu=cpu)
 
 
-def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None, words: int | None) -> None:
+def _check(program: Program, learned: Learned) -> None:
     """Do the stages fit the program and its teacher?"""
+    settings, teacher = learned.settings, learned.teacher.graphs if learned.teacher else None
     stages = [name for name, _ in parse_stages(settings.stages)]
     if teacher is None and not {"align", "distil"}.isdisjoint(stages):
         raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")
@@ -264,7 +231,7 @@ def _check(program: Program, settings: Settings, teacher: ProgramGraphs | None, 
             where="--passes",
             fix="Convert with --consolidation recurrent and --passes 2 or more, or leave it out.",
         )
-    if teacher is not None and words is None and teacher.vocab != program.graphs.vocab:
+    if teacher is not None and learned.words is None and teacher.vocab != program.graphs.vocab:
         raise UsageError(
             f"the teacher has {teacher.vocab} words and the program {program.graphs.vocab}",
             where="--teacher",
@@ -303,13 +270,13 @@ def _started(program: Program, graphs: ProgramGraphs, stream: Stream, settings: 
     return start_memories(graphs, canonical, torch.from_numpy(tokens[:, : lengths.min()]))
 
 
-def _teacher(
+def _taught(
     canonical: ProgramGraphs, settings: Settings, backend: TrainingBackend, device: torch.device
 ) -> TrainingSteps:
     graphs = full_attention(canonical, settings.length)
     if settings.precision != "bfloat16":
         return backend.steps_on(graphs, materialise(graphs, str(device)), device=device)
-    return Student({"full": graphs}, [], None, backend=backend, device=device, low=True).bound("full")
+    return Student({"full": graphs}, [], None, Computing(backend, device, low=True)).bound("full")
 
 
 def _programs(program: Program, graphs: ProgramGraphs, settings: Settings) -> dict[str, ProgramGraphs]:

@@ -15,7 +15,7 @@ from sleepc.api import Program
 from sleepc.errors import UsageError
 from sleepc.folder_lock import only_one
 from sleepc.train.checkpoint import checkpoints
-from sleepc.train.training import Hooks
+from sleepc.train.trainer import Hooks
 from tests.cli.models import run_here, save_model
 
 FAST: dict[str, Any] = {"length": 20, "batch": 4, "steps": 3, "device": "cpu", "lr": 1e-4, "start": "kept"}

@@ -13,8 +13,7 @@ import torch
 from sleepc.api import Program, convert, load
 from sleepc.errors import SleepcWarning
 from sleepc.tasks.rule110 import Rule110
-from sleepc.train.trainer import Step
-from sleepc.train.training import Hooks
+from sleepc.train.trainer import Hooks, Step
 from tests.families import make_module
 
 pytestmark = pytest.mark.gpu

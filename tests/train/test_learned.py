@@ -29,8 +29,8 @@ from sleepc.train.pieces import Piece
 from sleepc.train.settings import Phase, Settings
 from sleepc.train.streams import task_stream
 from sleepc.train.student import Student
-from sleepc.train.trainer import Step, Trainer
-from sleepc.train.training import Hooks, Outcome
+from sleepc.train.trainer import Hooks, Step, Trainer, Workplace
+from sleepc.train.training import Outcome
 from tests.same import assert_same_logits, assert_same_program
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def test_processes_add_gradients_and_figures(tmp_path: Path) -> None:
     graphs = _converted().graphs
     student = Student({"own": graphs}, trained_keys(graphs, "all"), None)
     settings = Settings(stages="solve", batch=8, clip=1e9)
-    trainer = Trainer(student, settings, _stream(0), tmp_path, cast("Accelerator", Two()), {})
+    trainer = Trainer(student, settings, _stream(0), Workplace(tmp_path, cast("Accelerator", Two()), {}))
     for n, master in enumerate(student.masters.values()):
         master.grad = torch.full_like(master, float(n))
     _, figures = trainer._gather([0.5, 3.0, 7.0])

@@ -18,7 +18,7 @@ import sleepc as package
 from sleepc.api import Program
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.train.texts import texts
-from sleepc.train.training import Hooks
+from sleepc.train.trainer import Hooks
 from tests.cli.models import save_model
 
 FAST: dict[str, Any] = {"length": 20, "batch": 2, "device": "cpu", "lr": 0.01, "save_every": 2}

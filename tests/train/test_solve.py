@@ -19,7 +19,7 @@ from sleepc.tasks.lessons import NOTHING
 from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import Settings, passes_of
-from sleepc.train.student import Student, parts_of
+from sleepc.train.student import Computing, Student, parts_of
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, make_module
 
@@ -49,7 +49,7 @@ def _asked(number: int, length: int = LENGTH) -> Piece:
 
 
 def _student(program: Program, **options: Any) -> Student:
-    return Student({"own": program.graphs}, trained_keys(program.graphs, "all"), None, **options)
+    return Student({"own": program.graphs}, trained_keys(program.graphs, "all"), None, Computing(**options))
 
 
 def _loss(student: Student, pieces: list[Piece], passes: int | None = None, windows: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
-from sleepc.train.student import LOW, Carry, Part, Student, parts_of
+from sleepc.train.student import LOW, Carry, Computing, Part, Student, parts_of
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, make_module
 
@@ -45,7 +45,7 @@ def program() -> Program:
 def _student(program: Program, **options: Any) -> Student:
     keys = [key for key, param in program.graphs.params.items() if param.new]
     teacher = load(full_attention(program.captured(lambda what, share: None), LENGTH))
-    return Student({"own": program.graphs}, keys, teacher, **options)
+    return Student({"own": program.graphs}, keys, teacher, Computing(**options))
 
 
 def _pieces(*lengths: int) -> list[IntArray]:

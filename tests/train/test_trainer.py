@@ -19,12 +19,15 @@ import torch
 from sleepc.api import Program, convert
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.weights import HeldTensor
+from sleepc.progress import silent
 from sleepc.train.checkpoint import checkpoints
+from sleepc.train.learned import Learned, Teacher
 from sleepc.train.pieces import Piece
 from sleepc.train.reading import Reading
+from sleepc.train.run import Run
 from sleepc.train.settings import Phase, Settings, make_settings, phases
-from sleepc.train.trainer import Step
-from sleepc.train.training import Hooks, Outcome, train
+from sleepc.train.trainer import Hooks, Step
+from sleepc.train.training import Outcome, train
 from tests.families import VOCAB, make_module
 
 LENGTH = 20
@@ -52,8 +55,12 @@ def _train(
     steps: list[Step] = []
     settings = make_settings({"tokens": LENGTH * 4 * 6, "length": LENGTH, "batch": 4, "lr": 0.02, **options})
     hooks = Hooks(on_step=steps.append, should_stop=lambda: len(steps) == stop)
-    teacher = program.captured(lambda what, share: None)
-    return train(program, teacher, Reading(_stream), settings, work, device="cpu", resume=resume, hooks=hooks), steps
+    learned = Learned(Reading(_stream), settings, teacher=_original(program))
+    return train(program, learned, Run(work=work, device="cpu", resume=resume, hooks=hooks)), steps
+
+
+def _original(program: Program) -> Teacher:
+    return Teacher(program.captured(silent), "original")
 
 
 def _values(program: Program) -> dict[str, torch.Tensor]:
@@ -172,15 +179,8 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     settings = make_settings({"tokens": LENGTH * 4 * 20, "length": LENGTH, "batch": 4, "train": "all", "lr": 0.02})
     same = [_stream(Phase("distil", LENGTH, 1, 0, 1), n) for n in range(4)]
     batch = [next(stream) for stream in same]
-    outcome = train(
-        program,
-        program.captured(lambda what, share: None),
-        Reading(lambda phase, skip: cycle(batch)),
-        settings,
-        tmp_path,
-        device="cpu",
-        hooks=Hooks(on_step=steps.append),
-    )
+    learned = Learned(Reading(lambda phase, skip: cycle(batch)), settings, teacher=_original(program))
+    outcome = train(program, learned, Run(work=tmp_path, device="cpu", hooks=Hooks(on_step=steps.append)))
     assert steps[-1].loss < 0.9 * steps[0].loss
     assert outcome.adapter is not None
     fresh = _program()
@@ -243,9 +243,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, options: dict[str, Any], w
 
 def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     program = _program()
-    teacher = replace(program.captured(lambda what, share: None), vocab=7)
+    teacher = replace(_original(program), graphs=replace(program.captured(silent), vocab=7))
+    learned = Learned(Reading(_stream), Settings(length=LENGTH), teacher=teacher)
     with pytest.raises(UsageError, match="the teacher has 7 words"):
-        train(program, teacher, Reading(_stream), Settings(length=LENGTH), tmp_path)
+        train(program, learned, Run(work=tmp_path))
 
 
 @pytest.mark.parametrize(("device", "words"), [("gpu", "there is no device 'gpu'"), ("cuda", "no CUDA device")])
@@ -254,6 +255,6 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     """Not trained somewhere else in silence."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    settings = make_settings({"length": LENGTH})
+    learned = Learned(Reading(_stream), make_settings({"length": LENGTH}))
     with pytest.raises(UsageError, match=words):
-        train(_program(), None, Reading(_stream), settings, tmp_path, device=device)
+        train(_program(), learned, Run(work=tmp_path, device=device))
