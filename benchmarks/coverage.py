@@ -208,15 +208,14 @@ def find_fault(folder: Path) -> str:
     from sleepc.api import logits_of
     from sleepc.hf.load import load_module
     from sleepc.hf.resolve import resolve
-    from sleepc.verify.verify import verify_program
+    from sleepc.verify.verify import Measuring, verify_program
 
     program = sleepc.convert(folder, RECIPE)
     original = logits_of(load_module(resolve(folder, _silent), attention="eager"))
     assert program.canonical is not None
     # Inside the window the original is compared below: eager attention computes softmax in float32, in float64 too.
-    report = verify_program(
-        program.graphs, program.canonical, program.recipe, _tokens(1, 32)[0].tolist(), perplexity=False
-    )
+    tokens, how = _tokens(1, 32)[0].tolist(), Measuring(perplexity=False)
+    report = verify_program(program.graphs, program.canonical, program.recipe, tokens, measuring=how)
     tolerance = TOLERANCES[str(program.graphs.dtype)]
     faults = [_capture_fault(program, original, tolerance), _window_fault(program, original, tolerance)]
     faults += [_check_fault(check, tolerance) for check in report.checks]

@@ -170,7 +170,7 @@ class Program:
         perplexity is a failure, unless `accept_quality`.
         Raises SleepcError where the original is not found.
         """
-        from sleepc.verify.verify import verify_program
+        from sleepc.verify.verify import Measuring, verify_program
 
         ids = self.some_tokens(text, tokens)
         if hash:
@@ -178,16 +178,10 @@ class Program:
         self.check_bytes()
         original = self.load_original(against, progress)
         canonical = self.captured(progress, original)
-        report = verify_program(
-            self.graphs,
-            canonical,
-            self.recipe,
-            ids,
-            original=logits_of(original, beyond=self.graphs.beyond),
-            trained=bool(self.report.get("training")),
-            accept_quality=accept_quality,
-            progress=progress,
-        )
+        trained = bool(self.report.get("training"))
+        how = Measuring(trained=trained, accept_quality=accept_quality, progress=progress)
+        logits = logits_of(original, beyond=self.graphs.beyond)
+        report = verify_program(self.graphs, canonical, self.recipe, ids, original=logits, measuring=how)
         self.report["verify"] = report.to_json()
         return report
 
@@ -398,9 +392,7 @@ class Program:
             manifest = artifact.save_artifact(
                 target,
                 self.graphs,
-                self.recipe,
-                self.source,
-                self.report,
+                artifact.About(self.recipe, self.source, self.report),
                 standalone=standalone,
                 force=force,
                 tokenizer=self.folder(),

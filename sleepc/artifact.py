@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,12 +53,19 @@ def check_free(target: Path, *, force: bool) -> None:
     whole_folder.check_free(target, force=force, mark=MANIFEST)
 
 
+@dataclass(frozen=True)
+class About:
+    """What an artifact says of its program besides its graphs: how it was made, of what, and what was measured."""
+
+    recipe: Recipe
+    source: Source
+    report: dict[str, Any] = field(default_factory=dict)
+
+
 def save_artifact(
     target: Path,
     program: ProgramGraphs,
-    recipe: Recipe,
-    source: Source,
-    report: dict[str, Any],
+    about: About,
     *,
     standalone: bool = False,
     force: bool = False,
@@ -71,8 +79,8 @@ def save_artifact(
         params, files = _write_params(draft, program, standalone)
         manifest = Manifest(
             sleepc=__version__,
-            recipe=recipe,
-            source=source,
+            recipe=about.recipe,
+            source=about.source,
             dtype=dtype_name(program.dtype),
             vocab=program.vocab,
             hidden=program.hidden,
@@ -89,7 +97,7 @@ def save_artifact(
             states=[_state_entry(s) for s in program.states],
             files=files,
             params=params,
-            report=report,
+            report=about.report,
         ).sealed()
         (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
         if tokenizer is not None:

@@ -88,7 +88,7 @@ def _raise_fused(graph: Graph, node: fx.Node) -> None:
     if mask is not None and val(mask).dim() == 3:
         mask = e.unfold(mask, int(val(q).shape[1]))
     scale = given.get("scale") or val(q).shape[-1] ** -0.5
-    _replace(graph, node, q, k, v, mask, scale=float(scale), causal=bool(given.get("is_causal", False)))
+    _replace(graph, node, _Attention(q, k, v, mask, float(scale), causal=bool(given.get("is_causal", False))))
 
 
 def _raise_decomposed(graph: Graph, softmax: fx.Node, reader: ScoreReader) -> None:
@@ -110,7 +110,7 @@ def _raise_decomposed(graph: Graph, softmax: fx.Node, reader: ScoreReader) -> No
     for factor in scores.factors:
         q = scaled(e, q, factor)
     mask = join(e, scores.terms, int(val(q).shape[1]))
-    _replace(graph, product, q, k, v, mask, scale=scores.scale, softcap=scores.softcap)
+    _replace(graph, product, _Attention(q, k, v, mask, scores.scale, scores.softcap))
 
 
 def with_heads(e: FlatEmit, x: fx.Node) -> fx.Node:
@@ -147,24 +147,26 @@ def in_dtype_of(e: FlatEmit, v: fx.Node, x: fx.Node) -> fx.Node:
     return source if widened else e.cast(x, dtype)
 
 
-def _replace(
-    graph: Graph,
-    node: fx.Node,
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    causal: bool = False,
-) -> None:
-    k, v = unrepeated(k, q), unrepeated(v, q)
+@dataclass(frozen=True)
+class _Attention:
+    """What attention is of: q [B,Hq,T,D], k, v [B,Hkv,T,D] that may be repeated to Hq heads, and a mask or None."""
+
+    q: Any
+    k: Any
+    v: Any
+    mask: Any
+    scale: float
+    softcap: float = 0.0
+    causal: bool = False
+
+
+def _replace(graph: Graph, node: fx.Node, found: _Attention) -> None:
+    q, k, v = found.q, unrepeated(found.k, found.q), unrepeated(found.v, found.q)
     with graph.fx.inserting_before(node):
         call = graph.fx.call_function(
             torch.ops.sleepc.attention.default,
-            (q, k, v, mask, None),
-            {"scale": scale, "softcap": softcap, "causal": causal},
+            (q, k, v, found.mask, None),
+            {"scale": found.scale, "softcap": found.softcap, "causal": found.causal},
         )
         call.meta = {
             "val": val(q).new_empty((*val(q).shape[:3], val(v).shape[3])),

@@ -94,12 +94,13 @@ def _passes(sweep: str | None) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def _draw(plot: Path, found: Evaluation, title: str) -> None:
-    from sleepc.tasks.plot import draw_plot
+def _draw(file: Path, found: Evaluation, title: str) -> None:
+    from sleepc.tasks.plot import Plot, draw_plot
     from sleepc.whole_file import write_whole
 
-    task, kind = found.task, plot.suffix.lower()[1:]
-    write_whole(plot, draw_plot(found.rows, task.metrics[0], found.window, title, kind, task.chance, task.by))
+    task = found.task
+    plot = Plot(title, found.rows, task.metrics[0], task.by, found.window, task.chance)
+    write_whole(file, draw_plot(plot, file.suffix.lower()[1:]))
 
 
 def _note(found: Evaluation, model: str, limit: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,14 @@ import numpy.typing as npt
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.steps import FloatArray, IntArray
 from sleepc.runtime.values import real, whole
+
+
+class Choosing(TypedDict, total=False):
+    """The fields of Sampling, for calls that give some of them by name."""
+
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @dataclass(frozen=True)

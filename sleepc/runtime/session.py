@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn, overload
+from typing import Literal, NoReturn, Unpack, overload
 
 import numpy as np
 
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import Ids, Mask, Packed, Rows, pack, row_indices, row_mask
-from sleepc.runtime.sampling import Sampling, generators, sample, without
+from sleepc.runtime.sampling import Choosing, Sampling, generators, sample, without
 from sleepc.runtime.state_file import Contents, read_state, write_state
 from sleepc.runtime.steps import (
     CLOCKS,
@@ -157,16 +157,14 @@ class Session:
         self,
         max_tokens: int,
         *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
         seed: int | None = None,
         stop_ids: Collection[int] = (),
         never: Collection[int] = (),
         rows: Rows | None = None,
+        **choosing: Unpack[Choosing],
     ) -> Iterator[IntArray]:
         """Continue the rows given (all by default); yields their next tokens [B] int64, one a step. Tokens of `never`
-        are not chosen (ids that stand for nothing, say).
+        are not chosen (ids that stand for nothing, say). `temperature`, `top_k` and `top_p`: see Sampling.
 
         -1 stands for a row that does not generate (any more); it reads nothing, and its state and
         logits stay bit for bit. A row ends after `max_tokens`, or with a token of `stop_ids`,
@@ -181,7 +179,7 @@ class Session:
         UsageError, at once, for a row that has nothing to continue from, and for stop ids that are no
         tokens of the model.
         """
-        sampling = Sampling(temperature, top_k, top_p)
+        sampling = Sampling(**choosing)
         if whole(max_tokens, "max_tokens") < 0:
             raise UsageError(f"max_tokens {max_tokens} is negative")
         active = row_mask(range(self.batch) if rows is None else rows, self.batch)

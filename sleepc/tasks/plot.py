@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,18 +34,20 @@ def _starts_as(path: Path, starts: tuple[bytes, ...]) -> bool:
         return file.read(8).startswith(starts)
 
 
-def draw_plot(
-    rows: Mapping[str, Sequence[Row]],
-    metric: str,
-    window: int,
-    title: str,
-    kind: str,
-    chance: float | None = None,
-    by: str = "tokens",
-) -> bytes:
-    """An SVG or PNG of `metric` over what rows are told `by`, of each model's rows; where that is tokens, the window is
-    marked.
-    """
+@dataclass(frozen=True)
+class Plot:
+    """`metric` over what rows are told `by`, of each model's rows; where that is tokens, the window is marked."""
+
+    title: str
+    rows: Mapping[str, Sequence[Row]]
+    metric: str
+    by: str
+    window: int
+    chance: float | None = None
+
+
+def draw_plot(plot: Plot, kind: str) -> bytes:
+    """An SVG or PNG (`kind`)."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -53,20 +56,19 @@ def draw_plot(
         figure = Figure(figsize=(7, 4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        for i, (name, found) in enumerate(rows.items()):
+        for i, (name, found) in enumerate(plot.rows.items()):
             style = "--" if name == "sliding" else ":" if name == "full" else "-"
-            axes.plot(
-                [_place(row, by) for row in found], [row[metric] for row in found], "osv^D*P"[i % 7] + style, label=name
-            )
-        places = sorted({_place(row, by) for found in rows.values() for row in found})
+            at, heights = [_place(row, plot.by) for row in found], [row[plot.metric] for row in found]
+            axes.plot(at, heights, "osv^D*P"[i % 7] + style, label=name)
+        places = sorted({_place(row, plot.by) for found in plot.rows.values() for row in found})
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:.0f}" for place in places])
-        if chance is not None:
-            axes.axhline(chance, color="grey", linewidth=0.8, label="chance")
-        axes.set(title=title, ylabel=metric, xlabel=by)
-        if by in ("distance", "tokens"):
-            axes.axvline(window, color="grey", linewidth=0.8, linestyle=":")
-            axes.set_xlabel(f"tokens (the dotted line is the window, {window})")
+        if plot.chance is not None:
+            axes.axhline(plot.chance, color="grey", linewidth=0.8, label="chance")
+        axes.set(title=plot.title, ylabel=plot.metric, xlabel=plot.by)
+        if plot.by in ("distance", "tokens"):
+            axes.axvline(plot.window, color="grey", linewidth=0.8, linestyle=":")
+            axes.set_xlabel(f"tokens (the dotted line is the window, {plot.window})")
         axes.grid(alpha=0.3)
         axes.legend()
         out = io.BytesIO()

@@ -39,6 +39,7 @@ from sleepc.train.gates import MIXES, Setting, gate_values, half_lives, output_g
 from sleepc.train.layer_files import LayerFiles, LayerReport, range_of
 from sleepc.train.local import (
     Example,
+    Split,
     Window,
     block_steps,
     embed_steps,
@@ -332,12 +333,11 @@ def _calibrate_layer(
     assert s is not None
     ports = {port: key for port, key in subject.graphs.layout[i].params.items() if parameter_in(key)}
     steps = block_steps(subject.graphs, i)
-    examples = _examples(subject, layer)
-    learn, apart = examples[: subject.learn], examples[subject.learn :]
+    given = _examples(subject, layer)
 
     def error_of(values: dict[str, Tensor]) -> float:
         steps.bind({**steps.parameters, **values})
-        return layer_error(steps, 0, apart)
+        return layer_error(steps, 0, given.apart)
 
     now = {key: steps.parameters[key] for key in ports.values()}
     control = error_of({key: subject.silent.params[key].materialise() for key in now})
@@ -353,33 +353,36 @@ def _calibrate_layer(
     stepped = None
     if subject.steps:
         error_of(best)
-        values, stepped = local_steps(steps, 0, list(now), learn, apart, subject.steps, tell)
+        values, stepped = local_steps(steps, 0, list(now), given, subject.steps, tell)
         if stepped < least:
             best = values
             kept.append("steps")
-    by_port = {port: best[key] for port, key in ports.items()}
-    half_life = half_lives(by_port)
-    report = LayerReport(
-        layer=i,
-        strategy=setting.strategy,
-        distance=range_of(s.distance),
-        far=range_of(s.far),
-        half_life=None if half_life is None else range_of(half_life),
-        beta=range_of(strengths(by_port)),
-        control=control,
-        before=before,
-        gates=gates,
-        steps=stepped,
-        kept=tuple(kept),  # type: ignore[arg-type]
-    )
+    figures: dict[str, Any] = {"control": control, "before": before, "gates": gates, "steps": stepped, "kept": kept}
+    report = _layer_report(layer, setting, {port: best[key] for port, key in ports.items()}, figures)
     return ({key: value.clone() for key, value in best.items()} if kept else {}), report
 
 
-def _examples(subject: _Subject, layer: Layer) -> list[Example]:
-    return [
+def _layer_report(layer: Layer, setting: Setting, values: dict[str, Tensor], figures: dict[str, Any]) -> LayerReport:
+    """What was measured, and what the memory's parameters, by port, mean now."""
+    assert layer.statistics is not None
+    half_life = half_lives(values)
+    return LayerReport(
+        layer=layer.index,
+        strategy=setting.strategy,
+        distance=range_of(layer.statistics.distance),
+        far=range_of(layer.statistics.far),
+        half_life=None if half_life is None else range_of(half_life),
+        beta=range_of(strengths(values)),
+        **figures,
+    )
+
+
+def _examples(subject: _Subject, layer: Layer) -> Split:
+    examples = [
         Example(windows, h, target, torch.ones(h.shape[:2], dtype=torch.bool))
         for windows, h, target in zip(subject.windows, layer.h, layer.target, strict=True)
     ]
+    return Split(examples[: subject.learn], examples[subject.learn :])
 
 
 def _gates(

@@ -104,32 +104,39 @@ def layer_error(steps: TrainingSteps, i: int, examples: Iterable[Example]) -> fl
     return total / max(count, 1)
 
 
+@dataclass(frozen=True)
+class Split:
+    """Examples to learn from, and others to see by what it is worth."""
+
+    learn: Sequence[Example]
+    apart: Sequence[Example]
+
+
 def local_steps(
     steps: TrainingSteps,
     i: int,
     keys: Sequence[str],
-    examples: Sequence[Example],
-    apart: Sequence[Example],
+    given: Split,
     count: int,
     tell: Callable[[int, float], None] = lambda step, error: None,
 ) -> tuple[dict[str, Tensor], float]:
     """`count` AdamW steps on the parameters `keys` of block i, an example each: the values with the least error on
-    `apart`, those of the start among them, and that error. `tell` hears the step and the error now and then.
+    those apart, those of the start among them, and that error. `tell` hears the step and the error now and then.
     """
     leaves = {key: steps.parameters[key].detach().clone().requires_grad_() for key in keys}
     steps.bind({**steps.parameters, **leaves})
     optimiser = torch.optim.AdamW(_groups(leaves))
-    least, best, waited = layer_error(steps, i, apart), _copy(leaves), 0
+    least, best, waited = layer_error(steps, i, given.apart), _copy(leaves), 0
     every = max(count // CHECKS, 1)
     for n in range(1, count + 1):
-        e = examples[(n - 1) % len(examples)]
+        e = given.learn[(n - 1) % len(given.learn)]
         optimiser.zero_grad()
         torch.autograd.backward(layer_loss(steps, i, e.windows, e.h, e.target, e.real))
         torch.nn.utils.clip_grad_norm_(leaves.values(), CLIP)
         optimiser.step()
         if n % every and n < count:
             continue
-        error = layer_error(steps, i, apart)
+        error = layer_error(steps, i, given.apart)
         tell(n, error)
         waited += 1
         if error < least:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count, islice
 
 import numpy as np
 
@@ -16,62 +16,49 @@ from sleepc.runtime.steps import IntArray, Steps
 ROUNDS = 32  # of sampling for one batch, where texts end early
 
 
-def sampled(
-    steps: Steps,
-    opening: Sequence[int],
-    length: int,
-    seed: int,
-    batch: int,
-    *,
-    eos_ids: Collection[int] = (),
-    never: Collection[int] = (),
-    least: int = 2,
-    top_p: float = 1.0,
-    start: int = 0,
-) -> Iterator[IntArray]:
-    """Pieces of at most `length` tokens, without an end: `opening`, then what the teacher draws at temperature 1.
+@dataclass(frozen=True)
+class Writer:
+    """Writes texts of at most `length` tokens: `opening`, then what the teacher draws at temperature 1.
 
     Where `opening` is empty a text begins with a random word. It ends with a token of `eos_ids` and has none of
     `never`; texts that end before `least` tokens are dropped. `batch` texts are written side by side, and piece n
-    depends on `seed`, `batch` and n // batch alone: `start` gives the pieces from that one on without writing the
-    earlier batches.
+    depends on `seed`, `batch` and n // batch alone.
 
-    Raises UsageError, at once, for lengths that do not fit the teacher; later, where its texts end too early.
+    Raises UsageError for lengths that do not fit the teacher, and for numbers outside their range.
     """
-    given = max(len(opening), 1)
-    if not given < length <= steps.window:
-        raise UsageError(
-            f"the teacher cannot write {length} tokens: it reads {steps.window}, and the first {given} are given",
-            fix=f"Give a length from {given + 1} to {steps.window}.",
-        )
-    if batch < 1 or start < 0 or seed < 0:
-        raise UsageError(
-            f"batch {batch}, start {start}, seed {seed}", fix="Batches are 1 or more, the others 0 or more."
-        )
-    Sampling(1.0, top_p=top_p)  # raises for a top_p outside its range
-    return _Writer(
-        steps, tuple(opening), length, seed, batch, frozenset(eos_ids), frozenset(never), least, top_p
-    ).pieces(start)
 
-
-@dataclass(frozen=True)
-class _Writer:
     steps: Steps
-    opening: tuple[int, ...]
+    opening: Sequence[int]
     length: int
     seed: int
     batch: int
-    eos_ids: frozenset[int]
-    never: frozenset[int]
-    least: int
-    top_p: float
+    eos_ids: Collection[int] = ()
+    never: Collection[int] = ()
+    least: int = 2
+    top_p: float = 1.0
 
-    def pieces(self, start: int) -> Iterator[IntArray]:
-        """The pieces from number `start` on."""
-        skip = start % self.batch
-        for group in count(start // self.batch):
-            yield from self._group(group)[skip:]
-            skip = 0
+    def __post_init__(self) -> None:
+        given = max(len(self.opening), 1)
+        if not given < self.length <= self.steps.window:
+            raise UsageError(
+                f"the teacher cannot write {self.length} tokens: it reads {self.steps.window}, and the first {given} "
+                "are given",
+                fix=f"Give a length from {given + 1} to {self.steps.window}.",
+            )
+        if self.batch < 1 or self.seed < 0:
+            raise UsageError(f"batch {self.batch}, seed {self.seed}", fix="Batches are 1 or more, seeds 0 or more.")
+        Sampling(1.0, top_p=self.top_p)  # raises for a top_p outside its range
+
+    def pieces(self, start: int = 0) -> Iterator[IntArray]:
+        """The pieces from number `start` on, without an end and without writing the earlier batches.
+
+        Raises UsageError, when they are asked for, where texts end too early.
+        """
+        if start < 0:
+            raise UsageError(f"start {start} is negative", fix="Give 0 or more.")
+        group, skip = divmod(start, self.batch)
+        texts = chain.from_iterable(self._group(number) for number in count(group))
+        return islice(texts, skip, None)
 
     def _group(self, group: int) -> list[IntArray]:
         """The `batch` pieces of a group. Rows whose text was too short are written anew, with other random numbers."""
@@ -107,5 +94,5 @@ class _Writer:
         """What stands before the first token that is drawn [rows, n]."""
         if self.opening:
             return np.tile(np.array(self.opening, dtype=np.int64), (rows, 1))
-        words = np.setdiff1d(np.arange(self.steps.vocab), sorted(self.eos_ids | self.never))
+        words = np.setdiff1d(np.arange(self.steps.vocab), sorted({*self.eos_ids, *self.never}))
         return rng.choice(words, (rows, 1)).astype(np.int64)

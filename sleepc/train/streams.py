@@ -14,7 +14,7 @@ from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.source import opening_of
 from sleepc.tasks.spelling import Spell
 from sleepc.train.pieces import Piece, pieces, recalling, repeated, shuffled
-from sleepc.train.self_text import sampled
+from sleepc.train.self_text import Writer
 from sleepc.train.settings import STAGES, Phase, Settings
 from sleepc.train.texts import Document
 from sleepc.train.trainer import Stream
@@ -67,7 +67,7 @@ def self_stream(canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settin
     """Pieces that the teacher writes; `load` makes its steps."""
 
     def stream(phase: Phase, skip: int) -> Iterator[Piece]:
-        written = sampled(
+        writer = Writer(
             load(full_attention(canonical, phase.length)),
             opening_of(tokenizer),
             phase.length,
@@ -76,9 +76,8 @@ def self_stream(canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settin
             eos_ids=tokenizer.ends(None, canonical.vocab),
             never=tokenizer.holes(canonical.vocab),
             least=window + 2,
-            start=skip,
         )
-        return _recalling(map(Piece, written), tokenizer, settings, phase, window, skip)
+        return _recalling(map(Piece, writer.pieces(skip)), tokenizer, settings, phase, window, skip)
 
     return stream
 

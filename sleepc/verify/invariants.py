@@ -21,7 +21,7 @@ from sleepc.ir.compare import absolute_error, max_error
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify.oracle import Oracle
-from sleepc.verify.streams import Padding, Reading, Stream, advance, gap, read, same, state_of, tensors_of
+from sleepc.verify.streams import Pace, Padding, Reading, Stream, advance, gap, read, same, state_of, tensors_of
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -114,7 +114,7 @@ def _row_that_waits(bench: Bench) -> float:
     before = Reading([], [], state_of(session)).row(1)
     done, silent = [half, 0], Stream(first.tokens[:0], ())
     short = Stream(first.tokens[: min(first.next_cut(half) + 2, len(first.tokens))], first.cuts)
-    advance(session, [short, silent], done, padding="right", ask="none")
+    advance(session, [short, silent], done, Pace(padding="right", ask="none"))
     after = Reading([], [], state_of(session)).row(1)
     ids = np.tile(first.tokens[:1], (2, 2))
     out = session.feed(ids, np.array([[True, False], [False, False]]), logits="all")
@@ -128,7 +128,7 @@ def state_bytes(bench: Bench) -> float:
     sizes = [_bytes(session)]
     for end in (1, *first.cuts, len(first.tokens)):
         done = [session.stats.tokens_read]
-        advance(session, [Stream(first.tokens[:end], first.cuts)], done, ask="none")
+        advance(session, [Stream(first.tokens[:end], first.cuts)], done, Pace(ask="none"))
         sizes.append(_bytes(session))
     return float(max(sizes) - min(sizes))
 

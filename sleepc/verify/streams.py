@@ -61,6 +61,21 @@ def tensors_of(steps: Steps, state: State) -> dict[str, Tensor]:
     return {name: t.view(torch.bfloat16) if name in bf16 else t for name, t in tensors.items()}
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Pieces are as long as sleeps allow, at most `most` tokens, and with a `seed` of random lengths, 0 included: rows
+    fall out of step. Where pieces differ in length, the shorter are padded with random tokens that are not to be read.
+    """
+
+    most: int | None = None
+    padding: Padding = "none"
+    seed: int | None = None
+    ask: Ask = "some"
+
+
+STEADY = Pace()
+
+
 def read(
     steps: Steps,
     streams: Sequence[Stream],
@@ -70,39 +85,28 @@ def read(
     seed: int | None = None,
     ask: Ask = "some",
 ) -> Reading:
-    """Read streams in one session, each as a row, at its own pace.
-
-    Pieces are as long as sleeps allow, at most `most` tokens, and with a `seed` of random lengths, 0 included: rows
-    fall out of step. Where pieces differ in length, the shorter are padded with random tokens that are not to be read.
-    """
+    """Read streams in one session, each as a row, at the pace that is given."""
     session = Session(steps, len(streams))
-    found = advance(session, streams, [0] * len(streams), most=most, padding=padding, seed=seed, ask=ask)
+    found = advance(session, streams, [0] * len(streams), Pace(most, padding, seed, ask))
     return Reading(*found, state_of(session))
 
 
 def advance(
-    session: Session,
-    streams: Sequence[Stream],
-    done: list[int],
-    *,
-    most: int | None = None,
-    padding: Padding = "none",
-    seed: int | None = None,
-    ask: Ask = "some",
+    session: Session, streams: Sequence[Stream], done: list[int], pace: Pace = STEADY
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Go on reading in `session` where row b has read done[b] tokens (updated): logits [n,V] of each row, and the
     tokens [n] that they follow.
     """
-    choose, number = random.Random(seed), 0
+    choose, most, number = random.Random(pace.seed), pace.most, 0
     logits: list[list[Tensor]] = [[torch.zeros(0, session.steps.vocab)] for _ in streams]
     places: list[list[Tensor]] = [[torch.zeros(0, dtype=torch.int64)] for _ in streams]
     while any(d < len(s.tokens) for d, s in zip(done, streams, strict=True)):
         take = []
         for d, stream in zip(done, streams, strict=True):
             room = min(stream.next_cut(d) - d, most or len(stream.tokens))
-            take.append(room if seed is None else choose.randint(0, room))
-        ids, mask = _lay_out(streams, done, take, padding, choose, session.steps.vocab)
-        asked = _asked(ask, session.steps.vocab, number, single=most == 1)
+            take.append(room if pace.seed is None else choose.randint(0, room))
+        ids, mask = _lay_out(streams, done, take, pace.padding, choose, session.steps.vocab)
+        asked = _asked(pace.ask, session.steps.vocab, number, single=most == 1)
         out = session.feed(ids, mask, logits=asked)
         for b, n in enumerate(take):
             if out is not None and n:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -30,12 +30,29 @@ from sleepc.verify.streams import Stream
 from sleepc.verify.subject import Subject
 from sleepc.verify.trained import has_low_rank, with_weights_of
 
-__all__ = ["Beyond", "Check", "PerplexityRow", "VerifyReport", "verify_program"]
+__all__ = ["Beyond", "Check", "Measuring", "PerplexityRow", "VerifyReport", "verify_program"]
 
 T = TypeVar("T")
 SHORT = 8  # tokens between two sleeps, where a window is too long to read several of them
 ROUNDED = {1, 2, 3, 4, 5, 8, 9}  # invariants that compare two ways to compute the same
 SMALL = 32  # windows up to here are read whole, and that of a program rebuilt where the real one is too long
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How a program is verified. `load` makes steps of a program: those of a backend, by default the first of
+    the table.
+
+    With `trained` the program may have other weights than the original: the oracle then reads those, low-rank maps
+    merged into them. `perplexity=False` leaves out what is far beyond the window; else the report judges that too (see
+    beyond.judge), and `accept_quality` lets a program pass that is of no use there.
+    """
+
+    load: Callable[[ProgramGraphs], Steps] | None = None
+    trained: bool = False
+    perplexity: bool = True
+    accept_quality: bool = False
+    progress: Progress = silent
 
 
 def verify_program(
@@ -45,43 +62,36 @@ def verify_program(
     tokens: Sequence[int],
     *,
     original: Logits | None = None,
-    load: Callable[[ProgramGraphs], Steps] | None = None,
-    trained: bool = False,
-    perplexity: bool = True,
-    accept_quality: bool = False,
-    progress: Progress = silent,
+    measuring: Measuring | None = None,
 ) -> VerifyReport:
     """Measure a program at level STEP on real tokens.
 
     `canonical` is the program before rewriting (the oracle reads it); `original`, tokens [B,T] -> logits [B,T,V],
-    another instance of the model, with its own attention. Without them the checks that need them say so. `load` makes
-    steps of a program: those of a backend, by default the first of the table. With `trained` the program may have other
-    weights than the original: the oracle then reads those, low-rank maps merged into them. `perplexity=False` leaves
-    out what is far beyond the window; else the report judges that too (see beyond.judge), and `accept_quality` lets a
-    program pass that is of no use there.
+    another instance of the model, with its own attention. Without them the checks that need them say so.
 
     Checked is the given program itself: with several sleeps (by hand, where the window is long), past its real window
     where that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
     shaken parameters (shake.py), since a new conversion hides them. Raises UsageError where tokens are missing or not
     of this model, SleepcError for a program that an older version made with a known fault.
     """
+    how = measuring or Measuring()
     if canonical is not None:
         refuse_far_sinks(step, canonical, recipe)
     other = False
-    if canonical is not None and (trained or has_low_rank(step)):
+    if canonical is not None and (how.trained or has_low_rank(step)):
         canonical, other = with_weights_of(canonical, step)
     subject = Subject(
-        step, canonical, recipe, _checked(tokens, step.vocab), original, load or find_backend().steps, other
+        step, canonical, recipe, _checked(tokens, step.vocab), original, how.load or find_backend().steps, other
     )
     report = VerifyReport()
     started = time.perf_counter()
-    far = Far(subject, inside=not _not_inside(subject), perplexity=perplexity)
-    _check_sleeps(far, report, progress)
-    _check_inside(far, report, progress)
+    far = Far(subject, inside=not _not_inside(subject), perplexity=how.perplexity)
+    _check_sleeps(far, report, how.progress)
+    _check_inside(far, report, how.progress)
     if report.failed & ROUNDED and rounding_chooses(step):
-        _check_in_float32(far, report, progress)
-    if perplexity:
-        _judge_beyond(far, report, accept_quality, progress)
+        _check_in_float32(far, report, how.progress)
+    if how.perplexity:
+        _judge_beyond(far, report, how.accept_quality, how.progress)
     report.checks.sort(key=lambda check: check.invariant)
     report.seconds = time.perf_counter() - started
     return report

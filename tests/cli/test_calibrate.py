@@ -16,7 +16,7 @@ from sleepc.backends.eager.backend import load
 from sleepc.tasks.programs import full_attention
 from sleepc.train import calibrate as module
 from sleepc.train.local import local_steps
-from sleepc.train.self_text import sampled
+from sleepc.train.self_text import Writer
 from tests.cli.models import run_here, save_model
 from tests.families import VOCAB, family
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text(model: Path) -> Path:
     """Six documents that the model itself has written: full attention understands them best."""
     teacher = load(full_attention(family("llama").canonical, 64))
-    written = islice(sampled(teacher, (3,), 64, 0, 6, eos_ids=(), least=64), 6)
+    written = islice(Writer(teacher, (3,), 64, 0, 6, least=64).pieces(), 6)
     file = model.parent / "text.jsonl"
     file.write_text("".join(json.dumps({"text": " ".join(f"w{i}" for i in ids)}) + "\n" for ids in written))
     return file

@@ -172,13 +172,13 @@ def test_help_is_fast_and_imports_no_torch() -> None:
 
 def test_verify_fails_for_a_planted_fault(artifact: Path, tmp_path: Path) -> None:
     from sleepc.api import load
-    from sleepc.artifact import save_artifact
+    from sleepc.artifact import About, save_artifact
     from sleepc.verify.mutations import MUTATIONS
 
     program = load(artifact)
     mutant = MUTATIONS["scale wrong"](program.graphs)
     assert mutant is not None
-    save_artifact(tmp_path / "mutant", mutant, program.recipe, program.source, {}, tokenizer=artifact)
+    save_artifact(tmp_path / "mutant", mutant, About(program.recipe, program.source), tokenizer=artifact)
     done = sleepc("verify", tmp_path / "mutant", "--json")
     assert done.returncode == 1, done.stderr
     assert not json.loads(done.stdout)["ok"]

@@ -16,7 +16,7 @@ import torch
 
 import sleepc as package
 from sleepc import doctor
-from sleepc.artifact import save_artifact
+from sleepc.artifact import About, save_artifact
 from sleepc.backends import table
 from sleepc.backends.eager.backend import EagerBackend
 from sleepc.cli.picture.draw import draw
@@ -360,7 +360,7 @@ def changed(artifact: Path, out: Path, key: str, by: float) -> Path:
     program = package.load(artifact)
     old = program.graphs.params[key]
     program.graphs.params[key] = HeldTensor(old.materialise() + by, new=old.new)
-    save_artifact(out, program.graphs, program.recipe, program.source, {}, tokenizer=artifact)
+    save_artifact(out, program.graphs, About(program.recipe, program.source), tokenizer=artifact)
     return out
 
 
@@ -400,7 +400,7 @@ def test_a_changed_graph_of_the_artifact_is_named(
 ) -> None:
     program = package.load(artifact)
     wrong_scale(program.graphs)
-    save_artifact(tmp_path / "out", program.graphs, program.recipe, program.source, {}, tokenizer=artifact)
+    save_artifact(tmp_path / "out", program.graphs, About(program.recipe, program.source), tokenizer=artifact)
     code, found = bisected(capsys, tmp_path / "out")
     assert (code, found["culprit"]) == (1, "the artifact's program")
     assert [g["name"] for g in found["stored"]["graphs"]] == ["block.0 (blocks 0–2)"]

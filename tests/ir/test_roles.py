@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from sleepc.artifact import load_artifact, save_artifact
+from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.eager.backend import load
 from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
@@ -73,7 +73,7 @@ def test_the_clock_is_that_of_sessions() -> None:
 def test_an_artifact_of_format_1_gets_its_roles_by_names(recipe: str, tmp_path: Path) -> None:
     program = converted(recipe)
     folder = tmp_path / "artifact"
-    save_artifact(folder, program, Recipe(**RECIPES[recipe]), Source(name="tiny", kind="module"), {})
+    save_artifact(folder, program, About(Recipe(**RECIPES[recipe]), Source(name="tiny", kind="module")))
     new, identity = load_artifact(folder)[0], identity_of(read_manifest(folder))
     assert new.all_states() == program.all_states()
     rewrite(folder, to_format_1)
@@ -94,7 +94,7 @@ def test_an_artifact_of_format_1_gets_its_roles_by_names(recipe: str, tmp_path: 
 def test_roles_that_do_not_fit_are_refused(change: Any, said: str, tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
     recipe = RECIPES["replay"]
-    save_artifact(folder, converted("replay"), Recipe(**recipe), Source(name="tiny", kind="module"), {})
+    save_artifact(folder, converted("replay"), About(Recipe(**recipe), Source(name="tiny", kind="module")))
     rewrite(folder, lambda data: change(next(iter(data["classes"].values()))["states"][0]))
     with pytest.raises(SleepcError, match=said):
         load_artifact(folder)

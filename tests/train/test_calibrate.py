@@ -26,7 +26,7 @@ from sleepc.tasks.programs import full_attention
 from sleepc.train import calibrate as module
 from sleepc.train import gates
 from sleepc.train.calibrate import CalibrationReport, CalibrationSettings, calibrate_on, deal, piece_length
-from sleepc.train.self_text import sampled
+from sleepc.train.self_text import Writer
 from sleepc.verify.shake import new_parameters
 from tests.families import family, make_module
 
@@ -38,7 +38,7 @@ LENGTH = 24
 def pieces() -> list[IntArray]:
     """What the model itself writes: a text whose perplexity rises where something is forgotten."""
     teacher = load(full_attention(family("llama").canonical, LENGTH))
-    return list(islice(sampled(teacher, (3,), LENGTH, 0, 8, eos_ids=(), least=LENGTH), 8))
+    return list(islice(Writer(teacher, (3,), LENGTH, 0, 8, least=LENGTH).pieces(), 8))
 
 
 def converted(name: str = "llama", **options: Any) -> Program:

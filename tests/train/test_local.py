@@ -12,6 +12,7 @@ from torch import Tensor
 from sleepc.backends.eager.backend import load
 from sleepc.train.local import (
     Example,
+    Split,
     block_steps,
     embed_steps,
     layer_error,
@@ -107,7 +108,7 @@ def test_steps_lower_the_local_error(options: dict[str, Any]) -> None:
     before = layer_error(steps, 0, every[3:])
     start = dict(steps.parameters)
     told: list[tuple[int, float]] = []
-    values, error = local_steps(steps, 0, keys, every[:3], every[3:], 30, lambda n, e: told.append((n, e)))
+    values, error = local_steps(steps, 0, keys, Split(every[:3], every[3:]), 30, lambda n, e: told.append((n, e)))
     assert error < before
     assert error == min(e for _, e in told)
     steps.bind({**start, **values})
@@ -126,7 +127,7 @@ def test_the_best_step_is_kept_and_steps_that_do_not_help_end_early() -> None:
     start = {key: steps.parameters[key] for key in keys}
     before = layer_error(steps, 0, every[1:])
     told: list[tuple[int, float]] = []
-    values, error = local_steps(steps, 0, keys, [opposite], every[1:], 60, lambda n, e: told.append((n, e)))
+    values, error = local_steps(steps, 0, keys, Split([opposite], every[1:]), 60, lambda n, e: told.append((n, e)))
     assert min(e for _, e in told) > error == before
     assert all(torch.equal(values[key], start[key]) for key in keys)
     assert told[-1][0] == 15  # five looks, at every third step

@@ -87,7 +87,7 @@ def test_maps_start_silent_and_merge_into_the_weights(name: str, options: dict[s
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     step, recipe = family("llama").convert(**RECURRENT)
     low = with_random_maps(apply(step, AddLowRank(2, 0)))
-    artifact.save_artifact(tmp_path / "out", low, recipe, Source(name="x", kind="module"), {})
+    artifact.save_artifact(tmp_path / "out", low, artifact.About(recipe, Source(name="x", kind="module")))
     loaded, _ = artifact.load_artifact(tmp_path / "out")
     assert [print_graph(g) for g in loaded.graphs()] == [print_graph(g) for g in low.graphs()]
     assert_same_program(loaded, low)

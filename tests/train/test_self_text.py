@@ -13,7 +13,7 @@ from sleepc.errors import UsageError
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Logits, Steps
 from sleepc.tasks.programs import full_attention
-from sleepc.train.self_text import sampled
+from sleepc.train.self_text import Writer
 from tests.families import VOCAB, family
 from tests.runtime.fake import FakeState, FakeSteps
 
@@ -27,10 +27,10 @@ def teacher() -> Steps:
 
 
 def first(
-    steps: Steps, count: int, opening: tuple[int, ...] = (3, 4), seed: int = 5, **options: Any
+    steps: Steps, count: int, opening: tuple[int, ...] = (3, 4), seed: int = 5, start: int = 0, **options: Any
 ) -> list[list[int]]:
     options = {"length": LENGTH, "batch": 3, "eos_ids": ENDS, "least": 6, **options}
-    return [piece.tolist() for piece in islice(sampled(steps, opening, seed=seed, **options), count)]
+    return [piece.tolist() for piece in islice(Writer(steps, opening, seed=seed, **options).pieces(start), count)]
 
 
 def test_pieces_are_single_documents(teacher: Steps) -> None:
@@ -113,5 +113,6 @@ def test_texts_that_always_end_early() -> None:
 )
 def test_what_cannot_be_written_is_said_at_once(options: dict[str, Any], said: str) -> None:
     given: dict[str, Any] = {"opening": (3, 4), "length": 8, "seed": 0, "batch": 2, **options}
+    start = given.pop("start", 0)
     with pytest.raises(UsageError, match=said):
-        sampled(FakeSteps(window=LENGTH), **given)
+        Writer(FakeSteps(window=LENGTH), **given).pieces(start)

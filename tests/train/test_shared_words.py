@@ -18,7 +18,7 @@ from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.tasks.programs import full_attention
 from sleepc.train.losses import kl_sum
-from sleepc.train.self_text import sampled
+from sleepc.train.self_text import Writer
 from sleepc.train.shared_words import shared_words
 from tests.cli.models import save_model
 from tests.families import VOCAB, make_module
@@ -115,7 +115,7 @@ def test_what_stands_for_nothing_is_neither_said_nor_written(wide: package.Progr
     session = wide.session()
     session.feed([1, 2, 3])
     assert set(holes) & {int(step[0]) for step in session.generate(8)}, "it would say nothing else"
-    written = sampled(wide.steps(), (), 8, 0, 4, never=holes)
+    written = Writer(wide.steps(), (), 8, 0, 4, never=holes).pieces()
     assert all(not set(holes) & set(next(written).tolist()) for _ in range(8))
 
 

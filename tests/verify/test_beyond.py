@@ -17,7 +17,7 @@ from sleepc.verify.far import Far, long_enough
 from sleepc.verify.mutations import MUTATIONS
 from sleepc.verify.report import PerplexityRow
 from sleepc.verify.subject import Subject
-from sleepc.verify.verify import VerifyReport, verify_program
+from sleepc.verify.verify import Measuring, VerifyReport, verify_program
 from tests.families import VOCAB, family
 
 NINE = {"overrides": [{"layers": "1", "window": 9}]}
@@ -120,7 +120,9 @@ def report_of(seen: Subject, good: int, **options: Any) -> VerifyReport:
         return logits
 
     ids = seen.tokens.tolist()
-    return verify_program(seen.step, seen.canonical, seen.recipe, ids, original=original, **options)
+    return verify_program(
+        seen.step, seen.canonical, seen.recipe, ids, original=original, measuring=Measuring(**options)
+    )
 
 
 def test_a_program_of_no_use_beyond_its_window_fails_though_all_invariants_hold() -> None:
@@ -166,7 +168,12 @@ def test_a_layer_may_keep_fewer_tokens_than_come_between_sleeps(name: str, kept:
     seen = subject(name, overrides=[{"layers": "0", "window": kept, "strategy": "keep"}], own_windows="narrow")
     assert seen.exact == exact
     report = verify_program(
-        seen.step, seen.canonical, seen.recipe, TOKENS.tolist(), original=seen.original, perplexity=False
+        seen.step,
+        seen.canonical,
+        seen.recipe,
+        TOKENS.tolist(),
+        original=seen.original,
+        measuring=Measuring(perplexity=False),
     )
     assert report.ok
     assert next(c.detail for c in report.checks if c.invariant == 2) == f"logits of {exact} tokens"
@@ -213,7 +220,9 @@ def test_faults_are_found_where_few_logits_are_asked_for(fault: str | None, monk
     step = seen.step if fault is None else MUTATIONS[fault](seen.step)
     if step is None or fault in ("evicted tokens stay", "positions go on after hard eviction"):
         return  # nothing to plant it in, or nothing that it changes
-    report = verify_program(step, seen.canonical, seen.recipe, TOKENS[:40].tolist(), perplexity=False)
+    report = verify_program(
+        step, seen.canonical, seen.recipe, TOKENS[:40].tolist(), measuring=Measuring(perplexity=False)
+    )
     failed = [c for c in report.checks if not c.ok and not (c.value is not None and c.value < 2e-5)]
     assert bool(failed) == (fault is not None)
 

@@ -12,7 +12,7 @@ import torch
 from sleepc.ir.program import ProgramGraphs
 from sleepc.recipe import Recipe
 from sleepc.verify.mutations import MUTATIONS
-from sleepc.verify.verify import VerifyReport, verify_program
+from sleepc.verify.verify import Measuring, VerifyReport, verify_program
 from tests.families import VOCAB, family
 
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,7 +68,9 @@ def check(step: ProgramGraphs, name: str) -> VerifyReport:
     subject = family(PROGRAMS[name][0])
     tokens = np.random.default_rng(8).integers(0, VOCAB, 40).tolist()
     _, recipe = program(name)
-    return verify_program(step, subject.canonical, recipe, tokens, original=original(name), perplexity=False)
+    return verify_program(
+        step, subject.canonical, recipe, tokens, original=original(name), measuring=Measuring(perplexity=False)
+    )
 
 
 def original(name: str) -> Any:

@@ -16,7 +16,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
 from sleepc.verify.rounding import rounding_chooses
 from sleepc.verify.shake import with_parameters
-from sleepc.verify.verify import VerifyReport, verify_program
+from sleepc.verify.verify import Measuring, VerifyReport, verify_program
 from tests.families import VOCAB, family
 
 HALF = torch.bfloat16
@@ -37,7 +37,9 @@ def verified(name: str, load: Callable[[ProgramGraphs], Steps]) -> VerifyReport:
     step, recipe = made.convert()
     tokens = np.random.default_rng(0).integers(0, VOCAB, 60)
     original = logits_of(made.module)
-    return verify_program(step, made.canonical, recipe, tokens.tolist(), original=original, load=load, perplexity=False)
+    return verify_program(
+        step, made.canonical, recipe, tokens.tolist(), original=original, measuring=Measuring(load, perplexity=False)
+    )
 
 
 @pytest.mark.parametrize(("name", "chooses"), [("mixtral", True), ("gpt2", False)])
