@@ -53,7 +53,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """tokens [B,T] -> logits [B,T,V], T up to `context`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the whole of a model's sizes)
         self, vocab: int = 50, width: int = 32, heads: int = 4, blocks: int = 3, context: int = 64,
         flash: bool = True, tied: bool = True,
     ) -> None:  # fmt: skip

@@ -326,16 +326,20 @@ def _check_layout(program: ProgramGraphs) -> None:
                     f"parameter {key} has shape {program.params[key].shape} instead of {declared}", fix=RESTORE
                 )
         named = {s.name for s in cls.states}
-        for graph in cls.graphs():
-            if set(graph.ports("state")) - named:
-                raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
+        if any(set(graph.ports("state")) - named for graph in cls.graphs()):
+            raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
     given = [program.loop.given] if program.loop else []
     for graph in (program.embed, program.head, *given):
-        for key, node in {**graph.ports("param"), **graph.ports("const")}.items():
-            if key not in program.params:
-                raise SleepcError(f"{graph.name} reads a parameter {key} that is not there", fix=RESTORE)
-            if tuple(node.meta["type"].dims) != program.params[key].shape:
-                raise SleepcError(f"{graph.name} reads parameter {key} in another shape", fix=RESTORE)
+        _check_own(program, graph)
+
+
+def _check_own(program: ProgramGraphs, graph: Graph) -> None:
+    """The parameters that a graph besides the blocks names itself are there, with its types."""
+    for key, node in {**graph.ports("param"), **graph.ports("const")}.items():
+        if key not in program.params:
+            raise SleepcError(f"{graph.name} reads a parameter {key} that is not there", fix=RESTORE)
+        if tuple(node.meta["type"].dims) != program.params[key].shape:
+            raise SleepcError(f"{graph.name} reads parameter {key} in another shape", fix=RESTORE)
 
 
 def verify_hashes(program: ProgramGraphs) -> Iterator[tuple[str, bool]]:

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx import memories
-from sleepc.backends.onnx.call import Call, Style, ours, translates
+from sleepc.backends.onnx.call import Call, ours, translates
 from sleepc.backends.onnx.control import repeat
-from sleepc.backends.onnx.emit import MICROSOFT, Emitter
+from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.scan import scan
 from sleepc.backends.onnx.spelling import Query, States, Tokens, spelling_of
 from sleepc.ir.dims import scaled
@@ -57,7 +57,7 @@ def delta_rule(c: Call) -> Sequence[ir.Value]:
     rule, (states, dtype) = _rule(c), _states(c, 5)
     tokens = _tokens(c, 1, rule, dtype)
     q, heads = c.tensor(0, dtype), int(c.type(0).dims[1])
-    out, states = advance(c.e, c.style, rule, (q, heads), tokens, states, float(c.raw("scale")))
+    out, states = advance(c, rule, (q, heads), tokens, states, float(c.raw("scale")))
     assert out is not None
     wanted = c.type(0).dtype
     return [out if wanted == dtype else c.e.cast(out, wanted), *states]
@@ -88,20 +88,20 @@ def replay(c: Call) -> Sequence[ir.Value]:
     rule, (states, dtype) = _rule(c), _states(c, 4)
     tokens = _tokens(c, 0, rule, dtype)
     if not c.raw("written"):
-        states = advance(c.e, c.style, rule, None, tokens, states, 1.0)[1]
+        states = advance(c, rule, None, tokens, states, 1.0)[1]
     if c.passes is None or not rule.corrects:
         assert int(c.raw("passes")) == 1, "a number of passes that is fixed is 1"
         return states
     again = tokens.without({name for name, gate in rule.gates.items() if not gate.again})
-    return repeat(c.e, c.passes, states, lambda before: advance(c.e, c.style, rule, None, again, before, 1.0)[1])
+    return repeat(c.e, c.passes, states, lambda before: advance(c, rule, None, again, before, 1.0)[1])
 
 
 def advance(
-    e: Emitter, style: Style, rule: Rule, q: Query | None, tokens: Tokens, states: States, scale: float
+    c: Call, rule: Rule, q: Query | None, tokens: Tokens, states: States, scale: float
 ) -> tuple[ir.Value | None, list[ir.Value]]:
     """All tokens; q is ([B, Hq, T, dk], Hq) or None -> (reads [B, Hq, T, dv] or None, states')."""
-    kernel = spelling_of(rule.name).kernel if style.ops == "ort" else None
-    return (kernel or scan)(e, rule, q, tokens, states, scale)
+    kernel = spelling_of(rule.name).kernel if c.style.ops == "ort" else None
+    return (kernel or scan)(c.e, rule, q, tokens, states, scale)
 
 
 def _next_tail(c: Call, columns: ir.Value) -> ir.Value:

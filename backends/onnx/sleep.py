@@ -15,7 +15,7 @@ from sleepc.backends.onnx.settling import moves, where
 from sleepc.backends.onnx.translate import translate
 from sleepc.backends.onnx.wake import Step
 from sleepc.backends.onnx.weights import Weights
-from sleepc.ir.program import Loop, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
 from sleepc.ir.types import TensorType
 
@@ -44,8 +44,7 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
         new |= {f"{i}.{name}": value for name, value in results.items()}
     e.prefix = ""
     if recurrent:
-        assert program.loop is not None
-        new |= _again(program, program.loop, e, states, new, passes, style)
+        new |= _again(program, e, states, new, passes, style)
     for name, value in new.items():
         step.replace(name, value, specs[name].type())
     return step
@@ -53,7 +52,6 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
 
 def _again(
     program: ProgramGraphs,
-    loop: Loop,
     e: Emitter,
     old: dict[str, ir.Value],
     new: dict[str, ir.Value],
@@ -61,6 +59,8 @@ def _again(
     style: Style,
 ) -> dict[str, ir.Value]:
     """Recurrent passes over the window that `old` holds, on the memories of `new` (semantics.md, section 4)."""
+    loop = program.loop
+    assert loop is not None
     values: dict[str, Any] = dict(translate(e, loop.given, ports_of(loop.given, old), style))
     hidden = program.loop_hidden()
     assert hidden is not None, "the program was checked"
@@ -73,7 +73,7 @@ def _again(
     def body(carried: Any) -> list[ir.Value]:
         given = {**values, "live": live, "h": carried[0]}
         known = dict(zip(inner, carried[1:], strict=False))
-        h, changed = _pass(program, e, loop.start, loop.end, given, old | new | known, style)
+        h, changed = _pass(program, e, range(loop.start, loop.end), given, old | new | known, style)
         if not loop.settle:
             return [h, *(changed[name] for name in inner)]
         taken, moving = carried[-2:]
@@ -91,8 +91,8 @@ def _again(
         start += [_each_row(e, 1, torch.int64), _each_row(e, True, torch.bool)]
     h, *carried = repeat(e, passes, start, body, while_any=bool(loop.settle))
     refined = dict(zip(inner, carried, strict=False))
-    last = len(program.layout)
-    _, after = _pass(program, e, loop.end, last, {**values, "h": h}, old | new | refined, style)
+    rest = range(loop.end, len(program.layout))
+    _, after = _pass(program, e, rest, {**values, "h": h}, old | new | refined, style)
     return refined | after | ({TAKEN: carried[-2]} if loop.settle else {})
 
 
@@ -116,16 +116,16 @@ def _changed(program: ProgramGraphs, start: int, end: int) -> list[str]:
 def _pass(
     program: ProgramGraphs,
     e: Emitter,
-    start: int,
-    end: int,
+    blocks: range,
     given: dict[str, Any],
     states: dict[str, ir.Value],
     style: Style,
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """Blocks `start` to `end` once over the window: (h, what they write)."""
+    """The blocks once over the window: (h, what they write)."""
     h: ir.Value = given["h"]
     changed: dict[str, ir.Value] = {}
-    for i, block in enumerate(program.layout[start:end], start):
+    for i in blocks:
+        block = program.layout[i]
         cls = program.classes[block.cls]
         assert cls.again is not None
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}

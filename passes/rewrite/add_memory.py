@@ -41,7 +41,6 @@ class AddMemory(Pass):
 def _add(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> list[NewParam]:
     build = MemoryBuilder(program, cls, options, find_site(cls.wake))
     graph, site = build.graph, build.site
-    results = graph.results()
     old_users = list(site.node.users)
     e = Emit(graph, "memory", old_users[0])
     real = build.shared("real")
@@ -49,12 +48,12 @@ def _add(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> lis
     q = _mapped(build, e, site.q, QUERY_MAP, site.q_heads)
     k = e.mul(_mapped(build, e, site.k, KEY_MAP, site.kv_heads), e.unsqueeze(real, 1, -1))
     written = {"k": k, "v": e.cast(site.v, build.dtype)} | build.gates(e, x, real)
-    out = build.answer(e, q, written, SCALE, results)
+    out = build.answer(e, q, written, SCALE)
     mixed = _mix(build, e, x, out)
     for user in old_users:
         user.replace_input_with(site.node, mixed)
-    build.records(Emit(graph, "memory"), written, results, with_v=False)
-    build.finish(results, written)
+    build.records(Emit(graph, "memory"), written, with_v=False)
+    build.finish(written)
     return build.new
 
 

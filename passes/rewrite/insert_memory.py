@@ -36,14 +36,13 @@ class InsertMemory(Pass):
 
 def _insert(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> list[NewParam]:
     build = MemoryBuilder(program, cls, options, find_site(cls.wake))
-    results = build.graph.results()
     e = Emit(build.graph, "memory")
-    h = e.cast(results["h"], build.dtype)
+    h = e.cast(build.results["h"], build.dtype)
     x = e.mul(rms(e, h), build.param(NORM))
     y = e.linear(x, build.param(PROJECTION))
-    mixed, written = mix(build, e, x, y, OUT_GATE, SCALE, results)
+    mixed, written = mix(build, e, x, y, OUT_GATE, SCALE)
     out = e.linear(mixed, build.param(OUTPUT))
-    results["h"] = e.cast(e.add(h, out), program.dtype)
-    build.records(e, written, results, with_v=True)
-    build.finish(results, written)
+    build.results["h"] = e.cast(e.add(h, out), program.dtype)
+    build.records(e, written, with_v=True)
+    build.finish(written)
     return build.new

@@ -60,7 +60,7 @@ def operands(rule: Rule, written: Written, states: list[fx.Node]) -> list[Any]:
 
 
 class MemoryBuilder:
-    """Adds the ports, states and parameters of one memory, of `heads` heads, to a block class."""
+    """Adds the ports, states and parameters of one memory, of `heads` heads, to a block class, and `results`."""
 
     def __init__(
         self, program: ProgramGraphs, cls: BlockClass, options: MemoryOptions, site: Site, heads: int | None = None
@@ -73,6 +73,7 @@ class MemoryBuilder:
         self.dtype = state_dtype(program.dtype)
         self.new: list[NewParam] = []
         self.states: list[StateSpec] = []
+        self.results = cls.wake.results()
 
     def param(self, parameter: Parameter, initial: Initial | None = None) -> fx.Node:
         """A new parameter port in the memory's dtype; `initial` makes another value than the parameter's own."""
@@ -149,18 +150,18 @@ class MemoryBuilder:
         passes = self.options.passes if self.options.again == "loop" else 1
         return torch.log(torch.expm1(math.log(2) / (passes * window * 2.0**doublings)))
 
-    def answer(self, e: Emit, q: fx.Node, written: Written, scale: float, results: dict[str, fx.Node]) -> fx.Node:
-        """What q reads from the memory; with write time `online` every token is written first, into `results`."""
+    def answer(self, e: Emit, q: fx.Node, written: Written, scale: float) -> fx.Node:
+        """What q reads from the memory; with write time `online` every token is written first."""
         memories = self.memories()
         options = {"rule": self.rule.name, "scale": scale}
         if self.options.write == "sleep":
             return e.ours("delta_rule_read", q, list(memories.values()), **options)
         both = e.ours("delta_rule", q, *operands(self.rule, written, list(memories.values())), **options)
-        results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
+        self.results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
         return e.item(both, 0)
 
-    def records(self, e: Emit, written: Written, results: dict[str, fx.Node], *, with_v: bool) -> None:
-        """Where a sleep needs them: the window's keys, values, gates, in `results`. Values may be in the KV window."""
+    def records(self, e: Emit, written: Written, *, with_v: bool) -> None:
+        """Where a sleep needs them: the window's keys, values, gates. Values may be in the KV window."""
         if not self.options.recorded:
             return
         dtype, site = self.program.dtype, self.site
@@ -176,19 +177,19 @@ class MemoryBuilder:
             padding = self.rule.gates[name].at_padding if name in self.rule.gates else 0.0
             dims = row(self.heads, self.options.window, *width)
             spec = StateSpec("record", name, dims, kept, "ring", padding)
-            results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
+            self.results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
 
-    def finish(self, results: dict[str, fx.Node], written: Written) -> None:
+    def finish(self, written: Written) -> None:
         """Set the results, register the class's new states, and keep what recurrent passes run, if there are any."""
         if self.options.again:
-            self.cls.again = self._again(results, written)
-        self.graph.set_returns(results)
+            self.cls.again = self._again(written)
+        self.graph.set_returns(self.results)
         self.graph.drop_dead()
         self.cls.states = (*self.cls.states, *self.states)
 
-    def _again(self, results: dict[str, fx.Node], written: Written) -> Graph:
+    def _again(self, written: Written) -> Graph:
         """The block as a map (h, ..) -> (h, memory'): what is read only in wake is written at the end of the pass."""
-        names = list(self.rule.states)
+        names, results = list(self.rule.states), self.results
         if self.options.write == "sleep":
             e, old = Emit(self.graph, "memory"), [self.graph.ports("state")[name] for name in names]
             new = e.ours("replay", *operands(self.rule, written, old), rule=self.rule.name, passes=1, written=False)

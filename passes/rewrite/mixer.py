@@ -17,16 +17,16 @@ EPSILON = 1e-6
 
 
 def mix(
-    build: MemoryBuilder, e: Emit, x: fx.Node, y: fx.Node, gate: Parameter, scale: float, results: dict[str, fx.Node]
+    build: MemoryBuilder, e: Emit, x: fx.Node, y: fx.Node, gate: Parameter, scale: float
 ) -> tuple[fx.Node, Written]:
     """RMSNorm_head(o)·silu(W_g x) [B,T,H·d_v], o the memory's answer to silu(conv(y)), y = q|k|v [B,T,channels]; x
-    [B,T,hidden] is what gates read. The convolution's new tail, and what is written online, go into `results`.
+    [B,T,hidden] is what gates read. The convolution's new tail, and what is written online, go into the results.
     """
     real = build.shared("real")
-    q, k, v = _heads(build, e, _convolve(build, e, y, results))
+    q, k, v = _heads(build, e, _convolve(build, e, y))
     k = e.mul(e.ours("l2norm", k), e.unsqueeze(real, 1, -1))
     written = {"k": k, "v": v} | build.gates(e, x, real)
-    out = build.answer(e, e.ours("l2norm", q), written, scale, results)
+    out = build.answer(e, e.ours("l2norm", q), written, scale)
     return _output(build, e, x, out, gate), written
 
 
@@ -36,12 +36,12 @@ def rms(e: Emit, x: fx.Node) -> fx.Node:
     return e.mul(x, e.call(aten.rsqrt.default, e.add(square, EPSILON)))
 
 
-def _convolve(build: MemoryBuilder, e: Emit, y: fx.Node, results: dict[str, fx.Node]) -> fx.Node:
+def _convolve(build: MemoryBuilder, e: Emit, y: fx.Node) -> fx.Node:
     """silu(conv(y)), the identity convolution at start."""
     taps = build.param(CONV)
     spec = StateSpec("tail", "tail", ("B", build.sizes.channels, TAPS - 1), build.dtype, "overwrite")
     both = e.ours("short_conv", y, taps, build.state(spec), build.shared("lengths"))
-    results[spec.name] = e.item(both, 1)
+    build.results[spec.name] = e.item(both, 1)
     return e.call(aten.silu.default, e.item(both, 0))
 
 

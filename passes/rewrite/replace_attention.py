@@ -41,17 +41,16 @@ class ReplaceAttention(Pass):
 def _replace(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> list[NewParam]:
     site = find_site(cls.wake)
     build = MemoryBuilder(program, cls, options, site, heads=site.q_heads)
-    results = build.graph.results()
     e = Emit(build.graph, "memory", site.node)
     x = e.cast(site.x, build.dtype)
     y = _channels(build, e)
-    mixed, written = mix(build, e, x, y, CLOSED_GATE, site.d_k**-0.5, results)
+    mixed, written = mix(build, e, x, y, CLOSED_GATE, site.d_k**-0.5)
     by_head = e.reshape(mixed, [e.size(x, 0), e.size(x, 1), site.q_heads, site.d_v])
     out = e.cast(e.transpose(by_head, 1, 2), program.dtype)
     site.node.replace_all_uses_with(out)
     build.graph.fx.erase_node(site.node)
-    build.records(Emit(build.graph, "memory"), written, results, with_v=True)
-    build.finish(results, written)
+    build.records(Emit(build.graph, "memory"), written, with_v=True)
+    build.finish(written)
     return build.new
 
 

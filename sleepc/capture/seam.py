@@ -36,7 +36,7 @@ HARMLESS = {
 }
 
 
-def attention(
+def attention(  # noqa: PLR0913 (transformers calls it with these)
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

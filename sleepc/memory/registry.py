@@ -11,7 +11,7 @@ from sleepc.errors import UsageError
 from sleepc.ir.roles import BY_NAME
 from sleepc.memory import rules
 from sleepc.memory.parameters import OF_LAYERS
-from sleepc.memory.rule import Rule
+from sleepc.memory.rule import Gate, Rule
 
 RULES: dict[str, Rule] = {}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -32,12 +32,7 @@ def register(rule: Rule) -> Rule:
     for name in rule.gates:
         _check_free(name, {"k", "v", "q", *rule.states}, "a gate of the rule", where)
     for name, gate in rule.gates.items():
-        needs = {"sigmoid": (True, True, False), "decay": (True, True, True), "one": (False, False, False)}
-        if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != needs[gate.activation]:
-            text = (
-                f"gate {name} needs parameters that fit its activation: sigmoid a weight and a bias, decay a rate too"
-            )
-            raise UsageError(text, where=where, fix="Name those, and no others.")
+        _check_gate(name, gate, where)
     taken = Counter([*OF_LAYERS, *(name for gate in rule.gates.values() for name in gate.parameters())])
     for name, count in taken.items():
         if count > 1:
@@ -48,6 +43,13 @@ def register(rule: Rule) -> Rule:
         raise UsageError("a pass is affine on one tensor", where=where, fix="Leave out affine=True.")
     RULES[rule.name] = rule
     return rule
+
+
+def _check_gate(name: str, gate: Gate, where: str) -> None:
+    needs = {"sigmoid": (True, True, False), "decay": (True, True, True), "one": (False, False, False)}
+    if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != needs[gate.activation]:
+        text = f"gate {name} needs parameters that fit its activation: sigmoid a weight and a bias, decay a rate too"
+        raise UsageError(text, where=where, fix="Name those, and no others.")
 
 
 def _check_free(name: str, taken: set[str], what: str, where: str) -> None:
