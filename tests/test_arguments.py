@@ -15,6 +15,7 @@ import sleepc
 from sleepc.backends.onnx.load import load as load_export
 from sleepc.errors import UsageError
 from sleepc.runtime.arguments import typed
+from sleepc.train.run import Run
 from tests.families import family
 
 ODD = 5, 2.5, b"bytes", {"a": 1}, [5], ("a", 5), object(), True
@@ -54,13 +55,20 @@ def test_every_argument_of_every_call(program: sleepc.Program, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     refused = 0
     for where, call in calls(program).items():
-        for name, parameter in inspect.signature(call).parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD or "bool" in str(parameter.annotation):
-                continue  # settings have a test of their own; a flag may be true
+        for name in names(call, where):
             for value in ODD:
                 refused += is_refused(call, {**NEEDED.get(where, {}), name: value}, f"{where}({name}={value!r})")
     assert refused > 300
     assert list(tmp_path.iterdir()) == []
+
+
+def names(call: Callable[..., Any], where: str) -> list[str]:
+    """Arguments of a call, but flags, which may be true; settings of trainings have a test of their own."""
+    signatures = [call, *([Run] if where in ("distil", "train") else [])]
+    found = {name: p for each in signatures for name, p in inspect.signature(each).parameters.items()}
+    more = ["temperature", "top_k", "top_p"] if where == "generate" else []
+    wanted = [name for name, p in found.items() if p.kind is not p.VAR_KEYWORD and "bool" not in str(p.annotation)]
+    return [*wanted, *more]
 
 
 def is_refused(call: Callable[..., Any], arguments: dict[str, Any], where: str) -> bool:
@@ -89,6 +97,10 @@ def _not_told(where: str) -> bool:
         (lambda p: p.session(batch=1.5), r"batch 1\.5 is no whole number"),
         (lambda p: p.save("x", force="no"), r"force is 'no', of type str\nGive True or False\."),
         (lambda p: p.distil("notes.txt"), r"text is 'notes.txt', of type str\nGive a list of paths\."),
+        (lambda p: p.distil(work=5), r"work is 5, of type int\nGive a path"),
+        (lambda p: p.train("khop", half="yes"), r"half is 'yes', of type str\nGive True or False\."),
+        (lambda p: p.train("khop", hooks=5), r"hooks is 5, of type int\nGive Hooks or None\."),
+        (lambda p: p.session().generate(1, top_p="x"), r"top_p 'x' is no number"),
         (lambda p: p.distil([5]), r"text is \[5\], of type list\nGive a list of paths\."),
         (lambda p: p.verify(tokens=5), r"tokens is 5, of type int\nGive a list of numbers or None\."),
         (lambda p: p.verify(progress=5), r"progress is 5, of type int"),
