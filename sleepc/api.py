@@ -461,8 +461,7 @@ def convert(
     training changed is applied; options that `recipe` does not give are then those of the training.
 
     Raises UsageError for options that do not fit, Refusal (with a code) for a model that cannot be converted,
-    SleepcError for
-    damaged files.
+    SleepcError for damaged files.
     """
     from sleepc.train.adapter import apply_adapter, read_adapter
 

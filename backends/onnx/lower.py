@@ -49,17 +49,6 @@ def lower(
         sleeps["sleep_recurrent"] = sleep_graph(program, weights, style, recurrent=True)
     files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in {"wake": wake, **sleeps}.items()}
     asleep = sleeps.get("sleep_recurrent", sleeps["sleep_replay"])
-    states = [
-        State(
-            name=s.name,
-            dtype=DTYPE_NAMES[s.dtype],
-            dims=s.dims,
-            wake=wake.changes[s.name],
-            sleep=asleep.changes.get(s.name, Kept()),
-            initial=s.initial,
-        )
-        for s in program.all_states()
-    ]
     return Manifest(
         sleepc=__version__,
         identity=identity,
@@ -78,10 +67,25 @@ def lower(
         wake=files["wake"],
         sleep_replay=files["sleep_replay"],
         sleep_recurrent=files.get("sleep_recurrent"),
-        states=states,
+        states=_states(program, wake, asleep),
         rules=[],
         report={},
     )
+
+
+def _states(program: ProgramGraphs, wake: Step, asleep: Step) -> list[State]:
+    """What a host keeps, and how the two graphs change it."""
+    return [
+        State(
+            name=s.name,
+            dtype=DTYPE_NAMES[s.dtype],
+            dims=s.dims,
+            wake=wake.changes[s.name],
+            sleep=asleep.changes.get(s.name, Kept()),
+            initial=s.initial,
+        )
+        for s in program.all_states()
+    ]
 
 
 def passes_of(program: ProgramGraphs) -> int:

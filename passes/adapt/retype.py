@@ -21,8 +21,7 @@ class Retype(Pass):
 
     With float64 as the target everything becomes float64, memories and gates too: that is the precision of an oracle.
     Raises UsageError for a narrower dtype: a float32 program does not say which of its values a half-precision model
-    would
-    keep in float32 (rotary angles, norms), so such a program has to be captured in that dtype.
+    would keep in float32 (rotary angles, norms), so such a program has to be captured in that dtype.
     """
 
     dtype: torch.dtype

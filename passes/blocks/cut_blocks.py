@@ -27,10 +27,11 @@ from sleepc.passes.lib.values import is_size, is_tensor, val
 class CutBlocks(Pass):
     """Borders are dominators: tensors [B,T,d] that every path from the tokens to the logits passes (networkx, on the
     graph of values that depend on the tokens). A block holds one attention; its border is the last dominator before
-    the next
-    attention, and the last block ends where it is built like the one before it.
-    Blocks of equal graphs share a class. What does not depend on the tokens (rotary tables) and is read by
-    several parts is computed once, in embed, and handed on as an extra.
+    the next attention, and the last block ends where it is built like the one before it.
+
+    Blocks of equal graphs share a class. What does not depend on the tokens (rotary tables) and is read by several
+    parts is computed once, in embed, and handed on as an extra.
+
     Raises Refusal: NO_ATTENTION, or BLOCKS where two attentions share a block.
     """
 
@@ -137,8 +138,7 @@ def _place(flat: Graph, borders: list[fx.Node]) -> dict[fx.Node, int]:
     """The part of each call: 0 embed, i + 1 block i, D + 1 head. Sizes are in no part; each part computes its own.
 
     Crossing a border leads into the next part. What does not depend on the tokens belongs to its users' part, or to
-    embed
-    where several parts use it.
+    embed where several parts use it.
     """
     tokens = find_dependence(flat, ("tokens",), ("positions",)).tokens
     crossed = set(borders)

@@ -2,8 +2,7 @@
 
 While the seam is open, every attention layer of a Hugging Face model calls `sleepc::attention` with q, k, v after bias,
 norm and positions, K/V heads not expanded, and every mask is built by plain tensor operations, so that it lands in the
-graph,
-where it is evaluated later (passes/front/classify_masks.py).
+graph, where it is evaluated later (passes/front/classify_masks.py).
 """
 
 from __future__ import annotations
