@@ -94,7 +94,7 @@ def test_statistics_are_those_of_softmax_written_down(name: str, hard: bool, mon
             assert getattr(s, key).tolist() == pytest.approx(wanted, rel=1e-9), key
         context = reference(q, k, v, see, sink, scale=options["scale"], softcap=options["softcap"], bias=bias)
         assert s.context.tolist() == pytest.approx(context.square().mean((0, 2, 3)).sqrt().tolist(), rel=1e-9)
-        assert (s.far > 0).all() == (options.get("window", 0) == 0 or hard)
+        assert (s.far > 0).all() == (Mask.parse(options.get("sees", "")).window == 0 or hard)
 
 
 def test_weights_are_given_a_head_at_a_time() -> None:
