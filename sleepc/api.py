@@ -110,7 +110,7 @@ class Program:
             return self._exported().steps(device=device, dtype=dtype)
         runs = find_trainer(backend) if train else find_backend(backend)
         if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
+            raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
         runs.check_device(device)  # before all bytes are read
         self.check_bytes()
         return runs.steps(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
@@ -135,7 +135,7 @@ class Program:
     def folder(self) -> Path | None:
         """Where the tokenizer's files are: the artifact, or the original's folder; None where it was in memory.
 
-        Raises SleepcError where another artifact stands there by now: its words may be others.
+        Raises SleepcError where another artifact is there now: its words may be others.
         """
         if self.path is None:
             return Path(self.source.folder) if self.source.folder else None
@@ -217,7 +217,7 @@ class Program:
         except NoTokenizer as error:
             tokenizer = None
             if error.where:
-                warnings.warn(f"{error.what}: random tokens are read here", SleepcWarning, stacklevel=2)
+                warnings.warn(f"{error.what}: reading random tokens instead", SleepcWarning, stacklevel=2)
         if tokenizer is not None:
             ids = tokenizer.encode(default_text())
             if says_something(ids):
@@ -351,9 +351,9 @@ class Program:
         run, settings = split_options(options)
         check_training_device(run.device, run.backend)  # before any work
         if sum((task is not None, bool(run.text), run.dataset is not None)) != 1:
-            raise UsageError("what shall it learn?", where="train", fix="Give one of a task, text or a data set.")
+            raise UsageError("no training data is given", where="train", fix="Give one of a task, text or a data set.")
         if task is None and set:
-            raise UsageError("settings are those of a task", where="--set", fix="Leave it out.")
+            raise UsageError("--set only applies to tasks", where="--set", fix="Leave it out.")
         chosen = settings_for(settings, task=task is not None, scratch=scratch)
         given = run.texts()
         self.check_bytes()

@@ -62,7 +62,7 @@ def export_program(
     from sleepc.backends.onnx.manifest import MANIFEST
 
     if to not in TARGETS:
-        raise UsageError(f"there is no target {to!r}", where="--to", fix=f"Targets: {', '.join(TARGETS)}.")
+        raise UsageError(f"unknown export target {to!r}", where="--to", fix=f"Targets: {', '.join(TARGETS)}.")
     started = time.perf_counter()
     options = {"precision": precision, "ops": ops, "ep": ep}
     backend.style_of(**options)  # before any work

@@ -76,7 +76,9 @@ def _lock(file: int, folder: Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UsageError(
-            f"{_holder(file)} writes here", where=str(folder), fix="Wait for its end, or choose another place with -o."
+            f"{_holder(file)} is writing here",
+            where=str(folder),
+            fix="Wait for it, or choose another place with -o.",
         ) from error
     except OSError as error:
         if error.errno not in WITHOUT:

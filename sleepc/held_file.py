@@ -34,7 +34,7 @@ class HeldFile:
             weakref.finalize(self, os.close, self.descriptor)
             status = os.fstat(self.descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise SleepcError(f"cannot read {path.name}: it is no regular file", where=str(path))
+            raise SleepcError(f"cannot read {path.name}: it is not a regular file", where=str(path))
         self.size, self.opened = status.st_size, _version(status)
 
     def __copy__(self) -> HeldFile:

@@ -44,14 +44,14 @@ def check_folder_inside(target: Path, where: str) -> None:
 def check_file_place(target: Path, where: str) -> None:
     """Can a file `target` be written beside its name and be moved there? Only a file is ever replaced.
 
-    Raises as `check_folder_place`, and where there is no folder for it.
+    Raises as `check_folder_place`, and where there is not a folder for it.
     """
     path = target.absolute()
     if not path.parent.is_dir():
         fix = "Name a file in a folder that exists."
-        raise UsageError(f"cannot write {target}: {path.parent} is no folder", where=where, fix=fix)
+        raise UsageError(f"cannot write {target}: {path.parent} is not a folder", where=where, fix=fix)
     if os.path.lexists(path) and not path.is_file():
-        raise UsageError(f"cannot write {target}: it is there and is no file", where=where, fix=OTHER)
+        raise UsageError(f"cannot write {target}: it exists and is not a file", where=where, fix=OTHER)
     check_folder_place(path, where)
 
 

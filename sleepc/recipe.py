@@ -119,7 +119,7 @@ class Recipe(_Options):
         strategy, write, window = options["strategy"], options["write"], options["window"]
         if strategy == "replace" and write == "sleep":
             raise UsageError(
-                "with write time sleep a memory is only read while awake, which needs attention beside it, and "
+                "with write time sleep a memory is only read in wake, which needs attention in addition, and "
                 "strategy replace has none",
                 where=f"layer {i}",
                 fix="Use --write online, or --strategy parallel or insert.",

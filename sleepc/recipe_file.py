@@ -77,7 +77,7 @@ def _text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            what = f"a recipe of {size} bytes is no recipe"
+            what = f"a recipe of {size} bytes is not a recipe"
             raise UsageError(what, where=str(path), fix="Give a YAML file of options.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -19,7 +19,7 @@ CALLS = {
 }
 OPTIONS = {"convert": "sleepc.Recipe"}  # where others than the call list them
 SENTENCES = {
-    "Run with --debug for the whole trace.": "The exception that caused this one has the whole trace.",
+    "Run with --debug for the full traceback.": "The exception that caused this one has the whole trace.",
     "Run the same command again.": "Load it again.",
 }
 COMMAND = re.compile(r"`sleepc ([a-z]+)([^`]*)`")

@@ -94,7 +94,7 @@ def _not_told(where: str) -> bool:
         (lambda p: p.save(b"x"), r"path is b'x', of type bytes\nGive a path"),
         (lambda p: p.session(device=torch.device("cpu")), r"device is .*, of type device\nGive a text\."),
         (lambda p: p.session(dtype=5), r"dtype is 5, of type int\nGive a text or None\."),
-        (lambda p: p.session(batch=1.5), r"batch 1\.5 is no whole number"),
+        (lambda p: p.session(batch=1.5), r"batch 1\.5 is not a whole number"),
         (lambda p: p.save("x", force="no"), r"force is 'no', of type str\nGive True or False\."),
         (lambda p: p.distil("notes.txt"), r"text is 'notes.txt', of type str\nGive a list of paths\."),
         (lambda p: p.distil(work=5), r"work is 5, of type int\nGive a path"),
@@ -108,9 +108,9 @@ def _not_told(where: str) -> bool:
         (lambda p: p.train(5), r"task is 5, of type int\nGive a text or Puzzle or None\."),
         (lambda p: p.calibrate(["x"], tokens=-1), r"tokens = -1: input should be greater than or equal to 1"),
         (lambda p: p.session().generate(1, stop_ids=5), r"stop_ids is 5, of type int\nGive a list of numbers\."),
-        (lambda p: p.session().save_state("a\0b"), r"path is no path: embedded null byte"),
-        (lambda p: sleepc.load("x" * 5000), r"path is no path: File name too long"),
-        (lambda p: sleepc.inspect("x" * 5000), r"target is no path: File name too long"),
+        (lambda p: p.session().save_state("a\0b"), r"path is not a path: embedded null byte"),
+        (lambda p: sleepc.load("x" * 5000), r"path is not a path: File name too long"),
+        (lambda p: sleepc.inspect("x" * 5000), r"target is not a path: File name too long"),
         (lambda p: p.export(to=5), r"to is 5, of type int"),
         (lambda p: sleepc.convert(5), r"model is 5, of type int\nGive a path .* or Module\."),  # type: ignore[arg-type]
         (lambda p: sleepc.convert("x", 5), r"recipe is 5, of type int\nGive Recipe or a dictionary or None\."),  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def test_another_process_is_named_and_its_death_lets_go(tmp_path: Path, end: sig
     folder = tmp_path / "new" / "folder"
     process = _holder(folder)
     try:
-        with pytest.raises(UsageError, match=rf"process {process.pid} on .*a long job, since 20.*writes here"):
+        with pytest.raises(UsageError, match=rf"process {process.pid} on .*a long job, since 20.*is writing here"):
             only_one(folder, "another").__enter__()
     finally:
         process.send_signal(end)
@@ -74,7 +74,7 @@ def test_one_folder_by_two_names_and_two_folders(tmp_path: Path) -> None:
 def test_a_holder_that_says_nothing_sensible(tmp_path: Path, words: str) -> None:
     with only_one(tmp_path / "folder", "this"):
         (tmp_path / ".folder.sleepc-lock").write_text(words)
-        assert "another process writes here" in _refused(tmp_path / "folder")
+        assert "another process is writing here" in _refused(tmp_path / "folder")
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

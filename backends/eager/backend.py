@@ -45,15 +45,13 @@ class EagerBackend(TrainingBackend):
 
         kind, colon, number = device.partition(":")
         if kind not in ("cpu", "cuda") or (colon and not (number.isascii() and number.isdigit())):
-            raise UsageError(
-                f"there is no device {device!r}", where="--device", fix="One of: cpu, cuda, cuda:1 and so on."
-            )
+            raise UsageError(f"unknown device {device!r}", where="--device", fix="One of: cpu, cuda, cuda:1 and so on.")
         if kind == "cuda" and not torch.cuda.is_available():
             raise UsageError("there is no CUDA device here", where=f"--device {device}", fix="Use --device cpu.")
         there = torch.cuda.device_count() if kind == "cuda" else 1
         if int(number or 0) >= there:
             last = f"the last one is {kind}:{there - 1}"
-            raise UsageError(f"there is no device {device}: {last}", where="--device", fix=f"Use --device {kind}.")
+            raise UsageError(f"unknown device {device}: {last}", where="--device", fix=f"Use --device {kind}.")
 
     def kernels(self, *, train: bool) -> Kernels:
         """See `TrainingBackend.kernels`."""

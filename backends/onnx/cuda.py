@@ -54,7 +54,10 @@ class DeviceSteps(OnnxSteps):
 
     def __init__(self, folder: Path, manifest: Manifest, *, provider: str = CUDA, **options: Any) -> None:
         if any(isinstance(s.wake, Columns) for s in manifest.states):
-            raise UsageError("the host writes into this export's windows", fix="Export again with --ep cuda.")
+            raise UsageError(
+                "this export's windows are written by the host",
+                fix="Export again with --ep cuda.",
+            )
         self.device = "cuda" if provider == CUDA else "cpu"
         super().__init__(folder, manifest, provider=provider, **options)
         self._slept = {s.name: s.sleep.output for s in manifest.states if isinstance(s.sleep, Replaced)}

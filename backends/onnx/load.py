@@ -112,7 +112,7 @@ def provider_of(device: str, manifest: Manifest) -> str:
     if device == "cpu":
         return "CPUExecutionProvider"
     if device != "cuda":
-        raise UsageError(f"there is no device {device!r}", where="--device", fix="One of: cpu, cuda.")
+        raise UsageError(f"unknown device {device!r}", where="--device", fix="One of: cpu, cuda.")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise UsageError(
             "this ONNX Runtime has no CUDA",

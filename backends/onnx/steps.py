@@ -307,7 +307,7 @@ def _check_signature(graph: GraphFile, session: Any) -> None:
         found = {v.name: (_KINDS.get(v.type), len(v.shape), [d for d in v.shape if isinstance(d, int)]) for v in values}
         if said != found:
             odd = sorted(name for name in said.keys() | found.keys() if said.get(name) != found.get(name))
-            raise SleepcError(f"{graph.file} has other {what} than the manifest says: {', '.join(odd[:5])}")
+            raise SleepcError(f"{graph.file} has different {what} from what the manifest says: {', '.join(odd[:5])}")
 
 
 _KINDS = {

@@ -41,7 +41,7 @@ class AddLowRank(Pass):
     def run(self, program: ProgramGraphs) -> int:
         """The number of parameter ports that got maps."""
         if self.rank < 1:
-            raise UsageError(f"a rank of {self.rank} is no rank", where="--rank", fix="Choose 1 or more.")
+            raise UsageError(f"the rank is {self.rank}, and must be at least 1", where="--rank", fix="Give 1 or more.")
         count = 0
         for name, cls in program.classes.items():
             new = [param for port in self._ports(program, name) for param in self._add(cls, port)]

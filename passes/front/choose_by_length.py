@@ -101,7 +101,7 @@ def _choose(program: ProgramGraphs, reader: fx.Node, truth: bool) -> None:
 def _refusal(node: fx.Node) -> Refusal:
     return Refusal(
         "POSITIONS",
-        "the model computes with how long its call is, and a stream has no length",
+        "the model computes with the length of its call, and a stream has no length",
         where=f"{node.meta.get('source', '')} {node.target}".strip(),
         fix="sleepc converts models in which a token's position means the same in calls of any length, or one of two "
         "things (--rope-factors).",

@@ -93,7 +93,7 @@ class BoundAttention(Pass):
             raise UsageError(text, where=where, fix=fix)
         longest = max((length or 0 for length, _ in self.rings), default=0)
         if any(length is None for length, _ in self.rings):
-            raise UsageError("a layer keeps all positions, so there are none left to count anew", where=where, fix=fix)
+            raise UsageError("a layer keeps all positions, so none are left to renumber", where=where, fix=fix)
         limit, needed = program.max_positions or 0, self.sinks + longest + self.every
         if needed > limit:
             raise UsageError(

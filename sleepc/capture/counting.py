@@ -95,6 +95,6 @@ def _asked(call: nn.Module, tokens: Tensor, positions: Tensor | None) -> dict[in
 def _refusal() -> Refusal:
     return Refusal(
         "POSITIONS",
-        "without positions the model does not count its tokens one by one",
+        "without given positions the model does not count its tokens one by one",
         fix="sleepc numbers tokens in the order in which they are read.",
     )

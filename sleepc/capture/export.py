@@ -143,9 +143,9 @@ def _refuse_memory(graph: Graph, written: set[str | None]) -> None:
     if found:
         raise Refusal(
             "RECURRENT",
-            "the model writes buffers while it runs, and reads at the next call what the last one left in them",
+            "the model keeps state in buffers: it reads what the last call wrote",
             where=", ".join(found),
-            fix="sleepc converts models whose only way from token to token is softmax attention.",
+            fix="sleepc converts models in which only softmax attention passes information between tokens.",
         )
 
 

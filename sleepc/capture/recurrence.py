@@ -74,8 +74,8 @@ def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
     except _Found as sign:
         raise Refusal(
             "RECURRENT",
-            f"a layer carries a state of its own from token to token ({sign})",
-            fix="sleepc converts models whose only way from token to token is softmax attention.",
+            f"a layer is recurrent: it carries state from token to token ({sign})",
+            fix="sleepc converts models in which only softmax attention passes information between tokens.",
         ) from None
     except SleepcError:  # attention is called in a way that sleepc does not know: no export would help
         raise

@@ -32,7 +32,7 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
     if any(Path(frame.filename) == FLEX for cause in causes for frame in traceback.extract_tb(cause.__traceback__)):
         return Refusal(
             "OPERATOR",
-            "the model calls flex_attention, whose masks and scores are code that torch compiles for itself",
+            "the model calls flex_attention, whose masks and scores are compiled by torch and cannot be read",
             where=where,
             fix="Call torch.nn.functional.scaled_dot_product_attention with a mask (a bool tensor, or is_causal=True).",
         )
@@ -40,7 +40,7 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
     if branches and asks_for_length(call):
         return Refusal(
             "POSITIONS",
-            "what positions mean depends on how long the call is, by the model's own code "
+            "what positions mean depends on how long the call is, in the model's own code "
             f"({_place(causes[-1])}; rope_type dynamic is such a way), and a stream has no length",
             where=where,
             fix="A model with rope_type dynamic scales nothing within the length that it was trained on: for such "
@@ -49,21 +49,21 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
     if branches:
         return Refusal(
             "OPERATOR",
-            f"the model's code goes on in another way for other values in its tensors ({_place(causes[-1])})",
+            f"the model has data-dependent control flow ({_place(causes[-1])})",
             where=where,
-            fix="sleepc converts models whose operations are the same whatever is read: no expert or patch that is run "
-            "only where tokens chose it.",
+            fix="sleepc converts models whose control flow does not depend on tensor values: no expert or patch "
+            "that runs only for the tokens that chose it.",
         )
     if any(isinstance(cause, ConstraintViolationError) for cause in causes):
         return Refusal(
             "OPERATOR",
-            "the model's code computes with the number of tokens: its graph would hold for one number only",
+            "the model's code computes with the number of tokens: its graph would be valid for one length only",
             where=where,
-            fix="sleepc converts models that do the same for any number of tokens.",
+            fix="sleepc converts models that compute the same for any number of tokens.",
         )
     first = str(error).splitlines()[0] if str(error) else repr(error)
     return SleepcError(
-        f"torch.export cannot follow the model: {first}", where=where, fix="Run with --debug for the whole trace."
+        f"torch.export cannot trace the model: {first}", where=where, fix="Run with --debug for the full traceback."
     )
 
 

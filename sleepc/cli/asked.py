@@ -53,7 +53,7 @@ def read_asked(
     from sleepc.tasks.task import TASKS
 
     if name not in (*TASKS, *PUZZLES):
-        raise UsageError(f"there is no task {name!r}", where="--task", fix=f"Tasks: {', '.join((*TASKS, *PUZZLES))}.")
+        raise UsageError(f"unknown task {name!r}", where="--task", fix=f"Tasks: {', '.join((*TASKS, *PUZZLES))}.")
     if name in PUZZLES:
         for option, value in (("--text", text), ("--distances", distances)):
             if value is not None:

@@ -26,7 +26,11 @@ def bisect(
 ) -> None:
     """Convert the original again, pass by pass, and name the first pass after which the numbers are wrong. Exit 1 if there is one."""
     if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise UsageError(f"a tolerance of {tolerance} is none", where="--tolerance", fix="Give a number from 0 on.")
+        raise UsageError(
+            f"the tolerance is {tolerance}, and must be a number from 0 up",
+            where="--tolerance",
+            fix="Give a number from 0 on.",
+        )
     from sleepc.bisecting import bisect_artifact
 
     display = Display(err)

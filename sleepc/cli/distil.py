@@ -46,7 +46,7 @@ def distil(artifact: Artifact, options: DistilOptions) -> None:
     chosen = settings_among(flat(options))
     if sum((bool(texts.text), texts.dataset is not None, options.own)) != 1:
         raise UsageError(
-            "what shall it read?", where="sleepc distil", fix="Give one of --text FILE, --dataset NAME or --self."
+            "no training text is given", where="sleepc distil", fix="Give one of --text FILE, --dataset NAME or --self."
         )
     program = load_to_train(artifact)
     chosen.setdefault("stages", "align,distil" if _replaces(program) else "distil")

@@ -52,9 +52,7 @@ def _list(settings: list[str] | None, as_json: bool) -> None:
     from sleepc.tasks.puzzles import PUZZLES
 
     if settings:
-        raise UsageError(
-            "settings are those of a task", where="--set", fix="Name the task: sleepc tasks NAME --set ..."
-        )
+        raise UsageError("--set only applies to tasks", where="--set", fix="Name the task: sleepc tasks NAME --set ...")
     lines = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in PUZZLES.items()}
     if as_json:
         print_json(lines)

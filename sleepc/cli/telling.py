@@ -69,7 +69,7 @@ def _failure(error: BaseException) -> tuple[int, Failure]:
         return 1, Failure("FAILED", "not enough memory", fix="Use a smaller window, batch or dtype.")
     first = next(iter(str(error).splitlines()), "")
     return 1, Failure(
-        "INTERNAL", f"internal: {type(error).__name__}: {first}", fix="Run with --debug for the whole trace."
+        "INTERNAL", f"internal: {type(error).__name__}: {first}", fix="Run with --debug for the full traceback."
     )
 
 

@@ -47,7 +47,9 @@ def train(artifact: Artifact, options: TrainOptions) -> None:
     chosen = settings_among(flat(options))
     if sum((task is not None, bool(texts.text), texts.dataset is not None)) != 1:
         raise UsageError(
-            "what shall it learn?", where="sleepc train", fix="Give one of --task NAME, --text FILE or --dataset NAME."
+            "no training data is given",
+            where="sleepc train",
+            fix="Give one of --task NAME, --text FILE or --dataset NAME.",
         )
     program, settings = load_to_train(artifact), options.settings or []
 

@@ -107,12 +107,12 @@ def _check_work(work: Path, *, resume: bool, force: bool) -> None:
 
     found = bool(checkpoints(work))
     if resume and not found:
-        raise UsageError("there is no training to go on with", where=str(work), fix="Leave --resume out.")
+        raise UsageError("there is no training to resume", where=str(work), fix="Leave --resume out.")
     if found and not resume and not force:
         raise UsageError(
-            "a training was stopped here, or was not kept",
+            "a training was stopped here, or its result was not kept",
             where=str(work),
-            fix="--resume goes on with it (with --force it is kept whatever it did); --force alone starts anew.",
+            fix="--resume continues it (with --force, its result is kept even if worse); --force alone restarts.",
         )
 
 

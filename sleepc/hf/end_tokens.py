@@ -35,7 +35,7 @@ def end_ids(folder: Path, inner: Any, eos_token: str | None, special: Collection
 
 def warn_of_end(what: str) -> None:
     """Say that something cannot be the end of an answer."""
-    warnings.warn(f"{what}: answers do not end with it", SleepcWarning, stacklevel=2)
+    warnings.warn(f"{what}: answers will not end with it", SleepcWarning, stacklevel=2)
 
 
 def _stated(folder: Path) -> Iterator[tuple[str, Any]]:

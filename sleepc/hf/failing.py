@@ -19,5 +19,5 @@ def failing() -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != PANIC:  # its errors are of this very class
             raise
         raise SleepcError(
-            f"the tokenizer fails: {error}", where="tokenizer.json", fix="Take it from the original model."
+            f"the tokenizer failed: {error}", where="tokenizer.json", fix="Take it from the original model."
         ) from error

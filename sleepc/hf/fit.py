@@ -185,7 +185,7 @@ def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
 def _say_left_out(parts: dict[str, list[str]], kind: str) -> None:
     if parts:
         text = some(f"{part} ({len(names)} tensors)" for part, names in parts.items())
-        warnings.warn(f"left out, since {kind} has no use for it: {text}", SleepcWarning, stacklevel=4)
+        warnings.warn(f"left out, because {kind} does not use it: {text}", SleepcWarning, stacklevel=4)
 
 
 def _dropped(matched: nn.Module, described: dict[str, Described], missing: Iterable[str]) -> list[str]:

@@ -30,9 +30,9 @@ class GgufFile:
             ) from error
         if self._reader.byte_order != "I":
             raise UsageError(
-                "the GGUF file is written in the other byte order, and its numbers would be read wrong",
+                "the GGUF file is written in the other byte order, so its numbers would be misread",
                 where=str(path),
-                fix="Convert the model's own checkpoint, or turn it round: gguf-convert-endian.",
+                fix="Convert the model's own checkpoint, or convert its byte order: gguf-convert-endian.",
             )
         self.architecture = str(self.get("general.architecture", ""))
         self.shapes = {

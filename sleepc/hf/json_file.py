@@ -22,5 +22,5 @@ def read_object(path: Path) -> dict[str, Any]:
     except SleepcError as error:
         raise UsageError(f"cannot read {path.name}: {error.what}", where=str(path), fix=fix) from error
     if not isinstance(data, dict):
-        raise UsageError(f"cannot read {path.name}: it is no JSON object", where=str(path), fix=fix)
+        raise UsageError(f"cannot read {path.name}: it is not a JSON object", where=str(path), fix=fix)
     return data

@@ -79,7 +79,7 @@ def _config(checkpoint: Checkpoint) -> Any:
     kind = checkpoint.config.get("model_type")
     if not isinstance(kind, str):
         raise UsageError(
-            f"config.json says model_type: {json.dumps(kind)}, which is no name of a kind of model",
+            f"config.json says model_type: {json.dumps(kind)}, which is not the name of a model type",
             where=str(checkpoint.folder),
             fix="Fetch the model again, as transformers saves it.",
         )
@@ -87,7 +87,7 @@ def _config(checkpoint: Checkpoint) -> Any:
         raise own_code(checkpoint)
     if "auto_map" in checkpoint.config and not isinstance(checkpoint.config["auto_map"], dict):
         raise UsageError(
-            f"config.json says auto_map: {json.dumps(checkpoint.config['auto_map'])}, and it maps classes to code",
+            f"config.json says auto_map: {json.dumps(checkpoint.config['auto_map'])}, which has to map classes to code",
             where=str(checkpoint.folder),
             fix="Leave it out: sleepc runs no code of a checkpoint.",
         )

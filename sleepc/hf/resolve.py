@@ -58,11 +58,11 @@ _EXPECTED = "Give a Hugging Face directory (config.json and *.safetensors), a hu
 def _is_ours(path: Path) -> UsageError:
     """What to say of a folder that was converted, or exported, already."""
     if not (path / MANIFEST).is_file():
-        return UsageError(f"{path} is an export of sleepc's already, and no model", fix="Name the original model.")
+        return UsageError(f"{path} is a sleepc export, not a model", fix="Name the original model.")
     source = read_manifest(path).source
     original = f": {source.folder}" if source.folder else f", which was {source.name} in memory"
     return UsageError(
-        f"{path} is a sleepc artifact already, and no model", fix=f"Name the model that it was made from{original}"
+        f"{path} is a sleepc artifact, not a model", fix=f"Name the model that it was made from{original}"
     )
 
 

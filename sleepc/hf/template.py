@@ -101,7 +101,7 @@ def _check_arguments(given: dict[str, Any], known: set[str]) -> None:
         if name in OURS or name not in known:
             own = ", ".join(sorted(known.difference(OURS))) or "none"
             raise UsageError(
-                f"the model's chat template has no use for {name!r}",
+                f"the model's chat template has no variable {name!r}",
                 where="--template-arg",
                 fix=f"Variables that it reads: {own}.",
             )
@@ -178,7 +178,7 @@ class Template:
                 return in_parts
             lost = lost or missing[0]
         raise refusal or UsageError(
-            f"the model's chat template leaves out what the {lost} says",
+            f"the model's chat template drops the {lost}'s text",
             fix="Leave --system out." if lost == "system" else "Give another --template, or --no-chat.",
         )
 
@@ -193,7 +193,7 @@ class Template:
                 continue
             if unread:
                 warnings.warn(
-                    f"left out, since the model's chat template does not read it: {name}", SleepcWarning, stacklevel=4
+                    f"left out, because the model's chat template does not read it: {name}", SleepcWarning, stacklevel=4
                 )
 
     def _render(self, messages: list[dict[str, Any]], in_parts: bool, answering: bool) -> str:
@@ -213,7 +213,7 @@ def _in_form(content: str | list[dict[str, Any]] | None, in_parts: bool) -> Any:
         return [{"type": "text", "text": content}] if in_parts and content is not None else content
     if not in_parts and len(content) > 1:
         raise UsageError(
-            f"the model's chat template takes a content as one text, and there are {len(content)} parts",
+            f"the model's chat template takes a content as a single text, and there are {len(content)} parts",
             fix="Join the parts.",
         )
     return content if in_parts else "".join(part["text"] for part in content)

@@ -53,7 +53,9 @@ def unbuildable(checkpoint: Checkpoint, error: Exception, build: Callable[[Path]
         said = f"config.json says {blamed}, which" if blamed else "config.json is what"
         return UsageError(f"{said} transformers cannot build a {kind} model with: {lines[0]}", where=where, fix=FIX)
     return SleepcError(
-        f"transformers cannot load this model ({kind}): {lines[0]}", where=where, fix="Run with --debug for the trace."
+        f"transformers cannot load this model ({kind}): {lines[0]}",
+        where=where,
+        fix="--debug shows the full traceback.",
     )
 
 

@@ -33,9 +33,9 @@ def weight_files(folder: Path, config: dict[str, Any]) -> tuple[TensorFile, ...]
         files = _indexed(index)
         if is_there(folder / SINGLE) and files != (folder / SINGLE,):
             raise UsageError(
-                f"{SINGLE} and {INDEX} (of {some(p.name for p in files)}) stand side by side: two models?",
+                f"{SINGLE} and {INDEX} (of {some(p.name for p in files)}) are both present: which is the model?",
                 where=str(folder),
-                fix="Move away the one that is not meant; transformers would take model.safetensors.",
+                fix="Remove the one that is not meant; transformers would take model.safetensors.",
             )
     elif is_there(folder / SINGLE):
         files = (folder / SINGLE,)
@@ -105,7 +105,7 @@ def _named(folder: Path, named: Any) -> tuple[Path, ...]:
     path = folder / str(named)
     if not isinstance(named, str) or Path(named).name != named or not _is_file(path):
         raise UsageError(
-            f"transformers_weights in config.json names {_shown(str(named))}, which is no file of this folder",
+            f"transformers_weights in config.json names {_shown(str(named))}, which is not a file of this folder",
             where=str(folder),
             fix=AGAIN,
         )
@@ -131,7 +131,7 @@ def _indexed(index: Path) -> tuple[Path, ...]:
         path = index.parent / name
         if Path(name).name != name:
             raise UsageError(
-                f"the index names {_shown(name)}, which is no file of this folder", where=str(index), fix=AGAIN
+                f"the index names {_shown(name)}, which is not a file of this folder", where=str(index), fix=AGAIN
             )
         if not _is_file(path):
             raise UsageError(

@@ -40,7 +40,7 @@ def register(rule: Rule) -> Rule:
     if not rule.states or not rule.gates:
         raise UsageError("a rule has at least one state and one gate", where=where)
     if rule.affine and len(rule.states) > 1:
-        raise UsageError("a pass is affine on one tensor", where=where, fix="Leave out affine=True.")
+        raise UsageError("a pass can only be affine on one tensor", where=where, fix="Leave out affine=True.")
     RULES[rule.name] = rule
     return rule
 
@@ -54,7 +54,7 @@ def _check_gate(name: str, gate: Gate, where: str) -> None:
 
 def _check_free(name: str, taken: set[str], what: str, where: str) -> None:
     if not NAME.fullmatch(name) or PORT.fullmatch(name):
-        raise UsageError(f"{name!r} is no name for {what}", where=where, fix="Letters, digits and _; not like x1.")
+        raise UsageError(f"{name!r} cannot name {what}", where=where, fix="Letters, digits and _; not like x1.")
     if name in taken:
         raise UsageError(f"{what} is named {name!r}, which is taken", where=where, fix="Choose another name.")
 
@@ -62,7 +62,7 @@ def _check_free(name: str, taken: set[str], what: str, where: str) -> None:
 def find(name: str) -> Rule:
     """The rule of that name; UsageError with the known names otherwise."""
     if name not in RULES:
-        raise UsageError(f"no rule is named {name!r}", fix="known rules: " + ", ".join(RULES))
+        raise UsageError(f"no rule is named {name!r}", fix="Known rules: " + ", ".join(RULES))
     return RULES[name]
 
 

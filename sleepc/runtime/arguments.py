@@ -69,10 +69,10 @@ def _check_path(name: str, value: str | os.PathLike[str]) -> None:
     try:
         os.lstat(value)
     except ValueError as error:  # a character that no name has
-        raise UsageError(f"{name} is no path: {error}", fix="Give the name of a file or folder.") from error
+        raise UsageError(f"{name} is not a path: {error}", fix="Give the name of a file or folder.") from error
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            what = f"{name} is no path: {error.strerror}"
+            what = f"{name} is not a path: {error.strerror}"
             raise UsageError(what, where=reprlib.repr(os.fspath(value)), fix="Give another name.") from error
 
 

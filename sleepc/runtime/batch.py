@@ -155,7 +155,7 @@ def _check_vocabulary(padded: Array, real: BoolArray, vocab: int) -> None:
     if wrong.any():
         row, column = (int(i) for i in np.argwhere(wrong)[0])
         raise UsageError(
-            f"token id {padded[row, column]} is not in the vocabulary of {vocab} words",
+            f"token id {padded[row, column]} is not in the vocabulary of {vocab} tokens",
             where=f"row {row}, column {column}",
             fix=f"ids are 0 … {vocab - 1}; is this the tokenizer of this model?",
         )

@@ -40,19 +40,19 @@ class Sampling:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature {self.temperature} is not a number from 0 up")
         if self.top_k < 0:
-            raise UsageError(f"top_k {self.top_k} is negative", fix="0 leaves all words in")
+            raise UsageError(f"top_k {self.top_k} is negative", fix="0 keeps all tokens")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p {self.top_p} is not in (0, 1]", fix="1 leaves all words in")
+            raise UsageError(f"top_p {self.top_p} is not in (0, 1]", fix="1 keeps all tokens")
 
 
 def sample(logits: FloatArray, sampling: Sampling, rng: np.random.Generator) -> int:
     """One token id for logits [V]; uses one uniform number of `rng`, none when greedy.
 
-    Raises SleepcError when the logits are no distribution (NaN, +inf, or all -inf).
+    Raises SleepcError when the logits do not give a distribution (NaN, +inf, or all -inf).
     """
     if not math.isfinite(float(logits.max())):  # max carries NaN
         raise SleepcError(
-            f"the logits are no distribution: their maximum is {logits.max()}",
+            f"the logits do not give a distribution: their maximum is {logits.max()}",
             fix="`sleepc verify` finds where the program leaves the numbers of its model",
         )
     if sampling.temperature == 0:

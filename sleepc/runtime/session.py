@@ -404,7 +404,7 @@ class Session:
 
     def _tokens_of_model(self, ids: Collection[int]) -> IntArray:
         if not isinstance(ids, Collection) or isinstance(ids, str):
-            raise UsageError(f"{ids!r} is no list of token ids", fix="Give a list: [2].")
+            raise UsageError(f"{ids!r} is not a list of token ids", fix="Give a list: [2].")
         found = np.array(sorted(whole(x, "token id") for x in ids), dtype=np.int64)
         beyond = found[(found < 0) | (found >= self.steps.vocab)].tolist()
         if beyond:

@@ -171,7 +171,7 @@ def _spec(name: str, array: Array, contents: Contents) -> TensorSpec:
 
 def _write_beside(path: Path, data: bytes) -> None:
     if not path.name:
-        raise UsageError(f"{str(path)!r} is no file name", fix="give the file to write")
+        raise UsageError(f"{str(path)!r} is not a file name", fix="give the file to write")
     try:
         write_whole(path, data)
     except OSError as error:
@@ -190,7 +190,7 @@ def _header_metadata(data: bytes) -> dict[str, str]:
 
 def _check_kind(found: dict[str, str], file: Path) -> None:
     if found.get("format") != FORMAT:
-        raise SleepcError("this is no state file of sleepc", where=str(file), fix=AGAIN)
+        raise SleepcError("this is not a sleepc state file", where=str(file), fix=AGAIN)
     if found.get("version") not in (VERSION, UNCHECKED):
         raise SleepcError(
             f"the state file has version {found.get('version')}, and this sleepc reads {VERSION}",

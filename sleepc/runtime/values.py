@@ -13,7 +13,7 @@ def whole(value: Any, what: str, fix: str = "") -> int:
     """A whole number, numpy's too. Raises UsageError for anything else: true and false, 2.0, "2"."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return int(value)
-    raise UsageError(f"{what} {value!r} is no whole number", fix=fix or f"give a number such as {what}=1")
+    raise UsageError(f"{what} {value!r} is not a whole number", fix=fix or f"give a number such as {what}=1")
 
 
 def real(value: Any, what: str) -> float:

@@ -26,7 +26,7 @@ def check_plot(path: Path) -> None:
         raise UsageError("plots need matplotlib", where="--plot", fix="pip install 'sleepc[plot]'")
     check_file_place(path, "--plot")
     if path.exists() and not _starts_as(path, STARTS[kind]):
-        raise UsageError(f"{path} exists and is no plot", where="--plot", fix="Choose another name.")
+        raise UsageError(f"{path} exists and is not a plot", where="--plot", fix="Choose another name.")
 
 
 def _starts_as(path: Path, starts: tuple[bytes, ...]) -> bool:

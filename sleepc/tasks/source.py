@@ -51,7 +51,7 @@ def make_source(
             return Source(ids, np.unique(ids), opening_of(tokenizer), tokenizer)
     if text is not None:
         raise UsageError(
-            "the tokenizer makes nothing of this text", where="--text", fix="Give a text in the model's language."
+            "the tokenizer cannot read this text", where="--text", fix="Give a text in the model's language."
         )
     words = np.setdiff1d(np.arange(vocab), tokenizer.holes(vocab) if tokenizer is not None else [])
     return Source(words[rng.integers(0, len(words), tokens)], words)

@@ -110,8 +110,8 @@ def merge_maps(program: Program) -> int:
     if (lost := merge.rounding.share) > MUCH:
         dtype = str(program.graphs.dtype).removeprefix("torch.")
         warnings.warn(
-            f"rounding to {dtype} took {min(lost, 1):.0%} of what the low-rank maps change. Without "
-            "--merge they stay whole, beside the weights.",
+            f"rounding to {dtype} took {min(lost, 1):.0%} of what the LoRA matrices change. Without "
+            "--merge they stay separate and exact.",
             SleepcWarning,
             stacklevel=3,
         )
@@ -203,7 +203,7 @@ def _header(path: Path, metadata: Any) -> Header:
     version = metadata.get("format") if isinstance(metadata, dict) else None
     if not isinstance(version, str) or "weights_sha256" not in metadata:
         raise UsageError(
-            f"{path.name} is no adapter of sleepc's", where=str(path), fix="`sleepc distil` writes adapters."
+            f"{path.name} is not a sleepc adapter", where=str(path), fix="`sleepc distil` writes adapters."
         )
     if version.isdecimal() and len(version) < 9 and int(version) > FORMAT:
         raise UsageError(
@@ -304,7 +304,7 @@ def _warn_of_options(recipe: Recipe, adapter: Adapter) -> None:
     other = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
     if other:
         warnings.warn(
-            f"the adapter was trained with other options: {', '.join(other)}. What it learned may not serve here.",
+            f"the adapter was trained with other options: {', '.join(other)}. What it learned may not apply here.",
             SleepcWarning,
             stacklevel=4,
         )

@@ -70,7 +70,7 @@ class LayerFiles:
         files = sorted(self.folder.iterdir())
         other = [file for file in files if not OURS.fullmatch(file.name)]
         if other:
-            raise UsageError(f"{other[0]} is no file of a calibration", fix=f"Move it out of {self.folder}.")
+            raise UsageError(f"{other[0]} does not belong to a calibration", fix=f"Move it out of {self.folder}.")
         if not resume:
             for file in files:
                 file.unlink()

@@ -91,7 +91,7 @@ def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], sett
     number: a curriculum. Raises UsageError where there is none, or the program cannot learn it.
     """
     if isinstance(task, str) and task not in PUZZLES:
-        raise UsageError(f"there is no task {task!r} to learn", where="--task", fix=f"Tasks: {', '.join(PUZZLES)}.")
+        raise UsageError(f"unknown task {task!r} to learn", where="--task", fix=f"Tasks: {', '.join(PUZZLES)}.")
     if chosen and not isinstance(task, str):
         raise UsageError("a puzzle of one's own has its settings", where="set", fix="Leave set out.")
     puzzle = make_puzzle(task, chosen) if isinstance(task, str) else task

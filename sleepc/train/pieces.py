@@ -107,7 +107,7 @@ def _sensible(every: Iterator[Piece], opening: int) -> Iterator[Piece]:
     bodies = [piece.tokens[opening:] for piece in held]
     if held and not _says_something(bodies[-1]) and not says_something(np.concatenate(bodies).tolist()):
         raise UsageError(
-            "the tokenizer makes nothing of this text: its tokens are mostly the same one",
+            "the tokenizer cannot read this text: its tokens are mostly the same one",
             fix="Give a text in the model's language.",
         )
     yield from held

@@ -44,10 +44,10 @@ def dataset_documents(name: str, field: str = "text") -> Iterator[Document]:
     """Each row's `field` of a data set of the Hugging Face hub, or of a local folder, as it streams in.
 
     `name` is NAME, NAME:SPLIT ("train" where it is not given) or NAME:CONFIGURATION:SPLIT. No code of a data set is
-    run. Raises UsageError where the package is missing, the data set cannot be read, or a row has no text.
+    run. Raises UsageError where the package is missing, the dataset cannot be read, or a row has no text.
     """
     if find_spec("datasets") is None:
-        raise UsageError("data sets need the package datasets", where=name, fix="pip install 'sleepc[data]'")
+        raise UsageError("datasets need the package `datasets`", where=name, fix="pip install 'sleepc[data]'")
     return _some((_in_parts(text) for text in _rows_of_dataset(name, field)), name)
 
 
@@ -188,7 +188,7 @@ def _rows_of_dataset(name: str, field: str) -> Iterator[str]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise UsageError(
-            f"cannot read the data set: {lines[0]}",
+            f"cannot read the dataset: {lines[0]}",
             where=name,
             fix="Give NAME, NAME:SPLIT, NAME:CONFIGURATION:SPLIT, or a folder of data files.",
         ) from error
@@ -200,9 +200,7 @@ def _parsed_name(name: str) -> tuple[str, str | None, str]:
         return name, None, "train"
     path, *rest = name.split(":")
     if len(rest) > 2 or "" in (path, *rest):
-        raise UsageError(
-            f"cannot read {name!r} as a data set", fix="Give NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT."
-        )
+        raise UsageError(f"cannot read {name!r} as a dataset", fix="Give NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT.")
     return path, rest[0] if len(rest) == 2 else None, rest[-1] if rest else "train"
 
 

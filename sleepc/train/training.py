@@ -198,7 +198,7 @@ def check_training_device(device: str | None, backend: str = DEFAULT) -> None:
     """
     trainer = find_trainer(backend)
     if device not in (None, *DEVICES):
-        raise UsageError(f"there is no device {device!r}", where="--device", fix=f"Use {' or '.join(DEVICES)}.")
+        raise UsageError(f"unknown device {device!r}", where="--device", fix=f"Use {' or '.join(DEVICES)}.")
     if device is not None:
         trainer.check_device(device)
 
@@ -233,7 +233,7 @@ def _check(program: Program, learned: Learned) -> None:
         )
     if teacher is not None and learned.words is None and teacher.vocab != program.graphs.vocab:
         raise UsageError(
-            f"the teacher has {teacher.vocab} words and the program {program.graphs.vocab}",
+            f"the teacher's vocabulary size is {teacher.vocab} and the program's {program.graphs.vocab}",
             where="--teacher",
             fix="A teacher needs the program's own vocabulary.",
         )

@@ -118,7 +118,7 @@ def test_what_got_worse_is_not_saved_unless_it_is_asked_for(
     with warnings.catch_warnings():
         warnings.simplefilter("always", SleepcWarning)  # tests make them errors
         code, said, err = run_here(capsys, *arguments)
-        assert (code, "warning: the training made things worse on " in err) == (1, True), err
+        assert (code, "warning: the training increased perplexity on " in err) == (1, True), err
         assert "nothing is saved" in err
         assert ("perplexity" in said, "next" in said) == (True, False)
         assert _files(artifact) == before
@@ -165,10 +165,10 @@ def test_the_teacher_writes_its_own_text(artifact: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "what shall it read?"),
-        (("--self", "--text", "x.txt"), "what shall it read?"),
+        ((), "no training text is given"),
+        (("--self", "--text", "x.txt"), "no training text is given"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
-        (("--self", "--resume"), "there is no training to go on with"),
+        (("--self", "--resume"), "there is no training to resume"),
         (("--self", "--stages", "dream"), "cannot read stages"),
         (("--self", "--lr", "7"), "lr = 7"),
         (("--self", "--length", "8", "--device", "cpu"), "never reach beyond the window"),

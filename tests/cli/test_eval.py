@@ -127,7 +127,7 @@ def test_a_plot_is_written_and_is_the_same_each_time(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--task", "reading"), "there is no task 'reading' (--task)"),
+        (("--task", "reading"), "unknown task 'reading' (--task)"),
         (("--task", "copy", "--sweep", "window=4"), "cannot sweep 'window=4' (--sweep)"),
         (("--task", "copy", "--sweep", "passes=1,"), "cannot sweep"),
         (("--task", "copy", "--sweep", "passes=0"), "cannot sweep"),
@@ -137,7 +137,7 @@ def test_a_plot_is_written_and_is_the_same_each_time(
         (("--task", "copy", "--samples", "0"), "samples"),
         (("--task", "copy", "--text", "absent.txt"), "cannot read absent.txt"),
         (("--task", "copy", "--plot", "plot.gif"), "cannot plot into plot.gif (--plot)"),
-        (("--task", "copy", "--plot", "absent/plot.svg"), "absent is no folder (--plot)"),
+        (("--task", "copy", "--plot", "absent/plot.svg"), "absent is not a folder (--plot)"),
         (("--task", "copy", "--device", "cuda:77"), "error: "),
         (("--task", "copy", "--against", "absent"), "error: "),
     ],
@@ -155,7 +155,7 @@ def test_a_plot_replaces_no_other_file(artifact: Path, tmp_path: Path, capsys: p
     notes = tmp_path / "notes.svg"
     notes.write_text("mine")
     code, _, err = run(capsys, artifact, "--task", "copy", "--plot", notes)
-    assert (code, "is no plot" in err, notes.read_text()) == (2, True, "mine")
+    assert (code, "is not a plot" in err, notes.read_text()) == (2, True, "mine")
 
 
 def test_without_matplotlib_it_says_what_to_install(

@@ -117,7 +117,7 @@ def test_a_model_that_reads_the_words_gets_text(artifact: Path, capsys: pytest.C
         (("rule110", "--text", "book.txt"), "rule110 has no use for --text"),
         (("copy", "--set", "width=8"), "copy has no settings (--set)"),
         (("khop", "--set", "entities=70"), "the task has 74 different words, and the model 61 tokens (--task)"),
-        (("sudoku",), "there is no task 'sudoku' (--task)"),
+        (("sudoku",), "unknown task 'sudoku' (--task)"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

@@ -85,7 +85,7 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
         ("window: " + "9" * 5000, "not YAML", ""),
         ("a: &a [1]\nb: &b [*a, *a]\nwindow: *b", "no option named 'a'", ""),
         ("1: 2", "a recipe is a mapping", ""),
-        ("#" * (MAX_BYTES + 1), "is no recipe", ""),
+        ("#" * (MAX_BYTES + 1), "is not a recipe", ""),
     ],
 )
 def test_mistakes_are_named(text: str, said: str, fix: str, tmp_path: Path) -> None:

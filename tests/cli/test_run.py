@@ -300,5 +300,5 @@ def test_a_template_that_leaves_the_message_out(
     (copy / "chat_template.jinja").write_text("{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}")
     code, said, told = run_here(capsys, "run", copy, "w1")
     assert (code, said) == (2, "")
-    assert "leaves out what the user says" in told
+    assert "drops the user's text" in told
     assert run_here(capsys, "run", copy, "w1", "--no-chat", "--max-tokens", 1)[0] == 0

@@ -511,7 +511,7 @@ def test_an_artifact_is_no_model(
     for command in commands:
         code, said, told = run(capsys, *command)
         assert (code, said) == (2, ""), told
-        assert f"{artifact} is a sleepc artifact already, and no model" in told
+        assert f"{artifact} is a sleepc artifact, not a model" in told
         assert str(model) in told, "which one it was made from"
     for name in ("convert", "inspect"):
         options = ("-o", tmp_path / "out") if name == "convert" else ()

@@ -40,7 +40,7 @@ def test_examples_are_shown_with_their_answers(name: str, capsys: pytest.Capture
         (("sudoku",), "there are no examples of 'sudoku'"),
         (("rule110", "--set", "height=3"), "rule110 cannot be set 'height=3' (--set)"),
         (("rule110", "--n", 0), "--n"),
-        (("--set", "width=3"), "settings are those of a task"),
+        (("--set", "width=3"), "--set only applies to tasks"),
     ],
 )
 def test_what_cannot_be_shown_is_said(

@@ -91,12 +91,12 @@ def test_the_end_of_pieces_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "what shall it learn?"),
-        (("--task", "chess"), "there is no task 'chess' to learn"),
+        ((), "no training data is given"),
+        (("--task", "chess"), "unknown task 'chess' to learn"),
         (("--task", "rule110", "--length", "9"), "has no use for length"),
         ((*TASK, "--passes", "many"), "cannot read passes"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
-        ((*TASK, "--resume"), "there is no training to go on with"),
+        ((*TASK, "--resume"), "there is no training to resume"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -213,7 +213,7 @@ def test_templates_that_want_parts_get_parts(source: str, tmp_path: Path) -> Non
     ],
 )
 def test_a_turn_that_would_vanish_is_refused(source: str, lost: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"leaves out what the {lost} says") as caught:
+    with pytest.raises(UsageError, match=f"drops the {lost}'s text") as caught:
         rendered(with_template(tmp_path, source), TALK)
     assert caught.value.fix
 
@@ -259,7 +259,7 @@ def test_contents_that_are_parts(tmp_path: Path) -> None:
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     ]
     assert rendered(with_template(tmp_path, PARTS), parts) == "<user>ab"
-    with pytest.raises(UsageError, match="as one text, and there are 2 parts"):
+    with pytest.raises(UsageError, match="as a single text, and there are 2 parts"):
         rendered(with_template(tmp_path, CHATML), parts)
     parts[0]["content"].pop()
     assert "user\na<|im_end|>" in rendered(with_template(tmp_path, CHATML), parts)
@@ -275,7 +275,7 @@ def test_names_that_the_template_does_not_read_are_said(tmp_path: Path) -> None:
 
 def test_what_a_tool_says_does_not_vanish(tmp_path: Path) -> None:
     without = "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(UsageError, match="leaves out what the tool says"):
+    with pytest.raises(UsageError, match="drops the tool's text"):
         rendered(with_template(tmp_path, without), [*TALK, {"role": "tool", "content": "w1"}])
 
 

@@ -414,7 +414,7 @@ BAD_INDEX: dict[str, tuple[Callable[[Path, dict[str, str]], object], str]] = {
     "a file elsewhere": (lambda f, p: write_index(f, {**p, NORM: "../b.safetensors"}), r"\.\./b\.safetensors"),
     "a file by its path": (
         lambda f, p: write_index(f, {**p, NORM: str(f / p[NORM])}),
-        "which is no file of this folder",
+        "which is not a file of this folder",
     ),
     "a name that is too long": (lambda f, p: write_index(f, {**p, NORM: "a" * 5000}), "a…, which is not there"),
     "a name that is none": (lambda f, p: write_index(f, {**p, NORM: "\ud800\n"}), r'"\\ud800\\n", which is not there'),
@@ -679,9 +679,12 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "scaling that is a number": ({"rope_scaling": 7, "rope_parameters": None}, "rope_parameters' with value 7"),
     "labels": ({"id2label": [1]}, r"id2label: \[1\], which transformers cannot build"),
-    "a map of code that is none": ({"auto_map": None}, r"auto_map: null, and it maps classes"),
-    "a map of code that is a list": ({"auto_map": ["modeling_x.X"]}, r'auto_map: \["modeling_x\.X"\], and it maps'),
-    "a map of code that is true": ({"auto_map": True}, "auto_map: true, and it maps"),
+    "a map of code that is none": ({"auto_map": None}, r"auto_map: null, which has to map classes"),
+    "a map of code that is a list": (
+        {"auto_map": ["modeling_x.X"]},
+        r'auto_map: \["modeling_x\.X"\], which has to map',
+    ),
+    "a map of code that is true": ({"auto_map": True}, "auto_map: true, which has to map"),
     "no kind": ({"model_type": None}, "model_type: null"),
     "a kind that is a list": ({"model_type": ["llama"]}, r'model_type: \["llama"\]'),
 }

@@ -116,7 +116,7 @@ def test_names_are_unique_and_known(momentum: Rule) -> None:
     with pytest.raises(UsageError, match="a rule named 'delta_momentum' already"):
         registry.register(momentum)
     assert registry.find(NAME) is momentum
-    with pytest.raises(UsageError, match=r"known rules: .*gated_delta, linear"):
+    with pytest.raises(UsageError, match=r"Known rules: .*gated_delta, linear"):
         registry.find("nothing")
 
 
@@ -144,11 +144,11 @@ GATE = Gate("sigmoid", weight="w_eta", bias="b_eta")
             )
         ),
         *(
-            ({"states": {name: State(matrix)}}, "no name for a state")
+            ({"states": {name: State(matrix)}}, "cannot name a state")
             for name in ("record.k", "start.S", "", "x1", "p0")
         ),
         *(({"gates": {name: GATE}}, f"named '{name}', which is taken") for name in ("k", "v", "q", "S")),
-        ({"gates": {"a b": GATE}}, "no name for a gate"),
+        ({"gates": {"a b": GATE}}, "cannot name a gate"),
         ({"gates": {"beta": STRENGTH, "eta": Gate("sigmoid", weight="w_b", bias="b_eta")}}, "parameters .* 'w_b'"),
         ({"gates": {"eta": Gate("sigmoid", weight="w_m", bias="b_eta")}}, "parameters .* 'w_m'"),
         ({"gates": {"eta": Gate("sigmoid")}}, "needs parameters"),

@@ -226,7 +226,7 @@ WRONG = (1.5, "2", True, [2])
 
 @pytest.mark.parametrize("given", [*WRONG, None])
 def test_a_number_of_rows_is_a_whole_number(steps: FakeSteps, given: Any) -> None:
-    with pytest.raises(UsageError, match=r"batch .* is no whole number"):
+    with pytest.raises(UsageError, match=r"batch .* is not a whole number"):
         Session(steps, given)
 
 

@@ -121,7 +121,7 @@ def test_cut_off(saved: Path, cut: int) -> None:
 
 def test_not_a_state_file(saved: Path) -> None:
     edit(saved, lambda h: h.pop("__metadata__"))
-    refused(saved, "no state file of sleepc")
+    refused(saved, "not a sleepc state file")
     saved.write_text("a poem")
     refused(saved, "cut off or damaged")
 

@@ -49,7 +49,7 @@ def test_a_folder_that_another_has_is_refused_and_left_alone(
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "layer-0000.json").write_text("theirs")
     program = package.load(made / "artifact")
-    refused = pytest.raises(UsageError, match=r"process \d+ on .*something else, since .*writes here")
+    refused = pytest.raises(UsageError, match=r"process \d+ on .*something else, since .*is writing here")
     with ThreadPoolExecutor(1) as other, only_one(tmp_path / "work", "something else"), refused:
         other.submit(learn, program, made / "text.txt", tmp_path / "work").result()
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["layer-0000.json"]

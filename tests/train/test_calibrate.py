@@ -168,7 +168,7 @@ def test_another_calibration_is_not_gone_on_from(tmp_path: Path) -> None:
         run(converted(), work, resume=True, steps=0)
     run(converted(), work, steps=0)  # anew
     (work / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is no file of a calibration"):
+    with pytest.raises(UsageError, match="does not belong to a calibration"):
         run(converted(), work, steps=0)
     assert (work / "notes.txt").read_text() == "mine"
 

@@ -189,9 +189,9 @@ def test_matrices_of_blocks_are_muons() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"task": "chess"}, "there is no task 'chess' to learn"),
-        ({"task": None}, "what shall it learn?"),
-        ({"text": ["x.txt"]}, "what shall it learn?"),
+        ({"task": "chess"}, "unknown task 'chess' to learn"),
+        ({"task": None}, "no training data is given"),
+        ({"text": ["x.txt"]}, "no training data is given"),
         ({"set": ["width=1", "states=1"]}, "never reach beyond the window"),
         ({"task": "depo", "set": []}, "different words, and the model 5 tokens"),
         ({"passes": "4:1"}, "cannot read passes '4:1'"),

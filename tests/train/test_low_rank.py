@@ -165,5 +165,5 @@ def test_nothing_to_do_is_nothing_done() -> None:
 
 def test_a_rank_is_a_number_of_rows() -> None:
     step, _ = family("llama").convert()
-    with pytest.raises(UsageError, match="no rank"):
+    with pytest.raises(UsageError, match="must be at least 1"):
         apply(step, AddLowRank(0, 0))

@@ -95,7 +95,7 @@ def test_words_that_are_shared(program: package.Program, wide: package.Program, 
     with pytest.raises(UsageError, match=f"has {VOCAB - 1} words, and the program's tokenizer knows {VOCAB}"):
         shared_words(program, narrower, folder / "model")
     for nowhere in (None, tmp_path):
-        with pytest.raises(UsageError, match=f"has {VOCAB + WIDER} words and the program {VOCAB}"):
+        with pytest.raises(UsageError, match=f"vocabulary size is {VOCAB + WIDER} and the program's {VOCAB}"):
             shared_words(program, wide.graphs, nowhere)
 
 

@@ -193,12 +193,12 @@ def test_a_data_set_in_a_folder(rows: Path) -> None:
     [
         ("{rows}", "body", "field 'body' of this row holds nothing.*row 1(.|\n)*text, id"),
         ("{rows}", "id", "holds int, not text"),
-        ("{rows}:validation", "text", "cannot read the data set: .*validation"),
-        ("{rows}:other:train", "text", "cannot read the data set: .*other"),
-        ("{rows}/missing", "text", "cannot read the data set"),
-        ("nobody/nothing", "text", "cannot read the data set: .*nobody/nothing"),
-        ("{rows}:", "text", "as a data set"),
-        ("a:b:c:d", "text", "as a data set"),
+        ("{rows}:validation", "text", "cannot read the dataset: .*validation"),
+        ("{rows}:other:train", "text", "cannot read the dataset: .*other"),
+        ("{rows}/missing", "text", "cannot read the dataset"),
+        ("nobody/nothing", "text", "cannot read the dataset: .*nobody/nothing"),
+        ("{rows}:", "text", "as a dataset"),
+        ("a:b:c:d", "text", "as a dataset"),
     ],
 )
 def test_a_data_set_that_cannot_be_read(rows: Path, name: str, field: str, said: str) -> None:
@@ -208,7 +208,7 @@ def test_a_data_set_that_cannot_be_read(rows: Path, name: str, field: str, said:
 
 def test_a_damaged_data_set(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text"')
-    with pytest.raises(UsageError, match="cannot read the data set"):
+    with pytest.raises(UsageError, match="cannot read the dataset"):
         whole(dataset_documents(str(tmp_path)))
 
 

@@ -249,7 +249,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
         train(program, learned, Run(work=tmp_path))
 
 
-@pytest.mark.parametrize(("device", "words"), [("gpu", "there is no device 'gpu'"), ("cuda", "no CUDA device")])
+@pytest.mark.parametrize(("device", "words"), [("gpu", "unknown device 'gpu'"), ("cuda", "no CUDA device")])
 def test_a_device_that_is_not_there_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, words: str
 ) -> None:

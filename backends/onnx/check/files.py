@@ -95,7 +95,7 @@ def _stored(tensor: onnx.TensorProto, folder: Path) -> Stored:
 def _check_constant(tensor: onnx.TensorProto, file: str) -> None:
     value = onnx.numpy_helper.to_array(tensor)
     if value.nbytes > LARGE:
-        raise SleepcError(f"constant {tensor.name} has {value.nbytes} bytes: it is no small one", where=file)
+        raise SleepcError(f"constant {tensor.name} has {value.nbytes} bytes, too many for a constant", where=file)
     if value.dtype.kind == "f" and np.isnan(value.astype(np.float64)).any():
         raise SleepcError(f"constant {tensor.name} is not a number", where=file)
 

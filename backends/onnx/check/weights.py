@@ -28,7 +28,7 @@ def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Sto
     dtypes = dtypes_of(program)
     for name, place in stored.items():
         if name not in written:
-            raise SleepcError(f"weight {name} is no parameter of the program", where=FILE)
+            raise SleepcError(f"weight {name} is not a parameter of the program", where=FILE)
         keys, form = written[name]
         if form.endswith("scales"):
             continue  # with what it scales

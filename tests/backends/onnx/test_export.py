@@ -167,7 +167,7 @@ def test_a_weight_that_is_another_one(lowered: Lowered) -> None:
 def test_a_weight_that_is_no_parameter(lowered: Lowered) -> None:
     name = next(iter(lowered.stored()))
     del lowered.written[name]
-    with pytest.raises(SleepcError, match="is no parameter of the program"):
+    with pytest.raises(SleepcError, match="is not a parameter of the program"):
         lowered.check()
 
 
@@ -207,7 +207,7 @@ def test_a_constant_that_is_no_number(lowered: Lowered) -> None:
 
 def test_a_large_constant(lowered: Lowered) -> None:
     lowered.edit(lambda m: m.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1 << 18), "table")))
-    with pytest.raises(SleepcError, match="it is no small one"):
+    with pytest.raises(SleepcError, match="which is too large for a constant"):
         lowered.check()
 
 
