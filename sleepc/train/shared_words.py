@@ -21,12 +21,12 @@ def shared_words(program: Program, teacher: ProgramGraphs, folder: Path | None) 
     if own is None or other is None:
         if wide == program.graphs.vocab:
             return wide
-        raise _unfit(f"the teacher has {wide} words and the program {program.graphs.vocab}")
+        raise _unfit(f"the teacher's vocabulary size is {wide} and the program's {program.graphs.vocab}")
     if not own.same_words(other):
         raise _unfit("the teacher's tokenizer has other words than the program's")
     most = max(own.inner.get_vocab().values())
     if most >= wide:
-        raise _unfit(f"the teacher has {wide} words, and the program's tokenizer knows {most + 1}")
+        raise _unfit(f"the teacher's vocabulary size is {wide}, and the program's tokenizer has {most + 1} tokens")
     return narrow
 
 

@@ -49,14 +49,18 @@ def fails(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(by_value, "for other values"), (by_those_chosen, "for other values"), (by_length, "one number only")],
+    [
+        (by_value, "data-dependent control flow"),
+        (by_those_chosen, "data-dependent control flow"),
+        (by_length, "for one length only"),
+    ],
 )
 def test_what_depends_on_values_is_refused(change: Callable[[Tensor], Tensor], reason: str) -> None:
     with pytest.raises(Refusal, match=reason) as caught:
         capture_module(Attends(change))
     assert caught.value.code == "OPERATOR"
     assert caught.value.fix
-    assert ("test_unfollowed.py:" in caught.value.what) == (reason == "for other values")
+    assert ("test_unfollowed.py:" in caught.value.what) == (reason == "data-dependent control flow")
 
 
 def plainly(q: Tensor) -> Tensor:

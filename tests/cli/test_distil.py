@@ -118,7 +118,7 @@ def test_what_got_worse_is_not_saved_unless_it_is_asked_for(
     with warnings.catch_warnings():
         warnings.simplefilter("always", SleepcWarning)  # tests make them errors
         code, said, err = run_here(capsys, *arguments)
-        assert (code, "warning: the training increased perplexity on " in err) == (1, True), err
+        assert (code, "warning: the training made things worse on " in err) == (1, True), err
         assert "nothing is saved" in err
         assert ("perplexity" in said, "next" in said) == (True, False)
         assert _files(artifact) == before

@@ -172,4 +172,4 @@ def test_a_text_that_the_tokenizer_cannot_read_is_refused(
     text = tmp_path / "text.txt"
     text.write_text("none of these words is known to this model " * 20)
     code, _, err = run(capsys, artifact, "--task", "perplexity", "--text", text)
-    assert (code, "makes nothing of this text" in err) == (2, True)
+    assert (code, "cannot read this text" in err) == (2, True)

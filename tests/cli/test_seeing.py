@@ -516,7 +516,7 @@ def test_an_artifact_is_no_model(
     for name in ("convert", "inspect"):
         options = ("-o", tmp_path / "out") if name == "convert" else ()
         code, _, told = run(capsys, name, tmp_path / "export", *options)
-        assert (code, "is an export of sleepc's already" in told) == (2, True)
+        assert (code, "is a sleepc export, not a model" in told) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     for odd in (3, None, {"window": 8}):
         with pytest.raises(UsageError, match=rf"(model|target) is .*, of type {type(odd).__name__}\nGive a path"):

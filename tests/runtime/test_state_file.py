@@ -196,7 +196,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(SleepcError, match="cannot be written"):
         session.save_state(tmp_path / "folder")
-    with pytest.raises(UsageError, match="no file name"):
+    with pytest.raises(UsageError, match="not a file name"):
         session.save_state("")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 

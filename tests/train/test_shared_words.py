@@ -92,7 +92,7 @@ def test_words_that_are_shared(program: package.Program, wide: package.Program, 
     assert shared_words(program, wide.graphs, folder / "wide") == VOCAB
     assert shared_words(wide, program.graphs, folder / "model") == VOCAB
     assert shared_words(program, program.graphs, None) == VOCAB
-    with pytest.raises(UsageError, match=f"has {VOCAB - 1} words, and the program's tokenizer knows {VOCAB}"):
+    with pytest.raises(UsageError, match=f"is {VOCAB - 1}, and the program's tokenizer has {VOCAB} tokens"):
         shared_words(program, narrower, folder / "model")
     for nowhere in (None, tmp_path):
         with pytest.raises(UsageError, match=f"vocabulary size is {VOCAB + WIDER} and the program's {VOCAB}"):

@@ -214,5 +214,5 @@ def test_a_damaged_data_set(tmp_path: Path) -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UsageError, match=r"need the package datasets(.|\n)*pip install 'sleepc\[data\]'"):
+    with pytest.raises(UsageError, match=r"need the package `datasets`(.|\n)*pip install 'sleepc\[data\]'"):
         dataset_documents("anything")

@@ -245,7 +245,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     program = _program()
     teacher = replace(_original(program), graphs=replace(program.captured(silent), vocab=7))
     learned = Learned(Reading(_stream), Settings(length=LENGTH), teacher=teacher)
-    with pytest.raises(UsageError, match="the teacher has 7 words"):
+    with pytest.raises(UsageError, match="the teacher's vocabulary size is 7"):
         train(program, learned, Run(work=tmp_path))
 
 
