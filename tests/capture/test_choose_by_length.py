@@ -195,7 +195,7 @@ def by_a_sum(length: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("scale", [by_its_logarithm, by_a_sum])
 def test_what_is_computed_from_the_length_is_refused(scale: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(Refusal, match="how long its call is") as caught:
+    with pytest.raises(Refusal, match="the length of its call") as caught:
         run_stages(capture_module(Rotates(scale)), front_stages())
     assert caught.value.code == "POSITIONS"
 

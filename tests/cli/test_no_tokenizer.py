@@ -24,7 +24,7 @@ def test_it_converts_and_says_so(model: Path, tmp_path: Path, capsys: pytest.Cap
     code, said, told = run_here(capsys, "convert", model, "-o", tmp_path / "out", "--window", 8, "--sinks", 2)
     assert code == 0, told
     assert "all hold" in said
-    assert "no tokenizer.json (only tekken.json), so it cannot read text: random tokens are read" in told
+    assert "no tokenizer.json (only tekken.json), so it cannot read text: reading random tokens instead" in told
     code, said, told = run_here(capsys, "run", tmp_path / "out", "hello")
     assert (code, said) == (2, "")
     assert "no tokenizer.json (only tekken.json)" in told, "also of an artifact, which has no such file"

@@ -200,7 +200,7 @@ def test_a_tokenizer_that_can_be_read_and_not_used(
     data = json.loads(KINDS[kind]().to_str())
     (data[where] if where else data).update(change)
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(SleepcError, match="the tokenizer fails") as caught:
+    with pytest.raises(SleepcError, match="the tokenizer failed") as caught:
         load_tokenizer(tmp_path).encode("\u4e16 ? é")
     assert caught.value.fix
 

@@ -261,7 +261,7 @@ def test_files_that_are_not_what_the_manifest_says(steps: OnnxSteps, tmp_path: P
     wake = steps.manifest.wake
     for change in ({"inputs": wake.inputs[1:]}, {"outputs": wake.outputs[1:]}):
         manifest = steps.manifest.model_copy(update={"wake": wake.model_copy(update=change)})
-        with pytest.raises(SleepcError, match="than the manifest says"):
+        with pytest.raises(SleepcError, match="what the manifest says"):
             OnnxSteps(steps.folder, manifest)
 
 
