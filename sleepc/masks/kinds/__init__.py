@@ -1,0 +1,1 @@
+"""The kinds of conditions that masks are made of, one a file: its KIND."""
