@@ -16,6 +16,17 @@ PICTURE = re.compile(r"!\[([^\]]*)\]\(docs/([^)\s]+)\)")
 STARTS = re.compile(r"(?:[-*]|\d+\.) |\|")  # a list or a table
 
 
+def on_config(config: Any) -> Any:
+    """mkdocs.yml with every decision below the list of them."""
+    decisions = sorted(path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/decisions/0*.md"))
+    for section in config.nav[1:]:
+        for pages in section.values():
+            for page in pages:
+                if isinstance(page, dict) and "Decisions" in page:
+                    page["Decisions"] += decisions
+    return config
+
+
 def on_files(files: Files, *, config: Any) -> Files:
     """The site's files, with the pages that stand outside docs/."""
     for source, page in PAGES.items():
