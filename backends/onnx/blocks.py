@@ -68,18 +68,17 @@ def _blocks(
     for i, block in enumerate(program.layout):
         cls = program.classes[block.cls]
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        e.prefix = f"block.{i}."
-        ports = ports_of(cls.wake, {**values, **own, "h": found.h}, block.params)
-        results = translate(e, cls.wake, ports, style)
-        found.h = results["h"]
-        for spec in cls.states:
-            value = results.get(spec.name)
-            if isinstance(value, Written):
-                slots = cls.wake.results()[spec.name].args[2].meta["port"].name  # type: ignore[union-attr]
-                columns.setdefault((spec.name, spec.dims, spec.dtype, slots), {})[f"{i}.{spec.name}"] = value.new
-            elif value is not None:
-                _replace(found, f"{i}.{spec.name}", value, spec)
-    e.prefix = ""
+        with e.part(f"block.{i}."):
+            ports = ports_of(cls.wake, {**values, **own, "h": found.h}, block.params)
+            results = translate(e, cls.wake, ports, style)
+            found.h = results["h"]
+            for spec in cls.states:
+                value = results.get(spec.name)
+                if isinstance(value, Written):
+                    slots = cls.wake.results()[spec.name].args[2].meta["port"].name  # type: ignore[union-attr]
+                    columns.setdefault((spec.name, spec.dims, spec.dtype, slots), {})[f"{i}.{spec.name}"] = value.new
+                elif value is not None:
+                    _replace(found, f"{i}.{spec.name}", value, spec)
     _join(found, e, columns)
     return found
 

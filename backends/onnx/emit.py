@@ -44,7 +44,7 @@ class Emitter:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
-        self.prefix = ""
+        self.prefix = ""  # of the names of nodes
         self.loops = 0
         self.initializers: dict[str, ir.Value] = {}
         self.sizes: dict[str, ir.Value] = {}
@@ -69,6 +69,13 @@ class Emitter:
         if op == "Identity" or any(isinstance(value, ir.Graph) for value in attributes.values()):
             return self._node(op, results, given, domain, attributes)
         return self.once(key, lambda: self._node(op, results, given, domain, attributes))
+
+    @contextmanager
+    def part(self, prefix: str) -> Iterator[None]:
+        """Names of nodes begin with `prefix` in the body."""
+        before, self.prefix = self.prefix, prefix
+        yield
+        self.prefix = before
 
     def _node(
         self, op: str, results: int, given: list[ir.Value | None], domain: str, attributes: dict[str, Any]

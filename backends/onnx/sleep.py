@@ -39,10 +39,9 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
         cls = program.classes[block.cls]
         assert cls.sleep is not None
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        e.prefix = f"block.{i}."
-        results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}), style, replays)
+        with e.part(f"block.{i}."):
+            results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}), style, replays)
         new |= {f"{i}.{name}": value for name, value in results.items()}
-    e.prefix = ""
     if recurrent:
         new |= _again(program, e, states, new, passes, style)
     for name, value in new.items():
@@ -129,9 +128,8 @@ def _pass(
         cls = program.classes[block.cls]
         assert cls.again is not None
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        e.prefix = f"again.{i}."
-        results = translate(e, cls.again, ports_of(cls.again, {**given, "h": h, **own}, block.params), style)
+        with e.part(f"again.{i}."):
+            results = translate(e, cls.again, ports_of(cls.again, {**given, "h": h, **own}, block.params), style)
         h = results.pop("h")
         changed |= {f"{i}.{name}": value for name, value in results.items()}
-    e.prefix = ""
     return h, changed

@@ -92,7 +92,7 @@ class Session:
         if batch < 1:
             raise UsageError(f"a session of {batch} rows", fix="give a batch of 1 or more")
         self.steps, self.batch, self.identity, self.on_sleep = steps, batch, identity, on_sleep
-        self._contents = _contents(steps, batch, identity)
+        self._contents = _state_contents(steps, batch, identity)
         self._stats = Stats(self._contents.nbytes())
         self._state = steps.new_state(batch)
         self._since = np.zeros(batch, dtype=np.int64)  # always below steps.window between calls
@@ -148,7 +148,7 @@ class Session:
         """
         asked = row_mask(range(self.batch) if rows is None else rows, self.batch)
         with self._changing("sleep"):
-            return self._sleep(asked & (self._since > 0))
+            return self._sleep_rows(asked & (self._since > 0))
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -186,9 +186,9 @@ class Session:
         self._require_whole()
         self._require_logits(active)
         stop, banned = (self._tokens_of_model(ids) for ids in (stop_ids, never))
-        return self._tokens(max_tokens, sampling, generators(seed, self.batch), stop, banned, active)
+        return self._generated(max_tokens, sampling, generators(seed, self.batch), stop, banned, active)
 
-    def _tokens(
+    def _generated(
         self,
         max_tokens: int,
         sampling: Sampling,
@@ -257,7 +257,7 @@ class Session:
                 fix="the backend's wake or sleep moves the clock wrongly; nothing was written",
             )
         own: dict[str, Array] = {LAST: self._last.astype(np.float64), KNOWN: self._known}
-        write_state(path, {**arrays, **own}, replace(self._contents_of_file(), notes=notes or {}))
+        write_state(path, {**arrays, **own}, self._file_contents(notes or {}))
 
     @typed
     def load_state(self, path: str | os.PathLike[str]) -> None:
@@ -266,7 +266,7 @@ class Session:
         Raises UsageError (no such file) or SleepcError (cut off, another version, model or batch),
         and then nothing has changed.
         """
-        arrays = read_state(path, self._contents_of_file())
+        arrays = read_state(path, self._file_contents({}))
         last, known, since = arrays.pop(LAST), arrays.pop(KNOWN), arrays["since"].copy()
         sound = (since >= 0) & (since < self.steps.window) & (arrays["position"] >= 0)
         if not sound.all():
@@ -313,7 +313,7 @@ class Session:
                 every = every.astype(out.dtype, copy=False)
                 every[rows, columns[rows, at]] = out[rows, at]
             self._keep_last(out, ending, count)
-            self._sleep(self._since == self.steps.window)
+            self._sleep_rows(self._since == self.steps.window)
         return every
 
     def _keep_last(self, out: FloatArray | None, ending: BoolArray, count: IntArray) -> None:
@@ -353,7 +353,7 @@ class Session:
             )
             warnings.warn(text, SleepcWarning, stacklevel=2)
 
-    def _sleep(self, rows: BoolArray) -> IntArray:
+    def _sleep_rows(self, rows: BoolArray) -> IntArray:
         slept = np.flatnonzero(rows).astype(np.int64)
         if not len(slept):
             return slept
@@ -375,20 +375,22 @@ class Session:
         return Snapshot(self.steps, state, self._since[rows], self._last[rows], self._known[rows])
 
     def _become(self, other: Snapshot) -> None:
-        with self._changing("restore", again=True):
+        with self._changing("restore", recovering=True):
             self._state, self._since = other.state, other.since.copy()
             self._last, self._known = other.last.copy(), other.known.copy()
 
-    def _contents_of_file(self) -> Contents:
+    def _file_contents(self, notes: Mapping[str, str]) -> Contents:
         # Logits are written as f64, which holds f32 exactly: before its first wake a session
         # does not know which of the two its backend gives.
         own = {LAST: ("f64", ("B", self.steps.vocab)), KNOWN: ("bool", ("B",))}
-        return replace(self._contents, arrays={**self._contents.arrays, **own})
+        return replace(self._contents, arrays={**self._contents.arrays, **own}, notes=notes)
 
     @contextmanager
-    def _changing(self, call: str, again: bool = False) -> Iterator[None]:
-        """Marks the session as broken until the body has come to its end."""
-        if not again:
+    def _changing(self, call: str, *, recovering: bool = False) -> Iterator[None]:
+        """Marks the session as broken until the body has come to its end; only what is `recovering` may begin while it
+        is.
+        """
+        if not recovering:
             self._require_whole()
         self._unfinished = call
         yield
@@ -426,7 +428,8 @@ class Session:
 _LOGITS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _contents(steps: Steps, batch: int, identity: str) -> Contents:
+def _state_contents(steps: Steps, batch: int, identity: str) -> Contents:
+    """What a file of a backend's state holds."""
     signature = {name: (dtype, tuple(dims)) for name, (dtype, dims) in steps.signature().items()}
     for name, kind in CLOCKS.items():
         if signature.get(name) != kind:
