@@ -54,7 +54,7 @@ Rings = tuple[tuple[int | None, tuple[int, ...]], ...]
 
 
 def check_rules(recipe: Recipe) -> None:
-    """Raises UsageError for rules that there are not, or that do not fit the recipe. Needs no model."""
+    """Raises UsageError for unknown rules, and for rules that do not fit the recipe. Needs no model."""
     if recipe.settle and not recipe.recurs:
         raise UsageError(
             "only recurrent passes after the first end early when memories have settled, and this recipe has none",
@@ -80,7 +80,7 @@ def check_rules(recipe: Recipe) -> None:
 
 
 def check_settle(recipe: Recipe, plans: tuple[LayerPlan, ...]) -> None:
-    """Raises UsageError where passes shall end when the loop's memories have settled, and it has none."""
+    """Raises UsageError if passes are to end when the loop's memories have settled, and it has none."""
     start, end = recipe.loop_range(len(plans))
     if recipe.settle and all(plan.strategy == "keep" for plan in plans[start:end]):
         raise UsageError(

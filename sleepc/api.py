@@ -116,7 +116,7 @@ class Program:
         return runs.steps(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
 
     def _exported(self) -> OnnxProgram:
-        """The export in the artifact's folder. Raises UsageError where it is not there, or not of this program."""
+        """The export in the artifact's folder. Raises UsageError if it is missing, or not of this program."""
         from sleepc.backends.onnx.load import load as load_export
 
         if self.path is None:
@@ -129,13 +129,13 @@ class Program:
         return found
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises UsageError where it has none."""
+        """The model's tokenizer. Raises UsageError if it has none."""
         return load_tokenizer(self.folder(), Path(self.source.folder) if self.source.folder else None)
 
     def folder(self) -> Path | None:
-        """Where the tokenizer's files are: the artifact, or the original's folder; None where it was in memory.
+        """Where the tokenizer's files are: the artifact, or the original's folder; None if it was in memory.
 
-        Raises SleepcError where another artifact is there now: its words may be others.
+        Raises SleepcError if another artifact is there now, whose tokens may differ.
         """
         if self.path is None:
             return Path(self.source.folder) if self.source.folder else None
@@ -143,13 +143,13 @@ class Program:
         return self.path
 
     def require_in_place(self) -> None:
-        """Raises SleepcError where the artifact that was loaded is not what stands at its path by now."""
+        """Raises SleepcError if its path no longer holds the artifact that was loaded."""
         if self.path is not None and identity_of(read_manifest(self.path)) != self.opened:
             what, fix = "the artifact was replaced by another one while it was open", "Run the same command again."
             raise SleepcError(what, where=str(self.path), fix=fix)
 
     def inspect(self) -> Inspection:
-        """What the conversion found and did. The original is captured again where this comes from an artifact."""
+        """What the conversion found and did. If this comes from an artifact, the original is captured again."""
         return inspect_program(self.captured(silent), self.graphs, self.recipe)
 
     @typed
@@ -168,7 +168,7 @@ class Program:
         `text` or `tokens` are what is read (text of the standard library by default). `hash` checks every tensor's
         bytes first. The report judges what is beyond the window too (report.beyond): more than 4 times the original's
         perplexity is a failure, unless `accept_quality`.
-        Raises SleepcError where the original is not found.
+        Raises SleepcError if the original is not found.
         """
         from sleepc.verify.verify import Measuring, verify_program
 
@@ -201,7 +201,7 @@ class Program:
         self.checked = True
 
     def some_tokens(self, text: str | None, tokens: Sequence[int] | None = None) -> list[int]:
-        """`tokens`, those of `text`, or of a text that is on every machine; random ones where the model can read none.
+        """`tokens`, those of `text`, or of a text that is on every machine; random ones if the model can read none.
 
         Raises UsageError for tokens that are not of this model.
         """
@@ -229,7 +229,7 @@ class Program:
     def load_original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
         """The original, with transformers' own eager attention, in the dtype that the recipe asks for.
 
-        Raises UsageError where it was a module in memory, SleepcError where its files are gone or damaged.
+        Raises UsageError if it was a module in memory, SleepcError if its files are gone or damaged.
         """
         if isinstance(against, nn.Module):
             return in_dtype(against, None, self.recipe)
@@ -242,7 +242,7 @@ class Program:
         return load_module(resolve(against or self.source.folder, progress), dtype=self.recipe.dtype)
 
     def captured(self, progress: Progress, original: nn.Module | None = None) -> ProgramGraphs:
-        """The original as a program at level CANONICAL; captured again where this comes from an artifact."""
+        """The original as a program at level CANONICAL; captured again if this comes from an artifact."""
         if self.canonical is None:
             progress("capturing the original", None)
             module = original or self.load_original(None, progress)
@@ -253,7 +253,7 @@ class Program:
     def adapt(self, path: str | Path, *, merge: bool = False) -> Adapter:
         """Apply what a training has changed, an adapter file; with `merge` low-rank maps become part of the weights.
 
-        Raises UsageError where it is not of this model or does not fit, SleepcError where it is damaged.
+        Raises UsageError if it is not of this model or does not fit, SleepcError if it is damaged.
         """
         from sleepc.train.adapter import apply_adapter, merge_maps, read_adapter
 
@@ -280,8 +280,8 @@ class Program:
         resume: bool = False,
         progress: Progress = silent,
     ) -> CalibrationReport:
-        """Set memories by what the original attends to, then step each layer towards it, where that helps on texts held
-        apart. `work` keeps finished layers for `resume`; remove it once the program is saved.
+        """Set memories from what the original attends to, then train each layer alone towards it; kept if that helps
+        on held-out text. `work` keeps finished layers for `resume`; remove it once the program is saved.
 
         Raises UsageError for texts that are too short or not there.
         """
@@ -310,8 +310,8 @@ class Program:
         is, too, where the training made things worse on what was held out of the texts (a warning says so), unless
         `force`.
 
-        Raises UsageError for options that do not fit and for a folder that another process has, SleepcError where the
-        loss is no number.
+        Raises UsageError for options that do not fit and for a folder that another process has, SleepcError if the
+        loss is not finite.
         """
         from sleepc.train.learned import learn_teacher
         from sleepc.train.run import split_options
@@ -342,7 +342,7 @@ class Program:
         `scratch` is for a model that knows nothing yet: all is trained, with Muon, from the values that it has. Other
         options are those of `distil`. Where everything is trained there is no adapter: save the program.
 
-        Raises UsageError for options that do not fit, SleepcError where the loss is no number.
+        Raises UsageError for options that do not fit, SleepcError if the loss is not finite.
         """
         from sleepc.train.learned import learn_task, learn_text, settings_for
         from sleepc.train.run import split_options
@@ -365,7 +365,7 @@ class Program:
         return train(self, learned, run)
 
     def _teacher(self, teacher: str | Path | nn.Module | None, progress: Progress) -> Teacher:
-        """The original, or another model. Raises UsageError where that has other words."""
+        """The original, or another model. Raises UsageError if its vocabulary differs."""
         from sleepc.train.adapter import name_of
         from sleepc.train.learned import Teacher
         from sleepc.train.shared_words import shared_words
@@ -382,9 +382,9 @@ class Program:
     def save(
         self, path: str | Path, *, standalone: bool = False, force: bool = False, progress: Progress = silent
     ) -> Path:
-        """Write an artifact, all or nothing. Weights stay where they are, unless `standalone` copies them into it.
+        """Write an artifact, atomically. Weights stay where they are, unless `standalone` copies them into it.
 
-        Raises UsageError where `path` exists (`force` replaces an artifact).
+        Raises UsageError if `path` exists (`force` replaces an artifact).
         """
         progress("saving", None)
         target = Path(path)
@@ -596,7 +596,7 @@ def logits_of(module: nn.Module, *, beyond: int | None = None) -> Original:
 
 @typed
 def load(path: str | Path) -> Program:
-    """The program of an artifact. Raises UsageError where there is none or it is newer, SleepcError where it is
+    """The program of an artifact. Raises UsageError if there is none or it is newer, SleepcError if it is
     damaged.
     """
     folder = Path(path)
@@ -623,7 +623,7 @@ def inspect(
 
 
 def fitting_recipe(canonical: ProgramGraphs) -> Recipe:
-    """The default recipe, with a smaller window where the model has too few positions for it."""
+    """The default recipe, with a smaller window if the model has too few positions for it."""
     recipe = Recipe()
     if canonical.max_positions is None:
         return recipe

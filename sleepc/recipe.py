@@ -39,7 +39,7 @@ class _Options(BaseModel):
 
 
 class Override(_Options):
-    """Other options for some layers. `window` is how many tokens their attention keeps: at least the recipe's where
+    """Other options for some layers. `window` is how many tokens their attention keeps: at least the recipe's if
     they have a memory, or `none` for all positions that the model has; with `none` and no strategy a layer keeps its
     attention as it is.
     """
@@ -143,7 +143,7 @@ class Recipe(_Options):
     def loop_range(self, count: int) -> tuple[int, int]:
         """Blocks [a, b) that recurrent passes run over; `middle` leaves out a quarter at either end.
 
-        Raises UsageError where the model, of `count` blocks, has no such range.
+        Raises UsageError if the model, of `count` blocks, has no such range.
         """
         if self.loop == "all":
             return 0, count

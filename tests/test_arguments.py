@@ -100,7 +100,7 @@ def _not_told(where: str) -> bool:
         (lambda p: p.distil(work=5), r"work is 5, of type int\nGive a path"),
         (lambda p: p.train("khop", half="yes"), r"half is 'yes', of type str\nGive True or False\."),
         (lambda p: p.train("khop", hooks=5), r"hooks is 5, of type int\nGive Hooks or None\."),
-        (lambda p: p.session().generate(1, top_p="x"), r"top_p 'x' is no number"),
+        (lambda p: p.session().generate(1, top_p="x"), r"top_p 'x' is not a number"),
         (lambda p: p.distil([5]), r"text is \[5\], of type list\nGive a list of paths\."),
         (lambda p: p.verify(tokens=5), r"tokens is 5, of type int\nGive a list of numbers or None\."),
         (lambda p: p.verify(progress=5), r"progress is 5, of type int"),

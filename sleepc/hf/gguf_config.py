@@ -112,7 +112,7 @@ def check_numbers(file: GgufFile) -> None:
         if isinstance(value, list) and not key.endswith("sliding_window_pattern"):
             raise refused(file, f"{key}, a list,", "is read by transformers as one number")
         if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
-            raise refused(file, f"{key} = {value}", "is no number")
+            raise refused(file, f"{key} = {value}", "is not a number")
     tokens, table = len(file.get("tokenizer.ggml.tokens") or ()), file.shapes.get("token_embd.weight")
     if table is not None and tokens > table[0]:
         raise refused(file, f"tokenizer.ggml.tokens, {tokens} of them,", f"has more tokens than the model, {table[0]}")

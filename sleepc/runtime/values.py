@@ -20,4 +20,4 @@ def real(value: Any, what: str) -> float:
     """A number. Raises UsageError for anything else: true and false, None, "0.5"."""
     if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         return float(value)
-    raise UsageError(f"{what} {value!r} is no number", fix=f"give a number such as {what}=1.0")
+    raise UsageError(f"{what} {value!r} is not a number", fix=f"give a number such as {what}=1.0")

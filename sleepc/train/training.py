@@ -102,7 +102,7 @@ def train(program: Program, learned: Learned, run: Run) -> Outcome:
 
     Where that made things worse on what is held out of the reading, the program stays as it was, unless `run.force`; a
     warning says so either way. With several processes (`torchrun`) each does its part of every batch. Raises UsageError
-    for options that do not fit and for a folder that another process has, SleepcError where the loss is no number.
+    for options that do not fit and for a folder that another process has, SleepcError if the loss is not finite.
     """
     accelerator, backend = _accelerator(run.device), find_trainer(run.backend)
     settings, work = learned.settings, run.folder
