@@ -18,6 +18,7 @@ from sleepc.passes.blocks.cut_blocks import CutBlocks
 from sleepc.passes.blocks.drop_unused_params import DropUnusedParams
 from sleepc.passes.blocks.expose_heads import ExposeHeads
 from sleepc.passes.blocks.join_parts import JoinParts
+from sleepc.passes.consolidation import registry as consolidations
 from sleepc.passes.front.bind_positions import BindPositions
 from sleepc.passes.front.check_operators import CheckOperators
 from sleepc.passes.front.choose_by_length import ChooseByLength
@@ -29,12 +30,11 @@ from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
 from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
-from sleepc.passes.plan import check_rules, check_settle, memory_groups, rings
+from sleepc.passes.plan import check_rules, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
 from sleepc.passes.rewrite.insert_memory import InsertMemory
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
-from sleepc.passes.stateful.add_loop import AddLoop
 from sleepc.passes.stateful.add_sleep import AddSleep
 from sleepc.recipe import Factors, Recipe
 
@@ -87,16 +87,23 @@ def functional(attempt: Callable[[bool], Made]) -> Made:
         return attempt(True)
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """Raises UsageError for rules and consolidations that there are not, or that do not fit. Needs no model."""
+    check_rules(recipe)
+    consolidations.check(recipe)
+
+
 def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
     """CANONICAL -> STEP, as the recipe says, for a model of `blocks` blocks.
 
     Raises UsageError for a recipe that does not fit.
     """
-    check_rules(recipe)
-    plans = recipe.plan(blocks)
-    check_settle(recipe, plans)
-    replaced, parallel, inserted = (memory_groups(recipe, plans, s) for s in ("replace", "parallel", "insert"))
-    start, end = recipe.loop_range(blocks)
+    check_recipe(recipe)
+    plans, consolidation = recipe.plan(blocks), consolidations.find(recipe.consolidation)
+    consolidation.check_layers(recipe, plans)
+    asleep = consolidations.asleep(recipe, blocks)
+    replaced, parallel, inserted = (memory_groups(recipe, plans, s, asleep) for s in ("replace", "parallel", "insert"))
+    memories = (*replaced, *parallel, *inserted)
     return (
         Stage(
             "rewrite",
@@ -109,6 +116,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
                     slide=recipe.eviction == "sliding",
                     renumber=recipe.last_position == "renumber",
                 ),
+                *consolidation.rewrites(recipe, plans),
                 ReplaceAttention(replaced),
                 AddMemory(parallel),
                 InsertMemory(inserted),
@@ -118,8 +126,8 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             "stateful",
             "STEP",
             (
-                AddLoop(start, end, recipe.passes if recipe.recurs else 1, recipe.window, recipe.sinks, recipe.settle),
-                AddSleep(recipe.window, recipe.sinks, recipe.eviction, (*replaced, *parallel, *inserted)),
+                *consolidation.stateful(recipe, blocks),
+                AddSleep(recipe.window, recipe.sinks, recipe.eviction, recipe.consolidation, memories),
             ),
         ),
     )

@@ -32,8 +32,8 @@ from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
 from sleepc.passes.analysis.kv_cache import FACT, kv_cache, noted
 from sleepc.passes.analysis.own_windows import leave_own_windows
-from sleepc.passes.pipeline import front_stages, functional, rewrite_stages
-from sleepc.passes.plan import check_rules
+from sleepc.passes.consolidation.registry import find as find_consolidation
+from sleepc.passes.pipeline import check_recipe, front_stages, functional, rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
 from sleepc.recipe import Factors, Recipe, make_recipe
@@ -469,7 +469,7 @@ def convert(
     if learned is not None and not isinstance(recipe, Recipe):
         recipe = {**learned.recipe.model_dump(), **(recipe or {})}
     recipe = make_recipe(recipe)
-    check_rules(recipe)  # before any work
+    check_recipe(recipe)  # before any work
     started = time.perf_counter()
     checkpoint = None if isinstance(model, nn.Module) else resolve(model, progress)
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
@@ -494,14 +494,10 @@ def convert(
 
 
 def _warn_untrained(program: Program) -> None:
-    """Recurrent passes are computation that the model has never seen: only training makes them useful."""
-    if program.recipe.recurs and not program.report.get("training"):
-        text = (
-            f"{program.recipe.passes} recurrent passes on a program that was not trained for them: each sleep runs "
-            "blocks on states that they have never seen, and what it writes is likely worse than one pass. Use "
-            "--consolidation replay, --passes 1, or train the program."
-        )
-        warnings.warn(text, SleepcWarning, stacklevel=4)  # who called what is @typed
+    """Say if only training makes the consolidation useful."""
+    untrained = find_consolidation(program.recipe.consolidation).untrained(program.recipe)
+    if untrained is not None and not program.report.get("training"):
+        warnings.warn(untrained.warning, SleepcWarning, stacklevel=4)  # who called what is @typed
 
 
 def _captured_in_dtype(

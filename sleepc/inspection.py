@@ -13,6 +13,7 @@ from sleepc.ir.types import DTYPE_NAMES
 from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
+from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.recipe import LayerPlan, Recipe
 
 
@@ -98,13 +99,7 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
 
 def _sleep(recipe: Recipe, blocks: int) -> str:
     """When a row sleeps and what a sleep does, in words."""
-    passes = f"{recipe.passes} pass{'es' if recipe.passes > 1 else ''}"
-    what = f"{passes} of {recipe.consolidation}"
-    if recipe.recurs:
-        start, end = recipe.loop_range(blocks)
-        what += f" over blocks {start} to {end - 1}" if end - start > 1 else f" over block {start}"
-    if recipe.settle:
-        what += f", fewer once one changes memories by no more than {recipe.settle:g} of what they are"
+    what = find_consolidation(recipe.consolidation).in_words(recipe, blocks)
     return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"
 
 

@@ -21,7 +21,7 @@ Eviction = Literal["sliding", "hard"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Factors = Literal["short", "long"]
 Layers = Annotated[str, Field(max_length=1000)]
-RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 MAX_WINDOW = 1 << 20
 
 
@@ -46,7 +46,7 @@ class Override(_Options):
 
     layers: Layers
     strategy: Strategy | Literal["keep"] | None = None
-    rule: RuleName | None = None
+    rule: Name | None = None
     decay: Decay | None = None
     write: Literal["default", "sleep", "online"] | None = None
     window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] | Literal["none"] | None = None
@@ -67,12 +67,12 @@ class Recipe(_Options):
     """What `convert` does to a model. The defaults are those of semantics.md, section 5."""
 
     strategy: Strategy = "parallel"
-    rule: RuleName = "gated_delta"
+    rule: Name = "gated_delta"
     decay: Decay = "head"
     layers: Layers = "all"
     window: int = Field(default=256, ge=1, le=MAX_WINDOW)
     passes: int = Field(default=1, ge=1, le=64)
-    consolidation: Literal["replay", "recurrent"] = "replay"
+    consolidation: Name = "replay"
     loop: str = Field(default="all", pattern=r"^(all|middle|\d{1,6}:\d{1,6})$")
     settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
     eviction: Eviction = "sliding"
@@ -84,11 +84,6 @@ class Recipe(_Options):
     rope_factors: Factors = "short"
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     overrides: tuple[Override, ...] = Field(default=(), max_length=4096)
-
-    @property
-    def recurs(self) -> bool:
-        """Are blocks run again over a window when it is consolidated?"""
-        return self.consolidation == "recurrent" and self.passes > 1
 
     def plan(self, count: int) -> tuple[LayerPlan, ...]:
         """What becomes of each of `count` layers; of several overrides of one layer the last one wins.

@@ -76,7 +76,8 @@ ANYWHERE = {"errors", "progress", "version"}  # may be imported by all
 ABOVE = ("exporting", "api", "bisecting", "__init__", "cli", "__main__")  # each may import all before it, and the table
 # The rooms of passes/, in order: each may import those before it. `runner` and `pipeline` stand above all.
 PASS_ROOMS = (
-    *("facts", "base", "plan", "lib", "analysis", "front", "blocks", "rewrite", "stateful", "adapt"),
+    *("facts", "base", "plan", "lib", "analysis", "front", "blocks", "rewrite"),
+    *("consolidation", "stateful", "adapt"),
     *("effects", "runner", "pipeline"),
 )
 # Folders and files of what runs an export where there is no torch, and what that loads.

@@ -147,8 +147,8 @@ class MemoryBuilder:
         """
         heads, window = self.heads, self.options.window
         doublings = torch.linspace(0, 4, heads, dtype=torch.float64) if heads > 1 else torch.tensor([2.0]).double()
-        passes = self.options.passes if self.options.again == "loop" else 1
-        return torch.log(torch.expm1(math.log(2) / (passes * window * 2.0**doublings)))
+        decays = self.options.asleep.decays
+        return torch.log(torch.expm1(math.log(2) / (decays * window * 2.0**doublings)))
 
     def answer(self, e: Emit, q: fx.Node, written: Written, scale: float) -> fx.Node:
         """What q reads from the memory; with write time `online` every token is written first."""
@@ -162,7 +162,7 @@ class MemoryBuilder:
 
     def records(self, e: Emit, written: Written, *, with_v: bool) -> None:
         """Where a sleep needs them: the window's keys, values, gates. Values may be in the KV window."""
-        if not self.options.recorded:
+        if not self.options.asleep.recorded:
             return
         dtype, site = self.program.dtype, self.site
         parts: list[tuple[str, fx.Node, torch.dtype, tuple[int, ...]]] = [
@@ -181,7 +181,7 @@ class MemoryBuilder:
 
     def finish(self, written: Written) -> None:
         """Set the results, register the class's new states, and keep what recurrent passes run, if there are any."""
-        if self.options.again:
+        if self.options.asleep.again:
             self.cls.again = self._again(written)
         self.graph.set_returns(self.results)
         self.graph.drop_dead()

@@ -13,15 +13,14 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.roles import AtSleep, at_sleep
-from sleepc.ir.states import StateSpec, find_state, with_role
-from sleepc.ir.types import TensorType
-from sleepc.memory.registry import find as find_rule
+from sleepc.ir.states import StateSpec
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.consolidation.block_sleep import BlockSleep, kv_length, stays_name
+from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
-from sleepc.passes.rewrite.memory import absent, operands
 from sleepc.recipe import Eviction
 
 
@@ -33,13 +32,14 @@ class AddSleep(Pass):
     since the last sleep, and which slots [B,sinks+W] stay. Hard eviction keeps the sinks; sliding keeps all, unless the
     next window would pass the last position: then, where the program has an offset, it grows so that the oldest key
     that is kept comes right after the sinks, and else this sleep evicts hard.
-    blocks: a memory whose window was recorded applies its rule to the record, as often as its options say (with write
-    time online, wake was the first time); records are emptied, evicted slots are zeroed.
+    blocks: the consolidation says what becomes of memories and kept pairs; records are emptied, evicted slots are
+    zeroed.
     """
 
     window: int
     sinks: int
     eviction: Eviction
+    consolidation: str
     groups: Groups
     name: ClassVar[str] = "add-sleep"
     effect: ClassVar[Effect] = "APPROXIMATE"
@@ -69,18 +69,18 @@ class AddSleep(Pass):
         late = self._late(e, position, ports.get(OFFSET.name), program.max_positions)
         hard = self._hard(e, position, late, OFFSET.name in ports)
         results: dict[str, fx.Node] = {}
-        for window in sorted({w for cls in program.classes.values() if (w := self._ring(cls))}):
+        for window in sorted({w for cls in program.classes.values() if (w := kv_length(cls, self.sinks))}):
             results[slots_name(window)] = e.ours("window_slots", tokens, window=window, sinks=self.sinks)
             places = e.unsqueeze(e.call(aten.arange.default, window + self.sinks), 0)
             sink = e.call(aten.lt.Scalar, places, self.sinks)
             keep = e.call(aten.logical_or.default, e.unsqueeze(e.call(aten.logical_not.default, hard), 1), sink)
-            results[keep_name(window)] = keep
+            results[stays_name(window)] = keep
         restarted = e.call(aten.clamp.default, position, None, self.sinks)
         results |= {name: e.call(aten.zeros_like.default, node) for name, node in ports.items()}
         results[POSITION.name] = e.where(hard, restarted, position)
         results[SLEPT.name] = e.call(aten.ones_like.default, slept)
         if OFFSET.name in ports:
-            longest = max(map(self._ring, program.classes.values()))
+            longest = max(kv_length(cls, self.sinks) for cls in program.classes.values())
             oldest = e.call(aten.sub.Scalar, position, self.sinks + longest)
             results[OFFSET.name] = e.where(late, oldest, ports[OFFSET.name])
         graph.set_returns(results)
@@ -99,11 +99,6 @@ class AddSleep(Pass):
             return e.call(aten.ge.Scalar, position, 0)
         return e.call(aten.lt.Scalar, position, 0) if renumbers else late
 
-    def _ring(self, cls: BlockClass) -> int:
-        """The length of the class's KV window, 0 for none."""
-        keys = find_state(cls.states, "kv", "k")
-        return int(keys.dims[2]) - self.sinks if keys else 0
-
     def _sleep(self, name: str, cls: BlockClass, options: MemoryOptions | None) -> Graph:
         graph = Graph(name)
         states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
@@ -114,10 +109,9 @@ class AddSleep(Pass):
             raise SleepcError(
                 f"a block has a counter of rows, {of['counted'][0].name}: only the clock counts", where=name
             )
-        results: dict[str, fx.Node] = {}
-        if options is not None and with_role(cls.states, "record"):
-            results |= self._consolidate(e, cls, states, options)
-        results |= self._evict(e, {s.name: states[s.name] for s in of["evicted"]}, self._ring(cls))
+        block = BlockSleep(e, cls, states, options, self.window, self.sinks)
+        results = find_consolidation(self.consolidation).sleep(block)
+        results |= {s.name: e.where(e.unsqueeze(block.stays(), 1, -1), states[s.name], 0.0) for s in of["evicted"]}
         results |= {s.name: self._empty(e, s, states[s.name]) for s in of["emptied"]}
         graph.set_returns(results)
         graph.drop_dead()
@@ -128,39 +122,3 @@ class AddSleep(Pass):
         """As it was at first."""
         zero = e.call(aten.zeros_like.default, state)
         return e.add(zero, spec.initial) if spec.initial else zero
-
-    def _evict(self, e: Emit, windows: dict[str, fx.Node], length: int) -> dict[str, fx.Node]:
-        """Windows of so many slots beside the sinks, with zeros in the slots that do not stay."""
-        if not windows:
-            return {}
-        keep = e.graph.add_port("input", keep_name(length), TensorType(torch.bool, ("B", length + self.sinks)))
-        return {name: e.where(e.unsqueeze(keep, 1, -1), window, 0.0) for name, window in windows.items()}
-
-    def _consolidate(
-        self, e: Emit, cls: BlockClass, states: dict[str, fx.Node], options: MemoryOptions
-    ) -> dict[str, fx.Node]:
-        """The memory's tensors after the rule was applied to the record."""
-        memory = with_role(cls.states, "memory")
-        record = {s.part: states[s.name] for s in with_role(cls.states, "record")}
-        rule, dtype = find_rule(options.rule), memory[0].dtype
-        k = e.cast(record["k"], dtype)
-        v = e.cast(record["v"] if "v" in record else self._values(e, cls, states), dtype)
-        written = {"k": k, "v": v} | {name: record[name] for name in rule.gates}
-        old = [states[s.name] for s in memory]
-        how = {"rule": options.rule, "passes": options.replays, "written": options.write == "online"}
-        new = e.ours("replay", *operands(rule, written | absent(e, rule, written), old), **how)
-        return {s.name: e.item(new, i) for i, s in enumerate(memory)}
-
-    def _values(self, e: Emit, cls: BlockClass, states: dict[str, fx.Node]) -> fx.Node:
-        """The window's values [B,H,L,d_v] as the KV window holds them; slots beyond the window's have beta = 0."""
-        held = find_state(cls.states, "kv", "v")
-        assert held is not None, "neither the record nor a KV window has the values"
-        at = e.graph.add_port("input", slots_name(self._ring(cls)), TensorType(torch.int64, ("B", self.window)))
-        _, heads, _, width = held.dims
-        index = e.call(aten.expand.default, e.unsqueeze(at, 1, -1), [-1, heads, -1, width])
-        return e.call(aten.gather.default, states[held.name], 2, index)
-
-
-def keep_name(window: int) -> str:
-    """The name of which slots stay, in KV windows of this length."""
-    return f"keep.{window}"

@@ -9,6 +9,7 @@ from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
+from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe, make_recipe
@@ -18,12 +19,7 @@ def with_passes(program: ProgramGraphs, recipe: Recipe, passes: int) -> ProgramG
     """A program that replays each window `passes` times. Raises UsageError where its sleeps do not replay, or more than
     one pass has no use.
     """
-    if recipe.consolidation == "recurrent":
-        raise UsageError(
-            "this artifact's passes run blocks again, and its half-lives were made for their number",
-            where="--sweep",
-            fix="Convert it once for every number of passes, and evaluate each.",
-        )
+    find_consolidation(recipe.consolidation).check_other_passes(recipe)
     program = program.clone()
     replays = [
         node

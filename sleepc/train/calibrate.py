@@ -30,6 +30,7 @@ from sleepc.memory.parameters import MIX_BIAS, STRENGTHS, parameter_in
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.rule import STRENGTH
 from sleepc.passes.analysis.find_sites import find_site
+from sleepc.passes.consolidation.registry import asleep
 from sleepc.progress import Progress
 from sleepc.recipe import LayerPlan
 from sleepc.runtime.steps import IntArray, Steps
@@ -230,7 +231,7 @@ def _notes(program: Program, layers: int, tokens: int, settings: CalibrationSett
     notes = []
     if tokens < settings.tokens:
         notes.append(f"the text gave {tokens} tokens to learn from, not {settings.tokens}")
-    if program.recipe.recurs:
+    if any(each.again for each in asleep(program.recipe, len(program.graphs.layout))):
         notes.append("further passes of a sleep run through several blocks, and are not in a layer's local error")
     if not layers:
         notes.append("no layer has a memory that one block alone writes")
@@ -286,9 +287,8 @@ def _each_layer(
 
 def _is_written_alone(program: Program, i: int, plan: LayerPlan) -> bool:
     """Has the layer a memory that the block itself writes? Behind a loop, only the loop's last run does."""
-    recipe = program.recipe
-    after = recipe.recurs and i >= recipe.loop_range(len(program.graphs.layout))[1]
-    return plan.strategy != "keep" and not (after and plan.write == "sleep")
+    recorded = asleep(program.recipe, len(program.graphs.layout))[i].recorded
+    return plan.strategy != "keep" and (plan.write == "online" or recorded)
 
 
 def _reach(program: Program, plan: LayerPlan) -> Reach:
@@ -304,15 +304,14 @@ def _setting(program: Program, canonical: ProgramGraphs, i: int, plan: LayerPlan
             where=f"layer {i}",
             fix="Train it: `sleepc distil`.",
         )
-    start, end = recipe.loop_range(len(canonical.layout))
-    loops = recipe.recurs and start <= i < end
+    sleeps = asleep(recipe, len(canonical.layout))[i]
     site = find_site(canonical.classes[canonical.layout[i].cls].wake)
     return Setting(
         strategy=plan.strategy,
         window=recipe.window,
         hard=recipe.eviction == "hard",
-        decays=recipe.passes if loops else 1,
-        writes=recipe.passes if loops or not recipe.recurs else 1,
+        decays=sleeps.decays,
+        writes=sleeps.writes,
         width=site.d_k,
         corrects=rule.corrects,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.rewrite.key_positions import on_tokens
 from sleepc.verify.report import Beyond, PerplexityRow, Verdict
 from sleepc.verify.subject import Subject
@@ -46,7 +47,8 @@ def _verdict(subject: Subject, ratio: float, accept: bool) -> Verdict:
     if accept:
         return "accepted"
     recipe = subject.recipe
-    by_design = "replace" in subject.strategies or recipe.recurs or recipe.eviction == "hard"
+    untrained = find_consolidation(recipe.consolidation).untrained(recipe) is not None
+    by_design = "replace" in subject.strategies or untrained or recipe.eviction == "hard"
     return "expected" if by_design or subject.other_weights else "ruined"
 
 
@@ -68,9 +70,9 @@ def _cause(subject: Subject, worst: PerplexityRow) -> tuple[str, str]:
         return "the model's own weights have been trained", "compare it on texts of what it was trained for (--text)"
     if "replace" in subject.strategies:
         return "layers without attention answer from their memories alone, which needs training", "sleepc distil"
-    if recipe.recurs:
-        fix = "--consolidation replay or --passes 1, or train it: sleepc distil"
-        return "recurrent passes run blocks on states that they have not been trained for", fix
+    untrained = find_consolidation(recipe.consolidation).untrained(recipe)
+    if untrained is not None:
+        return untrained.cause, untrained.fix
     if worst.converted > OWN * worst.sliding:
         fix = "sleepc calibrate or sleepc distil, or fewer --layers"
         return f"the memories: with the window alone it is {worst.sliding:.4g}", fix

@@ -35,26 +35,14 @@ from sleepc.memory.parameters import (
     parameter_in,
 )
 from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.consolidation.contract import Layer
+from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-
-
-@dataclass
-class Layer:
-    """What one block has seen and holds: k and v [B,Hkv,t,..] as attention sees them (k before positions, where it
-    sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and what the tokens of the
-    window would write into it.
-    """
-
-    k: Tensor | None = None
-    v: Tensor | None = None
-    mixed: Tensor | None = None
-    memory: Memory | None = None
-    written: Written | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +135,7 @@ class Oracle:
         assert canonical.level == "CANONICAL", canonical.level
         self.program, self.recipe, self.parameters, self.double = canonical, recipe, parameters, double
         self.plans = recipe.plan(len(canonical.layout))
-        self.loop = recipe.loop_range(len(canonical.layout))
+        self.consolidation = find_consolidation(recipe.consolidation)
         self.embed, self.ending = Runner(canonical.embed), Runner(canonical.head)
         self.runner = cache(lambda name: Runner(canonical.classes[name].wake))
         self.site = cache(lambda name: find_site(canonical.classes[name].wake))
@@ -165,68 +153,22 @@ class Oracle:
             positions = (time.position - time.offset)[start:end]
             given = self._given(tokens[:, start:end], positions)
             window = Window(start, end, asleep=False, live=bool(time.slept[start] > 0))
-            h, hidden = given.pop("h"), None
+            hidden: list[Tensor] = []
+            h = given.pop("h")
             for i in range(len(self.plans)):
-                h = self._block(i, {**given, "h": h}, window, stream)
-                hidden = h if i == self.loop[1] - 1 else hidden
+                h = self.block(i, {**given, "h": h}, window, stream)
+                hidden.append(h)
             stream.chunks.append(Chunk(start, end, h, given))
             if end in time.cuts:
-                assert hidden is not None
-                self._sleep(hidden, given, window, stream, before)
+                sleep = _Sleep(self, stream, window, given, hidden, before)
+                self.consolidation.remember(sleep)
+                stream.taken = sleep.taken
         return stream
 
     def _given(self, tokens: Tensor, positions: Tensor) -> dict[str, Any]:
         """What blocks read, of tokens [B,T] at positions [T]."""
         rows = positions.expand(len(tokens), -1).contiguous()
         return self.embed({**self.parameters, "tokens": tokens, "positions": rows}, self._widen)
-
-    def _sleep(
-        self, h: Tensor, given: dict[str, Any], window: Window, stream: Stream, before: list[Memory | None]
-    ) -> None:
-        """Consolidate a window: h [B,n,d] is what wake left at the end of the loop, `before` the memories from before
-        it (semantics.md, section 4).
-        """
-        end, recurs = self.loop[1], self.recipe.recurs
-        for i, (layer, plan) in enumerate(zip(stream.layers, self.plans, strict=True)):
-            if layer.written is not None and not (recurs and i >= end):
-                first = 1 if plan.write == "online" else 0
-                passes = self.recipe.passes if self.recipe.consolidation == "replay" else 1
-                layer.memory = reference.replay(plan.rule, layer.memory, layer.written, first, passes)
-        if not recurs:
-            return
-        h = self._passes(h, given, Window(window.start, window.end, asleep=True, live=True), stream)
-        again = Window(window.start, window.end, asleep=True, live=window.live)
-        for i in range(end, len(self.plans)):
-            stream.layers[i].memory = before[i]
-            h = self._block(i, {**given, "h": h}, again, stream)
-            self._write(i, stream.layers[i])
-
-    def _passes(self, h: Tensor, given: dict[str, Any], again: Window, stream: Stream) -> Tensor:
-        """Passes 2 to N over the loop: h [B,n,d] refined. A row whose memories have settled is put back after them."""
-        layers = stream.layers[self.loop[0] : self.loop[1]]
-        moving = [True] * stream.rows
-        stream.taken = torch.ones(stream.rows, dtype=torch.int64)
-        for _ in range(2, self.recipe.passes + 1):
-            old_h, old = h, [layer.memory or [] for layer in layers]
-            for i in range(*self.loop):
-                h = self._block(i, {**given, "h": h}, again, stream)
-                self._write(i, stream.layers[i])
-            h = reference.put_back(h, old_h, moving)
-            for layer, before in zip(layers, old, strict=True):
-                if layer.memory is not None:
-                    layer.memory = [
-                        reference.put_back(*pair, moving) for pair in zip(layer.memory, before, strict=True)
-                    ]
-            stream.taken += torch.tensor(moving)
-            if self.recipe.settle:
-                change = reference.change(old, [layer.memory or [] for layer in layers])
-                moving = [go and c > self.recipe.settle for go, c in zip(moving, change, strict=True)]
-        return h
-
-    def _write(self, i: int, layer: Layer) -> None:
-        """At the end of a pass: what was only read in it is written."""
-        if layer.written is not None and self.plans[i].write == "sleep":
-            layer.memory = reference.replay(self.plans[i].rule, layer.memory, layer.written, 0, 1)
 
     def head(self, values: Mapping[str, Any], at: Tensor) -> Tensor:
         """Logits [B,n,V] of places [n], from the last hidden states [B,T,d]."""
@@ -265,7 +207,8 @@ class Oracle:
         kwargs = {n: wide.get(a, a) if isinstance(a, torch.dtype) else a for n, a in kwargs.items()}
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _block(self, i: int, values: dict[str, Any], window: Window, stream: Stream) -> Tensor:
+    def block(self, i: int, values: dict[str, Any], window: Window, stream: Stream) -> Tensor:
+        """Block i over a window -> h [B,n,d]."""
         block = self.program.layout[i]
         values = {**{port: self.parameters[key] for port, key in block.params.items()}, **values}
         watch = _Watch(self, i, self.site(block.cls), window, stream, values)
@@ -286,6 +229,33 @@ class Oracle:
         dtype = torch.float64 if self.double else self.program.dtype
         narrow = ("k", "v") if with_v else ("k",)
         return {name: x.to(dtype).to(x.dtype) if name in narrow else x for name, x in w.items()}
+
+
+@dataclass
+class _Sleep:
+    """The sleep at the end of a window that was read (StreamSleep); `given` is what blocks read besides h."""
+
+    oracle: Oracle
+    stream: Stream
+    window: Window
+    given: dict[str, Any]
+    hidden: list[Tensor]
+    before: list[Memory | None]
+    taken: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.recipe, self.plans = self.oracle.recipe, self.oracle.plans
+        self.layers, self.rows = self.stream.layers, self.stream.rows
+
+    def replay(self, i: int, first: int, passes: int) -> None:
+        layer = self.layers[i]
+        if layer.written is not None:
+            layer.memory = reference.replay(self.plans[i].rule, layer.memory, layer.written, first, passes)
+
+    def run(self, i: int, h: Tensor, *, live: bool | None = None) -> Tensor:
+        live = self.window.live if live is None else live
+        again = Window(self.window.start, self.window.end, asleep=True, live=live)
+        return self.oracle.block(i, {**self.given, "h": h}, again, self.stream)
 
 
 def brings_near(recipe: Recipe, site: Site, ring: int) -> bool:

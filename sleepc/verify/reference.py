@@ -6,7 +6,6 @@ B rows, T tokens, Hq and Hkv heads of width dk (values dv), d the hidden width. 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -124,23 +123,6 @@ def replay(rule: str, memory: Memory | None, w: Written, first: int, passes: int
         for t in range(w["k"].shape[2]):
             memory = update(rule, memory, w, t, first=number == 0)
     return memory
-
-
-def change(before: Sequence[Memory], after: Sequence[Memory]) -> list[float]:
-    """|after - before| / |after| of each row, over all numbers of all memories; 0 where nothing changes."""
-    memories = zip(before, after, strict=True)
-    pairs = [(x.detach().double(), y.detach().double()) for both in memories for x, y in zip(*both, strict=True)]
-    found = []
-    for row in range(len(pairs[0][0]) if pairs else 0):
-        apart = math.fsum(float((new[row] - old[row]).square().sum()) for old, new in pairs)
-        size = math.fsum(float(new[row].square().sum()) for _, new in pairs)
-        found.append(math.sqrt(apart / size) if apart else 0.0)
-    return found
-
-
-def put_back(new: Tensor, old: Tensor, moving: Sequence[bool]) -> Tensor:
-    """`new` [B,..] in the rows that move, and `old` in the others."""
-    return torch.stack([new[row] if go else old[row] for row, go in enumerate(moving)])
 
 
 def split_heads(x: Tensor, widths: Sequence[tuple[int, int]]) -> list[Tensor]:

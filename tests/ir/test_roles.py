@@ -56,7 +56,7 @@ def test_no_sleep_of_a_state_that_nothing_is_said_of(place: str, role: Any) -> N
         cls = program.classes[program.layout[0].cls]
         cls.states = (*cls.states, spec)
     allowed = (place, role) in {("block", "memory"), ("program", "clock")}
-    sleep = AddSleep(WINDOW, 2, "sliding", ())
+    sleep = AddSleep(WINDOW, 2, "sliding", "replay", ())
     if allowed:
         sleep.run(program)
         return

@@ -34,22 +34,24 @@ from sleepc.passes.adapt.add_low_rank import AddLowRank
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Pass, Stage
+from sleepc.passes.consolidation.add_loop import AddLoop
 from sleepc.passes.pipeline import front_stages, rewrite_stages
-from sleepc.passes.plan import Group, MemoryOptions
+from sleepc.passes.plan import Asleep, Group, MemoryOptions
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import make_recipe
 from tests.golden.texts import print_program
 
 FOLDER = Path(__file__).parent / "texts"
 GRAPH = re.compile(r"^graph ([^ ]+) \{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
-NO_MEMORY = {"decay": "head", "write": "sleep", "window": 4, "passes": 1, "recurrent": False, "again": "", "seed": 0}
+NO_MEMORY = {"decay": "head", "write": "sleep", "window": 4, "asleep": Asleep(recorded=True), "seed": 0}
 
 
 def passes() -> dict[str, type[Pass]]:
     """Every pass of the compiler by its name."""
     recipe = make_recipe({"window": 4})
     staged = [each for stage in (*front_stages(), *rewrite_stages(recipe, 1)) for each in stage.passes]
-    return {each.name: type(each) for each in staged} | {each.name: each for each in (AddLowRank, MergeLowRank, Retype)}
+    others = (AddLoop, AddLowRank, MergeLowRank, Retype)
+    return {each.name: type(each) for each in staged} | {each.name: each for each in others}
 
 
 @dataclass
@@ -109,7 +111,8 @@ class Case:
 def _stage(name: str, options: dict[str, Any], program: ProgramGraphs) -> Stage:
     memory = options.get("memory")
     if memory is not None:
-        group = Group(tuple(memory["layers"]), MemoryOptions(**{**NO_MEMORY, **memory["options"]}))
+        given = {**memory["options"], **({"asleep": Asleep(**memory["asleep"])} if "asleep" in memory else {})}
+        group = Group(tuple(memory["layers"]), MemoryOptions(**{**NO_MEMORY, **given}))
         options = {**{k: v for k, v in options.items() if k != "memory"}, "groups": (group,)}
     if "dtype" in options:
         options = {**options, "dtype": getattr(torch, options["dtype"])}

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from sleepc.cli.display import number
 from sleepc.cli.picture.facts import Facts
 from sleepc.diffing import numbers
-from sleepc.ir.program import Loop
+from sleepc.passes.consolidation.registry import asleep as sleeps_of
+from sleepc.passes.consolidation.registry import find as find_consolidation
 
 MANY = 5  # runs of blocks that are named one by one
 
@@ -29,12 +30,14 @@ def sleep_steps(facts: Facts) -> list[str]:
     steps = [
         f"{window.capitalize()} have been read since the last sleep." if recipe.window > 1 else "A token was read."
     ]
-    replays = 1 if facts.loop else recipe.passes
+    count = len(facts.seen.blocks)
+    again = find_consolidation(recipe.consolidation).again_in_words(recipe, count, blocks_in_words)
+    replays = max(each.replays for each in sleeps_of(recipe, count))
     asleep = sorted(i for p in parts if p.memory.replayed and not p.memory.awake for i in p.blocks)
     both = sorted(i for p in parts if p.memory.replayed and p.memory.awake for i in p.blocks)
     awake = sorted(i for p in parts if p.memory.awake and not p.memory.replayed for i in p.blocks)
     if asleep:
-        how = "" if facts.loop else " Nothing is computed again."
+        how = "" if again else " Nothing is computed again."
         steps.append(
             f"In {blocks_in_words(asleep)} what the window held (keys and values) is written into the memory: "
             f"{_passes(replays)}.{how}"
@@ -46,29 +49,11 @@ def sleep_steps(facts: Facts) -> list[str]:
         )
     if awake:
         steps.append(f"In {blocks_in_words(awake)} every token was written into the memory when it was read.")
-    if facts.loop:
-        steps.append(_loop(facts.loop, len(facts.seen.blocks)))
+    if again:
+        steps.append(again)
     steps.append(_eviction(facts, window))
     steps.append("Awake again: the next tokens read what the memory holds.")
     return steps
-
-
-def _loop(loop: Loop, count: int) -> str:
-    one = loop.end - loop.start == 1
-    run, they, write, their = ("runs", "it", "writes", "its") if one else ("run", "they", "write", "their")
-    often = "once more" if loop.passes == 2 else f"{loop.passes - 1} more times"
-    text = (
-        f"{blocks_in_words(range(loop.start, loop.end)).capitalize()} {run} over the window {often}, on what {they} "
-        f"made of it the time before, and {write} {their} memory again."
-    )
-    if loop.settle and loop.passes > 2:
-        text += (
-            f" A text whose memories such a run changes by no more than {loop.settle:g} of what they are stops there."
-        )
-    after = range(loop.end, count)
-    return (
-        f"{text} Then {blocks_in_words(after)} run{'s' if len(after) == 1 else ''} over the result." if after else text
-    )
 
 
 def _passes(count: int) -> str:

@@ -1,0 +1,143 @@
+"""What a consolidation is: all that the compiler, the oracle and the words for people ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor, fx
+
+from sleepc.passes.base import Pass
+from sleepc.passes.consolidation.block_sleep import BlockSleep
+from sleepc.passes.consolidation.record import write_record
+from sleepc.passes.plan import Asleep
+from sleepc.recipe import LayerPlan, Recipe
+
+Plans = tuple[LayerPlan, ...]
+Memory = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """What to say of a program that only training makes useful: when it is converted, and why it is bad beyond the
+    window.
+    """
+
+    warning: str
+    cause: str
+    fix: str
+
+
+@dataclass
+class Layer:
+    """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
+    positions, where it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
+    what the tokens of the window would write into it.
+    """
+
+    k: Tensor | None = None
+    v: Tensor | None = None
+    mixed: Tensor | None = None
+    memory: Memory | None = None
+    written: dict[str, Tensor] | None = None
+
+
+class StreamSleep(Protocol):
+    """A window that the oracle has read, and that a sleep ends: what `remember` changes, and what it may ask for."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Its options."""
+
+    @property
+    def plans(self) -> Plans:
+        """What became of the layers."""
+
+    @property
+    def rows(self) -> int:
+        """B."""
+
+    @property
+    def layers(self) -> list[Layer]:
+        """What the blocks hold; `remember` gives them their memories."""
+
+    @property
+    def before(self) -> list[Memory | None]:
+        """The memories when the window began."""
+
+    @property
+    def hidden(self) -> list[Tensor]:
+        """What wake left after every block [B,n,d]."""
+
+    taken: Tensor | None
+    """How many passes each row took [B], where they are counted."""
+
+    def replay(self, i: int, first: int, passes: int) -> None:
+        """Passes `first` .. `passes` - 1 of block i's rule over what its window would write."""
+
+    def run(self, i: int, h: Tensor, *, live: bool | None = None) -> Tensor:
+        """Block i over the window once more: h [B,n,d] -> [B,n,d]. `live`: do memories count? As in the window, if not
+        told.
+        """
+
+
+class Consolidation:
+    """What a sleep does with a window (docs/consolidations.md). One without state: the recipe has all options."""
+
+    name: ClassVar[str]
+
+    # -- what a recipe may ask
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises UsageError for a recipe with this consolidation that does not fit. Needs no model."""
+
+    def check_unused(self, recipe: Recipe) -> None:
+        """Raises UsageError for options of this consolidation in a recipe with another one."""
+
+    def check_layers(self, recipe: Recipe, plans: Plans) -> None:
+        """Raises UsageError for layers that it does not fit."""
+
+    def check_other_passes(self, recipe: Recipe) -> None:
+        """Raises UsageError if a program that was made for one number of passes cannot sleep with another."""
+
+    # -- what becomes of a program
+
+    def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
+        """What sleeps do to the memory of layer i."""
+        raise NotImplementedError
+
+    def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
+        """Passes after attention is bounded and before memories are added."""
+        return ()
+
+    def stateful(self, recipe: Recipe, blocks: int) -> tuple[Pass, ...]:
+        """Passes before the sleep graphs are made."""
+        return ()
+
+    def sleep(self, block: BlockSleep) -> dict[str, fx.Node]:
+        """New values of a block's states, by name: of role `memory` if its window was recorded, and of role `kept`. All
+        others follow from their roles.
+        """
+        return write_record(block)
+
+    # -- what it means
+
+    def remember(self, sleep: StreamSleep) -> None:
+        """The same on numbers, in the oracle, without anything that `sleep` calls."""
+        raise NotImplementedError
+
+    # -- what is said of it
+
+    def in_words(self, recipe: Recipe, blocks: int) -> str:
+        """What a sleep does, for `inspect`: "2 passes of replay"."""
+        passes = f"{recipe.passes} pass{'es' if recipe.passes > 1 else ''}"
+        return f"{passes} of {self.name}"
+
+    def again_in_words(self, recipe: Recipe, blocks: int, named: Callable[[Sequence[int]], str]) -> str:
+        """A sentence for the picture: which blocks are computed again and how, "" if none is. `named` names blocks."""
+        return ""
+
+    def untrained(self, recipe: Recipe) -> Untrained | None:
+        """What to say if only training makes it useful."""
+        return None

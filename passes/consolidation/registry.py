@@ -1,0 +1,54 @@
+"""The consolidations that there are, by name; a new one collides with nothing."""
+
+from __future__ import annotations
+
+import re
+
+from sleepc.errors import UsageError
+from sleepc.passes.consolidation.contract import Consolidation
+from sleepc.passes.consolidation.recurrent import Recurrent
+from sleepc.passes.consolidation.replay import Replay
+from sleepc.passes.plan import Asleep
+from sleepc.recipe import Recipe
+
+CONSOLIDATIONS: dict[str, Consolidation] = {}
+
+
+def register(made: Consolidation) -> Consolidation:
+    """Add one. Raises UsageError where its name is taken, or is no name."""
+    where = f"consolidation {made.name}"
+    if made.name in CONSOLIDATIONS:
+        raise UsageError(f"there is a consolidation named {made.name!r} already", fix="Choose another name.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", made.name):
+        what = "a consolidation's name is lower-case letters, digits and _"
+        raise UsageError(what, where=where, fix="Choose another name.")
+    CONSOLIDATIONS[made.name] = made
+    return made
+
+
+def find(name: str) -> Consolidation:
+    """The one of that name; UsageError with the known names otherwise."""
+    if name not in CONSOLIDATIONS:
+        raise UsageError(
+            f"no consolidation is named {name!r}", where="--consolidation", fix=f"One of: {', '.join(CONSOLIDATIONS)}."
+        )
+    return CONSOLIDATIONS[name]
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UsageError where the recipe's consolidation is not there, or does not fit. Needs no model."""
+    chosen = find(recipe.consolidation)
+    for each in CONSOLIDATIONS.values():
+        if each is not chosen:
+            each.check_unused(recipe)
+    chosen.check(recipe)
+
+
+def asleep(recipe: Recipe, blocks: int) -> tuple[Asleep, ...]:
+    """What sleeps do to the memory of every layer of a model."""
+    plans = recipe.plan(blocks)
+    return tuple(find(recipe.consolidation).asleep(recipe, plans, i) for i in range(blocks))
+
+
+for _made in (Replay(), Recurrent()):
+    register(_made)

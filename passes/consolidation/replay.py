@@ -1,0 +1,40 @@
+"""Consolidation `replay`: the memory's own update, again over the window's record; nothing is computed again."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sleepc.errors import UsageError
+from sleepc.memory.registry import find as find_rule
+from sleepc.memory.registry import named
+from sleepc.passes.consolidation.contract import Consolidation, Plans, StreamSleep
+from sleepc.passes.plan import Asleep
+from sleepc.recipe import Recipe
+
+
+class Replay(Consolidation):
+    """N passes of the rule over the window, of which wake was the first where tokens are written online."""
+
+    name: ClassVar[str] = "replay"
+
+    def check(self, recipe: Recipe) -> None:
+        """More than one pass is of use only with rules that correct."""
+        for override in (None, *recipe.overrides):
+            name = (override and override.rule) or recipe.rule
+            if recipe.passes > 1 and not find_rule(name).corrects:
+                corrects = named(corrects=True)
+                raise UsageError(
+                    f"rule {name} does not correct what it wrote: replaying a window {recipe.passes} times only "
+                    "multiplies what it adds",
+                    where="--passes",
+                    fix=f"Use --passes 1, a rule with a correction ({corrects}), or --consolidation recurrent.",
+                )
+
+    def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
+        """A record where a sleep writes."""
+        return Asleep(recorded=plans[i].write == "sleep" or recipe.passes > 1, replays=recipe.passes)
+
+    def remember(self, sleep: StreamSleep) -> None:
+        """The rule over what was written, token by token."""
+        for i, plan in enumerate(sleep.plans):
+            sleep.replay(i, 1 if plan.write == "online" else 0, sleep.recipe.passes)
