@@ -97,6 +97,7 @@ class Consolidation:
 
     def check_layers(self, recipe: Recipe, plans: Plans) -> None:
         """Raises UsageError for layers that it does not fit."""
+        recipe.loop_range(len(plans))  # an option that cannot be read is refused, also where nothing needs it
 
     def check_other_passes(self, recipe: Recipe) -> None:
         """Raises UsageError if a program that was made for one number of passes cannot sleep with another."""
