@@ -147,7 +147,7 @@ def test_an_untrained_program_is_warned_of() -> None:
     [
         ({"loop": "2:2"}, "empty or leaves it"),
         ({"loop": "1:9"}, "blocks 0 to 2"),
-        ({"strategy": "replace", "write": "sleep"}, "needs attention beside it"),
+        ({"strategy": "replace", "write": "sleep"}, "which needs attention"),
         ({"rule": "gated", "passes": 2}, "does not correct"),
         ({"rule": "delta", "decay": "channel"}, "no decay"),
         ({"rule": "mamba"}, "no rule is named 'mamba'"),
