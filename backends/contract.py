@@ -1,4 +1,5 @@
-"""What a backend is: it runs programs in this process, and may train them. docs/backends.md has how to add one.
+"""What a backend is, and a target: a `Backend` runs programs in this process, a `Target` writes them as files, and runs
+those. docs/backends.md has how to add one.
 
 Imports no torch: what runs exports, and what says why something cannot run here, works without it.
 """
@@ -6,24 +7,27 @@ Imports no torch: what runs exports, and what says why something cannot run here
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from sleepc.runtime.steps import Logits, Steps
+from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sleepc.backends.export import Export
+    from sleepc.backends.report import Report
+    from sleepc.backends.training_steps import TrainingSteps
     from sleepc.ir.graph import Graph
     from sleepc.ir.program import ProgramGraphs
+    from sleepc.passes.base import Stage
+    from sleepc.runtime.steps import Steps
 
 Kernels: TypeAlias = "Mapping[Any, Callable[..., Any]]"
 """Functions by operator (torch.ops.sleepc.delta_rule.default …), with the operator's signature."""
-Tensors: TypeAlias = "dict[str, Tensor]"
-"""The state of rows, or a part of it, by full name ("3.k")."""
-Values: TypeAlias = "dict[str, Any]"
-"""Values of a graph's ports by name: tensors and sizes."""
 
 
 class Backend(ABC):
@@ -87,50 +91,91 @@ class TrainingBackend(Backend):
     @abstractmethod
     def runner(
         self, graph: Graph, *, replaced: Kernels | None = None, device: str | torch.device = "cpu"
-    ) -> Callable[[Mapping[str, Any]], Values]:
+    ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """One graph of any level as a differentiable function of its ports, with other functions for some operators."""
 
 
-class TrainingSteps(Steps, Protocol):
-    """Steps in tensors, and their parts: differentiable in parameters and state. B rows, T tokens, width d."""
+@dataclass(frozen=True)
+class Draft:
+    """An empty folder to write into, `tokens` to read in the checks, and the identity of the artifact."""
 
-    program: ProgramGraphs
-    device: torch.device
-    parameters: dict[str, Tensor]
+    folder: Path
+    tokens: Sequence[int]
+    identity: str = ""
+    progress: Progress = silent
 
-    def bind(self, parameters: Mapping[str, Tensor]) -> None:
-        """Use these parameters from now on."""
 
-    def new_state(self, batch: int) -> Tensors:
-        """The state of `batch` rows that have read nothing."""
+@dataclass(frozen=True)
+class Written:
+    """What was checked (Report.to_json), and the names of the files that run."""
 
-    def wake_tensors(
-        self, state: Tensors, tokens: Tensor, lengths: Tensor, logits: Logits
-    ) -> tuple[Tensor | None, Tensors]:
-        """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
+    report: dict[str, Any]
+    files: Sequence[str]
 
-    def hidden(self, state: Tensors, tokens: Tensor, lengths: Tensor) -> tuple[Values, Tensors]:
-        """tokens [B,T], lengths [B] -> (what the head reads, state')."""
 
-    def begin(self, state: Tensors, tokens: Tensor, lengths: Tensor) -> tuple[Values, Tensors]:
-        """tokens [B,T], lengths [B] -> (what every block reads, with h [B,T,d], state' but for the blocks')."""
+def option(default: Any, words: str) -> Any:
+    """A field of a target's `options`: a flag of `sleepc export` that is called --like-it; `words` are its help."""
+    return field(default=default, metadata={"help": words})
 
-    def wake_block(self, i: int, values: Mapping[str, Any], state: Tensors) -> tuple[Tensor, Tensors]:
-        """One block on `values["h"]` [B,T,d] -> (h' [B,T,d], what it changes of the state)."""
 
-    def logits(self, values: Values, lengths: Tensor, logits: Logits) -> Tensor | None:
-        """The head on what `hidden` gave -> [B,V], [B,T,V] or None."""
+class Target(ABC):
+    """Writes programs as files, and runs these without PyTorch. --backend takes its name too: an artifact's export."""
 
-    def logits_at(self, values: Values, places: Tensor) -> Tensor:
-        """The head on what `hidden` gave, at the places of bool [B,T] alone -> [n,V]."""
+    name: ClassVar[str]
+    """What --to and --backend call it, and the folder of an artifact that its export is written to."""
+    runtime: ClassVar[str]
+    """What runs the files, for people."""
+    mark: ClassVar[str]
+    """The file that marks the folder of an export, which is written last."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What writing needs, brought by the extra of sleepc of the same name as the target."""
+    options: ClassVar[type]
+    """A frozen dataclass of `option`s: strings, numbers and bools."""
+    dtype: ClassVar[str] = "float32"
+    """The dtype of the programs of the conformance suite."""
+    tolerance: ClassVar[float] = 1e-4
+    """The largest error of logits and states there, as a share of their scale."""
 
-    def sleep_tensors(self, state: Tensors, passes: int | None = None) -> Tensors:
-        """Every row sleeps, with so many passes instead of the program's own. Raises UsageError for passes of a program
-        whose sleeps run no block again.
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why programs cannot be written and checked here, with what to install; None if they can."""
+
+    @abstractmethod
+    def missing_runtime(self) -> str | None:
+        """Why exports cannot run here, with what to install; None if they can."""
+
+    @abstractmethod
+    def about(self) -> str:
+        """The versions of what runs them, for people."""
+
+    @abstractmethod
+    def check(self, options: Any) -> None:
+        """Before any work: raises UsageError for `options` that do not fit, or if something is not installed."""
+
+    @abstractmethod
+    def lowering(self, program: ProgramGraphs, options: Any) -> tuple[Stage, ...]:
+        """The passes between a program at level STEP and the one that is written. Raises UsageError for a program that
+        is not exported.
         """
 
-    def begin_sleep(self, state: Tensors) -> tuple[Values, Tensors]:
-        """What every block's sleep reads, and the state with its counters as they are after the sleep."""
+    @abstractmethod
+    def write(self, program: ProgramGraphs, options: Any, draft: Draft) -> Written:
+        """Write a lowered program, and check what the files compute. Raises SleepcError if that is not what the program
+        does: the folder is then not to be used.
+        """
 
-    def sleep_block(self, i: int, clock: Mapping[str, Any], state: Tensors) -> Tensors:
-        """One block consolidates and evicts: what it changes of the state. Recurrent passes are not in it."""
+    @abstractmethod
+    def open(self, path: Path) -> Export:
+        """An artifact with an export in its folder `name`, or an export's own folder. Raises UsageError if there is
+        none, SleepcError if it is damaged.
+        """
+
+    @abstractmethod
+    def verify(self, export: Export, tokens: Sequence[int], progress: Progress, like: Steps | None) -> Report:
+        """Check an export where it stands, reading `tokens`; against the steps of its artifact, if these are given."""
+
+    def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
+        """Every way to write files, by name: a program at level STEP and an empty folder -> its steps, unchecked, on
+        one thread. The conformance suite runs each.
+        """
+        return {}

@@ -1,38 +1,72 @@
-"""The backends that there are, by name: the only list. Importing it imports none of them, and no torch."""
+"""The backends and targets that there are, by name: the only list. Importing it imports none of them, and no torch."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
-from sleepc.backends.contract import Backend, TrainingBackend
+from sleepc.backends.contract import Backend, Target, TrainingBackend
 from sleepc.errors import UsageError
+from sleepc.manifest import MANIFEST
 
 BACKENDS: dict[str, Backend | str] = {"eager": "sleepc.backends.eager.backend"}
 """A backend, or the module that has it as BACKEND. The first is what runs, verifies and trains by default."""
-DEFAULT = next(iter(BACKENDS))
+TARGETS: dict[str, Target | str] = {"onnx": "sleepc.backends.onnx.target"}
+"""A target, or the module that has it as TARGET. The first is what is exported to by default."""
+DEFAULT, DEFAULT_TARGET = next(iter(BACKENDS)), next(iter(TARGETS))
 
 
-def register(backend: Backend) -> None:
-    """Add a backend of one's own. Raises ValueError if its name is taken."""
-    if backend.name in BACKENDS:
-        raise ValueError(f"there is a backend {backend.name!r} already")
-    BACKENDS[backend.name] = backend
+def register(it: Backend | Target) -> None:
+    """Add a backend or a target of one's own. Raises ValueError if its name is taken."""
+    if it.name in runners():
+        raise ValueError(f"there is a backend or a target {it.name!r} already")
+    if isinstance(it, Backend):
+        BACKENDS[it.name] = it
+    else:
+        TARGETS[it.name] = it
+
+
+def runners() -> tuple[str, ...]:
+    """What --backend takes: the backends, and the targets, whose exports run."""
+    return (*BACKENDS, *TARGETS)
+
+
+def find_runner(name: str) -> Backend | Target:
+    """The backend or target of that name. Raises UsageError if there is none."""
+    if name not in runners():
+        raise UsageError(f"unknown backend {name!r}", where="--backend", fix=f"Backends: {', '.join(runners())}.")
+    return find_backend(name) if name in BACKENDS else find_target(name)
 
 
 def find_backend(name: str = DEFAULT) -> Backend:
-    """The backend of that name. Raises UsageError if there is none."""
-    found = BACKENDS.get(name)
-    if found is None:
-        raise UsageError(f"there is no backend {name!r}", where="--backend", fix=f"Backends: {', '.join(BACKENDS)}.")
-    if isinstance(found, str):
-        found = import_module(found).BACKEND
-        assert isinstance(found, Backend)
-    return found
+    """The backend of that name, of which there is one."""
+    found = BACKENDS[name]
+    return import_module(found).BACKEND if isinstance(found, str) else found
 
 
 def find_trainer(name: str = DEFAULT) -> TrainingBackend:
-    """The backend of that name, which trains. Raises UsageError if it does not."""
-    found = find_backend(name)
+    """The backend of that name. Raises UsageError if there is none, or it does not train."""
+    found = find_runner(name)
     if isinstance(found, TrainingBackend) and found.trains:
         return found
     raise UsageError(f"the backend {name} does not train", where="--backend", fix=f"Leave it out: {DEFAULT} does.")
+
+
+def find_target(name: str) -> Target:
+    """The target of that name. Raises UsageError if there is none."""
+    found = TARGETS.get(name)
+    if found is None:
+        raise UsageError(f"unknown export target {name!r}", where="--to", fix=f"Targets: {', '.join(TARGETS)}.")
+    return import_module(found).TARGET if isinstance(found, str) else found
+
+
+def target_of(folder: Path) -> Target | None:
+    """The target that a folder is an export of; None if it is none, or an artifact."""
+    if (folder / MANIFEST).is_file():
+        return None
+    return next((each for each in map(find_target, TARGETS) if (folder / each.mark).is_file()), None)
+
+
+def by_export() -> str:
+    """The option that runs exports, for people."""
+    return " or ".join(f"--backend {name}" for name in TARGETS)

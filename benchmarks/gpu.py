@@ -80,7 +80,8 @@ def no_eager(device: str) -> str | None:
 
 def no_onnx(device: str) -> str | None:
     """Why ONNX Runtime cannot be measured."""
-    from sleepc.backends.onnx.backend import about, missing
+    from sleepc.backends.onnx.installed import about
+    from sleepc.backends.onnx.installed import missing_exporter as missing
 
     reason = missing()
     if reason is None and PROVIDERS[device] not in about():
@@ -102,7 +103,7 @@ def kernels(provider: str, write: Path | None) -> Row:
     """Operators whose kernels are not those of the committed table; what there is instead goes into a file."""
     import onnxruntime
 
-    from sleepc.backends.onnx.backend import about
+    from sleepc.backends.onnx.installed import about
     from sleepc.backends.onnx.kernels import cuda_table
     from sleepc.backends.onnx.registry import as_text, registered
 

@@ -17,19 +17,22 @@ import torch
 from torch import nn
 
 from sleepc import artifact
-from sleepc.backends.table import DEFAULT, find_backend, find_trainer
+from sleepc.backends.contract import Target
+from sleepc.backends.export import Export
+from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, find_trainer
 from sleepc.capture.export import capture_module
 from sleepc.capture.seam import open_seam
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files
-from sleepc.hf.resolve import Checkpoint, resolve
+from sleepc.hf.resolve import Checkpoint
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import scan
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
+from sleepc.models import find_model
 from sleepc.passes.analysis.kv_cache import FACT, kv_cache, noted
 from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.consolidation.registry import find as find_consolidation
@@ -44,7 +47,6 @@ from sleepc.runtime.steps import Steps
 from sleepc.verify.original import Original
 
 if TYPE_CHECKING:
-    from sleepc.backends.onnx.load import OnnxProgram
     from sleepc.exporting import Exported
     from sleepc.tasks.puzzle import Puzzle
     from sleepc.train.adapter import Adapter
@@ -103,25 +105,23 @@ class Program:
     def steps(
         self, *, backend: str = DEFAULT, device: str = "cpu", dtype: str | None = None, train: bool = False
     ) -> Steps:
-        """The program as steps of a backend; with `train`, differentiable (see backends.eager.steps). `onnx` is the
-        artifact's export (see `export`).
+        """The program as steps of a backend; with `train`, differentiable (TrainingSteps of backends.contract). The
+        name of a target is the artifact's export (see `export`).
         """
-        if backend == "onnx" and not train:
-            return self._exported().steps(device=device, dtype=dtype)
-        runs = find_trainer(backend) if train else find_backend(backend)
+        runs = find_trainer(backend) if train else find_runner(backend)
+        if isinstance(runs, Target):
+            return self._exported(runs).steps(device=device, dtype=dtype)
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
         runs.check_device(device)  # before all bytes are read
         self.check_bytes()
         return runs.steps(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
 
-    def _exported(self) -> OnnxProgram:
+    def _exported(self, target: Target) -> Export:
         """The export in the artifact's folder. Raises UsageError if it is missing, or not of this program."""
-        from sleepc.backends.onnx.load import load as load_export
-
         if self.path is None:
             raise UsageError("the program is in no artifact, so it has no export", fix="Save it, and export it.")
-        found = load_export(self.path)
+        found = target.open(self.path)
         if found.identity != self.identity:
             raise UsageError(
                 "the program was changed since its export", where=str(self.path), fix="Save it, and export it again."
@@ -227,19 +227,19 @@ class Program:
         return [words[i] for i in torch.randint(0, len(words), (4096,), generator=generator).tolist()]
 
     def load_original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
-        """The original, with transformers' own eager attention, in the dtype that the recipe asks for.
+        """The original, with transformers' own attention, in the dtype that the recipe asks for.
 
         Raises UsageError if it was a module in memory, SleepcError if its files are gone or damaged.
         """
         if isinstance(against, nn.Module):
             return in_dtype(against, None, self.recipe)
         if against is None and self.original is not None:
-            checkpoint = resolve(self.source.folder, progress) if self.source.folder else None
+            checkpoint = find_model(self.source.folder, progress) if self.source.folder else None
             return in_dtype(self.original, checkpoint, self.recipe)
         if against is None and self.source.kind == "module":
             raise UsageError("the original was a module in memory", where="--against", fix="Give it: --against MODEL.")
         progress("loading the original", None)
-        return load_module(resolve(against or self.source.folder, progress), dtype=self.recipe.dtype)
+        return load_module(find_model(against or self.source.folder, progress), dtype=self.recipe.dtype)
 
     def captured(self, progress: Progress, original: nn.Module | None = None) -> ProgramGraphs:
         """The original as a program at level CANONICAL; captured again if this comes from an artifact."""
@@ -406,21 +406,18 @@ class Program:
         self,
         path: str | Path | None = None,
         *,
-        to: str = "onnx",
-        precision: str = "fp32",
-        ops: str = "ort",
-        ep: str = "cpu",
+        to: str = DEFAULT_TARGET,
         text: str | None = None,
         tokens: Sequence[int] | None = None,
         force: bool = False,
         progress: Progress = silent,
+        **options: Any,
     ) -> Exported:
         """Write files that run without PyTorch into `path` (the artifact's folder `to` by default), all or nothing, and
-        check them: every weight by value, and what ONNX Runtime computes against the eager backend.
+        check them: every weight by value, and what the runtime computes against the program.
 
-        `precision` (fp32, fp16, int8, int4) is that of linear maps and embeddings. `ops` "portable" uses plain
-        operators of opset 18 only, and `ep` is the execution provider that the files are for. `text`, or `tokens`, are
-        read in the checks and for perplexity.
+        `options` are those of the target `to` (docs/export.md): precision="int4". `text`, or `tokens`, are read in the
+        checks and for perplexity.
         Raises UsageError for options that do not fit or a `path` that exists (`force` replaces an export), SleepcError
         where a check fails.
         """
@@ -430,9 +427,7 @@ class Program:
             self,
             path,
             to=to,
-            precision=precision,
-            ops=ops,
-            ep=ep,
+            options=options,
             text=text,
             tokens=tokens,
             force=force,
@@ -471,7 +466,7 @@ def convert(
     recipe = make_recipe(recipe)
     check_recipe(recipe)  # before any work
     started = time.perf_counter()
-    checkpoint = None if isinstance(model, nn.Module) else resolve(model, progress)
+    checkpoint = None if isinstance(model, nn.Module) else find_model(model, progress)
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
     canonical = _captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
     if checkpoint is not None:
@@ -611,7 +606,7 @@ def inspect(
     if not isinstance(target, nn.Module) and (Path(target) / MANIFEST).is_file():
         program = load(target)
         return inspect_program(program.captured(progress), program.graphs, program.recipe)
-    module = target if isinstance(target, nn.Module) else load_module(resolve(target, progress))
+    module = target if isinstance(target, nn.Module) else load_module(find_model(target, progress))
     canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
     made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
     graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
@@ -629,4 +624,4 @@ def fitting_recipe(canonical: ProgramGraphs) -> Recipe:
 
 def _folder_of(model: str | Path | nn.Module, progress: Progress) -> Path | None:
     """Where a model's files are; None for a module."""
-    return None if isinstance(model, nn.Module) else resolve(model, progress).folder
+    return None if isinstance(model, nn.Module) else find_model(model, progress).folder

@@ -16,11 +16,11 @@ from sleepc.capture.seam import open_seam
 from sleepc.diffing import ProgramDiff, diff_programs
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.load import load_module, max_positions
-from sleepc.hf.resolve import resolve
 from sleepc.ir.compare import absolute_error
 from sleepc.ir.interp import run_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
+from sleepc.models import find_model
 from sleepc.passes.analysis.own_windows import exact_tokens
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.front.make_functional import SharedMemory
@@ -113,7 +113,7 @@ def bisect_artifact(
     program = api.load(folder)
     if against is None and program.source.kind == "module":
         raise UsageError("the original was a module in memory", where=str(folder), fix="Name a model: --against MODEL.")
-    checkpoint = resolve(against or program.source.folder, progress)
+    checkpoint = find_model(against or program.source.folder, progress)
     progress("loading the original", None)
     module = load_module(checkpoint)
     typed = api.in_dtype(module, checkpoint, program.recipe)

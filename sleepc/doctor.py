@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from sleepc.backends.contract import Target
+from sleepc.backends.table import DEFAULT, TARGETS, find_runner, find_target, runners
 from sleepc.hf.gguf import cache_folder
 from sleepc.hf.packaged import PACKAGED, place_of
 
 Mark = Literal["ok", "missing", "broken", "note"]
 ENOUGH_DISK = 2 << 30  # bytes: a small model, dequantised, and its artifact
-EXPORTS = ("safetensors", "numpy", "pydantic", "tokenizers", "ONNX Runtime")  # what running an export needs
+EXPORTS = ("safetensors", "numpy", "pydantic", "tokenizers")  # what running an export needs
 REQUIRED = ("torch", "transformers", "safetensors", "numpy", "networkx", "pydantic", "tokenizers", "huggingface-hub")
 # What optional packages are for, by the extra of sleepc that brings them.
 OPTIONAL = {
@@ -26,7 +27,6 @@ OPTIONAL = {
     "plot": (("matplotlib",), "plots of sleepc eval"),
     "train": (("accelerate",), "sleepc distil"),
     "data": (("datasets",), "sleepc distil --dataset"),
-    "onnx": (("onnx", "onnx-ir"), "sleepc export"),
 }
 
 
@@ -48,8 +48,8 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything, in the order in which a person reads it."""
     found = list(packages())
-    found += [_safely("backends", name, partial(_backend, name), _install(name)) for name in backends()]
-    found.append(_safely("exports", "ONNX Runtime", _runtime, "pip install --force-reinstall onnxruntime"))
+    found += [_safely("backends", name, partial(_runner, name), _install(name)) for name in runners()]
+    found += [_safely("exports", each.runtime, partial(_runtime, each), _install(each.name)) for each in targets()]
     found.append(_safely("device", "CUDA", _device, "pip install --force-reinstall torch"))
     for what, look in (("cache", _cache), ("hub", _hub), ("demo model", _demo)):
         found.append(_safely("storage", what, look, "SLEEPC_CACHE=DIR and HF_HOME=DIR name other folders"))
@@ -68,15 +68,17 @@ def _safely(group: str, what: str, look: Callable[[], tuple[Mark, str, str]], fi
 
 
 def works(findings: list[Finding]) -> bool:
-    """Can models be converted and run here: does the eager backend work, and every required package?"""
-    needed = [f for f in findings if f.what == "eager" or (f.group == "packages" and f.what in REQUIRED)]
+    """Can models be converted and run here: does the default backend work, and every required package?"""
+    needed = [f for f in findings if (f.group, f.what) == ("backends", DEFAULT)]
+    needed += [f for f in findings if f.group == "packages" and f.what in REQUIRED]
     return all(f.mark == "ok" for f in needed)
 
 
 def exports_only(findings: list[Finding]) -> bool:
     """Is this an installation for exports: without PyTorch, and with all that running them needs?"""
     marks = {f.what: f.mark for f in findings}
-    return marks["torch"] == "missing" and all(marks[name] == "ok" for name in EXPORTS)
+    runs = any(f.group == "exports" and f.mark == "ok" for f in findings)
+    return marks["torch"] == "missing" and runs and all(marks[name] == "ok" for name in EXPORTS)
 
 
 def packages() -> Iterator[Finding]:
@@ -85,7 +87,8 @@ def packages() -> Iterator[Finding]:
     for name in REQUIRED:
         found = _version(name)
         yield Finding("packages", name, *(("ok", found) if found else ("missing", "required", f"pip install {name}")))
-    for extra, (names, use) in OPTIONAL.items():
+    exporters = {each.name: (each.packages, "sleepc export") for each in targets() if each.packages}
+    for extra, (names, use) in (OPTIONAL | exporters).items():
         absent = [name for name in names if _version(name) is None]
         if absent:
             yield Finding("packages", extra, "missing", f"{', '.join(absent)}: {use}", f"pip install 'sleepc[{extra}]'")
@@ -100,20 +103,22 @@ def _version(name: str) -> str | None:
         return None
 
 
-def backends() -> list[str]:
-    """The folders of sleepc/backends."""
-    import sleepc.backends
+def targets() -> Iterator[Target]:
+    """The targets. One that cannot be imported is left out: its line among the backends says why."""
+    for name in TARGETS:
+        if _safely("backends", name, partial(_found, name), "").mark == "ok":
+            yield find_target(name)
 
-    return [module.name for module in pkgutil.iter_modules(sleepc.backends.__path__) if module.ispkg]
+
+def _found(name: str) -> tuple[Mark, str, str]:
+    return "ok", find_target(name).runtime, ""
 
 
-def _backend(name: str) -> tuple[Mark, str, str]:
-    """A backend is imported, since that is where it breaks, and asked why it cannot run here."""
-    from sleepc.backends.table import BACKENDS, find_backend
-
-    backend = find_backend(name) if name in BACKENDS else import_module(f"sleepc.backends.{name}.backend")
-    reason = backend.missing()
-    return ("ok", str(backend.about()), "") if reason is None else ("missing", str(reason), _install(name))
+def _runner(name: str) -> tuple[Mark, str, str]:
+    """A backend or target is imported, since that is where it breaks, and asked why it cannot run here."""
+    found = find_runner(name)
+    reason = found.missing()
+    return ("ok", found.about(), "") if reason is None else ("missing", reason, _install(name))
 
 
 def _install(backend: str) -> str:
@@ -125,12 +130,10 @@ def _install(backend: str) -> str:
     return f"pip install 'sleepc[{backend}]'" if backend in extras else "pip install --force-reinstall sleepc"
 
 
-def _runtime() -> tuple[Mark, str, str]:
-    """What runs exports, with PyTorch or without."""
-    from sleepc.backends.onnx.installed import about, missing_runtime
-
-    reason = missing_runtime()
-    return ("ok", about(), "") if reason is None else ("missing", reason, _install("onnx"))
+def _runtime(target: Target) -> tuple[Mark, str, str]:
+    """What runs the exports of a target, with PyTorch or without."""
+    reason = target.missing_runtime()
+    return ("ok", target.about(), "") if reason is None else ("missing", reason, _install(target.name))
 
 
 def _device() -> tuple[Mark, str, str]:

@@ -1,20 +1,22 @@
-"""A program as files that other runtimes run: options, place and text; the backend writes and checks them."""
+"""A program as files that other runtimes run: options, place and text; the target writes and checks them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from sleepc.backends.contract import Draft, Target
+from sleepc.backends.table import find_target
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import copy_tokenizer
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress
 from sleepc.whole_folder import check_free, written_beside
 
-TARGETS = ("onnx",)
 ENOUGH = 64  # tokens of a text, which is read again and again where it is too short
 
 
@@ -37,9 +39,10 @@ class Program(Protocol):
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the files are, what was checked (see backends.onnx.check.report), and how long it took."""
+    """Where the files are, the names of those that run, what was checked (see backends.report), how long it took."""
 
     path: Path
+    files: Sequence[str]
     report: dict[str, Any]
     seconds: float
 
@@ -49,41 +52,44 @@ def export_program(
     path: str | Path | None,
     *,
     to: str,
-    precision: str,
-    ops: str,
-    ep: str,
+    options: Mapping[str, Any],
     text: str | None,
     tokens: Sequence[int] | None,
     force: bool,
     progress: Progress,
 ) -> Exported:
     """See `Program.export`."""
-    from sleepc.backends.onnx import backend
-    from sleepc.backends.onnx.manifest import MANIFEST
-
-    if to not in TARGETS:
-        raise UsageError(f"unknown export target {to!r}", where="--to", fix=f"Targets: {', '.join(TARGETS)}.")
     started = time.perf_counter()
-    options = {"precision": precision, "ops": ops, "ep": ep}
-    backend.style_of(**options)  # before any work
-    target = _target(program, path, to)
-    check_free(target, force=force, mark=MANIFEST)
+    target = find_target(to)
+    chosen = options_of(target, options)
+    target.check(chosen)  # before any work
+    folder = _folder(program, path, to)
+    check_free(folder, force=force, mark=target.mark)
     read = program.some_tokens(text, tokens)
     if len(read) < ENOUGH:
         where = "--text" if tokens is None else "--tokens"
         raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give {ENOUGH} tokens at least.")
     program.check_bytes()
-    with written_beside(target, force=force, mark=MANIFEST) as draft:
-        manifest = backend.export(
-            program.graphs, draft, tokens=read, identity=program.identity, progress=progress, **options
-        )
-        folder = program.folder()
-        if folder is not None:
-            copy_tokenizer(folder, draft)
-    return Exported(target, manifest.report, time.perf_counter() - started)
+    graphs = run_stages(program.graphs, target.lowering(program.graphs, chosen), progress=progress)
+    with written_beside(folder, force=force, mark=target.mark) as draft:
+        written = target.write(graphs, chosen, Draft(draft, read, program.identity, progress))
+        tokenizer = program.folder()
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, draft)
+    return Exported(folder, written.files, written.report, time.perf_counter() - started)
 
 
-def _target(program: Program, path: str | Path | None, to: str) -> Path:
+def options_of(target: Target, given: Mapping[str, Any]) -> Any:
+    """What was given as the target's options. Raises UsageError for what is none of them."""
+    known = [each.name for each in fields(target.options)]
+    for name in given:
+        if name not in known:
+            fix = f"It has {', '.join(known)}." if known else "It has none."
+            raise UsageError(f"the target {target.name} has no option {name}", where=f"--to {target.name}", fix=fix)
+    return target.options(**given)
+
+
+def _folder(program: Program, path: str | Path | None, to: str) -> Path:
     if path is not None:
         return Path(path)
     if program.path is None:

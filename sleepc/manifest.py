@@ -17,7 +17,6 @@ from sleepc.recipe import Recipe
 from sleepc.whole_folder import moved_away
 
 MANIFEST = "sleepc.json"
-EXPORT = "onnx.json"  # of an export, which is no artifact
 FORMAT = 2
 MAX_MANIFEST = 64 << 20
 MAKE = "`sleepc convert MODEL -o OUT` makes one."

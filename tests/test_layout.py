@@ -15,6 +15,7 @@ import pytest
 import sleepc
 import sleepc.backends
 import sleepc.passes
+from sleepc.backends import table
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("passes", "backends")
@@ -71,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inspection": {"masks", "ir", "ops", "passes", "recipe"},
     "diffing": {"ir"},
     "doctor": {"backends", "hf"},
+    "models": {"backends", "hf"},
 }
 ANYWHERE = {"errors", "progress", "version"}  # may be imported by all
 ABOVE = ("exporting", "api", "bisecting", "__init__", "cli", "__main__")  # each may import all before it, and the table
@@ -87,12 +89,14 @@ NO_TORCH = (
     *("sleepc/ir/roles.py", "sleepc/held_file.py", "sleepc/json_file.py", "sleepc/owned.py", "sleepc/whole_folder.py"),
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
     *("backends/onnx/cuda.py", "backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),
-    *("backends/onnx/state.py", "backends/onnx/steps.py"),
+    *("backends/onnx/state.py", "backends/onnx/steps.py", "backends/table.py", "backends/export.py"),
+    "backends/report.py",
 )
 NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),
     *("sleepc.runtime.chat", "sleepc.tasks.task", "sleepc.tasks.source", "sleepc.hf.tokenizer"),
-    *("sleepc.backends.onnx.backend", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
+    *("sleepc.backends.table", "sleepc.backends.export", "sleepc.backends.eager.backend"),
+    *("sleepc.backends.onnx.target", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
     *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.asked"),
     *("sleepc.cli.tasks", "sleepc.tasks.puzzles", "sleepc.tasks.solving", "sleepc.tasks.spelling"),
 )
@@ -244,6 +248,51 @@ def test_what_runs_without_torch_does_not_load_it(module: str) -> None:
     code = f"import sys, {module}; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# What a backend's name means elsewhere: (file, the words around it).
+OTHER_MEANINGS = (
+    ("sleepc/hf/load.py", '"eager"'),  # how transformers calls attention that is written out
+    ("sleepc/cli/main.py", "is_eager="),  # typer: an option that is read before the others
+)
+
+
+def names_of_backends(source: str) -> list[int]:
+    """Lines of code, texts and comments with a backend's or a target's name, as a word or a part of a name."""
+    word = re.compile(rf"(?i)(?<![a-z])({'|'.join(table.runners())})(?![a-z])")
+    return [number for number, line in enumerate(source.splitlines(), 1) if word.search(line)]
+
+
+def without_other_meanings(path: Path) -> str:
+    source = path.read_text(encoding="utf-8")
+    for file, words in OTHER_MEANINGS:
+        if path == ROOT / file:
+            source = source.replace(words, "")
+    return source
+
+
+def test_no_backend_is_named_outside_its_room() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for part, path in sources()
+        if part != "backends"
+        for number in names_of_backends(without_other_meanings(path))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('if backend == "onnx":', True),
+        ("from sleepc.backends.onnx.load import load", True),
+        ("load_eager(program)", True),
+        ("# what the ONNX files are", True),
+        ("class Onnxious: eagerly = 1", False),
+    ],
+)
+def test_the_search_for_names_of_backends_can_find(line: str, found: bool) -> None:
+    assert bool(names_of_backends(line)) is found
 
 
 LOADERS = {"from_pretrained", "from_config"}  # of transformers: they run a checkpoint's own code, or ask whether to

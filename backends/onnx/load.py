@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from sleepc.backends.export import Export
 from sleepc.backends.onnx.installed import missing_runtime
 from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, Manifest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.held_file import HeldFile, is_inside, load_whole
-from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
 from sleepc.json_file import read_json
 from sleepc.manifest import MANIFEST as ARTIFACT
 from sleepc.manifest import digest, identity_of, read_manifest
 from sleepc.runtime.arguments import typed
-from sleepc.runtime.session import Session
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.steps import OnnxSteps
@@ -30,30 +29,13 @@ AGAIN = "The export is damaged or was edited: make it again with `sleepc export 
 
 
 @dataclass
-class OnnxProgram:
-    """An export whose files are held open. What runs it raises UsageError where ONNX Runtime or the device is not
-    there, SleepcError where a file is not what was exported, or another one stands in its place by now.
-    """
+class OnnxProgram(Export):
+    """An export whose files are held open: another one in the place of a file is a SleepcError."""
 
     folder: Path
     manifest: Manifest
     files: list[HeldFile]
     checked: bool = False
-
-    @property
-    def identity(self) -> str:
-        """The identity of the artifact that it was made from: state files go from one backend to the other."""
-        return self.manifest.identity
-
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises UsageError where it has none."""
-        return load_tokenizer(self.folder)
-
-    @typed
-    def session(self, batch: int = 1, *, device: str = "cpu", dtype: str | None = None) -> Session:
-        """A session of `batch` rows."""
-        steps = self.steps(device=device, dtype=dtype)
-        return Session(steps, batch, identity=self.identity, upto=self.manifest.upto)
 
     @typed
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> OnnxSteps:

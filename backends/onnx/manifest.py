@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sleepc.manifest import EXPORT, digest
+from sleepc.manifest import digest
 from sleepc.runtime.steps import CLOCKS
 
-MANIFEST = EXPORT
+MANIFEST = "onnx.json"
 FORMAT = 1
 CALL = ("tokens", "lengths", "logits_at", "passes")  # inputs that are not state
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from sleepc.backends.onnx.check.compare import ERRORS, relative
-from sleepc.backends.onnx.check.report import Report, Row
 from sleepc.backends.onnx.load import OnnxProgram
+from sleepc.backends.report import Report, Row
 from sleepc.progress import Progress
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps

@@ -17,8 +17,8 @@ import torch
 
 from examples.trend.experiment import Experiment, Run
 from sleepc.api import Program
-from sleepc.backends.contract import TrainingSteps
 from sleepc.backends.table import find_trainer
+from sleepc.backends.training_steps import TrainingSteps
 from sleepc.tasks.puzzle import examples
 from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import choose_spelling

@@ -23,8 +23,6 @@ from sleepc.errors import SleepcError, UsageError
 from sleepc.output_place import check_file_place
 
 if TYPE_CHECKING:
-    from sleepc.api import Program
-    from sleepc.backends.onnx.load import OnnxProgram
     from sleepc.passes.analysis.kv_cache import KVCache
     from sleepc.runtime.chat import Conversation, Manner
 
@@ -93,20 +91,7 @@ def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[
     tokenizer = program.tokenizer()
     template = tokenizer.template(options.template.template, arguments)
     session = program.session(device=on.device, dtype=on.dtype)
-    return Talk(Conversation(session, tokenizer, template, options.system), manner, _kv_cache(program, on.dtype))
-
-
-def _kv_cache(program: Program | OnnxProgram, dtype: str | None) -> KVCache | None:
-    """The original's KV cache in the dtype of the conversation, where the artifact says what it is."""
-    from sleepc.backends.onnx.load import OnnxProgram
-
-    if isinstance(program, OnnxProgram):
-        return None
-    from sleepc.api import DTYPES
-    from sleepc.passes.analysis.kv_cache import from_report
-
-    kind = DTYPES[dtype] if dtype is not None else program.graphs.dtype
-    return from_report(program.report, kind.itemsize)
+    return Talk(Conversation(session, tokenizer, template, options.system), manner, program.kv_cache(on.dtype))
 
 
 class Talk:

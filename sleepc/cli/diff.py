@@ -43,13 +43,13 @@ def _read(target: str, display: Display) -> tuple[ProgramGraphs, dict[str, Any]]
     """The program of an artifact with its recipe, or a model's at level CANONICAL with none."""
     from sleepc import api
     from sleepc.hf.load import load_module
-    from sleepc.hf.resolve import resolve
     from sleepc.manifest import MANIFEST
+    from sleepc.models import find_model
 
     if (Path(target) / MANIFEST).is_file():
         program = api.load(target)
         return program.graphs, program.recipe.model_dump()
-    return api.capture(load_module(resolve(target, display)), display), {}
+    return api.capture(load_module(find_model(target, display)), display), {}
 
 
 def _between(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sleepc.backends.table import by_export
 from sleepc.cli.display import out, print_json
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 VERDICTS = {
     "models": "models can be converted and run here",
-    "exports": "exports can be run here (run, chat and eval with --backend onnx); all else needs PyTorch: pip install sleepc",
+    "exports": f"exports can be run here (run, chat and eval with {by_export()}); all else needs PyTorch: pip install sleepc",
     "nothing": "[red]models cannot be run here yet[/]",
 }
 COLOURS = {"ok": "green", "missing": "yellow", "broken": "red", "note": "dim"}

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepc.backends.table import DEFAULT
 from sleepc.cli.asked import DISTANCES, EXAMPLES, STREAMS, Evaluation, prepare, read_asked
 from sleepc.cli.display import Display, err, number, out, print_json
 from sleepc.cli.option_groups import flag, switch, with_options
-from sleepc.cli.options import Artifact
+from sleepc.cli.options import BACKEND, Artifact
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class EvalOptions:
     seed: int = flag("Seed of what is planted, and where.", default=0, min=0)
     plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
     device: str = flag("cpu or cuda.", default="cpu")
-    backend: str = flag("eager, or onnx: its export in ONNX Runtime, which needs no PyTorch.", default="eager")
+    backend: str = flag(BACKEND, default=DEFAULT)
     as_json: bool = switch("Print one JSON object.", "--json")
 
 
@@ -53,7 +54,7 @@ class EvalOptions:
 def evaluate(artifact: Artifact, options: EvalOptions) -> None:
     """Measure what a model still knows by how long ago it was read, or how well it solves a task: converted, with memories off, and with full attention.
 
-    With an ONNX export (--backend onnx), only the converted model is measured.
+    With an export, only the converted model is measured.
     """
     from sleepc.cli.subjects import subject_of
     from sleepc.tasks.plot import check_plot

@@ -1,14 +1,18 @@
-"""`sleepc export ARTIFACT --to onnx`."""
+"""`sleepc export ARTIFACT --to TARGET`, with the options of every target that there is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from sleepc.backends.table import TARGETS, find_target
 from sleepc.cli.display import Display, err, out, print_json, size
-from sleepc.cli.options import Artifact, TokenFile
+from sleepc.cli.option_groups import flag, switch, with_options
+from sleepc.cli.options import Artifact
 from sleepc.cli.words import read_options
 
 if TYPE_CHECKING:
@@ -17,36 +21,55 @@ if TYPE_CHECKING:
     from sleepc.exporting import Exported
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Where files go, and what is read in the checks."""
+
+    output: Path | None = flag("The folder to make.", "--output", "-o", shown="ARTIFACT/TARGET")
+    force: bool = switch("Replace an export that exists.", "--force")
+    text: Path | None = flag("A text file to read in the checks; Python's help topics by default.")
+    tokens: Path | None = flag("A file of token ids to read instead of a text: 12 7 30 …", "--tokens")
+    as_json: bool = switch("Print one JSON object.", "--json")
+
+
+def export_command() -> Callable[..., None]:
+    """The command as typer reads it, with the targets that there are now."""
+    export.__annotations__["given"] = _options_of_targets()
+    return with_options(export)
+
+
+def _options_of_targets() -> type:
+    """A dataclass of every option of every target: None if it is not given, and the target's own default then."""
+    found: dict[str, tuple[Any, list[str], Any]] = {}
+    for target in map(find_target, TARGETS):
+        hints = get_type_hints(target.options)
+        for each in fields(target.options):
+            _, words, _ = found.get(each.name, (None, [], None))
+            found[each.name] = (hints[each.name], [*words, each.metadata["help"]], each.default)
+    made = [
+        (name, kind | None, flag(" ".join(words), shown=str(default))) for name, (kind, words, default) in found.items()
+    ]
+    return make_dataclass("TargetOptions", made, frozen=True, kw_only=True)
+
+
 def export(
     artifact: Artifact,
-    to: Annotated[str, typer.Option("--to", help="onnx.")],
-    precision: Annotated[
-        str, typer.Option(help="Of linear maps and embeddings: fp32, fp16, int8 or int4. All else is float32.")
-    ] = "fp32",
-    ops: Annotated[
-        str, typer.Option(help="ort (ONNX Runtime's kernels, opset 23) or portable (plain operators of opset 18).")
-    ] = "ort",
-    ep: Annotated[str, typer.Option(help="The execution provider that the files are for: cpu or cuda.")] = "cpu",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to make.", show_default="ARTIFACT/onnx")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an export that exists.")] = False,
-    text: Annotated[
-        Path | None, typer.Option(help="A text file to read in the checks; Python's help topics by default.")
-    ] = None,
-    tokens: TokenFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    to: Annotated[str, typer.Option("--to", help=f"{', '.join(TARGETS)}.")],
+    given: Any,
+    options: ExportOptions,
 ) -> None:
     """Write files that run without PyTorch, and check them: weights by value, and what a runtime computes with them."""
     from sleepc import api
 
-    display = Display(err if as_json else out)
-    words, ids = read_options(text, tokens)
-    options: dict[str, Any] = {"to": to, "precision": precision, "ops": ops, "ep": ep, "text": words, "tokens": ids}
+    display = Display(err if options.as_json else out)
+    words, ids = read_options(options.text, options.tokens)
+    chosen = {name: value for name, value in vars(given).items() if value is not None}
     program = api.load(artifact)
     with display.doing("export"):
-        exported = program.export(output, **options, force=force, progress=display)
-    if as_json:
+        exported = program.export(
+            options.output, to=to, text=words, tokens=ids, force=options.force, progress=display, **chosen
+        )
+    if options.as_json:
         print_json({"output": str(exported.path), "report": exported.report, "seconds": exported.seconds})
     else:
         _tell(display, exported)
@@ -58,16 +81,10 @@ def _tell(display: Display, exported: Exported) -> None:
     if report["perplexity"]:
         found = report["perplexity"]
         out.print(f"perplexity of {found['tokens']} tokens: {found['before']:.2f} before, {found['after']:.2f} after")
-    files = {path.name: path.stat().st_size for path in sorted(exported.path.glob("*")) if path.suffix in SHOWN}
-    display.leave(
-        "checked", f"{report['weights']} weights by value, {len(report['checks'])} figures", report["seconds"]
-    )
-    display.leave(
-        "saved", f"{exported.path}/   " + "   ".join(f"{n} {size(b)}" for n, b in files.items()), exported.seconds
-    )
-
-
-SHOWN = {".onnx", ".bin"}
+    weights = f"{report['weights']} weights by value, " if "weights" in report else ""
+    display.leave("checked", f"{weights}{len(report['checks'])} figures", report["seconds"])
+    sizes = "   ".join(f"{name} {size((exported.path / name).stat().st_size)}" for name in exported.files)
+    display.leave("saved", f"{exported.path}/   {sizes}", exported.seconds)
 
 
 def table(checks: list[dict[str, Any]]) -> Table:

@@ -23,7 +23,7 @@ from sleepc.cli.distil import distil
 from sleepc.cli.doctor import doctor
 from sleepc.cli.ending import Ended, endable
 from sleepc.cli.eval import evaluate
-from sleepc.cli.export import export
+from sleepc.cli.export import export_command
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.tasks import tasks
@@ -33,29 +33,27 @@ from sleepc.cli.verify import verify
 from sleepc.errors import SleepcWarning
 from sleepc.version import __version__
 
-app = typer.Typer(
-    name="sleepc",
-    help="Convert language models to bounded memory and sleep.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command()(convert)
-app.command()(inspect)
-app.command()(verify)
-app.command()(calibrate)
-app.command()(distil)
-app.command()(train)
-app.command()(run)
-app.command()(chat)
-app.command()(diff)
-app.command()(bisect)
-app.command()(doctor)
-app.command("eval")(evaluate)
-app.command()(tasks)
-app.command()(adapt)
-app.command()(export)
+COMMANDS = (convert, inspect, verify, calibrate, distil, train, run, chat, diff, bisect, doctor)
+
+
+def make_app() -> typer.Typer:
+    """The commands, with the options of the backends and targets that there are now."""
+    app = typer.Typer(
+        name="sleepc",
+        help="Convert language models to bounded memory and sleep.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(options)
+    for command in COMMANDS:
+        app.command()(command)
+    app.command("eval")(evaluate)
+    app.command()(tasks)
+    app.command()(adapt)
+    app.command()(export_command())
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,7 +62,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
     version: Annotated[
@@ -88,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = (["--debug"] if debug else []) + [a for a in options if a != "--debug"] + rest
     try:
         with endable():
-            code = app(arguments, standalone_mode=False)
+            code = make_app()(arguments, standalone_mode=False)
             sys.stdout.flush()  # a reader that went away is met here, and not at Python's end
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
             raise Ended(signal.SIGINT)

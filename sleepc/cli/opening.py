@@ -1,53 +1,73 @@
-"""What a command runs: an artifact by PyTorch, or its export by ONNX Runtime, which needs no PyTorch."""
+"""What a command runs: an artifact by a backend, or its export by the target's runtime, which needs no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sleepc.backends.contract import Backend, Target
+from sleepc.backends.table import by_export, find_runner, target_of
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
     from sleepc.api import Program
-    from sleepc.backends.onnx.load import OnnxProgram
-
-BACKENDS = ("eager", "onnx")
-
-
-def check_backend(backend: str) -> None:
-    """Raises UsageError for a backend that there is not, or that needs what is not installed."""
-    if backend not in BACKENDS:
-        raise UsageError(f"there is no backend {backend!r}", where="--backend", fix=f"Backends: {', '.join(BACKENDS)}.")
-    if backend == "eager" and find_spec("torch") is None:
-        raise UsageError(
-            "the eager backend needs PyTorch, which is not installed",
-            where="--backend eager",
-            fix="pip install torch, or run an export: --backend onnx",
-        )
+    from sleepc.hf.tokenizer import Tokenizer
+    from sleepc.passes.analysis.kv_cache import KVCache
+    from sleepc.runtime.session import Session
 
 
-def open_program(path: Path, backend: str) -> Program | OnnxProgram:
-    """The artifact, or for `onnx` its export (or an export's own folder). Raises UsageError where there is none."""
-    check_backend(backend)
-    if backend == "onnx":
-        from sleepc.backends.onnx import load
+@dataclass(frozen=True)
+class Opened:
+    """`session` takes device and dtype; `kv_cache` gives that of the original in a dtype, if it is known."""
 
-        return load.load(path)
-    return open_artifact(path)
+    tokenizer: Callable[[], Tokenizer]
+    session: Callable[..., Session]
+    kv_cache: Callable[[str | None], KVCache | None] = lambda dtype: None
+
+
+def checked_runner(name: str) -> Backend | Target:
+    """What runs programs or exports under that name. Raises UsageError for what there is not, and for a backend that
+    needs what is not installed.
+    """
+    found = find_runner(name)
+    reason = found.missing() if isinstance(found, Backend) else None
+    if reason is not None:
+        raise UsageError(reason, where=f"--backend {name}", fix=f"Or run an export: {by_export()}")
+    return found
+
+
+def open_program(path: Path, backend: str) -> Opened:
+    """The artifact, or for a target its export (or an export's own folder). Raises UsageError if there is none."""
+    found = checked_runner(backend)
+    if isinstance(found, Target):
+        export = found.open(path)
+        return Opened(export.tokenizer, export.session)
+    program = open_artifact(path)
+    return Opened(program.tokenizer, partial(program.session, backend=backend), partial(_kv_cache, program))
 
 
 def open_artifact(path: Path) -> Program:
-    """An artifact. Raises UsageError where it is none, and says so where it is an export."""
+    """An artifact. Raises UsageError if it is none, and says so if it is an export."""
     from sleepc import api
-    from sleepc.backends.onnx.manifest import MANIFEST as EXPORT
-    from sleepc.manifest import MANIFEST
 
-    if (path / EXPORT).is_file() and not (path / MANIFEST).is_file():
-        raise UsageError(f"{path} is an ONNX export", fix="Give --backend onnx, or the artifact that it was made from.")
+    target = target_of(path)
+    if target is not None:
+        fix = f"Give --backend {target.name}, or the artifact that it was made from."
+        raise UsageError(f"{path} is an export for {target.runtime}", fix=fix)
     return api.load(path)
+
+
+def _kv_cache(program: Program, dtype: str | None) -> KVCache | None:
+    """The original's KV cache in the dtype of the conversation, if the artifact says what it is."""
+    from sleepc.api import DTYPES
+    from sleepc.passes.analysis.kv_cache import from_report
+
+    kind = DTYPES[dtype] if dtype is not None else program.graphs.dtype
+    return from_report(program.report, kind.itemsize)
 
 
 @contextmanager

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from sleepc.backends.table import BACKENDS, DEFAULT, TARGETS, by_export
 from sleepc.cli.option_groups import flag
 from sleepc.errors import UsageError
 
-Artifact = Annotated[Path, typer.Argument(help="An artifact directory; with --backend onnx also an export.")]
+BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
+Artifact = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
 TokenFile = Annotated[
     Path | None, typer.Option("--tokens", help="A file of token ids to read instead of a text: 12 7 30 …")
 ]
@@ -52,8 +54,8 @@ class RunsOn:
     """What runs a program."""
 
     device: str = flag("cpu or cuda.", default="cpu")
-    dtype: str | None = flag("Run in this dtype: the artifact's own or a wider one (not with --backend onnx).")
-    backend: str = flag("eager, or onnx: its export in ONNX Runtime, which needs no PyTorch.", default="eager")
+    dtype: str | None = flag(f"Run in this dtype: the artifact's own or a wider one (not with {by_export()}).")
+    backend: str = flag(BACKEND, default=DEFAULT)
 
 
 SPELLED = {"True": True, "False": False, "None": None}

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sleepc.cli.opening import check_backend
+from sleepc.backends.contract import Backend, Target
+from sleepc.backends.table import DEFAULT
+from sleepc.cli.opening import checked_runner
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,22 +48,20 @@ def subject_of(
     path: Path, backend: str, passes: list[int], against: str | None, device: str, display: Display
 ) -> Subject:
     """What is measured by a backend. Raises UsageError for what the backend cannot measure."""
-    check_backend(backend)
-    if backend == "onnx":
-        return _of_export(path, passes, against, device)
-    return _of_artifact(path, backend, passes, against, device, display)
+    runs = checked_runner(backend)
+    if isinstance(runs, Target):
+        return _of_export(path, runs, passes, against, device)
+    return _of_artifact(path, runs, passes, against, device, display)
 
 
 def _of_artifact(
-    path: Path, backend: str, passes: list[int], against: str | None, device: str, display: Display
+    path: Path, runs: Backend, passes: list[int], against: str | None, device: str, display: Display
 ) -> Subject:
     """The program, with other numbers of passes where they are asked for; with memories off; full attention."""
-    from sleepc.backends.table import find_backend
     from sleepc.cli.opening import open_artifact
     from sleepc.tasks.programs import full_attention, with_passes
     from sleepc.verify.shake import without_memories
 
-    runs = find_backend(backend)
     runs.check_device(device)
     program = open_artifact(path)
 
@@ -69,7 +69,9 @@ def _of_artifact(
         converted = {"converted": program.graphs}
         if passes:
             converted = {f"passes={n}": with_passes(program.graphs, program.recipe, n) for n in passes}
-        program.steps(backend=backend, device=device)  # is the device there, and are the bytes those of the conversion?
+        program.steps(
+            backend=runs.name, device=device
+        )  # is the device there, and are the bytes those of the conversion?
         every = {**converted, "sliding": without_memories(program.graphs)}
         graphs = [(name, each, length) for name, each in every.items()]
         if against is not None:
@@ -85,15 +87,15 @@ def _of_artifact(
     return Subject(recipe.window, recipe.sinks, program.graphs.vocab, program.tokenizer, models, notes)
 
 
-def _of_export(path: Path, passes: list[int], against: str | None, device: str) -> Subject:
+def _of_export(path: Path, target: Target, passes: list[int], against: str | None, device: str) -> Subject:
     """The export, with other numbers of passes where they are asked for."""
-    from sleepc.backends.onnx.load import load
-
     if against is not None:
         raise UsageError(
-            "full attention is measured by PyTorch", where="--against", fix="Leave --backend onnx or --against out."
+            "full attention is measured by PyTorch",
+            where="--against",
+            fix=f"Leave --backend {target.name} or --against out.",
         )
-    program = load(path)
+    program = target.open(path)
     manifest = program.manifest
     if passes and not manifest.replays:
         raise UsageError(
@@ -109,6 +111,6 @@ def _of_export(path: Path, passes: list[int], against: str | None, device: str) 
         return [(name, partial(program.steps, device=device, passes=n), length) for name, n in numbers.items()]
 
     notes = [
-        f"measured in ONNX Runtime ({manifest.precision}); memories off and full attention are measured with --backend eager"
+        f"measured in {target.runtime} ({manifest.precision}); memories off and full attention are measured with --backend {DEFAULT}"
     ]
     return Subject(manifest.window, manifest.sinks, manifest.vocab, program.tokenizer, models, notes)

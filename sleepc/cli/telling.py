@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import typer
 
+from sleepc.backends.table import by_export
 from sleepc.cli import display
 from sleepc.cli.ending import Ended
 from sleepc.errors import SleepcError, UsageError
@@ -63,7 +64,7 @@ def _failure(error: BaseException) -> tuple[int, Failure]:
         place = str(error.filename or "while writing")
         return 1, Failure("FAILED", "the disk is full", place, "Free some space, or write elsewhere.")
     if isinstance(error, ModuleNotFoundError) and error.name in NEEDED:
-        fix = "pip install sleepc brings it. Without it, run, chat and eval work with an export: --backend onnx"
+        fix = f"pip install sleepc brings it. Without it, run, chat and eval work with an export: {by_export()}"
         return UsageError.exit_code, Failure("USAGE", f"this needs {error.name}, which is not installed", fix=fix)
     if isinstance(error, MemoryError):
         return 1, Failure("FAILED", "not enough memory", fix="Use a smaller window, batch or dtype.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sleepc.backends.table import DEFAULT
 from sleepc.cli.option_groups import flag, switch
 
 
@@ -74,9 +75,10 @@ class WorkOptions:
     force: bool = switch(
         "Restart a training that was stopped; replace an artifact at -o; save even if the result got worse.", "--force"
     )
+    backend: str = flag("The backend that runs the steps.", default=DEFAULT)
     device: str | None = flag("cpu or cuda.", shown="cuda if available")
     as_json: bool = switch("Print one JSON object.", "--json")
 
     def given(self) -> dict[str, Any]:
         """Those that a training asks for itself, by the names that it has for them."""
-        return {name: getattr(self, name) for name in ("resume", "force", "device", "half")}
+        return {name: getattr(self, name) for name in ("resume", "force", "backend", "device", "half")}

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sleepc.backends.table import target_of
 from sleepc.cli.display import Display, err, out, print_json
 from sleepc.cli.option_groups import flag, switch, with_options
-from sleepc.cli.verify_export import is_export, verify_an_export
+from sleepc.cli.verify_export import verify_an_export
 from sleepc.cli.words import read_options
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def verify(
 ) -> None:
     """Measure the invariants on real tokens, and perplexity beyond the window, against the original model. Exit 1 if one fails."""
     words, ids = read_options(options.text, options.tokens)
-    if is_export(artifact):
-        return verify_an_export(artifact, options.against, words, ids, options.as_json)
+    target = target_of(artifact)
+    if target is not None:
+        return verify_an_export(target, artifact, options.against, words, ids, options.as_json)
     from sleepc import api
 
     display = Display(err)

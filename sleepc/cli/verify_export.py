@@ -14,33 +14,24 @@ from sleepc.errors import UsageError
 from sleepc.runtime.batch import checked_tokens
 
 if TYPE_CHECKING:
-    from sleepc.backends.onnx.load import OnnxProgram
+    from sleepc.backends.contract import Target
+    from sleepc.backends.export import Export
     from sleepc.runtime.steps import Steps
 
 
-def is_export(path: Path) -> bool:
-    """Is it the folder of an export, and no artifact?"""
-    from sleepc.backends.onnx.manifest import MANIFEST as EXPORT
-    from sleepc.manifest import MANIFEST
-
-    return (path / EXPORT).is_file() and not (path / MANIFEST).is_file()
-
-
 def verify_an_export(
-    path: Path, against: str | None, text: str | None, tokens: list[int] | None, as_json: bool
+    target: Target, path: Path, against: str | None, text: str | None, tokens: list[int] | None, as_json: bool
 ) -> None:
     """Print what was found; exit 1 where a check fails."""
     if against is not None:
         raise UsageError(
             "an export is compared with the artifact that it lies in", where="--against", fix="Leave it out."
         )
-    from sleepc.backends.onnx.load import load
-    from sleepc.backends.onnx.verify import verify_export
     from sleepc.cli.export import table
 
-    display, program = Display(err), load(path)
+    display, program = Display(err), target.open(path)
     with display.doing("verify"):
-        report = verify_export(program, _tokens(program, text, tokens), display, _artifact(program))
+        report = target.verify(program, _tokens(program, text, tokens), display, _artifact(program))
     if as_json:
         print_json({**report.to_json(), "at_export": program.manifest.report})
     else:
@@ -51,7 +42,7 @@ def verify_an_export(
         raise typer.Exit(1)
 
 
-def _tokens(program: OnnxProgram, text: str | None, tokens: list[int] | None) -> list[int]:
+def _tokens(program: Export, text: str | None, tokens: list[int] | None) -> list[int]:
     """Those given, or of a text; random ones where the model can read none."""
     if tokens is not None:
         return checked_tokens(tokens, program.manifest.vocab)
@@ -66,8 +57,8 @@ def _tokens(program: OnnxProgram, text: str | None, tokens: list[int] | None) ->
     return found
 
 
-def _artifact(program: OnnxProgram) -> Steps | None:
-    """The artifact around the export, in PyTorch, where both are there."""
+def _artifact(program: Export) -> Steps | None:
+    """The artifact around the export, by the default backend, where both are there."""
     from sleepc.manifest import MANIFEST
 
     around = program.folder.resolve().parent

@@ -13,7 +13,7 @@ from sleepc.hf.present import is_there
 from sleepc.hf.quantised import refuse_quantised
 from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
 from sleepc.ir.tensorfile import TensorFile
-from sleepc.manifest import EXPORT, MANIFEST, read_manifest
+from sleepc.manifest import MANIFEST, read_manifest
 from sleepc.progress import Progress
 
 CONFIG = "config.json"
@@ -41,7 +41,7 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
         from sleepc.hf.gguf import gguf_to_directory
 
         folder = gguf_to_directory(path, progress)
-    elif (path / MANIFEST).is_file() or (path / EXPORT).is_file():
+    elif (path / MANIFEST).is_file():
         raise _is_ours(path)
     elif path.is_dir():
         folder = path.resolve()
@@ -56,9 +56,7 @@ _EXPECTED = "Give a Hugging Face directory (config.json and *.safetensors), a hu
 
 
 def _is_ours(path: Path) -> UsageError:
-    """What to say of a folder that was converted, or exported, already."""
-    if not (path / MANIFEST).is_file():
-        return UsageError(f"{path} is a sleepc export, not a model", fix="Name the original model.")
+    """What to say of a folder that was converted already."""
     source = read_manifest(path).source
     original = f": {source.folder}" if source.folder else f", which was {source.name} in memory"
     return UsageError(

@@ -80,7 +80,7 @@ def candidates(logits: FloatArray, sampling: Sampling) -> tuple[IntArray, npt.ND
     kept = top_k(logits, sampling.top_k)
     # Shifted before the division: a tiny temperature must give 0 and -inf, never inf - inf.
     shifted = logits[kept].astype(np.float64) - float(logits.max())
-    # What is less than the least normal number may count as 0 here: ONNX Runtime sets its threads so, and its caller's.
+    # What is less than the least normal number may count as 0 here: a runtime may set its threads so, and its caller's.
     temperature = max(sampling.temperature, float(np.finfo(np.float64).tiny))
     with np.errstate(over="ignore"):
         weights = np.exp(shifted / temperature)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from sleepc.backends.contract import TrainingBackend, TrainingSteps
+from sleepc.backends.contract import TrainingBackend
+from sleepc.backends.training_steps import TrainingSteps
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.lessons import NOTHING

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleepc.backends.contract import Tensors, TrainingSteps
 from sleepc.backends.table import find_trainer
+from sleepc.backends.training_steps import Tensors, TrainingSteps
 from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs

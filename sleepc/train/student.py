@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sleepc.backends.contract import Tensors, TrainingBackend, TrainingSteps
+from sleepc.backends.contract import TrainingBackend
 from sleepc.backends.table import find_trainer
+from sleepc.backends.training_steps import Tensors, TrainingSteps
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import parameter_in

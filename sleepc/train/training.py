@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sleepc.backends.contract import TrainingBackend, TrainingSteps
+from sleepc.backends.contract import TrainingBackend
 from sleepc.backends.table import DEFAULT, find_trainer
+from sleepc.backends.training_steps import TrainingSteps
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.folder_lock import only_one
 from sleepc.ir.parameters import materialise

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import sleepc
 from sleepc import folder_lock
-from sleepc.cli.main import app
+from sleepc.cli.main import make_app
 from sleepc.cli.opening import alone_at
 from sleepc.errors import SleepcError, UsageError
 from tests.cli.models import save_model
@@ -66,7 +66,7 @@ def test_an_output_that_came_before_the_lock_was_ours(
     text.write_text("w1 w2 w3 " * 100)
     late = sleepc.load(place)
     ending_just_now(monkeypatch, lambda: late.save(tmp_path / "out"))
-    done = CliRunner().invoke(app, [command, str(place), "--text", str(text), "-o", str(tmp_path / "out")])
+    done = CliRunner().invoke(make_app(), [command, str(place), "--text", str(text), "-o", str(tmp_path / "out")])
     assert isinstance(done.exception, UsageError)
     assert done.exception.what == f"{tmp_path / 'out'} exists"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "out", "text.txt"]

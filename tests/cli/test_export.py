@@ -10,8 +10,8 @@ import pytest
 
 import sleepc
 from sleepc.backends.onnx.check import check as module
-from sleepc.backends.onnx.check.report import Report, Row
 from sleepc.backends.onnx.weights import Weights
+from sleepc.backends.report import Report, Row
 from tests.cli.models import run_here, save_model
 
 FILES = {"onnx.json", "wake.onnx", "sleep_replay.onnx", "weights.bin", "config.json", "tokenizer.json"}

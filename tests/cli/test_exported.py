@@ -162,7 +162,7 @@ def test_sessions_of_a_program(artifact: Path) -> None:
     program.identity = ""  # as training leaves it
     with pytest.raises(UsageError, match="changed since"):
         program.steps(backend="onnx")
-    with pytest.raises(UsageError, match="no backend"):
+    with pytest.raises(UsageError, match="does not train"):
         program.steps(backend="onnx", train=True)
 
 

@@ -14,11 +14,7 @@ import pytest
 import torch
 
 from sleepc.backends import table
-from sleepc.backends.contract import Backend
-from sleepc.backends.onnx.call import Style
-from sleepc.backends.onnx.installed import missing_exporter
-from sleepc.backends.onnx.lower import lower
-from sleepc.backends.onnx.steps import OnnxSteps
+from sleepc.backends.contract import Backend, Target
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
@@ -40,15 +36,18 @@ FOLDERS = ExitStack()
 atexit.register(FOLDERS.close)
 
 
-def exported(style: Style, program: ProgramGraphs) -> Steps:
-    """A program as ONNX files, which live as long as this process, in ONNX Runtime."""
-    folder = Path(FOLDERS.enter_context(TemporaryDirectory()))
-    return OnnxSteps(folder, lower(program, folder, style), threads=1)
+def exported(load: Callable[[ProgramGraphs, Path], Steps], program: ProgramGraphs) -> Steps:
+    """A program as files, which live as long as this process, in the target's runtime."""
+    return load(program, Path(FOLDERS.enter_context(TemporaryDirectory())))
 
 
-def _onnx(style: Style) -> Subject:
-    # float32 is what the backend has; semantics.md allows 1e-4 there
-    return Subject(missing_exporter, partial(exported, style), torch.float32, 1e-4)
+def forms_of(target: Target) -> dict[str, Subject]:
+    """Every way in which a target writes files."""
+    dtype = getattr(torch, target.dtype)
+    return {
+        name: Subject(target.missing, partial(exported, load), dtype, target.tolerance)
+        for name, load in target.forms().items()
+    }
 
 
 def subject_of(backend: Backend, device: str) -> Subject:
@@ -74,12 +73,8 @@ def name_of(backend: str, device: str) -> str:
 
 ON = [(name, device) for name in table.BACKENDS for device in table.find_backend(name).devices]
 BACKENDS = {name_of(*each): subject_of(table.find_backend(each[0]), each[1]) for each in ON}
-ONNX = {
-    "ort": _onnx(Style(columns=True)),
-    "whole": _onnx(Style(columns=False)),
-    "portable": _onnx(Style(ops="portable", columns=False)),
-    "portable-columns": _onnx(Style(ops="portable", columns=True)),
-}
-SUBJECTS = {**BACKENDS, **ONNX}
+FORMS = {target: forms_of(table.find_target(target)) for target in table.TARGETS}
+ONNX = FORMS["onnx"]
+SUBJECTS = {**BACKENDS, **{name: each for forms in FORMS.values() for name, each in forms.items()}}
 RUNNABLE = [pytest.param(name_of(*on), marks=[] if on[1] == "cpu" else pytest.mark.gpu) for on in ON]
 """The names of BACKENDS, for parametrisation."""

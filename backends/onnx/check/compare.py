@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepc.backends.onnx.check.reading import Found
-from sleepc.backends.onnx.check.report import Row
+from sleepc.backends.report import Row
 
 if TYPE_CHECKING:
     from sleepc.ir.states import StateSpec

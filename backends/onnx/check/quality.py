@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepc.backends.onnx.check.reading import LARGE
-from sleepc.backends.onnx.check.report import TEXT as CHECK
-from sleepc.backends.onnx.check.report import Row
+from sleepc.backends.report import TEXT as CHECK
+from sleepc.backends.report import Row
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
 

@@ -10,9 +10,9 @@ from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import facts_of
 from sleepc.errors import UsageError
 from sleepc.hf.load import load_module
-from sleepc.hf.resolve import resolve
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.manifest import MANIFEST
+from sleepc.models import find_model
 from sleepc.output_place import check_file_place
 from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.pipeline import rewrite_stages
@@ -37,7 +37,7 @@ def make_picture(target: str, display: Display) -> tuple[Inspection, str]:
         program = api.load(target)
         seen, graphs, recipe = program.inspect(), program.graphs, program.recipe
     else:
-        canonical = api.capture(load_module(resolve(target, display)), display)
+        canonical = api.capture(load_module(find_model(target, display)), display)
         recipe = leave_own_windows(api.fitting_recipe(canonical), canonical)
         graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
         seen = inspect_program(canonical, graphs, recipe)

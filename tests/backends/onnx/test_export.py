@@ -17,7 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import sleepc
 from sleepc.api import Program
-from sleepc.backends.onnx import backend
+from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
 from sleepc.backends.onnx.check import check as checking
 from sleepc.backends.onnx.check.check import check
@@ -25,13 +25,14 @@ from sleepc.backends.onnx.check.compare import compare, memories_of, relative
 from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.quality import Quality
 from sleepc.backends.onnx.check.reading import Found, tokens_needed
-from sleepc.backends.onnx.check.report import Report, Row
 from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.quantise import quantise
+from sleepc.backends.onnx.target import TARGET, Options
 from sleepc.backends.onnx.weights import FILE
+from sleepc.backends.report import Report, Row
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.states import StateSpec
 from sleepc.ir.weights import HeldTensor
@@ -141,7 +142,7 @@ def test_more_passes_are_only_tried_where_they_mean_something(lowered: Lowered) 
 def test_what_rounding_costs_is_told_apart(program: Program, tmp_path: Path) -> None:
     """Random weights: the likeliest words are chance, and int4 changes them."""
     with pytest.raises(SleepcError, match="likeliest word") as caught:
-        backend.export(program.graphs, tmp_path, tokens=TOKENS, precision="int4")
+        TARGET.write(program.graphs, Options(precision="int4"), Draft(tmp_path, TOKENS))
     assert "wider precision" in caught.value.fix
 
 
@@ -340,17 +341,17 @@ def test_quality_counts_what_is_lost() -> None:
 )
 def test_options_that_there_are_not(options: tuple[str, str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        backend.style_of(*options)
+        TARGET.check(Options(*options))
 
 
 def test_a_program_is_exported_in_float32() -> None:
     module = make_module("llama", torch.bfloat16)
     half = sleepc.convert(module, {"window": 8, "sinks": 2}).graphs
     assert half.dtype == torch.bfloat16
-    assert backend.prepared(half).dtype == torch.float32
+    assert run_stages(half, TARGET.lowering(half, Options())).dtype == torch.float32
     double = run_stages(half, (Stage("retype", "STEP", (Retype(torch.float64),)),))
     with pytest.raises(UsageError, match="float64"):
-        backend.prepared(double)
+        TARGET.lowering(double, Options())
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ import torch
 from onnx import TensorProto, helper
 
 from sleepc.api import capture
-from sleepc.backends.onnx import backend
+from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import Operators, Style
 from sleepc.backends.onnx.kernels import TABLE, Table, check_kernels, cuda_table
 from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import MANIFEST
 from sleepc.backends.onnx.registry import as_text, registered
+from sleepc.backends.onnx.target import TARGET, Options
 from sleepc.errors import SleepcError
 from tests.families import Family, make_module
 
@@ -190,5 +191,5 @@ def test_an_export_for_cuda_without_a_kernel_is_refused(tmp_path: Path, monkeypa
     without = table.model_copy(update={"kernels": {**table.kernels, "": standard}})
     monkeypatch.setattr("sleepc.backends.onnx.kernels.cuda_table", lambda: without)
     with pytest.raises(SleepcError, match=r"CUDA has no kernel for wake\.onnx: ai\.onnx::Attention-23 on T1 = float"):
-        backend.export(program, tmp_path, tokens=range(60), ep="cuda")
+        TARGET.write(program, Options(ep="cuda"), Draft(tmp_path, range(60)))
     assert not (tmp_path / MANIFEST).exists()

@@ -1,4 +1,4 @@
-"""What an export's check has found: a row for each check, and perplexity before and after."""
+"""What the check of an export has found: a row for each check, and perplexity before and after."""
 
 from __future__ import annotations
 

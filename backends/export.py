@@ -1,0 +1,80 @@
+"""An export that was opened: what sessions run, whatever the target. Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Protocol
+
+from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
+from sleepc.runtime.arguments import typed
+from sleepc.runtime.session import Session
+from sleepc.runtime.steps import Steps
+
+
+class ExportFacts(Protocol):
+    """What the manifest of an export says of its program."""
+
+    @property
+    def identity(self) -> str:
+        """The identity of the artifact that it was made from: state files go from one to the other."""
+
+    @property
+    def precision(self) -> str:
+        """What its weights are written in, for people."""
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+
+    @property
+    def window(self) -> int:
+        """L."""
+
+    @property
+    def sinks(self) -> int:
+        """How many tokens attention keeps for ever."""
+
+    @property
+    def upto(self) -> int | None:
+        """Beyond so many tokens the original would compute with other factors."""
+
+    @property
+    def replays(self) -> bool:
+        """Are sleeps of another number of passes of use?"""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was checked when it was written: see Report.to_json."""
+
+
+class Export(ABC):
+    """The folder of an export, opened. What runs it raises UsageError if the runtime or the device is not there,
+    SleepcError if a file is not what was written.
+    """
+
+    folder: Path
+    manifest: ExportFacts
+
+    @property
+    def identity(self) -> str:
+        """See ExportFacts."""
+        return self.manifest.identity
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises UsageError if it has none."""
+        return load_tokenizer(self.folder)
+
+    @typed
+    def session(self, batch: int = 1, *, device: str = "cpu", dtype: str | None = None) -> Session:
+        """A session of `batch` rows."""
+        steps = self.steps(device=device, dtype=dtype)
+        return Session(steps, batch, identity=self.identity, upto=self.manifest.upto)
+
+    @abstractmethod
+    def check(self, device: str = "cpu", dtype: str | None = None) -> object:
+        """Raises UsageError if it cannot run so here, before anything is opened."""
+
+    @abstractmethod
+    def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> Steps:
+        """Its steps; `passes` other than its own are for comparing them (see ExportFacts.replays)."""

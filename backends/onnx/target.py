@@ -1,0 +1,150 @@
+"""The target `onnx`: programs become files, which ONNX Runtime runs. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepc.backends.contract import Draft, Target, Written, option
+from sleepc.backends.export import Export
+from sleepc.backends.onnx.installed import EXPORTERS, about, missing_exporter, missing_runtime
+from sleepc.backends.onnx.load import OnnxProgram, load
+from sleepc.backends.onnx.manifest import MANIFEST
+from sleepc.errors import SleepcError, UsageError
+from sleepc.held_file import HeldFile
+from sleepc.progress import Progress
+
+if TYPE_CHECKING:
+    from sleepc.backends.onnx.call import Style
+    from sleepc.backends.report import Report
+    from sleepc.ir.program import ProgramGraphs
+    from sleepc.passes.base import Stage
+    from sleepc.runtime.steps import Steps
+
+KNOWN = {"precision": ("fp32", "fp16", "int8", "int4"), "ops": ("ort", "portable"), "ep": ("cpu", "cuda")}
+FORMS: dict[str, dict[str, Any]] = {
+    "ort": {"columns": True},
+    "whole": {"columns": False},
+    "portable": {"ops": "portable", "columns": False},
+    "portable-columns": {"ops": "portable", "columns": True},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are written."""
+
+    precision: str = option("fp32", "Of linear maps and embeddings: fp32, fp16, int8 or int4. All else is float32.")
+    ops: str = option("ort", "ort (ONNX Runtime's kernels, opset 23) or portable (plain operators of opset 18).")
+    ep: str = option("cpu", "The execution provider that the files are for: cpu or cuda.")
+
+
+class OnnxTarget(Target):
+    """Files of ONNX, with ONNX Runtime's kernels or plain operators."""
+
+    name = "onnx"
+    runtime = "ONNX Runtime"
+    mark = MANIFEST
+    packages = EXPORTERS
+    options = Options
+
+    def missing(self) -> str | None:
+        """See `Target.missing`."""
+        return missing_exporter()
+
+    def missing_runtime(self) -> str | None:
+        """See `Target.missing_runtime`."""
+        return missing_runtime()
+
+    def about(self) -> str:
+        """See `Target.about`."""
+        return about()
+
+    def check(self, options: Options) -> None:
+        """See `Target.check`."""
+        for name, known in KNOWN.items():
+            if getattr(options, name) not in known:
+                what = f"unknown {name} {getattr(options, name)!r}"
+                raise UsageError(what, where=f"--{name}", fix=f"One of: {', '.join(known)}.")
+        if options.ops == "portable" and options.precision in ("int8", "int4"):
+            raise UsageError(
+                f"{options.precision} needs kernels of ONNX Runtime's own, and portable files have none",
+                where=f"--ops portable --precision {options.precision}",
+                fix="Use --ops ort, or --precision fp32 or fp16.",
+            )
+        reason = self.missing()
+        if reason is not None:
+            raise UsageError(reason, where=f"--to {self.name}")
+
+    def lowering(self, program: ProgramGraphs, options: Options) -> tuple[Stage, ...]:
+        """See `Target.lowering`: what is exported is in float32."""
+        import torch
+
+        from sleepc.passes.adapt.retype import Retype
+        from sleepc.passes.base import Stage
+
+        if program.dtype == torch.float64:
+            raise UsageError("a float64 program is not exported", fix="Convert it with --dtype float32.")
+        if program.dtype == torch.float32:
+            return ()
+        return (Stage("retype", "STEP", (Retype(torch.float32),)),)
+
+    def write(self, program: ProgramGraphs, options: Options, draft: Draft) -> Written:
+        """See `Target.write`: weights are checked by value, and what ONNX Runtime computes against the eager backend.
+        The manifest, with the report, is written last.
+        """
+        from sleepc.backends.onnx.check.check import check
+        from sleepc.backends.onnx.check.weights import Written as Weights
+        from sleepc.backends.onnx.host_instructions import instructions_of
+        from sleepc.backends.onnx.lower import lower
+
+        draft.progress("lowering", None)
+        weights: Weights = {}
+        style, folder = style_of(options), draft.folder
+        manifest = lower(program, folder, style, ep=options.ep, identity=draft.identity, written=weights)
+        manifest = manifest.model_copy(update={"rules": instructions_of(manifest)})
+        report = check(program, folder, manifest, weights, draft.tokens, draft.progress)
+        if not report.ok:
+            fix = "Use a wider --precision." if report.only_rounding else "Please report the model and these figures."
+            raise SleepcError(report.failures(), fix=f"Nothing was written. {fix}")
+        hashes = {file: HeldFile(folder / file).sha256() for file in manifest.files}
+        manifest = manifest.model_copy(update={"report": report.to_json()}).sealed(hashes)
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        return Written(manifest.report, sorted(manifest.files))
+
+    def open(self, path: Path) -> OnnxProgram:
+        """See `Target.open`."""
+        return load(path)
+
+    def verify(self, export: Export, tokens: Sequence[int], progress: Progress, like: Steps | None) -> Report:
+        """See `Target.verify`."""
+        from sleepc.backends.onnx.verify import verify_export
+
+        assert isinstance(export, OnnxProgram)
+        return verify_export(export, tokens, progress, like)
+
+    def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
+        """See `Target.forms`."""
+        return {name: partial(_lowered, style=style) for name, style in FORMS.items()}
+
+
+def style_of(options: Options) -> Style:
+    """Options as a style. Rings are written by the host only where it shares memory with the graph, and is ours."""
+    from sleepc.backends.onnx.call import Style
+
+    columns = options.ops == "ort" and options.ep == "cpu"
+    return Style(ops=options.ops, precision=options.precision, columns=columns)  # type: ignore[arg-type]
+
+
+def _lowered(program: ProgramGraphs, folder: Path, *, style: dict[str, Any]) -> Steps:
+    from sleepc.backends.onnx.call import Style
+    from sleepc.backends.onnx.lower import lower
+    from sleepc.backends.onnx.steps import OnnxSteps
+
+    return OnnxSteps(folder, lower(program, folder, Style(**style)), threads=1)
+
+
+TARGET = OnnxTarget()
