@@ -240,7 +240,7 @@ def _capture_fault(program: Any, original: Any, tolerance: float) -> str:
     from sleepc.recipe import Override, Recipe
     from sleepc.verify.oracle import Oracle, parameters_of
 
-    attention = Override(layers="all", strategy="keep")  # as it is, whatever the conversion made of a layer
+    attention = Override(layers="all", strategy="leave")  # as it is, whatever the conversion made of a layer
     whole = Recipe(window=2 * max(length for _, length in SHAPES), sinks=0, overrides=(attention,))
     oracle = Oracle(program.canonical, whole, parameters_of(program.canonical, program.graphs))
     for batch, length in SHAPES:

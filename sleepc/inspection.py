@@ -169,12 +169,12 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
 
 def _why(site: Site, plan: LayerPlan, recipe: Recipe) -> str:
     """Why a layer gets no memory; nothing where it gets one."""
-    if plan.strategy != "keep":
+    if plan.strategy != "leave":
         return ""
     own = site.mask.reach
     if own and plan.window is not None and own <= plan.window:
         return f"bounded already: its own window of {own} is left (--own-windows {recipe.own_windows})"
-    return f"not among --layers {recipe.layers}, or kept by an override"
+    return f"not among --layers {recipe.layers}, or left by an override"
 
 
 def _becomes(site: Site, plan: LayerPlan) -> str:

@@ -45,18 +45,23 @@ class Override(_Options):
     """
 
     layers: Layers
-    strategy: Strategy | Literal["keep"] | None = None
+    strategy: Strategy | Literal["leave"] | None = None
     rule: Name | None = None
     decay: Decay | None = None
     write: Literal["default", "sleep", "online"] | None = None
     window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] | Literal["none"] | None = None
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _older_name(cls, value: object) -> object:
+        return "leave" if value == "keep" else value  # what older recipes call it
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions."""
 
-    strategy: Strategy | Literal["keep"]
+    strategy: Strategy | Literal["leave"]
     rule: str
     decay: Decay
     write: WriteTime
@@ -94,7 +99,7 @@ class Recipe(_Options):
         chosen = parse_layers(self.layers, count)
         plans: list[dict[str, Any]] = [
             {
-                "strategy": self.strategy if i in chosen else "keep",
+                "strategy": self.strategy if i in chosen else "leave",
                 "rule": self.rule,
                 "decay": self.decay,
                 "write": self.write,
@@ -105,7 +110,7 @@ class Recipe(_Options):
         for override in self.overrides:
             given = override.model_dump(exclude_none=True, exclude={"layers"})
             if given.get("window") == "none":
-                given.setdefault("strategy", "keep")
+                given.setdefault("strategy", "leave")
             for i in parse_layers(override.layers, count, where="overrides"):
                 plans[i] |= given
         return tuple(self._layer(i, options) for i, options in enumerate(plans))
@@ -125,7 +130,7 @@ class Recipe(_Options):
                 where=f"overrides: layer {i}",
                 fix="Use --eviction sliding.",
             )
-        if window != "none" and window < self.window and strategy != "keep":
+        if window != "none" and window < self.window and strategy != "leave":
             raise UsageError(
                 f"a window of {window} drops tokens that no sleep has consolidated: sleeps come after {self.window}",
                 where=f"overrides: layer {i}",

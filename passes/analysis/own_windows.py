@@ -40,7 +40,7 @@ def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
             kept = max(window, recipe.window) if i in asked else window
             left.setdefault((min(kept, room), i in asked), []).append(i)
     new = tuple(
-        Override(layers=_numbers(layers), window=window, strategy=None if with_memory else "keep")
+        Override(layers=_numbers(layers), window=window, strategy=None if with_memory else "leave")
         for (window, with_memory), layers in left.items()
     )
     return recipe.model_copy(update={"overrides": (*new, *recipe.overrides)}) if new else recipe
@@ -69,7 +69,7 @@ def _reach(site: Site) -> int:
 
 def _asked(recipe: Recipe, count: int) -> frozenset[int]:
     """The layers for which a memory is asked by number."""
-    names = [o.layers for o in recipe.overrides if o.strategy not in (None, "keep")]
+    names = [o.layers for o in recipe.overrides if o.strategy not in (None, "leave")]
     if recipe.layers != "all" and not recipe.layers.startswith("every:"):
         names.append(recipe.layers)
     return frozenset(i for layers in names for i in parse_layers(layers, count))

@@ -43,7 +43,7 @@ class Recurrent(Consolidation):
     def check_layers(self, recipe: Recipe, plans: Plans) -> None:
         """Memories that settle have to be there."""
         start, end = recipe.loop_range(len(plans))
-        if recipe.settle and all(plan.strategy == "keep" for plan in plans[start:end]):
+        if recipe.settle and all(plan.strategy == "leave" for plan in plans[start:end]):
             raise UsageError(
                 "the blocks that recurrent passes run have no memory, so there is none that could settle",
                 where=f"--settle {recipe.settle:g}",

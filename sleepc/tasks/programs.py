@@ -52,5 +52,5 @@ def full_attention(canonical: ProgramGraphs, tokens: int) -> ProgramGraphs:
     evicted and there are no memories.
     """
     window = min(tokens, canonical.max_positions or tokens)
-    recipe = make_recipe({"window": window, "sinks": 0, "overrides": [{"layers": "all", "strategy": "keep"}]})
+    recipe = make_recipe({"window": window, "sinks": 0, "overrides": [{"layers": "all", "strategy": "leave"}]})
     return run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))

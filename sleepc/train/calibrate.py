@@ -288,7 +288,7 @@ def _each_layer(
 def _is_written_alone(program: Program, i: int, plan: LayerPlan) -> bool:
     """Has the layer a memory that the block itself writes? Behind a loop, only the loop's last run does."""
     recorded = asleep(program.recipe, len(program.graphs.layout))[i].recorded
-    return plan.strategy != "keep" and (plan.write == "online" or recorded)
+    return plan.strategy != "leave" and (plan.write == "online" or recorded)
 
 
 def _reach(program: Program, plan: LayerPlan) -> Reach:

@@ -42,8 +42,8 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
     assert done.stderr.startswith("warning: 3 recurrent passes on a program that was not trained")
     stored = Recipe.model_validate(json.loads((out / "sleepc.json").read_text())["recipe"])
     assert (stored.strategy, stored.window, stored.passes, stored.seed, stored.loop) == ("insert", 8, 3, 5, "middle")
-    keep, insert, parallel = stored.plan(3)
-    assert (keep.strategy, keep.window) == ("keep", None)
+    left, insert, parallel = stored.plan(3)
+    assert (left.strategy, left.window) == ("leave", None)
     assert (insert.strategy, insert.rule, insert.window) == ("insert", "gated_delta", 8)
     assert (parallel.strategy, parallel.rule) == ("parallel", "delta")
     shown = sleepc("inspect", out).stdout
@@ -137,7 +137,17 @@ def test_of_several_overrides_the_last_one_wins() -> None:
     plans = make_recipe({"overrides": overrides, "layers": "0-1"}).plan(3)
     assert [p.rule for p in plans] == ["delta", "gated", "delta"]
     assert [p.window for p in plans] == [512, 512, 512]
-    assert [p.strategy for p in plans] == ["parallel", "parallel", "keep"]
+    assert [p.strategy for p in plans] == ["parallel", "parallel", "leave"]
+
+
+def test_a_layer_that_older_recipes_keep_is_left() -> None:
+    """`keep` was the name of `leave`: it is read, and written as it is called now."""
+    made = make_recipe({"overrides": [{"layers": "0", "strategy": "keep"}, {"layers": "2", "strategy": "leave"}]})
+    assert [override.strategy for override in made.overrides] == ["leave", "leave"]
+    assert [plan.strategy for plan in made.plan(3)] == ["leave", "parallel", "leave"]
+    assert Recipe.model_validate_json(made.model_dump_json()) == made
+    with pytest.raises(UsageError, match="strategy = 'keep'"):
+        make_recipe({"strategy": "keep"})
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,7 @@ def test_the_page_about_recipes_has_every_option(tmp_path: Path) -> None:
     assert all(f"| `{name}` |" in page for name in Recipe.model_fields)
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     plans = make_recipe(read_recipe(write(tmp_path, example))).plan(30)
-    assert [plans[i].strategy for i in (0, 3, 29)] == ["keep", "parallel", "keep"]
+    assert [plans[i].strategy for i in (0, 3, 29)] == ["leave", "parallel", "leave"]
     assert [plans[i].rule for i in (2, 3)] == ["gated_delta", "delta"]
 
 

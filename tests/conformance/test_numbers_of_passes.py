@@ -22,7 +22,7 @@ LOOPS: list[dict[str, Any]] = [
     {"loop": "0:2", "write": "online"},
     {"loop": "0:2", "eviction": "hard", "sinks": 0},
     {"loop": "1:2", "strategy": "replace"},
-    {"loop": "0:1", "strategy": "insert", "overrides": [{"layers": "2", "strategy": "keep"}]},
+    {"loop": "0:1", "strategy": "insert", "overrides": [{"layers": "2", "strategy": "leave"}]},
 ]
 
 

@@ -79,7 +79,7 @@ def test_a_layer_that_is_left_is_the_original_at_any_length(name: str) -> None:
     full = str(own.index(0))
     step, recipe = converted(found.canonical, overrides=[{"layers": full, "window": "none"}])
     plan = recipe.plan(2)[own.index(OWN)]
-    assert (plan.strategy, plan.window) == ("keep", OWN)
+    assert (plan.strategy, plan.window) == ("leave", OWN)
     tokens = np.random.default_rng(5).integers(0, VOCAB, 62)
     error = invariants.inside(load(step), Stream(tokens, (len(tokens),)), found.logits)
     assert error <= 2e-5
@@ -103,14 +103,14 @@ def test_a_ring_may_be_shorter_than_what_is_read_at_once(options: dict[str, Any]
 @pytest.mark.parametrize(
     ("options", "left"),
     [
-        ({}, {0: ("keep", OWN)}),
-        ({"own_windows": "leave", "window": 3}, {0: ("keep", OWN)}),
+        ({}, {0: ("leave", OWN)}),
+        ({"own_windows": "leave", "window": 3}, {0: ("leave", OWN)}),
         ({"window": 3}, {}),  # 13 is more than 4 times 3
-        ({"window": 20}, {0: ("keep", OWN)}),
+        ({"window": 20}, {0: ("leave", OWN)}),
         ({"window": 20, "layers": "0"}, {0: ("parallel", 20)}),  # a memory's record reads values from the ring
         ({"own_windows": "narrow"}, {}),
         ({"layers": "0"}, {0: ("parallel", OWN)}),
-        ({"layers": "every:2"}, {0: ("keep", OWN)}),
+        ({"layers": "every:2"}, {0: ("leave", OWN)}),
         ({"overrides": [{"layers": "0", "strategy": "insert"}]}, {0: ("insert", OWN)}),
         ({"overrides": [{"layers": "0", "window": 9}]}, {0: ("parallel", 9)}),
     ],

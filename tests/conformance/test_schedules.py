@@ -109,7 +109,7 @@ def test_any_schedule(backend: str, name: str, recipe: str, actions: list[tuple[
 OVERRIDES: list[Any] = [
     {"layers": "1", "strategy": "replace", "write": "default"},
     {"layers": "0", "strategy": "insert"},
-    {"layers": "2", "strategy": "keep"},
+    {"layers": "2", "strategy": "leave"},
     {"layers": "1", "window": WINDOW + 3},
 ]
 

@@ -102,7 +102,7 @@ def test_without_memories_there_is_a_window_and_nothing_else(name: TaskName) -> 
     step, _ = family("gemma2").convert()
     task = make_task(name, source(), BEYOND, 8)
     sliding = rows(task, load(without_memories(step)))
-    kept, _ = family("gemma2").convert(overrides=[{"layers": "all", "strategy": "keep"}])
+    kept, _ = family("gemma2").convert(overrides=[{"layers": "all", "strategy": "leave"}])
     assert close(sliding, rows(task, load(kept)))
     assert not close(sliding, rows(task, load(shaken(step))))
 

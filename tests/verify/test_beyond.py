@@ -165,7 +165,7 @@ def test_streams_pass_narrowed_windows_and_long_ones() -> None:
 )
 def test_a_layer_may_keep_fewer_tokens_than_come_between_sleeps(name: str, kept: int | str, exact: int) -> None:
     """It is compared with the original as far as it is to compute the same."""
-    seen = subject(name, overrides=[{"layers": "0", "window": kept, "strategy": "keep"}], own_windows="narrow")
+    seen = subject(name, overrides=[{"layers": "0", "window": kept, "strategy": "leave"}], own_windows="narrow")
     assert seen.exact == exact
     report = verify_program(
         seen.step,
