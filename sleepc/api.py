@@ -421,18 +421,9 @@ class Program:
         Raises UsageError for options that do not fit or a `path` that exists (`force` replaces an export), SleepcError
         where a check fails.
         """
-        from sleepc.exporting import export_program
+        from sleepc.exporting import Request, export_program
 
-        return export_program(
-            self,
-            path,
-            to=to,
-            options=options,
-            text=text,
-            tokens=tokens,
-            force=force,
-            progress=progress,
-        )
+        return export_program(self, Request(path, to, options, text, tokens, force), progress)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

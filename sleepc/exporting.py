@@ -47,31 +47,33 @@ class Exported:
     seconds: float
 
 
-def export_program(
-    program: Program,
-    path: str | Path | None,
-    *,
-    to: str,
-    options: Mapping[str, Any],
-    text: str | None,
-    tokens: Sequence[int] | None,
-    force: bool,
-    progress: Progress,
-) -> Exported:
+@dataclass(frozen=True)
+class Request:
+    """What `Program.export` is asked for, under its names."""
+
+    path: str | Path | None
+    to: str
+    options: Mapping[str, Any]
+    text: str | None
+    tokens: Sequence[int] | None
+    force: bool
+
+
+def export_program(program: Program, asked: Request, progress: Progress) -> Exported:
     """See `Program.export`."""
     started = time.perf_counter()
-    target = find_target(to)
-    chosen = options_of(target, options)
+    target = find_target(asked.to)
+    chosen = options_of(target, asked.options)
     target.check(chosen)  # before any work
-    folder = _folder(program, path, to)
-    check_free(folder, force=force, mark=target.mark)
-    read = program.some_tokens(text, tokens)
+    folder = _folder(program, asked.path, asked.to)
+    check_free(folder, force=asked.force, mark=target.mark)
+    read = program.some_tokens(asked.text, asked.tokens)
     if len(read) < ENOUGH:
-        where = "--text" if tokens is None else "--tokens"
+        where = "--text" if asked.tokens is None else "--tokens"
         raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give {ENOUGH} tokens at least.")
     program.check_bytes()
     graphs = run_stages(program.graphs, target.lowering(program.graphs, chosen), progress=progress)
-    with written_beside(folder, force=force, mark=target.mark) as draft:
+    with written_beside(folder, force=asked.force, mark=target.mark) as draft:
         written = target.write(graphs, chosen, Draft(draft, read, program.identity, progress))
         tokenizer = program.folder()
         if tokenizer is not None:
