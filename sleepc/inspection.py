@@ -29,7 +29,7 @@ class BlockInfo:
     sees: str  # the layer's own mask: "window(5)"; "" for causal
     window: int  # that of it, 0 for none
     softcap: float
-    sinks: bool  # learned sink logits
+    sink_logits: bool  # learned, one per head
     positions: str
     mask: str
     bias: bool
@@ -158,7 +158,7 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
         sees=str(site.mask),
         window=site.mask.window,
         softcap=site.softcap,
-        sinks=site.sinks,
+        sink_logits=site.sink_logits,
         positions="applied to q and k" if site.rotated else "none in the block",
         mask=_mask(site),
         bias=has_bias(graph, site),

@@ -114,7 +114,7 @@ def window_bias(c: Call) -> ir.Value:
 
 @fuses(ours.window_attention.default)
 def fused_attention(c: Call) -> ir.Value | None:
-    """As `Attention`, the window being its past; not with logits of sinks or a softcap, which it orders otherwise."""
+    """As `Attention`, the window being its past; not with sink logits or a softcap, which it orders otherwise."""
     if c.raw(6) is not None or c.raw("softcap", 0.0):
         return None
     q, k, v, k_window, v_window, mask = (c.tensor(i) for i in range(6))
@@ -195,11 +195,11 @@ def _softmax(c: Call, scores: ir.Value, kv: int, groups: int) -> ir.Value:
     """Over keys, with a column of logits that take probability and give nothing where there is one."""
     if c.raw(6) is None:
         return c.e("Softmax", scores, axis=-1)
-    sinks = c.e.reshape(c.tensor(6, c.out.dtype), None, (1, kv, groups, 1, 1))
-    most = c.e("Max", c.e("ReduceMax", scores, c.e.ints(-1), keepdims=1), sinks)
+    sink_logits = c.e.reshape(c.tensor(6, c.out.dtype), None, (1, kv, groups, 1, 1))
+    most = c.e("Max", c.e("ReduceMax", scores, c.e.ints(-1), keepdims=1), sink_logits)
     powers = c.e("Exp", c.e("Sub", scores, most))
     total = c.e("ReduceSum", powers, c.e.ints(-1), keepdims=1)
-    return c.e("Div", powers, c.e("Add", total, c.e("Exp", c.e("Sub", sinks, most))))
+    return c.e("Div", powers, c.e("Add", total, c.e("Exp", c.e("Sub", sink_logits, most))))
 
 
 @translates(ours.write_slots.default)

@@ -36,7 +36,7 @@ class Site:
     slopes: tuple[float, ...]
     softcap: float
     scale: float
-    sinks: bool
+    sink_logits: bool
     rotated: bool  # are positions applied to q and k inside the block?
 
 
@@ -71,7 +71,7 @@ def find_site(graph: Graph) -> Site:
         slopes=tuple(options.get("slopes", ())),
         softcap=options["softcap"],
         scale=options["scale"],
-        sinks=node.args[4] is not None,
+        sink_logits=node.args[4] is not None,
         rotated=before_q is not q,
     )
 

@@ -58,13 +58,13 @@ def _table(seen: Inspection, why: bool) -> None:
         f"vocabulary {number(seen.vocab)} ({tied}), {seen.dtype}{limit}"
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("block", "class", "heads", "size", "window", "cap", "sinks", "bias", "positions", "→"):
+    for name in ("block", "class", "heads", "size", "window", "cap", "sink logits", "bias", "positions", "→"):
         table.add_column(name)
     for b in seen.blocks:
         marks = [
             str(b.window or "–"),
             f"{b.softcap:g}" if b.softcap else "–",
-            "yes" if b.sinks else "–",
+            "yes" if b.sink_logits else "–",
             "yes" if b.bias else "–",
         ]
         table.add_row(

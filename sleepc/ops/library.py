@@ -146,7 +146,7 @@ def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tenso
 
 
 _define(
-    "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sinks=None, *, float scale,"
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sink_logits=None, *, float scale,"
     ' float softcap=0.0, bool causal=False, str sees="", float[] slopes=[]) -> Tensor',
     functional.attention,
     _attention,
@@ -172,7 +172,7 @@ _define(
 )
 _define(
     "(Tensor q, Tensor k, Tensor v, Tensor k_window, Tensor v_window, Tensor mask,"
-    " Tensor? sinks=None, *, float scale, float softcap=0.0) -> Tensor",
+    " Tensor? sink_logits=None, *, float scale, float softcap=0.0) -> Tensor",
     functional.window_attention,
     _attention,
 )

@@ -55,7 +55,7 @@ def window_attention(
     k_window: Tensor,
     v_window: Tensor,
     mask: Tensor,
-    sinks: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -68,7 +68,7 @@ def window_attention(
     for b in range(rows):
         for h in range(heads):
             m = _memory_of(h, q, k.shape[1])
-            sink = -math.inf if sinks is None else float(sinks[h])
+            sink = -math.inf if sink_logits is None else float(sink_logits[h])
             for t in range(tokens):
                 query = q[b, h, t].double()
                 seen = bias[b, h, t]
@@ -81,7 +81,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None = None,
-    sinks: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -102,7 +102,7 @@ def attention(
             if not Mask.parse(sees).naive(t, j):
                 bias[..., t, j] = -math.inf
     empty_k, empty_v = k[:, :, :0], v[:, :, :0]
-    return window_attention(q, k, v, empty_k, empty_v, bias, sinks, scale=scale, softcap=softcap)
+    return window_attention(q, k, v, empty_k, empty_v, bias, sink_logits, scale=scale, softcap=softcap)
 
 
 def _slot(position: int, window: int, sinks: int) -> int:

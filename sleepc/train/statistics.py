@@ -132,14 +132,14 @@ def weights(
     q: Tensor,
     k: Tensor,
     mask: Tensor | None = None,
-    sinks: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     *,
     slopes: Sequence[float] = (),
     **options: Any,
 ) -> Iterator[Tensor]:
     """attention's weights [B,T,T], one query head at a time.
 
-    They are what attention gives for values that are the unit vectors: masks, caps, sinks are its own.
+    They are what attention gives for values that are the unit vectors: masks, caps, sink_logits are its own.
     """
     tokens, count = k.shape[2], q.shape[1] // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -147,8 +147,8 @@ def weights(
     for j in range(q.shape[1]):
         h, own = j // count, slice(j, j + 1)
         own_mask = mask if mask is None or mask.shape[1] == 1 else mask[:, own]
-        own_sinks = None if sinks is None else sinks[own]
-        yield attention(q[:, own], k[:, h : h + 1], unit, own_mask, own_sinks, slopes=slopes[own], **options)[:, 0]
+        own_logits = None if sink_logits is None else sink_logits[own]
+        yield attention(q[:, own], k[:, h : h + 1], unit, own_mask, own_logits, slopes=slopes[own], **options)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -311,15 +311,15 @@ class _Watch:
         site, found = self.site, self.found
         if self.plan.strategy == "replace":
             return self.mixer.replace(found[site.x], found[site.q], found[site.k], found[site.v])
-        q, k, v, mask, sinks = args
+        q, k, v, mask, sink_logits = args
         assert mask is None, "the mask was not classified"
-        out = self._windowed(q, k, v, sinks, kwargs, found[site.k])
+        out = self._windowed(q, k, v, sink_logits, kwargs, found[site.k])
         if self.plan.strategy != "parallel":
             return out
         return self.mixer.parallel(found[site.x], found[site.q], found[site.k], found[site.v], out)
 
     def _windowed(
-        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, kwargs: dict[str, Any], plain: Tensor
+        self, q: Tensor, k: Tensor, v: Tensor, sink_logits: Tensor | None, kwargs: dict[str, Any], plain: Tensor
     ) -> Tensor:
         """Attention over what is not evicted; while asleep over the window itself and the sinks from before it.
         `plain`: k before positions.
@@ -345,7 +345,7 @@ class _Watch:
         else:
             layer.k, layer.v = torch.cat([old_k, plain], 2) if turns else keys, values
         options = {"scale": kwargs["scale"], "softcap": kwargs["softcap"], "bias": bias}
-        return reference.attention(q, keys, values, see, sinks, **options)
+        return reference.attention(q, keys, values, see, sink_logits, **options)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ def attention(
     k: Tensor,
     v: Tensor,
     see: Tensor,
-    sinks: Tensor | None,
+    sink_logits: Tensor | None,
     *,
     scale: float,
     softcap: float,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention, q [B,Hq,T,dk], k, v [B,Hkv,T,..], see bool [T,T], sinks [Hq] logits or None, bias [Hq,T,T] or
+    """Softmax attention, q [B,Hq,T,dk], k, v [B,Hkv,T,..], see bool [T,T], sink_logits [Hq] or None, bias [Hq,T,T] or
     None -> [B,Hq,T,dv].
     """
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -41,8 +41,8 @@ def attention(
     if bias is not None:
         scores = scores + bias
     scores = scores.masked_fill(~see, -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(wide)[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
+    if sink_logits is not None:
+        scores = torch.cat([scores, sink_logits.to(wide)[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
     weights = torch.softmax(scores, -1)[..., : k.shape[2]]
     return weights.to(v.dtype) @ _repeat(v, q.shape[1])
 

@@ -51,7 +51,7 @@ def _attention_cases(tokens: int) -> list[Case]:
         ),
         Case("attention", (q, k, v, bias, sinks), {**how, "softcap": 2.0}, "bias"),
         Case("window_attention", (q, k, v, *held, mask), how),
-        Case("window_attention", (q, k, v, *held, mask, sinks), {**how, "softcap": 2.0}, "sinks"),
+        Case("window_attention", (q, k, v, *held, mask, sinks), {**how, "softcap": 2.0}, "sink_logits"),
     ]
 
 

@@ -58,8 +58,8 @@ def _attention(c: Canvas, x: float, y: float, part: Part) -> None:
         lines.append(f"{info.kv_heads} for keys, values")
     if info.softcap:
         lines.append(f"scores capped at {info.softcap:g}")
-    if info.sinks:
-        lines.append("learned sinks")
+    if info.sink_logits:
+        lines.append("learned sink logits")
     for i, line in enumerate(lines[:3]):
         c.text(x + 55, y + MIDDLE + 36 + 14 * i, line, "soft", 12, "middle")
 

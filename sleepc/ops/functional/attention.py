@@ -24,7 +24,7 @@ def _seen(mask: Tensor) -> Tensor:
     return mask > least / 2
 
 
-def _weights(scores: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float) -> Tensor:
+def _weights(scores: Tensor, mask: Tensor | None, sink_logits: Tensor | None, scale: float, softcap: float) -> Tensor:
     """Products q k [B, Hq, T, K] -> softmax over K, in float32 (float64 for float64).
 
     Unseen keys weigh exactly 0, and so does every key of a query that sees none. On the way they
@@ -38,10 +38,10 @@ def _weights(scores: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: f
         if seen is not mask:
             scores = scores + mask.to(scores.dtype)
         scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)
-    if sinks is None:
+    if sink_logits is None:
         weights = scores.softmax(-1)
     else:
-        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        column = sink_logits.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
     return weights if seen is None else torch.where(seen, weights, 0.0)
 
@@ -51,7 +51,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None = None,
-    sinks: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -62,7 +62,7 @@ def attention(
     """Softmax attention of one call's tokens among themselves.
 
     q [B, Hq, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv]; mask [B or 1, 1 or Hq, T, T], bool (True =
-    sees) or additive; sinks [Hq] logits that take probability and give no value; softcap c > 0
+    sees) or additive; sink_logits [Hq] that take probability and give no value; softcap c > 0
     bends scores to c tanh(x / c); with `causal` a query sees itself and of what is before it what
     the mask `sees` lets it see (sleepc/masks); `slopes` [Hq] (ALiBi, arXiv 2108.12409), only with
     `causal` and without mask, take slope times distance off the scores. -> [B, Hq, T, Dv]; a query
@@ -77,7 +77,7 @@ def attention(
         mask = past if mask is None else _restrict(mask, past)
     grouped = group(q, k.shape[1])
     scores = (grouped.flatten(2, 3) @ k.mT).view(*q.shape[:3], tokens)
-    p = _weights(scores, mask, sinks, scale, softcap).to(v.dtype)
+    p = _weights(scores, mask, sink_logits, scale, softcap).to(v.dtype)
     out = group(p, k.shape[1]).flatten(2, 3) @ v
     return out.view(*q.shape[:3], v.shape[3])
 
@@ -95,7 +95,7 @@ def window_attention(
     k_window: Tensor,
     v_window: Tensor,
     mask: Tensor,
-    sinks: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -104,18 +104,18 @@ def window_attention(
 
     q [B, Hq, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv], k_window [B, Hkv, W, D], v_window [B, Hkv,
     W, Dv], mask [B or 1, 1 or Hq, T, W + T] (slots first; bool from `window_mask`, or additive),
-    sinks [Hq] logits -> [B, Hq, T, Dv]; a query that sees nothing gets zeros. ValueError where Hq
+    sink_logits [Hq] -> [B, Hq, T, Dv]; a query that sees nothing gets zeros. ValueError where Hq
     is not a multiple of Hkv.
     """
     heads = k.shape[1]
     rows = group(q, heads).flatten(2, 3)  # [B, Hkv, G*T, D]
-    if sinks is None and not softcap and _can_fuse(q, mask):
+    if sink_logits is None and not softcap and _can_fuse(q, mask):
         return _fused(rows, k, v, k_window, v_window, mask, scale).view(*q.shape[:3], v.shape[3])
     width = k_window.shape[2]
     # window and new keys are multiplied apart: joining them would copy the window for every token
     scores = torch.cat([rows @ k_window.mT, rows @ k.mT], -1)
     scores = scores.view(*q.shape[:3], width + k.shape[2])
-    p = group(_weights(scores, mask, sinks, scale, softcap).to(v.dtype), heads).flatten(2, 3)
+    p = group(_weights(scores, mask, sink_logits, scale, softcap).to(v.dtype), heads).flatten(2, 3)
     out = p[..., :width] @ v_window + p[..., width:] @ v
     return out.view(*q.shape[:3], v.shape[3])
 
