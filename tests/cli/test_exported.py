@@ -174,7 +174,7 @@ def test_sessions_of_a_program(artifact: Path) -> None:
     [
         (("--dtype", "float32"), "precision"),
         (("--device", "cuda"), "CUDA"),
-        (("--device", "tpu"), "no device"),
+        (("--device", "tpu"), "unknown device"),
         (("--backend", "abacus"), "abacus"),
     ],
 )
@@ -307,7 +307,7 @@ def test_graphs_that_are_not_what_the_manifest_says(artifact: Path, tmp_path: Pa
     data = json.loads((folder / "onnx.json").read_text())
     shutil.copy(folder / "sleep_replay.onnx", folder / "wake.onnx")
     seal(folder, data, files=True)
-    with pytest.raises(SleepcError, match="other inputs than the manifest"):
+    with pytest.raises(SleepcError, match="different inputs from what the manifest"):
         load.load(folder).session()
     (folder / "wake.onnx").write_bytes(b"nothing")
     seal(folder, data, files=True)
