@@ -83,8 +83,9 @@ def _numbers(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> str:
 
 
 def exports_differ(base: Path, new: Path) -> Told:
-    """Files byte by byte; where they differ, nodes and initialisers of the graphs one by one. Not the JSON file, which
-    has the versions of libraries: sessions go by the rest of it, and their results are compared.
+    """Files byte by byte; where they differ, the graphs' initialisers, nodes, inputs and outputs one by one, whatever
+    values inside are called. Not the JSON file, which has the versions of libraries: sessions go by the rest of it, and
+    their results are compared.
     """
     files = [{p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} for folder in (base, new)]
     if files[0] != files[1]:
@@ -106,33 +107,89 @@ def _bytes_differ(a: Path, b: Path) -> bool:
 
 
 def _graphs_differ(base: Path, new: Path) -> str:
-    parts = [_parts(path) for path in (base, new)]
-    for a, b in zip(*parts, strict=False):
-        if a != b:
-            return f"{a[0]} and {b[0]}" if a[0] != b[0] else f"other values of {a[0]}"
-    if len(parts[0]) != len(parts[1]):
-        return f"{len(parts[0])} and {len(parts[1])} nodes and initialisers"
+    """The first part that only one of two graphs has, in words."""
+    sides = {"the base": _parts(base), "the new commit": _parts(new)}
+    for (name, parts), others in zip(sides.items(), reversed(sides.values()), strict=True):
+        left = Counter(part.what for part in others)
+        for part in parts:
+            if not left[part.what]:
+                known = any(part.words == other.words for other in others)
+                return f"other values of {part.words}" if known else f"only {name} has {part.words}"
+            left[part.what] -= 1
     return ""
 
 
-def _parts(path: Path) -> list[tuple[str, bytes]]:
-    """Inputs, outputs, initialisers (by name), nodes and functions of an ONNX file: words, and the bytes of values."""
+@dataclass(frozen=True)
+class Part:
+    """An input, output, initialiser, node or function of an ONNX file: in words, and all that it is."""
+
+    words: str
+    what: str
+
+
+def _parts(path: Path) -> list[Part]:
+    """All of an ONNX file. A value inside is what is computed: its name does not count, nor the order of nodes."""
     import onnx
     from onnx import numpy_helper
 
     model = onnx.load(path)
-    graph = model.graph
-    found = [(" ".join(str(v).split()), b"") for v in (*graph.input, *graph.output)]
+    graph, found = model.graph, []
     for tensor in sorted(graph.initializer, key=lambda t: t.name):
         value = numpy_helper.to_array(tensor)
-        found.append((f"{tensor.name} {value.dtype}{list(value.shape)}", value.tobytes()))
-    for node in [*graph.node, *(n for f in model.functions for n in f.node)]:
-        node.name, node.doc_string = "", ""
-        found.append((_words(node), node.SerializeToString(deterministic=True)))
+        words = f"{tensor.name} {value.dtype}{list(value.shape)}"
+        found.append(Part(words, _sha(words, value.tobytes())))
+    values = {each.name: each.name for each in (*graph.input, *graph.initializer)}
+    found += _nodes(graph.node, values)
+    for each in (*graph.input, *graph.output):
+        words = " ".join(str(each).split())
+        found.append(Part(words, _sha(words, values[each.name])))
+    for function in model.functions:
+        inner = {name: name for name in function.input}
+        found += [
+            Part(part.words, _sha(function.name, function.overload, part.what)) for part in _nodes(function.node, inner)
+        ]
+        found.append(Part(function.name, _sha(*(inner[name] for name in function.output))))
     return found
 
 
+def _nodes(nodes: Any, values: dict[str, str]) -> list[Part]:
+    """Nodes in order; into `values`, which has what the values before them are, goes what theirs are."""
+    found = []
+    for node in nodes:
+        words = _words(node)
+        bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        inside = [_graph(body, values) for body in bodies]
+        inputs, outputs = [values[name] if name else "" for name in node.input], list(node.output)
+        for body in bodies:
+            body.Clear()
+        del node.input[:], node.output[:]
+        node.name, node.doc_string = "", ""
+        kept = " ".join(str(bool(name)) for name in outputs)
+        what = _sha(node.SerializeToString(deterministic=True), kept, *inside, "|", *inputs)
+        values.update({name: f"{what} {i}" for i, name in enumerate(outputs) if name})
+        found.append(Part(words, what))
+    return found
+
+
+def _graph(graph: Any, around: dict[str, str]) -> str:
+    """What a graph inside a node is, whose values around it are known."""
+    values = {**around, **{each.name: f"input {i}" for i, each in enumerate(graph.input)}}
+    types = [_sha(each.type.SerializeToString(deterministic=True)) for each in (*graph.input, *graph.output)]
+    assert not graph.initializer, "the graph around it has them"
+    nodes = sorted(part.what for part in _nodes(graph.node, values))
+    return _sha(*types, "|", *nodes, "|", *(values[each.name] for each in graph.output))
+
+
+def _sha(*parts: str | bytes) -> str:
+    """Of parts, each with its length."""
+    sha = hashlib.sha256()
+    for part in parts:
+        each = part.encode() if isinstance(part, str) else part
+        sha.update(len(each).to_bytes(8, "little") + each)
+    return sha.hexdigest()
+
+
 def _words(node: Any) -> str:
-    """A node in one line; `_parts` compares all of it."""
+    """A node in one line, for people."""
     attributes = " ".join(" ".join(str(each).split()) for each in node.attribute)
     return f"{node.op_type}({', '.join(node.input)}) -> {', '.join(node.output)} {attributes[:200]}".rstrip()
