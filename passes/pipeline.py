@@ -3,7 +3,8 @@
     ATEN       what torch.export saw: one flat graph, whose operators may write to their arguments
     CANONICAL  embed, block classes, head; attention is `sleepc::attention` with a mask class
     CONVERTED  attention is bounded, memories stand beside it, the clock runs
-    STEP       everything is a step from state to state: what is saved, and what backends lower
+    STEP       everything is a step from state to state: what is saved, and what backends run
+    LOWERED    patterns of operators are one operator: what targets with kernels for them write
 
 A pass that finds nothing to do returns 0; there are no conditions in the lists.
 """
@@ -30,6 +31,7 @@ from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
 from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
+from sleepc.passes.lower.find_rms_norm import FindRmsNorm
 from sleepc.passes.plan import check_rules, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
@@ -131,3 +133,8 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             ),
         ),
     )
+
+
+def lower_stages() -> tuple[Stage, ...]:
+    """STEP -> LOWERED, for targets that have kernels of the operators that only this level has."""
+    return (Stage("lower", "LOWERED", (FindRmsNorm(),)),)

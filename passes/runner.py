@@ -12,6 +12,7 @@ from sleepc.errors import SleepcError
 from sleepc.ir.check import check_graph
 from sleepc.ir.fit import check_fit
 from sleepc.ir.graph import Graph, graph_key
+from sleepc.ir.levels import Level
 from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.ir.weights import Param
@@ -41,7 +42,7 @@ def run_stages(
     for stage in stages:
         for each in stage.passes:
             progress(each.name, None)
-            _run_pass(program, each, trial)
+            _run_pass(program, each, stage.level, trial)
             step += 1
             if dump is not None:
                 dump_program(program, dump / f"{step:02d}-{each.name}")
@@ -50,7 +51,7 @@ def run_stages(
     return program
 
 
-def _run_pass(program: ProgramGraphs, each: Pass, trial: Trial | None) -> None:
+def _run_pass(program: ProgramGraphs, each: Pass, level: Level, trial: Trial | None) -> None:
     for fact in each.requires:
         if not fact.holds(program):
             raise SleepcError(f"{each.name} needs a program {fact.words}", where=f"level {program.level}")
@@ -64,7 +65,7 @@ def _run_pass(program: ProgramGraphs, each: Pass, trial: Trial | None) -> None:
             raise SleepcError(
                 f"the pass says {count} rewrites, but the program {'has' if changed else 'has not'} changed"
             )
-        check_program(program, full=False)
+        check_program(program, full=False, level=level)
         if trial is not None:
             trial.check(each, program)
     except SleepcError as error:
@@ -72,15 +73,15 @@ def _run_pass(program: ProgramGraphs, each: Pass, trial: Trial | None) -> None:
         raise
 
 
-def check_program(program: ProgramGraphs, *, full: bool) -> None:
-    """Check every graph at the program's level; `full` also infers every type anew (not at ATEN, whose types are
-    torch's).
+def check_program(program: ProgramGraphs, *, full: bool, level: Level | None = None) -> None:
+    """Check every graph with the operators of a level, the program's by default; `full` also infers every type anew
+    (not at ATEN, whose types are torch's).
     """
     if program.level == "ATEN":
         return
     for graph in program.graphs():
-        check_graph(graph, program.level, full=full)
-    if full and program.level == "STEP":
+        check_graph(graph, level or program.level, full=full)
+    if full and program.level in ("STEP", "LOWERED"):
         check_fit(program)
 
 

@@ -12,9 +12,9 @@ from torch import fx
 
 from sleepc.backends.onnx.call import Call, aten, fuses, ours, translates
 from sleepc.backends.onnx.emit import declare, is_constant
-from sleepc.backends.onnx.match import factors
 from sleepc.ir.graph import is_call
 from sleepc.ir.types import TensorType
+from sleepc.passes.lib.match import factors
 
 LOGIC = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
 

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from torch import fx
 
 from sleepc.backends.onnx.emit import Emitter
-from sleepc.backends.onnx.match import through
 from sleepc.backends.onnx.weights import Weight
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import aten
+from sleepc.passes.lib.match import through
 
 
 @dataclass

@@ -22,6 +22,8 @@ from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.memory.registry import find as find_rule
+from sleepc.passes.pipeline import lower_stages
+from sleepc.passes.runner import run_stages
 from sleepc.version import __version__
 
 OPSETS = {"ort": {"": 23, MICROSOFT: 1}, "portable": {"": 18}}
@@ -38,9 +40,12 @@ def lower(
     identity: str = "",
     written: dict[str, tuple[Any, Any]] | None = None,
 ) -> Manifest:
-    """Write wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program has a loop), weights.bin. `written`
-    is told what each weight of the file is (see Weights).
+    """Lower a program at level STEP, and write wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program
+    has a loop), weights.bin. `written` is told what each weight of the file is (see Weights).
+
+    Checks of the files run the program as it was before: they find what a lowering pass does wrong, too.
     """
+    program = run_stages(program, lower_stages() if style.ops == "ort" else ())
     weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program))
     weights.written = {} if written is None else written
     wake = wake_graph(program, weights, style)

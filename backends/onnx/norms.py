@@ -1,15 +1,10 @@
-"""Norms: layer norm, the L2 norm of a head; RMS norm is found where it is spelled out."""
+"""Norms: layer norm, RMS norm, the L2 norm of a head."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx_ir as ir
-from torch import fx
 
 from sleepc.backends.onnx.call import Call, aten, fuses, ours, translates
-from sleepc.backends.onnx.match import constant, factors, through
-from sleepc.ir.graph import is_call
 from sleepc.ops.functional.features import L2_EPSILON
 
 
@@ -41,32 +36,7 @@ def l2norm_as_rms_norm(c: Call) -> ir.Value:
     return c.e("RMSNormalization", c.tensor(0), scale, axis=-1, epsilon=L2_EPSILON / width)
 
 
-@fuses(aten.mul.Tensor)
-def rms_norm(c: Call) -> ir.Value | None:
-    """x rsqrt(mean x^2 + eps) times a weight [d] (Zhang and Sennrich, arXiv 1910.07467)."""
-    for scaled, weight in factors(c.node):
-        found = _normed(through(scaled))
-        if found is None or not isinstance(weight, fx.Node) or weight.meta["type"].dims != c.out.dims[-1:]:
-            continue
-        x, epsilon = found
-        if x.meta["type"].dtype != c.out.dtype or weight.meta["type"].dtype != c.out.dtype:
-            continue
-        return c.e("RMSNormalization", c.value(x), c.value(weight), axis=-1, epsilon=epsilon)
-    return None
-
-
-def _normed(node: Any) -> tuple[fx.Node, float] | None:
-    """x and eps of x * rsqrt(mean(x^2, -1) + eps)."""
-    if not is_call(node, aten.mul.Tensor):
-        return None
-    for x, root in factors(node):
-        total: Any = root.args[0] if is_call(root, aten.rsqrt.default) else None
-        if not is_call(total, aten.add.Tensor):
-            continue
-        mean, epsilon = total.args[0], constant(total.args[1])
-        if epsilon is None or not is_call(mean, aten.mean.dim) or mean.args[1:] != ([-1], True):
-            continue
-        square = mean.args[0]
-        if is_call(square, aten.pow.Tensor_Scalar) and square.args[1] == 2 and through(square.args[0]) is through(x):
-            return through(x), epsilon
-    return None
+@translates(ours.rms_norm.default)
+def rms_norm(c: Call) -> ir.Value:
+    """x [.., d], weight [d]."""
+    return c.e("RMSNormalization", c.tensor(0), c.tensor(1), axis=-1, epsilon=float(c.raw("eps")))

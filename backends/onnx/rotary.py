@@ -8,8 +8,8 @@ import onnx_ir as ir
 from torch import fx
 
 from sleepc.backends.onnx.call import Call, aten, fuses
-from sleepc.backends.onnx.match import factors, through
 from sleepc.ir.graph import is_call
+from sleepc.passes.lib.match import factors, through
 
 POINTWISE = ("Cos", "Sin", "Mul", "Cast", "Identity")
 

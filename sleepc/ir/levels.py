@@ -19,11 +19,12 @@ from sleepc.errors import SleepcError
 
 aten = torch.ops.aten
 
-Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP"]
+Level = Literal["ATEN", "CANONICAL", "CONVERTED", "STEP", "LOWERED"]
 
 # At ATEN, which no artifact holds, every operator is allowed, and a text may name what torch.export is known to write;
-# the others differ in what passes promise, not in operators.
-TEXT_LEVELS = ("ATEN", "CANONICAL", "CONVERTED", "STEP")
+# at LOWERED, which none holds either, a few operators stand for patterns of others. The rest differ in what passes
+# promise, not in operators.
+TEXT_LEVELS = ("ATEN", "CANONICAL", "CONVERTED", "STEP", "LOWERED")
 
 # Arguments at level ATEN only: where a tensor lies is a backend's business.
 PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
@@ -94,6 +95,8 @@ _OURS = (
     "delta_rule_read",
     "replay",
 )
+# What passes/lower finds: at level LOWERED only.
+_LOWERED = ("rms_norm",)
 SIZE_OPERATORS: dict[str, Callable[..., Any]] = {
     "sym.add": python.add,
     "sym.sub": python.sub,
@@ -128,7 +131,8 @@ def operator(name: str, level: str) -> Callable[..., Any]:
     """
     if level not in TEXT_LEVELS:
         raise SleepcError(f"there is no level {level}", fix=f"Levels: {', '.join(TEXT_LEVELS)}.")
-    found = table().get(name) or (exported_table().get(name) if level == "ATEN" else None)
+    more = {"ATEN": exported_table, "LOWERED": lowered_table}.get(level)
+    found = table().get(name) or (more().get(name) if more else None)
     if found is None:
         raise SleepcError(
             f"unknown operator {name[:80]}",
@@ -141,7 +145,7 @@ def is_allowed(target: Any, level: str) -> bool:
     """May a graph at this level call `target`?"""
     if level == "ATEN":
         return target in _PLAIN.values() or (isinstance(target, OpOverload) and not mutates(target))
-    return target in _allowed()
+    return target in _allowed() or (level == "LOWERED" and target in lowered_table().values())
 
 
 def mutates(target: Any) -> bool:
@@ -163,7 +167,7 @@ def makes_view(target: Any) -> bool:
 
 @cache
 def table() -> dict[str, Callable[..., Any]]:
-    """Names and operators of all levels."""
+    """Names and operators that all levels have."""
     # on first use: the operators are a sibling that registers itself with torch
     importlib.import_module("sleepc.ops")
     found = dict(_PLAIN)
@@ -171,6 +175,13 @@ def table() -> dict[str, Callable[..., Any]]:
         found.update({f"aten.{name}": _overload("aten", name) for name in names.split()})
     found.update({f"sleepc.{name}": _overload("sleepc", name) for name in _OURS})
     return found
+
+
+@cache
+def lowered_table() -> dict[str, Callable[..., Any]]:
+    """What level LOWERED has besides."""
+    importlib.import_module("sleepc.ops")
+    return {f"sleepc.{name}": _overload("sleepc", name) for name in _LOWERED}
 
 
 @cache

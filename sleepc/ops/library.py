@@ -126,6 +126,10 @@ def _l2norm(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def _same(state: Sequence[Tensor]) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in state]
 
@@ -187,6 +191,7 @@ _define(
     _short_conv,
 )
 _define("(Tensor x) -> Tensor", functional.l2norm, _l2norm)
+_define("(Tensor x, Tensor weight, *, float eps) -> Tensor", functional.rms_norm, _rms_norm)
 _define(
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor[] state, Tensor[]? gates=None, *, str rule,"
     " float scale, int chunk=64) -> Tensor[]",

@@ -191,6 +191,15 @@ def l2norm(x: Tensor) -> Tensor:
     return x.double() / (x.double().pow(2).sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """Row by row: each number over the root of the mean square, times its weight."""
+    rows = []
+    for row in x.double().reshape(-1, x.shape[-1]):
+        root = math.sqrt(sum(float(value) ** 2 for value in row) / len(row) + eps)
+        rows.append(row / root * weight.double())
+    return torch.stack(rows).reshape(x.shape) if rows else x.double()
+
+
 def _tokens(rule: Rule, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, gates: Sequence[Tensor] | None) -> Tokens:
     named = {"k": k, "v": v, "g": g, "beta": beta, **dict(zip(_others(rule), gates or (), strict=True))}
     return {name: named[name].double() for name in ("k", "v", *rule.gates)}

@@ -91,3 +91,10 @@ def test_l2norm_is_computed_wide() -> None:
     zero = torch.zeros(1, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(functional.l2norm(zero).sum(), zero)
     assert grad.isfinite().all()
+
+
+@few
+@given(size=st.integers(1, 6), rows=st.integers(0, 3))
+def test_rms_norm_equals_its_meaning(size: int, rows: int) -> None:
+    x, weight = normal(rows, 2, size), normal(size, seed=1)
+    assert worst(functional.rms_norm(x, weight, eps=1e-3), naive.rms_norm(x, weight, eps=1e-3)) < 1e-14

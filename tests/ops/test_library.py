@@ -89,6 +89,7 @@ def _cases(tokens: int) -> list[Case]:
         *_window_cases(tokens),
         Case("short_conv", conv),
         Case("l2norm", (normal(2, tokens, 3),)),
+        Case("rms_norm", (normal(2, tokens, 3), normal(3, seed=1)), {"eps": 1e-5}),
         *_memory_cases(tokens),
     ]
 

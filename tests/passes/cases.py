@@ -35,7 +35,7 @@ from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.consolidation.add_loop import AddLoop
-from sleepc.passes.pipeline import front_stages, rewrite_stages
+from sleepc.passes.pipeline import front_stages, lower_stages, rewrite_stages
 from sleepc.passes.plan import Asleep, Group, MemoryOptions
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import make_recipe
@@ -43,13 +43,14 @@ from tests.golden.texts import print_program
 
 FOLDER = Path(__file__).parent / "texts"
 GRAPH = re.compile(r"^graph ([^ ]+) \{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
+LOWER = {each.name for stage in lower_stages() for each in stage.passes}
 NO_MEMORY = {"decay": "head", "write": "sleep", "window": 4, "asleep": Asleep(recorded=True), "seed": 0}
 
 
 def passes() -> dict[str, type[Pass]]:
     """Every pass of the compiler by its name."""
     recipe = make_recipe({"window": 4})
-    staged = [each for stage in (*front_stages(), *rewrite_stages(recipe, 1)) for each in stage.passes]
+    staged = [each for stage in (*front_stages(), *rewrite_stages(recipe, 1), *lower_stages()) for each in stage.passes]
     others = (AddLoop, AddLowRank, MergeLowRank, Retype)
     return {each.name: type(each) for each in staged} | {each.name: each for each in others}
 
@@ -116,7 +117,7 @@ def _stage(name: str, options: dict[str, Any], program: ProgramGraphs) -> Stage:
         options = {**{k: v for k, v in options.items() if k != "memory"}, "groups": (group,)}
     if "dtype" in options:
         options = {**options, "dtype": getattr(torch, options["dtype"])}
-    return Stage("case", program.level, (passes()[name](**options),))
+    return Stage("case", "LOWERED" if name in LOWER else program.level, (passes()[name](**options),))
 
 
 def read(path: Path) -> Case:
