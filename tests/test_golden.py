@@ -87,7 +87,7 @@ def test_exports_may_have_other_names_inside(tmp_path: Path) -> None:
 
     def export(folder: str, names: str, wiring: str = "ab", turn: bool = False) -> Path:
         info = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2]) for n in ("x", "y", "inside")]
-        a, b, c = names
+        a, b, c = tuple(names)
         flows = {"a": a, "b": b}
         inner = helper.make_node("Sub", [flows[w] for w in wiring], ["inside"])
         body = helper.make_graph([inner], "body", [], info[2:])
