@@ -97,7 +97,7 @@ NO_TORCH_LOADED = (
     *("sleepc.runtime.chat", "sleepc.tasks.task", "sleepc.tasks.source", "sleepc.hf.tokenizer"),
     *("sleepc.backends.table", "sleepc.backends.export", "sleepc.backends.eager.backend"),
     *("sleepc.backends.onnx.target", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
-    *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.asked"),
+    *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.evaluation_task"),
     *("sleepc.cli.tasks", "sleepc.tasks.puzzles", "sleepc.tasks.solving", "sleepc.tasks.spelling"),
 )
 HEAVY = {"torch", "transformers", "huggingface_hub", "networkx"}

@@ -14,10 +14,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from sleepc.capture.attention_free import has_attention, no_attention
 from sleepc.capture.counting import counting_start
+from sleepc.capture.export_errors import VALUES, Unfollowed, explain
 from sleepc.capture.fake_run import left_alone
 from sleepc.capture.quiet import quiet
 from sleepc.capture.recurrence import refuse_recurrence
-from sleepc.capture.unfollowed import VALUES, Unfollowed, explain
 from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.program import ProgramGraphs

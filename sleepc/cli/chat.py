@@ -15,10 +15,10 @@ from rich.text import Text
 
 from sleepc.cli.display import Display, counted, err, number, size, sleeps, visible
 from sleepc.cli.ending import REQUESTS, Ended, stopping
+from sleepc.cli.input_text import check_words
 from sleepc.cli.option_groups import flag, with_options
 from sleepc.cli.options import Artifact, RunsOn, Sampling, TemplateOptions, read_template_args
 from sleepc.cli.terminal import Lines, Marks, of_passes
-from sleepc.cli.words import check_words
 from sleepc.errors import SleepcError, UsageError
 from sleepc.output_place import check_file_place
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepc.backends.table import DEFAULT
-from sleepc.cli.asked import DISTANCES, EXAMPLES, STREAMS, Evaluation, prepare, read_asked
 from sleepc.cli.display import Display, err, number, out, print_json
+from sleepc.cli.evaluation_task import DISTANCES, EXAMPLES, STREAMS, Evaluation, prepare, read_asked
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.options import BACKEND, Artifact
 from sleepc.errors import UsageError

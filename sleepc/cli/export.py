@@ -11,9 +11,9 @@ import typer
 
 from sleepc.backends.table import TARGETS, find_target
 from sleepc.cli.display import Display, err, out, print_json, size
+from sleepc.cli.input_text import read_options
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.options import Artifact
-from sleepc.cli.words import read_options
 
 if TYPE_CHECKING:
     from rich.table import Table

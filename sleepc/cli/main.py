@@ -24,10 +24,10 @@ from sleepc.cli.doctor import doctor
 from sleepc.cli.ending import Ended, endable
 from sleepc.cli.eval import evaluate
 from sleepc.cli.export import export_command
+from sleepc.cli.failure import INTERRUPTED, tell
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.tasks import tasks
-from sleepc.cli.telling import INTERRUPTED, tell
 from sleepc.cli.train import train
 from sleepc.cli.verify import verify
 from sleepc.errors import SleepcWarning

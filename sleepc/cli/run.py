@@ -13,10 +13,10 @@ from rich.text import Text
 
 from sleepc.cli.display import counted, err, number, print_json, size, sleeps, write_words
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
+from sleepc.cli.input_text import check_words, read_input, read_text
 from sleepc.cli.option_groups import argument, flag, switch, with_options
 from sleepc.cli.options import Artifact, RunsOn, Sampling, TemplateOptions, read_template_args
 from sleepc.cli.terminal import of_passes
-from sleepc.cli.words import check_words, read_input, read_text
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place
 

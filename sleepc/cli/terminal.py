@@ -7,7 +7,7 @@ import sys
 from rich.text import Text
 
 from sleepc.cli.display import err, out, sleeps, write_words
-from sleepc.cli.words import settle_input
+from sleepc.cli.input_text import settle_input
 
 
 def of_passes(mean: float | None) -> str:

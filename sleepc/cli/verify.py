@@ -10,9 +10,9 @@ import typer
 
 from sleepc.backends.table import target_of
 from sleepc.cli.display import Display, err, out, print_json
+from sleepc.cli.input_text import read_options
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.verify_export import verify_an_export
-from sleepc.cli.words import read_options
 
 if TYPE_CHECKING:
     from sleepc.verify.verify import Beyond, VerifyReport

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sleepc.tasks.fact_order import shuffled
 from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
-from sleepc.tasks.telling import shuffled
 
 BEGIN, IS = "begin", "is"
 LONGEST = 20  # tokens of a name

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sleepc.tasks.fact_order import shuffled, with_question
 from sleepc.tasks.puzzle import Example, Words, check, in_turn, named, refusal
-from sleepc.tasks.telling import shuffled, with_question
 
 HIGHEST_ROOT = 10
 CHANGES: tuple[Words, ...] = ((), ("+", "1"), ("-", "1"))

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sleepc.tasks.fact_order import shuffled, with_question
 from sleepc.tasks.puzzle import Example, Words, check, in_turn, refusal
-from sleepc.tasks.telling import shuffled, with_question
 
 ANIMALS = ("lions", "bears", "wolves", "foxes", "owls", "deer", "hares", "otters")
 PLACES = ("Oakwood", "Pinehill", "Riverside", "Lakeview", "Stonebridge", "Highfield", "Westbrook", "Northgate")

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sleepc.tasks.fact_order import shuffled
 from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
-from sleepc.tasks.telling import shuffled
 
 
 @dataclass(frozen=True)

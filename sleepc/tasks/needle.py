@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sleepc.tasks.fact_order import NOISE, among_noise
 from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named, refusal
-from sleepc.tasks.telling import NOISE, among_noise
 
 ASK = "?"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sleepc
-from sleepc.cli.words import read_tokens
+from sleepc.cli.input_text import read_tokens
 from sleepc.errors import UsageError
 from tests.cli.models import run_here
 from tests.families import VOCAB, WINDOW, make_module

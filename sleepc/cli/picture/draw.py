@@ -6,7 +6,7 @@ from sleepc.cli.display import number, size
 from sleepc.cli.picture.canvas import LINE, Canvas
 from sleepc.cli.picture.card import ENTRY, GAP, HEIGHT, LOWER, WIDTH, draw_card
 from sleepc.cli.picture.facts import Facts, Part, Pattern
-from sleepc.cli.picture.words import blocks_in_words, legend, sleep_steps, tokens_in_words
+from sleepc.cli.picture.sentences import blocks_in_words, legend, sleep_steps, tokens_in_words
 
 PAGE = 1124
 LEFT = 66  # of cards

@@ -60,7 +60,7 @@ def test_what_depends_on_values_is_refused(change: Callable[[Tensor], Tensor], r
         capture_module(Attends(change))
     assert caught.value.code == "OPERATOR"
     assert caught.value.fix
-    assert ("test_unfollowed.py:" in caught.value.what) == (reason == "data-dependent control flow")
+    assert ("test_export_errors.py:" in caught.value.what) == (reason == "data-dependent control flow")
 
 
 def plainly(q: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
-from sleepc.capture.asked import asks_for_length
+from sleepc.capture.length_queries import asks_for_length
 from sleepc.errors import Refusal, SleepcError
 
 VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from sleepc.cli.words import read_text
+from sleepc.cli.input_text import read_text
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
