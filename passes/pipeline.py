@@ -117,6 +117,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
                     every=recipe.window,
                     slide=recipe.eviction == "sliding",
                     renumber=recipe.last_position == "renumber",
+                    kept=consolidations.kept(recipe, plans),
                 ),
                 *consolidation.rewrites(recipe, plans),
                 ReplaceAttention(replaced),

@@ -52,6 +52,8 @@ class Group:
 
 Groups = tuple[Group, ...]
 Rings = tuple[tuple[int | None, tuple[int, ...]], ...]
+Slots = tuple[tuple[int, tuple[int, ...]], ...]
+"""How many pairs layers keep in addition to their windows, and the layers that keep so many."""
 
 
 def check_rules(recipe: Recipe) -> None:

@@ -184,7 +184,10 @@ def _masked(c: Call, scores: ir.Value, dims: tuple[int | str, int, int, int | st
     rows, kv, groups, tokens = dims
     least = e.const(torch.finfo(dtype).min, dtype)
     if type_.dtype == torch.bool:
-        seen = e("Unsqueeze", mask, e.ints(2))  # [B, 1, 1, T, K]
+        if type_.dims[1] == 1:
+            seen = e("Unsqueeze", mask, e.ints(2))  # [B, 1, 1, T, K]
+        else:
+            seen = e.reshape(mask, None, (rows, kv, groups, tokens, type_.dims[3]))
         return e("Where", seen, scores, least), seen
     bias = e.reshape(mask, None, (rows, kv, groups, tokens, type_.dims[3]))
     seen = e("Greater", bias, e.const(torch.finfo(dtype).min / 2, dtype))

@@ -14,6 +14,8 @@ from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import MemoryOptions
 from sleepc.passes.rewrite.bound_attention import slots_name
 
+WINDOW_POSITIONS = "window_positions"
+
 
 @dataclass(frozen=True)
 class BlockSleep:
@@ -36,6 +38,10 @@ class BlockSleep:
     def slots(self) -> fx.Node:
         """The slots [B,L] of the tokens since the last sleep in the KV window."""
         return self._port(slots_name(self.length), TensorType(torch.int64, ("B", self.window)))
+
+    def positions(self) -> fx.Node:
+        """The positions [B,L] of the tokens since the last sleep, -1 in the places of tokens that were not read."""
+        return self._port(WINDOW_POSITIONS, TensorType(torch.int64, ("B", self.window)))
 
     def stays(self) -> fx.Node:
         """Which slots of the KV window [B,sinks+W] are not evicted."""

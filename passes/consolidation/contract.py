@@ -33,7 +33,8 @@ class Untrained:
 class Layer:
     """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
     positions, where it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
-    what the tokens of the window would write into it.
+    what the tokens of the window would write into it. `kept` [B,Hkv,S] has the tokens, by their place in the stream,
+    that its kept pairs are of, in order, -1 in empty slots, which come first; None where it keeps none.
     """
 
     k: Tensor | None = None
@@ -41,6 +42,7 @@ class Layer:
     mixed: Tensor | None = None
     memory: Memory | None = None
     written: dict[str, Tensor] | None = None
+    kept: Tensor | None = None
 
 
 class StreamSleep(Protocol):
@@ -60,7 +62,7 @@ class StreamSleep(Protocol):
 
     @property
     def layers(self) -> list[Layer]:
-        """What the blocks hold; `remember` gives them their memories."""
+        """What the blocks hold; `remember` gives them their memories and kept tokens."""
 
     @property
     def before(self) -> list[Memory | None]:
@@ -69,6 +71,18 @@ class StreamSleep(Protocol):
     @property
     def hidden(self) -> list[Tensor]:
         """What wake left after every block [B,n,d]."""
+
+    @property
+    def tokens(self) -> range:
+        """The window's tokens, by their place in the stream."""
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of every token of the stream."""
+
+    @property
+    def evicts_hard(self) -> bool:
+        """Is the window emptied? Positions begin anew then, and kept pairs are dropped."""
 
     taken: Tensor | None
     """How many passes each row took [B], where they are counted."""
@@ -107,6 +121,13 @@ class Consolidation:
     def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
         """What sleeps do to the memory of layer i."""
         raise NotImplementedError
+
+    def kept(self, recipe: Recipe, plan: LayerPlan) -> int:
+        """How many pairs (k, v) every KV head of a layer keeps in addition to sinks and ring (rewrite/kept_pairs.py):
+        states of role `kept`, which `sleep` and `remember` choose. 0 for a layer without a window that moves. A layer
+        whose own mask hides what is far keeps none.
+        """
+        return 0
 
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
         """Passes after attention is bounded and before memories are added."""

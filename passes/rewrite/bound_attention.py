@@ -22,7 +22,8 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, MASKS_KNOWN, Fact
 from sleepc.passes.lib.classes import chosen_classes
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.plan import Rings
+from sleepc.passes.plan import Rings, Slots
+from sleepc.passes.rewrite.kept_pairs import QUERIES, can_keep, kept_specs, see_kept
 from sleepc.passes.rewrite.key_positions import (
     KeyPositions,
     at_positions,
@@ -56,7 +57,7 @@ class BoundAttention(Pass):
     positions (key_positions.py): with `renumber` in all layers (state `offset` [B] is then what the model counts less
     than the stream has tokens, from the first sleep on after which it would run out of positions), and in layers whose
     own window is longer than their KV window, where sinks stay near with `slide`, when evictions are not hard.
-    `every`: tokens from sleep to sleep.
+    `every`: tokens from sleep to sleep. `kept`: layers that see pairs in addition (kept_pairs.py), in so many slots.
 
     Raises UsageError where window plus sinks is more than the positions that the model has, or it cannot renumber.
     """
@@ -66,6 +67,7 @@ class BoundAttention(Pass):
     every: int
     slide: bool
     renumber: bool
+    kept: Slots = ()
     name: ClassVar[str] = "bound-attention"
     effect: ClassVar[Effect] = "APPROXIMATE"
     requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, MASKS_KNOWN)
@@ -78,9 +80,10 @@ class BoundAttention(Pass):
             self._check_renumbering(program)
         for length, layers in self.rings:
             window = self._window(program, length)
-            for name in chosen_classes(program, layers):
-                self._bind_block(program, name, window, shared, renumber)
-                rewritten += 1
+            for slots, some in self._by_slots(layers):
+                for name in chosen_classes(program, some):
+                    self._bind_block(program, name, (window, slots), shared, renumber)
+                    rewritten += 1
         program.states = (*CLOCK, OFFSET) if renumber else CLOCK
         _wind_clock(program, shared, self.every)
         return max(rewritten, 1)
@@ -122,8 +125,16 @@ class BoundAttention(Pass):
             )
         return window
 
-    def _bind_block(self, program: ProgramGraphs, name: str, window: int, shared: Shared, renumber: bool) -> None:
-        cls = program.classes[name]
+    def _by_slots(self, layers: tuple[int, ...]) -> Slots:
+        """The layers that keep equally many pairs, together."""
+        of_layer = {i: slots for slots, some in self.kept for i in some}
+        several = sorted({of_layer.get(i, 0) for i in layers})
+        return tuple((slots, tuple(i for i in layers if of_layer.get(i, 0) == slots)) for slots in several)
+
+    def _bind_block(
+        self, program: ProgramGraphs, name: str, lengths: tuple[int, int], shared: Shared, renumber: bool
+    ) -> None:
+        (window, kept_slots), cls = lengths, program.classes[name]
         graph = cls.wake
         site = find_site(graph)
         slots = self.sinks + window
@@ -140,10 +151,14 @@ class BoundAttention(Pass):
         if site.rotated and (brought or renumber):
             places = KeyPositions(window, self.sinks, site.mask.window if brought else 0, self.every)
             kept, old = site.k, self._at_positions(program, graph, site, k_window, places, shared)
+        pairs = kept_specs(site, kept_slots, program.dtype) if kept_slots and can_keep(site) else ()
+        seen_there = (old, v_window, mask)
+        if pairs:
+            seen_there, shared.queries = see_kept(graph, site, pairs, window, seen_there), True
         q, k, v = site.node.args[:3]
         e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
         options = {"scale": site.scale, "softcap": site.softcap}
-        out = e.ours("window_attention", q, k, v, old, v_window, mask, site.node.args[4], **options)
+        out = e.ours("window_attention", q, k, v, *seen_there, site.node.args[4], **options)
         site.node.replace_all_uses_with(out)
         graph.fx.erase_node(site.node)
         e = Emit(graph, e.source)
@@ -153,7 +168,7 @@ class BoundAttention(Pass):
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
-        cls.states = (*cls.states, *specs)
+        cls.states = (*cls.states, *specs, *pairs)
 
     def _brought(self, site: Site, window: int) -> bool:
         """Are the layer's sinks brought near, since it has never seen a key as far away as they would be?"""
@@ -193,6 +208,7 @@ class Shared:
 
     masks: dict[WindowMask, str] = field(default_factory=dict)
     places: dict[KeyPositions, set[str]] = field(default_factory=dict)
+    queries: bool = False  # the positions of the new tokens
 
     def mask(self, seen: WindowMask) -> str:
         """The name of a mask."""
@@ -266,6 +282,8 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
             results[slots_name(mask.window)] = slots
         results[name] = mask.emit(e, positions, position, bias_dtype(program))
     results["real"] = real
+    if shared.queries:
+        results[QUERIES] = positions
     # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.
     results["lengths"] = e.call(aten.clone.default, lengths)
     results["live"] = e.call(aten.clone.default, slept)

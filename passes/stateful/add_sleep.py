@@ -15,7 +15,7 @@ from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.roles import AtSleep, at_sleep
 from sleepc.ir.states import StateSpec
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.consolidation.block_sleep import BlockSleep, kv_length, stays_name
+from sleepc.passes.consolidation.block_sleep import WINDOW_POSITIONS, BlockSleep, kv_length, stays_name
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
@@ -29,9 +29,10 @@ class AddSleep(Pass):
     """Consolidation of the window's record, and eviction (semantics.md, section 4).
 
     clock: (position, since, slept) -> new counters; for each length W of a KV window the slots [B,L] of the tokens
-    since the last sleep, and which slots [B,sinks+W] stay. Hard eviction keeps the sinks; sliding keeps all, unless the
-    next window would pass the last position: then, where the program has an offset, it grows so that the oldest key
-    that is kept comes right after the sinks, and else this sleep evicts hard.
+    since the last sleep, and which slots [B,sinks+W] stay; where a block asks, the positions of these tokens. Hard
+    eviction keeps the sinks; sliding keeps all, unless the next window would pass the last position: then, where the
+    program has an offset, it grows so that the oldest key that is kept comes right after the sinks, and else this sleep
+    evicts hard.
     blocks: the consolidation says what becomes of memories and kept pairs; records are emptied, evicted slots are
     zeroed.
     """
@@ -49,12 +50,14 @@ class AddSleep(Pass):
         """The number of graphs added."""
         options = {i: group.options for group in self.groups for i in group.layers}
         of_class = {block.cls: options.get(i) for i, block in enumerate(program.layout)}
-        program.clock, program.window = self._clock(program), self.window
+        program.window = self.window
         for name, cls in program.classes.items():
             cls.sleep = self._sleep(f"{name}.sleep", cls, of_class[name])
+        asked = any(cls.sleep and WINDOW_POSITIONS in cls.sleep.ports() for cls in program.classes.values())
+        program.clock = self._clock(program, with_positions=asked)
         return 1 + len(program.classes)
 
-    def _clock(self, program: ProgramGraphs) -> Graph:
+    def _clock(self, program: ProgramGraphs, *, with_positions: bool) -> Graph:
         graph = Graph("clock")
         for spec in program.states:
             if at_sleep(spec.role) not in ("counted", "emptied"):
@@ -68,7 +71,7 @@ class AddSleep(Pass):
         tokens = e.where(held, e.add(e.unsqueeze(e.sub(position, since), 1), steps), 0)
         late = self._late(e, position, ports.get(OFFSET.name), program.max_positions)
         hard = self._hard(e, position, late, OFFSET.name in ports)
-        results: dict[str, fx.Node] = {}
+        results: dict[str, fx.Node] = {WINDOW_POSITIONS: e.where(held, tokens, -1)} if with_positions else {}
         for window in sorted({w for cls in program.classes.values() if (w := kv_length(cls, self.sinks))}):
             results[slots_name(window)] = e.ours("window_slots", tokens, window=window, sinks=self.sinks)
             places = e.unsqueeze(e.call(aten.arange.default, window + self.sinks), 0)
@@ -111,6 +114,10 @@ class AddSleep(Pass):
             )
         block = BlockSleep(e, cls, states, options, self.window, self.sinks)
         results = find_consolidation(self.consolidation).sleep(block)
+        left = [s.name for s in of["chosen"] if s.name not in results]
+        if left:
+            what = f"consolidation {self.consolidation} does not say what a sleep makes of {left[0]}"
+            raise SleepcError(what, where=name)
         results |= {s.name: e.where(e.unsqueeze(block.stays(), 1, -1), states[s.name], 0.0) for s in of["evicted"]}
         results |= {s.name: self._empty(e, s, states[s.name]) for s in of["emptied"]}
         graph.set_returns(results)

@@ -10,13 +10,14 @@ from typing import Literal, get_args
 from sleepc.errors import SleepcError
 
 Update = Literal["overwrite", "ring", "accumulate"]
-Role = Literal["clock", "kv", "record", "loop", "memory", "start", "tail", "count"]
-AtSleep = Literal["counted", "evicted", "emptied", "consolidated", "left"]
+Role = Literal["clock", "kv", "kept", "record", "loop", "memory", "start", "tail", "count"]
+AtSleep = Literal["counted", "evicted", "chosen", "emptied", "consolidated", "left"]
 
 # What a sleep does to the states of each role.
 AT_SLEEP: dict[Role, AtSleep] = {
     "clock": "counted",  # [B] counters of a row: position, since, slept, offset. The clock graph says what they become.
     "kv": "evicted",  # the window of an attention: k, v. Slots that do not stay are zeroed.
+    "kept": "chosen",  # pairs that attention sees in addition: k, v, position. The consolidation says which.
     "record": "emptied",  # what the window's tokens write into a memory, by the gate's name; k and v among them
     "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
     "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are where nothing was recorded
@@ -24,7 +25,7 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "tail": "left",  # the last inputs of a causal convolution
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
 }
-PREFIX: dict[Role, str] = {"record": "record.", "start": "start."}
+PREFIX: dict[Role, str] = {"kept": "kept.", "record": "record.", "start": "start."}
 TAKEN = "passes_taken"
 
 # Names of states that are no rule's tensors, for artifacts of format 1, which has no roles.

@@ -37,10 +37,11 @@ from sleepc.memory.parameters import (
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
+from sleepc.passes.rewrite.kept_pairs import can_keep
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.reference import Memory, Written, memory_names
-from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
+from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees, sees_kept
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -107,6 +108,8 @@ class Stream:
                 for name, x in (("k", layer.k), ("v", layer.v)):
                     kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
                     note("kv", name, kept, f"{i}.")
+            for name, value in self._kept_pairs(layer).items():
+                note("kept", name, value, f"{i}.")
             if layer.memory is not None:
                 for name, memory in zip(memory_names(self.oracle.plans[i].rule), layer.memory, strict=True):
                     note("memory", name, memory, f"{i}.")
@@ -119,6 +122,19 @@ class Stream:
         if self.oracle.recipe.settle:
             zero = torch.zeros(self.rows, dtype=torch.int64)
             note("count", TAKEN, zero if self.taken is None else self.taken)
+        return found
+
+    def _kept_pairs(self, layer: Layer) -> dict[str, Tensor]:
+        """The pairs that a layer keeps in addition to its window, and their positions, by name; none for one that keeps
+        none.
+        """
+        if layer.kept is None or layer.k is None or layer.v is None:
+            return {}
+        filled, token = layer.kept >= 0, layer.kept.clamp(min=0)
+        found = {"position": torch.where(filled, self.time.position[token], -1)}
+        for name, x in (("k", layer.k), ("v", layer.v)):
+            index = token[..., None].expand(-1, -1, -1, x.shape[3])
+            found[name] = torch.where(filled[..., None], x.gather(2, index), 0.0)
         return found
 
 
@@ -147,7 +163,7 @@ class Oracle:
         rows, length = tokens.shape
         longest = max((self.ring(i) for i, plan in enumerate(self.plans) if plan.strategy != "replace"), default=0)
         time = make_timeline(length, self.recipe, self.program.max_positions, cuts, longest)
-        stream = Stream(self, rows, time, [Layer() for _ in self.plans])
+        stream = Stream(self, rows, time, [Layer(kept=self._no_pairs(i, rows)) for i in range(len(self.plans))])
         for start, end in time.windows():
             before = [layer.memory for layer in stream.layers]
             positions = (time.position - time.offset)[start:end]
@@ -164,6 +180,12 @@ class Oracle:
                 self.consolidation.remember(sleep)
                 stream.taken = sleep.taken
         return stream
+
+    def _no_pairs(self, i: int, rows: int) -> Tensor | None:
+        """Empty slots for the pairs that layer i keeps."""
+        slots = self.consolidation.kept(self.recipe, self.plans[i])
+        site = self.site(self.program.layout[i].cls)
+        return torch.full((rows, site.kv_heads, slots), -1) if slots and can_keep(site) else None
 
     def _given(self, tokens: Tensor, positions: Tensor) -> dict[str, Any]:
         """What blocks read, of tokens [B,T] at positions [T]."""
@@ -246,6 +268,10 @@ class _Sleep:
     def __post_init__(self) -> None:
         self.recipe, self.plans = self.oracle.recipe, self.oracle.plans
         self.layers, self.rows = self.stream.layers, self.stream.rows
+        time, end = self.stream.time, self.window.end
+        self.tokens, self.positions = range(self.window.start, end), time.position.tolist()
+        after = time.epoch[end] if end < len(time.epoch) else time.next_epoch
+        self.evicts_hard = bool(after != time.epoch[end - 1])
 
     def replay(self, i: int, first: int, passes: int) -> None:
         layer = self.layers[i]
@@ -342,7 +368,10 @@ class _Watch:
         if self.window.asleep:
             token = torch.arange(end)
             see = see & ((token >= start) | (token < first))
-        else:
+        if layer.kept is not None:
+            far = sees_kept(time, layer.kept, ring, start, end)
+            see = see | far.repeat_interleave(q.shape[1] // far.shape[1], 1)
+        if not self.window.asleep:
             layer.k, layer.v = torch.cat([old_k, plain], 2) if turns else keys, values
         options = {"scale": kwargs["scale"], "softcap": kwargs["softcap"], "bias": bias}
         return reference.attention(q, keys, values, see, sink_logits, **options)

@@ -94,6 +94,19 @@ def _allowed(mask: Mask, positions: int) -> Tensor:
     return torch.tensor([[mask.naive(i, j) for j in range(positions)] for i in range(positions)])
 
 
+def sees_kept(time: Timeline, kept: Tensor, window: int, start: int, end: int) -> Tensor:
+    """Which of the tokens start .. end-1 sees which token up to `end` as one of the `kept` [B,Hkv,S] (tokens, -1 for
+    none), in a layer that keeps `window` tokens: bool [B,Hkv,end-start,end]. Seen is what has left the window.
+    """
+    seen = torch.zeros(*kept.shape[:2], end - start, end, dtype=torch.bool)
+    for row, head, slot in (kept >= 0).nonzero().tolist():
+        token = int(kept[row, head, slot])
+        for query in range(start, end):
+            far = int(time.position[query] - time.position[token]) >= window
+            seen[row, head, query - start, token] = far and bool(time.epoch[query] == time.epoch[token])
+    return seen
+
+
 def key_positions(time: Timeline, start: int, sinks: int, window: int, own: int, every: int) -> Tensor:
     """Where tokens 0 .. start-1 stand for those from `start` to the next sleep, as the model counts: int64 [start].
 
