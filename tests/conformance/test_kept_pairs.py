@@ -13,8 +13,6 @@ from torch import fx
 
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.eager.backend import load
-from sleepc.backends.onnx.call import Style
-from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.errors import SleepcError, UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.graph import is_call
@@ -40,7 +38,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
 from sleepc.verify.streams import state_of
 from sleepc.verify.verify import make_streams
-from tests.conformance.backends import exported
+from tests.conformance.backends import ONNX
 from tests.conformance.test_invariants import hold_invariants
 from tests.families import VOCAB, WINDOW, family
 
@@ -84,7 +82,7 @@ class ThirdReplay(KeepsThird, Replay):
 
 
 class ThirdRecurrent(KeepsThird, Recurrent):
-    name: ClassVar[str] = "from_filerecurrent"
+    name: ClassVar[str] = "third_recurrent"
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +90,7 @@ def registered() -> Iterator[None]:
     for made in (ThirdReplay(), ThirdRecurrent()):
         register(made)
     yield
-    for name in ("third", "from_filerecurrent"):
+    for name in ("third", "third_recurrent"):
         del CONSOLIDATIONS[name]
 
 
@@ -115,7 +113,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gemma2", {}),  # softcap; every second layer has a window of its own, and keeps nothing
     ("gpt2", {"strategy": "insert", "overrides": [{"layers": "1", "window": WINDOW + 5}]}),
     ("llama", {"write": "online", "overrides": [{"layers": "0", "window": "none"}, OTHER]}),
-    ("llama", {"consolidation": "from_filerecurrent", "passes": 3, "loop": "0:2"}),
+    ("llama", {"consolidation": "third_recurrent", "passes": 3, "loop": "0:2"}),
 ]
 
 
@@ -136,7 +134,7 @@ def test_more_than_the_positions_that_the_model_has() -> None:
     assert int(kept.max()) < limit // 2
 
 
-def test_what_is_kept_is_every_from_filepair_of_each_head() -> None:
+def test_what_is_kept_is_every_third_pair_of_each_head() -> None:
     session = Session(load(convert()[0]))
     session.feed([np.random.default_rng(5).integers(0, VOCAB, 4 * WINDOW + 1).tolist()])
     last = state_of(session)["2.kept.position"][0].tolist()
@@ -215,13 +213,13 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
     np.testing.assert_allclose(found[2], found[0], rtol=0, atol=1e-12)  # weights of a file may be summed otherwise
 
 
-@pytest.mark.parametrize("style", [Style(), Style("portable")], ids=["ort", "portable"])
+@pytest.mark.parametrize("form", ONNX)
 @pytest.mark.parametrize(("name", "options"), [("llama", {}), ("gemma2", {"passes": 2}), CASES[-1]])
-def test_onnx_takes_it(style: Style, name: str, options: dict[str, Any]) -> None:
-    if reason := missing_exporter():
+def test_onnx_takes_it(form: str, name: str, options: dict[str, Any]) -> None:
+    if reason := ONNX[form].missing():
         pytest.skip(reason)
     made = convert(name, torch.float32, **options)
-    hold_invariants(bench(name, exported(style, made[0]), made), 1e-4)
+    hold_invariants(bench(name, ONNX[form].load(made[0]), made), ONNX[form].tolerance)
 
 
 @pytest.mark.parametrize(
