@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +19,12 @@ from sleepc.inspection import inspect_program
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.manifest import Source
+from sleepc.memory.registry import RULES
+from sleepc.memory.registry import register as register_rule
+from sleepc.memory.rule import State, matrix
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.consolidation.best_pairs import Candidates, keep_best
-from sleepc.passes.consolidation.block_sleep import BlockSleep
+from sleepc.passes.consolidation.block_sleep import WINDOW_POSITIONS, BlockSleep
 from sleepc.passes.consolidation.contract import Consolidation, StreamSleep
 from sleepc.passes.consolidation.recurrent import Recurrent
 from sleepc.passes.consolidation.registry import CONSOLIDATIONS, find, register
@@ -254,3 +258,10 @@ def test_names_that_collide_are_an_error(name: str, said: str) -> None:
 def test_its_words_are_said() -> None:
     program, recipe = convert()
     assert "every third pair is kept" in inspect_program(family("llama").canonical, program, recipe).sleep
+
+
+@pytest.mark.parametrize("name", [QUERIES, WINDOW_POSITIONS])
+def test_no_state_of_a_rule_has_the_name_of_a_port(name: str) -> None:
+    made = replace(RULES["delta"], name="other", states={name: State(matrix)})
+    with pytest.raises(UsageError, match=f"{name}.*is taken"):
+        register_rule(made)
