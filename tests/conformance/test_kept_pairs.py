@@ -218,7 +218,10 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("form", ONNX)
-@pytest.mark.parametrize(("name", "options"), [("llama", {}), ("gemma2", {"passes": 2}), CASES[-1]])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("llama", {}), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("gemma2", {"passes": 2}), CASES[-1]))],
+)
 def test_onnx_takes_it(form: str, name: str, options: dict[str, Any]) -> None:
     if reason := ONNX[form].missing():
         pytest.skip(reason)

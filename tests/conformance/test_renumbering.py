@@ -95,7 +95,7 @@ def test_invariants_hold_past_the_last_position(name: str, options: dict[str, An
     assert int(made.alone[0].state["offset"][0]) > 0, "the stream is too short to prove anything"
 
 
-@pytest.mark.parametrize("options", [{}, RECURRENT, {**RECURRENT, "sinks": 0}])
+@pytest.mark.parametrize("options", [{}, RECURRENT, pytest.param({**RECURRENT, "sinks": 0}, marks=pytest.mark.slow)])
 def test_rotations_in_float32_of_a_model_in_bfloat16(options: dict[str, Any]) -> None:
     """What is kept without positions is wider there than what attention sees. Without experts: near ties would choose
     others.
