@@ -249,7 +249,7 @@ def first(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 DAMAGES: dict[str, tuple[Callable[[dict[str, str], dict[str, torch.Tensor]], object], type[SleepcError], str]] = {
     "newer": (lambda m, t: m.update(format="2"), UsageError, "format 2, and this sleepc reads format 1"),
     "no version": (lambda m, t: m.update(format="x"), SleepcError, "format"),
-    "not ours": (lambda m, t: m.clear(), UsageError, "no adapter"),
+    "not ours": (lambda m, t: m.clear(), UsageError, "not a sleepc adapter"),
     "unknown key": (lambda m, t: m.update(more="1"), SleepcError, "more"),
     "recipe": (lambda m, t: m.update(recipe='{"window": 0}'), SleepcError, "recipe.window"),
     "recipe that is no JSON": (lambda m, t: m.update(recipe="{"), SleepcError, "recipe"),

@@ -97,7 +97,7 @@ def test_no_room_beside_the_opening(opened: Tokenizer) -> None:
 
 @pytest.mark.parametrize("texts", [["was nun " * 8], ["ein"] * 3, ["nichts " * 1000]])
 def test_a_text_that_the_tokenizer_does_not_know(opened: Tokenizer, texts: list[str]) -> None:
-    with pytest.raises(UsageError, match="makes nothing of this text"):
+    with pytest.raises(UsageError, match="cannot read this text"):
         next(pieces((iter([text]) for text in texts), opened, 6, 2))
 
 
