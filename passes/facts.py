@@ -38,7 +38,8 @@ FLAT = Fact("that is one flat graph", lambda p: not p.layout)
 FUNCTIONAL = Fact("in which nothing writes to an argument", lambda p: not any(mutates(n.target) for n in _calls(p)))
 REAL = Fact("without complex numbers", lambda p: not any(map(_is_complex, _calls(p))))
 MASKS_KNOWN = Fact(
-    "whose attention masks are classes", lambda p: all(n.args[3] is None and n.kwargs["causal"] for n in _attentions(p))
+    "whose attention masks are classes",
+    lambda p: all(n.args[3] is None and n.kwargs.get("causal") for n in _attentions(p)),
 )
 BLOCKS = Fact("that is cut into blocks", lambda p: bool(p.layout))
 CLOCKED = Fact("that counts what a row has read", lambda p: bool(p.states))

@@ -7,26 +7,12 @@ from typing import Any
 
 import torch
 
+from sleepc.ir.levels import OURS
 from sleepc.ops import functional
 
 ours = torch.ops.sleepc
 # Our operators are called as the plain functions that they are, without the dispatcher: faster, and differentiable as
 # they stand.
-PLAIN: dict[Any, Callable[..., Any]] = {
-    getattr(ours, name).default: getattr(functional, name)
-    for name in (
-        "window_slots",
-        "window_mask",
-        "window_bias",
-        "window_attention",
-        "write_slots",
-        "short_conv",
-        "l2norm",
-        "delta_rule",
-        "delta_rule_read",
-        "replay",
-        "attention",
-    )
-}
+PLAIN: dict[Any, Callable[..., Any]] = {getattr(ours, name).default: getattr(functional, name) for name in OURS}
 # Where no gradient is wanted, windows and records are written in place.
 IN_PLACE: dict[Any, Callable[..., Any]] = PLAIN | {ours.write_slots.default: functional.write_slots_}

@@ -82,7 +82,7 @@ _EXPORTED = """
     copy_ detach_ dropout dropout_ empty.memory_format empty_like fill_.Scalar lift_fresh_copy mT new_empty numpy_T
     to.device to.dtype_layout zero_ __and__.Tensor __or__.Tensor complex polar view_as_complex view_as_real
     real imag _assert_tensor_metadata scaled_dot_product_attention"""
-_OURS = (
+OURS = (
     "attention",
     "window_slots",
     "window_mask",
@@ -173,7 +173,7 @@ def table() -> dict[str, Callable[..., Any]]:
     found = dict(_PLAIN)
     for names in _ATEN.values():
         found.update({f"aten.{name}": _overload("aten", name) for name in names.split()})
-    found.update({f"sleepc.{name}": _overload("sleepc", name) for name in _OURS})
+    found.update({f"sleepc.{name}": _overload("sleepc", name) for name in OURS})
     return found
 
 
