@@ -32,7 +32,7 @@ from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
 from sleepc.passes.lower.find_rms_norm import FindRmsNorm
-from sleepc.passes.plan import check_rules, memory_groups, rings
+from sleepc.passes.plan import check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
 from sleepc.passes.rewrite.insert_memory import InsertMemory
@@ -117,7 +117,8 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
                     every=recipe.window,
                     slide=recipe.eviction == "sliding",
                     renumber=recipe.last_position == "renumber",
-                    kept=consolidations.kept(recipe, plans),
+                    keep=recipe.keep,
+                    keepers=may_keep(plans),
                 ),
                 *consolidation.rewrites(recipe, plans),
                 ReplaceAttention(replaced),
@@ -130,7 +131,14 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             "STEP",
             (
                 *consolidation.stateful(recipe, blocks),
-                AddSleep(recipe.window, recipe.sinks, recipe.eviction, recipe.consolidation, memories),
+                AddSleep(
+                    recipe.window,
+                    recipe.sinks,
+                    recipe.eviction,
+                    recipe.consolidation,
+                    memories,
+                    recipe.keep.score if recipe.keep else "",
+                ),
             ),
         ),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sleepc.errors import UsageError
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
-from sleepc.recipe import Decay, LayerPlan, Recipe, WriteTime
+from sleepc.recipe import Decay, Keep, LayerPlan, Recipe, WriteTime
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Group:
 
 Groups = tuple[Group, ...]
 Rings = tuple[tuple[int | None, tuple[int, ...]], ...]
-Slots = tuple[tuple[int, tuple[int, ...]], ...]
-"""How many pairs layers keep in addition to their windows, and the layers that keep so many."""
+Budget = tuple[int, ...]
+"""How many pairs every KV head of a layer keeps in addition to its window."""
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -86,3 +86,32 @@ def rings(plans: tuple[LayerPlan, ...]) -> Rings:
         if plan.strategy != "replace":
             found.setdefault(plan.window, []).append(i)
     return tuple((window, tuple(layers)) for window, layers in found.items())
+
+
+def may_keep(plans: tuple[LayerPlan, ...]) -> frozenset[int]:
+    """The layers whose attention loses what leaves its window: those that may keep pairs of it."""
+    return frozenset(i for i, plan in enumerate(plans) if plan.window is not None and plan.strategy != "replace")
+
+
+def budgets(keep: Keep | None, heads: Sequence[int]) -> tuple[Budget, ...]:
+    """The slots of every KV head of every layer; `heads`: how many KV heads of a layer can keep pairs, 0 for none.
+
+    Raises UsageError for budgets that are another model's, or that give slots to what cannot keep pairs.
+    """
+    if keep is None:
+        return ((),) * len(heads)
+    if keep.budgets == "equal":
+        return tuple((keep.slots,) * count for count in heads)
+    if len(keep.budgets) != len(heads):
+        raise _other_budgets(f"they are for {len(keep.budgets)} layers, and the model has {len(heads)}")
+    for i, (budget, count) in enumerate(zip(keep.budgets, heads, strict=True)):
+        if any(budget) and not count:
+            raise _other_budgets(f"layer {i} gets {sum(budget)} slots, and keeps no pairs: nothing leaves its window")
+        if budget and count and len(budget) != count:
+            raise _other_budgets(f"layer {i} gets slots for {len(budget)} KV heads, and has {count}")
+    return tuple(budget if any(budget) else () for budget in keep.budgets)
+
+
+def _other_budgets(what: str) -> UsageError:
+    fix = "Use budgets that were made for this model with these layers (sleepc calibrate --only budgets), or equal."
+    return UsageError(f"the budgets do not fit: {what}", where="keep.budgets", fix=fix)

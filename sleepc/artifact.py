@@ -316,21 +316,27 @@ def _check_layout(program: ProgramGraphs) -> None:
         cls = program.classes.get(block.cls)
         if cls is None:
             raise SleepcError(f"block {i} is of class {block.cls}, which is not there", fix=RESTORE)
-        ports = {**cls.wake.ports("param"), **cls.wake.ports("const")}
+        ports = cls.parameters()
         if set(ports) != set(block.params) or any(key not in program.params for key in block.params.values()):
             raise SleepcError(f"block {i} has other parameters than its class {block.cls}", fix=RESTORE)
-        for port, key in block.params.items():
-            declared = ports[port].meta["type"].dims
-            if tuple(declared) != program.params[key].shape:
-                raise SleepcError(
-                    f"parameter {key} has shape {program.params[key].shape} instead of {declared}", fix=RESTORE
-                )
+        _check_shapes(program, {key: ports[port].meta["type"].dims for port, key in block.params.items()})
         named = {s.name for s in cls.states}
         if any(set(graph.ports("state")) - named for graph in cls.graphs()):
             raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
     given = [program.loop.given] if program.loop else []
     for graph in (program.embed, program.head, *given):
         _check_own(program, graph)
+
+
+def _check_shapes(program: ProgramGraphs, declared: dict[str, tuple[int | str, ...]]) -> None:
+    """A block's parameters have the shapes that their ports declare; a size with a name is the same everywhere."""
+    sizes: dict[str, int] = {}
+    for key, dims in declared.items():
+        shape = program.params[key].shape
+        named = {dim: size for dim, size in zip(dims, shape, strict=False) if isinstance(dim, str)}
+        sizes = {**named, **sizes}
+        if tuple(sizes.get(dim, dim) for dim in dims) != shape:  # type: ignore[arg-type]
+            raise SleepcError(f"parameter {key} has shape {shape} instead of {dims}", fix=RESTORE)
 
 
 def _check_own(program: ProgramGraphs, graph: Graph) -> None:

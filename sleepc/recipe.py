@@ -57,6 +57,20 @@ class Override(_Options):
         return "leave" if value == "keep" else value  # what older recipes call it
 
 
+Slots = Annotated[int, Field(ge=0, le=MAX_WINDOW)]
+
+
+class Keep(_Options):
+    """What sleeps keep of the pairs (k, v) that leave the windows. `slots`: how many for every KV head, on average over
+    the layers that keep any; `score` chooses them; `budgets` says how slots are shared: `equal`, or the slots of every
+    KV head, for every layer of the model (none for one that keeps nothing).
+    """
+
+    slots: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 128
+    score: Name = "key"
+    budgets: Literal["equal"] | Annotated[tuple[tuple[Slots, ...], ...], Field(max_length=4096)] = "equal"
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions."""
@@ -84,6 +98,7 @@ class Recipe(_Options):
     own_windows: Literal["auto", "leave", "narrow"] = "auto"
     last_position: Literal["evict", "renumber"] = "evict"
     sinks: int = Field(default=4, ge=0, le=1 << 16)
+    keep: Keep | None = None
     write: Literal["default", "sleep", "online"] = "default"
     dtype: Dtype = "auto"
     rope_factors: Factors = "short"

@@ -79,7 +79,7 @@ ABOVE = ("exporting", "api", "bisecting", "__init__", "cli", "__main__")  # each
 # The rooms of passes/, in order: each may import those before it. `runner` and `pipeline` stand above all.
 PASS_ROOMS = (
     *("facts", "base", "plan", "lib", "analysis", "front", "blocks", "rewrite"),
-    *("consolidation", "stateful", "adapt", "lower"),
+    *("consolidation", "keep", "stateful", "adapt", "lower"),
     *("effects", "runner", "pipeline"),
 )
 # Folders and files of what runs an export where there is no torch, and what that loads.

@@ -30,6 +30,7 @@ class Recurrence:
         hidden = program.loop_hidden()
         assert hidden is not None, "the program was checked"
         self._hidden = hidden.name
+        self._kept = frozenset(s.name for s in with_role(program.all_states(), "kept"))
         self._given = Executor(program.loop.given, functions, device)
         self._again = {n: Executor(c.again, functions, device) for n, c in program.classes.items() if c.again}
 
@@ -38,7 +39,8 @@ class Recurrence:
     ) -> State:
         """The window that `old` holds, refined in `passes` passes; `new` is the state after the first of them."""
         loop = self.loop
-        values = self._given({**parameters, **old})
+        # Kept pairs are seen as the window saw them.
+        values = self._given({**parameters, **old}) | {name: old[name] for name in self._kept}
         # Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep.
         live = values | {"live": torch.ones_like(old["slept"])}
         h = old[self._hidden][:, 0]
@@ -77,7 +79,7 @@ class Recurrence:
         """Blocks once over the window: h [B,L,d] -> (h', what they write)."""
         written: State = {}
         for name, parameters, names in blocks:
-            own = {local: state[full] for local, full in names.items()}
+            own = {local: values[full] if full in self._kept else state[full] for local, full in names.items()}
             results = self._again[name]({**values, "h": h, **parameters, **own})
             h = results.pop("h")
             written |= {names[local]: value for local, value in results.items()}

@@ -168,8 +168,8 @@ class EagerSteps:
 
     def sleep_block(self, i: int, clock: Mapping[str, Any], state: State) -> State:
         """One block consolidates and evicts: what it changes of the state. Recurrent passes are not in it."""
-        name, _, names = self._blocks[i]
-        results = self._sleep[name]({**clock, **{local: state[full] for local, full in names.items()}})
+        name, parameters, names = self._blocks[i]
+        results = self._sleep[name]({**clock, **parameters, **{local: state[full] for local, full in names.items()}})
         return {names[local]: value for local, value in results.items()}
 
     def wake(

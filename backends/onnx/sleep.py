@@ -17,6 +17,7 @@ from sleepc.backends.onnx.wake import Step
 from sleepc.backends.onnx.weights import Weights
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
+from sleepc.ir.states import with_role
 from sleepc.ir.types import TensorType
 
 
@@ -40,7 +41,7 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
         assert cls.sleep is not None
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
         with e.part(f"block.{i}."):
-            results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}), style, replays)
+            results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}, block.params), style, replays)
         new |= {f"{i}.{name}": value for name, value in results.items()}
     if recurrent:
         new |= _again(program, e, states, new, passes, style)
@@ -68,11 +69,12 @@ def _again(
     live = _each_row(e, True, torch.bool)  # pass 1 has been written
     inner = [name for name in _changed(program, loop.start, loop.end)]
     kinds = {s.name: s.type() for s in program.all_states()}
+    kept = {s.name: old[s.name] for s in with_role(program.all_states(), "kept")}  # seen as the window saw them
 
     def body(carried: Any) -> list[ir.Value]:
         given = {**values, "live": live, "h": carried[0]}
         known = dict(zip(inner, carried[1:], strict=False))
-        h, changed = _pass(program, e, range(loop.start, loop.end), given, old | new | known, style)
+        h, changed = _pass(program, e, range(loop.start, loop.end), given, old | new | known | kept, style)
         if not loop.settle:
             return [h, *(changed[name] for name in inner)]
         taken, moving = carried[-2:]
@@ -91,7 +93,7 @@ def _again(
     h, *carried = repeat(e, passes, start, body, while_any=bool(loop.settle))
     refined = dict(zip(inner, carried, strict=False))
     rest = range(loop.end, len(program.layout))
-    _, after = _pass(program, e, rest, {**values, "h": h}, old | new | refined, style)
+    _, after = _pass(program, e, rest, {**values, "h": h}, old | new | refined | kept, style)
     return refined | after | ({TAKEN: carried[-2]} if loop.settle else {})
 
 

@@ -78,8 +78,12 @@ def find_site(graph: Graph) -> Site:
 
 def attention_of(graph: Graph) -> fx.Node:
     """The attention of a block class (a block has one)."""
-    ours = (torch.ops.sleepc.attention.default, torch.ops.sleepc.window_attention.default)
-    return next(n for n in graph.calls() if is_call(n, *ours))
+    return next(n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default) or is_windowed(n))
+
+
+def is_windowed(node: fx.Node) -> bool:
+    """Is it attention over a window, with kept pairs or without?"""
+    return is_call(node, torch.ops.sleepc.window_attention.default, torch.ops.sleepc.kept_attention.default)
 
 
 def dependence_of(graph: Graph) -> Dependence:

@@ -14,13 +14,17 @@ from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import MemoryOptions
 from sleepc.passes.rewrite.bound_attention import slots_name
 
+# What the clock tells sleep graphs, if one asks.
 WINDOW_POSITIONS = "window_positions"
+MODEL_POSITIONS = "model_positions"
+MODEL_POSITION = "model_position"
+MOVED = "moved"
 
 
 @dataclass(frozen=True)
 class BlockSleep:
     """`states` are the ports of the class's states by name; `memory` is None if it has no memory. A sleep comes after
-    `window` (L) tokens; KV windows have `sinks` + W slots.
+    `window` (L) tokens; KV windows have `sinks` + W slots. `renumbers`: may a sleep make the model count anew?
     """
 
     e: Emit
@@ -29,11 +33,18 @@ class BlockSleep:
     memory: MemoryOptions | None
     window: int
     sinks: int
+    renumbers: bool
 
     @property
     def length(self) -> int:
         """W, 0 without a KV window."""
         return kv_length(self.cls, self.sinks)
+
+    @property
+    def kv_heads(self) -> int:
+        """Hkv of the KV window, 0 without one."""
+        keys = find_state(self.cls.states, "kv", "k")
+        return int(keys.dims[1]) if keys else 0
 
     def slots(self) -> fx.Node:
         """The slots [B,L] of the tokens since the last sleep in the KV window."""
@@ -42,6 +53,19 @@ class BlockSleep:
     def positions(self) -> fx.Node:
         """The positions [B,L] of the tokens since the last sleep, -1 in the places of tokens that were not read."""
         return self._port(WINDOW_POSITIONS, TensorType(torch.int64, ("B", self.window)))
+
+    def model_positions(self) -> fx.Node:
+        """The same as the model counted them until this sleep; [B,L], -1."""
+        return self._port(MODEL_POSITIONS, TensorType(torch.int64, ("B", self.window)))
+
+    def moved(self) -> fx.Node | None:
+        """By how much less the model counts after this sleep [B]; None if the program never renumbers."""
+        return self._port(MOVED, TensorType(torch.int64, ("B",))) if self.renumbers else None
+
+    def ring_start(self) -> fx.Node:
+        """The position of the oldest token in the ring [B], as the model counted it until this sleep."""
+        after = self._port(MODEL_POSITION, TensorType(torch.int64, ("B",)))
+        return self.e.call(aten.sub.Scalar, after, self.length)
 
     def stays(self) -> fx.Node:
         """Which slots of the KV window [B,sinks+W] are not evicted."""

@@ -30,11 +30,23 @@ class Untrained:
 
 
 @dataclass
+class Pairs:
+    """Kept pairs in the oracle: for every row and KV head, by order of position, the tokens that they are of (by their
+    place in the stream), their scores, and the positions at which they stand, as the model counts. `budget`: how many
+    each head keeps.
+    """
+
+    budget: tuple[int, ...]
+    tokens: list[list[list[int]]]
+    scores: list[list[list[float]]]
+    places: list[list[list[int]]]
+
+
+@dataclass
 class Layer:
     """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
     positions, where it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
-    what the tokens of the window would write into it. `kept` [B,Hkv,S] has the tokens, by their place in the stream,
-    that its kept pairs are of, in order, -1 in empty slots, which come first; None where it keeps none.
+    what the tokens of the window would write into it. `kept`: the pairs that it keeps, None where it keeps none.
     """
 
     k: Tensor | None = None
@@ -42,7 +54,7 @@ class Layer:
     mixed: Tensor | None = None
     memory: Memory | None = None
     written: dict[str, Tensor] | None = None
-    kept: Tensor | None = None
+    kept: Pairs | None = None
 
 
 class StreamSleep(Protocol):
@@ -62,7 +74,7 @@ class StreamSleep(Protocol):
 
     @property
     def layers(self) -> list[Layer]:
-        """What the blocks hold; `remember` gives them their memories and kept tokens."""
+        """What the blocks hold; `remember` gives them their memories."""
 
     @property
     def before(self) -> list[Memory | None]:
@@ -79,10 +91,6 @@ class StreamSleep(Protocol):
     @property
     def positions(self) -> list[int]:
         """The position of every token of the stream."""
-
-    @property
-    def evicts_hard(self) -> bool:
-        """Is the window emptied? Positions begin anew then, and kept pairs are dropped."""
 
     taken: Tensor | None
     """How many passes each row took [B], where they are counted."""
@@ -122,13 +130,6 @@ class Consolidation:
         """What sleeps do to the memory of layer i."""
         raise NotImplementedError
 
-    def kept(self, recipe: Recipe, plan: LayerPlan) -> int:
-        """How many pairs (k, v) every KV head of a layer keeps in addition to sinks and ring (rewrite/kept_pairs.py):
-        states of role `kept`, which `sleep` and `remember` choose. 0 for a layer without a window that moves. A layer
-        whose own mask hides what is far keeps none.
-        """
-        return 0
-
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
         """Passes after attention is bounded and before memories are added."""
         return ()
@@ -138,8 +139,8 @@ class Consolidation:
         return ()
 
     def sleep(self, block: BlockSleep) -> dict[str, fx.Node]:
-        """New values of a block's states, by name: of role `memory` if its window was recorded, and of role `kept`. All
-        others follow from their roles.
+        """New values of a block's memory, by the names of its states, if its window was recorded. All others follow
+        from their roles.
         """
         return write_record(block)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from sleepc.errors import UsageError
-from sleepc.passes.consolidation.contract import Consolidation, Plans
+from sleepc.passes.consolidation.contract import Consolidation
 from sleepc.passes.consolidation.recurrent import Recurrent
 from sleepc.passes.consolidation.replay import Replay
-from sleepc.passes.plan import Asleep, Slots
+from sleepc.passes.plan import Asleep
 from sleepc.recipe import Recipe
 
 CONSOLIDATIONS: dict[str, Consolidation] = {}
@@ -48,21 +48,6 @@ def asleep(recipe: Recipe, blocks: int) -> tuple[Asleep, ...]:
     """What sleeps do to the memory of every layer of a model."""
     plans = recipe.plan(blocks)
     return tuple(find(recipe.consolidation).asleep(recipe, plans, i) for i in range(blocks))
-
-
-def kept(recipe: Recipe, plans: Plans) -> Slots:
-    """The layers that keep pairs in addition to their windows. Raises UsageError where the recipe does not let them."""
-    of_layer = [find(recipe.consolidation).kept(recipe, plan) for plan in plans]
-    slots = tuple((n, tuple(i for i, m in enumerate(of_layer) if m == n)) for n in sorted(set(of_layer)) if n)
-    if slots and (recipe.eviction == "hard" or recipe.last_position == "renumber"):
-        option = "--eviction hard" if recipe.eviction == "hard" else "--last-position renumber"
-        raise UsageError(
-            f"consolidation {recipe.consolidation} keeps pairs at the positions that they came with, and positions "
-            "begin anew",
-            where=option,
-            fix=f"Leave {option} out, or use --consolidation replay.",
-        )
-    return slots
 
 
 for _made in (Replay(), Recurrent()):

@@ -22,8 +22,8 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, MASKS_KNOWN, Fact
 from sleepc.passes.lib.classes import chosen_classes
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.plan import Rings, Slots
-from sleepc.passes.rewrite.kept_pairs import QUERIES, can_keep, kept_specs, see_kept
+from sleepc.passes.plan import Budget, Rings, budgets
+from sleepc.passes.rewrite.kept_pairs import QUERIES, add_budgets, can_keep, check_can_keep, kept_specs, see_kept
 from sleepc.passes.rewrite.key_positions import (
     KeyPositions,
     at_positions,
@@ -34,7 +34,9 @@ from sleepc.passes.rewrite.key_positions import (
     read_extras,
     with_slots,
 )
+from sleepc.passes.rewrite.turn_keys import bind_turn, turn_graph, turns_add
 from sleepc.passes.rewrite.window_masks import WindowMask
+from sleepc.recipe import Keep
 
 POSITION = StateSpec("clock", "position", ("B",), torch.int64, "accumulate")
 SINCE = StateSpec("clock", "since", ("B",), torch.int64, "accumulate")
@@ -57,7 +59,11 @@ class BoundAttention(Pass):
     positions (key_positions.py): with `renumber` in all layers (state `offset` [B] is then what the model counts less
     than the stream has tokens, from the first sleep on after which it would run out of positions), and in layers whose
     own window is longer than their KV window, where sinks stay near with `slide`, when evictions are not hard.
-    `every`: tokens from sleep to sleep. `kept`: layers that see pairs in addition (kept_pairs.py), in so many slots.
+    `every`: tokens from sleep to sleep.
+
+    Of the layers `keepers` those whose own mask lets them see what is far see pairs in addition (kept_pairs.py), as
+    `keep` says; their rings keep keys without positions, for scores. Positions are then renumbered where the model lets
+    them: not added to tokens, and two turns of a key make one. `cls.sleep` is until AddSleep the graph that turns keys.
 
     Raises UsageError where window plus sinks is more than the positions that the model has, or it cannot renumber.
     """
@@ -67,7 +73,8 @@ class BoundAttention(Pass):
     every: int
     slide: bool
     renumber: bool
-    kept: Slots = ()
+    keep: Keep | None = None
+    keepers: frozenset[int] = frozenset()
     name: ClassVar[str] = "bound-attention"
     effect: ClassVar[Effect] = "APPROXIMATE"
     requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, MASKS_KNOWN)
@@ -75,35 +82,77 @@ class BoundAttention(Pass):
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes rewritten."""
         shared, rewritten = Shared(), 0
-        renumber = self.renumber and program.max_positions is not None
-        if renumber:
-            self._check_renumbering(program)
+        slots = self._budgets(program)
+        renumber = self._renumbers(program, slots)
         for length, layers in self.rings:
             window = self._window(program, length)
-            for slots, some in self._by_slots(layers):
+            for some in _split(layers, slots):
                 for name in chosen_classes(program, some):
-                    self._bind_block(program, name, (window, slots), shared, renumber)
+                    pairs = {i: slots[i] for i in some if slots[i]}
+                    self._bind_block(program, name, (window, pairs), shared, renumber)
                     rewritten += 1
         program.states = (*CLOCK, OFFSET) if renumber else CLOCK
         _wind_clock(program, shared, self.every)
         return max(rewritten, 1)
 
-    def _check_renumbering(self, program: ProgramGraphs) -> None:
-        """Raises UsageError where positions cannot be counted from the oldest key that is kept."""
-        fix, where = "Use --last-position evict.", "--last-position renumber"
-        if on_tokens(program.embed):
-            text = "positions are added to the tokens themselves, so that keys that are kept cannot get other ones"
-            raise UsageError(text, where=where, fix=fix)
-        longest = max((length or 0 for length, _ in self.rings), default=0)
-        if any(length is None for length, _ in self.rings):
-            raise UsageError("a layer keeps all positions, so none are left to renumber", where=where, fix=fix)
-        limit, needed = program.max_positions or 0, self.sinks + longest + self.every
-        if needed > limit:
+    def _budgets(self, program: ProgramGraphs) -> tuple[Budget, ...]:
+        """The slots of every KV head of every layer, () for a layer that keeps no pairs."""
+        if self.keep is None:
+            return ((),) * len(program.layout)
+        sites = {name: find_site(cls.wake) for name, cls in program.classes.items()}
+        of_layer = [sites[block.cls] for block in program.layout]
+        heads = [site.kv_heads if i in self.keepers and can_keep(site) else 0 for i, site in enumerate(of_layer)]
+        slots = budgets(self.keep, heads)
+        if not any(slots):
             raise UsageError(
-                f"{self.sinks} sinks, {longest} tokens that are kept and {self.every} new ones until the next sleep "
+                "no layer can keep pairs: each keeps all tokens, has a window of its own, or has no attention left",
+                where="--keep",
+                fix="Leave it out, or convert other layers.",
+            )
+        for site, budget in zip(of_layer, slots, strict=True):
+            if budget:
+                check_can_keep(site)
+        return slots
+
+    def _renumbers(self, program: ProgramGraphs, slots: tuple[Budget, ...]) -> bool:
+        """Do positions begin anew, at the model's last one, from the oldest key that is kept?"""
+        most = max((n for budget in slots for n in budget), default=0)
+        if program.max_positions is None or not (self.renumber or most):
+            return False
+        what = self._cannot_renumber(program, slots)
+        if what and self.renumber:
+            raise UsageError(what, where="--last-position renumber", fix="Use --last-position evict.")
+        if not what:
+            self._check_room(program, most)
+        return not what
+
+    def _cannot_renumber(self, program: ProgramGraphs, slots: tuple[Budget, ...]) -> str:
+        """Why positions cannot be counted from the oldest key that is kept, "" if they can."""
+        if on_tokens(program.embed):
+            return "positions are added to the tokens themselves, so that keys that are kept cannot get other ones"
+        if any(length is None for length, _ in self.rings):
+            return "a layer keeps all positions, so none are left to renumber"
+        first = {block.cls: i for i, block in reversed(list(enumerate(program.layout))) if slots[i]}
+        for name, i in first.items():
+            wake = program.classes[name].wake
+            site = find_site(wake)
+            if site.rotated and not turns_add(program, turn_graph(program, wake, site), program.layout[i].params):
+                return "keys that have a position cannot be given another one: positions do more than rotate them"
+        return ""
+
+    def _check_room(self, program: ProgramGraphs, most: int) -> None:
+        """Raises UsageError where what is kept leaves no positions for new tokens."""
+        longest = max((length or 0 for length, _ in self.rings), default=0)
+        limit, needed = program.max_positions or 0, self.sinks + most + longest + self.every
+        if needed > limit:
+            kept = f"{longest} tokens that are kept" + (f", {most} pairs of one KV head" if most else "")
+            raise UsageError(
+                f"{self.sinks} sinks, {kept} and {self.every} new ones until the next sleep "
                 f"need {needed} positions, and the model has {limit}",
-                where=where,
-                fix=f"Choose a shorter --window, or {fix[0].lower()}{fix[1:]}",
+                where="--keep" if most else "--last-position renumber",
+                fix="Choose fewer slots or a shorter --window."
+                if most
+                else "Choose a shorter --window, or use --last-position evict.",
             )
 
     def _window(self, program: ProgramGraphs, length: int | None) -> int:
@@ -125,22 +174,20 @@ class BoundAttention(Pass):
             )
         return window
 
-    def _by_slots(self, layers: tuple[int, ...]) -> Slots:
-        """The layers that keep equally many pairs, together."""
-        of_layer = {i: slots for slots, some in self.kept for i in some}
-        several = sorted({of_layer.get(i, 0) for i in layers})
-        return tuple((slots, tuple(i for i in layers if of_layer.get(i, 0) == slots)) for slots in several)
-
     def _bind_block(
-        self, program: ProgramGraphs, name: str, lengths: tuple[int, int], shared: Shared, renumber: bool
+        self,
+        program: ProgramGraphs,
+        name: str,
+        lengths: tuple[int, dict[int, Budget]],
+        shared: Shared,
+        renumber: bool,
     ) -> None:
-        (window, kept_slots), cls = lengths, program.classes[name]
+        (window, slots), cls = lengths, program.classes[name]
         graph = cls.wake
         site = find_site(graph)
-        slots = self.sinks + window
         specs = [
-            StateSpec("kv", "k", ("B", site.kv_heads, slots, site.d_k), program.dtype, "ring"),
-            StateSpec("kv", "v", ("B", site.kv_heads, slots, site.d_v), program.dtype, "ring"),
+            StateSpec("kv", "k", ("B", site.kv_heads, self.sinks + window, site.d_k), program.dtype, "ring"),
+            StateSpec("kv", "v", ("B", site.kv_heads, self.sinks + window, site.d_v), program.dtype, "ring"),
         ]
         brought = self._brought(site, window)
         seen = WindowMask.of(site, window, self.sinks, brought=brought)
@@ -148,27 +195,39 @@ class BoundAttention(Pass):
         new_slots = graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", "T")))
         k_window, v_window = (graph.add_port("state", s.name, s.type()) for s in specs)
         kept, old = site.node.args[1], k_window
-        if site.rotated and (brought or renumber):
+        if site.rotated and (brought or renumber or slots):
             places = KeyPositions(window, self.sinks, site.mask.window if brought else 0, self.every)
             kept, old = site.k, self._at_positions(program, graph, site, k_window, places, shared)
-        pairs = kept_specs(site, kept_slots, program.dtype) if kept_slots and can_keep(site) else ()
-        seen_there = (old, v_window, mask)
-        if pairs:
-            seen_there, shared.queries = see_kept(graph, site, pairs, window, seen_there), True
-        q, k, v = site.node.args[:3]
-        e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
-        options = {"scale": site.scale, "softcap": site.softcap}
-        out = e.ours("window_attention", q, k, v, *seen_there, site.node.args[4], **options)
-        site.node.replace_all_uses_with(out)
-        graph.fx.erase_node(site.node)
-        e = Emit(graph, e.source)
-        results = graph.results()
-        for spec, window_, new in zip(specs, (k_window, v_window), (kept, v), strict=True):
+        pairs = kept_specs(site, program.dtype) if slots else ()
+        if slots:
+            self._add_slots(program, name, site, slots)
+            shared.queries = True
+        self._attend(graph, site, (old, v_window, mask), see_kept(graph, site, pairs, window) if slots else ())
+        results, e = graph.results(), Emit(graph, str(site.node.meta.get("source", "")))
+        for spec, window_, new in zip(specs, (k_window, v_window), (kept, site.v), strict=True):
             results[spec.name] = e.ours("write_slots", window_, new, new_slots)
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         cls.states = (*cls.states, *specs, *pairs)
+
+    def _attend(self, graph: Graph, site: Site, window: tuple[fx.Node, ...], kept: tuple[fx.Node, ...]) -> None:
+        """Attention over the window, and over kept pairs if there are any, in place of attention over everything."""
+        q, k, v, _, sink_logits = site.node.args
+        e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
+        options = {"scale": site.scale, "softcap": site.softcap}
+        operator = "kept_attention" if kept else "window_attention"
+        out = e.ours(operator, q, k, v, *window, *kept, sink_logits, **options)
+        site.node.replace_all_uses_with(out)
+        graph.fx.erase_node(site.node)
+
+    def _add_slots(self, program: ProgramGraphs, name: str, site: Site, slots: dict[int, Budget]) -> None:
+        """The blocks' budgets, and the graph that turns their keys."""
+        cls = program.classes[name]
+        add_budgets(program, name, slots)
+        if site.rotated:
+            cls.sleep = turn_graph(program, cls.wake, site)
+            bind_turn(program, name, cls.sleep)
 
     def _brought(self, site: Site, window: int) -> bool:
         """Are the layer's sinks brought near, since it has never seen a key as far away as they would be?"""
@@ -200,6 +259,12 @@ class BoundAttention(Pass):
             type_ = with_slots(graph.ports()[name].meta["type"], places.window + places.sinks)
             ports[name] = graph.add_port("input", held, type_)
         return at_positions(graph, site, k_window, ports)
+
+
+def _split(layers: tuple[int, ...], slots: tuple[Budget, ...]) -> tuple[tuple[int, ...], ...]:
+    """The layers that keep no pairs, and those that do."""
+    parts = (tuple(i for i in layers if bool(slots[i]) is keeps) for keeps in (False, True))
+    return tuple(part for part in parts if part)
 
 
 @dataclass
@@ -283,7 +348,7 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
         results[name] = mask.emit(e, positions, position, bias_dtype(program))
     results["real"] = real
     if shared.queries:
-        results[QUERIES] = positions
+        results[QUERIES] = e.where(real, e_safe, -1)
     # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.
     results["lengths"] = e.call(aten.clone.default, lengths)
     results["live"] = e.call(aten.clone.default, slept)

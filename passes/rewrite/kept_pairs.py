@@ -1,5 +1,9 @@
-"""Pairs (k, v) that attention sees in addition to its sinks and its ring. Which token such a slot holds does not follow
-from how much was read: it is state, for each head, and so is who sees it.
+"""Pairs (k, v) that a layer keeps of what has left its window, and sees in addition to sinks and ring.
+
+Each KV head keeps as many as its budget says. All heads' slots lie one after the other in one store of S slots, in
+which every head's pairs stand in order of position, empty slots first. Which token a slot holds does not follow from how
+much was read: it is state, and so is who sees it. S and whose slot it is belong to the block and not to its class:
+constant `keep.head` i64 [S] has the KV head of every slot.
 """
 
 from __future__ import annotations
@@ -9,14 +13,17 @@ from torch import fx
 
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
+from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
+from sleepc.ir.weights import HeldTensor
 from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.lib.emit import Emit, aten
+from sleepc.passes.plan import Budget
 
-QUERIES = "query_positions"  # what embed hands on: positions [B,T] of the new tokens, -1 at padding
-Seen = tuple[fx.Node, fx.Node, fx.Node]
-"""What a window's attention sees besides the new tokens: keys, values, and the mask of those and of the new tokens."""
+QUERIES = "query_positions"  # what embed hands on: positions [B,T] of the new tokens as the model counts, -1 at padding
+HEAD = "keep.head"
+SLOTS = "S"
 
 
 def can_keep(site: Site) -> bool:
@@ -24,42 +31,63 @@ def can_keep(site: Site) -> bool:
     return not site.mask.parts
 
 
-def kept_specs(site: Site, slots: int, dtype: torch.dtype) -> tuple[StateSpec, ...]:
-    """The states of so many slots of every KV head: k, v, and the positions of the tokens, -1 in an empty slot. Wake
-    reads them; what a sleep makes of them the consolidation says.
-    """
-    dims = ("B", site.kv_heads, slots)
-    return (
-        StateSpec("kept", "k", (*dims, site.d_k), dtype, "overwrite"),
-        StateSpec("kept", "v", (*dims, site.d_v), dtype, "overwrite"),
-        StateSpec("kept", "position", dims, torch.int64, "overwrite", -1),
-    )
-
-
-def see_kept(graph: Graph, site: Site, specs: tuple[StateSpec, ...], length: int, window: Seen) -> Seen:
-    """`window` of `length` tokens with the kept pairs in front of it. A query at t sees the pair of position p if
-    p <= t - length: pairs that the window still holds are seen there.
-
-    Raises UsageError where scores fall with distance: their numbers are made for the positions of a window.
-    """
+def check_can_keep(site: Site) -> None:
+    """Raises UsageError where scores fall with distance: their numbers are made for the positions of a window."""
     if site.slopes:
         raise UsageError(
             "pairs are kept in addition to the window, and this layer's scores fall with distance",
             where=str(site.node.meta.get("source", "")),
-            fix="Use --consolidation replay.",
+            fix="Convert without --keep.",
         )
+
+
+def kept_specs(site: Site, dtype: torch.dtype) -> tuple[StateSpec, ...]:
+    """The states of S slots: k as attention sees it, v, the position of the token as the model counts (-1 in an empty
+    slot), and the score that the pair was kept for. Wake reads them, sleeps write them.
+    """
+    return (
+        StateSpec("kept", "k", ("B", SLOTS, site.d_k), dtype, "overwrite"),
+        StateSpec("kept", "v", ("B", SLOTS, site.d_v), dtype, "overwrite"),
+        StateSpec("kept", "position", ("B", SLOTS), torch.int64, "overwrite", -1),
+        StateSpec("kept", "score", ("B", SLOTS), torch.promote_types(dtype, torch.float32), "overwrite"),
+    )
+
+
+def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) -> None:
+    """Give every block of a class its slots: constant `keep.head`."""
+    for i, block in enumerate(program.layout):
+        if block.cls == cls:
+            key = f"blocks.{i}.{HEAD}"
+            owners = torch.repeat_interleave(torch.arange(len(budgets[i])), torch.tensor(budgets[i]))
+            program.params[key] = HeldTensor(owners, new=True)
+            program.layout[i] = Block(cls, {**block.params, HEAD: key})
+
+
+def most_slots(program: ProgramGraphs) -> int:
+    """The slots of the KV head that has most."""
+    owners = [program.params[b.params[HEAD]].materialise() for b in program.layout if HEAD in b.params]
+    return max((int(torch.bincount(each).max()) for each in owners), default=0)
+
+
+def head_port(graph: Graph) -> fx.Node:
+    """The port of `keep.head`, added if it is not there."""
+    found: fx.Node | None = graph.ports().get(HEAD)
+    return found or graph.add_port("const", HEAD, TensorType(torch.int64, (SLOTS,)))
+
+
+def see_kept(graph: Graph, site: Site, specs: tuple[StateSpec, ...], length: int) -> tuple[fx.Node, fx.Node, fx.Node]:
+    """What attention over a window of `length` tokens sees in addition: keys [B,S,D], values [B,S,Dv], and who sees
+    them, bool [B,Hkv,T,S]. A query at t sees a pair of its head at p if p <= t - length: before that it is in the ring.
+    """
     e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
     queries = graph.add_port("input", QUERIES, TensorType(torch.int64, ("B", "T")))
-    k, v, position = (graph.add_port("state", spec.name, spec.type()) for spec in specs)
-    last = e.unsqueeze(e.call(aten.sub.Scalar, queries, length), 1, -1)
-    at = e.unsqueeze(position, 2)
+    ports = {s.part: graph.add_port("state", s.name, s.type()) for s in specs if s.part != "score"}
+    last = e.unsqueeze(e.call(aten.sub.Scalar, queries, length), 2)
+    at = e.unsqueeze(ports["position"], 1)
     seen = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, at, 0), e.call(aten.le.Tensor, at, last))
-    if site.q_heads > site.kv_heads:
-        seen = e.call(aten.repeat_interleave.self_int, seen, site.q_heads // site.kv_heads, 1)
-    k_window, v_window, mask = window
-    mask = e.call(aten.expand.default, mask, [-1, site.q_heads, -1, -1])
-
-    def joined(kept: fx.Node, others: fx.Node, dim: int) -> fx.Node:
-        return e.call(aten.cat.default, [kept, others], dim)
-
-    return joined(k, k_window, 2), joined(v, v_window, 2), joined(seen, mask, -1)
+    heads = e.unsqueeze(e.call(aten.arange.default, site.kv_heads), 1, 2)
+    own = e.call(aten.eq.Tensor, head_port(graph), heads)
+    key = site.node.args[1]
+    assert isinstance(key, fx.Node)
+    k = e.cast(ports["k"], key.meta["type"].dtype)  # rotations in float32 take keys there, and they are kept narrower
+    return k, ports["v"], e.call(aten.logical_and.default, e.unsqueeze(seen, 1), own)

@@ -81,7 +81,7 @@ def read_extras(graph: Graph, site: Site) -> list[str]:
     """
     if positions_reach(graph, site.v):
         raise Refusal("POSITIONS", "values depend on positions, not only queries and keys", where=_source(site))
-    nodes = _between(graph, site)
+    nodes = applied_to_keys(graph, site)
     if any(is_call(node, *ARANGES) for node in nodes):
         raise Refusal("POSITIONS", "the block counts positions itself", where=_source(site))
     found = {p for node in nodes for p in node.all_input_nodes if p.op == "placeholder"}
@@ -95,7 +95,7 @@ def at_positions(graph: Graph, site: Site, kept: fx.Node, extras: dict[str, fx.N
     e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
     ports = graph.ports()
     new = {site.k: e.cast(kept, site.k.meta["type"].dtype), **{ports[name]: port for name, port in extras.items()}}
-    copy_nodes(e, _between(graph, site), new, lambda dim: e.size(kept, 2) if dim == "T" else e.size(kept, 0))
+    copy_nodes(e, applied_to_keys(graph, site), new, lambda dim: e.size(kept, 2) if dim == "T" else e.size(kept, 0))
     key = site.node.args[1]
     assert isinstance(key, fx.Node)
     return new[key]
@@ -152,7 +152,7 @@ def made_of(graph: Graph, result: fx.Node, source: fx.Node) -> list[fx.Node]:
     return [node for node in graph.calls() if node in made and node in needed and node is not source]
 
 
-def _between(graph: Graph, site: Site) -> list[fx.Node]:
+def applied_to_keys(graph: Graph, site: Site) -> list[fx.Node]:
     """The calls that apply positions to k, and those that only prepare these positions, or are as long as them: what
     reads a shape alone (ones, for the radius of a rotation) depends on no position.
     """

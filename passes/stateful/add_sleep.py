@@ -15,12 +15,23 @@ from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.roles import AtSleep, at_sleep
 from sleepc.ir.states import StateSpec
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.consolidation.block_sleep import WINDOW_POSITIONS, BlockSleep, kv_length, stays_name
+from sleepc.passes.consolidation.block_sleep import (
+    MODEL_POSITION,
+    MODEL_POSITIONS,
+    MOVED,
+    WINDOW_POSITIONS,
+    BlockSleep,
+    kv_length,
+    stays_name,
+)
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
+from sleepc.passes.keep.choose import choose
+from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
+from sleepc.passes.rewrite.kept_pairs import most_slots
 from sleepc.recipe import Eviction
 
 
@@ -33,8 +44,8 @@ class AddSleep(Pass):
     eviction keeps the sinks; sliding keeps all, unless the next window would pass the last position: then, where the
     program has an offset, it grows so that the oldest key that is kept comes right after the sinks, and else this sleep
     evicts hard.
-    blocks: the consolidation says what becomes of memories and kept pairs; records are emptied, evicted slots are
-    zeroed.
+    blocks: the consolidation says what becomes of memories; the pairs that `score` is greatest for are kept, in layers
+    that keep pairs; records are emptied, evicted slots are zeroed.
     """
 
     window: int
@@ -42,6 +53,7 @@ class AddSleep(Pass):
     eviction: Eviction
     consolidation: str
     groups: Groups
+    score: str = ""
     name: ClassVar[str] = "add-sleep"
     effect: ClassVar[Effect] = "APPROXIMATE"
     requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED)
@@ -51,13 +63,19 @@ class AddSleep(Pass):
         options = {i: group.options for group in self.groups for i in group.layers}
         of_class = {block.cls: options.get(i) for i, block in enumerate(program.layout)}
         program.window = self.window
+        renumbers, most = OFFSET in program.states, most_slots(program)
         for name, cls in program.classes.items():
-            cls.sleep = self._sleep(f"{name}.sleep", cls, of_class[name])
-        asked = any(cls.sleep and WINDOW_POSITIONS in cls.sleep.ports() for cls in program.classes.values())
-        program.clock = self._clock(program, with_positions=asked)
+            graph = Graph(f"{name}.sleep")
+            states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
+            graph.set_returns(dict(list(states.items())[:1]))
+            e = Emit(graph, "sleep")
+            block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers)
+            self._sleep(block, most)
+            cls.sleep = graph
+        program.clock = self._clock(program, most)
         return 1 + len(program.classes)
 
-    def _clock(self, program: ProgramGraphs, *, with_positions: bool) -> Graph:
+    def _clock(self, program: ProgramGraphs, most: int) -> Graph:
         graph = Graph("clock")
         for spec in program.states:
             if at_sleep(spec.role) not in ("counted", "emptied"):
@@ -71,7 +89,7 @@ class AddSleep(Pass):
         tokens = e.where(held, e.add(e.unsqueeze(e.sub(position, since), 1), steps), 0)
         late = self._late(e, position, ports.get(OFFSET.name), program.max_positions)
         hard = self._hard(e, position, late, OFFSET.name in ports)
-        results: dict[str, fx.Node] = {WINDOW_POSITIONS: e.where(held, tokens, -1)} if with_positions else {}
+        results: dict[str, fx.Node] = {}
         for window in sorted({w for cls in program.classes.values() if (w := kv_length(cls, self.sinks))}):
             results[slots_name(window)] = e.ours("window_slots", tokens, window=window, sinks=self.sinks)
             places = e.unsqueeze(e.call(aten.arange.default, window + self.sinks), 0)
@@ -84,12 +102,32 @@ class AddSleep(Pass):
         results[SLEPT.name] = e.call(aten.ones_like.default, slept)
         if OFFSET.name in ports:
             longest = max(kv_length(cls, self.sinks) for cls in program.classes.values())
-            oldest = e.call(aten.sub.Scalar, position, self.sinks + longest)
+            oldest = e.call(aten.sub.Scalar, position, self.sinks + most + longest)
             results[OFFSET.name] = e.where(late, oldest, ports[OFFSET.name])
+        results |= self._asked(program, e, ports, e.where(held, tokens, -1), results)
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
         return graph
+
+    def _asked(
+        self,
+        program: ProgramGraphs,
+        e: Emit,
+        ports: dict[str, fx.Node],
+        tokens: fx.Node,
+        results: dict[str, fx.Node],
+    ) -> dict[str, fx.Node]:
+        """What sleep graphs ask of positions; `tokens` [B,L] are those of the window, `results` the new counters."""
+        asked = {name for cls in program.classes.values() if cls.sleep for name in cls.sleep.ports("input")}
+        offset, position = ports.get(OFFSET.name), ports[POSITION.name]
+        found = {WINDOW_POSITIONS: tokens, MODEL_POSITIONS: tokens, MODEL_POSITION: position}
+        if offset is not None:
+            read = e.call(aten.ge.Scalar, tokens, 0)
+            found[MODEL_POSITIONS] = e.where(read, e.sub(tokens, e.unsqueeze(offset, 1)), -1)
+            found[MODEL_POSITION] = e.sub(position, offset)
+            found[MOVED] = e.sub(results[OFFSET.name], offset)
+        return {name: node for name, node in found.items() if name in asked}
 
     def _late(self, e: Emit, position: fx.Node, offset: fx.Node | None, max_positions: int | None) -> fx.Node:
         """For which rows the next window would pass the model's last position: bool [B]."""
@@ -102,28 +140,22 @@ class AddSleep(Pass):
             return e.call(aten.ge.Scalar, position, 0)
         return e.call(aten.lt.Scalar, position, 0) if renumbers else late
 
-    def _sleep(self, name: str, cls: BlockClass, options: MemoryOptions | None) -> Graph:
-        graph = Graph(name)
-        states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
-        graph.set_returns(dict(list(states.items())[:1]))
-        e = Emit(graph, "sleep")
-        of = {what: [s for s in cls.states if at_sleep(s.role) == what] for what in get_args(AtSleep)}
+    def _sleep(self, block: BlockSleep, most: int) -> None:
+        """Write the sleep graph of a block class."""
+        e, graph, states = block.e, block.e.graph, block.cls.states
+        of = {what: [s for s in states if at_sleep(s.role) == what] for what in get_args(AtSleep)}
         if of["counted"]:
-            raise SleepcError(
-                f"a block has a counter of rows, {of['counted'][0].name}: only the clock counts", where=name
-            )
-        block = BlockSleep(e, cls, states, options, self.window, self.sinks)
+            what = f"a block has a counter of rows, {of['counted'][0].name}: only the clock counts"
+            raise SleepcError(what, where=graph.name)
         results = find_consolidation(self.consolidation).sleep(block)
-        left = [s.name for s in of["chosen"] if s.name not in results]
-        if left:
-            what = f"consolidation {self.consolidation} does not say what a sleep makes of {left[0]}"
-            raise SleepcError(what, where=name)
-        results |= {s.name: e.where(e.unsqueeze(block.stays(), 1, -1), states[s.name], 0.0) for s in of["evicted"]}
-        results |= {s.name: self._empty(e, s, states[s.name]) for s in of["emptied"]}
+        if of["chosen"]:
+            results |= choose(block, find_score(self.score), block.cls.sleep, most)
+        stays = e.unsqueeze(block.stays(), 1, -1) if of["evicted"] else None
+        results |= {s.name: e.where(stays, block.states[s.name], 0.0) for s in of["evicted"] if stays is not None}
+        results |= {s.name: self._empty(e, s, block.states[s.name]) for s in of["emptied"]}
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
-        return graph
 
     def _empty(self, e: Emit, spec: StateSpec, state: fx.Node) -> fx.Node:
         """As it was at first."""

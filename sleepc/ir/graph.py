@@ -12,6 +12,7 @@ from torch.fx import Node
 from sleepc.ir.types import Type
 
 PortKind = Literal["input", "param", "const", "state"]
+PARAMETERS: tuple[PortKind, ...] = ("param", "const")
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ OURS = (
     "window_slots",
     "window_mask",
     "window_bias",
+    "kept_attention",
     "window_attention",
     "write_slots",
     "short_conv",

@@ -37,6 +37,6 @@ def _ports(program: ProgramGraphs) -> Iterator[tuple[str, object]]:
         for key, port in {**graph.ports("param"), **graph.ports("const")}.items():
             yield key, port.meta["type"]
     for block in program.layout:
-        ports = program.classes[block.cls].wake.ports()
+        ports = program.classes[block.cls].parameters()
         for name, key in block.params.items():
             yield key, ports[name].meta["type"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from sleepc.ir.graph import Graph
+from sleepc.ir.graph import PARAMETERS, Graph, Node
 from sleepc.ir.levels import Level
 from sleepc.ir.states import StateSpec, find_state
 from sleepc.ir.weights import Param
@@ -27,6 +27,11 @@ class BlockClass:
     def graphs(self) -> list[Graph]:
         """Those that there are."""
         return [graph for graph in (self.wake, self.sleep, self.again) if graph is not None]
+
+    def parameters(self) -> dict[str, Node]:
+        """The ports that a block of the class has parameters for, those of its sleep included."""
+        graphs = [self.wake] + ([self.sleep] if self.sleep else [])
+        return {name: node for g in graphs for kind in PARAMETERS for name, node in g.ports(kind).items()}
 
     def clone(self) -> BlockClass:
         """A copy whose graphs may be changed."""
@@ -113,8 +118,18 @@ class ProgramGraphs:
         """Every state tensor of a session, by its full name ("3.k" is state k of block 3)."""
         specs = list(self.states)
         for i, block in enumerate(self.layout):
-            specs += [replace(s, block=i) for s in self.classes[block.cls].states]
+            sizes = self.sizes(i)
+            for spec in self.classes[block.cls].states:
+                specs.append(replace(spec, block=i, dims=tuple(sizes.get(dim, dim) for dim in spec.dims)))
         return specs
+
+    def sizes(self, i: int) -> dict[int | str, int]:
+        """Sizes that block i has and others of its class may not have, by their names in types: from its constants."""
+        block = self.layout[i]
+        found: dict[int | str, int] = {}
+        for name, port in self.classes[block.cls].wake.ports("const").items():
+            found |= zip(port.meta["type"].dims, self.params[block.params[name]].shape, strict=True)
+        return {name: size for name, size in found.items() if isinstance(name, str)}
 
     def loop_hidden(self) -> StateSpec | None:
         """The state with the window's hidden states, from which the passes of the loop start."""

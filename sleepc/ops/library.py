@@ -181,6 +181,12 @@ _define(
     _attention,
 )
 _define(
+    "(Tensor q, Tensor k, Tensor v, Tensor k_window, Tensor v_window, Tensor mask, Tensor k_kept, Tensor v_kept,"
+    " Tensor kept_mask, Tensor? sink_logits=None, *, float scale, float softcap=0.0) -> Tensor",
+    functional.kept_attention,
+    _attention,
+)
+_define(
     "(Tensor buffer, Tensor new, Tensor slots) -> Tensor",
     functional.write_slots,
     _write_slots,

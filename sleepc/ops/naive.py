@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -73,6 +74,37 @@ def window_attention(
                 query = q[b, h, t].double()
                 seen = bias[b, h, t]
                 out[b, h, t] = _attend(query, keys[b, m], values[b, m], seen, sink, scale, softcap)
+    return out
+
+
+def kept_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_window: Tensor,
+    v_window: Tensor,
+    mask: Tensor,
+    k_kept: Tensor,
+    v_kept: Tensor,
+    kept_mask: Tensor,
+    sink_logits: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Softmax attention of every query over the pairs that its KV head keeps, the window's slots, then the new
+    tokens.
+    """
+    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=torch.float64)
+    rows, heads, tokens = q.shape[:3]
+    for b, h, t in product(range(rows), range(heads), range(tokens)):
+        m = _memory_of(h, q, k.shape[1])
+        keys = torch.cat([k_kept[b], k_window[b, m], k[b, m]]).double()
+        values = torch.cat([v_kept[b], v_window[b, m], v[b, m]]).double()
+        others = _bias(mask).expand(rows, heads, tokens, -1)[b, h, t]
+        bias = torch.cat([_bias(kept_mask)[b, m, t], others])
+        sink = -math.inf if sink_logits is None else float(sink_logits[h])
+        out[b, h, t] = _attend(q[b, h, t].double(), keys, values, bias, sink, scale, softcap)
     return out
 
 

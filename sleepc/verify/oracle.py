@@ -37,11 +37,13 @@ from sleepc.memory.parameters import (
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
+from sleepc.passes.plan import budgets, may_keep
 from sleepc.passes.rewrite.kept_pairs import can_keep
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
+from sleepc.verify.kept import keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
 from sleepc.verify.reference import Memory, Written, memory_names
-from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees, sees_kept
+from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -108,8 +110,9 @@ class Stream:
                 for name, x in (("k", layer.k), ("v", layer.v)):
                     kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
                     note("kv", name, kept, f"{i}.")
-            for name, value in self._kept_pairs(layer).items():
-                note("kept", name, value, f"{i}.")
+            if layer.kept is not None:
+                for name, value in kept_state(self.oracle, i, layer).items():
+                    note("kept", name, value, f"{i}.")
             if layer.memory is not None:
                 for name, memory in zip(memory_names(self.oracle.plans[i].rule), layer.memory, strict=True):
                     note("memory", name, memory, f"{i}.")
@@ -122,19 +125,6 @@ class Stream:
         if self.oracle.recipe.settle:
             zero = torch.zeros(self.rows, dtype=torch.int64)
             note("count", TAKEN, zero if self.taken is None else self.taken)
-        return found
-
-    def _kept_pairs(self, layer: Layer) -> dict[str, Tensor]:
-        """The pairs that a layer keeps in addition to its window, and their positions, by name; none for one that keeps
-        none.
-        """
-        if layer.kept is None or layer.k is None or layer.v is None:
-            return {}
-        filled, token = layer.kept >= 0, layer.kept.clamp(min=0)
-        found = {"position": torch.where(filled, self.time.position[token], -1)}
-        for name, x in (("k", layer.k), ("v", layer.v)):
-            index = token[..., None].expand(-1, -1, -1, x.shape[3])
-            found[name] = torch.where(filled[..., None], x.gather(2, index), 0.0)
         return found
 
 
@@ -156,14 +146,26 @@ class Oracle:
         self.runner = cache(lambda name: Runner(canonical.classes[name].wake))
         self.site = cache(lambda name: find_site(canonical.classes[name].wake))
         self.turner = cache(lambda name: _Turner(canonical.classes[name].wake))
-        self.renumbers = recipe.last_position == "renumber" and canonical.max_positions is not None
+        sites = [self.site(block.cls) for block in canonical.layout]
+        may = may_keep(self.plans)
+        heads = [site.kv_heads if i in may and can_keep(site) else 0 for i, site in enumerate(sites)]
+        self.budgets = budgets(recipe.keep, heads)
+        self.most = max((n for budget in self.budgets for n in budget), default=0)
+        self.renumbers = self._renumbers()
+
+    def _renumbers(self) -> bool:
+        """Do positions begin anew from the oldest key that is kept? With kept pairs wherever the model lets them."""
+        if self.program.max_positions is None:
+            return False
+        return self.recipe.last_position == "renumber" or (self.most > 0 and renumbers_with_pairs(self))
 
     def __call__(self, tokens: Tensor, cuts: Sequence[int] | None = None) -> Stream:
         """Read tokens [B,T], with sleeps after every L-th, or after as many tokens as `cuts` says."""
         rows, length = tokens.shape
         longest = max((self.ring(i) for i, plan in enumerate(self.plans) if plan.strategy != "replace"), default=0)
-        time = make_timeline(length, self.recipe, self.program.max_positions, cuts, longest)
-        stream = Stream(self, rows, time, [Layer(kept=self._no_pairs(i, rows)) for i in range(len(self.plans))])
+        last, room = self.program.max_positions, longest + self.most
+        time = make_timeline(length, self.recipe, last, cuts, room, renumbers=self.renumbers)
+        stream = Stream(self, rows, time, [Layer(kept=no_pairs(budget, rows)) for budget in self.budgets])
         for start, end in time.windows():
             before = [layer.memory for layer in stream.layers]
             positions = (time.position - time.offset)[start:end]
@@ -179,13 +181,10 @@ class Oracle:
                 sleep = _Sleep(self, stream, window, given, hidden, before)
                 self.consolidation.remember(sleep)
                 stream.taken = sleep.taken
+                for i, layer in enumerate(stream.layers):
+                    if layer.kept is not None:
+                        keep_pairs(self, i, layer, time, start, end)
         return stream
-
-    def _no_pairs(self, i: int, rows: int) -> Tensor | None:
-        """Empty slots for the pairs that layer i keeps."""
-        slots = self.consolidation.kept(self.recipe, self.plans[i])
-        site = self.site(self.program.layout[i].cls)
-        return torch.full((rows, site.kv_heads, slots), -1) if slots and can_keep(site) else None
 
     def _given(self, tokens: Tensor, positions: Tensor) -> dict[str, Any]:
         """What blocks read, of tokens [B,T] at positions [T]."""
@@ -270,8 +269,6 @@ class _Sleep:
         self.layers, self.rows = self.stream.layers, self.stream.rows
         time, end = self.stream.time, self.window.end
         self.tokens, self.positions = range(self.window.start, end), time.position.tolist()
-        after = time.epoch[end] if end < len(time.epoch) else time.next_epoch
-        self.evicts_hard = bool(after != time.epoch[end - 1])
 
     def replay(self, i: int, first: int, passes: int) -> None:
         layer = self.layers[i]
@@ -356,23 +353,25 @@ class _Watch:
         time, part = self.stream.time, (slice(start, end), slice(0, end))
         first, ring, every = oracle.recipe.sinks, oracle.ring(self.i), oracle.recipe.window
         brought = oracle.brought(self.i, self.site)
-        turns = self.site.rotated and (brought or oracle.renumbers)
+        turns = self.site.rotated and (brought or oracle.renumbers or layer.kept is not None)
         seen_k = old_k
         if turns:
             own = self.site.mask.window if brought else 0
             seen_k = oracle.turned(self.i, old_k, key_positions(time, start, first, ring, own, every).clamp(min=0))
         # Rotations in float32 take q and k there first: what is kept is wider than what attention sees.
         keys, values = torch.cat([seen_k.to(k.dtype), k], 2), torch.cat([old_v, v], 2)
+        if not self.window.asleep:
+            layer.k, layer.v = torch.cat([old_k, plain], 2) if turns else keys, values
         see = sees(time, first, ring, self.site.mask, brought=brought)[part]
         bias = reference.bias(self.site.slopes, time.position)[:, *part] if self.site.slopes else None
         if self.window.asleep:
             token = torch.arange(end)
             see = see & ((token >= start) | (token < first))
         if layer.kept is not None:
-            far = sees_kept(time, layer.kept, ring, start, end)
-            see = see | far.repeat_interleave(q.shape[1] // far.shape[1], 1)
-        if not self.window.asleep:
-            layer.k, layer.v = torch.cat([old_k, plain], 2) if turns else keys, values
+            far_k, far_v, far = kept_columns(oracle, self.i, layer, time, start, end)
+            keys, values = torch.cat([far_k.to(k.dtype), keys], 2), torch.cat([far_v, values], 2)
+            far = far.repeat_interleave(q.shape[1] // far.shape[1], 1)
+            see = torch.cat([far, see.expand(*q.shape[:2], *see.shape)], -1)
         options = {"scale": kwargs["scale"], "softcap": kwargs["softcap"], "bias": bias}
         return reference.attention(q, keys, values, see, sink_logits, **options)
 

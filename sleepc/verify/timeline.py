@@ -39,10 +39,17 @@ class Timeline:
 
 
 def make_timeline(
-    length: int, recipe: Recipe, max_positions: int | None, cuts: Sequence[int] | None = None, longest: int = 0
+    length: int,
+    recipe: Recipe,
+    max_positions: int | None,
+    cuts: Sequence[int] | None = None,
+    longest: int = 0,
+    *,
+    renumbers: bool = False,
 ) -> Timeline:
-    """The timeline of `length` tokens; without `cuts`, a sleep comes after every window of tokens. `longest`: how many
-    tokens beside sinks are kept by the layer that keeps most.
+    """The timeline of `length` tokens; without `cuts`, a sleep comes after every window of tokens. A program that
+    `renumbers` counts the next token, after the sleep at its last position, right after the sinks and `longest` tokens:
+    those of the longest window and, before them, the most pairs that a head keeps.
 
     Raises ValueError for cuts that are further apart than the window.
     """
@@ -59,7 +66,7 @@ def make_timeline(
         if token + 1 in at:
             slept += 1
             late = position - offset + recipe.window > limit
-            if recipe.eviction == "hard" or (late and recipe.last_position == "evict"):
+            if recipe.eviction == "hard" or (late and not renumbers):
                 position, epoch = min(position, recipe.sinks), epoch + 1
             elif late:  # the oldest key that is kept comes right after the sinks
                 offset = position - longest - recipe.sinks
@@ -95,15 +102,14 @@ def _allowed(mask: Mask, positions: int) -> Tensor:
 
 
 def sees_kept(time: Timeline, kept: Tensor, window: int, start: int, end: int) -> Tensor:
-    """Which of the tokens start .. end-1 sees which token up to `end` as one of the `kept` [B,Hkv,S] (tokens, -1 for
-    none), in a layer that keeps `window` tokens: bool [B,Hkv,end-start,end]. Seen is what has left the window.
+    """Which of the tokens start .. end-1 sees which of the pairs `kept` [B,Hkv,S] (of tokens, -1 for none), in a layer
+    that keeps `window` tokens: bool [B,Hkv,end-start,S]. Seen is what has left the window.
     """
-    seen = torch.zeros(*kept.shape[:2], end - start, end, dtype=torch.bool)
+    seen = torch.zeros(*kept.shape[:2], end - start, kept.shape[2], dtype=torch.bool)
     for row, head, slot in (kept >= 0).nonzero().tolist():
         token = int(kept[row, head, slot])
         for query in range(start, end):
-            far = int(time.position[query] - time.position[token]) >= window
-            seen[row, head, query - start, token] = far and bool(time.epoch[query] == time.epoch[token])
+            seen[row, head, query - start, slot] = int(time.position[query] - time.position[token]) >= window
     return seen
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import fx
 
 from sleepc.inspection import BlockInfo, Inspection
-from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.graph import Graph
 from sleepc.ir.program import BlockClass, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec, find_state, with_role
+from sleepc.passes.analysis.find_sites import is_windowed
 from sleepc.recipe import Recipe
 
 Place = Literal["none", "beside", "after", "instead"]
@@ -162,7 +162,7 @@ def _place(graph: Graph, names: set[str]) -> Place:
     """Where a memory stands: after attention if what asks it is made from attention's answer, beside it if not."""
     if not names:
         return "none"
-    attention = [n for n in graph.calls() if is_call(n, torch.ops.sleepc.window_attention.default)]
+    attention = [n for n in graph.calls() if is_windowed(n)]
     if not attention:
         return "instead"
     below = _descendants(attention)

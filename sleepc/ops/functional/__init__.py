@@ -5,7 +5,7 @@ head h // (Hq // Hkv). B batch, T tokens, L window, s sinks, W = s + L slots. No
 memory with an argument (except `write_slots_`).
 """
 
-from sleepc.ops.functional.attention import attention, window_attention
+from sleepc.ops.functional.attention import attention, kept_attention, window_attention
 from sleepc.ops.functional.features import l2norm, short_conv
 from sleepc.ops.functional.lowered import rms_norm
 from sleepc.ops.functional.memory import delta_rule, delta_rule_read, replay
@@ -15,6 +15,7 @@ __all__ = [
     "attention",
     "delta_rule",
     "delta_rule_read",
+    "kept_attention",
     "l2norm",
     "replay",
     "rms_norm",

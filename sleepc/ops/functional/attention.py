@@ -138,3 +138,37 @@ def _fused(
         mask = mask.repeat(1, 1, rows.shape[2] // tokens, 1)
     keys, values = torch.cat([k_window, k], 2), torch.cat([v_window, v], 2)
     return functional.scaled_dot_product_attention(rows, keys, values, mask, scale=scale)
+
+
+def kept_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_window: Tensor,
+    v_window: Tensor,
+    mask: Tensor,
+    k_kept: Tensor,
+    v_kept: Tensor,
+    kept_mask: Tensor,
+    sink_logits: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
+    """`window_attention` that also sees pairs that the sleeps have kept, in one softmax with the others.
+
+    k_kept [B, S, D], v_kept [B, S, Dv] are those of all KV heads, one after the other, kept_mask bool [B, Hkv, T, S]
+    says which of them the queries of a KV head see; mask is bool [B or 1, 1 or Hq, T, W + T], all others as in
+    `window_attention`.
+    """
+    heads, width, slots = k.shape[1], k_window.shape[2], k_kept.shape[1]
+    rows = group(q, heads).flatten(2, 3)
+    parts = (q.flatten(1, 2) @ k_kept.mT, rows @ k_window.mT, rows @ k.mT)  # a head's few slots: no copies for each
+    scores = torch.cat([part.reshape(*q.shape[:3], part.shape[-1]) for part in parts], -1)
+    kept = kept_mask.repeat_interleave(q.shape[1] // heads, 1)
+    seen = torch.cat([kept, mask.expand(len(q), q.shape[1], *mask.shape[2:])], -1)
+    p = _weights(scores, seen, sink_logits, scale, softcap).to(v.dtype)
+    out = (p[..., :slots].flatten(1, 2) @ v_kept).view(*q.shape[:3], v.shape[3])
+    others = group(p[..., slots:], heads).flatten(2, 3)
+    window = others[..., :width] @ v_window + others[..., width:] @ v
+    return out + window.view(out.shape)

@@ -1,0 +1,51 @@
+"""What a score is: how much a pair (k, v) of the window that a sleep ends is worth keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, fx
+
+from sleepc.passes.lib.emit import Emit
+
+NOTHING = -1e30  # the score of what is not to be kept; numbers near it are as low
+# Scores are multiples of this: of pairs that are alike the older one is kept, however their scores were rounded.
+STEP = 2.0**-16
+
+
+@dataclass(frozen=True)
+class WindowPairs:
+    """The L pairs of the window in a sleep graph, of every KV head, in float32 or wider: k [B,Hkv,L,d_k] before
+    positions, v [B,Hkv,L,d_v], the positions of their tokens [B,L], -1 for what was not read, and which were read, bool [B,L]. Positions grow as
+    long as pairs are kept. `heads` is Hkv.
+    """
+
+    k: fx.Node
+    v: fx.Node
+    position: fx.Node
+    read: fx.Node
+    heads: int
+
+
+class Score:
+    """Of the pairs that it has, a head keeps those with the greatest scores (docs/keep.md). A pair gets its score when
+    its window ends, and keeps it.
+    """
+
+    name: ClassVar[str]
+
+    def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
+        """Graph: scores [B,Hkv,L]; any for what was not read."""
+        raise NotImplementedError
+
+    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
+        """The same on numbers, for the oracle, of one head of one row: k [n,d_k], v [n,d_v] of the n tokens that were
+        read -> [n]. It calls nothing that `emit` calls.
+        """
+        raise NotImplementedError
+
+    def in_words(self) -> str:
+        """What it keeps, for `inspect`: "the pairs whose keys are least like the others of their window"."""
+        raise NotImplementedError

@@ -1,0 +1,43 @@
+"""Score `key`: a pair is worth keeping if its key is unlike the others of its window (KeyDiff, arXiv 2504.15364)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from sleepc.passes.keep.contract import Score, WindowPairs
+from sleepc.passes.lib.emit import Emit, aten
+
+TINY = 1e-12  # beside the squared length of a key that may be zero
+
+
+class KeyScore(Score):
+    """-cos(k, mean of k/|k| over the window), keys before positions."""
+
+    name: ClassVar[str] = "key"
+
+    def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
+        """With the mean's direction by the sum of unit keys."""
+        unit = _unit(e, pairs.k)
+        sums = e.call(aten.sum.dim_IntList, e.where(e.unsqueeze(pairs.read, 1, -1), unit, 0.0), [2], True)
+        return e.neg(e.call(aten.sum.dim_IntList, e.mul(unit, _unit(e, sums)), [-1], False))
+
+    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
+        """Key by key."""
+        lengths = [float(key.square().sum() + TINY) ** 0.5 for key in k]
+        mean = sum((key / length for key, length in zip(k, lengths, strict=True)), torch.zeros_like(k[0])) / len(k)
+        size = float((mean * len(k)).square().sum() + TINY) ** 0.5 / len(k)
+        return torch.stack([-(key @ mean) / (length * size) for key, length in zip(k, lengths, strict=True)])
+
+    def in_words(self) -> str:
+        """Unlike the others."""
+        return "those whose keys are least like the others of their window"
+
+
+def _unit(e: Emit, x: fx.Node) -> fx.Node:
+    """x / |x| over the last dimension."""
+    squares = e.call(aten.sum.dim_IntList, e.mul(x, x), [-1], True)
+    return e.mul(x, e.call(aten.rsqrt.default, e.call(aten.add.Scalar, squares, TINY)))

@@ -1,0 +1,48 @@
+"""The scores that there are, by name; a new one collides with nothing."""
+
+from __future__ import annotations
+
+import re
+
+from sleepc.errors import UsageError
+from sleepc.passes.keep.contract import Score
+from sleepc.passes.keep.key import KeyScore
+from sleepc.passes.keep.newest import NewestScore
+from sleepc.recipe import Recipe
+
+SCORES: dict[str, Score] = {}
+
+
+def register(made: Score) -> Score:
+    """Add one. Raises UsageError if its name is taken, or is no name."""
+    if made.name in SCORES:
+        raise UsageError(f"there is a score named {made.name!r} already", fix="Choose another name.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", made.name):
+        what = "a score's name is lower-case letters, digits and _"
+        raise UsageError(what, where=f"score {made.name}", fix="Choose another name.")
+    SCORES[made.name] = made
+    return made
+
+
+def find(name: str) -> Score:
+    """The one of that name; UsageError with the known names otherwise."""
+    if name not in SCORES:
+        raise UsageError(f"no score is named {name!r}", where="keep.score", fix=f"One of: {', '.join(SCORES)}.")
+    return SCORES[name]
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UsageError for a score that is not there, or a recipe whose positions begin anew at each sleep."""
+    if recipe.keep is None:
+        return
+    find(recipe.keep.score)
+    if recipe.eviction == "hard":
+        raise UsageError(
+            "hard evictions empty the window at each sleep and count positions anew, and kept pairs stand at theirs",
+            where="--eviction hard",
+            fix="Use --eviction sliding, or convert without --keep.",
+        )
+
+
+for _made in (KeyScore(), NewestScore()):
+    register(_made)

@@ -1,0 +1,139 @@
+"""Kept pairs in the oracle: chosen token by token, and seen at the positions that they stand at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sleepc.passes.consolidation.contract import Layer, Pairs
+from sleepc.passes.keep.contract import NOTHING, STEP
+from sleepc.passes.keep.registry import find as find_score
+from sleepc.passes.plan import Budget
+from sleepc.passes.rewrite.key_positions import on_tokens
+from sleepc.verify.timeline import Timeline, sees_kept
+
+if TYPE_CHECKING:
+    from sleepc.verify.oracle import Oracle
+
+
+def no_pairs(budget: Budget, rows: int) -> Pairs | None:
+    """Empty slots; None for a layer without any."""
+    if not budget:
+        return None
+    return Pairs(budget, *([[[] for _ in budget] for _ in range(rows)] for _ in range(3)))  # type: ignore[arg-type]
+
+
+def renumbers_with_pairs(oracle: Oracle) -> bool:
+    """Can keys that stand at a position be put at another one? Not if positions are added to tokens, a layer keeps all
+    of them, or turning a key twice is another thing than turning it once.
+    """
+    if on_tokens(oracle.program.embed) or any(p.window is None and p.strategy != "replace" for p in oracle.plans):
+        return False
+    last = oracle.program.max_positions or 1
+    for i, budget in enumerate(oracle.budgets):
+        site = oracle.site(oracle.program.layout[i].cls)
+        if budget and site.rotated:
+            k = torch.randn(1, site.kv_heads, 1, site.d_k, generator=torch.Generator().manual_seed(1))
+            k = k.to(site.k.meta["type"].dtype)
+            if not _turns_back(oracle, i, k, last // 2, last // 3):
+                return False
+    return True
+
+
+def _turns_back(oracle: Oracle, i: int, k: Tensor, start: int, by: int) -> bool:
+    """Is a key that stands at `start`, turned back, what it is `by` before it?"""
+    once = oracle.turned(i, k, torch.tensor([start])).to(k.dtype)
+    try:
+        twice = oracle.turned(i, once, torch.tensor([-by]))
+    except (IndexError, RuntimeError):  # a table of positions has none before the first one
+        return False
+    return torch.allclose(twice.double(), oracle.turned(i, k, torch.tensor([start - by])).double(), rtol=0, atol=0.01)
+
+
+def kept_columns(
+    oracle: Oracle, i: int, layer: Layer, time: Timeline, start: int, end: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys [B,Hkv,S,d_k] as attention sees them, values [B,Hkv,S,d_v], and which of the tokens start .. end-1 sees
+    them, bool [B,Hkv,n,S], of the pairs that block i keeps; S is the largest budget.
+    """
+    pairs, k, v = layer.kept, layer.k, layer.v
+    assert pairs is not None
+    assert k is not None
+    assert v is not None
+    most = max(pairs.budget)
+    tokens = torch.full((*k.shape[:2], most), -1)
+    keys, values = k.new_zeros(*k.shape[:2], most, k.shape[3]), v.new_zeros(*v.shape[:2], most, v.shape[3])
+    for row, heads in enumerate(pairs.tokens):
+        for head, held in enumerate(heads):
+            if held:
+                at = torch.tensor(held)
+                tokens[row, head, : len(held)] = at
+                values[row, head, : len(held)] = v[row, head, at]
+                keys[row, head, : len(held)] = _turned(oracle, i, k[row : row + 1, :, at], pairs.places[row][head])[head]
+    return keys, values, sees_kept(time, tokens, oracle.ring(i), start, end)
+
+
+def _turned(oracle: Oracle, i: int, k: Tensor, places: list[int]) -> Tensor:
+    """k [1,Hkv,n,d] before positions -> [Hkv,n,d] at `places` [n]."""
+    site = oracle.site(oracle.program.layout[i].cls)
+    return (oracle.turned(i, k, torch.tensor(places)) if site.rotated else k)[0]
+
+
+def keep_pairs(oracle: Oracle, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
+    """The sleep after tokens start .. end-1: every head keeps the best of what it has and of the window, and of equals
+    the older one.
+    """
+    pairs, recipe = layer.kept, oracle.recipe
+    assert pairs is not None
+    assert layer.k is not None
+    assert layer.v is not None
+    assert recipe.keep is not None
+    score = find_score(recipe.keep.score)
+    after = (time.epoch[end], time.offset[end]) if end < len(time.epoch) else (time.next_epoch, time.next_offset)
+    hard, offset = bool(after[0] != time.epoch[end - 1]), int(after[1])
+    moved = offset != int(time.offset[end - 1])
+    positions = time.position.tolist()
+    window = [t for t in range(start, end)]
+    for row, heads in enumerate(pairs.tokens):
+        for head, budget in enumerate(pairs.budget):
+            k, v = (oracle.wide(x[row, head, start:end]) for x in (layer.k, layer.v))
+            raw = score.naive(k, v, [positions[t] for t in window], head)
+            new = [round(value / STEP) * STEP for value in raw.tolist()]
+            found = [*zip(pairs.scores[row][head], heads[head], strict=True)]
+            places = dict(zip(heads[head], pairs.places[row][head], strict=True))
+            for t, value in zip(window, new, strict=True):
+                if positions[t] >= recipe.sinks and value > NOTHING / 2:
+                    found.append((value, t))
+                    places[t] = positions[t] - int(time.offset[t])
+            best = sorted(sorted(found, key=lambda pair: -pair[0])[: budget if not hard else 0], key=lambda pair: pair[1])
+            pairs.scores[row][head], heads[head] = [s for s, _ in best], [t for _, t in best]
+            if moved:
+                left = end - oracle.ring(i)
+                first = recipe.sinks + oracle.most - len(best)
+                places = {t: positions[t] - offset if t >= left else first + j for j, (_, t) in enumerate(best)}
+            pairs.places[row][head] = [places[t] for _, t in best]
+
+
+def kept_state(oracle: Oracle, i: int, layer: Layer) -> dict[str, Tensor]:
+    """The states of block i's kept pairs, by part: all heads' slots one after the other, empty ones of a head first."""
+    pairs, k, v = layer.kept, layer.k, layer.v
+    assert pairs is not None
+    assert k is not None
+    assert v is not None
+    found: dict[str, list[Tensor]] = {"k": [], "v": [], "position": [], "score": []}
+    for row, heads in enumerate(pairs.tokens):
+        parts: dict[str, list[Tensor]] = {name: [] for name in found}
+        for head, budget in enumerate(pairs.budget):
+            held, empty = heads[head], budget - len(heads[head])
+            at = torch.tensor(held, dtype=torch.int64)
+            places = pairs.places[row][head]
+            turned = _turned(oracle, i, k[row : row + 1, :, at], places)[head] if held else k[row, head, at]
+            parts["k"] += [k.new_zeros(empty, k.shape[3]), turned.to(k.dtype)]
+            parts["v"] += [v.new_zeros(empty, v.shape[3]), v[row, head, at]]
+            parts["position"].append(torch.tensor([-1] * empty + places, dtype=torch.int64))
+            parts["score"].append(torch.tensor([0.0] * empty + pairs.scores[row][head], dtype=torch.float64))
+        for name, each in parts.items():
+            found[name].append(torch.cat(each))
+    return {name: torch.stack(rows) for name, rows in found.items()}
