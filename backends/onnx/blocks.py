@@ -44,7 +44,7 @@ def all_blocks(
     made: list[Blocks] = []
 
     def branch(tokens: Any) -> list[ir.Value]:
-        with e.knowing("T", 1) if tokens == "one" else nullcontext():
+        with e.knowing({"T": 1}) if tokens == "one" else nullcontext():
             made.append(_blocks(program, e, values, states, replace(style, tokens=tokens)))
         return [made[-1].h, *(value for value, _ in made[-1].outputs.values())]
 
@@ -68,7 +68,7 @@ def _blocks(
     for i, block in enumerate(program.layout):
         cls = program.classes[block.cls]
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        with e.part(f"block.{i}."):
+        with e.part(f"block.{i}."), e.knowing(program.sizes(i)):
             ports = ports_of(cls.wake, {**values, **own, "h": found.h}, block.params)
             results = translate(e, cls.wake, ports, style)
             found.h = results["h"]

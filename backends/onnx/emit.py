@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -156,7 +156,8 @@ class Emitter:
 
     def size(self, dim: int | str) -> int | ir.Value:
         """A dimension as a number where it is one, else as a value of shape [1]."""
-        polynomial = parse_dim(str(self._plain(dim)))
+        dim = self._plain(dim)
+        polynomial = parse_dim(str(dim))
         if not polynomial or list(polynomial) == [()]:
             return polynomial.get((), 0)
         return self.once(("size", str(dim)), lambda: self._computed(polynomial))
@@ -181,13 +182,13 @@ class Emitter:
                 del made[key]
 
     @contextmanager
-    def knowing(self, name: str, number: int) -> Iterator[None]:
-        """In this context the size `name` is a number."""
-        self.numbers[name] = number
+    def knowing(self, numbers: Mapping[str, int]) -> Iterator[None]:
+        """In this context the sizes of these names are numbers."""
+        before, self.numbers = self.numbers, {**self.numbers, **numbers}
         try:
             yield
         finally:
-            del self.numbers[name]
+            self.numbers = before
 
     def named(self, type_: TensorType) -> TensorType:
         """A type of the program with the sizes that it has in the graph at hand; a runtime relies on them."""
@@ -214,6 +215,7 @@ class Emitter:
 
     def shape(self, dims: Sequence[int | str]) -> ir.Value:
         """Dimensions as a vector, a constant where they are numbers."""
+        dims = [self._plain(d) for d in dims]
         sizes = [self.size(d) for d in dims]
         if all(isinstance(s, int) for s in sizes):
             return self.ints(*(s for s in sizes if isinstance(s, int)))

@@ -40,7 +40,7 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
         cls = program.classes[block.cls]
         assert cls.sleep is not None
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        with e.part(f"block.{i}."):
+        with e.part(f"block.{i}."), e.knowing(program.sizes(i)):
             results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}, block.params), style, replays)
         new |= {f"{i}.{name}": value for name, value in results.items()}
     if recurrent:
@@ -130,7 +130,7 @@ def _pass(
         cls = program.classes[block.cls]
         assert cls.again is not None
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
-        with e.part(f"again.{i}."):
+        with e.part(f"again.{i}."), e.knowing(program.sizes(i)):
             results = translate(e, cls.again, ports_of(cls.again, {**given, "h": h, **own}, block.params), style)
         h = results.pop("h")
         changed |= {f"{i}.{name}": value for name, value in results.items()}

@@ -172,7 +172,7 @@ def window_attention(c: Call) -> ir.Value:
         cap = e.const(float(c.raw("softcap")), dtype)
         scores = e("Mul", e("Tanh", e("Div", scores, cap)), cap)
     scores, seen = _masked(c, scores, (rows, kv, groups, tokens))
-    weights = _softmax(c, scores, kv, groups)
+    weights = _softmax(c, scores, 6, (1, kv, groups, 1, 1))
     weights = e("Where", seen, weights, e.const(0.0, dtype))
     out = e("MatMul", weights, e("Unsqueeze", values, e.ints(2)))
     return e.reshape(out, None, (rows, heads, tokens, width_v))
@@ -194,15 +194,64 @@ def _masked(c: Call, scores: ir.Value, dims: tuple[int | str, int, int, int | st
     return e("Where", seen, e("Add", scores, bias), least), seen
 
 
-def _softmax(c: Call, scores: ir.Value, kv: int, groups: int) -> ir.Value:
-    """Over keys, with a column of logits that take probability and give nothing where there is one."""
-    if c.raw(6) is None:
+def _softmax(c: Call, scores: ir.Value, at: int, dims: tuple[int, ...]) -> ir.Value:
+    """Over keys, with a column of logits (argument `at`, as `dims`) that take probability and give nothing where there
+    is one.
+    """
+    if c.raw(at) is None:
         return c.e("Softmax", scores, axis=-1)
-    sink_logits = c.e.reshape(c.tensor(6, c.out.dtype), None, (1, kv, groups, 1, 1))
+    sink_logits = c.e.reshape(c.tensor(at, c.out.dtype), None, dims)
     most = c.e("Max", c.e("ReduceMax", scores, c.e.ints(-1), keepdims=1), sink_logits)
     powers = c.e("Exp", c.e("Sub", scores, most))
     total = c.e("ReduceSum", powers, c.e.ints(-1), keepdims=1)
     return c.e("Div", powers, c.e("Add", total, c.e("Exp", c.e("Sub", sink_logits, most))))
+
+
+@translates(ours.kept_attention.default)
+def kept_attention(c: Call) -> ir.Value:
+    """One softmax over kept pairs, window and new tokens, multiplied apart: nothing is copied. All heads' queries meet
+    all kept keys of a layer, of which the mask leaves each its own.
+    """
+    e, dtype = c.e, c.out.dtype
+    (rows, heads, tokens, width), kv = c.type(0).dims, int(c.type(1).dims[1])
+    slots, length, width_v = c.type(6).dims[1], int(c.type(3).dims[2]), int(c.type(2).dims[3])
+    together, grouped = (rows, scaled(tokens, int(heads))), (rows, kv, scaled(tokens, int(heads) // kv))
+
+    def scored(shape: tuple[int | str, ...], keys: ir.Value, order: tuple[int, ...], count: int | str) -> ir.Value:
+        product = e("MatMul", e.reshape(c.tensor(0), c.type(0).dims, (*shape, width)), e.transpose(keys, order))
+        return e.reshape(product, (*shape, count), (rows, heads, tokens, count))
+
+    parts = (
+        scored(together, c.tensor(6), (0, 2, 1), slots),
+        scored(grouped, c.tensor(3), (0, 1, 3, 2), length),
+        scored(grouped, c.tensor(1), (0, 1, 3, 2), tokens),
+    )
+    scores = e("Mul", e("Concat", *parts, axis=3), e.const(float(c.raw("scale")), dtype))
+    if c.raw("softcap", 0.0):
+        cap = e.const(float(c.raw("softcap")), dtype)
+        scores = e("Mul", e("Tanh", e("Div", scores, cap)), cap)
+    seen = _seen_by_heads(c)
+    scores = e("Where", seen, scores, e.const(torch.finfo(dtype).min, dtype))
+    weights = e("Where", seen, _softmax(c, scores, 9, (1, int(heads), 1, 1)), e.const(0.0, dtype))
+    edges = [e.ints(0), e.shape([slots]), e("Add", e.shape([slots]), e.ints(length)), e.ints(1 << 62)]
+
+    def answer(i: int, shape: tuple[int | str, ...], count: int | str, values: ir.Value) -> ir.Value:
+        own = e("Slice", weights, edges[i], edges[i + 1], e.ints(3))
+        product = e("MatMul", e.reshape(own, None, (*shape, count)), values)
+        return e.reshape(product, (*shape, width_v), (rows, heads, tokens, width_v))
+
+    old, window = answer(0, together, slots, c.tensor(7)), answer(1, grouped, length, c.tensor(4))
+    return e("Add", old, e("Add", window, answer(2, grouped, tokens, c.tensor(2))))
+
+
+def _seen_by_heads(c: Call) -> ir.Value:
+    """Who sees which kept pair, slot and new token: bool [B, Hq, T, S + W + T]."""
+    e, (rows, heads, tokens, _), kv = c.e, c.type(0).dims, int(c.type(1).dims[1])
+    slots, keys = c.type(6).dims[1], c.type(5).dims[3]
+    several = e.shape((rows, kv, int(heads) // kv, tokens, slots))
+    kept = e("Expand", e("Unsqueeze", c.tensor(8), e.ints(2)), several)
+    kept = e.reshape(kept, None, (rows, heads, tokens, slots))
+    return e("Concat", kept, e("Expand", c.tensor(5), e.shape((rows, heads, tokens, keys))), axis=3)
 
 
 @translates(ours.write_slots.default)

@@ -120,16 +120,17 @@ class ProgramGraphs:
         for i, block in enumerate(self.layout):
             sizes = self.sizes(i)
             for spec in self.classes[block.cls].states:
-                specs.append(replace(spec, block=i, dims=tuple(sizes.get(dim, dim) for dim in spec.dims)))
+                specs.append(replace(spec, block=i, dims=tuple(sizes.get(str(dim), dim) for dim in spec.dims)))
         return specs
 
-    def sizes(self, i: int) -> dict[int | str, int]:
+    def sizes(self, i: int) -> dict[str, int]:
         """Sizes that block i has and others of its class may not have, by their names in types: from its constants."""
         block = self.layout[i]
-        found: dict[int | str, int] = {}
+        found: dict[str, int] = {}
         for name, port in self.classes[block.cls].wake.ports("const").items():
-            found |= zip(port.meta["type"].dims, self.params[block.params[name]].shape, strict=True)
-        return {name: size for name, size in found.items() if isinstance(name, str)}
+            shape = self.params[block.params[name]].shape
+            found |= {dim: n for dim, n in zip(port.meta["type"].dims, shape, strict=True) if isinstance(dim, str)}
+        return found
 
     def loop_hidden(self) -> StateSpec | None:
         """The state with the window's hidden states, from which the passes of the loop start."""
