@@ -31,6 +31,7 @@ from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
 from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
+from sleepc.passes.keep.registry import check as check_keep
 from sleepc.passes.lower.find_rms_norm import FindRmsNorm
 from sleepc.passes.plan import check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
@@ -93,6 +94,7 @@ def check_recipe(recipe: Recipe) -> None:
     """Raises UsageError for rules and consolidations that there are not, or that do not fit. Needs no model."""
     check_rules(recipe)
     consolidations.check(recipe)
+    check_keep(recipe)
 
 
 def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:

@@ -9,11 +9,13 @@ from typing import Any
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.states import find_state
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
 from sleepc.passes.consolidation.registry import find as find_consolidation
+from sleepc.passes.keep.registry import find as find_score
 from sleepc.recipe import LayerPlan, Recipe
 
 
@@ -100,6 +102,9 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
 def _sleep(recipe: Recipe, blocks: int) -> str:
     """When a row sleeps and what a sleep does, in words."""
     what = find_consolidation(recipe.consolidation).in_words(recipe, blocks)
+    if recipe.keep is not None:
+        slots, score = recipe.keep.slots, find_score(recipe.keep.score)
+        what += f"; {slots} pairs for every KV head are kept on average, {score.in_words()}"
     return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"
 
 
@@ -108,7 +113,7 @@ def first_emptied(program: ProgramGraphs, recipe: Recipe) -> int | None:
     None where that never happens, or every sleep does so.
     """
     limit, window = program.max_positions, recipe.window
-    if limit is None or recipe.eviction == "hard" or recipe.last_position == "renumber":
+    if limit is None or recipe.eviction == "hard" or find_state(program.states, "clock", "offset"):
         return None
     return (max(limit - window, 0) // window + 1) * window
 

@@ -52,12 +52,12 @@ class GraphFile(Strict):
 
 
 class StateEntry(Strict):
-    """See ir.states.StateSpec. Format 1 has no roles."""
+    """See ir.states.StateSpec. Format 1 has no roles. Of the sizes that have names, B is a call's, others a block's."""
 
     name: str
     role: Role | None = None
     part: str = ""
-    dims: list[Dim | Literal["B"]] = Field(min_length=1, max_length=8)
+    dims: list[Dim | Annotated[str, Field(pattern="^[A-Z]$")]] = Field(min_length=1, max_length=8)
     dtype: DtypeName
     update: Update
     initial: float = Field(default=0, allow_inf_nan=False)

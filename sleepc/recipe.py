@@ -57,7 +57,8 @@ class Override(_Options):
         return "leave" if value == "keep" else value  # what older recipes call it
 
 
-Slots = Annotated[int, Field(ge=0, le=MAX_WINDOW)]
+Budgets = Annotated[tuple[tuple[Annotated[int, Field(ge=0, le=MAX_WINDOW)], ...], ...], Field(max_length=4096)]
+"""The slots of every KV head, for every layer."""
 
 
 class Keep(_Options):
@@ -68,7 +69,7 @@ class Keep(_Options):
 
     slots: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 128
     score: Name = "key"
-    budgets: Literal["equal"] | Annotated[tuple[tuple[Slots, ...], ...], Field(max_length=4096)] = "equal"
+    budgets: Literal["equal"] | Budgets = "equal"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ class Recipe(_Options):
     rope_factors: Factors = "short"
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     overrides: tuple[Override, ...] = Field(default=(), max_length=4096)
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _slots_alone(cls, value: object) -> object:
+        return {"slots": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
     def plan(self, count: int) -> tuple[LayerPlan, ...]:
         """What becomes of each of `count` layers; of several overrides of one layer the last one wins.

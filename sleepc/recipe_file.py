@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sleepc.errors import UsageError
-from sleepc.recipe import make_recipe
+from sleepc.recipe import Budgets, make_recipe
 
 MAX_BYTES = 1 << 20
 TOML = re.compile(r"^\s*(\[+[\w.\"-]+\]+\s*$|[\w\"-]+\s*=)", re.MULTILINE)
@@ -69,19 +70,43 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         what, fix = "a recipe is a mapping of options to values", _for_what_it_is(path, text)
         raise UsageError(what, where=str(path), fix=fix)
+    keep = options.get("keep")
+    if isinstance(keep, dict) and isinstance(keep.get("budgets"), str) and keep["budgets"] != "equal":
+        options["keep"] = {**keep, "budgets": read_budgets(path.parent / keep["budgets"])}
     make_recipe(options, where=str(path))
     return options
 
 
-def _text(path: Path) -> str:
+class _Budgets(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    budgets: Budgets
+
+
+def read_budgets(path: Path) -> tuple[tuple[int, ...], ...]:
+    """The slots of every KV head of every layer, of a file {"budgets": [[..], ..]} as `sleepc calibrate` writes it.
+
+    Raises UsageError for a file that is not there or is none of these.
+    """
+    text = _text(path, "file of budgets", "JSON")
+    try:
+        return _Budgets.model_validate_json(text).budgets
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = f"not a file of budgets: {place + ': ' if place else ''}{first['msg']}"
+        fix = 'Write {"budgets": [[slots of each KV head], one list for each layer]}.'
+        raise UsageError(what, where=str(path), fix=fix) from None
+
+
+def _text(path: Path, kind: str = "recipe", format_: str = "YAML") -> str:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            what = f"a recipe of {size} bytes is not a recipe"
-            raise UsageError(what, where=str(path), fix="Give a YAML file of options.")
+            what = f"a {kind} of {size} bytes is not a {kind}"
+            raise UsageError(what, where=str(path), fix=f"Give a {format_} file.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the recipe: {error}", where=str(path), fix="Give a YAML file.") from None
+        raise UsageError(f"cannot read the {kind}: {error}", where=str(path), fix=f"Give a {format_} file.") from None
 
 
 def _for_what_it_is(path: Path, text: str) -> str:

@@ -1,7 +1,7 @@
 """A sleep chooses, for every KV head, among the pairs that it keeps and those of the window.
 
-All S + Hkv L candidates stand in one row, head by head, older ones first: a stable sort by score and one by head put the
-best of each head at the front of its part, and of equals the older one. Which places those are depends on budgets alone.
+All S + Hkv L candidates stand in one row, older ones first: a stable sort by score and one by head put the best of each
+head at the front of its part, and of equals the older one. Which places those are depends on budgets alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator as python
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from sleepc.ir.graph import Graph

@@ -18,8 +18,8 @@ STEP = 2.0**-16
 @dataclass(frozen=True)
 class WindowPairs:
     """The L pairs of the window in a sleep graph, of every KV head, in float32 or wider: k [B,Hkv,L,d_k] before
-    positions, v [B,Hkv,L,d_v], the positions of their tokens [B,L], -1 for what was not read, and which were read, bool [B,L]. Positions grow as
-    long as pairs are kept. `heads` is Hkv.
+    positions, v [B,Hkv,L,d_v]. `position` [B,L]: those of the tokens, which grow as long as pairs are kept, -1 for what
+    was not read; `read` bool [B,L]: what was. `heads` is Hkv.
     """
 
     k: fx.Node

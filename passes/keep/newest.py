@@ -1,4 +1,4 @@
-"""Score `newest`: the latest pairs of each head, so that its window is longer by its slots; what others are compared to."""
+"""Score `newest`: the latest pairs of each head, so that its window is longer by its slots: what others must beat."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Pairs (k, v) that a layer keeps of what has left its window, and sees in addition to sinks and ring.
 
 Each KV head keeps as many as its budget says. All heads' slots lie one after the other in one store of S slots, in
-which every head's pairs stand in order of position, empty slots first. Which token a slot holds does not follow from how
-much was read: it is state, and so is who sees it. S and whose slot it is belong to the block and not to its class:
+which every head's pairs stand in order of position, empty slots first. Which token a slot holds does not follow from
+how much was read: it is state, and so is who sees it. S and whose slot it is belong to the block and not to its class:
 constant `keep.head` i64 [S] has the KV head of every slot.
 """
 

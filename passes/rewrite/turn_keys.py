@@ -63,7 +63,7 @@ def turn_graph(program: ProgramGraphs, wake: Graph, site: Site) -> Graph:
 
 
 def _missing(graph: Graph, source: Graph, result: fx.Node, new: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-    """The calls of `source` that make `result` of what is in `new`, in order; the parameters that they read get ports."""
+    """The calls of `source` that make `result` of what is in `new`, in order; parameters that they read get ports."""
     needed, found = {result}, []
     for node in reversed(list(source.fx.nodes)):
         if node not in needed or node in new or is_call(node, aten.sym_size.int):

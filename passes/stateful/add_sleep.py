@@ -11,7 +11,7 @@ from torch import fx
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
-from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import AtSleep, at_sleep
 from sleepc.ir.states import StateSpec
 from sleepc.passes.base import Effect, Pass
@@ -29,7 +29,7 @@ from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.keep.choose import choose
 from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.plan import Groups, MemoryOptions
+from sleepc.passes.plan import Groups
 from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
 from sleepc.passes.rewrite.kept_pairs import most_slots
 from sleepc.recipe import Eviction

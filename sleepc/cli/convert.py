@@ -56,6 +56,14 @@ class RecipeOptions:
         shown="evict",
     )
     sinks: int | None = flag("Number of first tokens that attention always keeps.", shown="4")
+    keep: int | None = flag(
+        "Pairs (key, value) that each KV head keeps of what leaves its window, on average; sleeps choose them.",
+        shown="none",
+    )
+    keep_score: str | None = flag("What makes a pair worth keeping: key or newest.", shown="key")
+    keep_budgets: str | None = flag(
+        "How heads share the slots: equal, or a file of `sleepc calibrate --only budgets`.", shown="equal"
+    )
     write: str | None = flag("When memories are written: default, sleep or online.", shown="default")
     dtype: str | None = flag("auto (the checkpoint's), float32, bfloat16, float16 or float64.", shown="auto")
     rope_factors: str | None = flag(
@@ -93,7 +101,7 @@ def convert(
     from sleepc.recipe import make_recipe
     from sleepc.recipe_file import read_recipe
 
-    given = {name: value for name, value in vars(options.recipe).items() if value is not None}
+    given = _given(options.recipe)
     recipe = {**(read_recipe(options.recipe_file) if options.recipe_file else {}), **given}
     make_recipe(recipe)
     check_free(options.output, force=options.force)  # before any work
@@ -120,6 +128,23 @@ def convert(
         print_json({**facts, "verify": checked, "seconds": program.timings})
     if not ok:
         raise typer.Exit(1)
+
+
+def _given(options: RecipeOptions) -> dict[str, Any]:
+    """The options of a recipe that are given."""
+    from sleepc.errors import UsageError
+    from sleepc.recipe_file import read_budgets
+
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    score, budgets = given.pop("keep_score", None), given.pop("keep_budgets", None)
+    if (score or budgets) and "keep" not in given:
+        option = "--keep-score" if score else "--keep-budgets"
+        raise UsageError("it says how pairs are kept, and none are", where=option, fix="Add --keep 128.")
+    if "keep" in given:
+        given["keep"] = {"slots": given["keep"]} | ({"score": score} if score else {})
+        if budgets:
+            given["keep"]["budgets"] = budgets if budgets == "equal" else read_budgets(Path(budgets))
+    return given
 
 
 def _tell_conversion(display: Display, program: Program, seen: Inspection) -> None:

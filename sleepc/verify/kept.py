@@ -71,7 +71,9 @@ def kept_columns(
                 at = torch.tensor(held)
                 tokens[row, head, : len(held)] = at
                 values[row, head, : len(held)] = v[row, head, at]
-                keys[row, head, : len(held)] = _turned(oracle, i, k[row : row + 1, :, at], pairs.places[row][head])[head]
+                keys[row, head, : len(held)] = _turned(oracle, i, k[row : row + 1, :, at], pairs.places[row][head])[
+                    head
+                ]
     return keys, values, sees_kept(time, tokens, oracle.ring(i), start, end)
 
 
@@ -82,38 +84,45 @@ def _turned(oracle: Oracle, i: int, k: Tensor, places: list[int]) -> Tensor:
 
 
 def keep_pairs(oracle: Oracle, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
-    """The sleep after tokens start .. end-1: every head keeps the best of what it has and of the window, and of equals
-    the older one.
+    """The sleep of block i after tokens start .. end-1: every head keeps the best of what it has and of the window, and
+    of equals the older one.
     """
-    pairs, recipe = layer.kept, oracle.recipe
+    pairs = layer.kept
     assert pairs is not None
-    assert layer.k is not None
-    assert layer.v is not None
-    assert recipe.keep is not None
-    score = find_score(recipe.keep.score)
-    after = (time.epoch[end], time.offset[end]) if end < len(time.epoch) else (time.next_epoch, time.next_offset)
-    hard, offset = bool(after[0] != time.epoch[end - 1]), int(after[1])
-    moved = offset != int(time.offset[end - 1])
-    positions = time.position.tolist()
-    window = [t for t in range(start, end)]
+    epoch, offset = (
+        (time.epoch[end], time.offset[end]) if end < len(time.epoch) else (time.next_epoch, time.next_offset)
+    )
+    hard, moved = bool(epoch != time.epoch[end - 1]), bool(offset != time.offset[end - 1])
     for row, heads in enumerate(pairs.tokens):
         for head, budget in enumerate(pairs.budget):
-            k, v = (oracle.wide(x[row, head, start:end]) for x in (layer.k, layer.v))
-            raw = score.naive(k, v, [positions[t] for t in window], head)
-            new = [round(value / STEP) * STEP for value in raw.tolist()]
-            found = [*zip(pairs.scores[row][head], heads[head], strict=True)]
-            places = dict(zip(heads[head], pairs.places[row][head], strict=True))
-            for t, value in zip(window, new, strict=True):
-                if positions[t] >= recipe.sinks and value > NOTHING / 2:
-                    found.append((value, t))
-                    places[t] = positions[t] - int(time.offset[t])
-            best = sorted(sorted(found, key=lambda pair: -pair[0])[: budget if not hard else 0], key=lambda pair: pair[1])
-            pairs.scores[row][head], heads[head] = [s for s, _ in best], [t for _, t in best]
+            before = dict(zip(heads[head], pairs.places[row][head], strict=True))
+            new = _window_scores(oracle, layer, time, (row, head), range(start, end))
+            found = [*zip(heads[head], pairs.scores[row][head], strict=True), *new]
+            best = sorted(found, key=lambda pair: -pair[1])[: 0 if hard else budget]
+            tokens = sorted(token for token, _ in best)
+            places = [before[t] if t in before else int(time.position[t] - time.offset[t]) for t in tokens]
             if moved:
-                left = end - oracle.ring(i)
-                first = recipe.sinks + oracle.most - len(best)
-                places = {t: positions[t] - offset if t >= left else first + j for j, (_, t) in enumerate(best)}
-            pairs.places[row][head] = [places[t] for _, t in best]
+                first = oracle.recipe.sinks + oracle.most - len(tokens)
+                in_ring = [t >= end - oracle.ring(i) for t in tokens]
+                ring = [int(time.position[t]) - int(offset) for t in tokens]
+                places = [ring[j] if in_ring[j] else first + j for j in range(len(tokens))]
+            heads[head], pairs.places[row][head] = tokens, places
+            pairs.scores[row][head] = [dict(best)[t] for t in tokens]
+
+
+def _window_scores(
+    oracle: Oracle, layer: Layer, time: Timeline, at: tuple[int, int], tokens: range
+) -> list[tuple[int, float]]:
+    """(token, score) of a window's pairs of one row and head, but for sinks and what is not to be kept."""
+    assert layer.k is not None
+    assert layer.v is not None
+    assert oracle.recipe.keep is not None
+    (row, head), positions = at, time.position[tokens.start : tokens.stop].tolist()
+    k, v = (oracle.wide(x[row, head, tokens.start : tokens.stop]) for x in (layer.k, layer.v))
+    scores = find_score(oracle.recipe.keep.score).naive(k, v, positions, head).tolist()
+    steps = [round(score / STEP) * STEP for score in scores]
+    each = zip(tokens, steps, positions, strict=True)
+    return [(t, score) for t, score, p in each if p >= oracle.recipe.sinks and score > NOTHING / 2]
 
 
 def kept_state(oracle: Oracle, i: int, layer: Layer) -> dict[str, Tensor]:

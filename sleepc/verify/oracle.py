@@ -99,23 +99,11 @@ class Stream:
 
     def state(self) -> dict[str, Tensor]:
         """What a session's state holds at the end: memories, KV windows and counts, by their names there."""
-        found: dict[str, Tensor] = {}
+        found = {f"{i}.{name}": x for i, each in enumerate(self.layers) for name, x in self._of_layer(i, each).items()}
 
-        def note(role: Role, part: str, value: Tensor, block: str = "") -> None:
-            found[block + name_of(role, part)] = value
+        def note(role: Role, part: str, value: Tensor) -> None:
+            found[name_of(role, part)] = value
 
-        for i, layer in enumerate(self.layers):
-            if layer.k is not None and layer.v is not None:
-                held = held_tokens(self.time, self.oracle.recipe.sinks, self.oracle.ring(i))
-                for name, x in (("k", layer.k), ("v", layer.v)):
-                    kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
-                    note("kv", name, kept, f"{i}.")
-            if layer.kept is not None:
-                for name, value in kept_state(self.oracle, i, layer).items():
-                    note("kept", name, value, f"{i}.")
-            if layer.memory is not None:
-                for name, memory in zip(memory_names(self.oracle.plans[i].rule), layer.memory, strict=True):
-                    note("memory", name, memory, f"{i}.")
         last = self.time.cuts[-1] if self.time.cuts else 0
         note("clock", "position", torch.full((self.rows,), self.time.next_position))
         note("clock", "since", torch.full((self.rows,), len(self.time.position) - last))
@@ -125,6 +113,21 @@ class Stream:
         if self.oracle.recipe.settle:
             zero = torch.zeros(self.rows, dtype=torch.int64)
             note("count", TAKEN, zero if self.taken is None else self.taken)
+        return found
+
+    def _of_layer(self, i: int, layer: Layer) -> dict[str, Tensor]:
+        """The states of one block."""
+        found: dict[str, Tensor] = {}
+        if layer.k is not None and layer.v is not None:
+            held = held_tokens(self.time, self.oracle.recipe.sinks, self.oracle.ring(i))
+            for name, x in (("k", layer.k), ("v", layer.v)):
+                kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
+                found[name_of("kv", name)] = kept
+        if layer.kept is not None:
+            found |= {name_of("kept", n): x for n, x in kept_state(self.oracle, i, layer).items()}
+        if layer.memory is not None:
+            names = memory_names(self.oracle.plans[i].rule)
+            found |= {name_of("memory", n): x for n, x in zip(names, layer.memory, strict=True)}
         return found
 
 

@@ -1,8 +1,8 @@
-"""A consolidation that keeps every third pair: what a slot holds is state, and every head has a mask of its own."""
+"""What is kept is exact: pairs chosen by scores, as many for every KV head as its budget says, against the oracle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,37 +10,36 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.eager.backend import load
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import Source
 from sleepc.memory.registry import RULES
 from sleepc.memory.registry import register as register_rule
 from sleepc.memory.rule import State, matrix
 from sleepc.passes.analysis.find_sites import find_site
-from sleepc.passes.consolidation.best_pairs import Candidates, keep_best
-from sleepc.passes.consolidation.block_sleep import WINDOW_POSITIONS, BlockSleep
-from sleepc.passes.consolidation.contract import Consolidation, StreamSleep
-from sleepc.passes.consolidation.recurrent import Recurrent
-from sleepc.passes.consolidation.registry import CONSOLIDATIONS, find, register
-from sleepc.passes.consolidation.replay import Replay
+from sleepc.passes.consolidation.block_sleep import WINDOW_POSITIONS
+from sleepc.passes.keep.contract import NOTHING, Score, WindowPairs
+from sleepc.passes.keep.key import KeyScore
+from sleepc.passes.keep.registry import SCORES, find, register
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.rewrite.kept_pairs import QUERIES
+from sleepc.passes.rewrite.kept_pairs import HEAD, QUERIES
 from sleepc.passes.runner import run_stages
-from sleepc.recipe import LayerPlan, Recipe, make_recipe
+from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.shake import shaken
-from sleepc.verify.streams import state_of
+from sleepc.verify.streams import Stream, state_of
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import ONNX
 from tests.conformance.test_invariants import hold_invariants
@@ -49,57 +48,33 @@ from tests.families import VOCAB, WINDOW, family
 SLOTS, SINKS = 3, 2
 
 
-class KeepsThird(Consolidation):
-    """Beside what another consolidation does: KV head h keeps the newest pairs of positions h, h + 3, h + 6, …"""
+class Third(Score):
+    """KV head h keeps the newest pairs of positions h, h + 3, h + 6, …"""
 
-    def kept(self, recipe: Recipe, plan: LayerPlan) -> int:
-        return SLOTS if plan.window is not None and plan.strategy != "replace" else 0
-
-    def sleep(self, block: BlockSleep) -> dict[str, fx.Node]:
-        return super().sleep(block) | keep_best(block, third)
-
-    def remember(self, sleep: StreamSleep) -> None:
-        for layer in sleep.layers:
-            for head in range(0 if layer.kept is None else layer.kept.shape[1]):
-                assert layer.kept is not None
-                tokens = [t for t in layer.kept[0, head].tolist() if t >= 0]
-                for t in sleep.tokens:
-                    if sleep.positions[t] >= SINKS and (sleep.positions[t] - head) % 3 == 0:
-                        tokens.append(t)
-                tokens = [] if sleep.evicts_hard else tokens[-SLOTS:]
-                layer.kept[:, head] = torch.tensor([-1] * (SLOTS - len(tokens)) + tokens)
-        super().remember(sleep)
-
-    def in_words(self, recipe: Recipe, blocks: int) -> str:
-        return f"{super().in_words(recipe, blocks)}, every third pair is kept"
-
-
-def third(e: Emit, among: Candidates) -> fx.Node:
-    """Its position, for a pair that its head keeps."""
-    head = e.unsqueeze(e.call(aten.arange.default, among.heads), -1)
-    turn = e.call(aten.remainder.Scalar, e.sub(among.position, head), 3)
-    return e.where(e.call(aten.eq.Scalar, turn, 0), among.position, -1)
-
-
-class ThirdReplay(KeepsThird, Replay):
     name: ClassVar[str] = "third"
 
+    def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
+        head = e.unsqueeze(e.call(aten.arange.default, pairs.heads), -1)
+        turn = e.call(aten.remainder.Scalar, e.sub(e.unsqueeze(pairs.position, 1), head), 3)
+        newest = e.unsqueeze(e.cast(pairs.position, torch.float32), 1)
+        return e.where(e.call(aten.eq.Scalar, turn, 0), newest, NOTHING)
 
-class ThirdRecurrent(KeepsThird, Recurrent):
-    name: ClassVar[str] = "third_recurrent"
+    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
+        return torch.tensor([float(p) if (p - head) % 3 == 0 else NOTHING for p in positions], dtype=torch.float64)
+
+    def in_words(self) -> str:
+        return "every third pair"
 
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    for made in (ThirdReplay(), ThirdRecurrent()):
-        register(made)
+    register(Third())
     yield
-    for name in ("third", "third_recurrent"):
-        del CONSOLIDATIONS[name]
+    del SCORES["third"]
 
 
 def convert(name: str = "llama", dtype: torch.dtype = torch.float64, **options: Any) -> tuple[ProgramGraphs, Recipe]:
-    recipe = make_recipe({"window": WINDOW, "sinks": SINKS, "consolidation": "third", **options})
+    recipe = make_recipe({"window": WINDOW, "sinks": SINKS, "keep": {"slots": SLOTS, "score": "third"}, **options})
     canonical = family(name, dtype).canonical
     return shaken(run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))), recipe
 
@@ -112,12 +87,17 @@ def bench(name: str, steps: Steps, made: tuple[ProgramGraphs, Recipe], length: i
 
 
 OTHER = {"layers": "1", "strategy": "replace"}
+UNEQUAL = {"budgets": [[2, 5], [0, 1], [3, 0]]}
+LOOP = {"consolidation": "recurrent", "passes": 3, "loop": "0:2"}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"passes": 2}),
-    ("gemma2", {}),  # softcap; every second layer has a window of its own, and keeps nothing
-    ("gpt2", {"strategy": "insert", "overrides": [{"layers": "1", "window": WINDOW + 5}]}),
+    ("llama", {"keep": UNEQUAL, **LOOP}),
+    ("gemma2", {"keep": {"slots": 2}}),  # softcap; every second layer has a window of its own, and keeps nothing
+    ("gpt2", {"keep": {"slots": 2}, "strategy": "insert", "overrides": [{"layers": "1", "window": WINDOW + 5}]}),
     ("llama", {"write": "online", "overrides": [{"layers": "0", "window": "none"}, OTHER]}),
-    ("llama", {"consolidation": "third_recurrent", "passes": 3, "loop": "0:2"}),
+    ("gptj", {"keep": {"slots": 2}}),  # its positions are a table: a key that has one cannot be turned on
+    ("gpt-oss", {"keep": {"slots": 2}}),  # learned sink logits
+    ("smollm3", {"keep": {"slots": 2}}),  # a layer without positions
 ]
 
 
@@ -127,22 +107,28 @@ def test_the_program_is_what_its_oracle_says(name: str, options: dict[str, Any])
     hold_invariants(bench(name, load(made[0]), made), 1e-9)
 
 
-def test_more_than_the_positions_that_the_model_has() -> None:
-    """Positions begin anew at a sleep, and what was kept is dropped."""
-    made = convert()
+@pytest.mark.parametrize(("name", "keep"), [("llama", UNEQUAL), ("smollm3", {"slots": 3}), ("gptj", {"slots": 2})])
+def test_more_than_the_positions_that_the_model_has(name: str, keep: dict[str, Any]) -> None:
+    """Sinks, pairs and ring are numbered anew, or, in a model that cannot, pairs are dropped. Rotations are float32."""
+    made = convert(name, keep=keep)
     limit = made[0].max_positions
     assert limit is not None
-    subject = bench("llama", load(made[0]), made, limit + WINDOW + 5)
-    assert invariants.definition(subject) < 1e-9
-    kept = subject.alone[0].state["0.kept.position"]
-    assert int(kept.max()) < limit // 2
+    tokens = np.random.default_rng(4).integers(0, VOCAB, 2 * limit + 5)
+    subject = bench(name, load(made[0]), made)
+    subject.streams = (Stream(tokens, tuple(range(WINDOW, len(tokens) + 1, WINDOW))),) * 3
+    assert invariants.definition(subject) < 1e-6
+    state = subject.alone[0].state
+    assert ("offset" in state) is (name != "gptj")
+    assert int(state["0.kept.position"].max()) < limit
+    if "offset" in state:
+        assert int(state["offset"]) > 0
 
 
 def test_what_is_kept_is_every_third_pair_of_each_head() -> None:
     session = Session(load(convert()[0]))
     session.feed([np.random.default_rng(5).integers(0, VOCAB, 4 * WINDOW + 1).tolist()])
     last = state_of(session)["2.kept.position"][0].tolist()
-    heads = [[p for p in range(SINKS, 4 * WINDOW) if p % 3 == head][-SLOTS:] for head in range(2)]
+    heads = [p for head in range(2) for p in [p for p in range(SINKS, 4 * WINDOW) if p % 3 == head][-SLOTS:]]
     assert last == heads
 
 
@@ -162,47 +148,73 @@ def _early(program: ProgramGraphs) -> None:
             node.args = (node.args[0], 0)
 
 
-def _one_mask(program: ProgramGraphs) -> None:
-    """All heads see what the first one sees."""
+def _one_head(program: ProgramGraphs) -> None:
+    """All heads see what each has kept."""
     for wake in (cls.wake for cls in program.classes.values()):
-        port = wake.ports("state")["kept.position"]
-        for user in list(port.users):
-            e = Emit(wake, "fault", user)
-            first = e.call(aten.slice.Tensor, port, 1, 0, 1)
-            user.replace_input_with(port, e.call(aten.expand_as.default, first, port))
+        for node in wake.calls():
+            if is_call(node, aten.eq.Tensor) and wake.ports().get(HEAD) in node.args:
+                e = Emit(wake, "fault", node.next)
+                for user in list(node.users):
+                    user.replace_input_with(node, e.call(aten.ones_like.default, node))
 
 
 def _oldest(program: ProgramGraphs) -> None:
-    """A sleep keeps the oldest pairs."""
+    """A sleep keeps the worst pairs."""
+    for node in _sorts(program, descending=True):
+        node.kwargs = {**node.kwargs, "descending": False}
+
+
+def _one_budget(program: ProgramGraphs) -> None:
+    """Heads take each other's slots."""
+    for i, block in enumerate(program.layout):
+        owners = program.params[block.params[HEAD]].materialise()
+        program.params[block.params[HEAD]] = HeldTensor(torch.sort(1 - owners).values, new=True)
+        assert i < 3
+
+
+def _as_it_came(program: ProgramGraphs) -> None:
+    """Kept keys have no positions."""
     for cls in program.classes.values():
         assert cls.sleep is not None
         for node in cls.sleep.calls():
-            if is_call(node, aten.topk.default):
-                node.args = (*node.args, False)
+            if is_call(node, aten.cos.default):
+                Emit(cls.sleep, "fault", node.next)
+                node.target = aten.ones_like.default
 
 
-@pytest.mark.parametrize("fault", [_blind, _early, _one_mask, _oldest])
+def _sorts(program: ProgramGraphs, *, descending: bool) -> list[fx.Node]:
+    sleeps = [cls.sleep for cls in program.classes.values() if cls.sleep]
+    found = [n for sleep in sleeps for n in sleep.calls() if is_call(n, aten.sort.stable)]
+    return [node for node in found if node.kwargs["descending"] is descending]
+
+
+@pytest.mark.parametrize("fault", [_blind, _early, _one_head, _oldest, _one_budget, _as_it_came])
 def test_a_fault_is_found(fault: Callable[[ProgramGraphs], None]) -> None:
-    program, recipe = convert()
+    program, recipe = convert(keep=UNEQUAL if fault is _one_budget else {"slots": SLOTS})
     wrong = program.clone()
     fault(wrong)
     assert invariants.definition(bench("llama", load(wrong), (program, recipe))) > 1e-4
 
 
 def test_bytes_are_flat_and_counted() -> None:
-    (kept, _), (plain, _) = convert(), convert(consolidation="replay")
-    canonical = family("llama").canonical
-    sites = [find_site(canonical.classes[block.cls].wake) for block in canonical.layout]
-    slots = sum(site.kv_heads * SLOTS * (8 * (site.d_k + site.d_v) + 8) for site in sites)
-    assert kept.state_bytes() == plain.state_bytes() + slots
+    (kept, _), (plain, _) = convert(keep=UNEQUAL), convert(keep=None)
+    site = find_site(family("llama").canonical.classes[kept.layout[0].cls].wake)
+    slots = sum(map(sum, UNEQUAL["budgets"])) * (8 * (site.d_k + site.d_v) + 8 + 8)
+    offset = 8  # positions are numbered anew
+    assert kept.state_bytes() == plain.state_bytes() + slots + offset
     session = Session(load(kept))
     for _ in range(5):
         session.feed([list(range(WINDOW + 1))])
         assert sum(value.numel() * value.element_size() for value in state_of(session).values()) == kept.state_bytes()
 
 
+def test_blocks_that_differ_in_budgets_are_one_class() -> None:
+    assert len(convert(keep={"budgets": [[2, 5], [0, 1], [3, 4]]})[0].classes) == 1
+    assert len(convert(keep={"budgets": [[2, 5], [0, 0], [3, 4]]})[0].classes) == 2  # one that keeps none
+
+
 def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> None:
-    program, recipe = convert()
+    program, recipe = convert(keep=UNEQUAL)
     save_artifact(tmp_path / "artifact", program, About(recipe, Source(name="tiny", kind="module")))
     again = load_artifact(tmp_path / "artifact")[0]
     assert again.all_states() == program.all_states()
@@ -220,7 +232,10 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
 @pytest.mark.parametrize("form", ONNX)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("llama", {}), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("gemma2", {"passes": 2}), CASES[-1]))],
+    [
+        ("llama", {"keep": UNEQUAL}),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (CASES[1], CASES[2], CASES[6])),
+    ],
 )
 def test_onnx_takes_it(form: str, name: str, options: dict[str, Any]) -> None:
     if reason := ONNX[form].missing():
@@ -232,11 +247,15 @@ def test_onnx_takes_it(form: str, name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("llama", {"eviction": "hard"}, "positions begin anew"),
-        ("llama", {"last_position": "renumber"}, "positions begin anew"),
+        ("llama", {"eviction": "hard"}, "kept pairs stand at theirs"),
         ("bloom", {}, "scores fall with distance"),
-        ("llama", {"consolidation": "fourth"}, "no consolidation is named 'fourth'"),
-        ("llama", {"rule": "gated", "passes": 2}, "does not correct what it wrote"),
+        ("mistral-5", {}, "no layer can keep pairs"),
+        ("llama", {"keep": {"slots": 3, "score": "fourth"}}, "no score is named 'fourth'"),
+        ("llama", {"keep": {"budgets": [[1, 1]]}}, "for 1 layers, and the model has 3"),
+        ("llama", {"keep": {"budgets": [[1, 1], [1], [1, 1]]}}, "layer 1 gets slots for 1 KV heads, and has 2"),
+        ("gemma2", {"keep": {"budgets": [[1, 1], [1, 1], [1, 1]]}}, "keeps no pairs"),
+        ("llama", {"keep": {"slots": 60}}, "60 pairs of one KV head and 8 new ones .* need 78 positions, .* has 64"),
+        ("llama", {"overrides": [{"layers": "0-2", "strategy": "replace"}]}, "no layer can keep pairs"),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, options: dict[str, Any], said: str) -> None:
@@ -244,23 +263,16 @@ def test_what_does_not_fit_is_refused(name: str, options: dict[str, Any], said: 
         convert(name, **options)
 
 
-def test_a_consolidation_that_forgets_its_pairs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KeepsThird, "sleep", Replay.sleep)
-    with pytest.raises(SleepcError, match=r"third does not say what a sleep makes of kept\.k"):
-        convert()
-
-
-@pytest.mark.parametrize(("name", "said"), [("replay", "there is a consolidation named 'replay'"), ("Third", "lower")])
+@pytest.mark.parametrize(("name", "said"), [("key", "there is a score named 'key'"), ("Third", "lower")])
 def test_names_that_collide_are_an_error(name: str, said: str) -> None:
-    made = type("Other", (Replay,), {"name": name})()
     with pytest.raises(UsageError, match=said):
-        register(made)
-    assert type(find("replay")) is Replay
+        register(type("Other", (Third,), {"name": name})())
+    assert type(find("key")) is KeyScore
 
 
 def test_its_words_are_said() -> None:
     program, recipe = convert()
-    assert "every third pair is kept" in inspect_program(family("llama").canonical, program, recipe).sleep
+    assert "every third pair" in inspect_program(family("llama").canonical, program, recipe).sleep
 
 
 @pytest.mark.parametrize("name", [QUERIES, WINDOW_POSITIONS])
