@@ -33,13 +33,13 @@ from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
 from sleepc.passes.keep.registry import check as check_keep
 from sleepc.passes.lower.find_rms_norm import FindRmsNorm
-from sleepc.passes.plan import check_rules, may_keep, memory_groups, rings
+from sleepc.passes.plan import Groups, check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
 from sleepc.passes.rewrite.insert_memory import InsertMemory
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
 from sleepc.passes.stateful.add_sleep import AddSleep
-from sleepc.recipe import Factors, Recipe
+from sleepc.recipe import Factors, LayerPlan, Recipe
 
 Made = TypeVar("Made")
 
@@ -113,15 +113,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             "rewrite",
             "CONVERTED",
             (
-                BoundAttention(
-                    rings(plans),
-                    recipe.sinks,
-                    every=recipe.window,
-                    slide=recipe.eviction == "sliding",
-                    renumber=recipe.last_position == "renumber",
-                    keep=recipe.keep,
-                    keepers=may_keep(plans),
-                ),
+                _bounded(recipe, plans),
                 *consolidation.rewrites(recipe, plans),
                 ReplaceAttention(replaced),
                 AddMemory(parallel),
@@ -133,17 +125,27 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             "STEP",
             (
                 *consolidation.stateful(recipe, blocks),
-                AddSleep(
-                    recipe.window,
-                    recipe.sinks,
-                    recipe.eviction,
-                    recipe.consolidation,
-                    memories,
-                    recipe.keep.score if recipe.keep else "",
-                ),
+                _sleeping(recipe, memories),
             ),
         ),
     )
+
+
+def _bounded(recipe: Recipe, plans: tuple[LayerPlan, ...]) -> BoundAttention:
+    return BoundAttention(
+        rings(plans),
+        recipe.sinks,
+        every=recipe.window,
+        slide=recipe.eviction == "sliding",
+        renumber=recipe.last_position == "renumber",
+        keep=recipe.keep,
+        keepers=may_keep(plans),
+    )
+
+
+def _sleeping(recipe: Recipe, memories: Groups) -> AddSleep:
+    score = recipe.keep.score if recipe.keep else ""
+    return AddSleep(recipe.window, recipe.sinks, recipe.eviction, recipe.consolidation, memories, score)
 
 
 def lower_stages() -> tuple[Stage, ...]:

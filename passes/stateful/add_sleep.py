@@ -150,9 +150,9 @@ class AddSleep(Pass):
         results = find_consolidation(self.consolidation).sleep(block)
         if of["chosen"]:
             results |= choose(block, find_score(self.score), block.cls.sleep, most)
-        stays = e.unsqueeze(block.stays(), 1, -1) if of["evicted"] else None
-        results |= {s.name: e.where(stays, block.states[s.name], 0.0) for s in of["evicted"] if stays is not None}
-        results |= {s.name: self._empty(e, s, block.states[s.name]) for s in of["emptied"]}
+        held = block.states
+        results |= {s.name: e.where(e.unsqueeze(block.stays(), 1, -1), held[s.name], 0.0) for s in of["evicted"]}
+        results |= {s.name: self._empty(e, s, held[s.name]) for s in of["emptied"]}
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)

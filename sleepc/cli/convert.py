@@ -213,6 +213,13 @@ def _check(display: Display, program: Program, accept: bool) -> tuple[bool, dict
     return report.ok, report.to_json()
 
 
+def _instead(program: Program) -> str:
+    """What can be done against emptied windows."""
+    if program.recipe.keep is None:
+        return "rotary positions can go on: --last-position renumber (docs/recipes.md)"
+    return "kept pairs are dropped there, since this model's keys cannot be put at other positions (docs/keep.md)"
+
+
 def _tell_saved(display: Display, program: Program, seen: Inspection, options: ConvertOptions) -> None:
     from sleepc.inspection import first_emptied
 
@@ -230,6 +237,6 @@ def _tell_saved(display: Display, program: Program, seen: Inspection, options: C
         display.leave(
             "",
             f"near the model's last position ({number(program.graphs.max_positions or 0)}) a sleep empties the window, first "
-            f"after {number(emptied)} tokens; rotary positions can go on: --last-position renumber (docs/recipes.md)",
+            f"after {number(emptied)} tokens; {_instead(program)}",
         )
     display.leave("next", f'sleepc run {output} "…"   ·   sleepc verify {output}   ·   sleepc inspect {output}')

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch.fx import Node
 
-from sleepc.ir.graph import PARAMETERS, Graph, Node
+from sleepc.ir.graph import PARAMETERS, Graph
 from sleepc.ir.levels import Level
 from sleepc.ir.states import StateSpec, find_state
 from sleepc.ir.weights import Param

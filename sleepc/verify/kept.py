@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.consolidation.contract import Layer, Pairs
 from sleepc.passes.keep.contract import NOTHING, STEP
 from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.plan import Budget
 from sleepc.passes.rewrite.key_positions import on_tokens
+from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify.timeline import Timeline, sees_kept
 
-if TYPE_CHECKING:
-    from sleepc.verify.oracle import Oracle
+
+class Reader(Protocol):
+    """What the oracle is to kept pairs (sleepc/verify/oracle.py)."""
+
+    program: ProgramGraphs
+    recipe: Recipe
+    plans: tuple[LayerPlan, ...]
+    budgets: tuple[Budget, ...]
+    most: int
+
+    def site_of(self, i: int) -> Site:
+        """The attention of block i."""
+
+    def ring(self, i: int) -> int:
+        """How many tokens it keeps."""
+
+    def turned(self, i: int, k: Tensor, positions: Tensor) -> Tensor:
+        """k [B,Hkv,t,d] before positions, of block i, with positions [t] applied."""
+
+    def wide(self, x: Tensor) -> Tensor:
+        """x in the dtype of memories."""
 
 
 def no_pairs(budget: Budget, rows: int) -> Pairs | None:
@@ -25,7 +47,7 @@ def no_pairs(budget: Budget, rows: int) -> Pairs | None:
     return Pairs(budget, *([[[] for _ in budget] for _ in range(rows)] for _ in range(3)))  # type: ignore[arg-type]
 
 
-def renumbers_with_pairs(oracle: Oracle) -> bool:
+def renumbers_with_pairs(oracle: Reader) -> bool:
     """Can keys that stand at a position be put at another one? Not if positions are added to tokens, a layer keeps all
     of them, or turning a key twice is another thing than turning it once.
     """
@@ -33,7 +55,7 @@ def renumbers_with_pairs(oracle: Oracle) -> bool:
         return False
     last = oracle.program.max_positions or 1
     for i, budget in enumerate(oracle.budgets):
-        site = oracle.site(oracle.program.layout[i].cls)
+        site = oracle.site_of(i)
         if budget and site.rotated:
             k = torch.randn(1, site.kv_heads, 1, site.d_k, generator=torch.Generator().manual_seed(1))
             k = k.to(site.k.meta["type"].dtype)
@@ -42,7 +64,7 @@ def renumbers_with_pairs(oracle: Oracle) -> bool:
     return True
 
 
-def _turns_back(oracle: Oracle, i: int, k: Tensor, start: int, by: int) -> bool:
+def _turns_back(oracle: Reader, i: int, k: Tensor, start: int, by: int) -> bool:
     """Is a key that stands at `start`, turned back, what it is `by` before it?"""
     once = oracle.turned(i, k, torch.tensor([start])).to(k.dtype)
     try:
@@ -53,7 +75,7 @@ def _turns_back(oracle: Oracle, i: int, k: Tensor, start: int, by: int) -> bool:
 
 
 def kept_columns(
-    oracle: Oracle, i: int, layer: Layer, time: Timeline, start: int, end: int
+    oracle: Reader, i: int, layer: Layer, time: Timeline, start: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keys [B,Hkv,S,d_k] as attention sees them, values [B,Hkv,S,d_v], and which of the tokens start .. end-1 sees
     them, bool [B,Hkv,n,S], of the pairs that block i keeps; S is the largest budget.
@@ -77,13 +99,13 @@ def kept_columns(
     return keys, values, sees_kept(time, tokens, oracle.ring(i), start, end)
 
 
-def _turned(oracle: Oracle, i: int, k: Tensor, places: list[int]) -> Tensor:
+def _turned(oracle: Reader, i: int, k: Tensor, places: list[int]) -> Tensor:
     """k [1,Hkv,n,d] before positions -> [Hkv,n,d] at `places` [n]."""
-    site = oracle.site(oracle.program.layout[i].cls)
+    site = oracle.site_of(i)
     return (oracle.turned(i, k, torch.tensor(places)) if site.rotated else k)[0]
 
 
-def keep_pairs(oracle: Oracle, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
+def keep_pairs(oracle: Reader, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
     """The sleep of block i after tokens start .. end-1: every head keeps the best of what it has and of the window, and
     of equals the older one.
     """
@@ -111,7 +133,7 @@ def keep_pairs(oracle: Oracle, i: int, layer: Layer, time: Timeline, start: int,
 
 
 def _window_scores(
-    oracle: Oracle, layer: Layer, time: Timeline, at: tuple[int, int], tokens: range
+    oracle: Reader, layer: Layer, time: Timeline, at: tuple[int, int], tokens: range
 ) -> list[tuple[int, float]]:
     """(token, score) of a window's pairs of one row and head, but for sinks and what is not to be kept."""
     assert layer.k is not None
@@ -125,7 +147,7 @@ def _window_scores(
     return [(t, score) for t, score, p in each if p >= oracle.recipe.sinks and score > NOTHING / 2]
 
 
-def kept_state(oracle: Oracle, i: int, layer: Layer) -> dict[str, Tensor]:
+def kept_state(oracle: Reader, i: int, layer: Layer) -> dict[str, Tensor]:
     """The states of block i's kept pairs, by part: all heads' slots one after the other, empty ones of a head first."""
     pairs, k, v = layer.kept, layer.k, layer.v
     assert pairs is not None

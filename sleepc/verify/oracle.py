@@ -202,6 +202,10 @@ class Oracle:
         logits: Tensor = self.ending({**self.parameters, **values}, self._widen)["logits"]
         return logits if alone else logits[:, at]
 
+    def site_of(self, i: int) -> Site:
+        """The attention of block i."""
+        return self.site(self.program.layout[i].cls)
+
     def ring(self, i: int) -> int:
         """How many tokens the attention of block i keeps."""
         window = self.plans[i].window
