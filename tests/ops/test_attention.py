@@ -98,6 +98,32 @@ def test_window_attention_equals_the_loop(
     assert worst(got, want) < 1e-12
 
 
+@small
+@given(
+    groups=st.sampled_from(GROUPS),
+    tokens=st.integers(0, 4),
+    width=st.integers(0, 5),
+    slots=st.integers(0, 6),
+    kind=st.sampled_from(["bool", "shared"]),
+    softcap=st.sampled_from([0.0, 2.0]),
+    sinks=st.booleans(),
+)
+def test_kept_attention_equals_the_loop(
+    groups: tuple[int, int], tokens: int, width: int, slots: int, kind: str, softcap: float, sinks: bool
+) -> None:
+    heads, memories = groups
+    q, k = normal(2, heads, tokens, 4), normal(2, memories, tokens, 4, seed=1)
+    v = normal(2, memories, tokens, 3, seed=2)
+    held = normal(2, memories, width, 4, seed=4), normal(2, memories, width, 3, seed=5)
+    mask = _mask(kind, 2, heads, tokens, width + tokens)
+    assert mask is not None
+    kept = normal(2, slots, 4, seed=6), normal(2, slots, 3, seed=7), uniform(2, memories, tokens, slots, seed=8) < 0.5
+    args = (q, k, v, *held, mask, *kept, normal(heads, seed=3) if sinks else None)
+    want = naive.kept_attention(*args, scale=0.5, softcap=softcap)
+    got = functional.kept_attention(*args, scale=0.5, softcap=softcap)
+    assert worst(got, want) < 1e-12
+
+
 @pytest.mark.parametrize("values", [4, 3])
 @pytest.mark.parametrize("tokens", [0, 1, 5])
 @pytest.mark.parametrize(

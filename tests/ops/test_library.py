@@ -41,6 +41,7 @@ def _attention_cases(tokens: int) -> list[Case]:
     mask = functional.window_mask(positions, torch.tensor([5, 5]), window=3, sinks=1)
     sinks, bias = normal(4, seed=5), normal(2, 1, tokens, tokens, seed=6)
     how = {"scale": 0.5}
+    kept = normal(2, 3, 2, seed=7), normal(2, 3, v.shape[3], seed=8), normal(2, k.shape[1], tokens, 3, seed=9) > 0
     return [
         Case("attention", (q, k, v), {**how, "causal": True}),
         Case(
@@ -51,6 +52,8 @@ def _attention_cases(tokens: int) -> list[Case]:
         ),
         Case("attention", (q, k, v, bias, sinks), {**how, "softcap": 2.0}, "bias"),
         Case("window_attention", (q, k, v, *held, mask), how),
+        Case("kept_attention", (q, k, v, *held, mask, *kept), how),
+        Case("kept_attention", (q, k, v, *held, mask, *kept, sinks), {**how, "softcap": 2.0}, "sink_logits"),
         Case("window_attention", (q, k, v, *held, mask, sinks), {**how, "softcap": 2.0}, "sink_logits"),
     ]
 
