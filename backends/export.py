@@ -33,7 +33,7 @@ class ExportFacts(Protocol):
 
     @property
     def sinks(self) -> int:
-        """How many tokens attention keeps for ever."""
+        """How many tokens attention keeps forever."""
 
     @property
     def upto(self) -> int | None:

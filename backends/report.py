@@ -10,7 +10,7 @@ TEXT = "text"  # the check of what rounding costs
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one check. It holds where `value` is at most `bound`, or for an agreement at least."""
+    """One figure of one check. It holds if `value` is at most `bound`, or for an agreement at least."""
 
     check: str
     figure: str

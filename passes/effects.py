@@ -41,7 +41,7 @@ class Trial:
             return
         error = float((self.last.logits.double() - before.logits.double()).abs().max())
         allowed = 0.0 if each.effect == "EXACT" else _rounding(before, self.last)
-        if not error <= allowed:  # also where it is not a number
+        if not error <= allowed:  # also if it is not a number
             raise SleepcError(
                 f"the effect of {each.name} is {each.effect}, and inside the window a logit changed by {error:.3g} "
                 f"({allowed:.3g} is allowed)"

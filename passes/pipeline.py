@@ -2,7 +2,7 @@
 
     ATEN       what torch.export saw: one flat graph, whose operators may write to their arguments
     CANONICAL  embed, block classes, head; attention is `sleepc::attention` with a mask class
-    CONVERTED  attention is bounded, memories stand beside it, the clock runs
+    CONVERTED  attention is bounded, memories are added, the clock runs
     STEP       everything is a step from state to state: what is saved, and what backends run
     LOWERED    patterns of operators are one operator: what targets with kernels for them write
 
@@ -45,7 +45,7 @@ Made = TypeVar("Made")
 
 
 def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
-    """ATEN -> CANONICAL. `factors` are those of calls of few or of many tokens, where a model has two sets.
+    """ATEN -> CANONICAL. `factors` are those of calls of few or of many tokens, if a model has two sets.
 
     Raises SharedMemory for what is captured without being `decomposed`: see `functional`.
     """
@@ -81,7 +81,7 @@ def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
 
 
 def functional(attempt: Callable[[bool], Made]) -> Made:
-    """What `attempt(decomposed=False)` makes of a model; where one of its operators writes through a view, the model
+    """What `attempt(decomposed=False)` makes of a model; if one of its operators writes through a view, the model
     is captured once more, and taken apart by PyTorch: `attempt(True)`.
     """
     try:
@@ -91,7 +91,7 @@ def functional(attempt: Callable[[bool], Made]) -> Made:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises UsageError for rules and consolidations that there are not, or that do not fit. Needs no model."""
+    """Raises UsageError for unknown rules and consolidations, or those that do not fit. Needs no model."""
     check_rules(recipe)
     consolidations.check(recipe)
     check_keep(recipe)

@@ -186,7 +186,7 @@ class Program:
         return report
 
     def check_bytes(self) -> None:
-        """Once for an artifact: are all tensors' bytes those that were converted? Raises SleepcError where they are
+        """Once for an artifact: are all tensors' bytes those that were converted? Raises SleepcError if they are
         not.
         """
         if self.checked:
@@ -251,7 +251,7 @@ class Program:
 
     @typed
     def adapt(self, path: str | Path, *, merge: bool = False) -> Adapter:
-        """Apply what a training has changed, an adapter file; with `merge` low-rank maps become part of the weights.
+        """Apply what a training has changed, an adapter file; with `merge` LoRA matrices become part of the weights.
 
         Raises UsageError if it is not of this model or does not fit, SleepcError if it is damaged.
         """
@@ -264,7 +264,7 @@ class Program:
         return adapter
 
     def merge(self) -> int:
-        """Make low-rank maps part of the weights; how many weights changed."""
+        """Make LoRA matrices part of the weights; how many weights changed."""
         from sleepc.train.adapter import merge_maps
 
         return merge_maps(self)
@@ -306,8 +306,8 @@ class Program:
     ) -> Outcome:
         """Train the memories, or more, towards `teacher` (the original by default) on texts, a data set, or, with
         neither, on what the teacher writes. Options are those of sleepc.train.run.Run, `work` and `resume` among them,
-        and of sleepc.train.settings. Where it is stopped the program stays as it is; `resume` goes on. It stays as it
-        is, too, where the training made things worse on what was held out of the texts (a warning says so), unless
+        and of sleepc.train.settings. If it is stopped the program stays as it is; `resume` continues. It stays as it
+        is, too, if the training made things worse on what was held out of the texts (a warning says so), unless
         `force`.
 
         Raises UsageError for options that do not fit and for a folder that another process has, SleepcError if the
@@ -340,7 +340,7 @@ class Program:
         loss is on what is asked, or on the last `predict` tokens of pieces; gradients go through sleeps and passes.
 
         `scratch` is for a model that knows nothing yet: all is trained, with Muon, from the values that it has. Other
-        options are those of `distil`. Where everything is trained there is no adapter: save the program.
+        options are those of `distil`. If everything is trained there is no adapter: save the program.
 
         Raises UsageError for options that do not fit, SleepcError if the loss is not finite.
         """
@@ -419,7 +419,7 @@ class Program:
         `options` are those of the target `to` (docs/export.md): precision="int4". `text`, or `tokens`, are read in the
         checks and for perplexity.
         Raises UsageError for options that do not fit or a `path` that exists (`force` replaces an export), SleepcError
-        where a check fails.
+        if a check fails.
         """
         from sleepc.exporting import Request, export_program
 
@@ -494,7 +494,7 @@ def _captured_in_dtype(
     program = capture(_to_export(module, checkpoint, recipe), progress, dump, factors=factors)
     _take_values(program, module)
     if any(isinstance(p, HeldTensor) and p.value.is_meta for p in program.params.values()):
-        # its code makes tensors while it runs: without values where it has none itself
+        # its code makes tensors while it runs: without values if it has none itself
         program = capture(in_dtype(module, checkpoint, recipe), progress, dump, factors=factors)
         _take_values(program, module)
     return program
@@ -503,7 +503,7 @@ def _captured_in_dtype(
 def capture(
     module: nn.Module, progress: Progress = silent, dump: Path | None = None, *, factors: Factors = "short"
 ) -> ProgramGraphs:
-    """A module as a program at level CANONICAL; `factors` are those of short or long calls, where it has both."""
+    """A module as a program at level CANONICAL; `factors` are those of short or long calls, if it has both."""
     progress("export", None)
     limit = max_positions(getattr(module, "config", None))
     folder = dump / "front" if dump else None
@@ -523,7 +523,7 @@ def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:
 
 
 def in_dtype(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
-    """An original in the dtype that the recipe asks for, with its code's own casts: itself where it has it already."""
+    """An original in the dtype that the recipe asks for, with its code's own casts: itself if it has it already."""
     dtype = DTYPES.get(recipe.dtype)
     if dtype is None or all(p.dtype == dtype for p in module.parameters()):
         return module
@@ -531,7 +531,7 @@ def in_dtype(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -
 
 
 def _to_export(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
-    """The module to export: where another dtype is asked for, the same code in that dtype, with its own casts."""
+    """The module to export: if another dtype is asked for, the same code in that dtype, with its own casts."""
     dtype = DTYPES.get(recipe.dtype)
     if dtype is None or all(p.dtype == dtype for p in module.parameters()):
         return module

@@ -49,7 +49,7 @@ MAX_GRAPH = 64 << 20  # bytes
 
 
 def check_free(target: Path, *, force: bool) -> None:
-    """Refuse an output directory that exists, unless `force`; never replace what is no artifact and not empty."""
+    """Refuse an output directory that exists, unless `force`; never replace what is not empty and not an artifact."""
     whole_folder.check_free(target, force=force, mark=MANIFEST)
 
 
@@ -204,7 +204,7 @@ def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
     """The program of an artifact; weights stay in their files, which are held open, until a backend asks for them.
 
     Checked here: versions, manifest, graph texts, sizes and headers of weight files, types of all graphs. Tensor hashes
-    are checked before the first use. Where the folder is replaced meanwhile, the new one is loaded, whole.
+    are checked before the first use. If the folder is replaced meanwhile, the new one is loaded, whole.
     """
     return load_whole(folder, _load)
 

@@ -108,7 +108,7 @@ def bisect_artifact(
 ) -> Bisection:
     """Convert an artifact's original again, pass by pass, and compare what comes out with the artifact.
 
-    `against` names the original where it is not where it was. Raises UsageError where there is none.
+    `against` names the original if it is not where it was. Raises UsageError if there is none.
     """
     program = api.load(folder)
     if against is None and program.source.kind == "module":
@@ -138,7 +138,7 @@ def bisect_artifact(
 
 
 def _trained_weights(program: api.Program) -> tuple[ProgramGraphs, set[str]]:
-    """An artifact's program, its low-rank maps merged into the weights, and which weights a training has changed."""
+    """An artifact's program, its LoRA matrices merged into the weights, and which weights a training has changed."""
     merged = replace(program, report=dict(program.report))
     merge_maps(merged)
     return merged.graphs, trained_weights(merged)
@@ -167,7 +167,7 @@ def bisect(
     """Convert `captured` (level ATEN) as the recipe says and compare after every pass; also the converted program.
 
     A pass that breaks the program is wrong too, and ends the conversion: then there is no program. Raises UsageError
-    where the recipe does not fit the model.
+    if the recipe does not fit the model.
     """
     found = Bisection(len(probe.tokens), probe.tolerance, [probe(CAPTURE, "", captured)])
     program = _walk(found, captured, front_stages(recipe.rope_factors), probe, progress)

@@ -25,7 +25,7 @@ CONTEXT = 3
 
 @dataclass(frozen=True)
 class GraphDiff:
-    """One graph of both programs: `lines` are those of a unified diff, empty where the graphs are equal."""
+    """One graph of both programs: `lines` are those of a unified diff, empty if the graphs are equal."""
 
     name: str
     added: int
@@ -58,7 +58,7 @@ def diff_programs(a: ProgramGraphs, b: ProgramGraphs) -> ProgramDiff:
     """What of program A is otherwise in program B.
 
     Graphs are compared as text without the notes of where a line came from. Blocks are compared with the block at the
-    same place where both programs have as many, and classes of the same name otherwise. Parameters are compared by
+    same place if both programs have as many, and classes of the same name otherwise. Parameters are compared by
     shape, dtype and sha256: for an artifact the hash that it holds, which `verify --hash` compares with the bytes.
     """
     changed = [key for key in a.params if key in b.params and _identity(a.params[key]) != _identity(b.params[key])]
@@ -203,7 +203,7 @@ def _rows(old: list[str], new: list[str]) -> Iterator[tuple[str, str]]:
     bare_old, bare_new = ([VALUE.sub("%", line) for line in lines] for lines in (old, new))
     for kind, i, i_end, j, j_end in difflib.SequenceMatcher(None, bare_old, bare_new, autojunk=False).get_opcodes():
         lines, others = old[i:i_end], new[j:j_end]
-        if len(lines) == len(others):  # also where a literal or a type changed: what reads the value is as it was
+        if len(lines) == len(others):  # also if a literal or a type changed: what reads the value is as it was
             partner.update((a, b) for x, y in zip(lines, others, strict=True) for a, b in [(_makes(x), _makes(y))] if a)
         if kind == "equal":
             for x, y in zip(lines, others, strict=True):

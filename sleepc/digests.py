@@ -1,4 +1,4 @@
-"""What tensors and models are told apart by: sha256 of their bytes, and names of their element types."""
+"""What identifies tensors and models: sha256 of their bytes, and names of their element types."""
 
 from __future__ import annotations
 

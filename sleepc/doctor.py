@@ -57,7 +57,7 @@ def examine() -> list[Finding]:
 
 
 def _safely(group: str, what: str, look: Callable[[], tuple[Mark, str, str]], fix: str) -> Finding:
-    """What `look` found; where it fails, that is the finding."""
+    """What `look` found; if it fails, that is the finding."""
     try:
         return Finding(group, what, *look())
     except ModuleNotFoundError as error:
@@ -122,7 +122,7 @@ def _runner(name: str) -> tuple[Mark, str, str]:
 
 
 def _install(backend: str) -> str:
-    """The command that brings what a backend needs: its extra, where sleepc has one of that name."""
+    """The command that brings what a backend needs: its extra, if sleepc has one of that name."""
     try:
         extras = metadata.metadata("sleepc").get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed

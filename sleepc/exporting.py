@@ -17,7 +17,7 @@ from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress
 from sleepc.whole_folder import check_free, written_beside
 
-ENOUGH = 64  # tokens of a text, which is read again and again where it is too short
+ENOUGH = 64  # tokens of a text, which is read again and again if it is too short
 
 
 class Program(Protocol):
@@ -70,7 +70,7 @@ def export_program(program: Program, asked: Request, progress: Progress) -> Expo
     read = program.some_tokens(asked.text, asked.tokens)
     if len(read) < ENOUGH:
         where = "--text" if asked.tokens is None else "--tokens"
-        raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give {ENOUGH} tokens at least.")
+        raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give at least {ENOUGH} tokens.")
     program.check_bytes()
     graphs = run_stages(program.graphs, target.lowering(program.graphs, chosen), progress=progress)
     with written_beside(folder, force=asked.force, mark=target.mark) as draft:

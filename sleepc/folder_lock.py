@@ -1,4 +1,4 @@
-"""One process at a time: a lock beside a folder, which says who has it."""
+"""One process at a time: a lock next to a folder, which says who holds it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _held: dict[Path, int] = {}  # locks of this process, with the thread that has e
 @contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
     """Within it nobody else has `folder` (which need not be there): no process of this machine, and no other thread.
-    Who has it may take it again.
+    The holder may take it again.
 
-    `what` is being done, for the others to read. Raises UsageError that names who has it. The lock is the operating
+    `what` is being done, for the others to read. Raises UsageError that names the holder. The lock is the operating
     system's: it goes with its process, however that ends, and the file that is left then stands in nobody's way.
     """
     place = folder.resolve()
@@ -43,7 +43,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         del _held[path]
-        path.unlink(missing_ok=True)  # first: who opens the file after this makes another
+        path.unlink(missing_ok=True)  # first: whoever opens the file after this makes another
         os.close(file)
 
 
@@ -63,11 +63,11 @@ def _locked(path: Path, folder: Path) -> int:
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # who had it has removed it in the meantime: it is nobody's lock any more
+        os.close(file)  # the holder has removed it in the meantime: it is nobody's lock any more
 
 
 def _lock(file: int, folder: Path) -> bool:
-    """Take the lock. Raises UsageError where somebody has it."""
+    """Take the lock. Raises UsageError if somebody has it."""
     if sys.platform == "win32":
         return True
     import fcntl
@@ -98,7 +98,7 @@ def _is(path: Path, file: int) -> bool:
 
 
 def _holder(file: int) -> str:
-    """Who has the lock, in words; it may not have said so yet."""
+    """The holder of the lock, in words; it may not have written so yet."""
     try:
         said = json.loads(os.pread(file, MOST, 0))
         return f"process {int(said['pid'])} on {said['host']} ({said['what']}, since {said['since']})"

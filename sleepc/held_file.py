@@ -23,13 +23,13 @@ Loaded = TypeVar("Loaded")
 
 class HeldFile:
     """An open regular file. Another file that comes to stand at its path is not read; bytes that are written over its
-    own are noticed (`require_unchanged`). Raises SleepcError where it cannot be opened, or is a device or a pipe.
+    own are noticed (`require_unchanged`). Raises SleepcError if it cannot be opened, or is a device or a pipe.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with reading(path):
-            # a pipe without a writer would wait for ever
+            # a pipe without a writer would wait forever
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             weakref.finalize(self, os.close, self.descriptor)
             status = os.fstat(self.descriptor)
@@ -46,7 +46,7 @@ class HeldFile:
         return self
 
     def read_into(self, view: memoryview, place: int) -> None:
-        """Fill `view` with the bytes from `place` on. Raises SleepcError where the file has become shorter."""
+        """Fill `view` with the bytes from `place` on. Raises SleepcError if the file has become shorter."""
         with reading(self.path):
             count = os.preadv(self.descriptor, [view], place)
         if count != len(view):
@@ -74,20 +74,20 @@ class HeldFile:
         return digest.hexdigest()
 
     def copy_to(self, target: Path) -> None:
-        """Write the file's bytes to a new file. Raises OSError where the disk refuses."""
+        """Write the file's bytes to a new file. Raises OSError if the disk refuses."""
         with target.open("xb") as file:
             for piece in self.pieces(0, self.size):
                 file.write(piece)
 
     def require_unchanged(self) -> None:
-        """Raises SleepcError where the file was written to since it was opened."""
+        """Raises SleepcError if the file was written to since it was opened."""
         with reading(self.path):
             now = _version(os.fstat(self.descriptor))
         if now != self.opened:
             raise SleepcError(f"{self.path.name} was changed while it was open", where=str(self.path), fix=AGAIN)
 
     def require_in_place(self) -> None:
-        """Raises SleepcError where the file was changed, or another one stands at its path: who opens that would read
+        """Raises SleepcError if the file was changed, or another one stands at its path: who opens that would read
         what was not checked.
         """
         self.require_unchanged()

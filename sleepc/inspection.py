@@ -110,7 +110,7 @@ def _sleep(recipe: Recipe, blocks: int) -> str:
 
 def first_emptied(program: ProgramGraphs, recipe: Recipe) -> int | None:
     """After how many tokens a sleep first empties the window, since the next one would pass the model's last position;
-    None where that never happens, or every sleep does so.
+    None if that never happens, or every sleep does so.
     """
     limit, window = program.max_positions, recipe.window
     if limit is None or recipe.eviction == "hard" or find_state(program.states, "clock", "offset"):
@@ -173,7 +173,7 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
 
 
 def _why(site: Site, plan: LayerPlan, recipe: Recipe) -> str:
-    """Why a layer gets no memory; nothing where it gets one."""
+    """Why a layer gets no memory; nothing if it gets one."""
     if plan.strategy != "leave":
         return ""
     own = site.mask.reach

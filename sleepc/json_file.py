@@ -14,7 +14,7 @@ from sleepc.held_file import HeldFile
 
 
 def read_json(path: Path, *, most: int, fix: str) -> Any:
-    """What stands in a JSON file of `most` bytes or less. Raises SleepcError with `fix` where it cannot be read."""
+    """What stands in a JSON file of `most` bytes or less. Raises SleepcError with `fix` if it cannot be read."""
     file = HeldFile(path)
     if file.size > most:
         raise SleepcError(f"{path.name} is too large to be one", where=str(path), fix=fix)
@@ -22,7 +22,7 @@ def read_json(path: Path, *, most: int, fix: str) -> Any:
 
 
 def parse_json(data: bytes, *, what: str, where: str, fix: str) -> Any:
-    """What a JSON text says. Raises SleepcError where it is none, nested deeper than anything of ours, or holds texts
+    """What a JSON text says. Raises SleepcError if it is none, nested deeper than anything of ours, or holds texts
     that no file can hold (half of a pair of surrogates).
     """
     try:

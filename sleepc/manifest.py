@@ -44,7 +44,7 @@ DtypeName = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8"
 
 
 class GraphFile(Strict):
-    """A graph's text. `before`: the hash of the same graph as older versions spelled it, where they could."""
+    """A graph's text. `before`: the hash of the same graph as older versions spelled it, if they could."""
 
     file: InsidePath
     sha256: Sha256
@@ -201,7 +201,7 @@ def _graphs(data: Any) -> Iterator[dict[str, Any]]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """sleepc.json, checked. Raises UsageError for what is no artifact or a newer one, SleepcError for a damaged one."""
+    """sleepc.json, checked. Raises UsageError if it is not an artifact, or newer, SleepcError if damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         moved = moved_away(folder)

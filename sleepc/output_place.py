@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sleepc.errors import UsageError
 
-ROOM = ".sleepc-on-trial"  # a name beside the target, as long as those that are used while it is written
+ROOM = ".sleepc-on-trial"  # a name next to the target, as long as those that are used while it is written
 
 
 def check_folder_place(target: Path, where: str) -> None:
@@ -42,9 +42,9 @@ def check_folder_inside(target: Path, where: str) -> None:
 
 
 def check_file_place(target: Path, where: str) -> None:
-    """Can a file `target` be written beside its name and be moved there? Only a file is ever replaced.
+    """Can a file `target` be written next to its name and be moved there? Only a file is ever replaced.
 
-    Raises as `check_folder_place`, and where there is not a folder for it.
+    Raises as `check_folder_place`, and if there is not a folder for it.
     """
     path = target.absolute()
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Whose is a draft? Who writes one keeps it locked; what a killed process leaves is locked by nobody."""
+"""Whose is a draft? Its writer keeps it locked; what a killed process leaves is locked by nobody."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Lock a file or folder; is it ours now? Without `wait` not where another has it, and never where the file system
+    """Lock a file or folder; is it ours now? Without `wait` not if another has it, and never if the file system
     has no locks. The system takes it back when the process ends, however that ends.
     """
     try:

@@ -13,7 +13,7 @@ PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside `path` and rename. Raises OSError where the disk refuses; nothing is left then, and what a killed
+    """Write next to `path` and rename. Raises OSError if the disk refuses; nothing is left then, and what a killed
     process left of an earlier try is removed.
     """
     _remove_left(path)

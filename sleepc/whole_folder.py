@@ -26,9 +26,9 @@ AT_CWD, EXCHANGE = -100, 2  # of renameat2
 @contextmanager
 def written_beside(target: Path, *, force: bool, mark: str) -> Iterator[Path]:
     """A folder that becomes `target` when the block ends well, and vanishes when it does not. What killed processes
-    left beside it is put right first, and said.
+    left next to it is put right first, and said.
 
-    Raises UsageError where `target` exists and is not to be replaced, or has not the file `mark`; SleepcError where the
+    Raises UsageError if `target` exists and is not to be replaced, or has not the file `mark`; SleepcError if the
     disk is full or refuses.
     """
     target = Path(os.path.realpath(target))  # what a link leads to is replaced, and the link stays
@@ -64,14 +64,14 @@ def check_free(target: Path, *, force: bool, mark: str) -> None:
 
 
 def moved_away(target: Path) -> Path | None:
-    """Where a killed process left what stood at `target`; None where it left nothing."""
+    """Where a killed process left what stood at `target`; None if it left nothing."""
     names = sorted(target.parent.glob(f".*.{OLD}")) if target.name else []
     return next((path for path in names if _is_of(path, target)), None)
 
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, locked by this process; whatever is at its path in the end is removed."""
+    """An empty folder next to `target`, locked by this process; whatever is at its path in the end is removed."""
     while True:
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{DRAFT}")
         draft.mkdir()
@@ -86,7 +86,7 @@ def _draft(target: Path) -> Iterator[Path]:
 
 
 def _put(draft: Path, target: Path, force: bool, mark: str) -> None:
-    """Let `draft` be `target`, and `target`, where there was one, be `draft`. Writers do so one after the other."""
+    """Let `draft` be `target`, and `target`, if there was one, be `draft`. Writers do so one after the other."""
     with locked(target.parent, wait=True):
         check_free(target, force=force, mark=mark)  # it may have come while the draft was written
         if not target.exists():
@@ -99,7 +99,7 @@ def _put(draft: Path, target: Path, force: bool, mark: str) -> None:
 
 
 def exchanged(one: Path, other: Path) -> bool:
-    """Swap two paths in one step, so that there is no moment without either; False where the system cannot."""
+    """Swap two paths in one step, so that there is no moment without either; False if the system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None or rename(AT_CWD, os.fsencode(one), AT_CWD, os.fsencode(other), EXCHANGE) == 0:
         return rename is not None

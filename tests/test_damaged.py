@@ -248,7 +248,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "an input that nothing gives": (put_graph("block.0", b'input "live"', b'input "alive"'), "V30: alive is read"),
     "a state that is not declared": (put_graph("clock", b'state "since"', b'state "hence"'), "V30: hence is read"),
     "a result that is missing": (put_graph("head", b'"logits"=', b'"loggits"='), "V30: the graph gives no logits"),
-    "a result that is no state": (put_graph("block.0.sleep", b'"S"=', b'"SS"='), "V31: SS is given, and is no state"),
+    "a result that is not a state": (
+        put_graph("block.0.sleep", b'"S"=', b'"SS"='),
+        "V31: SS is given, and is not a state",
+    ),
     "a parameter that is not there": (put_graph("head", b'param "', b'param "x'), "reads a parameter x"),
     "a state twice": (put_manifest(lambda d: states(d).append(states(d)[0])), "V31: two states have one name"),
     "a state without rows": (

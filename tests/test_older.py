@@ -74,4 +74,4 @@ def test_sinks_that_an_older_version_left_too_far_away_are_said(older: Path, tmp
         with pytest.raises(SleepcError, match="made by an older sleepc") as caught:
             sleepc.load(place).verify(against=original(older / "mistral"), tokens=list(range(17)) * 4)
         assert caught.value.where == "layer 0"
-        assert caught.value.fix == "Convert the model anew."
+        assert caught.value.fix == "Convert the model again."

@@ -62,7 +62,7 @@ class EagerBackend(TrainingBackend):
     def steps(
         self, program: ProgramGraphs, *, device: str = "cpu", dtype: torch.dtype | None = None, train: bool = False
     ) -> EagerSteps:
-        """See `Backend.steps`. Parameters stay mapped where neither device nor dtype asks for a copy."""
+        """See `Backend.steps`. Parameters stay mapped if neither device nor dtype asks for a copy."""
         from sleepc.ir.parameters import materialise
         from sleepc.passes.adapt.retype import Retype
         from sleepc.passes.base import Stage

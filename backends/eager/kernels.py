@@ -14,5 +14,5 @@ ours = torch.ops.sleepc
 # Our operators are called as the plain functions that they are, without the dispatcher: faster, and differentiable as
 # they stand.
 PLAIN: dict[Any, Callable[..., Any]] = {getattr(ours, name).default: getattr(functional, name) for name in OURS}
-# Where no gradient is wanted, windows and records are written in place.
+# If no gradient is wanted, windows and records are written in place.
 IN_PLACE: dict[Any, Callable[..., Any]] = PLAIN | {ours.write_slots.default: functional.write_slots_}

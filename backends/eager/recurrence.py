@@ -16,7 +16,7 @@ from sleepc.ir.states import with_role
 State = dict[str, Tensor]
 # Of a block: its class, its parameters by port, and the full names of its states by their short ones.
 BoundBlock = tuple[str, dict[str, Tensor], dict[str, str]]
-TINY = 1e-30  # beside the size of a memory that may be zero
+TINY = 1e-30  # added to the size of a memory, which may be zero
 
 
 class Recurrence:
@@ -86,7 +86,7 @@ class Recurrence:
         return h, written
 
     def _as_awake(self, after: Sequence[BoundBlock], h: Tensor, values: Mapping[str, Any], state: State) -> State:
-        """Blocks behind the loop where there was no pass over it: what wake wrote stays, and the next window starts
+        """Blocks behind the loop if there was no pass over it: what wake wrote stays, and the next window starts
         from it. A memory that is written in a sleep only, and has no record, is written from h as wake left it.
         """
         kept: State = {}

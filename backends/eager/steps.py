@@ -102,7 +102,7 @@ class EagerSteps:
         return values, new
 
     def begin(self, state: State, tokens: Tensor, lengths: Tensor) -> tuple[dict[str, Any], State]:
-        """tokens [B,T], lengths [B] -> (h [B,T,d] and what every block reads beside it, state' but for the blocks')."""
+        """tokens [B,T], lengths [B] -> (h [B,T,d] and what every block reads too, state' but for the blocks')."""
         values = self._embed({**self.parameters, **state, "tokens": tokens, "lengths": lengths})
         new = dict(state) | {s.name: values.pop(s.name) for s in self.program.states if s.name in values}
         return values, new
@@ -143,9 +143,9 @@ class EagerSteps:
 
     def sleep_tensors(self, state: State, passes: int | None = None) -> State:
         """Consolidate and evict in every row of `state`; with `passes` in so many instead of the program's own, or in
-        fewer where they settle.
+        fewer if they settle.
 
-        One pass is that of wake: no block runs again. Raises UsageError for `passes` where no block ever does.
+        One pass is that of wake: no block runs again. Raises UsageError for `passes` if no block ever does.
         """
         loop = self._recurrence.loop if self._recurrence else None
         if passes is not None and (loop is None or passes < 1):

@@ -1,4 +1,4 @@
-"""Low-rank maps beside a block's own linear maps: what adapts a model's weights with few parameters."""
+"""LoRA matrices next to a block's own linear layers: they adapt a model's weights with few parameters."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class AddLowRank(Pass):
         return count
 
     def _ports(self, program: ProgramGraphs, name: str) -> list[str]:
-        """The ports of a class that hold a linear map of the model's own, and have no low-rank maps yet."""
+        """The ports of a class that hold a linear map of the model's own, and have no LoRA matrices yet."""
         cls = program.classes[name]
         new = {p for b in program.layout if b.cls == name for p, key in b.params.items() if program.params[key].new}
         ports = cls.wake.ports("param")
         return [p for p in ports if p not in new and p + LOW_A not in ports and maps_of(cls, p)]
 
     def _add(self, cls: BlockClass, port: str) -> tuple[NewParam, NewParam]:
-        """Maps beside one port, in every graph that has it."""
+        """Matrices next to one port, in every graph that has it."""
         type_: TensorType = cls.wake.ports("param")[port].meta["type"]
         rows, columns = (int(d) for d in type_.dims)
         into, out = (rows, columns) if maps_of(cls, port)[0].flipped else (columns, rows)
@@ -79,7 +79,7 @@ class AddLowRank(Pass):
 
 
 def maps_of(cls: BlockClass, port: str) -> list[LinearMap]:
-    """Every use of a port in a class's graphs as a linear map; empty where a graph reads it in another way."""
+    """Every use of a port in a class's graphs as a linear map; empty if a graph reads it in another way."""
     found = []
     for graph in cls.graphs():
         node = graph.ports("param").get(port)

@@ -1,4 +1,4 @@
-"""Low-rank maps become part of the weights that they stand beside, and are gone."""
+"""LoRA matrices are merged into the weights next to them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Rounding:
 @dataclass(frozen=True)
 class MergeLowRank(Pass):
     """W x + B A x becomes (W + B A) x: computed in float64 and rounded once, to the dtype that W is run in. A weight
-    beside which B is zero stays as it is, and a weight that several ports share becomes one for each. `rounding` gets
+    next to which B is zero stays as it is, and a weight that several ports share becomes one for each. `rounding` gets
     what that takes from the maps.
     """
 
@@ -65,7 +65,7 @@ class MergeLowRank(Pass):
 
 
 def low_rank_ports(cls: BlockClass) -> list[str]:
-    """The ports of a class beside which there are low-rank maps."""
+    """The ports of a class that have LoRA matrices."""
     ports = cls.wake.ports("param")
     return [port for port in ports if port + LOW_A in ports and port + LOW_B in ports]
 
@@ -98,7 +98,7 @@ def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str]
 def _merged(
     weight: Param, a: Param, b: Param, dtype: torch.dtype, rounding: Rounding, *, flipped: bool
 ) -> torch.Tensor | None:
-    """The sum, or None where there is nothing to add."""
+    """The sum, or None if there is nothing to add."""
     w, left, right = (p.materialise().detach().double() for p in (weight, b, a))
     if not left.any():
         return None
@@ -118,7 +118,7 @@ def _drop_maps(graph: Graph, port: str) -> None:
     for product in list(ports[port + LOW_B].users):
         (total,) = product.users
         if not is_call(total, aten.add.Tensor):
-            raise SleepcError(f"the low-rank maps of {port} are not added to anything", where=graph.name)
+            raise SleepcError(f"the LoRA matrices of {port} are not added to anything", where=graph.name)
         total.replace_all_uses_with(total.args[0])  # type: ignore[arg-type]
     graph.drop_dead()
     for end in (LOW_B, LOW_A):

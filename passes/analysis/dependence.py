@@ -59,10 +59,10 @@ def find_dependence(graph: Graph, token_ports: tuple[str, ...], position_ports: 
 
 
 def learned_positions(graph: Graph) -> int | None:
-    """How many positions the smallest table that is indexed by positions has rows for, or None where positions are not
+    """How many positions the smallest table that is indexed by positions has rows for, or None if positions are not
     looked up.
 
-    What was looked up and then indexes another table (token types that stand in a buffer) is no position any more.
+    What was looked up and then indexes another table (token types that stand in a buffer) is not a position any more.
     """
     dependence = find_dependence(graph, ("tokens",), ("positions",))
     bounds: list[int | None] = []
@@ -89,7 +89,7 @@ def _bound(lookup: fx.Node) -> int | None:
 
 
 def _positions_of(target: fx.Node, length: int) -> Tensor | None:
-    """The value of `target` for one row of positions 0 to length - 1; None where it needs the model's tensors."""
+    """The value of `target` for one row of positions 0 to length - 1; None if it needs the model's tensors."""
     if any(n.op == "placeholder" and n.meta["port"].kind != "input" for n in needed_for(target)):
         return None
     row = torch.arange(length)[None]  # of the tokens only the shape is asked for
@@ -105,6 +105,6 @@ def _index(node: fx.Node) -> Any:
 
 
 def _rows(node: fx.Node) -> Any:
-    """The size that an index may not pass; not an int where it is a size of the call."""
+    """The size that an index may not pass; not an int if it is a size of the call."""
     table, dim = node.args[:2]
     return val(table).shape[0 if is_call(node, aten.embedding.default) else dim]  # type: ignore[arg-type,index]

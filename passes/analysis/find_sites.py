@@ -41,7 +41,7 @@ class Site:
 
 
 def find_site(graph: Graph) -> Site:
-    """The attention site of a block class (a block has one). Raises Refusal where q and k before positions are not
+    """The attention site of a block class (a block has one). Raises Refusal if q and k before positions are not
     found.
     """
     node = attention_of(graph)
@@ -135,9 +135,9 @@ class Dominators:
         return chain
 
     def before_positions(self, value: fx.Node) -> fx.Node:
-        """The value just before positions are applied on the way to `value`; `value` itself where none are.
+        """The value just before positions are applied on the way to `value`; `value` itself if none are.
 
-        Raises Refusal(POSITIONS) where it has not the shape of `value`.
+        Raises Refusal(POSITIONS) if it has not the shape of `value`.
         """
         origin = self.origin(value)
         if is_call(origin, aten.transpose.int) and dims(origin) != dims(value):
@@ -151,7 +151,7 @@ class Dominators:
         return origin
 
     def origin(self, value: fx.Node) -> fx.Node:
-        """The same, where it has one, in the shape of `value` or with tokens and heads the other way round.
+        """The same, if it has one, in the shape of `value` or with tokens and heads the other way round.
 
         Tainted is what is made from the tokens together with something that depends on positions. The untainted values
         that feed tainted ones have one nearest common origin: that is q (or k) before positions.

@@ -41,11 +41,11 @@ class KVCache:
 
     @property
     def longest_window(self) -> int:
-        """After how many tokens it grows evenly; 0 where it always does."""
+        """After how many tokens it grows evenly; 0 if it always does."""
         return max((kept for _, kept in self.layers), default=0)
 
     def break_even(self, state: int) -> int | None:
-        """The fewest tokens that take as much as `state` bytes; None where it never grows so far."""
+        """The fewest tokens that take as much as `state` bytes; None if it never grows so far."""
         enough = self.longest_window
         if self.bytes(enough) < state:
             if not self.bytes_per_token:
@@ -75,7 +75,7 @@ def kv_cache(canonical: ProgramGraphs) -> KVCache:
 
 
 def _numbers(graph: Graph, site: Site) -> int:
-    """How many numbers of a token a layer keeps: its keys and values, or, where these are made by two linear maps in a
+    """How many numbers of a token a layer keeps: its keys and values, or, if these are made by two linear maps in a
     row from the block's input (MLA), the fewest numbers between that input and them.
     """
     plain, tokens = site.kv_heads * (site.d_k + site.d_v), dependence_of(graph).tokens
@@ -101,7 +101,7 @@ def noted(cache: KVCache) -> list[list[int]]:
 
 
 def from_report(report: dict[str, Any], itemsize: int) -> KVCache | None:
-    """That of an artifact's original; None where its report does not say, or not in this form."""
+    """That of an artifact's original; None if its report does not say, or not in this form."""
     layers = report.get(FACT)
     fits = isinstance(layers, Sequence) and all(
         isinstance(layer, list) and len(layer) == 2 and all(type(n) is int and n >= 0 for n in layer)

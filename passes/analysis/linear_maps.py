@@ -23,7 +23,7 @@ class LinearMap(NamedTuple):
 def linear_maps(port: fx.Node) -> list[LinearMap]:
     """Every use of a parameter port [out, in] or [in, out] as a linear map.
 
-    Empty where something else reads it too: then there is more to it than a map.
+    Empty if something else reads it too: then there is more to it than a map.
     """
     type_ = port.meta["type"]
     if not isinstance(type_, TensorType) or len(type_.dims) != 2 or not type_.dtype.is_floating_point:
@@ -33,7 +33,7 @@ def linear_maps(port: fx.Node) -> list[LinearMap]:
 
 
 def _uses(value: fx.Node, *, flipped: bool) -> Iterator[LinearMap | None]:
-    """The uses of a matrix, W or (`flipped`) Wᵀ of the port; None for one that is no linear map."""
+    """The uses of a matrix, W or (`flipped`) Wᵀ of the port; None for one that is not used as a linear map."""
     for user in value.users:
         args: tuple[Any, ...] = user.args
         at = [i for i, arg in enumerate(args) if arg is value]

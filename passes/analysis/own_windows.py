@@ -7,18 +7,18 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.recipe import Override, Recipe, parse_layers
 
-FACTOR = 4  # of the recipe's window: where a layer's own is longer than that, leaving it costs too much state
+FACTOR = 4  # of the recipe's window: if a layer's own is longer than that, leaving it costs too much state
 
 
 def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
     """The recipe for this model, with an override for each own window that is left: the layer keeps so many tokens, so
     that it computes what the original does at any length, and has no memory unless `layers` or an override asks for it
-    by number. The recipe itself where nothing is left.
+    by number. The recipe itself if nothing is left.
 
-    `own_windows` "leave" leaves all, "narrow" none; "auto" those of up to FACTOR times the recipe's window, where there
+    `own_windows` "leave" leaves all, "narrow" none; "auto" those of up to FACTOR times the recipe's window, if there
     are other layers to convert (docs/decisions/0011). Overrides of the recipe's own come after, and so decide.
 
-    Raises UsageError for "leave" where every layer has a window of its own: nothing would be converted.
+    Raises UsageError for "leave" if every layer has a window of its own: nothing would be converted.
     """
     own = own_windows(canonical)
     if recipe.own_windows == "narrow" or not any(own):
@@ -56,7 +56,7 @@ def own_windows(canonical: ProgramGraphs) -> tuple[int, ...]:
 
 def exact_tokens(recipe: Recipe, own: tuple[int, ...]) -> int:
     """How many tokens a converted program reads before it computes something else than the original: those up to the
-    first sleep, or fewer where a layer keeps fewer, and less than its `own` mask lets it see (0: everything).
+    first sleep, or fewer if a layer keeps fewer, and less than its `own` mask lets it see (0: everything).
     """
     plans = zip(recipe.plan(len(own)), own, strict=True)
     kept = ((plan.window, sees) for plan, sees in plans if plan.strategy != "replace" and plan.window is not None)

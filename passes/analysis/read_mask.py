@@ -51,7 +51,7 @@ class Grid:
 def evaluate_mask(program: ProgramGraphs, mask: fx.Node, tokens: Tensor) -> Grid:
     """Run the mask's subgraph for tokens [B,T] at positions 0..T-1.
 
-    Raises Refusal(UNKNOWN_MASK) where heads see different keys, or scores are not passed on as they are.
+    Raises Refusal(UNKNOWN_MASK) if heads see different keys, or scores are not passed on as they are.
     """
     value = at_positions(program, mask, tokens)
     while value.dim() < 4:
@@ -79,14 +79,14 @@ def looks_ahead(grid: Grid) -> bool:
 
 
 def classify(grid: Grid) -> Meaning | None:
-    """What a mask on one row means, where no query looks ahead; None for anything unknown."""
+    """What a mask on one row means, if no query looks ahead; None for anything unknown."""
     mask = read_mask(grid.seen[0])
     slopes = () if grid.bias is None else _slopes(grid.bias[0], grid)
     return None if mask is None or slopes is None else Meaning(mask, slopes)
 
 
 def _slopes(bias: Tensor, grid: Grid) -> tuple[float, ...] | None:
-    """The slope of every head of bias [H,T,T], None where one is no multiple of the distance."""
+    """The slope of every head of bias [H,T,T], None if one is not a multiple of the distance."""
     found = [_slope(head, grid) for head in bias]
     return None if None in found else tuple(s for s in found if s is not None)
 

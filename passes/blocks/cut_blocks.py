@@ -1,4 +1,4 @@
-"""Cut the flat graph into embed, blocks and head, where all that depends on the tokens is one tensor [B,T,d]."""
+"""Cut the flat graph into embed, blocks and head, if all that depends on the tokens is one tensor [B,T,d]."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CutBlocks(Pass):
     Blocks of equal graphs share a class. What does not depend on the tokens (rotary tables) and is read by several
     parts is computed once, in embed, and handed on as an extra.
 
-    Raises Refusal: NO_ATTENTION, or BLOCKS where two attentions share a block.
+    Raises Refusal: NO_ATTENTION, or BLOCKS if two attentions share a block.
     """
 
     name: ClassVar[str] = "cut-blocks"
@@ -92,7 +92,7 @@ def _dominators(flat: Graph, sites: list[fx.Node], order: dict[fx.Node, int]) ->
     """Tensors that every path from the tokens to the logits passes, in order.
 
     Values that are made of the tokens before the first attention and read by later blocks too (embeddings that are
-    added to every layer's values) are no such paths: embed hands them on beside h.
+    added to every layer's values) are not such paths: embed passes them on in addition to h.
     """
     dependence = find_dependence(flat, ("tokens",), ("positions",))
     tokens, logits = flat.ports("input")["tokens"], flat.results()["logits"]
@@ -138,7 +138,7 @@ def _place(flat: Graph, borders: list[fx.Node]) -> dict[fx.Node, int]:
     """The part of each call: 0 embed, i + 1 block i, D + 1 head. Sizes are in no part; each part computes its own.
 
     Crossing a border leads into the next part. What does not depend on the tokens belongs to its users' part, or to
-    embed where several parts use it.
+    embed if several parts use it.
     """
     tokens = find_dependence(flat, ("tokens",), ("positions",)).tokens
     crossed = set(borders)

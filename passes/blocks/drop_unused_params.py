@@ -1,4 +1,4 @@
-"""Parameters that no graph reads are no parameters of the program."""
+"""Parameters that no graph reads are not parameters of the program."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from sleepc.passes.lib.emit import Emit, aten
 @dataclass(frozen=True)
 class Part:
     """One part of a value [B,H,T,D]: channels `start` to `end`, made by `spread` (expansions over heads) from `made`,
-    which has positions in it where it is not `source` itself.
+    which has positions in it if it is not `source` itself.
     """
 
     start: int
@@ -36,7 +36,7 @@ class JoinParts(Pass):
     """Let q and k before positions be there as one value: the parts are joined before positions are applied to some of
     them, and taken apart again.
 
-    Raises Refusal(MLA) where a part before positions is not found.
+    Raises Refusal(MLA) if a part before positions is not found.
     """
 
     name: ClassVar[str] = "join-parts"

@@ -24,8 +24,8 @@ from sleepc.passes.lib.values import call_sizes, is_tensor, val
 class BindPositions(Pass):
     """Replace each arange over the tokens of a call, where floats made from it meet the tokens, by `positions` [B,T].
 
-    Masks are evaluated before, so that no arange is left that only makes a mask. Raises Refusal(POSITIONS) where an
-    arange does not count from 0 over the call's tokens, or where the model's operations on it do not work with one row
+    Masks are evaluated before, so that no arange is left that only makes a mask. Raises Refusal(POSITIONS) if an
+    arange does not count from 0 over the call's tokens, or if the model's operations on it do not work with one row
     of positions per sequence.
     """
 
@@ -106,7 +106,7 @@ def _bind(graph: Graph, arange: fx.Node, positions: fx.Node) -> None:
 
 
 def _fits(before: Any, now: Any, batch: str) -> bool:
-    """Has a value kept its shape, or, where it is made of positions, rows in front: [T,..] or [1,T,..] -> [B,T,..]?"""
+    """Has a value kept its shape, or, if it is made of positions, rows in front: [T,..] or [1,T,..] -> [B,T,..]?"""
     if not isinstance(now, Tensor):
         return all(_fits(a, b, batch) for a, b in zip(before, now, strict=True))
     was, is_ = ([str(size) for size in x.shape] for x in (before, now))
@@ -116,7 +116,7 @@ def _fits(before: Any, now: Any, batch: str) -> bool:
 
 
 def _outranks(node: fx.Node, rows: dict[fx.Node, Any]) -> bool:
-    """Has another argument more dimensions, so that rows would stand beside something that they are not?"""
+    """Has another argument more dimensions, so that rows would line up with something else?"""
     made = [val(n).dim() for n in node.all_input_nodes if n in rows and is_tensor(n)]
     others = [val(n).dim() for n in node.all_input_nodes if n not in rows and is_tensor(n)]
     return bool(made) and max(others, default=0) > max(made)
@@ -153,7 +153,7 @@ def _shift_dims(node: fx.Node, rank: int) -> None:
             continue
         if i >= len(args) and arg.default_value is not None and arg.name not in node.kwargs:
             args.append(arg.default_value)
-        named: Any = args[i]  # raises where it is not given in order, and the model is refused
+        named: Any = args[i]  # raises if it is not given in order, and the model is refused
         args[i] = [_shifted(d) for d in named] if isinstance(named, (list, tuple)) else _shifted(named)
     node.args = tuple(args)
 
@@ -180,5 +180,5 @@ def _refusal(node: fx.Node) -> Refusal:
         "POSITIONS",
         "the model counts positions itself, in a way that cannot take one row of positions per sequence",
         where=f"{node.meta.get('source', '')} {node.target}".strip(),
-        fix="Give the module's forward a `position_ids` argument [B, T] beside `input_ids`.",
+        fix="Give the module's forward a `position_ids` argument [B, T] in addition to `input_ids`.",
     )

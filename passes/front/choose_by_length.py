@@ -21,7 +21,7 @@ from sleepc.passes.lib.values import FlatEmit, is_tensor, same_type, val
 from sleepc.recipe import Factors
 
 WHERE = (aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
-FAR = 1 << 20  # tokens: longer than any call, where the model does not say how many positions it has
+FAR = 1 << 20  # tokens: longer than any call, if the model does not say how many positions it has
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ChooseByLength(Pass):
     calls that are `short` (of one token) or `long` (of all positions that the model has).
 
     Notes the border: up to how many tokens, or beyond how many, the original computes the same. Masks are evaluated
-    before. Raises Refusal(POSITIONS) where another number for the whole call depends on its length.
+    before. Raises Refusal(POSITIONS) if another number for the whole call depends on its length.
     """
 
     factors: Factors
@@ -78,7 +78,7 @@ def _at(program: ProgramGraphs, node: fx.Node, length: int) -> Tensor:
 
 
 def _border(program: ProgramGraphs, node: fx.Node) -> int | None:
-    """The longest call for which a truth is what it is for one token; None where it is the same for all."""
+    """The longest call for which a truth is what it is for one token; None if it is the same for all."""
     short, same, other = bool(_at(program, node, 1)), 1, _far(program)
     if bool(_at(program, node, other)) == short:
         return None

@@ -19,7 +19,7 @@ from sleepc.passes.lib.values import needed_for
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
 GRID = 8448
-# A window or a chunk stands in the mask's code as a number; the grid goes that much further. Where there is none, a
+# A window or a chunk stands in the mask's code as a number; the grid goes that much further. If there is none, a
 # large grid would only cost memory.
 LEAST, MARGIN = 512, 256
 SMALL = 24
@@ -31,7 +31,7 @@ class ClassifyMasks(Pass):
     """Replace each attention's mask tensor by `causal=True` and what else it says: a mask (sleepc/masks) and slopes.
 
     The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
-    where it must not change. A mask of fixed size limits the model's positions. Raises Refusal: BIDIRECTIONAL where a
+    where it must not change. A mask of fixed size limits the model's positions. Raises Refusal: BIDIRECTIONAL if a
     query sees later keys, UNKNOWN_MASK for anything else that is not understood.
     """
 
@@ -91,7 +91,7 @@ def _classify(
         return None, limit
     result = classify(grid)
     if result is None:
-        raise Refusal("UNKNOWN_MASK", f"a mask is no kind that is known ({', '.join(KINDS)}){_near(grid)}", where=where)
+        raise Refusal("UNKNOWN_MASK", f"a mask is of no known kind ({', '.join(KINDS)}){_near(grid)}", where=where)
     small = min(SMALL, size)
     tokens = torch.arange(3 * small).reshape(3, small) % max(program.vocab, 1)
     if not evaluate_mask(program, mask, tokens).equals(grid, small):
@@ -111,7 +111,7 @@ def _near(grid: Grid) -> str:
 
 
 def _largest(program: ProgramGraphs, mask: fx.Node, size: int, where: str) -> Grid:
-    """The mask on one row of `size` tokens; of as many as it can be made for, where it was written down for fewer."""
+    """The mask on one row of `size` tokens; of as many as it can be made for, if it was written down for fewer."""
 
     def attempt(length: int) -> Grid | None:
         try:

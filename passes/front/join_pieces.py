@@ -67,7 +67,7 @@ def _is_copy(node: fx.Node) -> bool:
 
 
 def _piece(part: fx.Node) -> Piece | None:
-    """What a slice is filled with; None where it is used otherwise or what is copied has another type."""
+    """What a slice is filled with; None if it is used otherwise or what is copied has another type."""
     if len(part.users) != 1:
         return None
     copy = next(iter(part.users))

@@ -1,4 +1,4 @@
-"""In-place operators become their functional twins, where nothing else shares the memory that they write to."""
+"""In-place operators become their functional twins, if nothing else shares the memory that they write to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SharedMemory(SleepcError):
 class MakeFunctional(Pass):
     """Respell every operator that writes to an argument; later readers of the argument read the result.
 
-    Raises SharedMemory where one is left.
+    Raises SharedMemory if one is left.
     """
 
     name: ClassVar[str] = "make-functional"

@@ -38,7 +38,7 @@ class RaiseAttention(Pass):
        are added or multiply, which do not depend on the tokens. Heads may be folded into the batch.
     Keys and values that were repeated for grouped heads are taken from before the repetition, if repeating is all that
     was done.
-    Raises Refusal where a softmax over tokens is left over, with the reason.
+    Raises Refusal if a softmax over tokens is left over, with the reason.
     """
 
     name: ClassVar[str] = "raise-attention"
@@ -130,7 +130,7 @@ def scaled(e: FlatEmit, q: fx.Node, factor: fx.Node) -> fx.Node:
 
 
 def turned_back(e: FlatEmit, keys: fx.Node) -> fx.Node:
-    """Keys [.., T, D] of keys [.., D, T]: from before they were transposed, where they were by themselves."""
+    """Keys [.., T, D] of keys [.., D, T]: from before they were transposed, if they were by themselves."""
     rank = val(keys).dim()
     if is_call(keys, aten.transpose.int) and {d % rank for d in keys.args[1:]} == {rank - 1, rank - 2}:  # type: ignore[operator]
         return keys.all_input_nodes[0]

@@ -27,8 +27,8 @@ class Term:
 
 
 def join(e: FlatEmit, terms: Sequence[Term], heads: int) -> fx.Node | None:
-    """All terms, the last that is done first, as one mask: bool where there is only one that is, else numbers to add;
-    None where there is none.
+    """All terms, the last that is done first, as one mask: bool if there is only one that is, else numbers to add;
+    None if there is none.
     """
     whole: fx.Node | None = None
     for term in terms:
@@ -47,7 +47,7 @@ def join(e: FlatEmit, terms: Sequence[Term], heads: int) -> fx.Node | None:
 
 def _multiplied(e: FlatEmit, by: fx.Node, after: fx.Node | None) -> fx.Node:
     """Scores times `by`, to which the numbers `after` are added afterwards, as numbers to add: 0 where `by` is 1, -inf
-    where it is 0 and what is added hides the key. Elsewhere NaN, which no mask may hold: a product is no sum.
+    where it is 0 and what is added hides the key. Elsewhere NaN, which no mask may hold: a product is not a sum.
     """
     lost = e.call(aten.full_like.default, by, math.nan, dtype=torch.float32)
     if after is not None:

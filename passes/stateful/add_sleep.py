@@ -40,8 +40,8 @@ class AddSleep(Pass):
     """Consolidation of the window's record, and eviction (semantics.md, section 4).
 
     clock: (position, since, slept) -> new counters; for each length W of a KV window the slots [B,L] of the tokens
-    since the last sleep, and which slots [B,sinks+W] stay; where a block asks, the positions of these tokens. Hard
-    eviction keeps the sinks; sliding keeps all, unless the next window would pass the last position: then, where the
+    since the last sleep, and which slots [B,sinks+W] stay; if a block asks, the positions of these tokens. Hard
+    eviction keeps the sinks; sliding keeps all, unless the next window would pass the last position: then, if the
     program has an offset, it grows so that the oldest key that is kept comes right after the sinks, and else this sleep
     evicts hard.
     blocks: the consolidation says what becomes of memories; the pairs that `score` is greatest for are kept, in layers

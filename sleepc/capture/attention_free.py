@@ -1,4 +1,4 @@
-"""Models without softmax attention: told apart from models that cannot be exported for another reason."""
+"""Models without softmax attention, as distinct from models that cannot be exported for another reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def has_attention(model: nn.Module, tokens: torch.Tensor, positions: torch.Tensor) -> bool:
-    """Does a run on fake tensors (no weight is read) meet attention? True where even that run fails."""
+    """Does a run on fake tensors (no weight is read) meet attention? True if even that run fails."""
     watch = _Watch()
     try:
         fake_run(model, tokens, positions, watch)

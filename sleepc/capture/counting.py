@@ -56,8 +56,8 @@ def counting_start(call: nn.Module) -> int:
     the one that it takes from `call(tokens, positions)`. No weight is read: up to the first attention, integers are
     computed and features are shapes.
 
-    0 also where the model's code cannot be run like this; `sleepc verify` compares with the model's own counting.
-    Raises Refusal(POSITIONS) where it does not count on by one.
+    0 also if the model's code cannot be run like this; `sleepc verify` compares with the model's own counting.
+    Raises Refusal(POSITIONS) if it does not count on by one.
     """
     tokens = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH)
     positions = torch.arange(LENGTH).expand(ROWS, LENGTH)

@@ -67,8 +67,8 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
 
     Parameters are held by reference to the module's tensors, under their qualified names. Operators may write to their
     arguments; `decomposed` takes this apart by PyTorch's own means: slow, but it knows about views.
-    Raises Refusal: RECURRENT where layers have a recurrence of their own, POSITIONS where the model counts in another
-    way than by one, OPERATOR where what it does depends on values; SleepcError where torch.export cannot follow the
+    Raises Refusal: RECURRENT if layers have a recurrence of their own, POSITIONS if the model counts in another
+    way than by one, OPERATOR if what it does depends on values; SleepcError if torch.export cannot follow the
     model.
     """
     wrapped = TokensToLogits(model.eval())
@@ -130,7 +130,7 @@ def _to_program(exported: ExportedProgram, max_positions: int | None) -> Program
 
 
 def _refuse_memory(graph: Graph, written: set[str | None]) -> None:
-    """Raises Refusal(RECURRENT) where logits depend on what a buffer that the model writes held before: the next call
+    """Raises Refusal(RECURRENT) if logits depend on what a buffer that the model writes held before: the next call
     would find something else in it.
     """
     needed = {graph.results()["logits"]}

@@ -20,12 +20,12 @@ FLEX = TORCH / "nn" / "attention" / "flex_attention.py"
 
 
 class Unfollowed(Exception):
-    """In the place of one of VALUES, beside which torch prints all of the graph so far; its cause is that one."""
+    """Replaces one of VALUES, to whose text torch adds the whole graph so far; its cause is that one."""
 
 
 def explain(error: Exception, call: nn.Module) -> SleepcError:
-    """The error to raise of a model that was called as `call.model`: Refusal(POSITIONS) where its code goes other ways
-    for longer calls, OPERATOR where it does so for other values or computes with lengths.
+    """The error to raise of a model that was called as `call.model`: Refusal(POSITIONS) if its code goes other ways
+    for longer calls, OPERATOR if it does so for other values or computes with lengths.
     """
     causes = list(_causes(error))
     where = type(call.model).__name__

@@ -1,4 +1,4 @@
-"""Models with layers that carry a state of their own from token to token: told apart before they are exported."""
+"""Models with layers that carry a state of their own from token to token: recognised before they are exported."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _takes_a_token(x: Tensor, dim: int, length: int) -> bool:
 
 
 def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
-    """Run the model once on fake tensors (no weight is read). Raises Refusal(RECURRENT) where a layer shows a sign of a
+    """Run the model once on fake tensors (no weight is read). Raises Refusal(RECURRENT) if a layer shows a sign of a
     recurrence.
 
-    False where the model's code cannot be run like this: whoever exports it has the error to report, or a graph to
+    False if the model's code cannot be run like this: whoever exports it has the error to report, or a graph to
     look at instead.
     """
     length = _length(model)

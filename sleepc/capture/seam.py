@@ -67,7 +67,7 @@ def attention(  # noqa: PLR0913 (transformers calls it with these)
 def mask(
     batch_size: int, q_length: int, kv_length: int, *, mask_function: Any, device: Any = "cpu", **_: Any
 ) -> torch.Tensor:
-    """transformers' mask function: the mask as a bool tensor [B,1,T,T], True where a query sees a key."""
+    """transformers' mask function: the mask as a bool tensor [B,1,T,T], True if a query sees a key."""
     rows = torch.arange(batch_size, device=device)[:, None, None, None]
     heads = torch.arange(1, device=device)[None, :, None, None]
     queries = torch.arange(q_length, device=device)[None, None, :, None]

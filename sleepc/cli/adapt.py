@@ -30,7 +30,7 @@ def adapt(
     from sleepc.artifact import check_free
     from sleepc.manifest import read_manifest
 
-    read_manifest(artifact)  # what is no artifact is said first
+    read_manifest(artifact)  # reports first if it is not an artifact
     target = output or artifact
     check_free(target, force=force or output is None)  # before any work
     from sleepc import api
@@ -47,7 +47,7 @@ def adapt(
 
 
 def _changes(program: Program, adapter: Adapter, merge: bool) -> dict[str, Any]:
-    """What was set, in plain values. `rank` is of the adapter's low-rank maps."""
+    """What was set, in plain values. `rank` is of the adapter's LoRA matrices."""
     return {
         "adapter": str(adapter.path),
         "tensors": len(adapter.values),
@@ -63,7 +63,7 @@ def _changes(program: Program, adapter: Adapter, merge: bool) -> dict[str, Any]:
 def _tell(display: Display, target: Path, file: Path, changed: dict[str, Any]) -> None:
     parts = [f"{number(changed['parameters'])} parameters in {changed['tensors']} tensors from {file}"]
     if changed["rank"]:
-        parts.append(f"low-rank maps of rank {changed['rank']}{' merged' if changed['merged'] else ''}")
+        parts.append(f"LoRA matrices of rank {changed['rank']}{' merged' if changed['merged'] else ''}")
     if changed["merge_lost"] is not None:
         parts.append(f"rounding took {100 * min(changed['merge_lost'], 1):.2g} % of what they change")
     if changed["weights"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sleepc.cli.display import Display, counted, err, number, out, print_json
-from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of
+from sleepc.cli.ending import ENDS, STARTS_OVER, Ended, signal_of
 from sleepc.cli.opening import alone_at
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.options import Artifact
@@ -71,7 +71,7 @@ def calibrate(artifact: Artifact, options: CalibrateOptions) -> None:
 
 @contextmanager
 def _ended(work: Path) -> Iterator[None]:
-    """Where it is broken off, say what is kept of it."""
+    """If it is broken off, say what is kept of it."""
     from sleepc.train.layer_files import FINISHED, forget
 
     try:
@@ -80,8 +80,8 @@ def _ended(work: Path) -> Iterator[None]:
         done = len(list(work.glob(FINISHED)))
         if not done and work.is_dir():
             forget(work)
-        kept = f"{counted(done, 'layer')} finished: the same command with --resume goes on from there"
-        raise Ended(signal_of(end), kept if done else STARTS_ANEW) from None
+        kept = f"{counted(done, 'layer')} finished: the same command with --resume continues from there"
+        raise Ended(signal_of(end), kept if done else STARTS_OVER) from None
 
 
 def _tell(report: CalibrationReport, target: Path) -> None:

@@ -33,7 +33,7 @@ HELP = """\
 /stats            tokens, sleeps, speed, and what memory they take
 /reset            begin again
 /exit             leave (also Ctrl-D)
-A line that ends with \\ goes on in the next one, and lines that are pasted are one message;
+A line that ends with \\ continues on the next one, and lines that are pasted are one message;
 a space before a / sends it to the model. Ctrl-C stops an answer."""
 
 
@@ -62,7 +62,7 @@ def chat(artifact: Artifact, options: ChatOptions) -> None:
     manner = Manner(options.max_tokens, **sampling.choosing(), stops=tuple(sampling.stop or ()))
     StopStrings(manner.stops)  # refuses empty ones, before anything is loaded
     if state is not None:
-        check_file_place(state, "--state")  # told now, not after the conversation
+        check_file_place(state, "--state")  # checked now, not after the conversation
     arguments = read_template_args(options.template.template_arg)
     with Display(err).doing("loading"):
         talk = _talk(artifact, options, manner, arguments)
@@ -76,13 +76,13 @@ def chat(artifact: Artifact, options: ChatOptions) -> None:
         return
     try:
         talk.run()
-    finally:  # also where the reader of the answers, or the terminal, has gone away
+    finally:  # also if the reader of the answers, or the terminal, has gone away
         with stopping():
             talk.save(state)
 
 
 def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[str, Any]) -> Talk:
-    """A conversation that has not begun. Raises UsageError where the artifact or the template is not there."""
+    """A conversation that has not begun. Raises UsageError if the artifact or the template is not there."""
     from sleepc.cli.opening import open_program
     from sleepc.runtime.chat import Conversation
 
@@ -113,7 +113,7 @@ class Talk:
     def greet(self, artifact: Path) -> None:
         """One line on a terminal; on a pipe only what has to be known."""
         if self.conversation.template is None:
-            self.tell("this model has no chat template: it goes on with your text as it stands")
+            self.tell("this model has no chat template: it continues your text as it stands")
         if self.lines.terminal:
             window = self.conversation.session.steps.window
             self.tell(f"{artifact} sleeps every {window} tokens · /help lists the commands, Ctrl-D leaves")
@@ -141,8 +141,8 @@ class Talk:
                 self.tell("Ctrl-C once more leaves; so does Ctrl-D. /help lists the commands")
 
     def _do(self, line: str) -> None:
-        """One message or command, to the end of its step also where a signal comes. What fails is told, and the
-        conversation goes on.
+        """One message or command, to the end of its step also if a signal comes. What fails is said, and the
+        conversation continues.
         """
         try:
             with stopping() as stopped:

@@ -168,7 +168,7 @@ def _tell_conversion(display: Display, program: Program, seen: Inspection) -> No
 
 
 def _tell_factors(display: Display, program: Program) -> None:
-    """Which of its position factors the program has, where the original chooses them by the length of the call."""
+    """Which of its position factors the program has, if the original chooses them by the length of the call."""
     upto, beyond = program.graphs.upto, program.graphs.beyond
     if upto:
         text = f"those of texts of up to {number(upto)} tokens (--rope-factors long: of longer ones)"
@@ -180,7 +180,7 @@ def _tell_factors(display: Display, program: Program) -> None:
 
 
 def _read_tokenizer(program: Program) -> None:
-    """Raise UsageError for a tokenizer that is damaged, as verification does, and say where there is none."""
+    """Raise UsageError for a tokenizer that is damaged, as verification does, and say if there is none."""
     from sleepc.hf.tokenizer import NoTokenizer
 
     try:

@@ -36,7 +36,7 @@ class Display:
         self.estimate = Estimate()
 
     def __call__(self, what: str, share: float | None = None) -> None:
-        """The progress callback of sleepc.api. Without a terminal a long stage is told once, with its estimate."""
+        """The progress callback of sleepc.api. Without a terminal a long stage is announced once, with its estimate."""
         now = time.perf_counter()
         if self.status is not None:
             left = None if share is None else self.estimate.left(share, now)
@@ -70,7 +70,7 @@ _json: list[Any] = []  # what this command has printed
 
 
 def cache_in_words(seen: Inspection) -> str:
-    """What the original's KV cache would take beside the state."""
+    """What the original's KV cache would take, next to the state."""
     found = ", ".join(f"{size(seen.cache.bytes(n))} at {n // 1024}k" for n in (2048, 32768))
     if seen.break_even is None:
         return f"KV cache: {found}; its windows keep it smaller than the state"

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 REQUESTS = (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
-STARTS_ANEW = "nothing half-written was left; the same command starts anew"
+STARTS_OVER = "nothing half-written was left; the same command starts over"
 
 
 class Ended(SystemExit):
-    """The command was ended by a signal; `said` is what a person should know, "" where that was said already."""
+    """The command was ended by a signal; `said` is what a person should know, "" if that was said already."""
 
-    def __init__(self, signum: int, said: str = STARTS_ANEW) -> None:
+    def __init__(self, signum: int, said: str = STARTS_OVER) -> None:
         self.signum, self.said = signum, said
         super().__init__(128 + signum)
 
@@ -61,7 +61,7 @@ def endable() -> Iterator[None]:
 
 @contextmanager
 def stopping(told: Callable[[], None] = lambda: None) -> Iterator[Callable[[], int]]:
-    """Within it the first signal only leaves word (and calls `told`), so that a step comes to its end; the second one
+    """Within it the first signal only leaves a note (and calls `told`), so that a step comes to its end; the second one
     raises as ever: KeyboardInterrupt or Ended.
 
     Yields a function: the signal that came, or 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SURE = 0.1  # of a stage: before that nothing is said
 SETTLED = 3.0  # seconds, likewise
-LONG = 20.0  # seconds that are worth a line where there is no terminal
+LONG = 20.0  # seconds that are worth a line if there is no terminal
 
 
 class Estimate:
@@ -25,7 +25,7 @@ class Estimate:
         return took * (1 - share) / done
 
     def once(self, share: float, now: float) -> float | None:
-        """The same once in a stage, and only where it is long."""
+        """The same once in a stage, and only if it is long."""
         left = self.left(share, now)
         if left is None or left < LONG or self.said:
             return None

@@ -13,7 +13,7 @@ ESCAPED = range(0xDC80, 0xDD00)  # how Python holds bytes that are not UTF-8
 
 
 def read_text(path: Path | None) -> str | None:
-    """The text of a file; None for no file. Raises UsageError where it cannot be read as UTF-8."""
+    """The text of a file; None for no file. Raises UsageError if it cannot be read as UTF-8."""
     if path is None:
         return None
     try:
@@ -29,13 +29,13 @@ def settle_input() -> None:
 
 
 def read_input() -> str:
-    """All of standard input. Raises UsageError where it is not UTF-8."""
+    """All of standard input. Raises UsageError if it is not UTF-8."""
     settle_input()
     return check_words(sys.stdin.read(), "standard input")
 
 
 def check_words(text: str, source: str) -> str:
-    """`text` itself. Raises UsageError, naming the first byte and its line, where what it came from was not UTF-8."""
+    """`text` itself. Raises UsageError, naming the first byte and its line, if what it came from was not UTF-8."""
     at = next((i for i, character in enumerate(text) if ord(character) in ESCAPED), None)
     if at is None:
         return text
@@ -64,7 +64,7 @@ def read_tokens(path: Path | None) -> list[int] | None:
     parts = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
     odd = next((part for part in parts if not re.fullmatch(r"\d{1,18}", part, re.ASCII)), None)
     if odd is not None or not parts:
-        what = f"{odd[:40]!r} in it is no token id" if odd is not None else "it is empty"
+        what = f"{odd[:40]!r} in it is not a token id" if odd is not None else "it is empty"
         raise UsageError(
             f"cannot read tokens from {path}: {what}", where="--tokens", fix="Give whole numbers: 12 7 30."
         )

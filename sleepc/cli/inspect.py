@@ -34,7 +34,7 @@ def inspect(
 
 
 def _look(target: str, svg: Path | None, display: Display) -> Inspection:
-    """Inspect, and draw where `svg` asks for it."""
+    """Inspect, and draw if `svg` asks for it."""
     from sleepc import api
 
     if svg is None:

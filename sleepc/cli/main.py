@@ -75,7 +75,7 @@ def options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for a failure, 2 for a usage error, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows is no option
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows is not an option
     options, rest = arguments[:end], arguments[end:]
     debug = "--debug" in options
     _settle_libraries()

@@ -30,7 +30,7 @@ class Opened:
 
 
 def checked_runner(name: str) -> Backend | Target:
-    """What runs programs or exports under that name. Raises UsageError for what there is not, and for a backend that
+    """What runs programs or exports under that name. Raises UsageError for an unknown name, and for a backend that
     needs what is not installed.
     """
     found = find_runner(name)
@@ -74,7 +74,7 @@ def _kv_cache(program: Program, dtype: str | None) -> KVCache | None:
 def alone_at(target: Path, program: Program, what: str, *, force: bool) -> Iterator[None]:
     """Within it no other process trains or calibrates into `target`.
 
-    Raises UsageError where one does, or where `target` is not free (see artifact.check_free), SleepcError where the
+    Raises UsageError if one does, or if `target` is not free (see artifact.check_free), SleepcError if the
     program's artifact was replaced: by one that ended after it was loaded.
     """
     from sleepc.artifact import check_free

@@ -62,7 +62,7 @@ SPELLED = {"True": True, "False": False, "None": None}
 
 
 def read_template_args(given: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE -> values: JSON where they are JSON (true, 3, "3"), also as Python spells it (True, None), else texts.
+    """NAME=VALUE -> values: JSON if they are JSON (true, 3, "3"), also as Python spells it (True, None), else texts.
     Raises UsageError.
     """
     found: dict[str, Any] = {}

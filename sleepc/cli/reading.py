@@ -1,4 +1,4 @@
-"""How `sleepc run` puts what it is given to a model: as a text that goes on, or as a turn of a conversation."""
+"""How `sleepc run` puts what it is given to a model: as a text to continue, or as a turn of a conversation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reading(Protocol):
 
 
 class AsText:
-    """A text, and how the model goes on with it."""
+    """A text, and how the model continues it."""
 
     def __init__(self, session: Session, tokenizer: Tokenizer) -> None:
         self._session, self._tokenizer, self._goes_on = session, tokenizer, False
@@ -48,7 +48,7 @@ class AsText:
         held = read_note(path, NOTE) is not None
         self._session.load_state(path)
         self._goes_on = True
-        return f"the conversation in {path} goes on as a text, and is no conversation after that" if held else ""
+        return f"the conversation in {path} continues as a text, and is not a conversation after that" if held else ""
 
     def news(self, text: str) -> list[int]:
         if not text:

@@ -35,7 +35,7 @@ class Subject:
     notes: Sequence[str] = ()
 
     def tokenizer_or_none(self) -> Tokenizer | None:
-        """None where the model has no tokenizer."""
+        """None if the model has no tokenizer."""
         from sleepc.hf.tokenizer import NoTokenizer
 
         try:
@@ -57,7 +57,7 @@ def subject_of(
 def _of_artifact(
     path: Path, runs: Backend, passes: list[int], against: str | None, device: str, display: Display
 ) -> Subject:
-    """The program, with other numbers of passes where they are asked for; with memories off; full attention."""
+    """The program, with other numbers of passes if they are asked for; with memories off; full attention."""
     from sleepc.cli.opening import open_artifact
     from sleepc.tasks.programs import full_attention, with_passes
     from sleepc.verify.shake import without_memories
@@ -88,7 +88,7 @@ def _of_artifact(
 
 
 def _of_export(path: Path, target: Target, passes: list[int], against: str | None, device: str) -> Subject:
-    """The export, with other numbers of passes where they are asked for."""
+    """The export, with other numbers of passes if they are asked for."""
     if against is not None:
         raise UsageError(
             "full attention is measured by PyTorch",

@@ -11,7 +11,7 @@ from sleepc.cli.input_text import settle_input
 
 
 def of_passes(mean: float | None) -> str:
-    """What to say after a number of sleeps: how many passes one took; nothing where they run no block again.
+    """What to say after a number of sleeps: how many passes one took; nothing if they run no block again.
 
     >>> of_passes(2.25), of_passes(None)
     (' of 2.25 passes', '')

@@ -1,4 +1,4 @@
-"""What commands that train have in common: where they work, what is seen of them, Ctrl-C, and what they say at the end."""
+"""What commands that train have in common: where they work, what they show, Ctrl-C, and what they say at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sleepc.cli.display import Display, err, number, out, print_json
-from sleepc.cli.ending import ENDS, STARTS_ANEW, Ended, signal_of, stopping
+from sleepc.cli.ending import ENDS, STARTS_OVER, Ended, signal_of, stopping
 from sleepc.cli.opening import alone_at
 from sleepc.errors import SleepcWarning, UsageError
 
@@ -56,10 +56,10 @@ def load_to_train(artifact: Path) -> Program:
 def run_training(
     program: Program, learning: Learning, artifact: Path, output: Path | None, options: WorkOptions
 ) -> None:
-    """Let `program` learn in the folder beside `output` (or `artifact`), and write it there when it is finished.
+    """Let `program` learn in a folder next to `output` (or `artifact`), and write it there when it is finished.
 
-    Raises UsageError where something is in the way, before any work; exits with 1 where it made things worse, which is
-    not written without `force`, and with 130 where it was stopped.
+    Raises UsageError if something is in the way, before any work; exits with 1 if it made things worse, which is
+    not written without `force`, and with 130 if it was stopped.
     """
     from sleepc.train.checkpoint import forget_checkpoints
     from sleepc.train.trainer import Hooks
@@ -84,21 +84,21 @@ def run_training(
     if first:
         _tell(outcome, target, work, live.seconds, learning.following, as_json=options.as_json)
     if not outcome.finished:
-        raise Ended(stopped() or signal.SIGINT, "")  # 0 where another of several processes was stopped
+        raise Ended(stopped() or signal.SIGINT, "")  # 0 if another of several processes was stopped
     if not outcome.kept:
         raise typer.Exit(1)
 
 
 @contextmanager
 def _given_up(work: Path) -> Iterator[None]:
-    """Where a step is broken off, say what is kept of the training."""
+    """If a step is broken off, say what is kept of the training."""
     from sleepc.train.checkpoint import checkpoints
 
     try:
         yield
     except ENDS as end:
         kept = [int(path.name.partition("-")[2]) for path in checkpoints(work)]
-        said = f"the same command with --resume goes on after step {kept[-1]}" if kept else STARTS_ANEW
+        said = f"the same command with --resume continues after step {kept[-1]}" if kept else STARTS_OVER
         raise Ended(signal_of(end), said) from None
 
 
@@ -129,7 +129,7 @@ class _Live:
     def stopping(self) -> None:
         """A signal came."""
         if self.show:
-            err.print("stopping after this step; Ctrl-C once more gives it up")
+            err.print("stopping after this step; Ctrl-C again aborts it")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -184,7 +184,7 @@ def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following:
         print_json({**outcome.to_json(), **facts})
         return
     if not outcome.finished:
-        err.print(f"stopped after step {outcome.steps} of {outcome.of}: the same command goes on, with --resume")
+        err.print(f"stopped after step {outcome.steps} of {outcome.of}: the same command continues, with --resume")
         return
     for stage, (first, last) in outcome.losses.items():
         out.print(f"{stage:9} loss {first:.4f} → {last:.4f}")
@@ -199,7 +199,7 @@ def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following:
         out.print(f"next      {following or _usual(target)}")
         return
     err.print("error: nothing is saved: the training made things worse")
-    err.print("       Try a smaller learning rate or more text, with --force to begin anew.")
+    err.print("       Try a smaller learning rate or more text, with --force to start over.")
     err.print("       The same command with --resume --force saves it all the same, without training again.")
 
 

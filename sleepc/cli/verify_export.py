@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def verify_an_export(
     target: Target, path: Path, against: str | None, text: str | None, tokens: list[int] | None, as_json: bool
 ) -> None:
-    """Print what was found; exit 1 where a check fails."""
+    """Print what was found; exit 1 if a check fails."""
     if against is not None:
         raise UsageError(
             "an export is compared with the artifact that it lies in", where="--against", fix="Leave it out."
@@ -43,7 +43,7 @@ def verify_an_export(
 
 
 def _tokens(program: Export, text: str | None, tokens: list[int] | None) -> list[int]:
-    """Those given, or of a text; random ones where the model can read none."""
+    """Those given, or of a text; random ones if the model can read none."""
     if tokens is not None:
         return checked_tokens(tokens, program.manifest.vocab)
     if text is None and not (program.folder / "tokenizer.json").is_file():
@@ -58,7 +58,7 @@ def _tokens(program: Export, text: str | None, tokens: list[int] | None) -> list
 
 
 def _artifact(program: Export) -> Steps | None:
-    """The artifact around the export, by the default backend, where both are there."""
+    """The artifact around the export, by the default backend, if both are there."""
     from sleepc.manifest import MANIFEST
 
     around = program.folder.resolve().parent

@@ -51,7 +51,7 @@ def check_counts(config: dict[str, Any], files: tuple[TensorFile, ...], folder: 
 
 @contextmanager
 def bounded(config: dict[str, Any], files: tuple[TensorFile, ...], folder: Path) -> Iterator[None]:
-    """Within it a model is built in this thread: UsageError where it gets more weights than the files can have."""
+    """Within it a model is built in this thread: UsageError if it gets more weights than the files can have."""
     most, thread, count = most_weights(files), threading.get_ident(), 0
 
     def counted(module: nn.Module, name: str, parameter: object) -> None:

@@ -1,5 +1,5 @@
 """What files have of what a model computes for itself, as older ones do: masks, positions, rotary frequencies. It is
-not read; where it is not what the model computes, that is said.
+not read; if it is not what the model computes, that is said.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAR = -1e3  # what is added to a score that does not count is below
 
 
 def computed(skeleton: nn.Module, idle: dict[str, tuple[int, ...]]) -> set[str]:
-    """Those of the unused tensors (name -> shape) that stand where `skeleton`, or one of old, computes its own."""
+    """Those of the unused tensors (name -> shape) that stand where `skeleton`, or an older one, computes its own."""
     kept = set(skeleton.state_dict())
     own = {end(name) for name, _ in skeleton.named_buffers() if name not in kept}
     return {
@@ -60,5 +60,5 @@ def _same(name: str, found: torch.Tensor, own: list[tuple[str, torch.Tensor]]) -
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Also where one was kept with few digits."""
+    """Also if one was kept with few digits."""
     return torch.allclose(one, other, rtol=1e-2, atol=1e-6)

@@ -16,7 +16,7 @@ KEY, MOST = "eos_token_id", (1 << 32) - 1
 
 
 def end_ids(folder: Path, inner: Any, eos_token: str | None, special: Collection[int]) -> tuple[int, ...]:
-    """Ids, ascending. The file that generation reads counts first; what other places name counts where it is a special
+    """Ids, ascending. The file that generation reads counts first; what other places name counts if it is a special
     token, since configurations keep ids of other tokenizers. An id that the tokenizer does not have is left out, with a
     warning.
 

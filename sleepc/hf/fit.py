@@ -28,7 +28,7 @@ class Described:
 
     def __init__(self, entry: TensorEntry) -> None:
         self.entry, self.shape = entry, entry.shape
-        self.wanted: torch.dtype | None = None  # what it was asked for in; None where nobody asked
+        self.wanted: torch.dtype | None = None  # what it was asked for in; None if nobody asked
         self.given: torch.Tensor | None = None
 
     def __getitem__(self, place: object) -> Described:
@@ -48,8 +48,8 @@ def check_fit(skeleton: Any, files: Iterable[TensorFile], dtype: torch.dtype, fo
     transformers on meta, has. `config` is the whole checkpoint's, which may be of more than the language model.
 
     Returns the names of tensors that the model computes for itself. Says in a warning which parts of the checkpoint are
-    left out. Raises Refusal where weights are quantised, UsageError
-    where one is missing, is used by nobody or has another shape.
+    left out. Raises Refusal if weights are quantised, UsageError
+    if one is missing, is used by nobody or has another shape.
     """
     tensors = {name: Described(entry) for file in files for name, entry in file.tensors.items()}
     matched, info = load_state(_without_values(type(skeleton)), skeleton.config, tensors, dtype, folder)
@@ -78,7 +78,7 @@ def fit_nothing(skeleton: Any, folder: Path) -> None:
 
 def load_state(kind: Any, config: Any, state: dict[str, Any], dtype: torch.dtype, folder: Path) -> tuple[Any, Any]:
     """A model of class `kind` that has the tensors of `state`, and what transformers says of the loading. Nothing of
-    the checkpoint's folder is looked at. Raises UsageError where transformers cannot put tensors together.
+    the checkpoint's folder is looked at. Raises UsageError if transformers cannot put tensors together.
     """
     with _quiet():
         try:
@@ -126,7 +126,7 @@ def _without_values(kind: type) -> type:
 
 def _unexpected(keys: set[str], idle: set[str]) -> set[str]:
     """Tensors that transformers did not expect, and does not know as left over. It names them after its renamings:
-    where such a name is in no file, those are meant that end in the same way.
+    if such a name is in no file, those are meant that end in the same way.
     """
     ends = {end(key): key for key in keys - idle}
     found = {name for name in idle if name in keys or end(name) in ends}
@@ -134,7 +134,7 @@ def _unexpected(keys: set[str], idle: set[str]) -> set[str]:
 
 
 def _refuse_packed(tensors: dict[str, Described], unused: set[str], folder: Path) -> None:
-    """Raise Refusal for whole numbers where the model has none: weights that are packed or quantised."""
+    """Raise Refusal for whole numbers if the model has none: weights that are packed or quantised."""
     packed = [
         name
         for name, tensor in tensors.items()
@@ -162,7 +162,7 @@ def _other_numbers(tensors: dict[str, Described]) -> list[str]:
 
 
 def _other_parts(unused: Iterable[str], used: Iterable[str]) -> dict[str, list[str]]:
-    """Unused tensors by the modules that nothing used is in, not deeper than two: a tower beside the text model."""
+    """Unused tensors by the modules that nothing used is in, not deeper than two: a tower next to the text model."""
     modules = {".".join(name.split(".")[:n]) for name in used for n in range(1, name.count(".") + 1)}
     parts: dict[str, list[str]] = {}
     for name in sorted(unused):

@@ -35,8 +35,8 @@ def cache_folder() -> Path:
 def gguf_to_directory(path: Path, progress: Progress) -> Path:
     """The directory of a GGUF file's model in float32, made once and kept in the cache under the file's hash.
 
-    A SleepcWarning says what of the file is not carried over, each time. Raises UsageError for what is no GGUF file of
-    a whole model, or says what transformers' model cannot do, and where the gguf package is missing; SleepcError where
+    A SleepcWarning says what of the file is not carried over, each time. Raises UsageError unless it is a GGUF file of
+    a whole model, if it asks for what transformers' model cannot do, or if the gguf package is missing; SleepcError if
     it cannot be read, or there is no room.
     """
     if _first_bytes(path) != MAGIC:

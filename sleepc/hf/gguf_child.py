@@ -31,7 +31,7 @@ GATE_UP = "gate_up_proj"  # of all experts in one parameter; a GGUF file has the
 
 def convert(path: Path, target: Path) -> list[str]:
     """Write config, safetensors in float32 and tokenizer into `target`; what a person should know of what was lost."""
-    with TemporaryDirectory() as alone:  # transformers also reads what lies beside a file, which may be another model's
+    with TemporaryDirectory() as alone:  # transformers also reads what is next to a file, maybe another model's
         link = Path(alone) / path.name
         link.symlink_to(path.resolve())
         return _convert(GgufFile(link), target)
@@ -51,7 +51,7 @@ def _convert(file: GgufFile, target: Path) -> list[str]:
 
 
 def check_room(file: GgufFile, target: Path) -> None:
-    """Raises SleepcError where memory or the disk has no room for the model in float32."""
+    """Raises SleepcError if memory or the disk has no room for the model in float32."""
     size = sum(_count(shape) * 4 for shape in file.shapes.values())
     largest = max(_count(shape) * 4 for shape in file.shapes.values())
     free = shutil.disk_usage(target).free
@@ -81,7 +81,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping: the system's, or its control group's, whichever is less."""
+    """Bytes that are available without swapping: the system's, or its control group's, whichever is less."""
     found = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -116,7 +116,7 @@ def _load(file: GgufFile) -> tuple[Any, list[str]]:
         config=config,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told below, with their names
+        ignore_mismatched_sizes=True,  # reported below, with their names
         local_files_only=True,
         trust_remote_code=False,
     )
@@ -187,7 +187,7 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_once() -> None:
-    """Let transformers have the reader of the file that there is: each takes seconds, where there are many tokens."""
+    """Let transformers have the reader of the file that there is: each takes seconds, if there are many tokens."""
     import gguf
 
     reader = cache(gguf.GGUFReader)
@@ -198,7 +198,7 @@ def _read_once() -> None:
 def main(path: str, target: str) -> int:
     """Convert, and say how it went."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed is no answer
+    os.dup2(2, 1)  # whatever else is printed is not part of the answer
     _read_once()
     try:
         said: dict[str, Any] = {"notes": convert(Path(path), Path(target))}

@@ -41,7 +41,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 # Shapes of tensors tell these as well, and transformers refuses what does not fit; ALiBi counts no positions.
 IN_SHAPES = {"embedding_length", "feed_forward_length", "context_length", "vocab_size"}
-# What a key may say where the configuration has no name for it: nothing is to be done then.
+# What a key may say if the configuration has no name for it: nothing is to be done then.
 NOTHING: dict[str, Any] = {
     **{"attn_logit_softcapping": 0, "final_logit_softcapping": 0, "router_logit_softcapping": 0},
     **{"logit_scale": 1, "embedding_scale": 1, "residual_scale": 1, "attention.output_scale": 1},
@@ -64,7 +64,7 @@ SET_ELSEWHERE = {
 OF_NO_WEIGHT = {"tensor_data_layout", f"{KEY}finetuned", "attention.layer_norm_epsilon_type"}
 WORDS = {"tensor_data_layout", f"{KEY}type", f"{KEY}finetuned", "attention.layer_norm_epsilon_type"}
 KNOWN = {*FIELDS, *NOTHING, *SET_ELSEWHERE, *OF_NO_WEIGHT}
-# Switches of configurations, on where every block has these tensors.
+# Switches of configurations, on if every block has these tensors.
 SWITCHES = {
     "attention_bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"),
     "mlp_bias": ("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
@@ -96,7 +96,7 @@ def refused(file: GgufFile, what: str, why: str) -> UsageError:
 
 
 def check_numbers(file: GgufFile) -> None:
-    """Raises UsageError for numbers that every file has and this one lacks, for what is no number, and for numbers of
+    """Raises UsageError for numbers that every file has and this one lacks, for non-numbers, and for numbers of
     each block and lists of ids, which transformers takes one of for all.
     """
     said = file.of_architecture()
@@ -159,7 +159,7 @@ def _unless_usual(found: Metadata, key: str) -> None:
 
 
 def _shapes(found: Metadata) -> None:
-    """Tables are as long as they are; biases and a head of its own are there where their tensors are."""
+    """Tables are as long as they are; biases and a head of its own are there if their tensors are."""
     shapes, data = found.file.shapes, found.data
     if "token_embd.weight" in shapes:
         data["vocab_size"] = shapes["token_embd.weight"][0]

@@ -14,7 +14,7 @@ SPLIT_FIX = "Put the parts together first, with llama.cpp's llama-gguf-split."
 
 
 class GgufFile:
-    """A GGUF file, open for reading. Raises SleepcError where it is damaged, UsageError where its bytes are swapped."""
+    """A GGUF file, open for reading. Raises SleepcError if it is damaged, UsageError if its bytes are swapped."""
 
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
@@ -54,7 +54,7 @@ class GgufFile:
         return [key for key in self._reader.fields if key.startswith(prefix)]
 
     def values(self, name: str) -> list[float]:
-        """The numbers of a small tensor; an empty list where there is none of that name."""
+        """The numbers of a small tensor; an empty list if there is none of that name."""
         from gguf import dequantize
 
         for tensor in self._reader.tensors:
@@ -63,7 +63,7 @@ class GgufFile:
         return []
 
     def check_whole_model(self) -> None:
-        """Raises UsageError for a part of a model, and for what is no language model (an adapter, a projector)."""
+        """Raises UsageError for a part of a model, and for anything but a language model (an adapter, a projector)."""
         if not self.architecture:
             raise UsageError("the GGUF file does not name its architecture", where=str(self.path), fix=_NO_MODEL)
         kind = self.get("general.type", "model")
@@ -86,7 +86,7 @@ _NO_MODEL = "Give the GGUF file of a whole language model."
 
 
 def refuse_part(path: Path, number: int = 0, count: int = 0) -> None:
-    """Raises UsageError where the file is one of several, by its metadata (`number` from 0) or by its name."""
+    """Raises UsageError if the file is one of several, by its metadata (`number` from 0) or by its name."""
     named = PART.search(path.name)
     if count <= 1 and named is not None:
         number, count = int(named[1]) - 1, int(named[2])

@@ -18,13 +18,13 @@ FREQS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_fac
 TABLES = (FREQS, SHORT, LONG)  # tensors that become parameters of a configuration
 TOLERANCE = 1e-5  # relative: the divisors are stored in float32
 KEY = "rope.scaling."
-# What must have this value where it stands: nothing in transformers does the same.
+# What must have this value if it is there: transformers has nothing of the kind.
 NEUTRAL = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0, "alpha": 0.0}
 UNDERSTOOD = ("type", "factor", "original_context_length", "attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 
 
 def scaled_positions(file: GgufFile, metadata: dict[str, Any], theta: float, context: int) -> dict[str, Any]:
-    """`rope_type` and its parameters; {"rope_type": "default"} where positions are not scaled.
+    """`rope_type` and its parameters; {"rope_type": "default"} if positions are not scaled.
 
     Raises UsageError by name for what cannot be carried over.
     """
@@ -53,7 +53,7 @@ def scaled_positions(file: GgufFile, metadata: dict[str, Any], theta: float, con
 
 
 def _factors(file: GgufFile, name: str, metadata: dict[str, Any]) -> list[float]:
-    """The numbers of the tensor, one for each frequency; an empty list where there is none of that name."""
+    """The numbers of the tensor, one for each frequency; an empty list if there is none of that name."""
     width = metadata.get("rope.dimension_count") or metadata.get("attention.key_length")
     width = width or int(metadata["embedding_length"]) // int(metadata["attention.head_count"])
     found = file.values(name)
@@ -161,5 +161,5 @@ def _line(start: float, end: float) -> Iterator[tuple[int, float, float]]:
 
 
 def _rounded(value: float) -> float:
-    """The whole number that float32 made of it, where it is one."""
+    """The whole number that float32 made of it, if it is one."""
     return float(round(value)) if math.isclose(value, round(value), rel_tol=1e-4) else value

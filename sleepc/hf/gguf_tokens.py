@@ -57,9 +57,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 LLAMA3_KIND = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "lfm2")
 WHOLE_WORDS = (*LLAMA3_KIND, "tekken")  # a word that is a token is that token, whatever the merges say
-BEGUN = ("llama-bpe", "llama3", "llama-v3", "pixtral", "tekken")  # begin with BOS where the file does not say
+BEGUN = ("llama-bpe", "llama3", "llama-v3", "pixtral", "tekken")  # begin with BOS if the file does not say
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # their tokenizers normalise to NFC first
-# What a file may ask for and is not done, where the value is anything but false.
+# What a file may ask for and is not done, if the value is anything but false.
 NOT_DONE = (
     *("tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token", "tokenizer.ggml.remove_extra_whitespaces"),
     *("tokenizer.ggml.precompiled_charsmap", "tokenizer.huggingface.json"),

@@ -16,7 +16,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing
 
 
 def checked_text(text: object, what: str = "a text") -> str:
-    """The text. Raises UsageError for what is none, and for half a character, which no encoding has."""
+    """The text. Raises UsageError for anything else, and for an unpaired surrogate."""
     if not isinstance(text, str):
         fix = "Decode it: text.decode()." if isinstance(text, bytes | bytearray) else "Give one str at a time."
         raise UsageError(f"{what} is a str, and not of type {type(text).__name__}", fix=fix)
@@ -32,7 +32,7 @@ def checked_text(text: object, what: str = "a text") -> str:
 
 
 def checked_ids(ids: object) -> list[int]:
-    """Token ids as Python's numbers. Raises UsageError for what is no list of whole numbers."""
+    """Token ids as Python's numbers. Raises UsageError for anything but a list of integers."""
     try:
         if isinstance(ids, str | bytes | Mapping):
             raise TypeError
@@ -47,7 +47,7 @@ def checked_messages(messages: object) -> list[dict[str, Any]]:
     """A conversation as templates read it: texts and other plain values, under the names that were given.
 
     Raises UsageError, with the message, for one without a role or without anything that is said, for values that are
-    not those of JSON, and for parts of it that are no text; and for a conversation without messages.
+    not those of JSON, and for parts of it that are not text; and for a conversation without messages.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise UsageError(f"messages are a list, and not {_shown(messages)}", fix=_FORM)

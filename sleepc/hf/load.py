@@ -28,8 +28,8 @@ WEIGHTS = ("float32", "float64", "bfloat16", "float16")
 def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str = "eager") -> nn.Module:
     """The model, on CPU, in eval mode. With dtype "auto" parameters stay mapped to their files; no remote code is run.
 
-    Raises UsageError or Refusal where the files have not the weights that the model needs, or have others, SleepcError
-    where one is damaged or transformers cannot build the model.
+    Raises UsageError or Refusal if the files have not the weights that the model needs, or have others, SleepcError
+    if one is damaged or transformers cannot build the model.
     """
     from transformers.utils import logging
 
@@ -73,7 +73,7 @@ def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module) 
 
 
 def _config(checkpoint: Checkpoint) -> Any:
-    """The configuration, as a class of transformers. Raises Refusal where only the checkpoint's own code knows it."""
+    """The configuration, as a class of transformers. Raises Refusal if only the checkpoint's own code knows it."""
     import transformers
 
     kind = checkpoint.config.get("model_type")
@@ -113,7 +113,7 @@ def _check_dtypes(config: dict[str, Any], folder: Path) -> None:
 
 
 def _skeleton(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | None, attention: str) -> Any:
-    """The model on meta, without weights; of the configuration's dtype where none is given."""
+    """The model on meta, without weights; of the configuration's dtype if none is given."""
     try:
         with bounded(checkpoint.config, checkpoint.opened, checkpoint.folder):
             return _on_meta(config, dtype, attention)
@@ -139,7 +139,7 @@ def _on_meta(config: Any, dtype: torch.dtype | None, attention: str) -> Any:
 
 
 def _described(folder: Path) -> None:
-    """Do with the config.json of a folder what is done with that of a model: fails where it cannot be right."""
+    """Do with the config.json of a folder what is done with that of a model: fails if it cannot be right."""
     skeleton = _on_meta(_config_in(folder), None, "eager")
     fit_nothing(skeleton, folder)
 

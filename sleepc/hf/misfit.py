@@ -64,7 +64,7 @@ def _head_only(missing: list[str], skeleton: Any) -> bool:
 
 
 def _prefix(misfit: Misfit) -> str:
-    """What a wrapper has put before, or into, the names of the unused tensors: "" where it is nothing."""
+    """What a wrapper has put before, or into, the names of the unused tensors: "" if it is nothing."""
     inside = [wrapper for wrapper in WRAPPERS if any(f".{wrapper}" in f".{name}" for name in misfit.unused)]
     if inside:
         return inside[0]

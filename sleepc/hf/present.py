@@ -10,7 +10,7 @@ from sleepc.errors import UsageError
 
 def is_there(path: Path) -> bool:
     """Whether there is a file. Raises UsageError for what has its name and is none: a link that leads nowhere, a
-    folder, a pipe. Taken for a file that is missing, the model would be read without it, and nobody told.
+    folder, a pipe. Taken for a missing file, the model would be read without it, and nobody would know.
     """
     if path.is_file():
         return True

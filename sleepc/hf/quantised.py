@@ -10,7 +10,7 @@ from sleepc.errors import Refusal
 
 SAYING = ("quantization_config", "quantization", "compression_config")  # keys of configurations
 NAMING = ("quant_method", "quant_algo", "quant_type", "mode")
-BESIDE = "*quant*config*.json"  # files beside the configuration: they say how, the tensors say whether
+BESIDE = "*quant*config*.json"  # files next to the configuration: they say how, the tensors say whether
 QUANTISED_DTYPES = ("F8_", "F6_", "F4", "U16", "U32", "U64")  # names of safetensors' dtypes, or how they begin
 
 
@@ -25,13 +25,13 @@ def quantised(what: str, where: Path) -> Refusal:
 
 
 def refuse_quantised(config: dict[str, Any], folder: Path) -> None:
-    """Raise Refusal where the configuration, or one inside it, says how its weights are quantised."""
+    """Raise Refusal if the configuration, or one inside it, says how its weights are quantised."""
     for place, found in _sayings(config, ""):
         raise quantised(f"{_method(found)}, says {place} in config.json", folder)
 
 
 def said_beside(folder: Path) -> str:
-    """The names of files in `folder` that are about quantisation, for a message: "" where there are none."""
+    """The names of files in `folder` that are about quantisation, for a message: "" if there are none."""
     names = sorted(path.name for path in folder.glob(BESIDE))
     return f"; {', '.join(names)} is beside" if names else ""
 

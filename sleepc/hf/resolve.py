@@ -99,9 +99,7 @@ def check_folder(name: str, folder: Path) -> Checkpoint:
         )
     opened = weight_files(folder, config)
     if base is not None:
-        text = (
-            f"{ADAPTER} stands beside the model: that adapter of {base} is not applied (merge it first if it shall be)"
-        )
+        text = f"{ADAPTER} is next to the model: that adapter of {base} is not applied (to apply it, merge it first)"
         warnings.warn(text, SleepcWarning, stacklevel=2)
     return Checkpoint(name, folder, config, opened)
 

@@ -20,7 +20,7 @@ SHOWN = 5
 
 
 def stated(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What is stated of tokens: by the configuration and, where that is an older one, the file of their names."""
+    """What is stated of tokens: by the configuration and, if that is an older one, the file of their names."""
     # A configuration with the decoder of its tokens is newer than the file of their names, and is all there is to read.
     return {**config, **({} if DECODER in config else read_object(folder / MAP))}
 
@@ -34,7 +34,7 @@ def add_stated_tokens(inner: Any, folder: Path, config: dict[str, Any]) -> None:
     """Add to a tokenizer what its configuration states and its tokenizer.json lacks, with the same flags and in the
     same order as transformers.
 
-    Raises UsageError, with the tokens' names, where they do not get the ids that are stated for them.
+    Raises UsageError, with the tokens' names, if they do not get the ids that are stated for them.
     """
     facts = stated(folder, config)
     named = {_content(token): token for token in _named(facts).values()}
@@ -49,7 +49,7 @@ def add_stated_tokens(inner: Any, folder: Path, config: dict[str, Any]) -> None:
     try:
         wanted += [_token(token, special=True) for name, token in {**named, **listed}.items() if name not in known]
         inner.add_tokens(wanted)
-    except ValueError as error:  # what is no text
+    except ValueError as error:  # not a text
         raise _unreadable(error, folder / CONFIG) from error
     _check(inner, ids, folder)
 
@@ -71,7 +71,7 @@ def _listed(facts: dict[str, Any]) -> Iterator[Any]:
 
 
 def _ids(folder: Path, config: dict[str, Any], special: set[str]) -> dict[int, AddedToken]:
-    """Ids -> tokens, where they are stated with ids."""
+    """Ids -> tokens, if they are stated with ids."""
     found: list[tuple[Any, Any, bool | None]]
     if DECODER in config:
         entries = config[DECODER].items() if isinstance(config[DECODER], dict) else [("", None)]
@@ -98,7 +98,7 @@ def _is_token(token: object) -> bool:
 def _content(token: Any) -> str:
     text = token["content"] if isinstance(token, dict) else token
     if not isinstance(text, str):
-        raise TypeError(f"{text!r} is no token")
+        raise TypeError(f"{text!r} is not a token")
     return text
 
 

@@ -19,7 +19,7 @@ from sleepc.hf.special_tokens import CONFIG, named_tokens
 
 FILE, FOLDER, OLD_FILE = "chat_template.jinja", "chat_templates", "chat_template.json"
 DEFAULT, KEY = "default", "chat_template"
-OURS = ("messages", "add_generation_prompt")  # variables that are no arguments
+OURS = ("messages", "add_generation_prompt")  # variables that are not arguments
 
 
 def template_sources(folder: Path) -> dict[str, str]:
@@ -62,10 +62,10 @@ def load_template(
     arguments: Mapping[str, Any] | None = None,
     typed: Callable[[str], str] = str,
 ) -> Template | None:
-    """A model directory -> its chat template of that name, with values for its variables; None where it has none.
+    """A model directory -> its chat template of that name, with values for its variables; None if it has none.
 
     `typed` is applied to whatever people say. Raises UsageError for files that are damaged, and for a name or a
-    variable that there is not.
+    variable that it does not have.
     """
     sources = template_sources(folder)
     if not sources and name is None and not arguments:
@@ -79,7 +79,7 @@ def load_template(
         raise UsageError(
             f"the model's chat template is broken: {error}",
             where=str(folder),
-            fix="Take the file from the original model, or give --no-chat: the model goes on with a text.",
+            fix="Take the file from the original model, or give --no-chat: the model continues a text.",
         ) from error
     given = dict(arguments or {})
     _check_arguments(given, meta.find_undeclared_variables(tree))
@@ -133,7 +133,7 @@ class Template:
     def __call__(self, messages: Sequence[Message], answering: bool = True) -> str:
         """With `answering` the text ends where the answer begins, without it after the last message.
 
-        Raises UsageError for what are no messages, where the template refuses the conversation, or would leave out what
+        Raises UsageError for anything but messages, if the template refuses the conversation, or would leave out what
         somebody says. Warns of names in messages that it does not read.
         """
         typed: list[dict[str, Any]] = _deep(self._typed, checked_messages(messages))
@@ -145,7 +145,7 @@ class Template:
         return text
 
     def closing(self) -> str:
-        """What stands after an answer; "" where the template does not tell."""
+        """What stands after an answer; "" if the template does not tell."""
         answer = "theAnswer"
         talk = [{ROLE: "user", CONTENT: "question"}, {ROLE: "assistant", CONTENT: answer}]
         for in_parts in (False, True):
@@ -208,7 +208,7 @@ class Template:
 
 
 def _in_form(content: str | list[dict[str, Any]] | None, in_parts: bool) -> Any:
-    """A content as parts, or as one text. Raises UsageError for several parts where there is one text."""
+    """A content as parts, or as one text. Raises UsageError for several parts if there is one text."""
     if content is None or isinstance(content, str):
         return [{"type": "text", "text": content}] if in_parts and content is not None else content
     if not in_parts and len(content) > 1:

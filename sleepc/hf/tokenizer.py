@@ -55,7 +55,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids, with what the model's own tokenizer puts before a text, and nothing after it.
 
-        Raises UsageError for what is no text.
+        Raises UsageError for anything but text.
         """
         return [*self._opening, *self.encode_part(text)]
 
@@ -75,7 +75,7 @@ class Tokenizer:
         return self._after(self._turns, checked_text(text)) if goes_on else self._turns(checked_text(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text; special tokens are left out. Raises UsageError for what are no ids of tokens."""
+        """Text; special tokens are left out. Raises UsageError for anything but token ids."""
         found = checked_ids(ids)
         for i in found:
             if not 0 <= i <= MOST or self.inner.id_to_token(i) is None:
@@ -85,9 +85,9 @@ class Tokenizer:
         return text
 
     def template(self, name: str | None = None, arguments: Mapping[str, Any] | None = None) -> Template | None:
-        """The model's chat template, with values for its variables; None where it has none.
+        """The model's chat template, with values for its variables; None if it has none.
 
-        Raises UsageError for one that is broken, and for a name or a variable that there is not.
+        Raises UsageError for one that is broken, and for an unknown name or variable.
         """
         from sleepc.hf.template import load_template
 
@@ -103,7 +103,7 @@ class Tokenizer:
         """The ids of a conversation by the model's chat template, up to where the answer begins.
 
         Whatever a message has besides role and content (name, tool_calls, …) is given to the template.
-        Raises UsageError where the model has none, for what are no messages, and where it refuses the conversation.
+        Raises UsageError if the model has none, for anything but messages, and if it refuses the conversation.
         """
         template = self.template()
         if template is None:
@@ -125,7 +125,7 @@ class Tokenizer:
         return str(self.inner.id_to_token(token))
 
     def holes(self, vocab: int) -> list[int]:
-        """The ids of a model of `vocab` words that stand for no token: its table may be wider than its tokenizer."""
+        """The ids of a vocabulary of `vocab` that stand for no token: its table may be wider than its tokenizer."""
         return sorted(set(range(vocab)).difference(self.inner.get_vocab().values()))
 
     def same_words(self, other: Tokenizer) -> bool:
@@ -138,7 +138,7 @@ class Tokenizer:
         """The ids before every text."""
         found = _encode(self.inner, "a", add_special_tokens=True)
         added = [i for i, _ in takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))]
-        # Where the tokenizer does not know the letter, ends stand after it; else one may well begin a text (OPT's).
+        # If the tokenizer does not know the letter, ends stand after it; else one may well begin a text (OPT's).
         return [i for i in added if i not in self.eos_ids] if len(added) == len(found.ids) else added
 
     @cached_property
@@ -167,7 +167,7 @@ class Tokenizer:
 def load_tokenizer(folder: Path | None, original: Path | None = None) -> Tokenizer:
     """The tokenizer in `folder`, of a model that was made from the one in `original`.
 
-    Raises NoTokenizer where there is none, UsageError where a file of it is damaged.
+    Raises NoTokenizer if there is none, UsageError if a file of it is damaged.
     """
     from sleepc.hf.template import template_sources
 

@@ -1,6 +1,6 @@
-"""What a person types is text, also where it spells a control token: marks for it, and a tokenizer that goes by them.
+"""What a person types is text, also if it spells a control token: marks for it, and a tokenizer that goes by them.
 
-The characters are noncharacters of Unicode, which no text has; where one has them they are dropped.
+The characters are noncharacters of Unicode, which no text has; if one has them they are dropped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _unknown(inner: Any) -> set[int]:
 
 def mark_typed(inner: Any, control: Mapping[int, str], text: str) -> str:
     """The text of a person with marks around all that the tokenizer would take for control tokens, alone or together
-    with what a template puts beside it.
+    with what a template puts next to it.
     """
     text = MARKS.sub("", text)
     whole = [(start, end) for _, start, end in _spans(inner, control, text)]
@@ -106,7 +106,7 @@ def template_control(inner: Any, control: Mapping[int, str], text: str) -> tuple
 
 def encode_marked(inner: Any, strict: Callable[[], Any], control: Mapping[int, str], text: str) -> list[int]:
     """Ids of a text with such marks: only what stands outside them is control. `strict` is asked for its tokenizer
-    where that of the model would take other text for control too.
+    if that of the model would take other text for control too.
     """
     plain, own = template_control(inner, control, text)
     with failing():
@@ -132,7 +132,7 @@ def _control_of(found: Any, control: Mapping[int, str]) -> list[Span]:
 def strict_tokenizer(inner: Any, control: Mapping[int, str]) -> Any:
     """The same tokenizer, but its control tokens have names that nobody can type.
 
-    Raises SleepcError where the library gives them other ids.
+    Raises SleepcError if the library gives them other ids.
     """
     from tokenizers import Tokenizer
 
@@ -154,7 +154,7 @@ def strict_tokenizer(inner: Any, control: Mapping[int, str]) -> Any:
 
 
 def _rename(model: dict[str, Any], names: set[str]) -> None:
-    """Give the words of a model's vocabulary their other names; what was put together to one of them is no more."""
+    """Give the words of a model's vocabulary their other names; whatever merged into one of them is gone."""
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         model["vocab"] = {CONTROL + word if word in names else word: i for word, i in vocab.items()}

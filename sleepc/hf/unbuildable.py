@@ -1,4 +1,4 @@
-"""What is said where transformers cannot build the model that a configuration describes: which field is to blame."""
+"""What is said if transformers cannot build the model that a configuration describes: which field is to blame."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def unbuildable(checkpoint: Checkpoint, error: Exception, build: Callable[[Path]
 
 
 def _blamed(config: dict[str, Any], build: Callable[[Path], object]) -> str | None:
-    """The field without which the model can be built, with what it says; None where no single one is found in time."""
+    """The field without which the model can be built, with what it says; None if no single one is found in time."""
     end = time.monotonic() + PATIENCE
     for place in _places(config):
         if time.monotonic() > end:

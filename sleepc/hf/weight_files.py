@@ -22,8 +22,8 @@ def weight_files(folder: Path, config: dict[str, Any]) -> tuple[TensorFile, ...]
     """The files that transformers takes, opened: those of the index, or model.safetensors. Others in the folder do not
     count.
 
-    Raises UsageError where there are none, where two sets could be meant, or where index and files disagree; Refusal
-    where a tensor is stored as only quantised ones are; SleepcError where a file is damaged.
+    Raises UsageError if there are none, if two sets could be meant, or if index and files disagree; Refusal
+    if a tensor is stored as only quantised ones are; SleepcError if a file is damaged.
     """
     named = config.get("transformers_weights")  # what a configuration may name instead
     index = folder / INDEX
@@ -47,8 +47,8 @@ def weight_files(folder: Path, config: dict[str, Any]) -> tuple[TensorFile, ...]
 
 
 def _open(files: tuple[Path, ...]) -> tuple[TensorFile, ...]:
-    """The headers of weight files. Raises Refusal where a tensor is stored as only quantised ones are, SleepcError
-    where a file is damaged.
+    """The headers of weight files. Raises Refusal if a tensor is stored as only quantised ones are, SleepcError
+    if a file is damaged.
     """
     try:
         return tuple(TensorFile(file) for file in files)
@@ -80,7 +80,7 @@ def _check_names(headers: tuple[TensorFile, ...], index: Path | None) -> None:
 
 
 def adapter_base(folder: Path) -> str | None:
-    """The name of the model that an adapter in `folder` is of; None where there is no adapter."""
+    """The name of the model that an adapter in `folder` is of; None if there is no adapter."""
     path = folder / ADAPTER
     if not is_there(path):
         return None
@@ -169,7 +169,7 @@ def _no_weights(folder: Path) -> UsageError:
         return UsageError(
             f"the weights are a pickle ({pickles[0]}), which can run code when it is loaded",
             where=str(folder),
-            fix="Save the model as safetensors (model.save_pretrained) where you trust it.",
+            fix="Save the model as safetensors (model.save_pretrained) if you trust it.",
         )
     return UsageError(f"{folder} has no {SAFETENSORS}", where=str(folder), fix=AGAIN)
 

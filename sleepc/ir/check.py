@@ -95,7 +95,7 @@ def _check_operator(graph: Graph, node: fx.Node, level: str) -> None:
     if levels.mutates(node.target):
         raise fault("V05", f"{node.target} mutates its arguments", graph, node)
     if not levels.is_allowed(node.target, level):
-        raise fault("V04", f"{node.target} is no operator of level {level}", graph, node)
+        raise fault("V04", f"{node.target} is not an operator of level {level}", graph, node)
 
 
 def _check_types(graph: Graph) -> None:

@@ -15,8 +15,8 @@ AT_ONCE = 1 << 18  # numbers that are compared at once: what is held of them sta
 def max_error(a: Tensor, b: Tensor) -> float:
     """The largest |a - b| over max(1, the largest finite |b|), in float64; b is the reference.
 
-    Equal infinities are no difference; NaN, or an infinity on one side, gives inf. Raises
-    SleepcError where the shapes differ: broadcasting would hide an error.
+    Equal infinities do not differ; NaN, or an infinity on one side, gives inf. Raises
+    SleepcError if the shapes differ: broadcasting would hide an error.
     """
     largest, scale = _furthest(a, b)
     return largest / max(scale, 1.0)
@@ -52,7 +52,7 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> float:
     """The mean over all rows of KL(p || q), in nats; logits [..., V], in float64.
 
     -inf is a word that cannot come. NaN, or a word that p allows and q does not, gives inf. Raises
-    SleepcError where the shapes differ or there is no row.
+    SleepcError if the shapes differ or there is no row.
     """
     _check_shapes(p_logits, q_logits)
     if p_logits.numel() == 0:

@@ -24,7 +24,7 @@ EXAMPLE = (3, 5)  # rows and tokens: different, and none of 0 and 1, which torch
 
 def exported_types(graph: Graph) -> dict[fx.Node, str]:
     """The type of every node that has an example value and no type, as text; torch's names of batch and length become
-    B and T. What gives nothing (an assertion) is `()`; a value that is no tensor, tensors or size is `?`.
+    B and T. What gives nothing (an assertion) is `()`; a value that is not a tensor, tensors or a size is `?`.
     """
     names = _names(graph)
     found = {node: _type(node.meta["val"], names) for node in graph.fx.nodes if _is_exported(node)}
@@ -54,7 +54,7 @@ def _type(value: Any, names: Mapping[str, str]) -> TensorType | TupleType | IntT
 
 
 def _size(size: Any, names: Mapping[str, str]) -> dims.Dim:
-    """A size as a polynomial over B and T, or torch's own words for it where it is none."""
+    """A size as a polynomial over B and T, or torch's own words for it if it is none."""
     if isinstance(size, int):
         return size
     text = re.sub(r"[A-Za-z_][A-Za-z0-9_]*", lambda found: names.get(found[0], found[0]), str(size)).replace(" ", "")
@@ -67,7 +67,7 @@ def _size(size: Any, names: Mapping[str, str]) -> dims.Dim:
 def note_values(graph: Graph) -> None:
     """Give every node of a graph that was read the example value that torch.export would have given it.
 
-    Ports' sizes may be numbers, B and T. Raises SleepcError (V12) where a value has another type than the text says.
+    Ports' sizes may be numbers, B and T. Raises SleepcError (V12) if a value has another type than the text says.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv())
     dynamic: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)

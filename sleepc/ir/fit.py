@@ -67,14 +67,14 @@ def _reads(graph: Graph, inputs: Types, states: Types, *, tokens: int | None = N
 
 
 def _with(type_: Type, tokens: int | None) -> str:
-    """The type's text, where T is a number."""
+    """The type's text, if T is a number."""
     if tokens is None or not isinstance(type_, TensorType):
         return str(type_)
     return str(TensorType(type_.dtype, tuple(dims.substituted(dim, "T", tokens) for dim in type_.dims)))
 
 
 def _gives(graph: Graph, *, needed: Iterable[str], may: Types, others: bool = True) -> dict[str, Type]:
-    """What a graph gives beside states (`may`), whose types it keeps."""
+    """What a graph returns in addition to states (`may`), whose types it keeps."""
     found = {name: node.meta["type"] for name, node in graph.results().items()}
     for name in needed:
         if name not in found:
@@ -83,7 +83,7 @@ def _gives(graph: Graph, *, needed: Iterable[str], may: Types, others: bool = Tr
         if name in may and str(type_) != str(may[name]):
             raise fault("V31", f"state {name} is given as {type_}, and is {may[name]}", graph)
         if name not in may and not others:
-            raise fault("V31", f"{name} is given, and is no state", graph)
+            raise fault("V31", f"{name} is given, and is not a state", graph)
     return {name: type_ for name, type_ in found.items() if name not in may}
 
 

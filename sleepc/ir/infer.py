@@ -40,7 +40,7 @@ def infer_types(graph: Graph) -> None:
 
     Nothing is computed and no memory taken, whatever sizes the graph names. Raises InvalidProgram:
     V10 a port without type, V11 an operator that refuses its arguments or gives what no type
-    describes, V13 a size that is no size, V14 a graph that is right for particular sizes only.
+    describes, V13 a size that is not one, V14 a graph that is right for particular sizes only.
     """
     key = graph_key(graph)
     if key not in _KNOWN:

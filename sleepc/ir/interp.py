@@ -25,7 +25,7 @@ def run(graph: Graph, values: Mapping[str, Any], hook: Hook | None = None) -> di
     """The results of `graph` by name, for `values` of its ports by name; others are ignored.
 
     Operators that make tensors out of nothing make them on the device of the first port that holds
-    a tensor. Raises SleepcError where a port has no value; what an operator raises gets a note that
+    a tensor. Raises SleepcError if a port has no value; what an operator raises gets a note that
     shows the program around it. Use Runner to run a graph many times.
     """
     return Runner(graph)(values, hook)
@@ -34,7 +34,7 @@ def run(graph: Graph, values: Mapping[str, Any], hook: Hook | None = None) -> di
 def value_of(target: fx.Node, given: Given) -> Any:
     """The value of one node, from what `given` says of the nodes that it is made of.
 
-    Values are freed after their last use. Raises SleepcError where a port is asked for that `given` does not know.
+    Values are freed after their last use. Raises SleepcError if a port is asked for that `given` does not know.
     """
     known: dict[fx.Node, Any] = {}
     needed = _needed(target, given, known)
@@ -69,7 +69,7 @@ class _Call:
     node: fx.Node
     target: Callable[..., Any]
     plain: bool  # no node stands inside a list
-    makes: bool  # out of nothing: it needs to be told the device
+    makes: bool  # out of nothing: it needs the device
     frees: tuple[fx.Node, ...]
 
 

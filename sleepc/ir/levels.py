@@ -115,7 +115,7 @@ def operator_name(target: Any) -> str:
     >>> operator_name(torch.ops.aten.linear.default), operator_name(torch.ops.aten.add.Tensor)
     ('aten.linear', 'aten.add.Tensor')
 
-    Raises SleepcError for what is no operator.
+    Raises SleepcError for anything but an operator.
     """
     if isinstance(target, OpOverload):
         return str(target).removesuffix(".default")
@@ -128,10 +128,10 @@ def operator_name(target: Any) -> str:
 def operator(name: str, level: str) -> Callable[..., Any]:
     """The operator of a name at a level.
 
-    Raises SleepcError where the level's table does not list the name: nothing else is looked up.
+    Raises SleepcError if the level's table does not list the name: nothing else is looked up.
     """
     if level not in TEXT_LEVELS:
-        raise SleepcError(f"there is no level {level}", fix=f"Levels: {', '.join(TEXT_LEVELS)}.")
+        raise SleepcError(f"unknown level {level}", fix=f"Levels: {', '.join(TEXT_LEVELS)}.")
     more = {"ATEN": exported_table, "LOWERED": lowered_table}.get(level)
     found = table().get(name) or (more().get(name) if more else None)
     if found is None:
@@ -155,7 +155,7 @@ def mutates(target: Any) -> bool:
 
 
 def writes_state(target: Any) -> bool:
-    """Does a backend carry this operator out by writing into its first argument, where it can?"""
+    """Does a backend carry this operator out by writing into its first argument, if it can?"""
     return target is table()["sleepc.write_slots"]
 
 

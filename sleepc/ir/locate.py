@@ -69,7 +69,7 @@ class Locator:
 
 
 def _regions() -> Iterator[Region]:
-    """The mappings of files in this process that hold no page of their own; none where the system does not tell."""
+    """The mappings of files in this process that hold no page of their own; none if the system does not tell."""
     if not SMAPS.exists():
         return
     region: Region | None = None

@@ -55,7 +55,7 @@ class Block:
 @dataclass
 class Loop:
     """Recurrent consolidation: a sleep runs blocks `start` to `end` (not included) `passes` - 1 times over its window's
-    hidden states, then the blocks after them once. `given` makes what they read beside h, from the counters before the
+    hidden states, then the blocks after them once. `given` makes what they read besides h, from the counters before the
     sleep and, if need be, the window's tokens.
 
     With `settle` > 0 a row takes no further pass once one has changed its memories in the loop by no more than this
@@ -99,7 +99,7 @@ class ProgramGraphs:
     vocab: int = 0
     hidden: int = 0
     window: int = 0  # tokens from sleep to sleep, at level STEP
-    # Where the original chooses by a call's length, this computes what it does in calls of so many tokens, or of more:
+    # If the original chooses by a call's length, this computes what it does in calls of so many tokens, or of more:
     upto: int | None = None
     beyond: int | None = None
     history: list[str] = field(default_factory=list)

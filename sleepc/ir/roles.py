@@ -20,7 +20,7 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "kept": "chosen",  # pairs that attention sees in addition: k, v, position. The consolidation says which.
     "record": "emptied",  # what the window's tokens write into a memory, by the gate's name; k and v among them
     "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
-    "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are where nothing was recorded
+    "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are if nothing was recorded
     "start": "left",  # a memory as it was when the window began, by the same names. Passes of a loop write it.
     "tail": "left",  # the last inputs of a causal convolution
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
@@ -28,7 +28,7 @@ AT_SLEEP: dict[Role, AtSleep] = {
 PREFIX: dict[Role, str] = {"kept": "kept.", "record": "record.", "start": "start."}
 TAKEN = "passes_taken"
 
-# Names of states that are no rule's tensors, for artifacts of format 1, which has no roles.
+# Names of states that are not a rule's tensors, for artifacts of format 1, which has no roles.
 BY_NAME: dict[str, Role] = {
     **dict.fromkeys(("position", "since", "slept", "offset"), "clock"),
     **dict.fromkeys(("hidden", "window_tokens"), "loop"),

@@ -14,7 +14,7 @@ from sleepc.ir.types import TensorType
 @dataclass(frozen=True)
 class StateSpec:
     """One tensor of the state: what it is (`part`) of its role; `dims` starts with "B". All of it is `initial` at
-    first. `update` is how it may be written in place; `block`: whose it is, where that is told.
+    first. `update` is how it may be written in place; `block`: whose it is, if that is known.
     """
 
     role: Role
@@ -50,7 +50,7 @@ class StateSpec:
 
 
 def find_state(specs: Iterable[StateSpec], role: Role, part: str) -> StateSpec | None:
-    """The state that is this part of this role, None where there is none."""
+    """The state that is this part of this role, None if there is none."""
     return next((spec for spec in specs if (spec.role, spec.part) == (role, part)), None)
 
 

@@ -73,7 +73,7 @@ class TensorEntry:
 class TensorFile:
     """A safetensors file, opened once: its tensors are those of that file, whatever comes to stand at its path.
 
-    Raises SleepcError, naming file and tensor, where its header does not add up.
+    Raises SleepcError, naming file and tensor, if its header does not add up.
     """
 
     def __init__(self, path: Path) -> None:
@@ -158,7 +158,7 @@ class TensorFile:
         return self.tensors[name]
 
     def sha256(self, name: str, *, finite: bool = False) -> str:
-        """sha256 of a tensor's bytes, read in pieces. With `finite`, SleepcError where one is NaN or infinite."""
+        """sha256 of a tensor's bytes, read in pieces. With `finite`, SleepcError if one is NaN or infinite."""
         entry = self._find(name)
         digest = hashlib.sha256()
         for piece in self.held.pieces(entry.start, entry.end):
@@ -202,7 +202,7 @@ def sample_places(size: int) -> list[tuple[int, int]]:
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a new file with the rights that new files have here. Raises OSError where the disk is full or refuses."""
+    """Write a new file with the rights that new files have here. Raises OSError if the disk is full or refuses."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

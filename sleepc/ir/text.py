@@ -105,7 +105,7 @@ def _print_literal(value: Any, numbers: dict[fx.Node, str], level: str) -> str:
 
 
 def _print_placed(value: Any) -> str:
-    """What is no literal beyond level ATEN: complex dtypes, devices, layouts; "" for anything else."""
+    """What is not a literal beyond level ATEN: complex dtypes, devices, layouts; "" for anything else."""
     if isinstance(value, torch.dtype):
         return EXPORTED_NAMES.get(value, "")
     return next((f'{kind}("{name}")' for (kind, name), known in _PLACES.items() if known == value), "")

@@ -27,7 +27,7 @@ class FileTensor:
         return self.source.path
 
     def materialise(self) -> torch.Tensor:
-        """The tensor, mapped from its file (not copied). Raises SleepcError where the file was changed."""
+        """The tensor, mapped from its file (not copied). Raises SleepcError if the file was changed."""
         return self.source.map(self.tensor)
 
     def is_intact(self) -> bool:

@@ -51,7 +51,7 @@ def register(kind: Kind) -> Kind:
 
 @dataclass(frozen=True)
 class Mask:
-    """Conditions (kind, n), all of which hold where a query sees a key."""
+    """Conditions (kind, n), all of which hold if a query sees a key."""
 
     parts: tuple[tuple[str, int], ...] = ()
 
@@ -75,7 +75,7 @@ class Mask:
 
     @property
     def window(self) -> int:
-        """The length of a window, 0 where there is none: a condition on nothing but the distance."""
+        """The length of a window, 0 if there is none: a condition on nothing but the distance."""
         return dict(self.parts).get("window", 0)
 
     def without_window(self) -> Mask:
@@ -95,7 +95,7 @@ class Mask:
 
     @property
     def reach(self) -> int | None:
-        """How many tokens, the query among them, are as far as a query sees; None where that is as far as any."""
+        """How many tokens, the query among them, are as far as a query sees; None if that is as far as any."""
         found = [reach for name, n in self.parts if (reach := KINDS[name].reach(n)) is not None]
         return min(found, default=None)
 
@@ -118,7 +118,7 @@ def read_mask(seen: Tensor) -> Mask | None:
 
 
 def nearest(seen: Tensor) -> tuple[Mask, int, int] | None:
-    """For bool [T,T] that is no mask: the one that differs in the fewest pairs, and the first of them (query, key)."""
+    """For bool [T,T] that is none: the mask that differs in the fewest pairs, and the first of them (query, key)."""
     at = torch.arange(len(seen))
     tried = []
     for parts in ((), *(((name, n),) for name, kind in KINDS.items() if (n := int(kind.guess(seen))))):

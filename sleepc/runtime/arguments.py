@@ -114,14 +114,14 @@ def _is_list(value: Any) -> bool:
 
 
 def _named(name: str, known: Known) -> Any:
-    """What a dotted name stands for; None where the module imports it for its annotations only."""
+    """What a dotted name stands for; None if the module imports it for its annotations only."""
     first, _, rest = name.partition(".")
     found = known.get(first)
     return attrgetter(rest)(found) if rest and found is not None else found
 
 
 def _is_of(value: Any, found: Any) -> bool:
-    """Of a class, or of a type that only has a name here: something that is no value of Python's own."""
+    """Of a class, or of a type that only has a name here: not a built-in value."""
     if found is None:
         return type(value).__module__ != "builtins"
     if get_origin(found) is Callable:

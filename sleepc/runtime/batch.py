@@ -68,7 +68,7 @@ def pack(ids: Ids, mask: Mask | None, *, batch: int, vocab: int) -> Packed:
 
 
 def checked_tokens(ids: Sequence[int], vocab: int) -> list[int]:
-    """The ids of one text. Raises UsageError for what is no token id of a vocabulary of so many words."""
+    """The ids of one text. Raises UsageError for anything but token ids below the size of the vocabulary."""
     if not len(ids):
         return []
     found: list[int] = pack([list(ids)], None, batch=1, vocab=vocab).tokens[0].tolist()
@@ -119,7 +119,7 @@ def _as_integers(row: Any, index: int) -> Array:
         array = np.asarray(row)
     except ValueError as error:  # lists within lists, of different lengths
         raise UsageError(
-            f"row {index} of the ids holds lists beside numbers", fix="give integers, one list per row"
+            f"row {index} of the ids mixes lists and numbers", fix="give integers, one list per row"
         ) from error
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, dtype=np.int64)

@@ -47,7 +47,7 @@ class Tokens(Decoder, Protocol):
         """The ids of a text that goes straight on from another."""
 
     def encode_turns(self, text: str, *, goes_on: bool = False) -> list[int]:
-        """The ids of a template's text; where it `goes_on`, of one that comes after another."""
+        """The ids of a template's text; if it `goes_on`, of one that comes after another."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Conversation:
     # -- speaking --------------------------------------------------------------------------------
 
     def say(self, text: str, manner: Manner) -> Generator[str]:
-        """Read a message and write the answer: pieces of its text, "" where there is none to show yet.
+        """Read a message and write the answer: pieces of its text, "" if there is none to show yet.
 
         Whenever the consumer closes it, the answer so far becomes the turn's; before the answer has begun, the turn
-        is taken back. It is also taken back where an exception ends it. Raises UsageError, at once and with nothing
-        changed, where the template refuses the conversation.
+        is taken back. It is also taken back if an exception ends it. Raises UsageError, at once and with nothing
+        changed, if the template refuses the conversation.
         """
         prompt, ids = self.news(text)
         return self._turn(text, prompt, ids, manner)
@@ -188,7 +188,7 @@ class Conversation:
     def news(self, text: str) -> tuple[str, list[int]]:
         """A message -> the text to put before its answer, and the ids of it to read. Sets `note`.
 
-        Raises UsageError where the template refuses the conversation.
+        Raises UsageError if the template refuses the conversation.
         """
         self.note = ""
         if self.template is None:
@@ -225,7 +225,7 @@ class Conversation:
         return parts[-1].removeprefix(template.closing()) if parts else template([{"role": "user", "content": text}])
 
     def _parts(self, text: str, template: Template, turns: Sequence[Turn]) -> list[str] | None:
-        """The template's text, cut at the answers: n + 1 parts. None where it leaves an answer out or doubles it.
+        """The template's text, cut at the answers: n + 1 parts. None if it leaves an answer out or doubles it.
 
         Marks stand for the answers, so that nothing depends on how the template would spell what the model said.
         """
@@ -254,7 +254,7 @@ class Conversation:
     # -- going back, keeping ---------------------------------------------------------------------
 
     def undo(self) -> Turn:
-        """Take the last turn back, state and history; returns it. Raises UsageError where its state is not kept."""
+        """Take the last turn back, state and history; returns it. Raises UsageError if its state is not kept."""
         if not self._before:
             why = "there is no turn to undo" if not self.turns else "the state before that turn is not kept"
             most = self._before.maxlen
@@ -281,7 +281,7 @@ class Conversation:
             raise SleepcError(
                 "the state file holds no conversation",
                 where=str(path),
-                fix="It was not written by `sleepc chat`: `sleepc run --state` goes on from it.",
+                fix="It was not written by `sleepc chat`: `sleepc run --state` continues from it.",
             )
         system, turns, begun = _parse(note, self.session.steps.vocab, str(path)) if note is not None else ("", [], True)
         self.session.load_state(path)
@@ -313,7 +313,7 @@ def _parse(note: str, vocab: int, where: str) -> tuple[str, list[Turn], bool]:
 def _turn(entry: dict[str, Any], vocab: int) -> Turn:
     ids, said = entry["ids"], entry["said"]
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
-        raise ValueError("ids that are no tokens of this model")
+        raise ValueError("ids that are not tokens of this model")
     if type(said) is not int or not 0 <= said <= len(ids):
         raise ValueError(f"an answer of {said!r} in {len(ids)} tokens")
     return Turn(_text(entry["user"]), _text(entry["prompt"]), _text(entry["answer"]), ids, said)

@@ -52,7 +52,7 @@ def sample(logits: FloatArray, sampling: Sampling, rng: np.random.Generator) -> 
     """
     if not math.isfinite(float(logits.max())):  # max carries NaN
         raise SleepcError(
-            f"the logits do not give a distribution: their maximum is {logits.max()}",
+            f"the logits are not a distribution: their maximum is {logits.max()}",
             fix="`sleepc verify` finds where the program leaves the numbers of its model",
         )
     if sampling.temperature == 0:

@@ -30,13 +30,13 @@ from sleepc.runtime.steps import (
 from sleepc.runtime.values import whole
 
 OnSleep = Callable[[IntArray], None]
-LAST, KNOWN = "session.logits", "session.known"  # beside the backend's arrays in a state file
+LAST, KNOWN = "session.logits", "session.known"  # in addition to the backend's arrays in a state file
 
 
 @dataclass
 class Stats:
     """What a session has done; `seconds` are those spent in the backend, a sleep is one row's. `passes` are those of
-    all sleeps together, 0 where sleeps run no block again; `emptied` counts the sleeps after which positions began
+    all sleeps together, 0 if sleeps run no block again; `emptied` counts the sleeps after which positions began
     again, since all but the sinks left the window.
     """
 
@@ -50,7 +50,7 @@ class Stats:
 
     @property
     def passes_per_sleep(self) -> float | None:
-        """How many passes a sleep took, on average; None where there was none, or none that runs blocks again."""
+        """How many passes a sleep took, on average; None if there was none, or none that runs blocks again."""
         return self.passes / self.sleeps if self.passes else None
 
 
@@ -70,7 +70,7 @@ class Session:
 
     `on_sleep` is called after each sleep with the indices of the rows that slept. `identity` (a
     hash of the artifact, say) goes into state files: a file of another identity is refused, also
-    where shapes agree. A row that passes its `upto`-th token, where the original would change its
+    if shapes agree. A row that passes its `upto`-th token, if the original would change its
     position factors, is warned of (SleepcWarning), once.
 
     A call that ends in an exception once the backend has begun (Ctrl-C, out of memory, `on_sleep`)
@@ -98,7 +98,7 @@ class Session:
         self._since = np.zeros(batch, dtype=np.int64)  # always below steps.window between calls
         self._last: FloatArray = np.zeros((batch, steps.vocab), dtype=np.float32)
         self._known = np.zeros(batch, dtype=np.bool_)  # is _last that of the row's last token?
-        self._upto = upto  # None once it was told
+        self._upto = upto  # None once it was reported
         self._unfinished = ""  # the call that is changing the state, or that broke off in doing so
 
     def __repr__(self) -> str:
@@ -399,8 +399,7 @@ class Session:
     def _require_whole(self) -> None:
         if self._unfinished:
             raise UsageError(
-                f"the session's last call ({self._unfinished}) has not come to its end: what its "
-                "state holds is not known",
+                f"the session's last call ({self._unfinished}) did not finish: what its state holds is not known",
                 fix="restore a snapshot, load a state, or open a new session",
             )
 

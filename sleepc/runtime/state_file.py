@@ -79,7 +79,7 @@ class Contents:
 
 
 def write_state(path: str | os.PathLike[str], arrays: dict[str, Array], contents: Contents) -> None:
-    """Write beside `path` and rename, so that `path` is the old file or the whole new one.
+    """Write next to `path` and rename, so that `path` is the old file or the whole new one.
 
     Raises SleepcError when the arrays are not those of `contents`, or the disk refuses.
     """
@@ -105,13 +105,13 @@ def read_state(path: str | os.PathLike[str], contents: Contents) -> dict[str, Ar
     if tensors.keys() != contents.arrays.keys():
         _refuse(file, f"arrays {', '.join(sorted(tensors.keys() ^ contents.arrays.keys()))}")
     if CHECKSUM not in metadata:
-        text = f"{file} was written before state files had a checksum: whether it is damaged cannot be told"
+        text = f"{file} was written before state files had a checksum: whether it is damaged is not known"
         warnings.warn(text, SleepcWarning, stacklevel=4)
     return {name: _array(name, tensors[name], contents, file) for name in contents.arrays}
 
 
 def read_note(path: str | os.PathLike[str], name: str) -> str | None:
-    """A note of a state file's metadata; None where it has none of that name. Raises as `read_state`."""
+    """A note of a state file's metadata; None if it has none of that name. Raises as `read_state`."""
     return _open(Path(path))[1].get(NOTE + name)
 
 
@@ -208,7 +208,7 @@ def _check_metadata(found: dict[str, str], contents: Contents, file: Path) -> No
         _refuse(file, _first_difference(found.get("signature", "{}"), expected))
     if found.get("batch") != str(contents.batch):
         rows = found.get("batch")
-        one = "; its select_rows([0]), saved, is a file of one row, which the command line goes on with too"
+        one = "; its select_rows([0]), saved, is a file of one row, which the command line continues from too"
         raise SleepcError(
             f"the state file holds {rows} rows, and this session {contents.batch}",
             where=str(file),

@@ -28,11 +28,11 @@ CLOCKS: Signature = {
 and whether any sleep has consolidated it."""
 
 TAKEN = "passes_taken"
-"""i64 [B]: how many passes each row's last sleep took. A state has it where that may differ from row to row."""
+"""i64 [B]: how many passes each row's last sleep took. A state has it if that may differ from row to row."""
 
 
 class Steps(Protocol):
-    """The steps of one loaded program. B rows, T tokens of a call, V words of the vocabulary."""
+    """The steps of one loaded program. B rows, T tokens of a call, a vocabulary of V tokens."""
 
     @property
     def window(self) -> int:
@@ -52,8 +52,8 @@ class Steps(Protocol):
 
         `lengths[b] <= window - since[b]`: a call never crosses a sleep. A row of length 0 keeps
         its state bit for bit. `state` is consumed and may be written in place. Places without a
-        token hold id 0. Logits are float32 (float64 where the model is float64): "last" [B, V]
-        after each row's last token of this call, "all" [B, T, V], "none" None; what stands where
+        token hold id 0. Logits are float32 (float64 if the model is float64): "last" [B, V]
+        after each row's last token of this call, "all" [B, T, V], "none" None; what stands if
         there is no token is not read, and the array is the caller's to keep.
         """
 
@@ -70,7 +70,7 @@ class Steps(Protocol):
         """The position of each row's next token [B]."""
 
     def passes_taken(self, state: State) -> IntArray | None:
-        """How many passes over its window each row's last sleep took [B]; None where sleeps run no block again."""
+        """How many passes over its window each row's last sleep took [B]; None if sleeps run no block again."""
 
     def signature(self) -> Signature:
         """Names, dtypes and shapes of the arrays that make up a state; CLOCKS are among them."""

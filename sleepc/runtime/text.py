@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sleepc.errors import UsageError
 
-INCOMPLETE = "\ufffd"  # what tokenizers put where bytes are no character, or not yet one
+INCOMPLETE = "\ufffd"  # what tokenizers put where bytes are not (yet) a character
 MOST_HELD = 64  # tokens; a character has four bytes, so these bytes will never be one
 
 

@@ -40,7 +40,7 @@ FETCH = "The adapter is damaged or was edited: fetch it again, or train again."
 
 
 class Header(Strict):
-    """The metadata of an adapter file, all of it texts. `rank` is of the low-rank maps, 0 for none; `facts` is what is
+    """The metadata of an adapter file, all of it texts. `rank` is of the LoRA matrices, 0 for none; `facts` is what is
     known of the training; `tensors_sha256` is of the values.
     """
 
@@ -81,12 +81,12 @@ def with_values(graphs: ProgramGraphs, values: Mapping[str, Tensor]) -> ProgramG
 
 
 def rank_of(graphs: ProgramGraphs) -> int:
-    """The rank of a program's low-rank maps, 0 where it has none."""
+    """The rank of a program's LoRA matrices, 0 if it has none."""
     return max((p.shape[0] for key, p in graphs.params.items() if p.new and key.endswith(LOW_A)), default=0)
 
 
 def with_rank(graphs: ProgramGraphs, rank: int) -> ProgramGraphs:
-    """The program with low-rank maps of this rank (0: none). Those of another rank go, with what they learned."""
+    """The program with LoRA matrices of this rank (0: none). Those of another rank go, with what they learned."""
     if rank_of(graphs) == rank:
         return graphs
     maps = {key: param for key, param in graphs.params.items() if param.new and key.endswith(LOW_B)}
@@ -100,7 +100,7 @@ def _run(graphs: ProgramGraphs, each: Pass) -> ProgramGraphs:
 
 
 def merge_maps(program: Program) -> int:
-    """Merge a program's low-rank maps into its weights, and note which weights changed, and which share of the change
+    """Merge a program's LoRA matrices into its weights, and note which weights changed, and which share of the change
     was lost to rounding (`merge_lost`); how many weights those are.
     """
     before, merge = program.graphs, MergeLowRank()
@@ -155,7 +155,7 @@ def write_adapter(
     before. `facts` (plain data: settings, figures) go with it. The training is also noted in the program's report.
     With `dtype` values are rounded to it: float16 is half the size.
 
-    The file is written whole or not at all. Raises OSError where the disk refuses.
+    The file is written whole or not at all. Raises OSError if the disk refuses.
     """
     from safetensors.torch import save
 
@@ -185,14 +185,14 @@ def write_adapter(
 def read_adapter(path: Path) -> Adapter:
     """An adapter, all of it checked; nothing in it is executed.
 
-    Raises UsageError for what is no adapter or a newer one, SleepcError for a damaged one.
+    Raises UsageError if it is not an adapter, or a newer one, SleepcError for a damaged one.
     """
     if not path.is_file():
         raise UsageError(f"there is no adapter {path}", fix="`sleepc distil` and `sleepc calibrate` write adapters.")
     file = TensorFile(path)
     header = _header(path, file.metadata)
     if not all(entry.dtype.is_floating_point for entry in file.tensors.values()):
-        raise SleepcError("the adapter holds values that are no floats", where=str(path), fix=FETCH)
+        raise SleepcError("the adapter holds values that are not floats", where=str(path), fix=FETCH)
     found = ((k, dtype_name(e.dtype), e.shape, file.sha256(k, finite=True)) for k, e in file.tensors.items())
     if tensors_digest(found) != header.tensors_sha256:
         raise SleepcError("the adapter's values were changed after it was written", where=str(path), fix=FETCH)
@@ -229,8 +229,8 @@ def _header(path: Path, metadata: Any) -> Header:
 def apply_adapter(program: Program, adapter: Adapter) -> None:
     """Make `program` the plain conversion with what the adapter holds, whatever was trained in it before.
 
-    Raises UsageError where the adapter is of another model, or its parameters are not those of the program. Warns
-    where the program was converted with options other than those of the training.
+    Raises UsageError if the adapter is of another model, or its parameters are not those of the program. Warns
+    if the program was converted with options other than those of the training.
     """
     _check_source(program, adapter)
     _check_restorable(program, adapter)
@@ -270,7 +270,7 @@ def _check_restorable(program: Program, adapter: Adapter) -> None:
             f"{len(lost)} weights of the artifact have been trained or merged, and the adapter has none for them: "
             f"{_some(lost)}",
             where=str(program.path or adapter.path),
-            fix="Convert the model anew, with --adapter FILE.",
+            fix="Convert the model again, with --adapter FILE.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Calibration: gates set from what the original attends to, and local steps, layer by layer; kept where they help.
+"""Calibration: gates set from what the original attends to, and local steps, layer by layer; kept if they help.
 
 conversion.md, section 2, and docs/decisions/0008.
 """
@@ -75,7 +75,7 @@ class CalibrationSettings(BaseModel):
 class CalibrationReport(BaseModel):
     """What was done to each layer, and perplexity beyond the window on text held out: without memories, before, after.
 
-    `kept`: was the program changed? Not where that perplexity rose.
+    `kept`: was the program changed? Not if that perplexity rose.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -113,9 +113,9 @@ def calibrate(
     work_dir: Path | None = None,
     resume: bool = False,
 ) -> CalibrationReport:
-    """Calibrate the memories of `program` on a text: `graphs` and `report` are changed where that helps.
+    """Calibrate the memories of `program` on a text: `graphs` and `report` are changed if that helps.
 
-    Finished layers are kept in `work_dir`, and `resume` goes on from them. Raises UsageError for a text that is too
+    Finished layers are kept in `work_dir`, and `resume` continues from them. Raises UsageError for a text that is too
     short, a window that leaves nothing beyond it, and a work_dir of another calibration or another process.
     """
     length = piece_length(program.graphs, program.recipe.sinks)
@@ -177,7 +177,7 @@ def _calibrate(
 
 
 def piece_length(graphs: ProgramGraphs, sinks: int) -> int:
-    """Tokens of a piece: some windows, as far as the original can read. Raises UsageError where that is not beyond the
+    """Tokens of a piece: some windows, as far as the original can read. Raises UsageError if that is not beyond the
     window.
     """
     window, limit = graphs.window, graphs.max_positions
@@ -194,7 +194,7 @@ def piece_length(graphs: ProgramGraphs, sinks: int) -> int:
 def deal(every: Iterable[IntArray], tokens: int) -> Parts:
     """Pieces in turn: every other one to learn from, until there are `tokens`; the others apart and held out.
 
-    Raises UsageError where one of the three gets nothing.
+    Raises UsageError if one of the three gets nothing.
     """
     parts = Parts([], [], [])
     count = 0
@@ -243,7 +243,7 @@ def _notes(program: Program, layers: int, tokens: int, settings: CalibrationSett
 
 @dataclass(frozen=True)
 class _Subject:
-    """What a layer's calibration needs, beside the layer: programs, windows of the pieces, how many are to learn."""
+    """What a layer's calibration needs besides the layer: programs, windows of the pieces, how many are to learn."""
 
     canonical: ProgramGraphs
     graphs: ProgramGraphs  # in float32 at least

@@ -38,9 +38,9 @@ class Standing(BaseModel):
 def write_checkpoint(
     folder: Path, standing: Standing, masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
 ) -> Path:
-    """Write `folder`/step-00000123 beside its name and rename it; the latest two are kept.
+    """Write `folder`/step-00000123 next to its name and rename it; the latest two are kept.
 
-    Raises SleepcError where the disk refuses; what was there before is whole.
+    Raises SleepcError if the disk refuses; what was there before is whole.
     """
     target = folder / f"step-{standing.step:08d}"
     tensors = {MASTER + key: value.detach() for key, value in masters.items()} | _moments(masters, optimisers)
@@ -80,7 +80,7 @@ def read_standing(path: Path) -> Standing:
 
 
 def read_tensors(path: Path, masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]) -> None:
-    """Set masters and the optimisers' state to those of a checkpoint. Raises SleepcError where they do not fit."""
+    """Set masters and the optimisers' state to those of a checkpoint. Raises SleepcError if they do not fit."""
     file = TensorFile(path / STATE)
     with torch.no_grad():
         for key, master in masters.items():
@@ -111,7 +111,7 @@ def _moments(masters: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Opt
 def rest_of(folder: Path) -> str:
     """What a training that broke off can go on from, in a sentence."""
     left = checkpoints(folder)
-    return f"The training goes on from {left[-1].name} with --resume." if left else "No checkpoint was written yet."
+    return f"The training continues from {left[-1].name} with --resume." if left else "No checkpoint was written yet."
 
 
 def _unwritten(path: Path, why: str) -> SleepcError:
@@ -127,5 +127,5 @@ def _damaged(path: Path, why: str) -> SleepcError:
     return SleepcError(
         f"the checkpoint cannot be read: {why}",
         where=str(path),
-        fix="Remove this checkpoint to go on from the one before it, or start anew without --resume.",
+        fix="Remove this checkpoint to resume from the one before it, or start over without --resume.",
     )

@@ -1,4 +1,4 @@
-"""What a memory's gates are set to from the statistics of the attention that it stands beside, or in place of.
+"""What a memory's gates are set to from the statistics of the attention that it supplements or replaces.
 
 conversion.md, section 2 C, and docs/decisions/0008.
 """
@@ -19,9 +19,9 @@ from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.statistics import HeadStatistics
 
 TAU = (0.001, 5.0)  # decay per token of a memory in attention's place
-LONGEST = 16  # windows: the longest half-life of a memory beside attention, as at conversion
+LONGEST = 16  # windows: the longest half-life of a memory in parallel to attention, as at conversion
 LEAST_SHARE = 1e-3  # of a head's attention: below it there is nothing to set a half-life by
-LEAST_MOST = (1e-4, 0.5)  # the mix of a memory beside attention
+LEAST_MOST = (1e-4, 0.5)  # the mix of a memory in parallel to attention
 MIXES = (1 / 4, 1 / 16, 1 / 64)  # parts of what attention lost that a memory which has not learned is let answer for
 OPEN = 0.01  # of the context's size: how far an output gate is opened
 LINEAR = 1e-3  # relative error up to which v counts as linear in x
@@ -114,7 +114,7 @@ def output_gate(
 ) -> dict[str, Tensor]:
     """W_g = alpha W_v for a mixer in attention's place, alpha = 0.01 RMS(context) / RMS(silu(v)), by port.
 
-    wake: the original block, `bound` its parameters by port, `x_like` [1,T,hidden] some hidden states. Where v is not
+    wake: the original block, `bound` its parameters by port, `x_like` [1,T,hidden] some hidden states. If v is not
     linear in the block's normalised input, small random numbers of the same size.
     """
     gate = now[OUT_GATE.port]
@@ -131,7 +131,7 @@ def output_gate(
 
 @torch.no_grad()
 def value_map(wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor) -> Tensor | None:
-    """W_v [Hkv,dv,hidden] of a block: v = W_v x + c, found by evaluation; None where v is not linear in x alone."""
+    """W_v [Hkv,dv,hidden] of a block: v = W_v x + c, found by evaluation; None if v is not linear in x alone."""
     part = _from_x_to_v(wake)
     ports = part.ports()
     if any(name not in bound and name not in ("x", "h") for name in ports):

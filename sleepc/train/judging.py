@@ -31,7 +31,7 @@ Goal = Literal["divergence", "surprise"]
 
 class Judgement(BaseModel):
     """Figures per token on `pieces` with `tokens`, in nats. `surprise` is at what comes next, or is asked; `divergence`
-    (KL) from the teacher, where there is one. `apart`: was none of the pieces learned from? `goal` is what was lowered.
+    (KL) from the teacher, if there is one. `apart`: was none of the pieces learned from? `goal` is what was lowered.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,7 +98,7 @@ def judge(
     accelerator: Accelerator,
     hooks: Hooks,
 ) -> Judgement | None:
-    """Read the pieces with both programs, each process its part of them; None where it is stopped."""
+    """Read the pieces with both programs, each process its part of them; None if it is stopped."""
     device, share, pieces = accelerator.device, accelerator.num_processes, exam.pieces
     mine = pieces[accelerator.process_index :: share]
     groups = [mine[n : n + exam.rows] for n in range(0, len(mine), exam.rows)]

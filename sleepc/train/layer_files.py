@@ -1,4 +1,4 @@
-"""The layers that a calibration has finished, in a folder: what an interrupted one goes on from."""
+"""The layers that a calibration has finished, in a folder: what an interrupted one continues from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LayerFiles:
     calibration: str
 
     def begin(self, resume: bool) -> None:
-        """Make the folder, empty unless `resume`. Raises UsageError where another calibration's layers are to be gone
+        """Make the folder, empty unless `resume`. Raises UsageError if another calibration's layers are to be gone
         on from, or the folder holds other files.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,11 +80,11 @@ class LayerFiles:
                 raise UsageError(
                     "the unfinished calibration was of another text, other options or another artifact",
                     where="--resume",
-                    fix="Give the same ones, or leave --resume out to begin anew.",
+                    fix="Give the same ones, or leave --resume out to start over.",
                 )
 
     def finished(self, layer: int) -> tuple[dict[str, Tensor], LayerReport] | None:
-        """What a layer changed, by key, and its report; None where it is not finished."""
+        """What a layer changed, by key, and its report; None if it is not finished."""
         report, values = self._paths(layer)
         if not report.is_file():
             return None

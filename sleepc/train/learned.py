@@ -28,7 +28,7 @@ SCRATCH = {"train": "all", "start": "new", "optimiser": "muon"}
 @dataclass(frozen=True)
 class Teacher:
     """Whom a training follows: a program at level CANONICAL. `words` are the first ones that it has in common with the
-    learner, None where their tables are the same; `digest` is that of its weights, where it is not the original.
+    learner, None if their tables are the same; `digest` is that of its weights, if it is not the original.
     """
 
     graphs: ProgramGraphs
@@ -88,7 +88,7 @@ def learn_teacher(program: Program, teacher: Teacher, given: Texts | None, setti
 
 def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], settings: Settings) -> Learned:
     """A task by name, set as `chosen` says ("width=8"), or a puzzle of one's own, whose example may depend on its
-    number: a curriculum. Raises UsageError where there is none, or the program cannot learn it.
+    number: a curriculum. Raises UsageError if there is none, or the program cannot learn it.
     """
     if isinstance(task, str) and task not in PUZZLES:
         raise UsageError(f"unknown task {task!r} to learn", where="--task", fix=f"Tasks: {', '.join(PUZZLES)}.")
@@ -118,7 +118,7 @@ def learn_text(program: Program, texts: Texts, settings: Settings) -> Learned:
 
 
 def tokenizer_of(program: Program) -> Tokenizer | None:
-    """The model's; None where the model has none: tokens are the task's own."""
+    """The model's; None if the model has none: tokens are the task's own."""
     try:
         return program.tokenizer()
     except NoTokenizer:

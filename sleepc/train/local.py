@@ -25,7 +25,7 @@ PATIENCE = 5  # checks without a better one, after which they stop
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens [start, end) of some rows: what every block reads there beside h, and what their sleep after it reads
+    """Tokens [start, end) of some rows: what every block reads there besides h, and what their sleep after it reads
     (None after the last window).
     """
 

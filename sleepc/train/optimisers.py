@@ -1,4 +1,4 @@
-"""What changes the masters: AdamW, and Muon for the matrices of blocks where that is asked for."""
+"""What changes the masters: AdamW, and Muon for the matrices of blocks if that is asked for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_optimisers(
 
 
 def _groups(program: ProgramGraphs, masters: Mapping[str, Tensor], settings: Settings) -> list[dict[str, Any]]:
-    """Parameters by learning rate: the memories', low-rank maps', the source's."""
+    """Parameters by learning rate: the memories', LoRA matrices', the source's."""
     rates = {"memory": settings.lr, "low": settings.low_rank_lr, "source": settings.weights_lr}
     groups: dict[str, list[Tensor]] = {}
     for key, master in masters.items():

@@ -12,7 +12,7 @@ from sleepc.train.settings import What
 
 
 def trained_keys(program: ProgramGraphs, what: What) -> list[str]:
-    """Keys of the parameters to train: those that the conversion or low-rank maps added; with `all` every floating
+    """Keys of the parameters to train: those that the conversion or LoRA matrices added; with `all` every floating
     parameter of the source too, the first key of each tensor.
     """
     keys = list(dict.fromkeys(key for _, names in _ports(program) for key in names.values()))

@@ -24,7 +24,7 @@ Stretch = tuple[int, int, int]
 @dataclass(frozen=True)
 class Piece:
     """Token ids [n] that are read from an empty state. `labels` [n]: what is to be said after each of them, NOTHING
-    where nothing is asked; None are the next tokens. `place` is where it was cut from a text.
+    if nothing is asked; None are the next tokens. `place` is where it was cut from a text.
     """
 
     tokens: IntArray
@@ -52,7 +52,7 @@ def pieces(
     documents that they are to be `without`, whatever the length of those.
 
     What the tokenizer puts before every text stands at the start of every piece, and counts. The rest of a document is
-    a shorter piece, or dropped where it is shorter than `least`. Raises UsageError where no token has room, and where
+    a shorter piece, or dropped if it is shorter than `least`. Raises UsageError if no token has room, and if
     the tokenizer makes nothing of the text: before the first piece is given out.
     """
     opening = opening_of(tokenizer)
@@ -98,7 +98,7 @@ def _piece(opening: Sequence[int], ids: Sequence[int], document: int, start: int
 
 
 def _sensible(every: Iterator[Piece], opening: int) -> Iterator[Piece]:
-    """The same pieces, held back until one says something. Raises UsageError where the first TRIES, or all, do not."""
+    """The same pieces, held back until one says something. Raises UsageError if the first TRIES, or all, do not."""
     held: list[Piece] = []
     for piece in every:
         held.append(piece)
@@ -164,7 +164,7 @@ def repeated(make: Callable[[int], Iterator[Piece]]) -> Iterator[Piece]:
             yield piece
         if empty:
             raise UsageError(
-                "the text gives no piece to train on: every document is shorter than the least length",
+                "the text gives no piece to train on: every document is shorter than the minimum length",
                 fix="Give longer documents, or ask for shorter pieces.",
             )
 

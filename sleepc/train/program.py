@@ -13,7 +13,7 @@ from sleepc.recipe import Recipe
 
 
 class Program(Protocol):
-    """A converted model; training changes `graphs` and `report`. `canonical` is the original, where it was captured."""
+    """A converted model; training changes `graphs` and `report`. `canonical` is the original, if it was captured."""
 
     graphs: ProgramGraphs
     recipe: Recipe
@@ -27,4 +27,4 @@ class Program(Protocol):
         """The original at level CANONICAL."""
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer; UsageError where it has none."""
+        """The model's tokenizer; UsageError if it has none."""

@@ -1,4 +1,4 @@
-"""Where a training reads and works, and who hears of it: what is no setting of how parameters are stepped."""
+"""Where a training reads and works, and its callbacks: everything but how parameters are stepped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Run:
     """Options of Program.train and Program.distil that are none of sleepc.train.settings.
 
     Read are files or folders (`text`) or a data set, whose rows have their text in `field`. `work` holds checkpoints,
-    metrics and the adapter, in float16 with `half`; `resume` goes on from the checkpoints there. What made things worse
+    metrics and the adapter, in float16 with `half`; `resume` continues from checkpoints there. What made things worse
     is kept with `force` only. `backend` is one that trains, `device` is cpu or cuda, a GPU by default if there is one.
     """
 
@@ -40,11 +40,11 @@ class Run:
 
     @property
     def told(self) -> Hooks:
-        """Who hears of it."""
+        """The callbacks."""
         return self.hooks or Hooks()
 
     def texts(self) -> Texts | None:
-        """What is to be read; None where nothing is named. Raises UsageError for what is not there."""
+        """What is to be read; None if nothing is named. Raises UsageError for what is not there."""
         if not self.text and self.dataset is None:
             return None
         return texts([Path(path) for path in self.text], self.dataset, self.field)

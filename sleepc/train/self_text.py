@@ -13,14 +13,14 @@ from sleepc.runtime.sampling import Sampling
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import IntArray, Steps
 
-ROUNDS = 32  # of sampling for one batch, where texts end early
+ROUNDS = 32  # of sampling for one batch, if texts end early
 
 
 @dataclass(frozen=True)
 class Writer:
     """Writes texts of at most `length` tokens: `opening`, then what the teacher draws at temperature 1.
 
-    Where `opening` is empty a text begins with a random word. It ends with a token of `eos_ids` and has none of
+    If `opening` is empty a text begins with a random word. It ends with a token of `eos_ids` and has none of
     `never`; texts that end before `least` tokens are dropped. `batch` texts are written side by side, and piece n
     depends on `seed`, `batch` and n // batch alone.
 
@@ -52,7 +52,7 @@ class Writer:
     def pieces(self, start: int = 0) -> Iterator[IntArray]:
         """The pieces from number `start` on, without an end and without writing the earlier batches.
 
-        Raises UsageError, when they are asked for, where texts end too early.
+        Raises UsageError, when they are asked for, if texts end too early.
         """
         if start < 0:
             raise UsageError(f"start {start} is negative", fix="Give 0 or more.")

@@ -15,13 +15,13 @@ Kind = TypeVar("Kind", bound=BaseModel)
 StageName = Literal["align", "distil", "lengthen", "solve"]
 What = Literal["new", "low-rank", "all"]
 STAGES: tuple[StageName, ...] = ("align", "distil", "lengthen", "solve")
-SHARES = {"align": 1.0, "distil": 3.0, "lengthen": 1.0, "solve": 1.0}  # of the tokens, where --stages does not say
+SHARES = {"align": 1.0, "distil": 3.0, "lengthen": 1.0, "solve": 1.0}  # of the tokens, if --stages does not say
 MOST_PASSES = 64
 DOUBLINGS = 2  # how often `lengthen` doubles the length of pieces
 
 
 class Settings(BaseModel):
-    """Options of `sleepc distil` and `sleepc train`. `tokens` is the whole budget, or `steps` where they are not 0.
+    """Options of `sleepc distil` and `sleepc train`. `tokens` is the whole budget, or `steps` if they are not 0.
 
     `batch` counts pieces per step, of all processes and accumulated parts together. `truncate` is how many windows
     gradients go back through sleeps, 0 for all of a piece. `precision` is the dtype that the program runs in; trained

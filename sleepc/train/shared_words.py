@@ -1,4 +1,4 @@
-"""The words that a program has in common with a teacher whose table may be wider than theirs."""
+"""The tokens that a program shares with a teacher whose embedding table may be wider than the tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sleepc.train.program import Program
 def shared_words(program: Program, teacher: ProgramGraphs, folder: Path | None) -> int:
     """How many ids mean the same to both: all of the narrower table. `folder` is the teacher's, None for a module.
 
-    Raises UsageError where the teacher's tokenizer has other words, where it lacks some of the program's, and where the
+    Raises UsageError if the teacher's tokenizer has other words, if it lacks some of the program's, and if the
     tables differ in width and no tokenizer can tell.
     """
     own, other = _of_program(program), _of_folder(folder)

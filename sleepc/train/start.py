@@ -1,4 +1,4 @@
-"""From where memories learn fast: values for those that are still as a conversion made them."""
+"""Starting values from which memories learn fast, for those that are still as a conversion made them."""
 
 from __future__ import annotations
 

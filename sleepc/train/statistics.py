@@ -40,7 +40,7 @@ class Reach:
         return (queries[:, None] - torch.arange(tokens) >= since) & self.memorable(tokens)
 
     def memorable(self, tokens: int) -> Tensor:
-        """Which tokens are no sinks: bool [T]."""
+        """Which tokens are not sinks: bool [T]."""
         return torch.arange(tokens) >= self.sinks
 
 
@@ -124,7 +124,7 @@ class Recorder:
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole, 0 where there is nothing."""
+    """part / whole, 0 if there is nothing."""
     return torch.where(whole > 0, part / whole.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
 
 

@@ -70,7 +70,7 @@ def parts_of(tokens: Tensor, lengths: Tensor, labels: Tensor, window: int, windo
 
 @dataclass
 class Carry:
-    """What goes on from part to part: the states of student and teacher, and how many labels each row has missed [B]
+    """What is carried from part to part: the states of student and teacher, and how many labels each row has missed [B]
     (the most likely token was another one).
     """
 

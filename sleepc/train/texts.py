@@ -23,17 +23,17 @@ Document: TypeAlias = Iterator[str]
 """The text of one document in parts that end where lines do; joined, they are the whole text."""
 
 PART = 1 << 16  # characters of a part, about
-MOST = 4 * PART  # of a part where no line ends
+MOST = 4 * PART  # of a part in which no line ends
 ROWS = (".jsonl", ".ndjson")
 LINE_END = re.compile(r"\n(?=\S)")  # no tokenizer makes one token of what stands before and after
 
 
 def documents(paths: Sequence[Path], field: str = "text") -> Iterator[Document]:
-    """Each text file is a document, and each row of a .jsonl file: its `field`, or the row where it is a text itself.
+    """Each text file is a document, and each row of a .jsonl file: its `field`, or the row if it is a text itself.
 
     A folder stands for all files in it and below, by name, hidden ones left out; a name that ends in .gz for what is
     compressed in it. Empty documents are left out. Raises UsageError: at once for a path that is not there; later for
-    what is not UTF-8 text, a row without a text, and where there is no text at all.
+    what is not UTF-8 text, a row without a text, and if there is no text at all.
     """
     files = [file for path in paths for file in _files(path)]
     every = chain.from_iterable(_documents_of(file, field) for file in files)
@@ -43,8 +43,8 @@ def documents(paths: Sequence[Path], field: str = "text") -> Iterator[Document]:
 def dataset_documents(name: str, field: str = "text") -> Iterator[Document]:
     """Each row's `field` of a data set of the Hugging Face hub, or of a local folder, as it streams in.
 
-    `name` is NAME, NAME:SPLIT ("train" where it is not given) or NAME:CONFIGURATION:SPLIT. No code of a data set is
-    run. Raises UsageError where the package is missing, the dataset cannot be read, or a row has no text.
+    `name` is NAME, NAME:SPLIT ("train" if it is not given) or NAME:CONFIGURATION:SPLIT. No code of a data set is
+    run. Raises UsageError if the package is missing, the dataset cannot be read, or a row has no text.
     """
     if find_spec("datasets") is None:
         raise UsageError("datasets need the package `datasets`", where=name, fix="pip install 'sleepc[data]'")
@@ -80,7 +80,7 @@ def _content(paths: Sequence[Path], field: str) -> str:
 
 
 def _some(every: Iterator[Document], where: str) -> Iterator[Document]:
-    """The documents that are not empty. Raises UsageError at the end where there was none."""
+    """The documents that are not empty. Raises UsageError at the end if there was none."""
     found = False
     for document in every:
         first = next(document, None)

@@ -81,9 +81,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a training is done: its folder, its processes, and what a checkpoint there must agree with to be gone on
-    from.
-    """
+    """Where a training is done: its folder, its processes, and what must match for a checkpoint to be resumed."""
 
     folder: Path
     accelerator: Accelerator
@@ -117,7 +115,7 @@ class Trainer:
     def resume(self) -> int:
         """Go on from the last checkpoint of the folder, if there is one: how many steps are done.
 
-        Raises UsageError where it is of another run, SleepcError where it is damaged.
+        Raises UsageError if it is of another run, SleepcError if it is damaged.
         """
         found = checkpoints(self.work)
         if not found:
@@ -129,7 +127,7 @@ class Trainer:
                 f"the stopped training differs in {', '.join(other)}: "
                 + "; ".join(f"{k} {standing.run.get(k)} then, {self.facts.get(k)} now" for k in other[:3]),
                 where=str(found[-1]),
-                fix="Give the same options and the same texts again, or start anew: --force instead of --resume.",
+                fix="Give the same options and the same texts again, or start over: --force instead of --resume.",
             )
         read_tensors(found[-1], self.student.masters, self.optimisers)
         self.done, self.tokens, self.batch = standing.step, standing.tokens, standing.batch
@@ -144,7 +142,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ the loop
 
     def train(self) -> bool:
-        """Take the steps that are left; False where it was stopped before the end (a checkpoint is there then)."""
+        """Take the steps that are left; False if it was stopped before the end (a checkpoint is there then)."""
         self._cut_metrics()
         before = 0
         for phase in self.phases:
@@ -169,7 +167,7 @@ class Trainer:
         return True
 
     def _after(self, phase: Phase, done: int) -> Iterator[Piece]:
-        """The pieces of a phase after so many steps. Raises UsageError where the last of those steps read others."""
+        """The pieces of a phase after so many steps. Raises UsageError if the last of those steps read others."""
         if not done:
             return self.stream(phase, 0)
         pieces = self.stream(phase, (done - 1) * self.settings.batch)
@@ -177,7 +175,7 @@ class Trainer:
             raise UsageError(
                 f"what step {self.done} of the stopped training read is not what it would read now",
                 where=str(self.work),
-                fix="Give the same texts again, or start anew: --force instead of --resume.",
+                fix="Give the same texts again, or start over: --force instead of --resume.",
             )
         return pieces
 
@@ -201,7 +199,7 @@ class Trainer:
             raise SleepcError(
                 f"the loss is {loss} and the gradient's norm {norm} at step {self.done + 1}",
                 where=phase.stage,
-                fix="Use a smaller learning rate" + (", and --force to begin anew." if checkpoints(self.work) else "."),
+                fix="Use a smaller learning rate" + (", and --force to start over." if checkpoints(self.work) else "."),
             )
         for optimiser in self.optimisers:
             optimiser.step()
@@ -316,7 +314,7 @@ def _counted(phase: Phase, batch: list[Piece]) -> int:
 
 
 def rows_at_once(settings: Settings, processes: int) -> int:
-    """Pieces of one forward pass. Raises UsageError where the batch cannot be divided so."""
+    """Pieces of one forward pass. Raises UsageError if the batch cannot be divided so."""
     parts = settings.accumulate * processes
     if settings.batch % parts:
         raise UsageError(

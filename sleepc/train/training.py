@@ -50,7 +50,7 @@ START = 4  # pieces that are looked at before the first step
 
 @dataclass
 class Outcome:
-    """How a training went. `finished` is False where it was stopped, and `kept` too where it made things worse on what
+    """How a training went. `finished` is False if it was stopped, and `kept` too if it made things worse on what
     was held out; the program is as it was, then.
     """
 
@@ -101,7 +101,7 @@ class _Job:
 def train(program: Program, learned: Learned, run: Run) -> Outcome:
     """Train `program` and give it the trained values.
 
-    Where that made things worse on what is held out of the reading, the program stays as it was, unless `run.force`; a
+    If that made things worse on what is held out of the reading, the program stays as it was, unless `run.force`; a
     warning says so either way. With several processes (`torchrun`) each does its part of every batch. Raises UsageError
     for options that do not fit and for a folder that another process has, SleepcError if the loss is not finite.
     """
@@ -159,7 +159,7 @@ def _fit(job: _Job) -> tuple[Outcome, ProgramGraphs, list[str]]:
 
 
 def _judged(job: _Job, graphs: ProgramGraphs, pieces: Sequence[Piece]) -> Judgement | None:
-    """What was learned, on what was held out; None where it was stopped."""
+    """What was learned, on what was held out; None if it was stopped."""
     last = parse_stages(job.settings.stages)[-1][0]
     exam = Exam(
         pieces,
@@ -173,7 +173,7 @@ def _judged(job: _Job, graphs: ProgramGraphs, pieces: Sequence[Piece]) -> Judgem
 
 
 def _keep(job: _Job, graphs: ProgramGraphs, keys: list[str], outcome: Outcome) -> None:
-    """Write the adapter, and give the program what was learned: where that made things worse only with `force`."""
+    """Write the adapter, and give the program what was learned: if that made things worse only with `force`."""
     program, told = job.program, outcome.to_json()
     made = copy(program)
     made.graphs, made.report = graphs, dict(program.report)
@@ -194,7 +194,7 @@ def _keep(job: _Job, graphs: ProgramGraphs, keys: list[str], outcome: Outcome) -
 
 
 def check_training_device(device: str | None, backend: str = DEFAULT) -> None:
-    """Raises UsageError for a backend that does not train, for what is no kind of device (which one is accelerate's
+    """Raises UsageError for a backend that does not train, for anything but a kind of device (which one is accelerate's
     choice), and for one that is not here.
     """
     trainer = find_trainer(backend)
@@ -205,7 +205,7 @@ def check_training_device(device: str | None, backend: str = DEFAULT) -> None:
 
 
 def _accelerator(device: str | None) -> Any:
-    """This process's part of the work: on `device`, or None for a GPU where there is one."""
+    """This process's part of the work: on `device`, or None for a GPU if there is one."""
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, PartialState
@@ -281,7 +281,7 @@ def _taught(
 
 
 def _programs(program: Program, graphs: ProgramGraphs, settings: Settings) -> dict[str, ProgramGraphs]:
-    """The program as it is, and where training begins with hard eviction, the same with that."""
+    """The program as it is, and if training begins with hard eviction, the same with that."""
     made = {"own": graphs}
     recipe = program.recipe
     if settings.hard and recipe.eviction != "hard" and all(p.window for p in recipe.plan(len(graphs.layout))):

@@ -1,5 +1,5 @@
 """Is the program still of use beyond its window? Perplexity there against the original's, which attends to everything,
-and where it is much higher, why, and what to do.
+and if it is much higher, why, and what to do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def judge(subject: Subject, rows: Sequence[PerplexityRow], length: int, *, accep
     telling = [row for row in known if row.full is not None and row.full < vocab / TELLS]
     if not telling:
         best = min(row.full for row in known if row.full is not None)
-        text = f"the original only guesses at these tokens (perplexity {best:.4g} of {vocab} words)"
+        text = f"the original only guesses at these tokens (perplexity {best:.4g} of {vocab} tokens)"
         return Beyond("not measured", f"beyond the window: not judged: {text}; give a text that it knows (--text)")
     worst = max(telling, key=lambda row: row.ratio or 0.0)
     ratio = worst.ratio or 0.0

@@ -88,7 +88,7 @@ def _note(found: Tensor, piece: Piece, logits: FloatArray, tokens: IntArray) -> 
 def perplexities(
     window: int, pieces: Sequence[Piece], full: Tensor | None, sliding: Tensor, converted: Tensor
 ) -> list[PerplexityRow]:
-    """Rows of ranges of tokens, from surprises [T-1]; `full` may be shorter, where the original can read no further."""
+    """Rows of ranges of tokens, from surprises [T-1]; `full` may be shorter, if the original can read no further."""
     read, rows = looked_at(pieces), []
     for start, end in pairwise(bounds(window, len(converted) + 1)):
         at = slice(start - 1, end - 1)

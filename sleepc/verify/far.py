@@ -32,7 +32,7 @@ def reach(subject: Subject) -> int:
 
 def long_enough(subject: Subject, perplexity: bool) -> int:
     """How many tokens are read: to the end of two windows where the oracle follows, and for perplexity well beyond
-    `reach`, where that is not too far.
+    `reach`, if that is not too far.
     """
     window, far = subject.recipe.window, reach(subject)
     count = 2 * window + max(subject.recipe.sinks, 4) + 4 if window <= LONG else min(window, LONG)

@@ -28,7 +28,7 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass
 class Bench:
-    """`oracle` may be missing where the original is; `seed` chooses the random pieces."""
+    """`oracle` may be missing if the original is; `seed` chooses the random pieces."""
 
     steps: Steps
     oracle: Oracle | None
@@ -138,7 +138,7 @@ def _bytes(session: Session) -> int:
 
 
 def saving(bench: Bench) -> float:
-    """7: a session that goes on from a file against the one that never stopped: 0 where all bits agree, else inf."""
+    """7: a session that continues from a file against the one that never stopped: 0 if all bits agree, else inf."""
     streams, error = bench.streams, 0.0
     half = [Stream(s.tokens[: 2 * len(s.tokens) // 3], s.cuts) for s in streams]
     session = Session(bench.steps, len(streams))

@@ -1,6 +1,6 @@
 """Faults planted in a converted program, each of a kind that was made or nearly made: `verify` has to find every one.
 
-A mutation changes a clone of a program at level STEP and returns it, or None where the program has no place for it.
+A mutation changes a clone of a program at level STEP and returns it, or None if the program has no place for it.
 """
 
 from __future__ import annotations
@@ -186,13 +186,13 @@ def swapped_positions(program: ProgramGraphs) -> int:
 
 @mutation("padding decays the memory")
 def decayed_padding(program: ProgramGraphs) -> int:
-    """g is not 0 at padding, where memories are written online."""
+    """g is not 0 at padding, if memories are written online."""
     return sum(_drop_mask(graph, node.args[3]) for graph, node in _wakes(program, ours.delta_rule.default))
 
 
 @mutation("padding is written into the memory")
 def written_padding(program: ProgramGraphs) -> int:
-    """Neither k nor beta is 0 at padding, where memories are written online."""
+    """Neither k nor beta is 0 at padding, if memories are written online."""
     count = 0
     for graph, node in _wakes(program, ours.delta_rule.default):
         for i in (1, 4):

@@ -24,7 +24,7 @@ def refuse_far_sinks(step: ProgramGraphs, canonical: ProgramGraphs, recipe: Reci
         "this program was made by an older sleepc, which left the sinks of layers with a window of their own too far "
         "away: it still runs as it did, but texts past that window are answered worse",
         where=f"layer{'s' if len(far) > 1 else ''} {', '.join(map(str, far[:MANY]))}{more}",
-        fix="Convert the model anew.",
+        fix="Convert the model again.",
     )
 
 

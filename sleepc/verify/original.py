@@ -24,7 +24,7 @@ class Original:
         return self._logits(tokens)
 
     def at(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Logits [B,n,V] at places [n]: others are not computed where the module can leave them out."""
+        """Logits [B,n,V] at places [n]: others are not computed if the module can leave them out."""
         found = self._logits(tokens, **({KEEP: places} if self.chooses else {}))
         return found if found.shape[1] == len(places) < tokens.shape[1] else found[:, places]
 

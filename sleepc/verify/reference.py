@@ -58,7 +58,7 @@ def _repeat(x: Tensor, heads: int) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, with 1e-6 beside the squares."""
+    """x / |x| over the last dimension, with 1e-6 added to the squares."""
     return x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt()
 
 

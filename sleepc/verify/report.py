@@ -35,7 +35,7 @@ class Check:
 
 @dataclass(frozen=True)
 class PerplexityRow:
-    """exp of the mean surprise at the tokens from..to-1 of one stream, `read` of them; None where a model cannot read
+    """exp of the mean surprise at the tokens from..to-1 of one stream, `read` of them; None if a model cannot read
     that far.
     """
 
@@ -48,7 +48,7 @@ class PerplexityRow:
 
     @property
     def ratio(self) -> float | None:
-        """How many times full attention's perplexity the converted program has; inf where that is no number."""
+        """How many times full attention's perplexity the converted program has; inf if that is no number."""
         if self.full is None or not math.isfinite(self.full):
             return None
         return self.converted / self.full if math.isfinite(self.converted) else math.inf
@@ -60,7 +60,7 @@ Verdict = Literal["holds", "worse", "expected", "accepted", "ruined", "not measu
 @dataclass(frozen=True)
 class Beyond:
     """What lies beyond the window, in a sentence: the largest `ratio` of perplexities and the range `row` that has it,
-    and where that is too much, the likely `cause` and a `fix`. "expected": as bad as "ruined", by options or a training
+    and if that is too much, the likely `cause` and a `fix`. "expected": as bad as "ruined", by options or a training
     that make another model; "accepted": the user said that it is.
     """
 
@@ -96,7 +96,7 @@ class Beyond:
 
 @dataclass
 class VerifyReport:
-    """All of it. `ok` is False where any check failed, or the program is of no use beyond its window."""
+    """All of it. `ok` is False if any check failed, or the program is of no use beyond its window."""
 
     checks: list[Check] = field(default_factory=list)
     perplexity: list[PerplexityRow] = field(default_factory=list)

@@ -26,7 +26,7 @@ def rounding_chooses(program: ProgramGraphs) -> bool:
 
 
 def in_float32(subject: Subject, *, with_original: bool) -> Subject:
-    """The same program and weights in float32, and a copy of the original, where one can be made and is asked for."""
+    """The same program and weights in float32, and a copy of the original, if one can be made and is asked for."""
     canonical = subject.canonical and widened(subject.canonical, "CANONICAL")
     original = subject.original if with_original and isinstance(subject.original, Original) else None
     copied = original and Original(deepcopy(original.module).float(), original.beyond)
@@ -34,7 +34,7 @@ def in_float32(subject: Subject, *, with_original: bool) -> Subject:
 
 
 def widened(program: ProgramGraphs, level: Any) -> ProgramGraphs:
-    """The program in float32 where it is narrower."""
+    """The program in float32 if it is narrower."""
     if program.dtype.itemsize >= 4:
         return program
     return run_stages(program, (Stage("retype", level, (Retype(torch.float32),)),))

@@ -28,7 +28,7 @@ def shaken(program: ProgramGraphs, seed: int = 0) -> ProgramGraphs:
     """A program whose memories count for half of every mix, with gates and maps that depend on the tokens.
 
     A fresh conversion hides its memories: b_m = -4 mixes in 2 %, an output projection is zero, gates are the same for
-    all tokens. Here every new parameter gets noise, of 0.3 over the root of its columns where it is a matrix.
+    all tokens. Here every new parameter gets noise, of 0.3 over the root of its columns if it is a matrix.
     """
     generator = torch.Generator().manual_seed(seed)
     values = {}

@@ -19,7 +19,7 @@ from sleepc.runtime.steps import IntArray, Logits, State, Steps
 Padding = Literal["none", "left", "right", "inside"]
 Ask = Literal["all", "some", "none"]
 """Which logits a session is asked for: with "some" all, unless the vocabulary is large (see `_asked`)."""
-LARGE = 1 << 16  # words of a vocabulary from which on its head is most of the work
+LARGE = 1 << 16  # tokens: in a vocabulary of this size or more, the head is most of the work
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def tensors_of(steps: Steps, state: State) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class Pace:
     """Pieces are as long as sleeps allow, at most `most` tokens, and with a `seed` of random lengths, 0 included: rows
-    fall out of step. Where pieces differ in length, the shorter are padded with random tokens that are not to be read.
+    fall out of step. If pieces differ in length, the shorter are padded with random tokens that are not to be read.
     """
 
     most: int | None = None
@@ -149,7 +149,7 @@ def _lay_out(
 
 
 def gap(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """The largest error of a state's tensors, each by its own scale; inf where counts or names differ."""
+    """The largest error of a state's tensors, each by its own scale; inf if counts or names differ."""
     if found.keys() != wanted.keys():
         return math.inf
     errors = [0.0]

@@ -23,7 +23,7 @@ FOREVER = 1 << 62
 @dataclass(frozen=True)
 class Subject:
     """`canonical` and `original` may be missing; `other_weights`: the program has been trained to others than the
-    original's, or has low-rank maps.
+    original's, or has LoRA matrices.
     """
 
     step: ProgramGraphs

@@ -14,12 +14,12 @@ from sleepc.passes.runner import run_stages
 
 
 def has_low_rank(program: ProgramGraphs) -> bool:
-    """Are there low-rank maps beside its weights?"""
+    """Has it LoRA matrices?"""
     return any(low_rank_ports(cls) for cls in program.classes.values())
 
 
 def with_weights_of(canonical: ProgramGraphs, step: ProgramGraphs) -> tuple[ProgramGraphs, bool]:
-    """`canonical` (before rewriting) with the own weights of `step`, low-rank maps merged into them; are any of them
+    """`canonical` (before rewriting) with the own weights of `step`, LoRA matrices merged into them; are any of them
     other than the original's?
     """
     merged = run_stages(step, (Stage("low-rank", "STEP", (MergeLowRank(),)),))

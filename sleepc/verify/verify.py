@@ -33,9 +33,9 @@ from sleepc.verify.trained import has_low_rank, with_weights_of
 __all__ = ["Beyond", "Check", "Measuring", "PerplexityRow", "VerifyReport", "verify_program"]
 
 T = TypeVar("T")
-SHORT = 8  # tokens between two sleeps, where a window is too long to read several of them
+SHORT = 8  # tokens between two sleeps, if a window is too long to read several of them
 ROUNDED = {1, 2, 3, 4, 5, 8, 9}  # invariants that compare two ways to compute the same
-SMALL = 32  # windows up to here are read whole, and that of a program rebuilt where the real one is too long
+SMALL = 32  # windows up to here are read whole, and that of a program rebuilt if the real one is too long
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Measuring:
     """How a program is verified. `load` makes steps of a program: those of a backend, by default the first of
     the table.
 
-    With `trained` the program may have other weights than the original: the oracle then reads those, low-rank maps
+    With `trained` the program may have other weights than the original: the oracle then reads those, LoRA matrices
     merged into them. `perplexity=False` leaves out what is far beyond the window; else the report judges that too (see
     beyond.judge), and `accept_quality` lets a program pass that is of no use there.
     """
@@ -69,9 +69,9 @@ def verify_program(
     `canonical` is the program before rewriting (the oracle reads it); `original`, tokens [B,T] -> logits [B,T,V],
     another instance of the model, with its own attention. Without them the checks that need them say so.
 
-    Checked is the given program itself: with several sleeps (by hand, where the window is long), past its real window
-    where that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
-    shaken parameters (shake.py), since a new conversion hides them. Raises UsageError where tokens are missing or not
+    Checked is the given program itself: with several sleeps (by hand, if the window is long), past its real window
+    if that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
+    shaken parameters (shake.py), since a new conversion hides them. Raises UsageError if tokens are missing or not
     of this model, SleepcError for a program that an older version made with a known fault.
     """
     how = measuring or Measuring()
@@ -110,7 +110,7 @@ def _checked(tokens: Sequence[int], vocab: int) -> IntArray:
 def make_streams(tokens: IntArray, window: int) -> tuple[Stream, Stream, Stream]:
     """Three streams that sleep after a whole window, half of one, a whole one ..: over two windows, over one, none.
 
-    Tokens are taken from the beginning, and again where there are too few.
+    Tokens are taken from the beginning, and again if there are too few.
     """
     lengths = (3 * window + 3, window + window // 2 + 1, max(window // 2, 1))
     cuts = [0]
@@ -203,7 +203,7 @@ def _check_inside(far: Far, report: VerifyReport, progress: Progress) -> None:
 
 
 def _not_inside(subject: Subject) -> str:
-    """Why the program is not to be compared with the original; empty where it is."""
+    """Why the program is not to be compared with the original; empty if it is."""
     if subject.original is None:
         return "not measured: the original was not given"
     if "replace" in subject.strategies:
@@ -229,7 +229,7 @@ def _check_rebuilt(subject: Subject, report: VerifyReport, progress: Progress) -
 
 
 def _check_far(far: Far, report: VerifyReport, progress: Progress) -> None:
-    """As converted, past the end of the real windows, where those are not too long, against the oracle."""
+    """As converted, past the end of the real windows, if those are not too long, against the oracle."""
     if not far.upto:
         return
     measure = Measure(report, progress)

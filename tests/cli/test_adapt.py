@@ -52,7 +52,7 @@ def test_an_artifact_is_replaced_and_holds(made: Path, tmp_path: Path, capsys: p
     before = api.load(plain).identity
     code, said, _ = run_here(capsys, "adapt", plain, made / "adapter")
     assert code == 0
-    assert "low-rank maps of rank 2" in said
+    assert "LoRA matrices of rank 2" in said
     assert "1 weights of the model itself" in said
     found = api.load(plain)
     assert found.identity == api.load(made / "trained").identity != before
@@ -115,7 +115,7 @@ def test_merging_says_what_rounding_took(
 
 
 def _is_beside(graphs: Any, low: str, weight: str) -> bool:
-    """Is the parameter `weight` the one that these low-rank maps stand beside?"""
+    """Is the parameter `weight` the one that these LoRA matrices adapt?"""
     for block in graphs.layout:
         ports = {key: port for port, key in block.params.items()}
         if low in ports:

@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_finished_layers_and_the_artifact(
     out = artifact.parent / "calibrated"
     code, _, err = run(capsys, artifact, "--text", text, *FAST, "-o", out)
     assert code == 130
-    assert "2 layers finished: the same command with --resume goes on from there" in err
+    assert "2 layers finished: the same command with --resume continues from there" in err
     assert bytes_of(artifact) == before
     assert not out.exists()
     assert run(capsys, artifact, "--text", text, "--steps", 6, "--resume", "-o", out)[0] == 2

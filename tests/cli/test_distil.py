@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_what_was_done(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_show", press)
         code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST)
-    assert (code, "the same command goes on, with --resume" in err) == (130, True), err
+    assert (code, "the same command continues, with --resume" in err) == (130, True), err
     assert _files(artifact) == before
     code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST)
     assert (code, "a training was stopped here" in err) == (2, True)

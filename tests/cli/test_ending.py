@@ -169,7 +169,7 @@ def test_other_commands_clear_away_what_they_began(
     options = ("-o", artifact.parent / "other", "--window", 8, "--no-verify")
     code, _, told = run_here(capsys, "convert", artifact.parent / "model", *options)
     assert (code, seen, sorted(artifact.parent.iterdir())) == (128 + signal.SIGTERM, [True], before)
-    assert told == "ended by SIGTERM: nothing half-written was left; the same command starts anew\n"
+    assert told == "ended by SIGTERM: nothing half-written was left; the same command starts over\n"
 
 
 def test_signals_that_are_ignored_stay_so() -> None:

@@ -202,7 +202,7 @@ def test_a_conversation_goes_on_as_one_session(run: Run, artifact: Path, tmp_pat
     same_as_fed(artifact, state, talk.ids)
     other = Conversation(program.session(), tokenizer, tokenizer.template())
     other.load(state)
-    assert other.turns == talk.turns, "sleepc chat goes on from it"
+    assert other.turns == talk.turns, "sleepc chat continues from it"
     assert "".join(other.say("w7", Manner(5))) == "".join(talk.say("w7", Manner(5)))
     other.save(state)
     assert run("w8", "--max-tokens", 5, "--state", state)["text"] == "".join(talk.say("w8", Manner(5)))
@@ -244,7 +244,7 @@ def test_a_question_after_a_text(run: Run, artifact: Path, tmp_path: Path) -> No
     two = run("w5", "--max-tokens", 3, "--state", state)["tokens"]
     ids = [*ids_of("w55 w1 w2 w3 w56 w4 w58 w57"), *one, 58, *ids_of("w56 w5 w58 w57"), *two]
     same_as_fed(artifact, state, ids)
-    assert "goes on as a text" in run("w6", "--no-chat", "--max-tokens", 0, "--state", state)["told"]
+    assert "continues as a text" in run("w6", "--no-chat", "--max-tokens", 0, "--state", state)["told"]
     same_as_fed(artifact, state, [*ids, 6])
     assert read_note(state, "chat") is None
 

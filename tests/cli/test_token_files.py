@@ -54,7 +54,7 @@ def test_both_read_them(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (f"1 2 {VOCAB}", (), f"token id {VOCAB} is not in the vocabulary"),
         ("1 2 3", ("--text", "x"), "not both"),
-        ("one", (), "'one' in it is no token id"),
+        ("one", (), "'one' in it is not a token id"),
     ],
 )
 @pytest.mark.parametrize("command", ["verify", "export"])

@@ -188,5 +188,5 @@ def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
     pads = (x.q, x.k * 0, x.v, still.get("g", x.g), still.get("beta", x.beta), states, [still[n] for n in others])
     assert all(map(torch.equal, functional.delta_rule(*pads, rule=name, scale=1.0, chunk=1)[1:], states))
     assert max(map(worst, naive.delta_rule(*pads, rule=name, scale=1.0)[1:], states)) == 0
-    with pytest.raises(ValueError, match="gates beside g and beta"):
+    with pytest.raises(ValueError, match="gates in addition to g and beta"):
         functional.delta_rule(*x.stream, states, [*gates, x.beta], rule=name, scale=1.0)

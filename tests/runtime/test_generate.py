@@ -151,7 +151,7 @@ def test_an_interrupt_while_generating(session: Session) -> None:
 def test_logits_that_are_no_numbers_leave_the_session_usable(session: Session) -> None:
     snapshot = session.snapshot()
     session._last[1] = np.nan
-    with pytest.raises(SleepcError, match="do not give a distribution"):
+    with pytest.raises(SleepcError, match="are not a distribution"):
         next(session.generate(3))
     assert_same_state(session.select_rows([0]), fed([]).select_rows([0]))
     session.restore(snapshot)

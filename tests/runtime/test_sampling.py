@@ -87,7 +87,7 @@ def test_a_masked_word_is_never_drawn() -> None:
 @pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_distribution(bad: list[float], temperature: float) -> None:
-    with pytest.raises(SleepcError, match="do not give a distribution"):
+    with pytest.raises(SleepcError, match="are not a distribution"):
         sample(np.array(bad), Sampling(temperature), np.random.default_rng(0))
 
 

@@ -198,9 +198,9 @@ def test_a_failing_callback_breaks_the_call_too(steps: FakeSteps) -> None:
         session.feed([1])
 
     session.on_sleep = feed_again
-    with pytest.raises(UsageError, match="has not come to its end"):
+    with pytest.raises(UsageError, match="did not finish"):
         session.feed([1, 2, 3, 4, 5])
-    with pytest.raises(UsageError, match="has not come to its end"):
+    with pytest.raises(UsageError, match="did not finish"):
         session.feed([1])
 
 

@@ -150,7 +150,7 @@ def test_a_loss_that_is_no_number_says_what_there_is_to_go_on_from(
     with pytest.raises(SleepcError, match="the loss is nan") as caught:
         _train(_program(), tmp_path, resume=bool(stop))
     # A checkpoint of another learning rate is none to go on from.
-    assert (caught.value.fix == "Use a smaller learning rate, and force=True to begin anew.") is bool(stop)
+    assert (caught.value.fix == "Use a smaller learning rate, and force=True to start over.") is bool(stop)
 
 
 def test_what_does_not_fit_into_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

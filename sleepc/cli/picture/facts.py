@@ -38,7 +38,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring blocks of one class. `kept`: tokens that attention keeps beside the sinks, 0 where it is gone."""
+    """Neighbouring blocks of one class. `kept`: tokens that attention keeps in addition to the sinks, 0 if it is gone."""
 
     blocks: tuple[int, ...]
     info: BlockInfo
@@ -159,7 +159,7 @@ def _memory(cls: BlockClass, rule: str) -> Memory:
 
 
 def _place(graph: Graph, names: set[str]) -> Place:
-    """Where a memory stands: after attention if what asks it is made from attention's answer, beside it if not."""
+    """Where a memory stands: after attention if what asks it is made from attention's output, beside it if not."""
     if not names:
         return "none"
     attention = [n for n in graph.calls() if is_windowed(n)]

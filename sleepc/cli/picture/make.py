@@ -20,7 +20,7 @@ from sleepc.passes.runner import run_stages
 
 
 def check_picture_file(path: Path) -> None:
-    """Raises UsageError where a picture cannot be written to, before any work: no folder, or a file of another kind."""
+    """Raises UsageError if a picture cannot be written to, before any work: no folder, or a file of another kind."""
     check_file_place(path, "--svg")
     if path.exists() and not _starts_as_svg(path):
         raise UsageError(f"{path} exists and is not an SVG", where="--svg", fix="Choose another name.")

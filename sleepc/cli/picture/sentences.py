@@ -77,7 +77,7 @@ def legend(facts: Facts) -> Iterator[tuple[str, str, str]]:
     if any(part.kept for part in parts):
         yield "window", "window", "what attention looks at, token by token: the latest ones only"
         if facts.recipe.sinks:
-            yield "sink", "first tokens", "the first ones stay for ever: attention leans on them"
+            yield "sink", "first tokens", "the first ones stay: attention leans on them"
     if any(part.memory.place != "none" for part in parts):
         yield "memory", "memory", "a table of fixed size for what has left the window; it never grows"
         yield "panel", "sleep", "a short pause after a window of tokens; the panel has its steps"

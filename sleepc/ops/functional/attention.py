@@ -66,7 +66,7 @@ def attention(
     bends scores to c tanh(x / c); with `causal` a query sees itself and of what is before it what
     the mask `sees` lets it see (sleepc/masks); `slopes` [Hq] (ALiBi, arXiv 2108.12409), only with
     `causal` and without mask, take slope times distance off the scores. -> [B, Hq, T, Dv]; a query
-    that sees nothing gets zeros. ValueError where Hq is not a multiple of Hkv.
+    that sees nothing gets zeros. ValueError if Hq is not a multiple of Hkv.
     """
     tokens = q.shape[2]
     if causal:
@@ -104,7 +104,7 @@ def window_attention(
 
     q [B, Hq, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv], k_window [B, Hkv, W, D], v_window [B, Hkv,
     W, Dv], mask [B or 1, 1 or Hq, T, W + T] (slots first; bool from `window_mask`, or additive),
-    sink_logits [Hq] -> [B, Hq, T, Dv]; a query that sees nothing gets zeros. ValueError where Hq
+    sink_logits [Hq] -> [B, Hq, T, Dv]; a query that sees nothing gets zeros. ValueError if Hq
     is not a multiple of Hkv.
     """
     heads = k.shape[1]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def group(q: Tensor, heads: int) -> Tensor:
-    """[B, Hq, ...] -> [B, heads, Hq // heads, ...]; ValueError where that does not divide."""
+    """[B, Hq, ...] -> [B, heads, Hq // heads, ...]; ValueError if that does not divide."""
     count = q.shape[1]
     if count % heads:
         raise ValueError(f"{count} query heads are not a multiple of {heads} KV heads")

@@ -24,7 +24,7 @@ def tokens_of(
     own = {"g": g, "beta": beta}
     rest = [name for name in rule.gates if name not in own]
     if len(rest) != len(gates or ()):
-        raise ValueError(f"rule {rule.name} takes {len(rest)} gates beside g and beta, not {len(gates or ())}")
+        raise ValueError(f"rule {rule.name} takes {len(rest)} gates in addition to g and beta, not {len(gates or ())}")
     named = {"k": k, "v": v} | {name: own[name] if name in own else next(others) for name in rule.gates}
     return {name: value.to(wide) for name, value in named.items()}
 
@@ -39,7 +39,7 @@ def in_again(rule: Rule, tokens: Tokens) -> dict[str, Tensor]:
 def advance(
     rule: Rule, q: Tensor | None, tokens: Tokens, state: Sequence[Tensor]
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """The rule's `chunk`, or a loop of `step` for one token or where there is no chunk. T >= 1."""
+    """The rule's `chunk`, or a loop of `step` for one token or if there is no chunk. T >= 1."""
     if rule.chunk is not None and tokens["k"].shape[2] > 1:
         return rule.chunk(q, tokens, state)
     reads = []
