@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=_cache(), help="where results are kept between runs")
     parser.add_argument("--fresh", action="store_true", help="try all that are chosen, whatever was found before")
     parser.add_argument("--again", action="store_true", help="try again what was not verified")
-    parser.add_argument("--out", type=Path, help="write the tables here, also where families are missing")
+    parser.add_argument("--out", type=Path, help="write the tables here, even if families are missing")
     return parser
 
 
@@ -138,9 +138,9 @@ def _first_line(error: Exception) -> str:
 
 
 def save_model(family: str, folder: Path) -> None:
-    """A small model with random weights, as a checkpoint: in float64 where it runs in that, else in float32.
+    """A small model with random weights, as a checkpoint: in float64 if it runs in that, else in float32.
 
-    Raises what transformers raises where there is no such model.
+    Raises what transformers raises if there is no such model.
     """
     import torch
     from shrink import small_config
@@ -179,7 +179,7 @@ def _scatter(module: nn.Module) -> None:
 
 
 def _run_everywhere(module: nn.Module) -> None:
-    """Raises where the model cannot run, or says nothing that can be compared."""
+    """Raises if the model cannot run, or says nothing that can be compared."""
     import torch
 
     from sleepc.capture.export import TokensToLogits
@@ -311,7 +311,7 @@ def run_all(families: Sequence[str], results: Results, jobs: int, timeout: int) 
                 print(f"{count}/{len(started)} {what}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            sys.exit("interrupted: the same command goes on from here")
+            sys.exit("interrupted: the same command continues from here")
 
 
 def start_server() -> None:
@@ -339,7 +339,7 @@ def run_child(family: str, timeout: float) -> Row:
 
 
 def _child(family: str, answer: Any) -> None:
-    """Send the row of `family`; what is printed on the way is for nobody."""
+    """Send the row of `family`; what is printed meanwhile is discarded."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -359,7 +359,7 @@ def summary(rows: Sequence[Row]) -> str:
     missing = [row["family"] for row in rows if row["family"] in PROMISED and row["status"] != "verified"]
     return (
         f"{len(rows)} families: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES) + ".\n"
-        f"{verified} of {len(softmax)} families of softmax attention are verified ({share}). "
+        f"{verified} of {len(softmax)} families with softmax attention are verified ({share}). "
         f"Promised and not verified: {', '.join(missing) or 'none'}."
     )
 
@@ -380,16 +380,16 @@ def write_tables(folder: Path, rows: Sequence[Row]) -> None:
 
 INTRODUCTION = """# Coverage
 
-What becomes of every causal language model that transformers has, each with a small random model of its kind: all kinds
-of its layers, windows of 5. Made by `python benchmarks/coverage.py` (which says how) with sleepc {sleepc}, torch
+What becomes of every causal language model in transformers, each as a small random model with every kind of
+its layers, and windows of 5. Made by `python benchmarks/coverage.py` (which documents how) with sleepc {sleepc}, torch
 {torch} and transformers {transformers}; coverage.json holds the same. **Bold** families are promised: the command
-fails where one of them is not verified.
+fails if one of them is not verified.
 
 - *verified*: converted with a window of 8; the capture equals the model, the program equals it inside the window, and
   all invariants hold over several sleeps.
-- *refused*: sleepc does not convert it and says why, with a code. Families refused with RECURRENT or NO_ATTENTION are
-  not counted as families of softmax attention.
-- *failed*: anything else. *no model*: transformers cannot build or run a small one by itself; not counted.
+- *refused*: sleepc does not convert it and says why, with a code. Families refused with RECURRENT or NO_ATTENTION do
+  not count as families with softmax attention.
+- *failed*: anything else. *no model*: transformers itself cannot build or run a small one; not counted.
 
 {summary}
 

@@ -33,7 +33,7 @@ def test_statuses(first: tuple[Path, str]) -> None:
     llama, mamba = json.loads((folder / "docs" / "coverage.json").read_text())
     assert (llama["family"], llama["status"], llama["reason"], llama["softmax"]) == ("llama", "verified", "", True)
     assert (mamba["family"], mamba["status"], mamba["softmax"]) == ("mamba", "refused", False)
-    assert "1 of 1 families of softmax attention are verified (100%)" in out
+    assert "1 of 1 families with softmax attention are verified (100%)" in out
     assert "| **llama** | verified |" in (folder / "docs" / "coverage.md").read_text()
 
 
