@@ -130,8 +130,8 @@ def bisect_artifact(
     if fresh is not None:
         strategies = {plan.strategy for plan in program.recipe.plan(len(fresh.layout))}
         stored, weights = _trained_weights(program)
-        hidden = not strategies & {"insert", "replace"} and not weights
-        _compare_stored(found, stored, fresh, probe, weights, hidden=hidden)
+        unseen = not strategies & {"insert", "replace"} and not weights
+        _compare_stored(found, stored, fresh, probe, weights, unseen=unseen)
     progress("hashing the artifact", None)
     found.damaged = [key for key, intact in artifact.verify_hashes(program.graphs) if not intact]
     return found
@@ -206,18 +206,18 @@ def _rewrites(each: Pass, program: ProgramGraphs) -> str:
 
 
 def _compare_stored(
-    found: Bisection, stored: ProgramGraphs, fresh: ProgramGraphs, probe: Probe, weights: set[str], *, hidden: bool
+    found: Bisection, stored: ProgramGraphs, fresh: ProgramGraphs, probe: Probe, weights: set[str], *, unseen: bool
 ) -> None:
     """Note how an artifact's program differs from a fresh one, and whether its numbers are right.
 
-    `weights` of the model itself have been trained. `hidden`: up to the first sleep its memories show in no number,
+    `weights` of the model itself have been trained. `unseen`: up to the first sleep its memories show in no number,
     whatever was trained.
     """
     differs = diff_programs(fresh, stored)
     found.trained = [key for key in differs.changed if fresh.params[key].new or key in weights]
     found.stored = replace(differs, changed=[key for key in differs.changed if key not in found.trained])
     row = probe(STORED, "", stored)
-    if not row.ok and row.error is not None and found.stored.equal and found.trained and not hidden:
+    if not row.ok and row.error is not None and found.stored.equal and found.trained and not unseen:
         what = "weights" if weights else "mixers"
         row = replace(row, ok=True, detail=f"its {what} have been trained: other numbers are meant")
     found.rows.append(row)

@@ -20,7 +20,7 @@ from sleepc.whole_folder import check_free, written_beside
 ENOUGH = 64  # tokens of a text, which is read again and again if it is too short
 
 
-class Program(Protocol):
+class Exportable(Protocol):
     """What is exported (sleepc.api.Program is one)."""
 
     graphs: ProgramGraphs
@@ -59,7 +59,7 @@ class Request:
     force: bool
 
 
-def export_program(program: Program, asked: Request, progress: Progress) -> Exported:
+def export_program(program: Exportable, asked: Request, progress: Progress) -> Exported:
     """See `Program.export`."""
     started = time.perf_counter()
     target = find_target(asked.to)
@@ -91,7 +91,7 @@ def options_of(target: Target, given: Mapping[str, Any]) -> Any:
     return target.options(**given)
 
 
-def _folder(program: Program, path: str | Path | None, to: str) -> Path:
+def _folder(program: Exportable, path: str | Path | None, to: str) -> Path:
     if path is not None:
         return Path(path)
     if program.path is None:

@@ -18,7 +18,7 @@ from sleepc.passes.lib.emit import Emit, aten
 
 
 @dataclass(frozen=True)
-class Part:
+class HeadPart:
     """One part of a value [B,H,T,D]: channels `start` to `end`, made by `spread` (expansions over heads) from `made`,
     which has positions in it if it is not `source` itself.
     """
@@ -61,7 +61,7 @@ def _join_parts(graph: Graph) -> int:
     return count
 
 
-def _parts(tree: Dominators, value: fx.Node) -> list[Part]:
+def _parts(tree: Dominators, value: fx.Node) -> list[HeadPart]:
     tensors, dim = value.args[0], value.args[1] if len(value.args) > 1 else 0
     parts, start = [], 0
     for tensor in tensors:  # type: ignore[union-attr]
@@ -75,12 +75,12 @@ def _parts(tree: Dominators, value: fx.Node) -> list[Part]:
         if dim not in (-1, 3) or dims(source) != dims(made):
             raise _refusal(value)
         end = start + int(dims(tensor)[3])
-        parts.append(Part(start, end, tensor, tuple(spread), made, source))
+        parts.append(HeadPart(start, end, tensor, tuple(spread), made, source))
         start = end
     return parts
 
 
-def _join(graph: Graph, value: fx.Node, parts: list[Part]) -> None:
+def _join(graph: Graph, value: fx.Node, parts: list[HeadPart]) -> None:
     later = _below([part.source for part in parts], value)
     order = {node: i for i, node in enumerate(graph.fx.nodes)}
     outside = [user for node in later for user in node.users if user not in later]

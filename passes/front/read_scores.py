@@ -62,12 +62,12 @@ class ScoreReader:
         if keeps_numbers(node):
             return node.all_input_nodes[0]
         if is_call(node, aten.masked_fill.Scalar, aten.masked_fill.Tensor):
-            return self._take_filled(scores, node.args[0], node.args[1], node.args[2], "hidden")
+            return self._take_filled(scores, node.args[0], node.args[1], node.args[2], "masked")
         if is_call(node, *WHERE):
             condition, a, b = node.args
             if a in self.dependence.tokens:
                 return self._take_filled(scores, a, condition, b, "seen")
-            return self._take_filled(scores, b, condition, a, "hidden")
+            return self._take_filled(scores, b, condition, a, "masked")
         if is_call(node, *MAXIMUM) and len(node.args) == 2 and not node.kwargs:
             inner, least = self._apart(node)
             self._check_filled(least)  # it passes on all scores that are seen
@@ -88,7 +88,7 @@ class ScoreReader:
         return (a, b) if a in self.dependence.tokens else (b, a)  # type: ignore[return-value]
 
     def _take_filled(
-        self, scores: Scores, inner: Any, mask: Any, value: Any, kind: Literal["seen", "hidden"]
+        self, scores: Scores, inner: Any, mask: Any, value: Any, kind: Literal["seen", "masked"]
     ) -> fx.Node:
         self._check_filled(value)
         return _take_term(scores, inner, Term(mask, kind))

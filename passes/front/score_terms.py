@@ -17,12 +17,12 @@ from sleepc.passes.lib.values import FlatEmit, val
 
 @dataclass(frozen=True)
 class Term:
-    """One thing that is done to the scores: a mask of keys that are `seen` or `hidden` (bool), numbers `added`, or
+    """One thing that is done to the scores: a mask of keys that are `seen` or `masked` (bool), numbers `added`, or
     numbers that scores are multiplied with (`times`).
     """
 
     value: fx.Node
-    kind: Literal["seen", "hidden", "added", "times"]
+    kind: Literal["seen", "masked", "added", "times"]
     factor: float = 1.0  # what added numbers are multiplied with afterwards, together with the scores
 
 
@@ -33,7 +33,7 @@ def join(e: FlatEmit, terms: Sequence[Term], heads: int) -> fx.Node | None:
     whole: fx.Node | None = None
     for term in terms:
         value = e.unfold(term.value, heads) if val(term.value).dim() == 3 else term.value
-        if term.kind == "hidden":
+        if term.kind == "masked":
             value = e.call(aten.logical_not.default, value)
         if term.kind == "times":
             value = _multiplied(e, value, whole)

@@ -17,7 +17,7 @@ from sleepc.cli.display import Display, counted, err, number, size, sleeps, visi
 from sleepc.cli.ending import REQUESTS, Ended, stopping
 from sleepc.cli.input_text import check_words
 from sleepc.cli.option_groups import flag, with_options
-from sleepc.cli.options import Artifact, RunsOn, Sampling, TemplateOptions, read_template_args
+from sleepc.cli.options import Artifact, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import Lines, Marks, of_passes
 from sleepc.errors import SleepcError, UsageError
 from sleepc.output_place import check_file_place
@@ -44,7 +44,7 @@ class ChatOptions:
     system: str = flag("System prompt.", default="")
     state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
     max_tokens: int = flag("Maximum number of tokens in an answer.", default=512, min=0)
-    sampling: Sampling
+    sampling: SamplingOptions
     template: TemplateOptions
     on: RunsOn
 

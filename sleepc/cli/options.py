@@ -21,7 +21,7 @@ TokenFile = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingOptions:
     """How the next token is chosen, and where an answer stops."""
 
     temperature: float = flag("Sampling temperature; 0 is greedy.", default=0.0, min=0.0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sleepc.runtime.session import Session
 
 
-class Reading(Protocol):
+class PromptReading(Protocol):
     """`ends` are the tokens that end an answer, `never` those that none has."""
 
     ends: Collection[int]
@@ -96,6 +96,6 @@ class AsTurns:
         self._talk.save(path)
 
 
-def reading_of(session: Session, tokenizer: Tokenizer, template: Template | None) -> Reading:
+def reading_of(session: Session, tokenizer: Tokenizer, template: Template | None) -> PromptReading:
     """By the model's template, or without one as a text."""
     return AsText(session, tokenizer) if template is None else AsTurns(session, tokenizer, template)

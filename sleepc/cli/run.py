@@ -15,13 +15,13 @@ from sleepc.cli.display import counted, err, number, print_json, size, sleeps, w
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
 from sleepc.cli.input_text import check_words, read_input, read_text
 from sleepc.cli.option_groups import argument, flag, switch, with_options
-from sleepc.cli.options import Artifact, RunsOn, Sampling, TemplateOptions, read_template_args
+from sleepc.cli.options import Artifact, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import of_passes
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place
 
 if TYPE_CHECKING:
-    from sleepc.cli.reading import Reading
+    from sleepc.cli.reading import PromptReading
     from sleepc.hf.template import Template
     from sleepc.hf.tokenizer import Tokenizer
     from sleepc.runtime.session import Session
@@ -37,7 +37,7 @@ class RunOptions:
     file: Path | None = flag("A text file to read first.", "--file", "-f")
     state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
     max_tokens: int = flag("Maximum number of tokens to generate.", default=128, min=0)
-    sampling: Sampling
+    sampling: SamplingOptions
     chat: bool | None = flag(
         "Ask through the model's chat template, or give it the plain text; by default a template is used if the model has one."
     )
@@ -66,7 +66,7 @@ def run(artifact: Artifact, options: RunOptions) -> None:
     reading = reading_of(session, tokenizer, template)
     if state is not None and state.is_file():
         _tell(reading.resume(state))
-    answer = Answer(tokenizer, sampling.stop or [], reading.ends, reading.never, quiet=options.as_json)
+    answer = AnswerPrinter(tokenizer, sampling.stop or [], reading.ends, reading.never, quiet=options.as_json)
     stopped = _answer(answer, session, reading, reading.news(text), options)
     if not answer.text and options.max_tokens and not stopped:
         _tell(_why_nothing(answer, tokenizer, template))
@@ -79,7 +79,9 @@ def run(artifact: Artifact, options: RunOptions) -> None:
         raise Ended(stopped, _stopped(answer, state))
 
 
-def _answer(answer: Answer, session: Session, reading: Reading, ids: list[int], options: RunOptions) -> int:
+def _answer(
+    answer: AnswerPrinter, session: Session, reading: PromptReading, ids: list[int], options: RunOptions
+) -> int:
     """Read, answer, and save the state: the signal that stopped it, 0 for none."""
     state = options.state
     with stopping() as stopped:  # a token comes to its end, and the state is written
@@ -117,7 +119,7 @@ def _tell(remark: str) -> None:
         err.print(Text(remark, style="dim"))
 
 
-def _why_nothing(answer: Answer, tokenizer: Tokenizer, template: Template | None) -> str:
+def _why_nothing(answer: AnswerPrinter, tokenizer: Tokenizer, template: Template | None) -> str:
     """What there is to say of an answer without a word."""
     if answer.stopped_by is not None:
         return f"the answer began with the stop text {answer.stopped_by!r}"
@@ -131,14 +133,14 @@ def _why_nothing(answer: Answer, tokenizer: Tokenizer, template: Template | None
     return f"the model ended its answer at once, with {tokenizer.name_of(answer.end)}{other}"
 
 
-def _save(reading: Reading, ids: list[int], answer: Answer, state: Path | None) -> None:
+def _save(reading: PromptReading, ids: list[int], answer: AnswerPrinter, state: Path | None) -> None:
     if state is not None:
         said = [*answer.tokens, *([] if answer.end is None else [answer.end])]
         reading.keep(ids[: answer.read_of[0]], said, answer.text)
         reading.save(state)
 
 
-def _stopped(answer: Answer, state: Path | None) -> str:
+def _stopped(answer: AnswerPrinter, state: Path | None) -> str:
     """What was read and said when a person stopped it, and where that is."""
     read, of = answer.read_of
     where = f"after {counted(len(answer.tokens), 'token')}" if read == of else f"after {read} of {of} tokens read"
@@ -164,7 +166,7 @@ def _prompt(prompt: str | None, file: Path | None, *, resumes: bool) -> str:
 
 
 @dataclass
-class Answer:
+class AnswerPrinter:
     """Reads a prompt and streams the answer to stdout, with marks and progress on stderr."""
 
     tokenizer: Tokenizer

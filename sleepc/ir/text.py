@@ -26,7 +26,7 @@ from sleepc.ir.diagnose import excerpt
 from sleepc.ir.exported import exported_types, note_values
 from sleepc.ir.graph import Graph, Port
 from sleepc.ir.levels import PLACEMENT, SIZE_OPERATORS, operator, operator_name
-from sleepc.ir.tokens import GRAPH_NAME, Tokens
+from sleepc.ir.tokens import GRAPH_NAME, Cursor
 from sleepc.ir.types import DTYPE_NAMES, DTYPES, EXPORTED_DTYPES, EXPORTED_NAMES, IntType, TensorType, TupleType, Type
 
 MAX_BYTES = 16 * 2**20
@@ -121,7 +121,7 @@ def parse_graph(text: str, level: str) -> Graph:
     """
     if len(text) > MAX_BYTES:
         raise SleepcError(f"the text of a graph is longer than {MAX_BYTES} characters")
-    graph = _Parser(Tokens(text), level).graph()
+    graph = _Parser(Cursor(text), level).graph()
     if level == "ATEN":
         note_values(graph)
     return graph
@@ -130,7 +130,7 @@ def parse_graph(text: str, level: str) -> Graph:
 class _Parser:
     """Recursive descent; one method for each rule of the grammar."""
 
-    def __init__(self, tokens: Tokens, level: str) -> None:
+    def __init__(self, tokens: Cursor, level: str) -> None:
         self.tokens, self.level = tokens, level
         self.nodes: dict[str, fx.Node] = {}
         self.ports: set[str] = set()

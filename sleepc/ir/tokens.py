@@ -34,7 +34,7 @@ class Token(NamedTuple):
     end: int
 
 
-class Tokens:
+class Cursor:
     """A cursor over the tokens of `text`; spaces are skipped, ends of lines are not."""
 
     def __init__(self, text: str) -> None:

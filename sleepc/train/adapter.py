@@ -28,7 +28,7 @@ from sleepc.version import __version__
 from sleepc.whole_file import write_whole
 
 if TYPE_CHECKING:
-    from sleepc.train.program import Program
+    from sleepc.train.program import Trainable
 
 FORMAT = 1
 MAX_TEXT = 1 << 20  # characters of a text in the header
@@ -99,7 +99,7 @@ def _run(graphs: ProgramGraphs, each: Pass) -> ProgramGraphs:
     return run_stages(graphs, (Stage("low-rank", "STEP", (each,)),))
 
 
-def merge_maps(program: Program) -> int:
+def merge_maps(program: Trainable) -> int:
     """Merge a program's LoRA matrices into its weights, and note which weights changed, and which share of the change
     was lost to rounding (`merge_lost`); how many weights those are.
     """
@@ -118,7 +118,7 @@ def merge_maps(program: Program) -> int:
     return len(changed)
 
 
-def note_training(program: Program, keys: Iterable[str], facts: Mapping[str, Any]) -> None:
+def note_training(program: Trainable, keys: Iterable[str], facts: Mapping[str, Any]) -> None:
     """Note in the program's report that these parameters were trained, and what is known of it. `weights` lists those
     of the source that have other values by now.
     """
@@ -128,14 +128,14 @@ def note_training(program: Program, keys: Iterable[str], facts: Mapping[str, Any
     program.report["training"] = notes
 
 
-def trained_weights(program: Program) -> set[str]:
+def trained_weights(program: Trainable) -> set[str]:
     """The source's weights that have been trained or merged, as the program's report says."""
     found = _notes(program).get("weights")
     listed = found if isinstance(found, list) else []
     return {key for key in listed if isinstance(key, str) and key in program.graphs.params}
 
 
-def _notes(program: Program) -> dict[str, Any]:
+def _notes(program: Trainable) -> dict[str, Any]:
     found = program.report.get("training")
     return found if isinstance(found, dict) else {}
 
@@ -149,7 +149,7 @@ def name_of(model: str) -> str:
 
 
 def write_adapter(
-    path: Path, program: Program, keys: Iterable[str], facts: Mapping[str, Any], dtype: torch.dtype | None = None
+    path: Path, program: Trainable, keys: Iterable[str], facts: Mapping[str, Any], dtype: torch.dtype | None = None
 ) -> None:
     """Write what differs from a plain conversion: everything new, and the source's weights among `keys`, or trained
     before. `facts` (plain data: settings, figures) go with it. The training is also noted in the program's report.
@@ -226,7 +226,7 @@ def _header(path: Path, metadata: Any) -> Header:
 # ---------------------------------------------------------------------------------------------- applying
 
 
-def apply_adapter(program: Program, adapter: Adapter) -> None:
+def apply_adapter(program: Trainable, adapter: Adapter) -> None:
     """Make `program` the plain conversion with what the adapter holds, whatever was trained in it before.
 
     Raises UsageError if the adapter is of another model, or its parameters are not those of the program. Warns
@@ -244,7 +244,7 @@ def apply_adapter(program: Program, adapter: Adapter) -> None:
     program.identity = ""  # of no artifact: it gets one when it is saved
 
 
-def _check_source(program: Program, adapter: Adapter) -> None:
+def _check_source(program: Trainable, adapter: Adapter) -> None:
     ours, theirs = program.source.weights_sha256, adapter.header.weights_sha256
     if not ours or not theirs:
         warnings.warn(
@@ -262,7 +262,7 @@ def _check_source(program: Program, adapter: Adapter) -> None:
         )
 
 
-def _check_restorable(program: Program, adapter: Adapter) -> None:
+def _check_restorable(program: Trainable, adapter: Adapter) -> None:
     """Weights that were trained or merged before are not in the source's files any more."""
     lost = sorted(trained_weights(program) - set(adapter.values))
     if lost:

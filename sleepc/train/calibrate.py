@@ -39,9 +39,9 @@ from sleepc.train.adapter import with_values
 from sleepc.train.gates import MIXES, Setting, gate_values, half_lives, output_gate, strengths, targets
 from sleepc.train.layer_files import LayerFiles, LayerReport, range_of
 from sleepc.train.local import (
-    Example,
+    LocalExample,
+    LocalWindow,
     Split,
-    Window,
     block_steps,
     embed_steps,
     layer_error,
@@ -50,13 +50,13 @@ from sleepc.train.local import (
     windows_of,
 )
 from sleepc.train.pieces import pieces, shuffled
-from sleepc.train.statistics import HeadStatistics, Layer, Reach, layers
+from sleepc.train.statistics import HeadStatistics, MeasuredLayer, Reach, layers
 from sleepc.train.texts import Document
 from sleepc.verify.rounding import widened
 from sleepc.verify.shake import without_memories
 
 if TYPE_CHECKING:
-    from sleepc.train.program import Program
+    from sleepc.train.program import Trainable
 
 WINDOWS = 4  # of a piece: three sleeps
 SHORT, LONG = 64, 2048  # tokens of a piece: no less for small windows, no more for large ones
@@ -106,7 +106,7 @@ class Parts:
 
 
 def calibrate(
-    program: Program,
+    program: Trainable,
     documents: Iterable[Document],
     settings: CalibrationSettings,
     progress: Progress,
@@ -125,7 +125,7 @@ def calibrate(
 
 
 def calibrate_on(
-    program: Program,
+    program: Trainable,
     every: Iterable[IntArray],
     settings: CalibrationSettings,
     progress: Progress,
@@ -138,7 +138,7 @@ def calibrate_on(
 
 
 def _calibrate(
-    program: Program,
+    program: Trainable,
     every: Iterable[IntArray],
     settings: CalibrationSettings,
     progress: Progress,
@@ -213,7 +213,7 @@ def deal(every: Iterable[IntArray], tokens: int) -> Parts:
     return parts
 
 
-def fingerprint(program: Program, settings: CalibrationSettings, parts: Parts) -> str:
+def fingerprint(program: Trainable, settings: CalibrationSettings, parts: Parts) -> str:
     """A hash of all that decides what a calibration finds."""
     found = hashlib.sha256(json.dumps([settings.model_dump(), program.recipe.model_dump(mode="json")]).encode())
     for key, param in sorted(program.graphs.params.items()):
@@ -227,7 +227,7 @@ def fingerprint(program: Program, settings: CalibrationSettings, parts: Parts) -
     return found.hexdigest()
 
 
-def _notes(program: Program, layers: int, tokens: int, settings: CalibrationSettings) -> tuple[str, ...]:
+def _notes(program: Trainable, layers: int, tokens: int, settings: CalibrationSettings) -> tuple[str, ...]:
     notes = []
     if tokens < settings.tokens:
         notes.append(f"the text gave {tokens} tokens to learn from, not {settings.tokens}")
@@ -248,13 +248,13 @@ class _Subject:
     canonical: ProgramGraphs
     graphs: ProgramGraphs  # in float32 at least
     silent: ProgramGraphs
-    windows: list[list[Window]]
+    windows: list[list[LocalWindow]]
     learn: int
     steps: int
 
 
 def _each_layer(
-    program: Program,
+    program: Trainable,
     canonical: ProgramGraphs,
     parts: Parts,
     settings: CalibrationSettings,
@@ -285,18 +285,18 @@ def _each_layer(
             yield found
 
 
-def _is_written_alone(program: Program, i: int, plan: LayerPlan) -> bool:
+def _is_written_alone(program: Trainable, i: int, plan: LayerPlan) -> bool:
     """Has the layer a memory that the block itself writes? Behind a loop, only the loop's last run does."""
     recorded = asleep(program.recipe, len(program.graphs.layout))[i].recorded
     return plan.strategy != "leave" and (plan.write == "online" or recorded)
 
 
-def _reach(program: Program, plan: LayerPlan) -> Reach:
+def _reach(program: Trainable, plan: LayerPlan) -> Reach:
     window = None if plan.strategy == "replace" else plan.window
     return Reach(window, program.recipe.sinks, program.recipe.eviction == "hard")
 
 
-def _setting(program: Program, canonical: ProgramGraphs, i: int, plan: LayerPlan) -> Setting:
+def _setting(program: Trainable, canonical: ProgramGraphs, i: int, plan: LayerPlan) -> Setting:
     recipe, rule = program.recipe, find_rule(plan.rule)
     if STRENGTH not in rule.gates.values():
         raise UsageError(
@@ -325,7 +325,7 @@ def _teller(progress: Progress, i: int, count: int, steps: int) -> Callable[[int
 
 
 def _calibrate_layer(
-    subject: _Subject, layer: Layer, setting: Setting, tell: Callable[[int, float], None]
+    subject: _Subject, layer: MeasuredLayer, setting: Setting, tell: Callable[[int, float], None]
 ) -> tuple[dict[str, Tensor], LayerReport]:
     """New values by key, and what they are worth."""
     i, s = layer.index, layer.statistics
@@ -361,7 +361,9 @@ def _calibrate_layer(
     return ({key: value.clone() for key, value in best.items()} if kept else {}), report
 
 
-def _layer_report(layer: Layer, setting: Setting, values: dict[str, Tensor], figures: dict[str, Any]) -> LayerReport:
+def _layer_report(
+    layer: MeasuredLayer, setting: Setting, values: dict[str, Tensor], figures: dict[str, Any]
+) -> LayerReport:
     """What was measured, and what the memory's parameters, by port, mean now."""
     assert layer.statistics is not None
     half_life = half_lives(values)
@@ -376,16 +378,21 @@ def _layer_report(layer: Layer, setting: Setting, values: dict[str, Tensor], fig
     )
 
 
-def _examples(subject: _Subject, layer: Layer) -> Split:
+def _examples(subject: _Subject, layer: MeasuredLayer) -> Split:
     examples = [
-        Example(windows, h, target, torch.ones(h.shape[:2], dtype=torch.bool))
+        LocalExample(windows, h, target, torch.ones(h.shape[:2], dtype=torch.bool))
         for windows, h, target in zip(subject.windows, layer.h, layer.target, strict=True)
     ]
     return Split(examples[: subject.learn], examples[subject.learn :])
 
 
 def _gates(
-    subject: _Subject, layer: Layer, ports: dict[str, str], now: dict[str, Tensor], s: HeadStatistics, setting: Setting
+    subject: _Subject,
+    layer: MeasuredLayer,
+    ports: dict[str, str],
+    now: dict[str, Tensor],
+    s: HeadStatistics,
+    setting: Setting,
 ) -> Iterator[dict[str, Tensor]]:
     """What the gates may be set to, by key: with some mixes, and with the mix as it is."""
     by_port = {port: now[key] for port, key in ports.items()}

@@ -15,7 +15,7 @@ from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle, spell_setting
 from sleepc.tasks.spelling import choose_spelling
-from sleepc.train.program import Program
+from sleepc.train.program import Trainable
 from sleepc.train.reading import Reading, self_reading, task_reading, text_reading
 from sleepc.train.run import Run
 from sleepc.train.settings import Settings, make_settings
@@ -73,7 +73,7 @@ def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Setti
     return make_settings({**options, "stages": "solve"})
 
 
-def learn_teacher(program: Program, teacher: Teacher, given: Texts | None, settings: Settings, run: Run) -> Learned:
+def learn_teacher(program: Trainable, teacher: Teacher, given: Texts | None, settings: Settings, run: Run) -> Learned:
     """What a teacher says to texts, or with none, to what it writes itself."""
     tokenizer, window = program.tokenizer(), program.graphs.window
     if given is not None:
@@ -86,7 +86,7 @@ def learn_teacher(program: Program, teacher: Teacher, given: Texts | None, setti
     return Learned(reading, settings, facts, unchanged, teacher)
 
 
-def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], settings: Settings) -> Learned:
+def learn_task(program: Trainable, task: str | Puzzle, chosen: Sequence[str], settings: Settings) -> Learned:
     """A task by name, set as `chosen` says ("width=8"), or a puzzle of one's own, whose example may depend on its
     number: a curriculum. Raises UsageError if there is none, or the program cannot learn it.
     """
@@ -110,14 +110,14 @@ def learn_task(program: Program, task: str | Puzzle, chosen: Sequence[str], sett
     return Learned(task_reading(puzzle, spell, settings), settings, facts, adapts=settings.train != "all")
 
 
-def learn_text(program: Program, texts: Texts, settings: Settings) -> Learned:
+def learn_text(program: Trainable, texts: Texts, settings: Settings) -> Learned:
     """Texts; of each piece the last tokens that `predict` says."""
     reading = text_reading(texts.documents, program.tokenizer(), settings, program.graphs.window)
     facts, unchanged = {"text": texts.names}, {"content": texts.content}
     return Learned(reading, settings, facts, unchanged, adapts=settings.train != "all")
 
 
-def tokenizer_of(program: Program) -> Tokenizer | None:
+def tokenizer_of(program: Trainable) -> Tokenizer | None:
     """The model's; None if the model has none: tokens are the task's own."""
     try:
         return program.tokenizer()

@@ -24,7 +24,7 @@ PATIENCE = 5  # checks without a better one, after which they stop
 
 
 @dataclass(frozen=True)
-class Window:
+class LocalWindow:
     """Tokens [start, end) of some rows: what every block reads there besides h, and what their sleep after it reads
     (None after the last window).
     """
@@ -36,17 +36,17 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Example:
+class LocalExample:
     """Pieces that a block is to read: its input h and the teacher's output [B,T,d], and which tokens are real [B,T]."""
 
-    windows: list[Window]
+    windows: list[LocalWindow]
     h: Tensor
     target: Tensor
     real: Tensor
 
 
 @torch.no_grad()
-def windows_of(steps: TrainingSteps, tokens: Tensor, lengths: Tensor) -> list[Window]:
+def windows_of(steps: TrainingSteps, tokens: Tensor, lengths: Tensor) -> list[LocalWindow]:
     """tokens [B,T] padded at the right, lengths [B] -> the windows of rows that start empty, for all blocks alike.
 
     Rows sleep together at the end of each window: a row that has ended before has nothing more to read.
@@ -60,11 +60,11 @@ def windows_of(steps: TrainingSteps, tokens: Tensor, lengths: Tensor) -> list[Wi
         clock = None
         if end < total:
             clock, state = steps.begin_sleep(state)
-        found.append(Window(start, end, given, clock))
+        found.append(LocalWindow(start, end, given, clock))
     return found
 
 
-def layer_output(steps: TrainingSteps, i: int, windows: Sequence[Window], h: Tensor) -> Tensor:
+def layer_output(steps: TrainingSteps, i: int, windows: Sequence[LocalWindow], h: Tensor) -> Tensor:
     """What block i makes of inputs h [B,T,d], with its windows, its memory and its sleeps: [B,T,d].
 
     A recurrent sleep's further passes run through other blocks too, and are left out: it writes, and evicts.
@@ -82,7 +82,7 @@ def layer_output(steps: TrainingSteps, i: int, windows: Sequence[Window], h: Ten
 
 
 def layer_loss(
-    steps: TrainingSteps, i: int, windows: Sequence[Window], h: Tensor, target: Tensor, real: Tensor
+    steps: TrainingSteps, i: int, windows: Sequence[LocalWindow], h: Tensor, target: Tensor, real: Tensor
 ) -> Tensor:
     """The squared error of block i's output over the size of what the teacher's block adds, mean over real tokens.
 
@@ -94,7 +94,7 @@ def layer_loss(
 
 
 @torch.no_grad()
-def layer_error(steps: TrainingSteps, i: int, examples: Iterable[Example]) -> float:
+def layer_error(steps: TrainingSteps, i: int, examples: Iterable[LocalExample]) -> float:
     """The same over all examples, every token counting alike."""
     total, count = 0.0, 0
     for e in examples:
@@ -108,8 +108,8 @@ def layer_error(steps: TrainingSteps, i: int, examples: Iterable[Example]) -> fl
 class Split:
     """Examples to learn from, and others to see by what it is worth."""
 
-    learn: Sequence[Example]
-    apart: Sequence[Example]
+    learn: Sequence[LocalExample]
+    apart: Sequence[LocalExample]
 
 
 def local_steps(

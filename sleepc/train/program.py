@@ -12,7 +12,7 @@ from sleepc.manifest import Source
 from sleepc.recipe import Recipe
 
 
-class Program(Protocol):
+class Trainable(Protocol):
     """A converted model; training changes `graphs` and `report`. `canonical` is the original, if it was captured."""
 
     graphs: ProgramGraphs

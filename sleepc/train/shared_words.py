@@ -7,10 +7,10 @@ from pathlib import Path
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.ir.program import ProgramGraphs
-from sleepc.train.program import Program
+from sleepc.train.program import Trainable
 
 
-def shared_words(program: Program, teacher: ProgramGraphs, folder: Path | None) -> int:
+def shared_words(program: Trainable, teacher: ProgramGraphs, folder: Path | None) -> int:
     """How many ids mean the same to both: all of the narrower table. `folder` is the teacher's, None for a module.
 
     Raises UsageError if the teacher's tokenizer has other words, if it lacks some of the program's, and if the
@@ -30,7 +30,7 @@ def shared_words(program: Program, teacher: ProgramGraphs, folder: Path | None) 
     return narrow
 
 
-def _of_program(program: Program) -> Tokenizer | None:
+def _of_program(program: Trainable) -> Tokenizer | None:
     try:
         return program.tokenizer()
     except NoTokenizer:

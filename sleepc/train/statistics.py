@@ -152,7 +152,7 @@ def weights(
 
 
 @dataclass(frozen=True)
-class Layer:
+class MeasuredLayer:
     """One block on pieces: its inputs and outputs [1,T,d], and the statistics of its heads over some of the pieces."""
 
     index: int
@@ -167,7 +167,7 @@ Reaches = Mapping[int, Reach]
 @torch.no_grad()
 def layers(
     canonical: ProgramGraphs, pieces: Sequence[Tensor], reaches: Reaches, counted: Collection[int]
-) -> Iterator[Layer]:
+) -> Iterator[MeasuredLayer]:
     """The blocks of a program at level CANONICAL in order, on pieces [T] of tokens, with full attention.
 
     Statistics are made of the layers in `reaches`, over the pieces whose numbers are `counted`. One block's weights
@@ -187,7 +187,7 @@ def layers(
         out = [
             (recording if n in counted else plain)({**each, **bound, "h": h[n]})["h"] for n, each in enumerate(values)
         ]
-        yield Layer(i, h, out, recorder.statistics() if recorder is not None else None)
+        yield MeasuredLayer(i, h, out, recorder.statistics() if recorder is not None else None)
         h = out
 
 

@@ -28,7 +28,7 @@ Found = tuple[Tensor | int, Tensor | int, Tensors]
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """Some tokens of a batch's pieces, in order: tokens [B,T], `lengths` [B] how many of them are real, `labels` [B,T]
     what is to be said after each, or NOTHING. `last`: the pieces end here; `asks`: there are labels.
     """
@@ -43,21 +43,21 @@ class Part:
         """bool [B,T]: which tokens are."""
         return torch.arange(self.tokens.shape[1], device=self.lengths.device) < self.lengths[:, None]
 
-    def cut(self, first: int, size: int) -> Iterator[Part]:
+    def cut(self, first: int, size: int) -> Iterator[Segment]:
         """The same, `first` tokens of it, then `size` at a time."""
         length = self.tokens.shape[1]
         for start, end in pairwise([0, *range(first, length, size), length]):
             labels, real = self.labels[:, start:end], (self.lengths - start).clamp(0, end - start)
             asks, last = bool((labels != NOTHING).any()), self.last and end == length
-            yield Part(self.tokens[:, start:end], real, labels, last=last, asks=asks)
+            yield Segment(self.tokens[:, start:end], real, labels, last=last, asks=asks)
 
-    def to(self, device: torch.device) -> Part:
+    def to(self, device: torch.device) -> Segment:
         """The same on a device."""
         tokens, lengths, labels = (each.to(device) for each in (self.tokens, self.lengths, self.labels))
         return replace(self, tokens=tokens, lengths=lengths, labels=labels)
 
 
-def parts_of(tokens: Tensor, lengths: Tensor, labels: Tensor, window: int, windows: int = 0) -> Iterator[Part]:
+def parts_of(tokens: Tensor, lengths: Tensor, labels: Tensor, window: int, windows: int = 0) -> Iterator[Segment]:
     """Pieces tokens [B,T] with lengths [B] and labels [B,T], so many windows at a time, 0 for all.
 
     What is left over comes first, so that gradients of what pieces end with go back through all windows that they may.
@@ -65,7 +65,7 @@ def parts_of(tokens: Tensor, lengths: Tensor, labels: Tensor, window: int, windo
     every = max(-(-tokens.shape[1] // window), 1)
     windows = min(windows, every) or every
     first = (every - 1) % windows + 1
-    return Part(tokens, lengths, labels, last=True, asks=True).cut(first * window, windows * window)
+    return Segment(tokens, lengths, labels, last=True, asks=True).cut(first * window, windows * window)
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Student:
         return Carry(steps.new_state(rows), taught, torch.zeros(rows, dtype=torch.int64, device=self.device))
 
     def read(
-        self, goal: StageName, name: str, part: Part, carry: Carry, passes: int | None = None
+        self, goal: StageName, name: str, part: Segment, carry: Carry, passes: int | None = None
     ) -> tuple[Tensor, Carry]:
         """Read a part, with a sleep (of so many `passes`) after every window of it -> (the loss, summed over its tokens
         or labels, what goes on).
@@ -175,7 +175,7 @@ class Student:
         return found
 
     @torch.no_grad()
-    def _teach(self, goal: StageName, window: Part, state: Tensors | None) -> tuple[Any, Tensors]:
+    def _teach(self, goal: StageName, window: Segment, state: Tensors | None) -> tuple[Any, Tensors]:
         """What the teacher shows of a window: what its head reads, or what goes into every block and comes out."""
         assert self.teacher is not None
         assert state is not None
@@ -191,7 +191,7 @@ class Student:
 
 
 def _distil(
-    student: Student, steps: TrainingSteps, window: Part, lesson: Any, state: Tensors, passes: int | None
+    student: Student, steps: TrainingSteps, window: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """KL from the teacher on all logits."""
     assert student.teacher is not None
@@ -205,7 +205,7 @@ def _distil(
 
 
 def _surprise(
-    student: Student, steps: TrainingSteps, window: Part, lesson: Any, state: Tensors, passes: int | None
+    student: Student, steps: TrainingSteps, window: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """Surprise at the labels; the head reads nothing but what they are asked after."""
     values, state = steps.hidden(state, window.tokens, window.lengths)
@@ -219,7 +219,7 @@ def _surprise(
 
 
 def _align(
-    student: Student, steps: TrainingSteps, window: Part, lesson: Any, state: Tensors, passes: int | None
+    student: Student, steps: TrainingSteps, window: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """Every block with a memory alone, on what goes into it in the teacher: the error of what comes out, their mean."""
     values, new = steps.begin(state, window.tokens, window.lengths)
@@ -240,7 +240,7 @@ def _align(
 _GOALS = {"align": _align, "distil": _distil, "lengthen": _surprise, "solve": _surprise}
 
 
-def sleep_after(steps: TrainingSteps, window: Part, state: Tensors, passes: int | None = None) -> Tensors:
+def sleep_after(steps: TrainingSteps, window: Segment, state: Tensors, passes: int | None = None) -> Tensors:
     """After a whole window, unless the pieces end here. A row that has ended before sleeps too, which nobody reads."""
     if window.last or window.tokens.shape[1] < steps.window:
         return state

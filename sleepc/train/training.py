@@ -40,7 +40,7 @@ from sleepc.train.trainer import METRICS, Step, Stream, Trainer, Workplace, rows
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sleepc.train.program import Program
+    from sleepc.train.program import Trainable
 
 ADAPTER = "adapter.safetensors"
 DEVICES = ("cpu", "cuda")
@@ -84,7 +84,7 @@ class _Job:
     checkpoints and the adapter.
     """
 
-    program: Program
+    program: Trainable
     learned: Learned
     run: Run
     accelerator: Accelerator
@@ -98,7 +98,7 @@ class _Job:
         return self.learned.settings
 
 
-def train(program: Program, learned: Learned, run: Run) -> Outcome:
+def train(program: Trainable, learned: Learned, run: Run) -> Outcome:
     """Train `program` and give it the trained values.
 
     If that made things worse on what is held out of the reading, the program stays as it was, unless `run.force`; a
@@ -220,7 +220,7 @@ def _accelerator(device: str | None) -> Any:
     return Accelerator(cpu=cpu)
 
 
-def _check(program: Program, learned: Learned) -> None:
+def _check(program: Trainable, learned: Learned) -> None:
     """Do the stages fit the program and its teacher?"""
     settings, teacher = learned.settings, learned.teacher.graphs if learned.teacher else None
     stages = [name for name, _ in parse_stages(settings.stages)]
@@ -264,7 +264,7 @@ def _check(program: Program, learned: Learned) -> None:
         )
 
 
-def _started(program: Program, graphs: ProgramGraphs, stream: Stream, settings: Settings) -> ProgramGraphs:
+def _started(program: Trainable, graphs: ProgramGraphs, stream: Stream, settings: Settings) -> ProgramGraphs:
     pieces = islice(stream(phases(settings)[0], 0), START)
     tokens, lengths, _ = batch_of([Piece(piece.tokens[: settings.length]) for piece in pieces])
     canonical = program.captured(silent)
@@ -280,7 +280,7 @@ def _taught(
     return Student({"full": graphs}, [], None, Computing(backend, device, low=True)).bound("full")
 
 
-def _programs(program: Program, graphs: ProgramGraphs, settings: Settings) -> dict[str, ProgramGraphs]:
+def _programs(program: Trainable, graphs: ProgramGraphs, settings: Settings) -> dict[str, ProgramGraphs]:
     """The program as it is, and if training begins with hard eviction, the same with that."""
     made = {"own": graphs}
     recipe = program.recipe
@@ -291,7 +291,7 @@ def _programs(program: Program, graphs: ProgramGraphs, settings: Settings) -> di
     return made
 
 
-def _with_eviction(program: Program, graphs: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
+def _with_eviction(program: Trainable, graphs: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
     canonical = program.captured(silent)
     hard = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
     hard = with_rank(hard, rank_of(graphs))

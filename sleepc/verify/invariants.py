@@ -21,7 +21,7 @@ from sleepc.ir.compare import absolute_error, max_error
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify.oracle import Oracle
-from sleepc.verify.streams import Pace, Padding, Reading, Stream, advance, gap, read, same, state_of, tensors_of
+from sleepc.verify.streams import Pace, Padding, Readout, Stream, advance, gap, read, same, state_of, tensors_of
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -36,17 +36,17 @@ class Bench:
     seed: int = 0
 
     @cached_property
-    def alone(self) -> list[Reading]:
+    def alone(self) -> list[Readout]:
         """Every stream in a session of its own, in pieces as long as sleeps allow."""
         return [read(self.steps, [stream], ask="all") for stream in self.streams]
 
-    def distance(self, index: int, reading: Reading, row: int = 0) -> float:
+    def distance(self, index: int, reading: Readout, row: int = 0) -> float:
         """How far logits and state of one row are from those of stream `index` alone."""
         wanted = self.alone[index]
         error = max_error(reading.logits[row], wanted.logits[0][reading.places[row]])
         return max(error, gap(reading.row(row), wanted.state))
 
-    def distances(self, reading: Reading) -> float:
+    def distances(self, reading: Readout) -> float:
         """The same for a session that has read all streams."""
         return max(self.distance(b, reading, b) for b in range(len(self.streams)))
 
@@ -111,11 +111,11 @@ def _row_that_waits(bench: Bench) -> float:
     session = Session(bench.steps, 2)
     half = max(first.next_cut(0) // 2, 1)
     session.feed([first.tokens[:half].tolist(), first.tokens[: half // 2].tolist()], logits="none")
-    before = Reading([], [], state_of(session)).row(1)
+    before = Readout([], [], state_of(session)).row(1)
     done, silent = [half, 0], Stream(first.tokens[:0], ())
     short = Stream(first.tokens[: min(first.next_cut(half) + 2, len(first.tokens))], first.cuts)
     advance(session, [short, silent], done, Pace(padding="right", ask="none"))
-    after = Reading([], [], state_of(session)).row(1)
+    after = Readout([], [], state_of(session)).row(1)
     ids = np.tile(first.tokens[:1], (2, 2))
     out = session.feed(ids, np.array([[True, False], [False, False]]), logits="all")
     blank = not out[1].any() and not out[0, 1].any()

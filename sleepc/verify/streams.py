@@ -36,7 +36,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Readout:
     """What a session made of streams: logits [n,V] of each at `places` [n], and its state's tensors [B,..] by name."""
 
     logits: list[Tensor]
@@ -84,11 +84,11 @@ def read(
     padding: Padding = "none",
     seed: int | None = None,
     ask: Ask = "some",
-) -> Reading:
+) -> Readout:
     """Read streams in one session, each as a row, at the pace that is given."""
     session = Session(steps, len(streams))
     found = advance(session, streams, [0] * len(streams), Pace(most, padding, seed, ask))
-    return Reading(*found, state_of(session))
+    return Readout(*found, state_of(session))
 
 
 def advance(

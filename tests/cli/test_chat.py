@@ -427,7 +427,7 @@ def test_control_characters_of_a_model_are_shown(terminal: bool, monkeypatch: py
 
     from sleepc.cli import display
     from sleepc.cli import terminal as module
-    from sleepc.cli.run import Answer
+    from sleepc.cli.run import AnswerPrinter
 
     said = "w1 \x1b]0;title\x07\x1b[2J\r\x7f\x9b31m\ttab\né😀"
     wanted = "w1 ␛]0;title␇␛[2J␍␡\\x9b31m\ttab\né😀" if terminal else said
@@ -440,7 +440,7 @@ def test_control_characters_of_a_model_are_shown(terminal: bool, monkeypatch: py
         if write == "chat":
             module.Marks().write(said)
         else:
-            answer = object.__new__(Answer)
+            answer = object.__new__(AnswerPrinter)
             answer.text, answer.quiet = "", False
             answer._emit(said)
         assert screen.getvalue() == wanted

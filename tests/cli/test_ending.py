@@ -116,16 +116,16 @@ def test_a_second_one_gives_up_and_leaves_the_old_state(
 def test_a_reader_that_goes_away_loses_no_state(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sleepc.cli.run import Answer
+    from sleepc.cli.run import AnswerPrinter
 
-    emit, written = Answer._emit, iter(range(1000))
+    emit, written = AnswerPrinter._emit, iter(range(1000))
 
-    def gone(self: Answer, piece: str) -> None:
+    def gone(self: AnswerPrinter, piece: str) -> None:
         if next(written) == 5:
             raise OSError(5, "Input/output error")  # as a terminal that was closed
         emit(self, piece)
 
-    monkeypatch.setattr(Answer, "_emit", gone)
+    monkeypatch.setattr(AnswerPrinter, "_emit", gone)
     state = tmp_path / "state"
     assert run_here(capsys, "run", artifact, "w1 w2", "--state", state)[0] == 1
     session = load(artifact).session()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sleepc.backends.eager.backend import load
 from sleepc.train.local import (
-    Example,
+    LocalExample,
     Split,
     block_steps,
     embed_steps,
@@ -89,12 +89,12 @@ def test_padding_is_not_in_the_loss() -> None:
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 
 
-def examples_of(program: Any, canonical: Any, i: int, count: int) -> list[Example]:
+def examples_of(program: Any, canonical: Any, i: int, count: int) -> list[LocalExample]:
     texts = [row for row in tokens(count, 24)]
     embed = embed_steps(program)
     layer = list(layers(canonical, texts, {i: Reach(WINDOW, 2)}, range(count)))[i]
     return [
-        Example(windows_of(embed, text[None], torch.tensor([24])), h, target, torch.ones(1, 24, dtype=torch.bool))
+        LocalExample(windows_of(embed, text[None], torch.tensor([24])), h, target, torch.ones(1, 24, dtype=torch.bool))
         for text, h, target in zip(texts, layer.h, layer.target, strict=True)
     ]
 

@@ -14,7 +14,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.masks import Mask
 from sleepc.ops.functional import attention
 from sleepc.train import statistics as module
-from sleepc.train.statistics import HeadStatistics, Layer, Reach, Recorder, layers, weights
+from sleepc.train.statistics import HeadStatistics, MeasuredLayer, Reach, Recorder, layers, weights
 from sleepc.verify.reference import attention as reference
 from tests.families import VOCAB, WINDOW, family
 
@@ -26,7 +26,7 @@ def texts(*lengths: int) -> list[Tensor]:
     return [torch.randint(0, VOCAB, (n,), generator=generator) for n in lengths]
 
 
-def record(canonical: ProgramGraphs, i: int, layer: Layer, text: Tensor, n: int) -> tuple[Any, ...]:
+def record(canonical: ProgramGraphs, i: int, layer: MeasuredLayer, text: Tensor, n: int) -> tuple[Any, ...]:
     """What the attention of block i is given on input n, as the graph gives it: its arguments and options."""
     seen: list[Any] = []
 

@@ -19,7 +19,7 @@ from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
-from sleepc.train.student import LOW, Carry, Computing, Part, Student, parts_of
+from sleepc.train.student import LOW, Carry, Computing, Segment, Student, parts_of
 from sleepc.verify.shake import shaken
 from tests.families import VOCAB, make_module
 
@@ -53,7 +53,7 @@ def _pieces(*lengths: int) -> list[IntArray]:
     return [rng.integers(0, VOCAB, n) for n in lengths]
 
 
-def _parts(pieces: list[IntArray], windows: int = 0) -> Iterator[Part]:
+def _parts(pieces: list[IntArray], windows: int = 0) -> Iterator[Segment]:
     tokens, lengths, labels = map(torch.from_numpy, batch_of([Piece(ids) for ids in pieces]))
     return parts_of(tokens, lengths, labels, WINDOW, windows)
 

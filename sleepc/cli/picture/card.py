@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sleepc.cli.display import number, size
 from sleepc.cli.picture.canvas import Canvas
-from sleepc.cli.picture.facts import Part
+from sleepc.cli.picture.facts import BlockGroup
 from sleepc.inspection import BlockInfo
 from sleepc.masks import Mask
 
@@ -19,7 +19,7 @@ LOWER = 138  # to the top of its memory
 BOX = 266  # width of a memory
 
 
-def draw_card(c: Canvas, x: float, y: float, part: Part, title: str, sinks: int) -> None:
+def draw_card(c: Canvas, x: float, y: float, part: BlockGroup, title: str, sinks: int) -> None:
     """Draw a part of the program with its top left corner at (x, y), and the token's way on to what comes below."""
     c.box(x, y, WIDTH, HEIGHT, "card")
     c.text(x + 18, y + 26, title, size=14, bold=True)
@@ -49,7 +49,7 @@ def _step(c: Canvas, x: float, y: float, text: str, width: float = 110) -> None:
     c.text(x + width / 2, y + MIDDLE + 5, text, anchor="middle")
 
 
-def _attention(c: Canvas, x: float, y: float, part: Part) -> None:
+def _attention(c: Canvas, x: float, y: float, part: BlockGroup) -> None:
     """The box, and its heads below it."""
     info = part.info
     _step(c, x, y, "attention")
@@ -64,7 +64,7 @@ def _attention(c: Canvas, x: float, y: float, part: Part) -> None:
         c.text(x + 55, y + MIDDLE + 36 + 14 * i, line, "soft", 12, "middle")
 
 
-def _window(c: Canvas, x: float, y: float, part: Part, sinks: int) -> None:
+def _window(c: Canvas, x: float, y: float, part: BlockGroup, sinks: int) -> None:
     """Cells of the sinks and of the window, the newest token last."""
     shown = min(sinks, 4)
     for i in range(shown):
@@ -78,7 +78,7 @@ def _window(c: Canvas, x: float, y: float, part: Part, sinks: int) -> None:
     c.text(x + max(shown + gap, 3 if sinks else 0) * STEP, y - 8, _window_words(part), "soft", 12)
 
 
-def _window_words(part: Part) -> str:
+def _window_words(part: BlockGroup) -> str:
     own = part.info.reach
     if 0 < own <= part.kept:
         return f"window: the nearest {number(own)} tokens" if part.info.window == own else _before(part.info)
@@ -87,7 +87,7 @@ def _window_words(part: Part) -> str:
     return f"window: the latest {number(part.kept)} tokens" if part.kept > 1 else "window: one token"
 
 
-def _without(c: Canvas, x: float, y: float, part: Part) -> float:
+def _without(c: Canvas, x: float, y: float, part: BlockGroup) -> float:
     """attention -> feed-forward; where the way ends."""
     _step(c, x + 532, y, "feed-forward")
     c.arrow([(x + 414, y + MIDDLE), (x + 532, y + MIDDLE)])
@@ -97,7 +97,7 @@ def _without(c: Canvas, x: float, y: float, part: Part) -> float:
     return x + 642
 
 
-def _beside(c: Canvas, x: float, y: float, part: Part) -> float:
+def _beside(c: Canvas, x: float, y: float, part: BlockGroup) -> float:
     """attention -> mix with the memory's answer -> feed-forward; where the way ends."""
     for left, text, width in ((444, "mix", 58), (532, "feed-forward", 110)):
         _step(c, x + left, y, text, width)
@@ -111,7 +111,7 @@ def _beside(c: Canvas, x: float, y: float, part: Part) -> float:
     return x + 642
 
 
-def _after(c: Canvas, x: float, y: float, part: Part) -> float:
+def _after(c: Canvas, x: float, y: float, part: BlockGroup) -> float:
     """attention -> feed-forward -> the memory's answer is added; where the way ends."""
     for left, text, width in ((444, "feed-forward", 110), (596, "add", 46)):
         _step(c, x + left, y, text, width)
@@ -130,7 +130,7 @@ def _after(c: Canvas, x: float, y: float, part: Part) -> float:
     return x + 642
 
 
-def _instead(c: Canvas, x: float, y: float, part: Part) -> None:
+def _instead(c: Canvas, x: float, y: float, part: BlockGroup) -> None:
     """the memory's answer -> feed-forward"""
     left = x + ENTRY - BOX / 2
     _memory_box(c, left, y + MIDDLE - 20, part)
@@ -145,17 +145,17 @@ def _instead(c: Canvas, x: float, y: float, part: Part) -> None:
     c.arrow([(left + BOX, y + MIDDLE), (x + 532, y + MIDDLE)])
 
 
-def _source(part: Part) -> str:
+def _source(part: BlockGroup) -> str:
     return "by running again" if part.memory.again else "from a record"
 
 
-def _when(part: Part) -> str:
+def _when(part: BlockGroup) -> str:
     if part.memory.awake and part.memory.asleep:
         return "written by every token and asleep"
     return "written when asleep" if part.memory.asleep else "written by every token"
 
 
-def _memory_box(c: Canvas, x: float, y: float, part: Part) -> None:
+def _memory_box(c: Canvas, x: float, y: float, part: BlockGroup) -> None:
     c.box(x, y, BOX, 40, "memory")
     shape = " + ".join(" × ".join(map(str, s)) for s in part.memory.shapes)
     c.text(x + 12, y + 17, "memory (fast weights)", "inmemory", bold=True)

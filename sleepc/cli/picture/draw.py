@@ -5,7 +5,7 @@ from __future__ import annotations
 from sleepc.cli.display import number, size
 from sleepc.cli.picture.canvas import LINE, Canvas
 from sleepc.cli.picture.card import ENTRY, GAP, HEIGHT, LOWER, WIDTH, draw_card
-from sleepc.cli.picture.facts import Facts, Part, Pattern
+from sleepc.cli.picture.facts import BlockGroup, Facts, Pattern
 from sleepc.cli.picture.sentences import blocks_in_words, legend, sleep_steps, tokens_in_words
 
 PAGE = 1124
@@ -25,7 +25,7 @@ def draw(facts: Facts) -> str:
     c.text(LEFT, 68, f"as sleepc converts it: bounded memory, and a sleep after every {window}", "soft", 14)
     c.text(LEFT, 112, "AWAKE: the way of every token", "soft", bold=True)
     y = first = _embed(c, 98, facts)
-    places: list[tuple[float, Part]] = []
+    places: list[tuple[float, BlockGroup]] = []
     for pattern in facts.patterns:
         y = _pattern(c, y, pattern, facts, places)
     _bracket(c, places, facts)
@@ -59,7 +59,7 @@ def _head(c: Canvas, y: float, facts: Facts) -> float:
     return y + 80
 
 
-def _pattern(c: Canvas, y: float, pattern: Pattern, facts: Facts, places: list[tuple[float, Part]]) -> float:
+def _pattern(c: Canvas, y: float, pattern: Pattern, facts: Facts, places: list[tuple[float, BlockGroup]]) -> float:
     """Draw one pattern and note where its parts are; the y of what comes next."""
     top = y
     for part in pattern.parts:
@@ -73,7 +73,7 @@ def _pattern(c: Canvas, y: float, pattern: Pattern, facts: Facts, places: list[t
     return y
 
 
-def _bracket(c: Canvas, places: list[tuple[float, Part]], facts: Facts) -> None:
+def _bracket(c: Canvas, places: list[tuple[float, BlockGroup]], facts: Facts) -> None:
     """The loop of a recurrent sleep: from the end of its last block back to its first, and how often."""
     loop = facts.loop
     inside = [y for y, part in places if loop and loop.start <= part.blocks[0] < loop.end]
@@ -86,12 +86,12 @@ def _bracket(c: Canvas, places: list[tuple[float, Part]], facts: Facts) -> None:
     )
 
 
-def _title(part: Part) -> str:
+def _title(part: BlockGroup) -> str:
     count = len(part.blocks)
     return blocks_in_words(part.blocks) + (f": {count} alike" if count > 1 else "")
 
 
-def _sleep(c: Canvas, top: float, places: list[tuple[float, Part]], facts: Facts) -> float:
+def _sleep(c: Canvas, top: float, places: list[tuple[float, BlockGroup]], facts: Facts) -> float:
     """The panel that says what a sleep does, and arrows to the memories that it writes; its end."""
     written = [y + LOWER + 20 for y, part in places if part.memory.asleep]
     if written:

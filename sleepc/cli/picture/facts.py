@@ -20,7 +20,7 @@ LONGEST_PATTERN = 8  # blocks; families repeat 2 (Gemma 2) to 6 (Gemma 3)
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryFacts:
     """The fast weights of one block: where they stand, their sizes without the batch, and when they are written."""
 
     place: Place
@@ -37,14 +37,14 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Part:
+class BlockGroup:
     """Neighbouring blocks of one class. `kept`: tokens that attention keeps in addition to the sinks, 0 if it is gone."""
 
     blocks: tuple[int, ...]
     info: BlockInfo
     kept: int
     everything: bool  # it keeps every position that the model has
-    memory: Memory
+    memory: MemoryFacts
     state_bytes: int
 
 
@@ -52,7 +52,7 @@ class Part:
 class Pattern:
     """Parts that come again and again, `times` times; `blocks` of a part are those of all repetitions."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[BlockGroup, ...]
     times: int
 
     @property
@@ -72,7 +72,7 @@ class Facts:
     patterns: tuple[Pattern, ...]
     loop: Loop | None = None
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[BlockGroup]:
         """Every part, from the first block to the last."""
         return [part for pattern in self.patterns for part in pattern.parts]
 
@@ -127,11 +127,11 @@ def _longest_repeat(classes: Sequence[str], at: int) -> tuple[int, int]:
     return best
 
 
-def _part(blocks: tuple[int, ...], seen: Inspection, program: ProgramGraphs, recipe: Recipe) -> Part:
+def _part(blocks: tuple[int, ...], seen: Inspection, program: ProgramGraphs, recipe: Recipe) -> BlockGroup:
     cls = program.classes[program.layout[blocks[0]].cls]
     ring = find_state(cls.states, "kv", "k")
     slots = _size(ring)[1] if ring else 0
-    return Part(
+    return BlockGroup(
         blocks=blocks,
         info=seen.blocks[blocks[0]],
         kept=max(slots - recipe.sinks, 0),
@@ -145,10 +145,10 @@ def _size(spec: StateSpec) -> tuple[int, ...]:
     return tuple(int(d) for d in spec.dims[1:])
 
 
-def _memory(cls: BlockClass, rule: str) -> Memory:
+def _memory(cls: BlockClass, rule: str) -> MemoryFacts:
     specs = with_role(cls.states, "memory")
     names = {s.name for s in specs}
-    return Memory(
+    return MemoryFacts(
         place=_place(cls.wake, names),
         rule=rule,
         shapes=tuple(_size(s) for s in specs),
