@@ -171,7 +171,7 @@ def to_compare(program: sleepc.Program, subject: Subject) -> dict[str, ProgramGr
     facts, size = adapter.header.facts, subject.adapter.stat().st_size
     console.print(
         f"{subject.adapter.name}: {size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
-        f"(memories and low-rank maps of rank {adapter.header.rank})"
+        f"(memories and LoRA matrices of rank {adapter.header.rank})"
     )
     return {**models, "trained": program.graphs}
 

@@ -48,7 +48,7 @@ def test_a_trace_may_name_what_torch_export_writes() -> None:
     for name, level in (("aten.from_file", "ATEN"), ("aten.dropout", "STEP"), ("aten.add_.Tensor", "CANONICAL")):
         with pytest.raises(SleepcError, match="unknown operator"):
             operator(name, level)
-    with pytest.raises(SleepcError, match="no level"):
+    with pytest.raises(SleepcError, match="unknown level"):
         operator("aten.linear", "GONE")
 
 

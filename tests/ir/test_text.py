@@ -211,7 +211,7 @@ def test_errors_show_the_line() -> None:
 def test_a_text_has_a_limit_and_a_level() -> None:
     with pytest.raises(SleepcError, match="longer than"):
         parse_graph(" " * (MAX_BYTES + 1), "STEP")
-    with pytest.raises(SleepcError, match="no level"):
+    with pytest.raises(SleepcError, match="unknown level"):
         parse_graph(GOLDEN, "GONE")
 
 

@@ -261,7 +261,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, str], dict[str, torch.Tensor]], obj
     "a value": (lambda m, t: first(t).add_(1.0), SleepcError, "changed after it was written"),
     "a tensor gone": (lambda m, t: t.pop(min(t)), SleepcError, "changed after it was written"),
     "NaN": (lambda m, t: first(t).mul_(float("nan")), SleepcError, "NaN"),
-    "whole numbers": (lambda m, t: t.update({min(t): first(t).to(torch.int64)}), SleepcError, "no floats"),
+    "whole numbers": (lambda m, t: t.update({min(t): first(t).to(torch.int64)}), SleepcError, "not floats"),
 }
 
 
