@@ -100,7 +100,7 @@ def budgets(keep: Keep | None, heads: Sequence[int]) -> tuple[Budget, ...]:
     """
     if keep is None:
         return ((),) * len(heads)
-    if keep.budgets == "equal":
+    if isinstance(keep.budgets, str):
         return tuple((keep.slots,) * count for count in heads)
     if len(keep.budgets) != len(heads):
         raise _other_budgets(f"they are for {len(keep.budgets)} layers, and the model has {len(heads)}")

@@ -466,17 +466,29 @@ def convert(
         refer_to_files(canonical, files, hashes)
     captured = time.perf_counter()
     recipe = leave_own_windows(recipe, canonical)
-    stages = rewrite_stages(recipe, len(canonical.layout))
-    dump = dump_graphs / "rewrite" if dump_graphs else None
-    graphs = run_stages(canonical, stages, progress=progress, dump=dump)
     source = _source(model, checkpoint).model_copy(update={"weights_sha256": weights_digest(canonical)})
-    program = Program(graphs, recipe, source, canonical=canonical, original=module)
+    program = Program(canonical, recipe, source, canonical=canonical, original=module)
+    _share_slots(program, progress)
+    stages = rewrite_stages(program.recipe, len(canonical.layout))
+    dump = dump_graphs / "rewrite" if dump_graphs else None
+    program.graphs = run_stages(canonical, stages, progress=progress, dump=dump)
     if learned is not None:
         apply_adapter(program, learned)
     program.report[FACT] = noted(kv_cache(canonical))
     program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
     _warn_untrained(program)
     return program
+
+
+def _share_slots(program: Program, progress: Progress) -> None:
+    """Measure how many pairs each KV head is to keep, if the recipe leaves that open."""
+    keep = program.recipe.keep
+    if keep is None or keep.budgets != "auto":
+        return
+    from sleepc.train.budgets import measured_budgets
+
+    found = measured_budgets(program.graphs, program.recipe, program.some_tokens(None), progress)
+    program.recipe = program.recipe.model_copy(update={"keep": keep.model_copy(update={"budgets": found})})
 
 
 def _warn_untrained(program: Program) -> None:

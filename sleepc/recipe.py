@@ -63,13 +63,14 @@ Budgets = Annotated[tuple[tuple[Annotated[int, Field(ge=0, le=MAX_WINDOW)], ...]
 
 class Keep(_Options):
     """What sleeps keep of the pairs (k, v) that leave the windows. `slots`: how many for every KV head, on average over
-    the layers that keep any; `score` chooses them; `budgets` says how slots are shared: `equal`, or the slots of every
-    KV head, for every layer of the model (none for one that keeps nothing).
+    the layers that keep any; `score` chooses them; `budgets` says how slots are shared: `auto` (measured when the
+    model is converted, equal until then), `equal`, or the slots of every KV head, for every layer of the model (none
+    for one that keeps nothing).
     """
 
     slots: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 128
     score: Name = "key"
-    budgets: Literal["equal"] | Budgets = "equal"
+    budgets: Literal["auto", "equal"] | Budgets = "auto"
 
 
 @dataclass(frozen=True)

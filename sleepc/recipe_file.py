@@ -71,7 +71,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         what, fix = "a recipe is a mapping of options to values", _for_what_it_is(path, text)
         raise UsageError(what, where=str(path), fix=fix)
     keep = options.get("keep")
-    if isinstance(keep, dict) and isinstance(keep.get("budgets"), str) and keep["budgets"] != "equal":
+    if isinstance(keep, dict) and isinstance(keep.get("budgets"), str) and keep["budgets"] not in ("auto", "equal"):
         options["keep"] = {**keep, "budgets": read_budgets(path.parent / keep["budgets"])}
     make_recipe(options, where=str(path))
     return options

@@ -23,7 +23,14 @@ from sleepc.passes.facts import BLOCKS, MASKS_KNOWN, Fact
 from sleepc.passes.lib.classes import chosen_classes
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Budget, Rings, budgets
-from sleepc.passes.rewrite.kept_pairs import QUERIES, add_budgets, can_keep, check_can_keep, kept_specs, see_kept
+from sleepc.passes.rewrite.kept_pairs import (
+    QUERIES,
+    add_budgets,
+    check_can_keep,
+    heads_that_keep,
+    kept_specs,
+    see_kept,
+)
 from sleepc.passes.rewrite.key_positions import (
     KeyPositions,
     at_positions,
@@ -99,19 +106,15 @@ class BoundAttention(Pass):
         """The slots of every KV head of every layer, () for a layer that keeps no pairs."""
         if self.keep is None:
             return ((),) * len(program.layout)
-        sites = {name: find_site(cls.wake) for name, cls in program.classes.items()}
-        of_layer = [sites[block.cls] for block in program.layout]
-        heads = [site.kv_heads if i in self.keepers and can_keep(site) else 0 for i, site in enumerate(of_layer)]
-        slots = budgets(self.keep, heads)
+        slots = budgets(self.keep, heads_that_keep(program, self.keepers))
         if not any(slots):
             raise UsageError(
                 "no layer can keep pairs: each keeps all tokens, has a window of its own, or has no attention left",
                 where="--keep",
                 fix="Leave it out, or convert other layers.",
             )
-        for site, budget in zip(of_layer, slots, strict=True):
-            if budget:
-                check_can_keep(site)
+        for name in {block.cls for block, budget in zip(program.layout, slots, strict=True) if budget}:
+            check_can_keep(find_site(program.classes[name].wake))
         return slots
 
     def _renumbers(self, program: ProgramGraphs, slots: tuple[Budget, ...]) -> bool:

@@ -17,7 +17,7 @@ from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
 from sleepc.ir.weights import HeldTensor
-from sleepc.passes.analysis.find_sites import Site
+from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Budget
 
@@ -29,6 +29,13 @@ SLOTS = "S"
 def can_keep(site: Site) -> bool:
     """Does the layer's own mask let it see what is far? A layer that has never seen such keys keeps none."""
     return not site.mask.parts
+
+
+def heads_that_keep(program: ProgramGraphs, keepers: frozenset[int]) -> list[int]:
+    """How many KV heads of every layer can keep pairs: those of `keepers` that see what is far."""
+    sites = {name: find_site(cls.wake) for name, cls in program.classes.items()}
+    each = [sites[block.cls] for block in program.layout]
+    return [site.kv_heads if i in keepers and can_keep(site) else 0 for i, site in enumerate(each)]
 
 
 def check_can_keep(site: Site) -> None:

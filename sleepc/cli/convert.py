@@ -62,7 +62,7 @@ class RecipeOptions:
     )
     keep_score: str | None = flag("What makes a pair worth keeping: key or newest.", shown="key")
     keep_budgets: str | None = flag(
-        "How heads share the slots: equal, or a file of `sleepc calibrate --only budgets`.", shown="equal"
+        "How heads share the slots: auto (measured on a little text), equal, or a file.", shown="auto"
     )
     write: str | None = flag("When memories are written: default, sleep or online.", shown="default")
     dtype: str | None = flag("auto (the checkpoint's), float32, bfloat16, float16 or float64.", shown="auto")
@@ -143,7 +143,7 @@ def _given(options: RecipeOptions) -> dict[str, Any]:
     if "keep" in given:
         given["keep"] = {"slots": given["keep"]} | ({"score": score} if score else {})
         if budgets:
-            given["keep"]["budgets"] = budgets if budgets == "equal" else read_budgets(Path(budgets))
+            given["keep"]["budgets"] = budgets if budgets in ("auto", "equal") else read_budgets(Path(budgets))
     return given
 
 

@@ -1,0 +1,133 @@
+"""How many pairs each KV head should keep: as many as it looks for when the same words come again.
+
+A window of text is read twice in a row, with full attention. The second time, heads that retrieve look back at the
+pairs of the first: a pair is worth to its KV head the greatest weight that a query of the second reading gives it
+(as in KVzip, arXiv 2505.23416). Of all pairs of all heads those with the greatest weights get a slot each, as many
+as there are slots for a text of `TEXT` tokens. Which heads these are of is a property of the model more than of the
+text (docs/keep.md has figures), so that little text is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sleepc.backends.table import find_trainer
+from sleepc.errors import UsageError
+from sleepc.ir.parameters import materialise
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ops.functional import attention
+from sleepc.ops.functional.heads import group
+from sleepc.passes.plan import may_keep
+from sleepc.passes.rewrite.kept_pairs import heads_that_keep
+from sleepc.progress import Progress
+from sleepc.recipe import Budgets, Recipe
+from sleepc.train.local import only_block, only_embed
+from sleepc.train.statistics import ATTENTION, weights
+from sleepc.verify.rounding import widened
+
+TEXT = 1536  # tokens of the text whose best pairs get the slots
+LONGEST = 512  # tokens that are read twice in a row, at most
+
+
+def measured_budgets(
+    canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress, windows: int = 4
+) -> Budgets:
+    """The slots of every KV head of every layer, for a program at level CANONICAL, from so many windows of `tokens`.
+
+    Raises UsageError if there are fewer tokens than one window has, and two that are read twice.
+    """
+    assert recipe.keep is not None
+    heads = heads_that_keep(canonical, may_keep(recipe.plan(len(canonical.layout))))
+    rows = _twice(canonical, recipe, tokens, windows)
+    worth = echo(canonical, rows, recipe.sinks, progress)
+    length = (rows.shape[1] - recipe.sinks) // 2
+    found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, heads, strict=True) if n])
+    counts = _shares(found, recipe.keep.slots * len(found), len(rows) * length)
+    room = TEXT if canonical.max_positions is None else canonical.max_positions - recipe.sinks - 2 * recipe.window
+    shared = _limited(counts, recipe.keep.slots * len(found), max(min(room, TEXT), recipe.keep.slots))
+    each = iter(shared)
+    return tuple(tuple(next(each) for _ in range(n)) for n in heads)
+
+
+def _twice(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], windows: int) -> Tensor:
+    """Texts [n, s + 2L]: the first s tokens, and a window of L twice; less than L where positions or tokens end."""
+    room = LONGEST if canonical.max_positions is None else (canonical.max_positions - recipe.sinks) // 2
+    length = min(recipe.window, LONGEST, room, len(tokens) - recipe.sinks)
+    if length < 2:
+        raise UsageError(
+            f"{len(tokens)} tokens say nothing about what heads look for",
+            where="keep.budgets",
+            fix="Give a longer text, or `budgets: equal`.",
+        )
+    count = min(max(windows * recipe.window // length, 1), (len(tokens) - recipe.sinks) // length)
+    first, rest = list(tokens[: recipe.sinks]), list(tokens[recipe.sinks :])
+    return torch.tensor([first + 2 * rest[i * length : (i + 1) * length] for i in range(count)])
+
+
+@torch.no_grad()
+def echo(canonical: ProgramGraphs, rows: Tensor, sinks: int, progress: Progress) -> list[Tensor]:
+    """What each pair of the first reading is worth in the second, [n,Hkv,L] for every layer; rows [n, s + 2L]."""
+    program = widened(canonical, "CANONICAL")
+    run = find_trainer().runner
+    positions = torch.arange(rows.shape[1]).expand(rows.shape).contiguous()
+    known = materialise(only_embed(program), "cpu")
+    values = run(program.embed)({**known, "tokens": rows, "positions": positions})
+    found = []
+    for i, block in enumerate(program.layout):
+        progress("measuring budgets", i / len(program.layout))
+        own = materialise(only_block(program, i), "cpu")
+        bound = {port: own[key] for port, key in block.params.items()}
+        heard = _Echo((rows.shape[1] - sinks) // 2)
+        values |= run(program.classes[block.cls].wake, replaced={ATTENTION: heard})({**values, **bound})
+        found.append(heard.worth)
+    progress("measuring budgets", 1.0)
+    return found
+
+
+class _Echo:
+    """Stands in for `sleepc::attention`, and notes what the last L queries give to the L tokens before them."""
+
+    worth: Tensor  # [B,Hkv,L]
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
+        """attention(q, k, v, ..): [B,Hq,T,dv]."""
+        window = slice(-2 * self.window, -self.window)
+        each = [p[:, -self.window :, window].amax(1) for p in weights(q, k, *rest, **options)]
+        self.worth = group(torch.stack(each, 1), k.shape[1]).amax(2)
+        return attention(q, k, v, *rest, **options)
+
+
+def _shares(worth: Tensor, slots: int, tokens: int) -> Tensor:
+    """How many slots heads get in a text of `TEXT` tokens if the best pairs of `tokens` get them: worth [H, tokens]
+    -> [H].
+    """
+    best = min(max(slots * tokens // TEXT, 1), worth.numel())
+    chosen = torch.zeros(worth.numel(), dtype=torch.bool)
+    chosen[worth.flatten().topk(best).indices] = True
+    return chosen.view(worth.shape).sum(1).double() * slots / best
+
+
+def _limited(counts: Tensor, slots: int, most: int) -> list[int]:
+    """Whole numbers of no more than `most` whose sum is `slots` (or as many as fit); what is cut off goes to the others
+    in proportion, and what is left then one by one.
+    """
+    left = counts.clone()
+    for _ in range(len(counts)):
+        over = left > most
+        free = ~over
+        room = slots - most * int(over.sum())
+        if not over.any() or not free.any() or not float(left[free].sum()):
+            break
+        left = torch.where(over, float(most), left * room / left[free].sum())
+    whole = left.floor().clamp(max=most).long()
+    order = torch.argsort(left - whole, descending=True, stable=True)
+    for i in order[: max(slots - int(whole.sum()), 0)].tolist():
+        whole[i] += int(whole[i]) < most
+    return [int(n) for n in whole]

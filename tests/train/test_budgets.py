@@ -1,0 +1,78 @@
+"""Slots go to the heads that look back at a window when it comes again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sleepc
+from sleepc.errors import UsageError
+from sleepc.passes.plan import budgets
+from sleepc.progress import silent
+from sleepc.recipe import make_recipe
+from sleepc.train.budgets import _limited, _shares, echo, measured_budgets
+from tests.families import VOCAB, WINDOW, family
+
+SINKS = 2
+
+
+def recipe(slots: int = 3, **options: Any) -> Any:
+    return make_recipe({"window": WINDOW, "sinks": SINKS, "keep": {"slots": slots}, **options})
+
+
+def test_what_a_pair_is_worth_is_the_greatest_weight_of_the_second_reading() -> None:
+    """Against the model's own weights, which transformers gives."""
+    subject = family("llama")
+    rows = torch.randint(0, VOCAB, (3, SINKS + WINDOW), generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([rows, rows[:, SINKS:]], 1)
+    model: Any = subject.module
+    model.config._attn_implementation = "eager"
+    with torch.no_grad():
+        weights = model(input_ids=rows, output_attentions=True).attentions
+    found = echo(subject.canonical, rows, SINKS, silent)
+    for layer, wanted in zip(found, weights, strict=True):
+        second = wanted[:, :, -WINDOW:, SINKS : SINKS + WINDOW].amax(2)
+        assert torch.allclose(layer.double(), second.unflatten(1, (2, -1)).amax(2).double(), atol=1e-5)
+
+
+def test_the_best_pairs_get_the_slots() -> None:
+    worth = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.6, 0.2, 0.1, 0.1], [0.0, 0.0, 0.0, 0.05]])
+    assert _shares(worth, 1536, 4).tolist() == [3 * 384, 384, 0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "slots", "most", "wanted"),
+    [
+        ([6.0, 3.0, 3.0], 12, 100, [6, 3, 3]),
+        ([10.0, 1.0, 1.0], 12, 6, [6, 3, 3]),
+        ([2.5, 2.5, 1.0], 6, 100, [3, 2, 1]),
+        ([9.0, 0.0, 0.0], 9, 4, [4, 1, 1]),
+    ],
+)
+def test_slots_are_whole_and_limited(counts: list[float], slots: int, most: int, wanted: list[int]) -> None:
+    assert _limited(torch.tensor(counts), slots, most) == wanted
+
+
+def test_a_conversion_stores_the_numbers() -> None:
+    subject = family("llama")
+    program = sleepc.convert(subject.module, {"window": WINDOW, "sinks": SINKS, "keep": 3})
+    keep = program.recipe.keep
+    assert keep is not None
+    assert isinstance(keep.budgets, tuple)
+    assert [len(each) for each in keep.budgets] == [2, 2, 2]
+    assert sum(map(sum, keep.budgets)) == 3 * 6
+    assert [program.graphs.sizes(i).get("S", 0) for i in range(3)] == [sum(each) for each in keep.budgets]
+
+
+def test_layers_with_a_window_of_their_own_get_none() -> None:
+    canonical = family("gemma2").canonical
+    found = measured_budgets(canonical, recipe(), list(range(40)), silent)
+    assert [len(each) for each in found] == [0, 2, 0]
+    assert budgets(recipe(keep={"slots": 3, "budgets": found}).keep, [0, 2, 0])
+
+
+def test_too_little_text_is_refused() -> None:
+    with pytest.raises(UsageError, match="say nothing about what heads look for"):
+        measured_budgets(family("llama").canonical, recipe(), [1, 2, 3], silent)
