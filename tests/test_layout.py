@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "hf": {"ir", "ops", "capture", "json_file", "manifest", "whole_folder"},
     "verify": {"masks", "ir", "memory", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
-    "tasks": {"ir", "memory", "ops", "passes", "runtime", "hf", "recipe", "verify", "output_place"},
+    "tasks": {"ir", "memory", "ops", "passes", "runtime", "hf", "recipe", "verify", "output_place", "json_file"},
     "train": {
         *("ir", "memory", "ops", "passes", "backends", "runtime", "verify", "tasks", "hf"),
         *("recipe", "manifest", "digests", "artifact", "whole_file", "whole_folder", "json_file", "folder_lock"),

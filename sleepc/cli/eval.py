@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepc.backends.table import DEFAULT
 from sleepc.cli.display import Display, err, number, out, print_json
-from sleepc.cli.evaluation_task import DISTANCES, EXAMPLES, STREAMS, Evaluation, prepare, read_asked
-from sleepc.cli.option_groups import flag, switch, with_options
-from sleepc.cli.options import BACKEND, Artifact
+from sleepc.cli.eval_options import EvalOptions
+from sleepc.cli.evaluation_task import QUESTIONS, Evaluation, prepare, read_asked
+from sleepc.cli.option_groups import with_options
+from sleepc.cli.options import Artifact
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,28 +27,6 @@ CONSTANT = "constant"  # the column of who always says the same
 SHOWN = ("accuracy", "exact", "margin", "log_prob", "perplexity")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """What is asked of which models."""
-
-    task: str = flag("perplexity, retrieval, copy, or one that `sleepc tasks` lists.", default=...)
-    sweep: str | None = flag("Also evaluate with other numbers of replay passes: passes=1,2,4.")
-    against: str | None = flag("The model to measure full attention with.")
-    text: Path | None = flag("A text file to read; Python's help topics by default.")
-    distances: str | None = flag(f"Distances in windows ({DISTANCES}); perplexity reads up to the largest.")
-    samples: int | None = flag(
-        f"Streams, with one item at every distance ({STREAMS}), or examples ({EXAMPLES}).", min=1, max=10000
-    )
-    settings: list[str] | None = flag(
-        "A setting of the task, such as width=8 or steps=1,2,4; may be given several times.", "--set"
-    )
-    seed: int = flag("Seed of what is planted, and where.", default=0, min=0)
-    plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
-    device: str = flag("cpu or cuda.", default="cpu")
-    backend: str = flag(BACKEND, default=DEFAULT)
-    as_json: bool = switch("Print one JSON object.", "--json")
-
-
 @with_options
 def evaluate(artifact: Artifact, options: EvalOptions) -> None:
     """Measure what a model still knows by how long ago it was read, or how well it solves a task: converted, with memories off, and with full attention.
@@ -58,8 +35,17 @@ def evaluate(artifact: Artifact, options: EvalOptions) -> None:
     """
     from sleepc.cli.subjects import subject_of
     from sleepc.tasks.plot import check_plot
+    from sleepc.tasks.ruler import RULER
 
     started = time.perf_counter()
+    if options.task in (QUESTIONS, *RULER):
+        from sleepc.cli.questions import evaluate_questions
+
+        evaluate_questions(artifact, options, started)
+        return
+    for option, value in (("--questions", options.questions), ("--answer", options.answer)):
+        if value is not None:
+            raise UsageError(f"{options.task} has no use for {option}", where=option, fix=f"Leave {option} out.")
     text, seed, plot = options.text, options.seed, options.plot
     asked = read_asked(options.task, options.samples, seed, options.distances, text, options.settings)
     passes = _passes(options.sweep)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sleepc.tasks.source import Source
     from sleepc.tasks.task import Row, Task, TaskName
 
+QUESTIONS = "questions"  # a task of its own kind: see cli/questions.py
+ANSWER = 20  # tokens
 DISTANCES = "0.5,1,2,4,8"
 STREAMS, EXAMPLES = 4, 50  # how many are read where no number is given
 ROOM = 64  # random tokens of a stream beside those of its distances: more than anything that is planted has
@@ -53,7 +55,9 @@ def read_asked(
     from sleepc.tasks.task import TASKS
 
     if name not in (*TASKS, *PUZZLES):
-        raise UsageError(f"unknown task {name!r}", where="--task", fix=f"Tasks: {', '.join((*TASKS, *PUZZLES))}.")
+        raise UsageError(
+            f"unknown task {name!r}", where="--task", fix=f"Tasks: {', '.join((*TASKS, QUESTIONS, *PUZZLES))}."
+        )
     if name in PUZZLES:
         for option, value in (("--text", text), ("--distances", distances)):
             if value is not None:

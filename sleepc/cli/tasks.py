@@ -50,10 +50,11 @@ def tasks(
 
 def _list(settings: list[str] | None, as_json: bool) -> None:
     from sleepc.tasks.puzzles import PUZZLES
+    from sleepc.tasks.ruler import RULER
 
     if settings:
         raise UsageError("--set only applies to tasks", where="--set", fix="Name the task: sleepc tasks NAME --set ...")
-    lines = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in PUZZLES.items()}
+    lines = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in {**PUZZLES, **RULER}.items()}
     if as_json:
         print_json(lines)
         return

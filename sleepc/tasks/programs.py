@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from sleepc.errors import UsageError
@@ -13,6 +15,9 @@ from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe, make_recipe
+from sleepc.runtime.steps import Steps
+
+PIECE = 512  # tokens
 
 
 def with_passes(program: ProgramGraphs, recipe: Recipe, passes: int) -> ProgramGraphs:
@@ -54,3 +59,16 @@ def full_attention(canonical: ProgramGraphs, tokens: int) -> ProgramGraphs:
     window = min(tokens, canonical.max_positions or tokens)
     recipe = make_recipe({"window": window, "sinks": 0, "overrides": [{"layers": "all", "strategy": "leave"}]})
     return run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+
+
+def full_attention_for(canonical: ProgramGraphs, make: Callable[[ProgramGraphs], Steps]) -> Callable[[int], Steps]:
+    """Full attention for any number of tokens: programs for so many, in steps of PIECE, are made when needed."""
+    made: dict[int, Steps] = {}
+
+    def steps(tokens: int) -> Steps:
+        size = -(-tokens // PIECE) * PIECE
+        if size not in made:
+            made[size] = make(full_attention(canonical, size))
+        return made[size]
+
+    return steps

@@ -35,7 +35,12 @@ PUZZLES: Mapping[str, type[Puzzle]] = {
 
 def make_puzzle(name: str, settings: Sequence[str] = ()) -> Puzzle:
     """The puzzle `name` (one of PUZZLES) with settings as `width=8` or `steps=1,2`. Raises UsageError for others."""
-    kind: Any = PUZZLES[name]
+    puzzle: Puzzle = with_settings(PUZZLES[name], name, settings)
+    return puzzle
+
+
+def with_settings(kind: Any, name: str, settings: Sequence[str]) -> Any:
+    """An object of the class `kind`, whose fields are settings, with those that are given. See make_puzzle."""
     defaults = settings_of(kind())
     found: Settings = {}
     for setting in settings:
@@ -46,11 +51,10 @@ def make_puzzle(name: str, settings: Sequence[str] = ()) -> Puzzle:
             known = ", ".join(f"{k}={spell_setting(v)}" for k, v in defaults.items())
             raise UsageError(f"{name} cannot be set {setting!r}", where="--set", fix=f"Its settings are {known}.")
         found[key] = numbers if several else numbers[0]
-    puzzle: Puzzle = kind(**found)
-    return puzzle
+    return kind(**found)
 
 
-def settings_of(puzzle: Puzzle) -> Settings:
+def settings_of(puzzle: object) -> Settings:
     """The settings by name."""
     return {field.name: getattr(puzzle, field.name) for field in fields(puzzle)}  # type: ignore[arg-type]
 

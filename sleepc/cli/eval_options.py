@@ -1,0 +1,37 @@
+"""The options of `sleepc eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sleepc.backends.table import DEFAULT
+from sleepc.cli.evaluation_task import ANSWER, DISTANCES, EXAMPLES, STREAMS
+from sleepc.cli.option_groups import flag, switch
+from sleepc.cli.options import BACKEND
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What is asked of which models."""
+
+    task: str = flag("perplexity, retrieval, copy, questions, or one that `sleepc tasks` lists.", default=...)
+    sweep: str | None = flag("Also evaluate with other numbers of replay passes: passes=1,2,4.")
+    against: str | None = flag("The model to measure full attention with.")
+    text: Path | None = flag("A text file to read; Python's help topics by default.")
+    distances: str | None = flag(f"Distances in windows ({DISTANCES}); perplexity reads up to the largest.")
+    samples: int | None = flag(
+        f"Streams, with one item at every distance ({STREAMS}), or examples ({EXAMPLES}).", min=1, max=10000
+    )
+    settings: list[str] | None = flag(
+        "A setting of the task, such as width=8 or steps=1,2,4; may be given several times.", "--set"
+    )
+    questions: Path | None = flag(
+        "Texts with questions, as JSON lines (--task questions); the project's own by default."
+    )
+    answer: int | None = flag(f"Tokens of an answer (--task questions; {ANSWER}).", min=1, max=1000)
+    seed: int = flag("Seed of what is planted, and where.", default=0, min=0)
+    plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
+    device: str = flag("cpu or cuda.", default="cpu")
+    backend: str = flag(BACKEND, default=DEFAULT)
+    as_json: bool = switch("Print one JSON object.", "--json")

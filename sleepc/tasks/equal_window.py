@@ -1,0 +1,52 @@
+"""The sliding window that a program has to beat: the original's weights, no memory, and as many bytes of state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sleepc.errors import UsageError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.runner import run_stages
+from sleepc.recipe import Recipe, make_recipe
+
+
+def equal_window(canonical: ProgramGraphs, recipe: Recipe, most: int) -> ProgramGraphs:
+    """A sliding window with the recipe's sinks, as wide as `most` bytes of state allow, or as the model has positions.
+
+    Raises UsageError where not even a window of one token fits.
+    """
+
+    def sliding(window: int) -> ProgramGraphs:
+        options = recipe.model_dump(include={"sinks", "last_position", "own_windows", "rope_factors"})
+        overrides = [{"layers": "all", "strategy": "leave"}]
+        plan = make_recipe({**options, "window": window, "overrides": overrides})
+        return run_stages(canonical, rewrite_stages(plan, len(canonical.layout)))
+
+    positions = canonical.max_positions
+    return widest(sliding, most, most if positions is None else max(positions - recipe.sinks, 1))
+
+
+def widest(sliding: Callable[[int], ProgramGraphs], most: int, limit: int) -> ProgramGraphs:
+    """Of windows up to `limit` the widest whose state has at most so many bytes, which grow with it (in pieces that are
+    straight, so that a line through the last two tried says where to look).
+    """
+    best, low, high = sliding(1), 1, limit + 1  # low fits, high does not or is not to be had
+    if best.state_bytes() > most:
+        raise UsageError(
+            f"no sliding window has as few as {most} bytes of state: one of a token has {best.state_bytes()}"
+        )
+    guess = 2
+    while low + 1 < high:
+        tried = sliding(min(max(guess, low + 1), high - 1))
+        width, size = tried.window, tried.state_bytes()
+        if size > most:
+            high = width
+            guess = (low + high) // 2
+            continue
+        slope = max((size - best.state_bytes()) / (width - low), 1)
+        guess = width + int((most - size) / slope)
+        best, low = tried, width
+        if guess == low:  # the next wider one would be too large, if it goes on straight
+            guess = low + 1
+    return best
