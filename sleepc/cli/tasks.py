@@ -11,6 +11,8 @@ from sleepc.cli.display import out, print_json
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sleepc.tasks.puzzle import Example
 
 Settings = Annotated[
@@ -29,12 +31,18 @@ def tasks(
     """Show what `sleepc eval --task NAME` asks: examples of a task, or the list of tasks."""
     from sleepc.tasks.puzzle import examples
     from sleepc.tasks.puzzles import PUZZLES, make_puzzle, settings_of, spell_setting
+    from sleepc.tasks.ruler import RULER
 
     if name is None:
         _list(settings, as_json)
         return
+    if name in RULER:
+        _show_ruler(name, count, seed, settings or (), as_json)
+        return
     if name not in PUZZLES:
-        raise UsageError(f"there are no examples of {name!r}", fix=f"Tasks with examples: {', '.join(PUZZLES)}.")
+        raise UsageError(
+            f"there are no examples of {name!r}", fix=f"Tasks with examples: {', '.join((*PUZZLES, *RULER))}."
+        )
     puzzle = make_puzzle(name, settings or ())
     found = examples(puzzle, count, seed)
     chosen = settings_of(puzzle)
@@ -69,3 +77,21 @@ def _show(number: int, example: Example, by: str) -> None:
     for question in example.questions:
         asked, answer = text_of(question.asked).strip(), text_of(question.answer).strip()
         out.print(f"   {asked}  →  [bold]{answer}[/]   [dim]{by} {question.depth}[/]")
+
+
+def _show_ruler(name: str, count: int, seed: int, settings: Sequence[str], as_json: bool) -> None:
+    """Texts of RULER, whose length is counted in words here: an evaluation counts the model's tokens."""
+    from sleepc.tasks.puzzles import settings_of, spell_setting, with_settings
+    from sleepc.tasks.ruler import RULER, ruler_documents
+
+    kind = with_settings(RULER[name], name, settings)
+    chosen = settings_of(kind)
+    documents = ruler_documents(kind, count, seed, lambda text: len(text.split()))
+    if as_json:
+        print_json({"task": name, "settings": chosen, "seed": seed, "examples": [asdict(each) for each in documents]})
+        return
+    out.print(f"[bold]{name}[/]  {'  '.join(f'{key}={spell_setting(value)}' for key, value in chosen.items())}")
+    for i, document in enumerate(documents, 1):
+        out.print(f"\n[bold]{i}[/]  {document.text}", highlight=False)
+        for question in document.questions:
+            out.print(f"   {question.question}  →  [bold]{' '.join(question.answers)}[/]", highlight=False)

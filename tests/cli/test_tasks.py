@@ -8,6 +8,7 @@ import re
 import pytest
 
 from sleepc.tasks.puzzles import PUZZLES
+from sleepc.tasks.ruler import RULER
 from tests.cli.models import ROOT, run_here
 
 
@@ -15,9 +16,9 @@ def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     code, said, _ = run_here(capsys, "tasks")
     assert code == 0
     lines = said.splitlines()
-    assert [line.split()[0] for line in lines] == list(PUZZLES)
+    assert [line.split()[0] for line in lines] == [*PUZZLES, *RULER]
     assert all(len(line.split()) > 5 for line in lines)
-    assert list(json.loads(run_here(capsys, "tasks", "--json")[1])) == list(PUZZLES)
+    assert list(json.loads(run_here(capsys, "tasks", "--json")[1])) == [*PUZZLES, *RULER]
 
 
 @pytest.mark.parametrize("name", PUZZLES)

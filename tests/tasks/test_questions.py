@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
+from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray
 from sleepc.tasks.answering import Answering
-from sleepc.tasks.equal_window import equal_window
+from sleepc.tasks.equal_window import equal_window, widest
 from sleepc.tasks.keywords import last_end, stands_in
 from sleepc.tasks.programs import full_attention_for
 from sleepc.tasks.question_file import Document, Question, own_questions, parse_questions
@@ -161,16 +163,15 @@ def test_a_given_answer_is_judged_in_the_state_that_the_text_left(
     found, given = prompts(21, ASKED), [(4, 1, 8, 2, 6), (1,), ()]
     answers = Answering(4).answer(load(step), found, given)
     for asked, wanted, (_, nll) in zip(ASKED, given, answers, strict=True):
-        session_logits = load_session(step, [*found.read, *asked, *wanted])
+        session_logits = logits_of_stream(step, [*found.read, *asked, *wanted])
         end = len(session_logits) - 1
         by_hand = mean_surprise(session_logits[end - len(wanted) : end], wanted) if wanted else np.nan
         assert nll == pytest.approx(by_hand, abs=1e-6, nan_ok=True)
 
 
-def load_session(step: Any, ids: list[int]) -> FloatArray:
-    from sleepc.runtime.session import Session
-
-    return Session(load(step)).feed([ids], logits="all")[0]
+def logits_of_stream(step: Any, ids: list[int]) -> FloatArray:
+    logits: FloatArray = Session(load(step)).feed([ids], logits="all")[0]
+    return logits
 
 
 def test_an_answer_ends_with_an_end_and_has_no_hole() -> None:
@@ -222,17 +223,42 @@ def test_nothing_that_counts_gives_no_figure_and_no_warning() -> None:
     assert (figures["counted"], figures["share"], figures["nll"], figures["gap_se"]) == (0, None, None, None)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_the_sliding_window_has_at_most_as_many_bytes_and_one_token_more_has_more(name: str) -> None:
     step, recipe = family(name).convert()
-    for most in (step.state_bytes(), step.state_bytes() + 777):
-        sliding = equal_window(family(name).canonical, recipe, most)
-        assert sliding.state_bytes() <= most
-        wider, _ = family(name).convert(
-            window=sliding.window + 1, sinks=recipe.sinks, overrides=[{"layers": "all", "strategy": "leave"}]
-        )
-        assert wider.state_bytes() > most
-        assert sliding.window > step.window, "the memory's bytes make it wider"
+    most = step.state_bytes() + 77
+    sliding = equal_window(family(name).canonical, recipe, most)
+    assert sliding.state_bytes() <= most
+    leave = [{"layers": "all", "strategy": "leave"}]
+    wider, _ = family(name).convert(window=sliding.window + 1, sinks=recipe.sinks, overrides=leave)
+    assert wider.state_bytes() > most
+    assert sliding.window > step.window, "the memory's bytes make it wider"
+
+
+@dataclass
+class Sized:
+    """A program of so many bytes, as far as a search sees it."""
+
+    window: int
+    bent: int = 40
+
+    def state_bytes(self) -> int:
+        return 100 + 3 * self.window + 5 * min(self.window, self.bent)
+
+
+@pytest.mark.parametrize("most", [108, 115, 116, 300, 419, 420, 421, 500, 1000, 50_000])
+def test_the_widest_window_is_found_with_few_tries(most: int) -> None:
+    """Bytes grow with it at two rates: some layers have windows of their own."""
+    tried: list[int] = []
+
+    def sliding(window: int) -> Any:
+        tried.append(window)
+        return Sized(window)
+
+    found = widest(sliding, most, 5000)
+    wanted = max(width for width in range(1, 5001) if Sized(width).state_bytes() <= most)
+    assert found.window == wanted
+    assert len(tried) == len(set(tried)) < 20
 
 
 def test_the_sliding_window_is_no_wider_than_the_model_has_positions_and_refused_below_a_token() -> None:
