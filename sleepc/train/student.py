@@ -18,6 +18,7 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import parameter_in
 from sleepc.tasks.lessons import NOTHING
+from sleepc.train.divergence import alone, divergence
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
 from sleepc.train.parameters import linear_keys, tied_keys
 from sleepc.train.settings import StageName
@@ -194,14 +195,18 @@ def _distil(
     student: Student, steps: TrainingSteps, window: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """KL from the teacher on all logits."""
-    assert student.teacher is not None
-    logits, state = steps.wake_tensors(state, window.tokens, window.lengths, "all")
+    teacher, words, real = student.teacher, student.words, window.real()
+    assert teacher is not None
+    values, state = steps.hidden(state, window.tokens, window.lengths)
+    slept = sleep_after(steps, window, state, passes)
+    if alone(steps) and alone(teacher) and real.any() and not student.checkpointing:
+        return divergence(steps, values, teacher, lesson, real, words), 0, slept
+    logits = steps.logits(values, window.lengths, "all")
     with torch.no_grad():
-        wanted = student.teacher.logits(lesson, window.lengths, "all")
+        wanted = teacher.logits(lesson, window.lengths, "all")
     assert logits is not None
     assert wanted is not None
-    words = student.words
-    return kl_sum(wanted[..., :words], logits[..., :words], window.real()), 0, sleep_after(steps, window, state, passes)
+    return kl_sum(wanted[..., :words], logits[..., :words], real), 0, slept
 
 
 def _surprise(

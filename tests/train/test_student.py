@@ -17,6 +17,7 @@ from sleepc.api import Program, convert
 from sleepc.backends.eager.backend import load
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
+from sleepc.train.divergence import alone
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
 from sleepc.train.student import LOW, Carry, Computing, Segment, Student, parts_of
@@ -86,6 +87,25 @@ def test_the_distillation_loss_is_the_divergence_of_a_session_from_the_original(
         full, ours = (x.log_softmax(-1) for x in _logits(program, ids))
         expected += float((full.exp() * (full - ours)).sum())
     assert _loss(_student(program), "distil", pieces) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "replace", "insert"])
+@pytest.mark.parametrize("words", [None, VOCAB - 5])
+def test_a_gradient_that_is_computed_with_the_loss_is_that_of_the_whole_logits(
+    strategy: str, words: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = _student(_program(strategy=strategy))
+    student.words = words
+    assert alone(student.bound("own"))
+    monkeypatch.setattr("sleepc.train.divergence.ROWS", 4)
+    found = _loss(student, "distil", _pieces(LENGTH, 13)), _gradients(student, "distil")
+    monkeypatch.setattr("sleepc.train.student.alone", lambda steps: False)
+    plain = _loss(student, "distil", _pieces(LENGTH, 13)), _gradients(student, "distil")
+    assert found[0] == pytest.approx(plain[0], rel=1e-12)
+    assert found[1].keys() == plain[1].keys()
+    assert any(g.abs().max() > 0 for g in plain[1].values())
+    for key, gradient in plain[1].items():
+        torch.testing.assert_close(found[1][key], gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_the_lengthening_loss_is_the_surprise_of_a_session(program: Program) -> None:
