@@ -11,6 +11,7 @@ import torch
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.states import with_role
 from sleepc.ir.types import TensorType, TupleType
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.analysis.dependence import find_dependence
@@ -21,8 +22,11 @@ from sleepc.verify.subject import Subject
 
 
 def rounding_chooses(program: ProgramGraphs) -> bool:
-    """Is the program in half precision, and does a layer make integers or truth values of what it computes?"""
-    return program.dtype.itemsize < 4 and any(_chooses(cls.wake) for cls in program.classes.values())
+    """Is the program in half precision, and does a layer make integers or truth values of what it computes, or choose
+    the pairs that it keeps?
+    """
+    classes = program.classes.values()
+    return program.dtype.itemsize < 4 and any(_chooses(c.wake) or with_role(c.states, "kept") for c in classes)
 
 
 def in_float32(subject: Subject, *, with_original: bool) -> Subject:

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.eager.backend import load
+from sleepc.cli.picture.facts import facts_of
 from sleepc.errors import UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.graph import is_call
@@ -38,6 +39,7 @@ from sleepc.runtime.steps import Steps
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.rounding import rounding_chooses
 from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream, state_of
 from sleepc.verify.verify import make_streams
@@ -280,3 +282,16 @@ def test_no_state_of_a_rule_has_the_name_of_a_port(name: str) -> None:
     made = replace(RULES["delta"], name="other", states={name: State(matrix)})
     with pytest.raises(UsageError, match=f"{name}.*is taken"):
         register_rule(made)
+
+
+def test_half_precision_is_verified_in_float32() -> None:
+    """Keys that are rounded otherwise are other choices."""
+    assert rounding_chooses(convert(dtype=torch.bfloat16)[0])
+    assert not rounding_chooses(convert(dtype=torch.bfloat16, keep=None)[0])
+    assert not rounding_chooses(convert(dtype=torch.float32)[0])
+
+
+def test_a_picture_is_drawn_of_blocks_with_other_budgets() -> None:
+    program, recipe = convert(keep=UNEQUAL)
+    facts = facts_of(inspect_program(family("llama").canonical, program, recipe), program, recipe)
+    assert sum(part.state_bytes * len(part.blocks) for part in facts.parts()) <= program.state_bytes()

@@ -38,7 +38,9 @@ class MemoryFacts:
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """Neighbouring blocks of one class. `kept`: tokens that attention keeps in addition to the sinks, 0 if it is gone."""
+    """Neighbouring blocks of one class. `kept`: tokens that attention keeps in addition to the sinks, 0 if it is gone.
+    `state_bytes` of each block, on average where blocks keep different numbers of pairs.
+    """
 
     blocks: tuple[int, ...]
     info: BlockInfo
@@ -137,7 +139,7 @@ def _part(blocks: tuple[int, ...], seen: Inspection, program: ProgramGraphs, rec
         kept=max(slots - recipe.sinks, 0),
         everything=slots > recipe.sinks + recipe.window and slots == program.max_positions,
         memory=_memory(cls, recipe.plan(len(program.layout))[blocks[0]].rule),
-        state_bytes=sum(spec.bytes_per_row() for spec in cls.states),
+        state_bytes=sum(s.bytes_per_row() for s in program.all_states() if s.block in blocks) // len(blocks),
     )
 
 
