@@ -293,5 +293,5 @@ def test_half_precision_is_verified_in_float32() -> None:
 
 def test_a_picture_is_drawn_of_blocks_with_other_budgets() -> None:
     program, recipe = convert(keep=UNEQUAL)
-    facts = facts_of(inspect_program(family("llama").canonical, program, recipe), program, recipe)
+    facts = facts_of("llama", inspect_program(family("llama").canonical, program, recipe), program, recipe)
     assert sum(part.state_bytes * len(part.blocks) for part in facts.parts()) <= program.state_bytes()
