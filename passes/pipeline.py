@@ -33,6 +33,7 @@ from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
 from sleepc.passes.keep.registry import check as check_keep
 from sleepc.passes.lower.find_rms_norm import FindRmsNorm
+from sleepc.passes.lower.find_rotary import FindRotary
 from sleepc.passes.plan import Groups, check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
@@ -150,4 +151,4 @@ def _sleeping(recipe: Recipe, memories: Groups) -> AddSleep:
 
 def lower_stages() -> tuple[Stage, ...]:
     """STEP -> LOWERED, for targets that have kernels of the operators that only this level has."""
-    return (Stage("lower", "LOWERED", (FindRmsNorm(),)),)
+    return (Stage("lower", "LOWERED", (FindRmsNorm(), FindRotary())),)

@@ -27,7 +27,9 @@ def _is_idle_cast(node: Any) -> bool:
 
 
 def factors(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """The two sides of a call that does not care for their order, both ways."""
+    """The two sides of a call that does not care for their order, both ways; none of one with a factor (alpha)."""
+    if node.kwargs or len(node.args) > 2:
+        return
     a, b = node.args[:2]
     yield a, b
     yield b, a

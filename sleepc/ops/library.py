@@ -130,6 +130,10 @@ def _rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def _same(state: Sequence[Tensor]) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in state]
 
@@ -198,6 +202,7 @@ _define(
 )
 _define("(Tensor x) -> Tensor", functional.l2norm, _l2norm)
 _define("(Tensor x, Tensor weight, *, float eps) -> Tensor", functional.rms_norm, _rms_norm)
+_define("(Tensor x, Tensor cos, Tensor sin) -> Tensor", functional.rotary, _rotary)
 _define(
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor[] state, Tensor[]? gates=None, *, str rule,"
     " float scale, int chunk=64) -> Tensor[]",

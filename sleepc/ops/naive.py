@@ -232,6 +232,16 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     return torch.stack(rows).reshape(x.shape) if rows else x.double()
 
 
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pair by pair: (x_i, x_(i + D/2)) turned by the angle whose cosine and sine are column i of the tables."""
+    half, out = x.shape[-1] // 2, x.double().clone()
+    for i in range(half):
+        a, b = x[..., i].double(), x[..., i + half].double()
+        c, s = cos[..., i].double().unsqueeze(1), sin[..., i].double().unsqueeze(1)
+        out[..., i], out[..., i + half] = a * c - b * s, b * c + a * s
+    return out
+
+
 def _tokens(rule: Rule, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, gates: Sequence[Tensor] | None) -> Tokens:
     named = {"k": k, "v": v, "g": g, "beta": beta, **dict(zip(_others(rule), gates or (), strict=True))}
     return {name: named[name].double() for name in ("k", "v", *rule.gates)}

@@ -98,3 +98,10 @@ def test_l2norm_is_computed_wide() -> None:
 def test_rms_norm_equals_its_meaning(size: int, rows: int) -> None:
     x, weight = normal(rows, 2, size), normal(size, seed=1)
     assert worst(functional.rms_norm(x, weight, eps=1e-3), naive.rms_norm(x, weight, eps=1e-3)) < 1e-14
+
+
+@few
+@given(half=st.integers(1, 3), tokens=st.integers(0, 3))
+def test_rotary_equals_its_meaning(half: int, tokens: int) -> None:
+    x, cos, sin = normal(2, 3, tokens, 2 * half), normal(2, tokens, 2 * half, seed=1), normal(2, tokens, 2 * half, seed=2)
+    assert worst(functional.rotary(x, cos, sin), naive.rotary(x, cos, sin)) < 1e-14

@@ -93,6 +93,7 @@ def _cases(tokens: int) -> list[Case]:
         Case("short_conv", conv),
         Case("l2norm", (normal(2, tokens, 3),)),
         Case("rms_norm", (normal(2, tokens, 3), normal(3, seed=1)), {"eps": 1e-5}),
+        Case("rotary", (normal(2, 3, tokens, 4), normal(2, tokens, 4, seed=1), normal(2, tokens, 4, seed=2))),
         *_memory_cases(tokens),
     ]
 
