@@ -11,9 +11,10 @@ A pass that finds nothing to do returns 0; there are no conditions in the lists.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
+from sleepc.ir.levels import LOWERED
 from sleepc.passes.base import Stage
 from sleepc.passes.blocks.cut_blocks import CutBlocks
 from sleepc.passes.blocks.drop_unused_params import DropUnusedParams
@@ -32,8 +33,10 @@ from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
 from sleepc.passes.keep.registry import check as check_keep
+from sleepc.passes.lower.drop_unread import DropUnread
 from sleepc.passes.lower.find_rms_norm import FindRmsNorm
 from sleepc.passes.lower.find_rotary import FindRotary
+from sleepc.passes.lower.join_linears import JoinLinears
 from sleepc.passes.plan import Groups, check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
@@ -149,6 +152,7 @@ def _sleeping(recipe: Recipe, memories: Groups) -> AddSleep:
     return AddSleep(recipe.window, recipe.sinks, recipe.eviction, recipe.consolidation, memories, score)
 
 
-def lower_stages() -> tuple[Stage, ...]:
-    """STEP -> LOWERED, for targets that have kernels of the operators that only this level has."""
-    return (Stage("lower", "LOWERED", (FindRmsNorm(), FindRotary())),)
+def lower_stages(kernels: Collection[str] = LOWERED) -> tuple[Stage, ...]:
+    """STEP -> LOWERED, for a target that has `kernels` of these operators, out of those that only this level has."""
+    found = {"rms_norm": FindRmsNorm(), "rotary": FindRotary(), "linears": JoinLinears()}
+    return (Stage("lower", "LOWERED", (*(each for name, each in found.items() if name in kernels), DropUnread())),)

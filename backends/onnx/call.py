@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -16,9 +16,6 @@ from sleepc.backends.onnx.weights import Weight
 from sleepc.errors import UsageError
 from sleepc.ir.levels import aten as aten
 from sleepc.ir.types import TensorType
-
-if TYPE_CHECKING:
-    from sleepc.backends.onnx.joins import Join
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Operators = Literal["ort", "portable"]
@@ -47,7 +44,6 @@ class Call:
     values: Mapping[fx.Node, Any]
     style: Style
     passes: ir.Value | None = None  # how often a sleep replays its window, where that is an input
-    joins: Mapping[fx.Node, Join] = field(default_factory=dict)  # see joins.py
 
     @property
     def out(self) -> TensorType:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import onnx_ir as ir
 import torch
 
-from sleepc.backends.onnx.call import Call, aten, fuses, translates
+from sleepc.backends.onnx.call import Call, aten, ours, translates
 from sleepc.backends.onnx.emit import MICROSOFT, declare
-from sleepc.backends.onnx.joins import Join
 from sleepc.backends.onnx.quantise import BLOCK
 from sleepc.backends.onnx.weights import Form, Keys, Weight
 from sleepc.errors import UsageError
-from sleepc.ir.graph import is_call
 from sleepc.ir.types import TensorType
 
 # accuracy_level of MatMulNBits. Activations become int8 in blocks: half the time for one token, where the bytes of
@@ -74,45 +72,32 @@ def _tied(c: Call, key: str) -> ir.Value | None:
     return e.cast(product, torch.float32) if half else product
 
 
-@fuses(aten.linear.default)
-def joined_linear(c: Call) -> ir.Value | None:
-    """One of several maps of a value, which are one product."""
-    join = c.joins.get(c.node)
-    if join is None:
-        return None
-    if "flat" not in join.parts:
-        whole = _whole(c, join)
-        join.parts["flat"] = list(c.e.several("Split", len(join.members), whole, c.e.ints(*join.sizes), axis=-1))
-    return join.parts["flat"][join.members.index(c.node)]
+@translates(ours.linears.default)
+def linears(c: Call) -> Sequence[ir.Value]:
+    """Maps of one value as one product, which is split: by features, or by heads where these are wanted."""
+    e, width, results = c.e, int(c.raw("width", 0)), c.node.meta["type"].items
+    sizes = [int(node.meta["type"].dims[0]) for node in c.nodes_at(1)]
+    whole, dims = _whole(c, sizes), c.type(0).dims[:-1]
+    if width:
+        heads = [size // width for size in sizes]
+        split = e.reshape(whole, (*dims, sum(sizes)), (*dims, sum(heads), width))
+        parts = e.several("Split", len(heads), e.transpose(split, (0, 2, 1, 3)), e.ints(*heads), axis=1)
+    else:
+        parts = e.several("Split", len(sizes), whole, e.ints(*sizes), axis=-1)
+    for part, type_ in zip(parts, results, strict=True):
+        declare(part, e.named(type_))
+    return parts
 
 
-@fuses(aten.transpose.int)
-def joined_heads(c: Call) -> ir.Value | None:
-    """The same for projections that are split into heads: [B, T, sum of H*D] -> [B, H, T, D] each."""
-    reshaped = c.node_at(0)
-    source: Any = reshaped.args[0] if is_call(reshaped, aten.reshape.default, aten.view.default) else None
-    join = c.joins.get(source)
-    width = join.head_width() if join else None
-    if join is None or width is None:
-        return None
-    if "heads" not in join.parts:
-        dims = source.meta["type"].dims[:2]
-        heads = [size // width for size in join.sizes]
-        split = c.e.reshape(_whole(c, join), (*dims, sum(join.sizes)), (*dims, sum(heads), width))
-        rows = c.e.transpose(split, (0, 2, 1, 3))
-        join.parts["heads"] = list(c.e.several("Split", len(heads), rows, c.e.ints(*heads), axis=1))
-    return join.parts["heads"][join.members.index(source)]
-
-
-def _whole(c: Call, join: Join) -> ir.Value:
-    """All maps of a join in one: [.., sum of outputs]."""
-    first = join.members[0]
-    width = int(first.args[1].meta["type"].dims[1])  # type: ignore[union-attr]
-    product = _map(c, c.value(first.args[0]), join.keys, (sum(join.sizes), width))  # type: ignore[arg-type]
-    whole = c.e("Add", product, c.e.weight(join.bias_keys)) if join.bias_keys else product
-    type_: TensorType = first.meta["type"]
+def _whole(c: Call, sizes: Sequence[int]) -> ir.Value:
+    """All maps in one: [.., sum of outputs]."""
+    keys = tuple(weight.key for weight in c.raw(1))
+    x: TensorType = c.type(0)
+    product = _map(c, c.tensor(0), keys, (sum(sizes), int(x.dims[-1])))
+    biases = c.raw(2) if len(c.node.args) > 2 else None
+    whole = c.e("Add", product, c.e.weight(tuple(bias.key for bias in biases))) if biases else product
     if whole.shape is None:
-        declare(whole, c.e.named(replace(type_, dims=(*type_.dims[:-1], sum(join.sizes)))))
+        declare(whole, c.e.named(replace(x, dims=(*x.dims[:-1], sum(sizes)))))
     return whole
 
 

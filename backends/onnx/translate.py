@@ -26,7 +26,6 @@ from sleepc.backends.onnx import (  # noqa: F401  (they fill the tables)
 )
 from sleepc.backends.onnx.call import FUSED, TRANSLATIONS, Call, Style, ours
 from sleepc.backends.onnx.emit import Emitter, declare
-from sleepc.backends.onnx.joins import find_joins
 from sleepc.backends.onnx.weights import Weight
 from sleepc.errors import UsageError
 from sleepc.ir.dims import Polynomial, add, format_dim, multiply, parse_dim
@@ -51,13 +50,12 @@ def translate(
     """
     values: dict[fx.Node, Any] = {node: ports[name] for name, node in graph.ports().items()}
     columns = {graph.results()[name] for name in graph.ports("state") if style.columns and is_column(graph, name)}
-    joins = find_joins(graph, values, e) if style.ops == "ort" else {}
     for node in graph.calls():
         if node in columns:
             call = Call(e, node, values, style)
             values[node] = Written(call.tensor(1, call.type(0).dtype))
             continue
-        values[node] = _call(Call(e, node, values, style, passes, joins))
+        values[node] = _call(Call(e, node, values, style, passes))
     return {name: _as_value(e, values[node], node) for name, node in graph.results().items()}
 
 

@@ -97,7 +97,7 @@ OURS = (
     "replay",
 )
 # What passes/lower finds: at level LOWERED only.
-_LOWERED = ("rms_norm", "rotary")
+LOWERED = ("rms_norm", "rotary", "linears")
 SIZE_OPERATORS: dict[str, Callable[..., Any]] = {
     "sym.add": python.add,
     "sym.sub": python.sub,
@@ -182,7 +182,7 @@ def table() -> dict[str, Callable[..., Any]]:
 def lowered_table() -> dict[str, Callable[..., Any]]:
     """What level LOWERED has besides."""
     importlib.import_module("sleepc.ops")
-    return {f"sleepc.{name}": _overload("sleepc", name) for name in _LOWERED}
+    return {f"sleepc.{name}": _overload("sleepc", name) for name in LOWERED}
 
 
 @cache

@@ -134,6 +134,13 @@ def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _linears(x: Tensor, weights: Sequence[Tensor], *_: Any, width: int = 0) -> list[Tensor]:
+    rows, sizes = x.shape[:-1], [weight.shape[0] for weight in weights]
+    if width:
+        return [x.new_empty(rows[0], size // width, rows[1], width) for size in sizes]
+    return [x.new_empty(*rows, size) for size in sizes]
+
+
 def _same(state: Sequence[Tensor]) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in state]
 
@@ -203,6 +210,11 @@ _define(
 _define("(Tensor x) -> Tensor", functional.l2norm, _l2norm)
 _define("(Tensor x, Tensor weight, *, float eps) -> Tensor", functional.rms_norm, _rms_norm)
 _define("(Tensor x, Tensor cos, Tensor sin) -> Tensor", functional.rotary, _rotary)
+_define(
+    "(Tensor x, Tensor[] weights, Tensor[]? biases=None, *, int width=0) -> Tensor[]",
+    functional.linears,
+    _linears,
+)
 _define(
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor[] state, Tensor[]? gates=None, *, str rule,"
     " float scale, int chunk=64) -> Tensor[]",

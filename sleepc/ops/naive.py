@@ -242,6 +242,19 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def linears(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, *, width: int = 0
+) -> list[Tensor]:
+    """Output by output; with `width` so many of them are a head."""
+    results = []
+    for i, weight in enumerate(weights):
+        columns = [(x.double() * row.double()).sum(-1) for row in weight]
+        y = torch.stack(columns, -1) + (biases[i].double() if biases else 0.0)
+        heads = [y[..., at : at + width] for at in range(0, y.shape[-1], width)] if width else []
+        results.append(torch.stack(heads, 1) if heads else y)
+    return results
+
+
 def _tokens(rule: Rule, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, gates: Sequence[Tensor] | None) -> Tokens:
     named = {"k": k, "v": v, "g": g, "beta": beta, **dict(zip(_others(rule), gates or (), strict=True))}
     return {name: named[name].double() for name in ("k", "v", *rule.gates)}

@@ -106,3 +106,13 @@ def test_rotary_equals_its_meaning(half: int, tokens: int) -> None:
     x = normal(2, 3, tokens, 2 * half)
     cos, sin = (normal(2, tokens, 2 * half, seed=seed) for seed in (1, 2))
     assert worst(functional.rotary(x, cos, sin), naive.rotary(x, cos, sin)) < 1e-14
+
+
+@few
+@given(tokens=st.integers(0, 3), width=st.sampled_from((0, 1, 2)), biased=st.booleans())
+def test_linears_equal_their_meaning(tokens: int, width: int, biased: bool) -> None:
+    maps, biases = [normal(4, 3, seed=1), normal(2, 3, seed=2)], [normal(4, seed=3), normal(2, seed=4)]
+    given = (normal(2, tokens, 3), maps, biases if biased else None)
+    for got, want in zip(functional.linears(*given, width=width), naive.linears(*given, width=width), strict=True):
+        assert got.shape == want.shape
+        assert worst(got, want) < 1e-14

@@ -87,12 +87,15 @@ def _memory_cases(tokens: int) -> list[Case]:
 def _cases(tokens: int) -> list[Case]:
     lengths = torch.tensor([tokens, max(tokens - 1, 0)])
     conv = (normal(2, tokens, 3), normal(3, 4, seed=1), normal(2, 3, 3, seed=2), lengths)
+    maps = [normal(4, 3, seed=1), normal(2, 3, seed=2)]
     return [
         *_attention_cases(tokens),
         *_window_cases(tokens),
         Case("short_conv", conv),
         Case("l2norm", (normal(2, tokens, 3),)),
         Case("rms_norm", (normal(2, tokens, 3), normal(3, seed=1)), {"eps": 1e-5}),
+        Case("linears", (normal(2, tokens, 3), maps)),
+        Case("linears", (normal(2, tokens, 3), maps, [normal(4, seed=3), normal(2, seed=4)]), {"width": 2}, "heads"),
         Case("rotary", (normal(2, 3, tokens, 4), normal(2, tokens, 4, seed=1), normal(2, tokens, 4, seed=2))),
         *_memory_cases(tokens),
     ]

@@ -7,7 +7,7 @@ memory with an argument (except `write_slots_`).
 
 from sleepc.ops.functional.attention import attention, kept_attention, window_attention
 from sleepc.ops.functional.features import l2norm, short_conv
-from sleepc.ops.functional.lowered import rms_norm, rotary
+from sleepc.ops.functional.lowered import linears, rms_norm, rotary
 from sleepc.ops.functional.memory import delta_rule, delta_rule_read, replay
 from sleepc.ops.functional.windows import window_bias, window_mask, window_slots, write_slots, write_slots_
 
@@ -17,6 +17,7 @@ __all__ = [
     "delta_rule_read",
     "kept_attention",
     "l2norm",
+    "linears",
     "replay",
     "rms_norm",
     "rotary",

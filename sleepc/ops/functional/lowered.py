@@ -1,9 +1,12 @@
-"""What passes/lower makes of patterns: the same numbers, to the bit, as the operators that it stands for."""
+"""What passes/lower makes of patterns: the numbers of the operators that it stands for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -23,3 +26,14 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     cos, sin = (torch.cat([table.chunk(2, -1)[0]] * 2, -1).unsqueeze(1) for table in (cos, sin))
     return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def linears(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, *, width: int = 0
+) -> list[Tensor]:
+    """Linear maps of one value: x [.., d], weights [n_i, d], biases [n_i] -> [.., n_i] each.
+
+    With `width` D of x [B, T, d] as heads: [B, n_i / D, T, D] each.
+    """
+    results = [functional.linear(x, *each) for each in (zip(weights, biases, strict=True) if biases else zip(weights))]
+    return [y.unflatten(-1, (-1, width)).transpose(1, 2).contiguous() for y in results] if width else results
