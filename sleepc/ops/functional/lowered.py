@@ -36,4 +36,7 @@ def linears(
     With `width` D of x [B, T, d] as heads: [B, n_i / D, T, D] each.
     """
     results = [functional.linear(x, *each) for each in (zip(weights, biases, strict=True) if biases else zip(weights))]
-    return [y.unflatten(-1, (-1, width)).transpose(1, 2).contiguous() for y in results] if width else results
+    if not width:
+        return results
+    heads = [y.unflatten(-1, (-1, width)).transpose(1, 2) for y in results]
+    return [y.clone(memory_format=torch.contiguous_format) for y in heads]
