@@ -97,9 +97,12 @@ class TrainingBackend(Backend):
 
 @dataclass(frozen=True)
 class Draft:
-    """An empty folder to write into, `tokens` to read in the checks, and the identity of the artifact."""
+    """An empty folder to write into; the program at level STEP, which the checks compare with, reading `tokens`; and
+    the identity of the artifact.
+    """
 
     folder: Path
+    step: ProgramGraphs
     tokens: Sequence[int]
     identity: str = ""
     progress: Progress = silent
@@ -154,14 +157,15 @@ class Target(ABC):
 
     @abstractmethod
     def lowering(self, program: ProgramGraphs, options: Any) -> tuple[Stage, ...]:
-        """The passes between a program at level STEP and the one that is written. Raises UsageError for a program that
-        is not exported.
+        """The stages between a program at level STEP and the one that is written: those that leave it at STEP, then
+        those of passes/lower that this target has operators for (`pipeline.lower_stages`). Raises UsageError for a
+        program that is not exported.
         """
 
     @abstractmethod
     def write(self, program: ProgramGraphs, options: Any, draft: Draft) -> Written:
         """Write a lowered program, and check what the files compute. Raises SleepcError if that is not what the program
-        does: the folder is then not to be used.
+        before it was lowered does: the folder is then not to be used.
         """
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,35 @@ def run_stages(
     or broke it.
     """
     program = program.clone()
-    trial = Trial(tokens, program) if tokens is not None else None
-    step = 0
-    for stage in stages:
-        for each in stage.passes:
-            progress(each.name, None)
-            _run_pass(program, each, stage.level, trial)
-            step += 1
-            if dump is not None:
-                dump_program(program, dump / f"{step:02d}-{each.name}")
-        program.level = stage.level
-        check_program(program, full=True)
+    for step, each in enumerate(walk(program, stages, progress=progress, tokens=tokens), 1):
+        if dump is not None:
+            dump_program(program, dump / f"{step:02d}-{each.name}")
     return program
 
 
-def _run_pass(program: ProgramGraphs, each: Pass, level: Level, trial: Trial | None) -> None:
+def walk(
+    program: ProgramGraphs,
+    stages: Sequence[Stage],
+    *,
+    progress: Progress = silent,
+    tokens: Sequence[int] | None = None,
+    full: bool = False,
+) -> Iterator[Pass]:
+    """Change `program` pass by pass, and yield each once it has run. See `run_stages`; with `full` all types are
+    inferred anew after every pass.
+    """
+    trial = Trial(tokens, program) if tokens is not None else None
+    for stage in stages:
+        for i, each in enumerate(stage.passes, 1):
+            progress(each.name, None)
+            _run_pass(program, each, stage.level, trial, full=full)
+            if i == len(stage.passes):
+                program.level = stage.level
+                check_program(program, full=True)
+            yield each
+
+
+def _run_pass(program: ProgramGraphs, each: Pass, level: Level, trial: Trial | None, *, full: bool) -> None:
     for fact in each.requires:
         if not fact.holds(program):
             raise SleepcError(f"{each.name} needs a program {fact.words}", where=f"level {program.level}")
@@ -65,7 +79,7 @@ def _run_pass(program: ProgramGraphs, each: Pass, level: Level, trial: Trial | N
             raise SleepcError(
                 f"the pass says {count} rewrites, but the program {'has' if changed else 'has not'} changed"
             )
-        check_program(program, full=False, level=level)
+        check_program(program, full=full, level=level)
         if trial is not None:
             trial.check(each, program)
     except SleepcError as error:

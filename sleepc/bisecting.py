@@ -24,9 +24,9 @@ from sleepc.models import find_model
 from sleepc.passes.analysis.own_windows import exact_tokens
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.front.make_functional import SharedMemory
-from sleepc.passes.pipeline import front_stages, functional, rewrite_stages
+from sleepc.passes.pipeline import front_stages, functional, lower_stages, rewrite_stages
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
-from sleepc.passes.runner import run_stages
+from sleepc.passes.runner import walk
 from sleepc.progress import Progress
 from sleepc.recipe import Recipe
 from sleepc.train.adapter import merge_maps, trained_weights
@@ -173,30 +173,31 @@ def bisect(
     program = _walk(found, captured, front_stages(recipe.rope_factors), probe, progress)
     if program is not None:
         program = _walk(found, program, rewrite_stages(recipe, len(program.layout)), probe, progress)
+    if program is not None:
+        _walk(found, program, lower_stages(), probe, progress)  # what is exported, and not what is stored
     return found, program
 
 
 def _walk(
     found: Bisection, program: ProgramGraphs, stages: Sequence[Stage], probe: Probe, progress: Progress
 ) -> ProgramGraphs | None:
-    for stage in stages:
-        for each in stage.passes:
-            progress(each.name, None)
-            alone = Stage(stage.name, stage.level if each is stage.passes[-1] else program.level, (each,))
-            try:
-                program = run_stages(program, (alone,))
-            except (UsageError, SharedMemory):
-                raise
-            except SleepcError as error:
-                found.rows.append(Row(each.name, "", None, False, f"the pass broke the program: {error.what}"))
-                return None
-            if program.beyond is not None and probe.chosen is not None:
-                probe.wanted, probe.chosen = probe.chosen, None
-            row = probe(each.name, _rewrites(each, program), program)
-            if isinstance(each, ReplaceAttention) and each.groups and probe.found is not None:
-                row = replace(row, ok=True, detail="attention is replaced: later programs are compared with this one")
-                probe.wanted = probe.found
-            found.rows.append(row)
+    program = program.clone()
+    walked = walk(program, stages, progress=progress, full=True)
+    for each in [each for stage in stages for each in stage.passes]:
+        try:
+            next(walked)
+        except (UsageError, SharedMemory):
+            raise
+        except SleepcError as error:
+            found.rows.append(Row(each.name, "", None, False, f"the pass broke the program: {error.what}"))
+            return None
+        if program.beyond is not None and probe.chosen is not None:
+            probe.wanted, probe.chosen = probe.chosen, None
+        row = probe(each.name, _rewrites(each, program), program)
+        if isinstance(each, ReplaceAttention) and each.groups and probe.found is not None:
+            row = replace(row, ok=True, detail="attention is replaced: later programs are compared with this one")
+            probe.wanted = probe.found
+        found.rows.append(row)
     return program
 
 

@@ -13,8 +13,9 @@ from sleepc.backends.table import find_target
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import copy_tokenizer
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
-from sleepc.progress import Progress
+from sleepc.progress import Progress, silent
 from sleepc.whole_folder import check_free, written_beside
 
 ENOUGH = 64  # tokens of a text, which is read again and again if it is too short
@@ -57,6 +58,7 @@ class Request:
     text: str | None
     tokens: Sequence[int] | None
     force: bool
+    dump_graphs: Path | None = None
 
 
 def export_program(program: Exportable, asked: Request, progress: Progress) -> Exported:
@@ -72,13 +74,23 @@ def export_program(program: Exportable, asked: Request, progress: Progress) -> E
         where = "--text" if asked.tokens is None else "--tokens"
         raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give at least {ENOUGH} tokens.")
     program.check_bytes()
-    graphs = run_stages(program.graphs, target.lowering(program.graphs, chosen), progress=progress)
+    step, lowered = lower(program.graphs, target.lowering(program.graphs, chosen), progress, asked.dump_graphs)
     with written_beside(folder, force=asked.force, mark=target.mark) as draft:
-        written = target.write(graphs, chosen, Draft(draft, read, program.identity, progress))
+        written = target.write(lowered, chosen, Draft(draft, step, read, program.identity, progress))
         tokenizer = program.folder()
         if tokenizer is not None:
             copy_tokenizer(tokenizer, draft)
     return Exported(folder, written.files, written.report, time.perf_counter() - started)
+
+
+def lower(
+    program: ProgramGraphs, stages: Sequence[Stage], progress: Progress = silent, dump: Path | None = None
+) -> tuple[ProgramGraphs, ProgramGraphs]:
+    """What a target writes, before and after the stages that lead beyond level STEP."""
+    same = [stage for stage in stages if stage.level == "STEP"]
+    rest = [stage for stage in stages if stage.level != "STEP"]
+    step = run_stages(program, same, progress=progress, dump=dump / "export" if dump else None)
+    return step, run_stages(step, rest, progress=progress, dump=dump / "lower" if dump else None)
 
 
 def options_of(target: Target, given: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""A program at level STEP -> ONNX files in a folder."""
+"""A program at level LOWERED -> ONNX files in a folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
-from torch import fx
 
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import MICROSOFT
@@ -21,9 +19,7 @@ from sleepc.backends.onnx.weights import FILE, Weights
 from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
-from sleepc.memory.registry import find as find_rule
-from sleepc.passes.pipeline import lower_stages
-from sleepc.passes.runner import run_stages
+from sleepc.passes.analysis.sleeps import passes_of, replays, sinks_of
 from sleepc.version import __version__
 
 OPSETS = {"ort": {"": 23, MICROSOFT: 1}, "portable": {"": 18}}
@@ -31,7 +27,7 @@ IR_VERSION = 10
 NAMES = {dtype.value: name for dtype, name in ((ir.DataType.FLOAT, "f32"), (ir.DataType.INT64, "i64"))}
 
 
-def lower(
+def write_files(
     program: ProgramGraphs,
     folder: Path,
     style: Style,
@@ -40,12 +36,9 @@ def lower(
     identity: str = "",
     written: dict[str, tuple[Any, Any]] | None = None,
 ) -> Manifest:
-    """Lower a program at level STEP, and write wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program
+    """Write a lowered program as wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program
     has a loop), weights.bin. `written` is told what each weight of the file is (see Weights).
-
-    Checks of the files run the program as it was before: they find what a lowering pass does wrong, too.
     """
-    program = run_stages(program, lower_stages() if style.ops == "ort" else ())
     weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program))
     weights.written = {} if written is None else written
     wake = wake_graph(program, weights, style)
@@ -91,34 +84,6 @@ def _states(program: ProgramGraphs, wake: Step, asleep: Step) -> list[State]:
         )
         for s in program.all_states()
     ]
-
-
-def passes_of(program: ProgramGraphs) -> int:
-    """N: how many passes a sleep of this program makes over its window."""
-    if program.loop is not None:
-        return program.loop.passes
-    return max((int(str(node.kwargs["passes"])) for node in _replays(program)), default=1)
-
-
-def replays(program: ProgramGraphs) -> bool:
-    """Is a sleep of another number of passes of use? Where each replay corrects what is written, and no block runs
-    again, whose memories were made for their number of passes.
-    """
-    found = _replays(program)
-    return program.loop is None and bool(found) and all(find_rule(str(n.kwargs["rule"])).corrects for n in found)
-
-
-def sinks_of(program: ProgramGraphs) -> int:
-    """How many tokens attention keeps for ever."""
-    slots = torch.ops.sleepc.window_slots.default
-    found = [int(str(node.kwargs["sinks"])) for node in program.embed.calls() if node.target is slots]
-    return max(found, default=0)
-
-
-def _replays(program: ProgramGraphs) -> list[fx.Node]:
-    sleeps = [cls.sleep for cls in program.classes.values() if cls.sleep is not None]
-    replay = torch.ops.sleepc.replay.default
-    return [node for graph in sleeps for node in graph.calls() if node.target is replay]
 
 
 def _save(step: Step, path: Path, style: Style) -> GraphFile:

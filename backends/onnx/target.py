@@ -80,17 +80,17 @@ class OnnxTarget(Target):
             raise UsageError(reason, where=f"--to {self.name}")
 
     def lowering(self, program: ProgramGraphs, options: Options) -> tuple[Stage, ...]:
-        """See `Target.lowering`: what is exported is in float32."""
+        """See `Target.lowering`: what is exported is in float32; plain operators have no kernels for patterns."""
         import torch
 
         from sleepc.passes.adapt.retype import Retype
         from sleepc.passes.base import Stage
+        from sleepc.passes.pipeline import LOWERED, lower_stages
 
         if program.dtype == torch.float64:
             raise UsageError("a float64 program is not exported", fix="Convert it with --dtype float32.")
-        if program.dtype == torch.float32:
-            return ()
-        return (Stage("retype", "STEP", (Retype(torch.float32),)),)
+        typed = () if program.dtype == torch.float32 else (Stage("retype", "STEP", (Retype(torch.float32),)),)
+        return (*typed, *lower_stages(LOWERED if options.ops == "ort" else ()))
 
     def write(self, program: ProgramGraphs, options: Options, draft: Draft) -> Written:
         """See `Target.write`: weights are checked by value, and what ONNX Runtime computes against the eager backend.
@@ -99,14 +99,14 @@ class OnnxTarget(Target):
         from sleepc.backends.onnx.check.check import check
         from sleepc.backends.onnx.check.weights import Written as Weights
         from sleepc.backends.onnx.host_instructions import instructions_of
-        from sleepc.backends.onnx.lower import lower
+        from sleepc.backends.onnx.lower import write_files
 
         draft.progress("lowering", None)
         weights: Weights = {}
         style, folder = style_of(options), draft.folder
-        manifest = lower(program, folder, style, ep=options.ep, identity=draft.identity, written=weights)
+        manifest = write_files(program, folder, style, ep=options.ep, identity=draft.identity, written=weights)
         manifest = manifest.model_copy(update={"rules": instructions_of(manifest)})
-        report = check(program, folder, manifest, weights, draft.tokens, draft.progress)
+        report = check(draft.step, folder, manifest, weights, draft.tokens, draft.progress)
         if not report.ok:
             fix = "Use a wider --precision." if report.only_rounding else "Please report the model and these figures."
             raise SleepcError(report.failures(), fix=f"Nothing was written. {fix}")
@@ -141,10 +141,12 @@ def style_of(options: Options) -> Style:
 
 def _lowered(program: ProgramGraphs, folder: Path, *, style: dict[str, Any]) -> Steps:
     from sleepc.backends.onnx.call import Style
-    from sleepc.backends.onnx.lower import lower
+    from sleepc.backends.onnx.lower import write_files
     from sleepc.backends.onnx.steps import OnnxSteps
+    from sleepc.passes.runner import run_stages
 
-    return OnnxSteps(folder, lower(program, folder, Style(**style)), threads=1)
+    stages = TARGET.lowering(program, Options(ops=style.get("ops", "ort")))
+    return OnnxSteps(folder, write_files(run_stages(program, stages), folder, Style(**style)), threads=1)
 
 
 TARGET = OnnxTarget()

@@ -14,6 +14,7 @@ from sleepc.cli.display import Display, err, out, print_json, size
 from sleepc.cli.input_text import read_options
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.options import Artifact
+from sleepc.output_place import check_folder_inside
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +30,7 @@ class ExportOptions:
     force: bool = switch("Replace an export that exists.", "--force")
     text: Path | None = flag("A text file to read in the checks; Python's help topics by default.")
     tokens: Path | None = flag("A file of token ids to read instead of a text: 12 7 30 …", "--tokens")
+    dump_graphs: Path | None = flag("Write the program's text after every pass of the lowering into this directory.")
     as_json: bool = switch("Print one JSON object.", "--json")
 
 
@@ -60,15 +62,17 @@ def export(
 ) -> None:
     """Write files that run without PyTorch, and check them: weights by value, and what a runtime computes with them."""
     from sleepc import api
+    from sleepc.exporting import Request, export_program
 
     display = Display(err if options.as_json else out)
     words, ids = read_options(options.text, options.tokens)
+    if options.dump_graphs is not None:
+        check_folder_inside(options.dump_graphs, "--dump-graphs")
     chosen = {name: value for name, value in vars(given).items() if value is not None}
+    asked = Request(options.output, to, chosen, words, ids, options.force, options.dump_graphs)
     program = api.load(artifact)
     with display.doing("export"):
-        exported = program.export(
-            options.output, to=to, text=words, tokens=ids, force=options.force, progress=display, **chosen
-        )
+        exported = export_program(program, asked, display)
     if options.as_json:
         print_json({"output": str(exported.path), "report": exported.report, "seconds": exported.seconds})
     else:

@@ -53,6 +53,7 @@ COMMANDS = {
     "distil -o": ("distil", "ARTIFACT", "--text", "TEXT", "-o", "PLACE"),
     "train -o": ("train", "ARTIFACT", "--text", "TEXT", "-o", "PLACE"),
     "export -o": ("export", "ARTIFACT", "--to", "onnx", "-o", "PLACE"),
+    "export --dump-graphs": ("export", "ARTIFACT", "--to", "onnx", "--dump-graphs", "PLACE"),
     "run --state": ("run", "ARTIFACT", "w1", "--state", "PLACE"),
     "chat --state": ("chat", "ARTIFACT", "--state", "PLACE"),
     "eval --plot": ("eval", "ARTIFACT", "--task", "copy", "--plot", "PLACE"),

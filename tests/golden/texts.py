@@ -21,7 +21,7 @@ from sleepc.ir.states import StateSpec
 from sleepc.ir.text import print_graph
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.ir.weights import Param
-from sleepc.passes.pipeline import front_stages, rewrite_stages
+from sleepc.passes.pipeline import front_stages, lower_stages, rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import make_recipe
 from tests.families import WINDOW, make_module
@@ -45,7 +45,8 @@ def written(model: str | None = None) -> dict[str, str]:
 
 def made(model: str) -> dict[str, str]:
     """The texts of a model as this checkout makes them, by their paths in FOLDER: `model/stage.txt` after the stages
-    that all recipes share, `model/recipe.stage.txt` after those of a recipe. Every pass is held to its effect.
+    that all recipes share, `model/recipe.stage.txt` after those of a recipe. Every pass is held to its effect,
+    those that lower a program included, which have no text here.
     """
     module = make_module(model)
     program = capture_flat(module, values=module)
@@ -59,6 +60,8 @@ def made(model: str) -> dict[str, str]:
         for stage in rewrite_stages(make_recipe({"window": WINDOW, "sinks": 2, **options}), len(canonical.layout)):
             before, program = program, run_stages(program, (stage,), tokens=TOKENS)
             texts[f"{model}/{name}.{stage.name}.txt"] = print_program(program, before)
+        if name == "parallel":
+            run_stages(program, lower_stages(), tokens=TOKENS)
     return texts
 
 

@@ -20,12 +20,12 @@ from torch import nn
 import sleepc as package
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.installed import missing_exporter
-from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import Refusal, SleepcError, SleepcWarning, UsageError
 from sleepc.hf.load import load_module, max_positions
 from sleepc.hf.resolve import resolve
 from sleepc.runtime.session import Session
+from tests.backends.onnx.exports import lower
 from tests.families import SMALL, make_module
 from tests.same import assert_same_logits, assert_same_program
 

@@ -24,13 +24,13 @@ from sleepc.backends.onnx.check.reading import Found, Other, Reading, tokens_nee
 from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
-from sleepc.backends.onnx.lower import passes_of
 from sleepc.backends.onnx.manifest import Kept, Manifest, Replaced
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.backends.report import Report
 from sleepc.errors import SleepcError
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.analysis.sleeps import passes_of
 from sleepc.progress import Progress
 from sleepc.runtime.steps import IntArray
 

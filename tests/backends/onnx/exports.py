@@ -7,12 +7,16 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from sleepc.backends.onnx.call import Style
-from sleepc.backends.onnx.lower import lower
+from sleepc.backends.onnx.lower import write_files
 from sleepc.backends.onnx.manifest import Manifest
+from sleepc.backends.onnx.target import TARGET, Options
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.runner import run_stages
 from sleepc.verify.shake import shaken
 from tests.conformance.cases import RECIPES
 from tests.families import WINDOW, family
@@ -24,6 +28,12 @@ atexit.register(FOLDERS.close)
 def new_folder() -> Path:
     """An empty folder, removed when the process ends."""
     return Path(FOLDERS.enter_context(TemporaryDirectory()))
+
+
+def lower(program: ProgramGraphs, folder: Path, style: Style, **more: Any) -> Manifest:
+    """A program at level STEP as files of a style, unchecked."""
+    lowered = run_stages(program, TARGET.lowering(program, Options(ops=style.ops)))
+    return write_files(lowered, folder, style, **more)
 
 
 @cache

@@ -13,11 +13,11 @@ import torch
 from sleepc.api import capture
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.cuda import CUDA, DeviceSteps
-from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Columns, Manifest
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.session import Session
+from tests.backends.onnx.exports import lower
 from tests.families import VOCAB, Family, make_module
 
 CPU = "CPUExecutionProvider"

@@ -27,7 +27,6 @@ from sleepc.backends.onnx.check.quality import Quality
 from sleepc.backends.onnx.check.reading import Found, tokens_needed
 from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
-from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.backends.onnx.target import TARGET, Options
@@ -39,6 +38,7 @@ from sleepc.ir.weights import HeldTensor
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
+from tests.backends.onnx.exports import lower
 from tests.families import VOCAB, make_module
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, VOCAB, 96)]

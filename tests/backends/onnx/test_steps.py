@@ -16,7 +16,6 @@ import torch
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.host_instructions import instructions_of
-from sleepc.backends.onnx.lower import lower
 from sleepc.backends.onnx.manifest import Columns
 from sleepc.backends.onnx.state import write_columns
 from sleepc.backends.onnx.steps import OnnxSteps, available_threads
@@ -26,6 +25,7 @@ from sleepc.runtime.sampling import Sampling, candidates
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Array, Logits, Steps
 from sleepc.verify.shake import shaken
+from tests.backends.onnx.exports import lower
 from tests.families import VOCAB, family
 
 TOLERANCE = 1e-4
