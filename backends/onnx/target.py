@@ -83,9 +83,10 @@ class OnnxTarget(Target):
         """See `Target.lowering`: what is exported is in float32; plain operators have no kernels for patterns."""
         import torch
 
+        from sleepc.ir.levels import LOWERED
         from sleepc.passes.adapt.retype import Retype
         from sleepc.passes.base import Stage
-        from sleepc.passes.pipeline import LOWERED, lower_stages
+        from sleepc.passes.pipeline import lower_stages
 
         if program.dtype == torch.float64:
             raise UsageError("a float64 program is not exported", fix="Convert it with --dtype float32.")

@@ -25,7 +25,8 @@ class DropUnread(Pass):
         """The number of inputs and results forgotten."""
         pairs = [(graph, giver) for graph, giver in givers(program) if giver is not None]
         count = sum(_drop_inputs(graph) for graph, _ in pairs)
-        needed = defaultdict(lambda: {"h", *(spec.name for spec in program.states)})
+        states = {spec.name for spec in program.states}
+        needed: defaultdict[int, set[str]] = defaultdict(lambda: {"h", *states})
         for graph, giver in pairs:
             needed[id(giver)] |= {*graph.ports("input")}
         return count + sum(_drop_results(giver, needed[id(giver)]) for giver in {id(g): g for _, g in pairs}.values())

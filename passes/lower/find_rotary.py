@@ -101,7 +101,7 @@ def _repeats(table: fx.Node, giver: Graph | None) -> bool:
     """Does the last dimension hold the same numbers twice? It does where it is made, number by number, from a value
     joined to itself.
     """
-    node = origin(through(table), giver)
+    node: Any = origin(through(table), giver)
     while is_call(node, *POINTWISE, *MULTIPLY):
         side = _scaled(node) if is_call(node, *MULTIPLY) else node.args[0]
         if side is None:

@@ -72,8 +72,8 @@ def _params(node: fx.Node) -> list[str]:
         return []
     weights = [each for each in node.args[1:] if each is not None]
     ports = [each.meta.get("port") for each in weights if isinstance(each, fx.Node)]
-    fit = len(ports) == len(weights) and all(port is not None and port.kind in ("param", "const") for port in ports)
-    return [port.name for port in ports] if fit else []
+    names = [port.name for port in ports if port is not None and port.kind in ("param", "const")]
+    return names if len(names) == len(weights) else []
 
 
 def _replace(graph: Graph, members: list[fx.Node]) -> None:

@@ -191,5 +191,5 @@ def test_an_export_for_cuda_without_a_kernel_is_refused(tmp_path: Path, monkeypa
     without = table.model_copy(update={"kernels": {**table.kernels, "": standard}})
     monkeypatch.setattr("sleepc.backends.onnx.kernels.cuda_table", lambda: without)
     with pytest.raises(SleepcError, match=r"CUDA has no kernel for wake\.onnx: ai\.onnx::Attention-23 on T1 = float"):
-        TARGET.write(program, Options(ep="cuda"), Draft(tmp_path, range(60)))
+        TARGET.write(program, Options(ep="cuda"), Draft(tmp_path, program, range(60)))
     assert not (tmp_path / MANIFEST).exists()
