@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
     from sleepc.train.learned import Teacher
+    from sleepc.train.share_slots import BudgetsReport
     from sleepc.train.training import Outcome
     from sleepc.verify.verify import VerifyReport
 
@@ -294,6 +295,20 @@ class Program:
         read = documents([Path(path) for path in text])
         self.check_bytes()
         return calibrate(self, read, settings, progress, Path(work) if work else None, resume)
+
+    @typed
+    def share_slots(self, text: Sequence[str | Path] = (), *, progress: Progress = silent) -> BudgetsReport:
+        """Measure on texts (made-up ones if none are given) how many pairs each KV head is to keep, and what is then
+        remembered; the program gets these budgets. Nothing is trained.
+
+        Raises UsageError for a program that keeps no pairs, and texts that are too short or not there.
+        """
+        from sleepc.train.share_slots import share_slots
+        from sleepc.train.texts import documents
+
+        read = documents([Path(path) for path in text]) if text else None
+        self.check_bytes()
+        return share_slots(self, read, progress)
 
     @typed
     def distil(

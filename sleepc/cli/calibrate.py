@@ -1,4 +1,4 @@
-"""`sleepc calibrate ARTIFACT --text FILE`."""
+"""`sleepc calibrate ARTIFACT --text FILE`, and `--only budgets`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,24 @@ if TYPE_CHECKING:
     from sleepc.train.calibrate import CalibrationReport
     from sleepc.train.layer_files import LayerReport, Range
 
+TOKENS, STEPS = 2048, 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
     """What memories are set by, and where the program goes."""
 
-    text: list[Path] = flag("A text file, a .jsonl file, or a folder of them; may be given several times.", default=...)
+    text: list[Path] | None = flag("A text file, a .jsonl file, or a folder of them; may be given several times.")
+    only: str | None = flag(
+        "`budgets`: share the slots of kept pairs anew among KV heads, and train nothing; --text is optional then.",
+        metavar="budgets",
+    )
+    plot: Path | None = flag("With --only budgets, draw them into this file (.svg or .png).")
     output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
-    tokens: int = flag("Tokens to learn from; as many again are held out to decide what is kept.", default=2048, min=1)
-    steps: int = flag("Local steps per layer; 0 only sets gates.", default=100, min=0)
+    tokens: int = flag(
+        "Tokens to learn from; as many again are held out to decide what is kept.", default=TOKENS, min=1
+    )
+    steps: int = flag("Local steps per layer; 0 only sets gates.", default=STEPS, min=0)
     against: str | None = flag("The original model, if it has moved.")
     resume: bool = switch("Skip the layers that were finished before an interruption.", "--resume")
     force: bool = switch("Replace an existing artifact at -o.", "--force")
@@ -39,9 +48,15 @@ class CalibrateOptions:
 def calibrate(artifact: Artifact, options: CalibrateOptions) -> None:
     """Set memories from what the original attends to, then train each layer alone towards it. Takes minutes on a laptop."""
     from sleepc import api
+    from sleepc.cli.budgets import Sharing, share
     from sleepc.train.layer_files import forget
 
+    _check(options)
     target, replace = options.output or artifact, options.force or options.output is None
+    if options.only is not None:
+        plot, as_json = options.plot, options.as_json
+        share(Sharing(artifact, options.text or [], target, replace, options.against, plot, as_json))
+        return
     program = api.load(artifact)
     display = Display(err)
     work = target.resolve().with_name(f".{target.resolve().name}.calibration")
@@ -50,7 +65,7 @@ def calibrate(artifact: Artifact, options: CalibrateOptions) -> None:
             if options.against is not None:
                 program.captured(display, program.load_original(options.against, display))
             report = program.calibrate(
-                options.text,
+                options.text or [],
                 tokens=options.tokens,
                 steps=options.steps,
                 work=work,
@@ -67,6 +82,24 @@ def calibrate(artifact: Artifact, options: CalibrateOptions) -> None:
         _tell(report, target)
     if not report.kept:
         raise typer.Exit(1)
+
+
+def _check(options: CalibrateOptions) -> None:
+    """Raises UsageError for options that do not go together."""
+    from sleepc.errors import UsageError
+
+    if options.only is None:
+        if not options.text:
+            raise UsageError("no text is given", where="--text", fix="Give one: --text FILE.")
+        if options.plot is not None:
+            raise UsageError("only budgets are drawn", where="--plot", fix="Leave it out, or add --only budgets.")
+        return
+    if options.only != "budgets":
+        raise UsageError(f"nothing named {options.only!r} is measured alone", where="--only", fix="--only budgets.")
+    trains = {"--tokens": options.tokens != TOKENS, "--steps": options.steps != STEPS, "--resume": options.resume}
+    for name, given in trains.items():
+        if given:
+            raise UsageError("nothing is trained with --only budgets", where=name, fix="Leave it out.")
 
 
 @contextmanager

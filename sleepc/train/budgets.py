@@ -24,7 +24,7 @@ from sleepc.ops.functional.heads import group
 from sleepc.passes.plan import may_keep
 from sleepc.passes.rewrite.kept_pairs import heads_that_keep
 from sleepc.progress import Progress
-from sleepc.recipe import Budgets, Recipe
+from sleepc.recipe import MAX_WINDOW, Budgets, Recipe
 from sleepc.train.local import only_block, only_embed
 from sleepc.train.statistics import ATTENTION, weights
 from sleepc.verify.rounding import widened
@@ -47,10 +47,16 @@ def measured_budgets(
     length = (rows.shape[1] - recipe.sinks) // 2
     found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, heads, strict=True) if n])
     counts = _shares(found, recipe.keep.slots * len(found), len(rows) * length)
-    room = TEXT if canonical.max_positions is None else canonical.max_positions - recipe.sinks - 2 * recipe.window
-    shared = _limited(counts, recipe.keep.slots * len(found), max(min(room, TEXT), recipe.keep.slots))
+    most = max(min(room(canonical, recipe), TEXT), recipe.keep.slots)
+    shared = _limited(counts, recipe.keep.slots * len(found), most)
     each = iter(shared)
     return tuple(tuple(next(each) for _ in range(n)) for n in heads)
+
+
+def room(canonical: ProgramGraphs, recipe: Recipe) -> int:
+    """How many slots a KV head may have: what the model's positions leave beside sinks and two windows."""
+    limit = canonical.max_positions
+    return MAX_WINDOW if limit is None else limit - recipe.sinks - 2 * recipe.window
 
 
 def _twice(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], windows: int) -> Tensor:

@@ -1,0 +1,190 @@
+"""`sleepc calibrate --only budgets`: share a program's slots anew among its KV heads, and say what it then remembers.
+
+Nothing is trained. What is remembered is measured on a text that was not read for it, whose beginning comes again at
+the end: how much of what full attention gains by having it in view, over a window that has lost it, kept pairs give.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from sleepc.backends.table import find_trainer
+from sleepc.errors import UsageError
+from sleepc.hf.tokenizer import NoTokenizer
+from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.plan import budgets, may_keep
+from sleepc.passes.rewrite.kept_pairs import HEAD, heads_that_keep
+from sleepc.passes.runner import run_stages
+from sleepc.progress import Progress
+from sleepc.recipe import Budgets, Recipe
+from sleepc.tasks.asking import surprises
+from sleepc.tasks.programs import full_attention
+from sleepc.train.adapter import rank_of, with_rank
+from sleepc.train.budgets import measured_budgets, room
+from sleepc.train.planted_text import planted_text
+from sleepc.train.texts import Document
+from sleepc.verify.shake import without_memories
+
+if TYPE_CHECKING:
+    from sleepc.train.program import Trainable
+
+WINDOWS = 16  # that are read twice to see what heads look for
+BETWEEN = 6  # windows between a beginning and its return
+TEXTS = 4  # made-up ones, if none are given
+
+
+class Recall(BaseModel):
+    """What is remembered with `slots`, and what that takes: `share` of what full attention gains (1: all of it; None
+    where it gains nothing), state bytes of a sequence.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slots: int
+    share: float | None
+    state_bytes: int
+
+
+class BudgetsReport(BaseModel):
+    """The slots of every KV head of every layer; `before` those that the program had. `tokens` were read for them, and
+    `tokens_apart` to see what is remembered: `recall`, with half the slots, the slots
+    and, where positions allow it, twice as many.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slots: int
+    budgets: Budgets
+    before: Budgets
+    tokens: int
+    tokens_apart: int
+    recall: tuple[Recall, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return self.model_dump(mode="json")
+
+
+def share_slots(program: Trainable, documents: Iterator[Document] | None, progress: Progress) -> BudgetsReport:
+    """Measure budgets on texts (made-up ones for None), and give the program them: `graphs` and `recipe` change, and
+    trained values stay.
+
+    Raises UsageError for a program that keeps no pairs, and texts that are too short.
+    """
+    started = time.perf_counter()
+    keep = program.recipe.keep
+    if keep is None:
+        raise UsageError("the program keeps no pairs", where="--only budgets", fix="Convert it with --keep 128.")
+    canonical = program.captured(progress)
+    tokens = _tokens(program, documents)
+    apart = _returning(program, tokens)
+    learn = tokens[len(apart) :]
+    every = {
+        slots: measured_budgets(canonical, _with_slots(program.recipe, slots), learn, progress, WINDOWS)
+        for slots in sorted({max(keep.slots // 2, 1), keep.slots, 2 * keep.slots})
+        if slots <= max(keep.slots, room(canonical, program.recipe))
+    }
+    shares = _shares(program, canonical, every, apart, progress)
+    heads = heads_that_keep(canonical, may_keep(program.recipe.plan(len(canonical.layout))))
+    recipe = _with_slots(program.recipe, keep.slots, every[keep.slots])
+    program.graphs, program.recipe = converted_anew(program, canonical, recipe), recipe
+    found = BudgetsReport(
+        slots=keep.slots,
+        budgets=every[keep.slots],
+        before=budgets(keep, heads),
+        tokens=min(len(learn), WINDOWS * program.graphs.window),
+        tokens_apart=len(apart),
+        recall=shares,
+        seconds=time.perf_counter() - started,
+    )
+    program.report["budgets"] = found.to_json()
+    return found
+
+
+def converted_anew(program: Trainable, canonical: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
+    """The program as this recipe wants it, which differs from its own in what is kept, with all values that it has."""
+    graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+    graphs = with_rank(graphs, rank_of(program.graphs))
+    known = {key: param for key, param in program.graphs.params.items() if not key.endswith(HEAD)}
+    return replace(graphs, params={key: known.get(key, param) for key, param in graphs.params.items()})
+
+
+def _with_slots(recipe: Recipe, slots: int, budgets: Budgets | Literal["equal"] = "equal") -> Recipe:
+    assert recipe.keep is not None
+    keep = recipe.keep.model_copy(update={"slots": slots, "budgets": budgets})
+    return recipe.model_copy(update={"keep": keep})
+
+
+# ---------------------------------------------------------------------------------------------------- what is read
+
+
+def _tokens(program: Trainable, documents: Iterator[Document] | None) -> list[int]:
+    """As many tokens of the texts as are needed; random ones if no text is given and the model has no tokenizer."""
+    need = (WINDOWS + BETWEEN + 2) * program.graphs.window + program.recipe.sinks
+    try:
+        tokenizer = program.tokenizer()
+    except NoTokenizer:
+        if documents is not None:
+            raise
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, program.graphs.vocab, (need,), generator=generator).tolist()
+    if documents is None:
+        texts: Iterator[str] = (planted_text(seed) for seed in count())
+        texts = islice(texts, max(TEXTS, need // 500))
+    else:
+        texts = ("".join(parts) for parts in documents)
+    found: list[int] = []
+    for text in texts:
+        found += tokenizer.encode(text + "\n\n")
+        if len(found) >= need:
+            break
+    return found[:need]
+
+
+def _returning(program: Trainable, tokens: Sequence[int]) -> list[int]:
+    """The first tokens, some windows, and after them the first window again: as far as there are positions."""
+    graphs, sinks = program.graphs, program.recipe.sinks
+    room = len(tokens) // 2 if graphs.max_positions is None else min(len(tokens) // 2, graphs.max_positions)
+    length = min((BETWEEN + 2) * graphs.window + sinks, room)
+    if length < 3 * graphs.window + sinks:
+        raise UsageError(
+            f"{len(tokens)} tokens are too few to see what a program with a window of {graphs.window} remembers",
+            where="--text",
+            fix="Give more text, or convert the model with a smaller --window.",
+        )
+    return list(tokens[: length - graphs.window])
+
+
+# -------------------------------------------------------------------------------------------- what is remembered
+
+
+def _shares(
+    program: Trainable, canonical: ProgramGraphs, every: dict[int, Budgets], apart: list[int], progress: Progress
+) -> tuple[Recall, ...]:
+    """With each number of slots: memories are off, so that only what is kept counts."""
+    window, sinks = program.graphs.window, program.recipe.sinks
+    text = np.array([apart + apart[sinks : sinks + window]])
+    plain = converted_anew(program, canonical, program.recipe.model_copy(update={"keep": None}))
+
+    def surprise(graphs: ProgramGraphs) -> float:
+        steps = find_trainer().steps(graphs)
+        return float(surprises(steps, text, lambda share: progress("measuring recall", share))[0, -window + 1 :].mean())
+
+    nothing = surprise(without_memories(plain))
+    gain = nothing - surprise(full_attention(canonical, text.shape[1]))
+    found = []
+    for slots, shared in every.items():
+        graphs = converted_anew(program, canonical, _with_slots(program.recipe, slots, shared))
+        share = (nothing - surprise(without_memories(graphs))) / gain if gain > 0 else None
+        found.append(Recall(slots=slots, share=share, state_bytes=graphs.state_bytes()))
+    return tuple(found)
