@@ -6,7 +6,6 @@ They are what budgets are measured on if no text is given: facts in the middle o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 NAMES = "Ada Boris Celia Dmitri Esther Farid Greta Hugo Imke Jonas Kiran Leila Mateo Nora Priya Ruben Selma Tomas Vera"
 LAST = "Abbott Brandt Castell Dorn Ekberg Falk Grimaldi Iversen Jansen Koval Lindgren Moreau Novak Okafor Rask Sorel"
@@ -81,13 +80,11 @@ def _sentences(chance: random.Random) -> list[str]:
 
 def _filled(fact: str, chance: random.Random) -> str:
     """A fact with words and numbers in its places, each drawn anew."""
-    draws: dict[str, Callable[[], str]] = {
-        kind: lambda words=words: chance.choice(words.split()) for kind, words in WORDS.items()
-    }
-    draws["number"] = lambda: str(chance.randint(11, 99))
-    for kind, draw in draws.items():
+    for kind, words in WORDS.items():
         while "{" + kind + "}" in fact:
-            fact = fact.replace("{" + kind + "}", draw(), 1)
+            fact = fact.replace("{" + kind + "}", chance.choice(words.split()), 1)
+    while "{number}" in fact:
+        fact = fact.replace("{number}", str(chance.randint(11, 99)), 1)
     return fact
 
 
