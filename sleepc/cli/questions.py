@@ -45,7 +45,9 @@ def evaluate_questions(artifact: Path, options: EvalOptions, started: float) -> 
     with display.doing("eval"):
         program = open_artifact(artifact)
         found, readers, left_out = _ask(program, make, options, display)
-    if options.plot is not None:
+    if options.plot is not None and not found.counts.any():
+        notes.append("full attention answers none of the questions: no plot is drawn")
+    elif options.plot is not None:
         _draw(options.plot, found, artifact.resolve().name)
     facts: dict[str, Any] = {
         "artifact": str(artifact),
@@ -128,8 +130,9 @@ def _draw(file: Path, found: Recalling, title: str) -> None:
 
     rows: dict[str, list[Any]] = {name: [] for name in found.said}
     for row in found.rows():
-        if row["counted"] and row["to"] is not None:
-            rows[row["model"]].append({"distance": row["to"], "answered": row["share"]})
+        place = row.get("to", row.get("tokens"))
+        if row["counted"] and place is not None:
+            rows[row["model"]].append({"distance": place, "answered": row["share"]})
     plot = Plot(f"questions that full attention answers: {title}", rows, "answered", "distance", found.window)
     write_whole(file, draw_plot(plot, file.suffix.lower()[1:]))
 
@@ -157,13 +160,17 @@ def _print(facts: dict[str, Any]) -> None:
 def _by_distance(facts: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title="by how many tokens before the end of the question the answer stands")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title="by tokens from the answer in the text to the end of the question, or of the text",
+    )
     names = [model["model"] for model in facts["models"]]
     for name in ("tokens", *names):
         table.add_column(name, justify="right")
     places: dict[str, list[str]] = {}
     for row in facts["rows"]:
-        place = "nowhere" if row["from"] is None else f"{row['from']}–{row['to']}"
+        place = _place(row)
         places.setdefault(place, []).append(_share(row))
     for place, shares in places.items():
         table.add_row(place, *shares)
@@ -182,3 +189,10 @@ def _share(figures: dict[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _place(row: dict[str, Any]) -> str:
+    """The tokens of the texts, or the range of distances."""
+    if "tokens" in row:
+        return number(row["tokens"])
+    return "nowhere" if row["from"] is None else f"{row['from']}–{row['to']}"

@@ -124,3 +124,15 @@ def test_tables_are_for_people() -> None:
     out = run("perplexity")
     assert "cpu" in out
     assert "converted/sliding" in out
+
+
+@pytest.mark.slow
+def test_recall() -> None:
+    machine, *found = [json.loads(line) for line in run("recall", "--json").splitlines()]
+    assert machine["kind"] == "machine"
+    totals = [row for row in found if "task" in row]
+    asked = ("questions", "ruler-single", "ruler-multikey", "ruler-tracking")
+    wanted = [(task, model) for task in asked for model in ("full", "sliding", "keep 8")]
+    assert sorted((row["task"], row["model"]) for row in totals) == sorted([*wanted, ("retrieval", "keep 8")])
+    sizes = {row["model"]: row["MB"] for row in totals if row["task"] == "questions"}
+    assert 0.9 * sizes["keep 8"] < sizes["sliding"] <= sizes["keep 8"]
