@@ -39,7 +39,7 @@ from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.pipeline import check_recipe, front_stages, functional, rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
-from sleepc.recipe import Factors, Recipe, make_recipe
+from sleepc.recipe import AUTO, Factors, Recipe, make_recipe
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
@@ -480,9 +480,10 @@ def convert(
         hashes = scan(files, lambda share: progress("reading weights", share))
         refer_to_files(canonical, files, hashes)
     captured = time.perf_counter()
-    recipe = leave_own_windows(recipe, canonical)
     source = _source(model, checkpoint).model_copy(update={"weights_sha256": weights_digest(canonical)})
     program = Program(canonical, recipe, source, canonical=canonical, original=module)
+    _leave_layers(program, progress)
+    program.recipe = leave_own_windows(program.recipe, canonical)
     _share_slots(program, progress)
     stages = rewrite_stages(program.recipe, len(canonical.layout))
     dump = dump_graphs / "rewrite" if dump_graphs else None
@@ -493,6 +494,14 @@ def convert(
     program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
     _warn_untrained(program)
     return program
+
+
+def _leave_layers(program: Program, progress: Progress) -> None:
+    """Measure which layers are to stay full attention, if the recipe says only how many."""
+    if AUTO.fullmatch(program.recipe.layers):
+        from sleepc.train.budgets import leave_layers
+
+        program.recipe = leave_layers(program.graphs, program.recipe, program.some_tokens(None), progress)
 
 
 def _share_slots(program: Program, progress: Progress) -> None:

@@ -23,6 +23,7 @@ Factors = Literal["short", "long"]
 Layers = Annotated[str, Field(max_length=1000)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 MAX_WINDOW = 1 << 20
+AUTO = re.compile(r"auto:([1-9]\d{0,5})")  # `layers`: so many stay full attention, which ones is measured
 
 
 class _Options(BaseModel):
@@ -239,6 +240,9 @@ def parse_layers(text: str, count: int, where: str = "--layers") -> tuple[int, .
     """
     if text == "all":
         return tuple(range(count))
+    if AUTO.fullmatch(text):
+        what = f"which layers {text} leaves is measured when a model is converted"
+        raise UsageError(what, where=where, fix="Name them here.")
     every = re.fullmatch(r"every:([1-9]\d{0,5})", text)
     if every:
         step = int(every[1])

@@ -32,7 +32,9 @@ class RecipeOptions:
         "The memory's update rule: linear, gated, delta, gated_delta or titans.", shown="gated_delta"
     )
     decay: str | None = flag("One decay rate per head, or per key channel: head or channel.", shown="head")
-    layers: str | None = flag('Which blocks: "all", "every:2" or "3,5,7-9".', shown="all")
+    layers: str | None = flag(
+        'Which blocks: "all", "every:2", "3,5,7-9", or "auto:2": all but the 2 that recall most.', shown="all"
+    )
     window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")
     passes: int | None = flag("Number of passes of a sleep over its window (N).", shown="1")
     consolidation: str | None = flag(

@@ -10,6 +10,7 @@ text (docs/keep.md has figures), so that little text is enough.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from sleepc.ops.functional.heads import group
 from sleepc.passes.plan import may_keep
 from sleepc.passes.rewrite.kept_pairs import heads_that_keep
 from sleepc.progress import Progress
-from sleepc.recipe import MAX_WINDOW, Budgets, Recipe
+from sleepc.recipe import AUTO, MAX_WINDOW, Budgets, Override, Recipe
 from sleepc.train.local import only_block, only_embed
 from sleepc.train.statistics import ATTENTION, weights
 from sleepc.verify.rounding import widened
@@ -42,15 +43,53 @@ def measured_budgets(
     """
     assert recipe.keep is not None
     heads = heads_that_keep(canonical, may_keep(recipe.plan(len(canonical.layout))))
-    rows = _twice(canonical, recipe, tokens, windows)
+    counts = _wanted(canonical, recipe, tokens, progress, _Of(heads, recipe.keep.slots, windows))
+    most = max(min(room(canonical, recipe), TEXT), recipe.keep.slots)
+    each = iter(_limited(counts, recipe.keep.slots * len(counts), most))
+    return tuple(tuple(next(each) for _ in range(n)) for n in heads)
+
+
+def leave_layers(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress) -> Recipe:
+    """A recipe with `layers: auto:N` as one that leaves the N layers that look back most as full attention, which grows
+    with what is read, and converts the others; any other recipe as it is.
+
+    Raises UsageError for a number that leaves none to convert, and for too few tokens.
+    """
+    asked = AUTO.fullmatch(recipe.layers)
+    if asked is None:
+        return recipe
+    recipe = recipe.model_copy(update={"layers": "all"})
+    heads = heads_that_keep(canonical, frozenset(range(len(canonical.layout))))
+    few = sum(1 for n in heads if n)
+    if int(asked[1]) >= few:
+        raise UsageError(
+            f"{few} layers see all that was read, and one at least is to be converted",
+            where=f"--layers {asked[0]}",
+            fix=f"Leave at most {few - 1}." if few > 1 else "Convert them all.",
+        )
+    counts = iter(_wanted(canonical, recipe, tokens, progress, _Of(heads, 128, 4)).tolist())
+    wanted = [sum(next(counts) for _ in range(n)) for n in heads]
+    best = sorted(sorted(range(len(heads)), key=lambda i: -wanted[i])[: int(asked[1])])
+    left = Override(layers=",".join(map(str, best)), strategy="leave", window="none")
+    return recipe.model_copy(update={"overrides": (left, *recipe.overrides)})
+
+
+@dataclass(frozen=True)
+class _Of:
+    """The KV heads of every layer that share `slots` for each of them, and the windows that are read."""
+
+    heads: list[int]
+    slots: int
+    windows: int
+
+
+def _wanted(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress, of: _Of) -> Tensor:
+    """How many slots each KV head wants, [H]: in all as many as there are."""
+    rows = _twice(canonical, recipe, tokens, of.windows)
     worth = echo(canonical, rows, recipe.sinks, progress)
     length = (rows.shape[1] - recipe.sinks) // 2
-    found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, heads, strict=True) if n])
-    counts = _shares(found, recipe.keep.slots * len(found), len(rows) * length)
-    most = max(min(room(canonical, recipe), TEXT), recipe.keep.slots)
-    shared = _limited(counts, recipe.keep.slots * len(found), most)
-    each = iter(shared)
-    return tuple(tuple(next(each) for _ in range(n)) for n in heads)
+    found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, of.heads, strict=True) if n])
+    return _shares(found, of.slots * len(found), len(rows) * length)
 
 
 def room(canonical: ProgramGraphs, recipe: Recipe) -> int:

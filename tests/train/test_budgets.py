@@ -9,10 +9,11 @@ import torch
 
 import sleepc
 from sleepc.errors import UsageError
+from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.plan import budgets
 from sleepc.progress import silent
 from sleepc.recipe import make_recipe
-from sleepc.train.budgets import _limited, _shares, echo, measured_budgets
+from sleepc.train.budgets import _limited, _shares, _twice, echo, leave_layers, measured_budgets
 from tests.families import VOCAB, WINDOW, family
 
 SINKS = 2
@@ -76,3 +77,48 @@ def test_layers_with_a_window_of_their_own_get_none() -> None:
 def test_too_little_text_is_refused() -> None:
     with pytest.raises(UsageError, match="say nothing about what heads look for"):
         measured_budgets(family("llama").canonical, recipe(), [1, 2, 3], silent)
+
+
+def looks_back(canonical: ProgramGraphs) -> list[float]:
+    """The best layers' share of what budgets without a limit give."""
+    rows = _twice(canonical, recipe(), TOKENS, 4)
+    worth = [each.flatten() for each in echo(canonical, rows, SINKS, silent)]
+    length = (rows.shape[1] - SINKS) // 2
+    best = max(6 * 128 * len(rows) * length // 1536, 1)
+    least = torch.cat(worth).sort(descending=True).values[best - 1]
+    return [float((each >= least).sum()) for each in worth]
+
+
+TOKENS = torch.randint(0, VOCAB, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_layers_that_look_back_most_are_left(count: int) -> None:
+    canonical = family("llama").canonical
+    wanted = looks_back(canonical)
+    found = leave_layers(canonical, make_recipe({"window": WINDOW, "layers": f"auto:{count}"}), TOKENS, silent)
+    best = sorted(sorted(range(3), key=lambda i: -wanted[i])[:count])
+    plans = found.plan(3)
+    assert [i for i, plan in enumerate(plans) if plan.window is None] == best
+    assert [plan.strategy == "leave" for plan in plans] == [i in best for i in range(3)]
+
+
+def test_a_left_layer_is_full_attention() -> None:
+    """Far from the window a change of the first token is still felt, which a window of its own forgets."""
+    options = {"window": WINDOW, "sinks": 0}
+    program = sleepc.convert(family("llama").module, {**options, "layers": "auto:2"})
+    assert sum(plan.window is None for plan in program.recipe.plan(3)) == 2
+    assert "auto" not in program.recipe.layers
+    tokens = TOKENS[:50]
+    other = [(tokens[0] + 1) % VOCAB, *tokens[1:]]
+
+    def last(made: sleepc.Program, ids: list[int]) -> Any:
+        return made.session().feed(ids, logits="last")
+
+    assert abs(last(program, tokens) - last(program, other)).max() > 1e-6
+
+
+@pytest.mark.parametrize(("layers", "words"), [("auto:3", "one at least"), ("auto:0", "cannot read layers")])
+def test_layers_that_cannot_be_left(layers: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        sleepc.convert(family("llama").module, {"window": WINDOW, "layers": layers})
