@@ -33,6 +33,7 @@ from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
 from sleepc.passes.keep.registry import check as check_keep
+from sleepc.passes.lower.drop_idle_masks import DropIdleMasks
 from sleepc.passes.lower.drop_unread import DropUnread
 from sleepc.passes.lower.find_rms_norm import FindRmsNorm
 from sleepc.passes.lower.find_rotary import FindRotary
@@ -152,7 +153,10 @@ def _sleeping(recipe: Recipe, memories: Groups) -> AddSleep:
     return AddSleep(recipe.window, recipe.sinks, recipe.eviction, recipe.consolidation, memories, score)
 
 
-def lower_stages(kernels: Collection[str] = LOWERED) -> tuple[Stage, ...]:
-    """STEP -> LOWERED, for a target that has `kernels` of these operators, out of those that only this level has."""
+def lower_stages(kernels: Collection[str] = LOWERED, *, masks: bool = False) -> tuple[Stage, ...]:
+    """STEP -> LOWERED, for a target that has `kernels` of these operators, out of those that only this level has. With
+    `masks` it wants even those that do not matter.
+    """
     found = {"rms_norm": FindRmsNorm(), "rotary": FindRotary(), "linears": JoinLinears()}
-    return (Stage("lower", "LOWERED", (*(each for name, each in found.items() if name in kernels), DropUnread())),)
+    chosen = [*(each for name, each in found.items() if name in kernels), *([] if masks else [DropIdleMasks()])]
+    return (Stage("lower", "LOWERED", (*chosen, DropUnread())),)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import fx
 
-from sleepc.backends.onnx.call import Call, aten, fuses, ours, translates
+from sleepc.backends.onnx.call import Call, aten, fuses, translates
 from sleepc.backends.onnx.emit import declare, is_constant
 from sleepc.ir.graph import is_call
 from sleepc.ir.types import TensorType
@@ -119,33 +118,6 @@ def negative_product(c: Call) -> ir.Value | None:
             declare(negative, weight.meta["type"])
             return c.e("Mul", c.value(x), negative)
     return None
-
-
-@fuses(aten.mul.Tensor)
-def unmasked(c: Call) -> ir.Value | None:
-    """What is set to 0 at padding only to be written into slots, where padding has none, needs no mask."""
-    if not c.style.columns or not _is_only_written(c.node):
-        return None
-    for x, mask in factors(c.node):
-        if isinstance(x, fx.Node) and _is_padding(mask) and x.meta["type"].dims == c.out.dims:
-            return c.value(x) if x.meta["type"].dtype == c.out.dtype else None
-    return None
-
-
-def _is_padding(node: Any) -> bool:
-    while is_call(node, aten.unsqueeze.default):
-        node = node.args[0]
-    return isinstance(node, fx.Node) and node.op == "placeholder" and node.meta["port"].name == "real"
-
-
-def _is_only_written(node: fx.Node) -> bool:
-    """Do all that read a value write it into slots, in the end?"""
-    moved = (aten.transpose.int, aten.to.dtype)
-    return bool(node.users) and all(
-        (is_call(user, ours.write_slots.default) and user.args[1] is node)
-        or (is_call(user, *moved) and _is_only_written(user))
-        for user in node.users
-    )
 
 
 def _logical(op: str) -> Callable[[Call], ir.Value]:

@@ -91,7 +91,7 @@ class OnnxTarget(Target):
         if program.dtype == torch.float64:
             raise UsageError("a float64 program is not exported", fix="Convert it with --dtype float32.")
         typed = () if program.dtype == torch.float32 else (Stage("retype", "STEP", (Retype(torch.float32),)),)
-        return (*typed, *lower_stages(LOWERED if options.ops == "ort" else ()))
+        return (*typed, *lower_stages(LOWERED if options.ops == "ort" else (), masks=not _columns(options)))
 
     def write(self, program: ProgramGraphs, options: Options, draft: Draft) -> Written:
         """See `Target.write`: weights are checked by value, and what ONNX Runtime computes against the eager backend.
@@ -136,8 +136,16 @@ def style_of(options: Options) -> Style:
     """Options as a style. Rings are written by the host only where it shares memory with the graph, and is ours."""
     from sleepc.backends.onnx.call import Style
 
-    columns = options.ops == "ort" and options.ep == "cpu"
-    return Style(ops=options.ops, precision=options.precision, columns=columns)  # type: ignore[arg-type]
+    return Style(ops=options.ops, precision=options.precision, columns=_columns(options))  # type: ignore[arg-type]
+
+
+def options_of(style: Style) -> Options:
+    """The options whose files have a style, or what is nearest to it."""
+    return Options(style.precision, style.ops, "cpu" if style.columns else "cuda")
+
+
+def _columns(options: Options) -> bool:
+    return options.ops == "ort" and options.ep == "cpu"
 
 
 def _lowered(program: ProgramGraphs, folder: Path, *, style: dict[str, Any]) -> Steps:
@@ -146,7 +154,7 @@ def _lowered(program: ProgramGraphs, folder: Path, *, style: dict[str, Any]) -> 
     from sleepc.backends.onnx.steps import OnnxSteps
     from sleepc.passes.runner import run_stages
 
-    stages = TARGET.lowering(program, Options(ops=style.get("ops", "ort")))
+    stages = TARGET.lowering(program, options_of(Style(**style)))
     return OnnxSteps(folder, write_files(run_stages(program, stages), folder, Style(**style)), threads=1)
 
 

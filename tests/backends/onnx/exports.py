@@ -14,7 +14,7 @@ import torch
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.lower import write_files
 from sleepc.backends.onnx.manifest import Manifest
-from sleepc.backends.onnx.target import TARGET, Options
+from sleepc.backends.onnx.target import TARGET, options_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.runner import run_stages
 from sleepc.verify.shake import shaken
@@ -32,7 +32,7 @@ def new_folder() -> Path:
 
 def lower(program: ProgramGraphs, folder: Path, style: Style, **more: Any) -> Manifest:
     """A program at level STEP as files of a style, unchecked."""
-    lowered = run_stages(program, TARGET.lowering(program, Options(ops=style.ops)))
+    lowered = run_stages(program, TARGET.lowering(program, options_of(style)))
     return write_files(lowered, folder, style, **more)
 
 
