@@ -15,7 +15,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
-from sleepc.ir.types import TensorType
+from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.base import Effect, Pass
@@ -194,7 +194,7 @@ class BoundAttention(Pass):
         ]
         brought = self._brought(site, window)
         seen = WindowMask.of(site, window, self.sinks, brought=brought)
-        mask = graph.add_port("input", shared.mask(seen), seen.type(bias_dtype(program)))
+        mask = graph.add_port("input", shared.mask(seen), seen.type(wide_dtype(program.dtype)))
         new_slots = graph.add_port("input", slots_name(window), TensorType(torch.int64, ("B", "T")))
         k_window, v_window = (graph.add_port("state", s.name, s.type()) for s in specs)
         kept, old = site.node.args[1], k_window
@@ -314,11 +314,6 @@ def slots_name(window: int) -> str:
     return f"slots.{window}"
 
 
-def bias_dtype(program: ProgramGraphs) -> torch.dtype:
-    """Numbers added to scores are float32, and float64 where the model is."""
-    return torch.float64 if program.dtype == torch.float64 else torch.float32
-
-
 def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
     embed = program.embed
     results = embed.results()
@@ -348,7 +343,7 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
                 kept = _kept(e, positions, e.add(position, lengths), mask)
                 slots = e.where(kept, slots, -1)
             results[slots_name(mask.window)] = slots
-        results[name] = mask.emit(e, positions, position, bias_dtype(program))
+        results[name] = mask.emit(e, positions, position, wide_dtype(program.dtype))
     results["real"] = real
     if shared.queries:
         results[QUERIES] = e.where(real, e_safe, -1)

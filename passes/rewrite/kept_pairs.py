@@ -15,7 +15,7 @@ from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.ir.states import StateSpec
-from sleepc.ir.types import TensorType
+from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.lib.emit import Emit, aten
@@ -56,7 +56,7 @@ def kept_specs(site: Site, dtype: torch.dtype) -> tuple[StateSpec, ...]:
         StateSpec("kept", "k", ("B", SLOTS, site.d_k), dtype, "overwrite"),
         StateSpec("kept", "v", ("B", SLOTS, site.d_v), dtype, "overwrite"),
         StateSpec("kept", "position", ("B", SLOTS), torch.int64, "overwrite", -1),
-        StateSpec("kept", "score", ("B", SLOTS), torch.promote_types(dtype, torch.float32), "overwrite"),
+        StateSpec("kept", "score", ("B", SLOTS), wide_dtype(dtype), "overwrite"),
     )
 
 

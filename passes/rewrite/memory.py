@@ -16,7 +16,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.states import StateSpec
-from sleepc.ir.types import TensorType
+from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
 from sleepc.memory.parameters import GateParameters, Initial, Parameter, Sizes, of_gate
 from sleepc.memory.registry import find as find_rule
@@ -70,7 +70,7 @@ class MemoryBuilder:
         self.sizes = Sizes(site.q_heads, self.heads, site.d_k, site.d_v, program.hidden)
         self.rule = find_rule(options.rule)
         self.graph = cls.wake
-        self.dtype = state_dtype(program.dtype)
+        self.dtype = wide_dtype(program.dtype)
         self.new: list[NewParam] = []
         self.states: list[StateSpec] = []
         self.results = cls.wake.results()
@@ -200,14 +200,9 @@ class MemoryBuilder:
         return copy
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Memories are float32, and float64 where the model is."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def add_to_layout(program: ProgramGraphs, cls: str, new: list[NewParam], seed: int) -> None:
     """Make the new parameters of every block of class `cls`; a block's values depend on the seed and its index only."""
-    dtype = state_dtype(program.dtype)
+    dtype = wide_dtype(program.dtype)
     for i, block in enumerate(program.layout):
         if block.cls != cls:
             continue

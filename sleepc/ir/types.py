@@ -53,3 +53,10 @@ class TupleType:
 
 
 Type = TensorType | IntType | TupleType
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What memories, and numbers added to scores, are in if activations are in `dtype`: float64 stays, all else is
+    float32.
+    """
+    return torch.promote_types(dtype, torch.float32)

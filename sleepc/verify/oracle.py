@@ -19,7 +19,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.interp import Hook, Runner
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN, Role, name_of
-from sleepc.ir.types import TensorType
+from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.memory.parameters import (
     CONV,
     KEY_MAP,
@@ -250,7 +250,7 @@ class Oracle:
 
     def wide(self, x: Tensor) -> Tensor:
         """x in the dtype of memories."""
-        return x.to(torch.float64 if self.double or self.program.dtype == torch.float64 else torch.float32)
+        return x.to(torch.float64 if self.double else wide_dtype(self.program.dtype))
 
     def recorded(self, w: Written, *, with_v: bool) -> Written:
         """What is left of it in a window's record, whose keys and values have the activations' dtype."""
@@ -451,8 +451,7 @@ def parameters_of(canonical: ProgramGraphs, step: ProgramGraphs, *, double: bool
     for block in canonical.layout:
         wake = canonical.classes[block.cls].wake
         dtypes |= {key: _dtype(wake, port) for port, key in block.params.items()}
-    memory = torch.float64 if canonical.dtype == torch.float64 else torch.float32
-    new = {key: memory for key in step.params if parameter_in(key) and key not in dtypes}
+    new = {key: wide_dtype(canonical.dtype) for key in step.params if parameter_in(key) and key not in dtypes}
     result = {}
     for key, dtype in {**dtypes, **new}.items():
         value = (canonical if key in dtypes else step).params[key].materialise()
