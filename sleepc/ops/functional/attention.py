@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sleepc.masks import Mask
 from sleepc.ops.functional.heads import group
@@ -109,8 +108,6 @@ def window_attention(
     """
     heads = k.shape[1]
     rows = group(q, heads).flatten(2, 3)  # [B, Hkv, G*T, D]
-    if sink_logits is None and not softcap and _can_fuse(q, mask):
-        return _fused(rows, k, v, k_window, v_window, mask, scale).view(*q.shape[:3], v.shape[3])
     width = k_window.shape[2]
     # window and new keys are multiplied apart: joining them would copy the window for every token
     scores = torch.cat([rows @ k_window.mT, rows @ k.mT], -1)
@@ -118,26 +115,6 @@ def window_attention(
     p = group(_weights(scores, mask, sink_logits, scale, softcap).to(v.dtype), heads).flatten(2, 3)
     out = p[..., :width] @ v_window + p[..., width:] @ v
     return out.view(*q.shape[:3], v.shape[3])
-
-
-def _can_fuse(q: Tensor, mask: Tensor) -> bool:
-    """May PyTorch's own kernel stand in? On CPU it, too, gives zeros to a query that sees nothing.
-
-    It has no second derivatives, so that it is not for training.
-    """
-    wanted = q.numel() > 0 and not torch.is_grad_enabled()
-    return wanted and q.device.type == "cpu" and mask.dtype == torch.bool and mask.shape[1] == 1
-
-
-def _fused(
-    rows: Tensor, k: Tensor, v: Tensor, k_window: Tensor, v_window: Tensor, mask: Tensor, scale: float
-) -> Tensor:
-    """rows [B, Hkv, G*T, D] -> [B, Hkv, G*T, Dv]: a third of the time, though it copies the window."""
-    tokens = k.shape[2]
-    if tokens > 1:
-        mask = mask.repeat(1, 1, rows.shape[2] // tokens, 1)
-    keys, values = torch.cat([k_window, k], 2), torch.cat([v_window, v], 2)
-    return functional.scaled_dot_product_attention(rows, keys, values, mask, scale=scale)
 
 
 def kept_attention(
