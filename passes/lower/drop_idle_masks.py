@@ -12,6 +12,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.givers import givers, origin
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import SLEEPS
@@ -50,8 +51,10 @@ def _drop(graph: Graph, giver: Graph) -> int:
 
 def _is_kept(x: Any, mask: Any, product: fx.Node) -> bool:
     """Is the product x where the mask is?"""
-    both = isinstance(x, fx.Node) and isinstance(mask, fx.Node)
-    return both and mask.meta["type"].dtype == torch.bool and x.meta["type"] == product.meta["type"]
+    if not (isinstance(x, fx.Node) and isinstance(mask, fx.Node)):
+        return False
+    type_ = mask.meta["type"]  # of a size in the place of a number it is none of a tensor
+    return isinstance(type_, TensorType) and type_.dtype == torch.bool and x.meta["type"] == product.meta["type"]
 
 
 def _mask(node: fx.Node, giver: Graph) -> fx.Node:
