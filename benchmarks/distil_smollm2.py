@@ -25,8 +25,9 @@ from common import Row, add_letters, arguments, checkpoint_of, console, machine,
 
 import sleepc
 from sleepc.api import Program
-from sleepc.backends.eager.backend import load
+from sleepc.backends.table import find_backend, find_trainer
 from sleepc.errors import UsageError
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.planting import Setup
 from sleepc.tasks.programs import full_attention, with_passes
@@ -146,7 +147,7 @@ def retrieval(program: Program, before: ProgramGraphs, options: argparse.Namespa
         "trained": program.graphs,
     }
     for name, graphs in models.items():
-        for row in task.rows(load(graphs), task.length, lambda share: None):
+        for row in task.rows(find_backend().steps(graphs), task.length, lambda share: None):
             yield {"kind": "retrieval", "model": name, "samples": options.samples, **row}
         console.log(f"retrieval: {name}")
 
@@ -234,7 +235,7 @@ def held_out(program: Program, options: argparse.Namespace) -> torch.Tensor:
 @torch.no_grad()
 def perplexity(graphs: ProgramGraphs, held: torch.Tensor, first: int) -> float:
     """exp of the mean surprise at the tokens from `first` on."""
-    steps = load(graphs)
+    steps = find_trainer().steps_on(graphs, materialise(graphs, "cpu"))
     losses = []
     for rows in held.split(ROWS):
         state = steps.new_state(len(rows))

@@ -20,7 +20,7 @@ from common import Row, arguments, checkpoint_of, console, machine, report
 
 import sleepc
 from sleepc.api import Program, logits_of
-from sleepc.backends.eager.backend import load
+from sleepc.backends.table import find_backend
 from sleepc.errors import UsageError
 from sleepc.hf.load import load_module
 from sleepc.hf.tokenizer import NoTokenizer
@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with checkpoint_of(options) as checkpoint:
         program = sleepc.convert(checkpoint.folder)
         texts = choose_texts(program, options)
-        steps, baseline = program.steps(), load(without_memories(program.graphs))
+        steps, baseline = program.steps(), find_backend().steps(without_memories(program.graphs))
         readers: dict[str, Reader] = {
             "full": _full(logits_of(load_module(checkpoint))),
             "sliding": lambda ids: _read(Session(baseline), ids),

@@ -29,7 +29,7 @@ from common import Row, add_letters, arguments, checkpoint_of, console, machine,
 
 import sleepc
 from sleepc.api import Program
-from sleepc.backends.eager.backend import load
+from sleepc.backends.table import find_backend
 from sleepc.hf.tokenizer import load_tokenizer
 from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.khop import KHop
@@ -203,7 +203,7 @@ def _held(program: Program, lesson: int, options: argparse.Namespace) -> Solving
 
 
 def _solved(graphs: ProgramGraphs, task: Solving) -> list[Row]:
-    return task.rows(load(graphs, device="cuda" if GPU else "cpu"), task.length, lambda share: None)
+    return task.rows(find_backend().steps(graphs, device="cuda" if GPU else "cpu"), task.length, lambda share: None)
 
 
 def _people(options: argparse.Namespace, lesson: int) -> People:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sleepc
-from sleepc.backends.eager.backend import load
+from sleepc.backends.table import find_backend
 from sleepc.errors import SleepcError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
@@ -186,10 +186,10 @@ def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short:
     codes = make_task("retrieval", source, Setup(distances, samples, SINKS), window)
     rows: dict[str, list[str]] = {}
     for graphs in models.values():
-        for row in texts.rows(load(graphs), texts.length, lambda share: None):
+        for row in texts.rows(find_backend().steps(graphs), texts.length, lambda share: None):
             place = f"perplexity after {row['from']:.0f} to {row['to']:.0f} tokens"
             rows.setdefault(place, []).append(f"{row['perplexity']:.2f}")
-        for row in codes.rows(load(graphs), codes.length, lambda share: None):
+        for row in codes.rows(find_backend().steps(graphs), codes.length, lambda share: None):
             told = f"code told {row['distance']:.0f} tokens ago"
             rows.setdefault(f"{told}: found (chance 12 %)", []).append(f"{row['accuracy']:.0%}")
             rows.setdefault(f"{told}: mean log p", []).append(f"{row['log_prob']:.2f}")
@@ -211,7 +211,7 @@ def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subj
         ids = asked(tokenizer, text, question)
         console.print(f"\n[bold]{question}[/]  [dim]({place}; {len(ids)} tokens are read)[/]")
         names = ("sliding", best) if short else tuple(name for name in models if name != "full")
-        sessions = {name: Session(load(models[name]), 1) for name in names}
+        sessions = {name: Session(find_backend().steps(models[name]), 1) for name in names}
         answers: list[tuple[str, Callable[..., list[int]]]] = [("full", full)]
         answers += [(name, partial(read_and_answer, s, show=name == best)) for name, s in sessions.items()]
         for name, answer in answers:
