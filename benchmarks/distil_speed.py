@@ -28,7 +28,7 @@ import json, os, sys
 from resource import RUSAGE_SELF, getrusage
 
 import sleepc
-from sleepc.train.trainer import Hooks
+from sleepc.train.training import Hooks  # where older builds have it, too
 
 assert sleepc.__file__.startswith(os.environ["PYTHONPATH"]), sleepc.__file__
 job = json.loads(sys.argv[1])

@@ -24,7 +24,8 @@ def divergence(
         for own, taught in zip(values["h"][real].split(ROWS), lesson["h"][real].split(ROWS), strict=True)
     ]
     losses, slopes = zip(*found, strict=True)
-    loss: Tensor = _Known.apply(values["h"][real], torch.stack(losses).sum(), torch.cat(slopes))
+    h = values["h"][real]
+    loss: Tensor = _Known.apply(h, torch.stack(losses).sum(), torch.cat(slopes))  # type: ignore[no-untyped-call]
     return loss
 
 
