@@ -28,7 +28,9 @@ import json, os, sys
 from resource import RUSAGE_SELF, getrusage
 
 import sleepc
-from sleepc.train.training import Hooks  # where older builds have it, too
+from sleepc.train import trainer, training
+
+Hooks = getattr(trainer, "Hooks", None) or training.Hooks  # older builds have it there
 
 assert sleepc.__file__.startswith(os.environ["PYTHONPATH"]), sleepc.__file__
 job = json.loads(sys.argv[1])
