@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import AttentionInterface
 
 from sleepc.backends.eager.backend import load
 from sleepc.ir.program import ProgramGraphs
@@ -66,15 +66,14 @@ def original(module: Any, tokens: np.ndarray[Any, Any], seen: list[Tensor]) -> T
         scores = (q @ k.mT * scaling).masked_fill(~see, -torch.inf)
         return (scores.softmax(-1) @ v).transpose(1, 2).contiguous(), None
 
+    AttentionInterface.register("seen", attend)
     before = module.config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS["seen"] = attend
     module.config._attn_implementation = "seen"
     try:
         with torch.no_grad():
             logits: Tensor = module(input_ids=torch.from_numpy(tokens)).logits
     finally:
         module.config._attn_implementation = before
-        del ALL_ATTENTION_FUNCTIONS["seen"]
     return logits
 
 

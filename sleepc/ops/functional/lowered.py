@@ -38,5 +38,5 @@ def linears(
     results = [functional.linear(x, *each) for each in (zip(weights, biases, strict=True) if biases else zip(weights))]
     if not width:
         return results
-    heads = [y.unflatten(-1, (-1, width)).transpose(1, 2) for y in results]
+    heads = [y.view(*y.shape[:2], y.shape[2] // width, width).transpose(1, 2) for y in results]
     return [y.clone(memory_format=torch.contiguous_format) for y in heads]
