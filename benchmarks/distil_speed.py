@@ -1,8 +1,8 @@
 """How fast `distil` is compared with another build of sleepc: their steps taken in turns, in one run.
 
-Both builds take the same steps (`program.distil`, float32, on docstrings of the standard library), each in a process of
-its own that waits while the other one computes. `ratio` is of the medians of their seconds, the first step left out;
-`apart` is the largest difference between their losses.
+Both builds take the same steps (`program.distil`, float32, on the words of docstrings in the same random order), each
+in a process of its own that waits while the other one computes. `ratio` is of the medians of their seconds, without
+the first step; `apart` is the largest difference between their losses.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from distil_smollm2 import docstrings
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = """
 import json, os, sys
+from itertools import islice
 from resource import RUSAGE_SELF, getrusage
 
+import numpy as np
 import sleepc
+from sleepc.train.pieces import Piece
 from sleepc.train import trainer, training
 
 Hooks = getattr(trainer, "Hooks", None) or training.Hooks  # older builds have it there
@@ -42,8 +45,18 @@ def tell(**what):
 def taken(step):
     tell(seconds=step.seconds, loss=step.loss, peak_mb=getrusage(RUSAGE_SELF).ru_maxrss / 1024)
 
+def pieces(phase, done):
+    rng = np.random.default_rng(0)
+    return islice(iter(lambda: Piece(rng.choice(words, phase.length)), None), done, None)
+
+def ready(trainer):
+    trainer.stream = pieces  # builds cut texts, and choose what they hold out, in ways of their own
+    tell(steps=trainer.of)
+
 program = sleepc.convert(job["model"], job["recipe"])
-program.distil(hooks=Hooks(on_start=lambda trainer: tell(steps=trainer.of), on_step=taken), **job["settings"])
+with open(job["settings"]["text"][0], encoding="utf-8") as file:
+    words = np.array(program.tokenizer().encode(file.read(20_000)))
+program.distil(hooks=Hooks(on_start=ready, on_step=taken), **job["settings"])
 """
 COLUMNS = ("build", "seconds", "tokens_per_second", "peak_mb")
 
@@ -106,7 +119,13 @@ def tree_of(commit: str, folder: Path) -> Iterator[Path]:
 def job_of(options: argparse.Namespace, model: Path, text: Path, folder: Path) -> dict[str, Any]:
     """What a worker does: all of it JSON."""
     recipe = {"window": options.window, "sinks": 4, **_pairs(options.recipe)}
-    settings = {"precision": "float32", "length": options.length, "batch": options.batch, "steps": options.steps + 1}
+    settings = {
+        "precision": "float32",
+        "length": options.length,
+        "batch": options.batch,
+        "steps": options.steps + 1,
+        "start": "kept",
+    }
     settings |= {"text": [str(text)], "work": str(folder), **_pairs(options.set)}
     return {"model": str(model), "recipe": recipe, "settings": settings}
 
