@@ -17,7 +17,7 @@ import numpy as np
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
 
 import sleepc
-from sleepc.backends.eager.backend import load
+from sleepc.backends.table import find_backend
 from sleepc.progress import silent
 from sleepc.tasks.planting import Setup
 from sleepc.tasks.plot import Plot, check_plot, draw_plot
@@ -97,13 +97,13 @@ def questions(part: str, programs: dict[int, Programs], options: argparse.Namesp
     )
     for note in notes:
         console.log(note)
-    full = full_reader(canonical, max(map(asked.tokens, asked.prompts)), load)
+    full = full_reader(canonical, max(map(asked.tokens, asked.prompts)), find_backend().steps)
     asked.ask(FULL, full, tokenizer, silent_share)
     drawn: dict[str, list[Row]] = {}
     for budget, models in programs.items():
         base = next(iter(models.values()))
-        readers = {SLIDING: sliding_reader(canonical, base.recipe, base.graphs.state_bytes(), load)}
-        readers |= {name: reader(program.graphs, load) for name, program in models.items()}
+        readers = {SLIDING: sliding_reader(canonical, base.recipe, base.graphs.state_bytes(), find_backend().steps)}
+        readers |= {name: reader(program.graphs, find_backend().steps) for name, program in models.items()}
         found = replace(asked, said={FULL: asked.said[FULL]})
         for name, each in readers.items():
             console.log(f"{part}: {name}, budget {budget}")
@@ -167,7 +167,7 @@ def codes(programs: dict[int, Programs], options: argparse.Namespace) -> Iterato
             tokens = options.streams * (2 * distances[-1] + sinks + 64)
             source = make_source(program.tokenizer(), None, program.graphs.vocab, tokens, rng)
             task = make_task("retrieval", source, Setup(distances, options.streams, sinks), window)
-            found = task.rows(load(program.graphs), task.length, silent_share)
+            found = task.rows(find_backend().steps(program.graphs), task.length, silent_share)
             accuracy = sum(row["accuracy"] for row in found) / len(found)
             mean = {"kind": "retrieval", "task": "retrieval", "model": name, "share": accuracy}
             yield {**mean, "by_distance": {str(row["distance"]): row["accuracy"] for row in found}}
