@@ -103,7 +103,7 @@ def parse_questions(content: str, where: str) -> tuple[list[Document], list[str]
 
 
 def own_questions() -> list[Document]:
-    """The project's own texts, of 1,200 to 6,000 tokens and different kinds."""
+    """The project's own texts, of 1,150 to 3,600 tokens (SmolLM2's) and different kinds."""
     return parse_questions(OWN.read_text(encoding="utf-8"), OWN.name)[0]
 
 
