@@ -11,6 +11,7 @@ from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import find_state
 from sleepc.ir.types import DTYPE_NAMES
+from sleepc.ir.weights import is_learned
 from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
@@ -120,7 +121,7 @@ def first_emptied(program: ProgramGraphs, recipe: Recipe) -> int | None:
 
 def new_parameters(program: ProgramGraphs) -> int:
     """How many numbers the conversion added."""
-    return sum(prod(p.shape) for p in program.params.values() if p.new)
+    return sum(prod(p.shape) for p in program.params.values() if is_learned(p))
 
 
 def is_tied(program: ProgramGraphs) -> bool:

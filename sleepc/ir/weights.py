@@ -58,3 +58,8 @@ class HeldTensor:
 
 
 Param = FileTensor | HeldTensor
+
+
+def is_learned(param: Param) -> bool:
+    """Is it a value that the conversion added and training may change? What it added in integers are constants."""
+    return param.new and param.dtype.is_floating_point

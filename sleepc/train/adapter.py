@@ -16,7 +16,7 @@ from sleepc.digests import dtype_name, sha256_of, tensors_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
-from sleepc.ir.weights import HeldTensor
+from sleepc.ir.weights import HeldTensor, is_learned
 from sleepc.json_file import json_text
 from sleepc.manifest import Sha256, Strict
 from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, AddLowRank
@@ -161,7 +161,7 @@ def write_adapter(
 
     note_training(program, keys, facts)
     params, training = program.graphs.params, program.report["training"]
-    chosen = sorted({*(key for key, param in params.items() if param.new), *training["weights"]})
+    chosen = sorted({*(key for key, param in params.items() if is_learned(param)), *training["weights"]})
     values = {key: params[key].materialise().detach().to("cpu", dtype).contiguous() for key in chosen}
     rows = [(k, dtype_name(v.dtype), tuple(v.shape), sha256_of(v)) for k, v in values.items()]
     header = {
@@ -278,7 +278,7 @@ def _check_fit(graphs: ProgramGraphs, adapter: Adapter) -> None:
     values, params = adapter.values, graphs.params
     problems = {
         "the program has no parameters": [key for key in values if key not in params],
-        "the adapter has no values for": [key for key, p in params.items() if p.new and key not in values],
+        "the adapter has no values for": [key for key, p in params.items() if is_learned(p) and key not in values],
         "other shapes have": [
             f"{key} {list(values[key].shape)} instead of {list(params[key].shape)}"
             for key in values

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.weights import FileTensor, Param
+from sleepc.ir.weights import FileTensor, Param, is_learned
 from sleepc.train.settings import What
 
 
@@ -16,7 +16,7 @@ def trained_keys(program: ProgramGraphs, what: What) -> list[str]:
     parameter of the source too, the first key of each tensor.
     """
     keys = list(dict.fromkeys(key for _, names in _ports(program) for key in names.values()))
-    chosen = [key for key in keys if program.params[key].new]
+    chosen = [key for key in keys if is_learned(program.params[key])]
     if what != "all":
         return chosen
     first = {_place(program.params[key]): key for key in reversed(keys)}

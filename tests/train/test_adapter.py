@@ -285,3 +285,18 @@ def test_a_file_that_was_cut_off_is_refused(file: Path, tmp_path: Path, keep: in
 def test_a_path_that_leads_nowhere(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="there is no adapter"):
         read_adapter(tmp_path / name)
+
+
+def test_an_adapter_has_no_constants_of_keep(model: nn.Module, tmp_path: Path) -> None:
+    """Budgets are the conversion's and not learned: an adapter goes with any, also with none."""
+    kept, other = (fresh(model, keep={"slots": 2, "budgets": budgets}) for budgets in ("equal", [[1, 3], [4, 0]]))
+    write_adapter(tmp_path / "a", kept, trained(kept, 2), FACTS)
+    values = load_file(tmp_path / "a")
+    assert not [key for key, value in values.items() if not value.dtype.is_floating_point]
+    for program in (other, fresh(model)):
+        before = {k: p.materialise() for k, p in program.graphs.params.items() if not p.dtype.is_floating_point}
+        assert bool(before) == (program is other)
+        with pytest.warns(SleepcWarning, match="other options: keep"):
+            program.adapt(tmp_path / "a")
+        after = {key: param.materialise() for key, param in program.graphs.params.items()}
+        assert all(torch.equal(after[key], value) for key, value in {**before, **values}.items())
