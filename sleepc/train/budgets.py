@@ -43,10 +43,45 @@ def measured_budgets(
     """
     assert recipe.keep is not None
     heads = heads_that_keep(canonical, may_keep(recipe.plan(len(canonical.layout))))
-    counts = _wanted(canonical, recipe, tokens, progress, _Of(heads, recipe.keep.slots, windows))
-    most = max(min(room(canonical, recipe), TEXT), recipe.keep.slots)
-    each = iter(_limited(counts, recipe.keep.slots * len(counts), most))
-    return tuple(tuple(next(each) for _ in range(n)) for n in heads)
+    return measured_worth(canonical, recipe, heads, tokens, progress, windows).budgets(recipe.keep.slots)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the pairs of a text are worth to the KV heads, [H, tokens] for those of all layers one after the other;
+    `heads`: how many of them are each layer's. A head has `room` for so many slots.
+    """
+
+    of_pairs: Tensor
+    heads: Sequence[int]
+    room: int
+
+    def wanted(self, slots: int) -> Tensor:
+        """How many slots each KV head wants, [H]: on average `slots`."""
+        return _shares(self.of_pairs, slots * len(self.of_pairs), self.of_pairs.shape[1])
+
+    def budgets(self, slots: int) -> Budgets:
+        """The slots of every KV head of every layer, on average `slots`."""
+        counts = self.wanted(slots)
+        each = iter(_limited(counts, slots * len(counts), max(min(self.room, TEXT), slots)))
+        return tuple(tuple(next(each) for _ in range(n)) for n in self.heads)
+
+
+def measured_worth(
+    canonical: ProgramGraphs,
+    recipe: Recipe,
+    heads: Sequence[int],
+    tokens: Sequence[int],
+    progress: Progress,
+    windows: int = 4,
+) -> Worth:
+    """What is read is the same for any number of slots. `heads`: the KV heads of every layer that share them, 0 for a
+    layer whose heads do not.
+    """
+    rows = _twice(canonical, recipe, tokens, windows)
+    worth = echo(canonical, rows, recipe.sinks, progress)
+    found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, heads, strict=True) if n])
+    return Worth(found, heads, room(canonical, recipe))
 
 
 def leave_layers(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress) -> Recipe:
@@ -67,29 +102,11 @@ def leave_layers(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int]
             where=f"--layers {asked[0]}",
             fix=f"Leave at most {few - 1}." if few > 1 else "Convert them all.",
         )
-    counts = iter(_wanted(canonical, recipe, tokens, progress, _Of(heads, 128, 4)).tolist())
+    counts = iter(measured_worth(canonical, recipe, heads, tokens, progress).wanted(128).tolist())
     wanted = [sum(next(counts) for _ in range(n)) for n in heads]
     best = sorted(sorted(range(len(heads)), key=lambda i: -wanted[i])[: int(asked[1])])
     left = Override(layers=",".join(map(str, best)), strategy="leave", window="none")
     return recipe.model_copy(update={"overrides": (left, *recipe.overrides)})
-
-
-@dataclass(frozen=True)
-class _Of:
-    """The KV heads of every layer that share `slots` for each of them, and the windows that are read."""
-
-    heads: list[int]
-    slots: int
-    windows: int
-
-
-def _wanted(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress, of: _Of) -> Tensor:
-    """How many slots each KV head wants, [H]: in all as many as there are."""
-    rows = _twice(canonical, recipe, tokens, of.windows)
-    worth = echo(canonical, rows, recipe.sinks, progress)
-    length = (rows.shape[1] - recipe.sinks) // 2
-    found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, of.heads, strict=True) if n])
-    return _shares(found, of.slots * len(found), len(rows) * length)
 
 
 def room(canonical: ProgramGraphs, recipe: Recipe) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from sleepc.recipe import Budgets, Recipe
 from sleepc.tasks.asking import surprises
 from sleepc.tasks.programs import full_attention
 from sleepc.train.adapter import rank_of, with_rank
-from sleepc.train.budgets import measured_budgets, room
+from sleepc.train.budgets import measured_worth
 from sleepc.train.planted_text import planted_text
 from sleepc.train.texts import Document
 from sleepc.verify.shake import without_memories
@@ -57,7 +57,7 @@ class Recall(BaseModel):
 class BudgetsReport(BaseModel):
     """The slots of every KV head of every layer; `before` those that the program had. `tokens` were read for them, and
     `tokens_apart` to see what is remembered: `recall`, with half the slots, the slots
-    and, where positions allow it, twice as many.
+    and, if positions allow it, twice as many.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,13 +89,14 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
     tokens = _tokens(program, documents)
     apart = _returning(program, tokens)
     learn = tokens[len(apart) :]
+    heads = heads_that_keep(canonical, may_keep(program.recipe.plan(len(canonical.layout))))
+    worth = measured_worth(canonical, program.recipe, heads, learn, progress, WINDOWS)
     every = {
-        slots: measured_budgets(canonical, _with_slots(program.recipe, slots), learn, progress, WINDOWS)
+        slots: worth.budgets(slots)
         for slots in sorted({max(keep.slots // 2, 1), keep.slots, 2 * keep.slots})
-        if slots <= max(keep.slots, room(canonical, program.recipe))
+        if slots <= max(keep.slots, worth.room)
     }
     shares = _shares(program, canonical, every, apart, progress)
-    heads = heads_that_keep(canonical, may_keep(program.recipe.plan(len(canonical.layout))))
     recipe = _with_slots(program.recipe, keep.slots, every[keep.slots])
     program.graphs, program.recipe = converted_anew(program, canonical, recipe), recipe
     found = BudgetsReport(
@@ -119,7 +120,7 @@ def converted_anew(program: Trainable, canonical: ProgramGraphs, recipe: Recipe)
     return replace(graphs, params={key: known.get(key, param) for key, param in graphs.params.items()})
 
 
-def _with_slots(recipe: Recipe, slots: int, budgets: Budgets | Literal["equal"] = "equal") -> Recipe:
+def _with_slots(recipe: Recipe, slots: int, budgets: Budgets) -> Recipe:
     assert recipe.keep is not None
     keep = recipe.keep.model_copy(update={"slots": slots, "budgets": budgets})
     return recipe.model_copy(update={"keep": keep})
