@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place
@@ -48,14 +49,8 @@ class Plot:
 
 def draw_plot(plot: Plot, kind: str) -> bytes:
     """An SVG or PNG (`kind`)."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.hashsalt": "sleepc", "svg.fonttype": "none"}):  # the same rows give the same bytes
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
+    def draw(axes: Any) -> None:
         for i, (name, found) in enumerate(plot.rows.items()):
             style = "--" if name == "sliding" else ":" if name == "full" else "-"
             at, heights = [_place(row, plot.by) for row in found], [row[plot.metric] for row in found]
@@ -71,6 +66,20 @@ def draw_plot(plot: Plot, kind: str) -> bytes:
             axes.set_xlabel(f"tokens (the dotted line is the window, {plot.window})")
         axes.grid(alpha=0.3)
         axes.legend()
+
+    return drawn(draw, (7, 4), kind)
+
+
+def drawn(draw: Callable[[Any], None], size: tuple[float, float], kind: str) -> bytes:
+    """What `draw` puts on axes (matplotlib's) of so many inches, as SVG or PNG (`kind`): the same bytes each time."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "sleepc", "svg.fonttype": "none"}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure.add_subplot())
         out = io.BytesIO()
         figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=120)
     return out.getvalue()
