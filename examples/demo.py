@@ -29,11 +29,11 @@ from sleepc.backends.table import find_backend
 from sleepc.errors import SleepcError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
-from sleepc.hf.tokenizer import Tokenizer
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.tasks.planting import Setup
 from sleepc.tasks.programs import full_attention as full_graphs
+from sleepc.tasks.question_prompt import asked
 from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
 from sleepc.verify.shake import without_memories
@@ -220,13 +220,6 @@ def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subj
             if tokenizer.template() is None:
                 words = words.partition("\n")[0]  # a base model goes on with a question of its own
             console.print(f"  {name:10} {words!r}  [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
-
-
-def asked(tokenizer: Tokenizer, text: str, question: str) -> list[int]:
-    """The token ids of a question about a text, as the model is used to be asked."""
-    if tokenizer.template() is None:
-        return tokenizer.encode(f"{text}\nQuestion: {question}\nAnswer:")
-    return tokenizer.chat([{"role": "user", "content": f"{text}\n{question} Answer in one short sentence."}])
 
 
 def read_and_answer(session: Session, ids: list[int], count: int, eos: tuple[int, ...], *, show: bool) -> list[int]:

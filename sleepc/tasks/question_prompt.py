@@ -34,22 +34,22 @@ class Prompts:
 
 def make_prompts(tokenizer: Tokenizer, document: Document) -> Prompts:
     """The prompts of a document: by the model's chat template, or for a base model to go on after "Answer:"."""
-    write = _writer(tokenizer)
-    prompts = [write(document.text, question.question) for question in document.questions]
+    prompts = [asked(tokenizer, document.text, question.question) for question in document.questions]
     shared = min(_same(prompts), min(map(len, prompts)) - 1)
     distances = []
     for question, prompt in zip(document.questions, prompts, strict=True):
         end = last_end(question.answers, document.text)
-        told = _same([prompt, write(document.text[:end], question.question)]) if end is not None else None
+        told = _same([prompt, asked(tokenizer, document.text[:end], question.question)]) if end is not None else None
         distances.append(None if told is None else len(prompt) - told)
     rests = tuple(tuple(prompt[shared:]) for prompt in prompts)
     return Prompts(document, tuple(prompts[0][:shared]), rests, tuple(distances))
 
 
-def _writer(tokenizer: Tokenizer) -> Callable[[str, str], list[int]]:
+def asked(tokenizer: Tokenizer, text: str, question: str) -> list[int]:
+    """The tokens of a question about a text, as the model is used to be asked."""
     if not tokenizer.has_template():
-        return lambda text, question: tokenizer.encode(f"{text}\n\nQuestion: {question}\nAnswer:")
-    return lambda text, question: tokenizer.chat([{"role": "user", "content": f"{text}\n{question} {SHORTLY}"}])
+        return tokenizer.encode(f"{text}\nQuestion: {question}\nAnswer:")
+    return tokenizer.chat([{"role": "user", "content": f"{text}\n{question} {SHORTLY}"}])
 
 
 def _same(prompts: Sequence[Sequence[int]]) -> int:
