@@ -70,7 +70,9 @@ def _missing(graph: Graph, source: Graph, result: fx.Node, new: dict[fx.Node, fx
             continue
         if node.op == "placeholder":
             port = node.meta["port"]
-            assert port.kind in PARAMETERS, port
+            if port.kind not in PARAMETERS:
+                what = f"what is applied to keys as positions depends on {port.name}"
+                raise Refusal("POSITIONS", what, where=source.name)
             new[node] = graph.ports().get(port.name) or graph.add_port(port.kind, port.name, node.meta["type"])
         else:
             found.append(node)
@@ -101,13 +103,13 @@ def turn(e: Emit, graph: Graph, k: fx.Node, positions: fx.Node) -> fx.Node:
 
 def turns_add(program: ProgramGraphs, graph: Graph, params: dict[str, str]) -> bool:
     """Do two turns make one, turn(turn(k, p), d) = turn(k, p + d), also back? Measured on random keys. Rotations do;
-    rotations that also scale keys do not.
+    rotations that also scale keys do not. `params`: keys of the block's parameters.
     """
-    limit = program.max_positions or 1 << 12
-    at = torch.tensor([[0, 1, limit // 3, limit // 2, limit - 1]])
-    by = torch.stack([-at[0] // 2, -at[0], torch.full_like(at[0], 0)])
-    dims = graph.ports()["k"].meta["type"]
-    k = torch.randn(1, 1, at.shape[1], dims.dims[3], generator=torch.Generator().manual_seed(0)).to(dims.dtype)
+    assert program.max_positions is not None, "positions that do not end are never numbered anew"
+    last, type_ = program.max_positions - 1, graph.ports()["k"].meta["type"]
+    at = torch.tensor([[0, 1, last // 3, last // 2, last]])
+    by = [-at // 2, -at, torch.zeros_like(at)]
+    k = torch.randn(1, 1, at.shape[1], type_.dims[3], generator=torch.Generator().manual_seed(0)).to(type_.dtype)
     constants = {
         name: program.params[params.get(name, name)].materialise().to(node.meta["type"].dtype)
         for kind in PARAMETERS
@@ -115,14 +117,13 @@ def turns_add(program: ProgramGraphs, graph: Graph, params: dict[str, str]) -> b
     }
 
     def turned(x: Tensor, positions: Tensor) -> Tensor:
-        found: Tensor = run(graph, {**constants, "k": x.to(dims.dtype), "positions": positions})["k"]
+        found: Tensor = run(graph, {**constants, "k": x.to(type_.dtype), "positions": positions})["k"]
         return found
 
-    wide, bound = float(k.abs().max()), 1e-3 if dims.dtype in (torch.float32, torch.float64) else 5e-2
-    once = turned(k, at)
+    once, bound = turned(k, at), float(k.abs().max()) * (5e-2 if type_.dtype.itemsize < 4 else 1e-3)
     try:
-        twice = [turned(once, step[None]) for step in by]
+        twice = [turned(once, step) for step in by]
     except (IndexError, RuntimeError):  # a table of positions has none before the first one
         return False
     both = [turned(k, at + step) for step in by]
-    return all(float((x.double() - y.double()).abs().max()) < bound * wide for x, y in zip(twice, both, strict=True))
+    return all(float((x.double() - y.double()).abs().max()) < bound for x, y in zip(twice, both, strict=True))
