@@ -84,14 +84,6 @@ class StreamSleep(Protocol):
     def hidden(self) -> list[Tensor]:
         """What wake left after every block [B,n,d]."""
 
-    @property
-    def tokens(self) -> range:
-        """The window's tokens, by their place in the stream."""
-
-    @property
-    def positions(self) -> list[int]:
-        """The position of every token of the stream."""
-
     taken: Tensor | None
     """How many passes each row took [B], where they are counted."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, fx
 
 from sleepc.passes.keep.contract import Score, WindowPairs
@@ -26,11 +25,11 @@ class KeyScore(Score):
         return e.neg(e.call(aten.sum.dim_IntList, e.mul(unit, _unit(e, sums)), [-1], False))
 
     def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
-        """Key by key."""
-        lengths = [float(key.square().sum() + TINY) ** 0.5 for key in k]
-        mean = sum((key / length for key, length in zip(k, lengths, strict=True)), torch.zeros_like(k[0])) / len(k)
-        size = float((mean * len(k)).square().sum() + TINY) ** 0.5 / len(k)
-        return torch.stack([-(key @ mean) / (length * size) for key, length in zip(k, lengths, strict=True)])
+        """As the formula stands there."""
+        length = (k.square().sum(1) + TINY).sqrt()
+        mean = (k / length[:, None]).mean(0)
+        size = (mean.square().sum() + TINY / len(k) ** 2).sqrt()
+        return -(k @ mean) / (length * size)
 
     def in_words(self) -> str:
         """Unlike the others."""

@@ -88,21 +88,23 @@ def kept_columns(
     tokens = torch.full((*k.shape[:2], most), -1)
     keys, values = k.new_zeros(*k.shape[:2], most, k.shape[3]), v.new_zeros(*v.shape[:2], most, v.shape[3])
     for row, heads in enumerate(pairs.tokens):
-        for head, held in enumerate(heads):
-            if held:
-                at = torch.tensor(held)
-                tokens[row, head, : len(held)] = at
-                values[row, head, : len(held)] = v[row, head, at]
-                keys[row, head, : len(held)] = _turned(oracle, i, k[row : row + 1, :, at], pairs.places[row][head])[
-                    head
-                ]
+        for head, (held, own) in enumerate(zip(heads, _turned_keys(oracle, i, layer, row), strict=True)):
+            tokens[row, head, : len(held)] = torch.tensor(held, dtype=torch.int64)
+            values[row, head, : len(held)] = v[row, head, held]
+            keys[row, head, : len(held)] = own
     return keys, values, sees_kept(time, tokens, oracle.ring(i), start, end)
 
 
-def _turned(oracle: Reader, i: int, k: Tensor, places: list[int]) -> Tensor:
-    """k [1,Hkv,n,d] before positions -> [Hkv,n,d] at `places` [n]."""
-    site = oracle.site_of(i)
-    return (oracle.turned(i, k, torch.tensor(places)) if site.rotated else k)[0]
+def _turned_keys(oracle: Reader, i: int, layer: Layer, row: int) -> list[Tensor]:
+    """The keys of a row's kept pairs as attention sees them, [n,d_k] for every KV head."""
+    pairs, k = layer.kept, layer.k
+    assert pairs is not None
+    assert k is not None
+    counts = [len(held) for held in pairs.tokens[row]]
+    every = k[row : row + 1, :, [t for held in pairs.tokens[row] for t in held]]  # all heads' tokens, of all heads
+    if oracle.site_of(i).rotated:
+        every = oracle.turned(i, every, torch.tensor([p for places in pairs.places[row] for p in places]))
+    return [part[head] for head, part in enumerate(torch.split(every[0], counts, 1))]
 
 
 def keep_pairs(oracle: Reader, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
@@ -156,14 +158,11 @@ def kept_state(oracle: Reader, i: int, layer: Layer) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {"k": [], "v": [], "position": [], "score": []}
     for row, heads in enumerate(pairs.tokens):
         parts: dict[str, list[Tensor]] = {name: [] for name in found}
-        for head, budget in enumerate(pairs.budget):
-            held, empty = heads[head], budget - len(heads[head])
-            at = torch.tensor(held, dtype=torch.int64)
-            places = pairs.places[row][head]
-            turned = _turned(oracle, i, k[row : row + 1, :, at], places)[head] if held else k[row, head, at]
-            parts["k"] += [k.new_zeros(empty, k.shape[3]), turned.to(k.dtype)]
-            parts["v"] += [v.new_zeros(empty, v.shape[3]), v[row, head, at]]
-            parts["position"].append(torch.tensor([-1] * empty + places, dtype=torch.int64))
+        for head, own in enumerate(_turned_keys(oracle, i, layer, row)):
+            held, empty = heads[head], pairs.budget[head] - len(heads[head])
+            parts["k"] += [k.new_zeros(empty, k.shape[3]), own.to(k.dtype)]
+            parts["v"] += [v.new_zeros(empty, v.shape[3]), v[row, head, held]]
+            parts["position"].append(torch.tensor([-1] * empty + pairs.places[row][head], dtype=torch.int64))
             parts["score"].append(torch.tensor([0.0] * empty + pairs.scores[row][head], dtype=torch.float64))
         for name, each in parts.items():
             found[name].append(torch.cat(each))

@@ -274,8 +274,6 @@ class _Sleep:
     def __post_init__(self) -> None:
         self.recipe, self.plans = self.oracle.recipe, self.oracle.plans
         self.layers, self.rows = self.stream.layers, self.stream.rows
-        time, end = self.stream.time, self.window.end
-        self.tokens, self.positions = range(self.window.start, end), time.position.tolist()
 
     def replay(self, i: int, first: int, passes: int) -> None:
         layer = self.layers[i]
