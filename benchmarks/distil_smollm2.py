@@ -35,7 +35,7 @@ from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
 from sleepc.train.adapter import with_values, write_adapter
 from sleepc.train.trainer import Hooks, Step, Trainer
-from sleepc.verify.shake import without_memories
+from sleepc.verify.memory_values import without_memories
 
 COLUMNS = ("tokens", "model", "perplexity", "share", "loss")
 SETTINGS: dict[str, Any] = {

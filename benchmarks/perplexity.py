@@ -25,7 +25,7 @@ from sleepc.errors import UsageError
 from sleepc.hf.load import load_module
 from sleepc.hf.tokenizer import NoTokenizer
 from sleepc.runtime.session import Session
-from sleepc.verify.shake import without_memories
+from sleepc.verify.memory_values import without_memories
 
 COLUMNS = ("from", "to", "full", "sliding", "converted", "converted/sliding")
 BOUNDS = (0, 256, 512, 768, 1024)

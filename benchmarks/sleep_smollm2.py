@@ -39,7 +39,7 @@ from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import spell_as_text
 from sleepc.train.checkpoint import forget_checkpoints
 from sleepc.train.trainer import METRICS, Hooks, Step, Trainer
-from sleepc.verify.shake import without_memories
+from sleepc.verify.memory_values import without_memories
 
 SCORES = ("accuracy", "constant", "no_memory", "right", "in_time")
 COLUMNS = ("N", "seed", "lesson", "hops", "tokens", *SCORES, "step_cpu_s")

@@ -36,7 +36,7 @@ from sleepc.tasks.programs import full_attention as full_graphs
 from sleepc.tasks.question_prompt import asked
 from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
-from sleepc.verify.shake import without_memories
+from sleepc.verify.memory_values import without_memories
 
 TEXT = Path(__file__).with_name("demo_text.txt")
 ADAPTER = Path(__file__).with_name("smollm2.adapter.safetensors")

@@ -60,7 +60,7 @@ def _of_artifact(
     """The program, with other numbers of passes if they are asked for; with memories off; full attention."""
     from sleepc.cli.opening import open_artifact
     from sleepc.tasks.programs import full_attention, with_passes
-    from sleepc.verify.shake import without_memories
+    from sleepc.verify.memory_values import without_memories
 
     runs.check_device(device)
     program = open_artifact(path)

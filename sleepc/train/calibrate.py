@@ -52,8 +52,8 @@ from sleepc.train.local import (
 from sleepc.train.pieces import pieces, shuffled
 from sleepc.train.statistics import HeadStatistics, MeasuredLayer, Reach, layers
 from sleepc.train.texts import Document
+from sleepc.verify.memory_values import without_memories
 from sleepc.verify.rounding import widened
-from sleepc.verify.shake import without_memories
 
 if TYPE_CHECKING:
     from sleepc.train.program import Trainable

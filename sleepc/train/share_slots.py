@@ -32,7 +32,7 @@ from sleepc.train.adapter import rank_of, with_rank
 from sleepc.train.budgets import measured_worth
 from sleepc.train.planted_text import planted_text
 from sleepc.train.texts import Document
-from sleepc.verify.shake import without_memories
+from sleepc.verify.memory_values import without_memories
 
 if TYPE_CHECKING:
     from sleepc.train.program import Trainable

@@ -13,9 +13,9 @@ from sleepc.ir.compare import absolute_error, max_error
 from sleepc.runtime.steps import FloatArray, IntArray
 from sleepc.verify.beyond import ENOUGH
 from sleepc.verify.distance import cut, follow, full_attention, looked_at, perplexities
+from sleepc.verify.memory_values import without_memories
 from sleepc.verify.oracle import Stream
 from sleepc.verify.report import PerplexityRow
-from sleepc.verify.shake import without_memories
 from sleepc.verify.subject import Subject
 
 LONG = 512  # windows up to here are read to their end, and beyond, with the oracle too

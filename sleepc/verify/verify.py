@@ -22,10 +22,10 @@ from sleepc.verify import invariants
 from sleepc.verify.beyond import judge
 from sleepc.verify.far import LONG, Far
 from sleepc.verify.invariants import Bench, Logits
+from sleepc.verify.memory_values import is_silent, new_parameters, shaken, with_parameters
 from sleepc.verify.older import refuse_far_sinks
 from sleepc.verify.report import INVARIANTS, Beyond, Check, PerplexityRow, VerifyReport
 from sleepc.verify.rounding import in_float32, rounding_chooses
-from sleepc.verify.shake import is_silent, new_parameters, shaken, with_parameters
 from sleepc.verify.streams import Stream
 from sleepc.verify.subject import Subject
 from sleepc.verify.trained import has_low_rank, with_weights_of
@@ -71,8 +71,8 @@ def verify_program(
 
     Checked is the given program itself: with several sleeps (by hand, if the window is long), past its real window
     if that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
-    shaken parameters (shake.py), since a new conversion hides them. Raises UsageError if tokens are missing or not
-    of this model, SleepcError for a program that an older version made with a known fault.
+    shaken parameters (memory_values.py), since a new conversion hides them. Raises UsageError if tokens are missing or
+    not of this model, SleepcError for a program that an older version made with a known fault.
     """
     how = measuring or Measuring()
     if canonical is not None:

@@ -20,8 +20,8 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
 from tests.families import MODELS, OTHERS, RECURRENT, VOCAB, WINDOW, family, make_module

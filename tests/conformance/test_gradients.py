@@ -9,8 +9,8 @@ import torch
 
 from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.ir.parameters import materialise
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import shaken
 from tests.families import VOCAB, WINDOW, family
 
 LENGTH = 2 * WINDOW + 5

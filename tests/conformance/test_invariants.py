@@ -13,8 +13,8 @@ import pytest
 
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import BACKENDS, RUNNABLE, SUBJECTS
@@ -85,7 +85,7 @@ def test_beyond_the_window_it_is_another_model(backend: str) -> None:
 
 def test_a_layer_whose_own_window_is_small_needs_no_other(backend: str) -> None:
     """Mistral with a window of 5 under a KV window of 8, memories off: the original at any length (decision 1)."""
-    from sleepc.verify.shake import without_memories
+    from sleepc.verify.memory_values import without_memories
 
     subject = family("mistral-5")
     step, _ = subject.convert()

@@ -38,9 +38,9 @@ from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.rounding import rounding_chooses
-from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream, state_of
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import ONNX

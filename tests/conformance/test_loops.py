@@ -20,8 +20,8 @@ from sleepc.passes.runner import run_stages
 from sleepc.recipe import make_recipe
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import shaken
 from sleepc.verify.verify import make_streams
 from tests.families import VOCAB, WINDOW, family
 

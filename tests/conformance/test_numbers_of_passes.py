@@ -12,7 +12,7 @@ from sleepc.backends.eager.backend import load
 from sleepc.backends.eager.steps import EagerSteps, State
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, WINDOW, family
 
 RECURRENT: dict[str, Any] = {"consolidation": "recurrent"}

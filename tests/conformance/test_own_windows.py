@@ -27,8 +27,8 @@ from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
 from tests.families import OTHERS, SMALL, SPECIAL, VOCAB, WINDOW, Family, family, make_module

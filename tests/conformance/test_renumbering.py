@@ -17,8 +17,8 @@ from sleepc.inspection import first_emptied
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import shaken
 from sleepc.verify.streams import Stream
 from tests.conformance.backends import SUBJECTS
 from tests.families import OTHERS, SMALL, SPECIAL, VOCAB, WINDOW, Family, family, make_module

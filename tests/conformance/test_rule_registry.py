@@ -20,7 +20,7 @@ from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.verify import make_streams
 from tests.families import VOCAB, WINDOW, family
 

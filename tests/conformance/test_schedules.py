@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sleepc.ir.compare import max_error
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
+from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import shaken
 from sleepc.verify.streams import gap, state_of
 from tests.conformance.backends import BACKENDS, RUNNABLE
 from tests.conformance.test_invariants import bench

@@ -19,7 +19,7 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
 from sleepc.runtime.session import Session
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, WINDOW, family
 
 SETTLE = 0.3

@@ -31,8 +31,8 @@ from sleepc.recipe import Recipe
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import is_silent, shaken, without_memories
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.shake import is_silent, shaken, without_memories
 from sleepc.verify.streams import gap, state_of
 from sleepc.verify.verify import make_streams
 from tests.cli.models import save_model

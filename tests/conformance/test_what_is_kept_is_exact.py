@@ -15,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 from sleepc.backends.eager.backend import load
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
-from sleepc.verify.shake import without_memories
+from sleepc.verify.memory_values import without_memories
 from sleepc.verify.streams import state_of
 from tests.conformance.backends import ONNX
 from tests.families import VOCAB, WINDOW, family

@@ -13,7 +13,7 @@ import pytest
 import sleepc as package
 from sleepc.backends.onnx.call import Style
 from sleepc.hf.tokenizer import copy_tokenizer
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.backends.onnx.exports import lower
 from tests.bare import ROOT, make_bare, run_bare
 from tests.cli.models import run_here, save_model

@@ -19,7 +19,7 @@ from sleepc.tasks.programs import full_attention, with_passes
 from sleepc.tasks.retrieval import retrieval
 from sleepc.tasks.source import Source
 from sleepc.tasks.task import Planted, Row, Task, TaskName, make_task
-from sleepc.verify.shake import shaken, without_memories
+from sleepc.verify.memory_values import shaken, without_memories
 from sleepc.verify.surprise import surprise
 from tests.families import VOCAB, family
 from tests.tasks.recall import SURE, Recall

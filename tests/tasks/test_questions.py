@@ -22,7 +22,7 @@ from sleepc.tasks.question_file import Document, Question, own_questions, parse_
 from sleepc.tasks.question_prompt import Prompts
 from sleepc.tasks.readers import full_reader, reader, sliding_reader
 from sleepc.tasks.recalling import Recalling, Said
-from sleepc.verify.shake import without_memories
+from sleepc.verify.memory_values import without_memories
 from tests.families import VOCAB, family
 
 GOOD: dict[str, Any] = {"text": "The door is red.", "questions": [{"question": "Which?", "answers": ["red"]}]}

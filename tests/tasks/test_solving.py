@@ -25,7 +25,7 @@ from sleepc.tasks.puzzles import PUZZLES, make_puzzle
 from sleepc.tasks.solving import Solving
 from sleepc.tasks.spelling import choose_spelling, reads, spell_as_ids, spell_as_text
 from sleepc.tasks.task import Row
-from sleepc.verify.shake import shaken, without_memories
+from sleepc.verify.memory_values import shaken, without_memories
 from tests.families import VOCAB, family
 from tests.tasks.recall import Recall, State
 from tests.tasks.test_puzzles import SMALL

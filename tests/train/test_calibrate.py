@@ -27,7 +27,7 @@ from sleepc.train import calibrate as module
 from sleepc.train import gates
 from sleepc.train.calibrate import CalibrationReport, CalibrationSettings, calibrate_on, deal, piece_length
 from sleepc.train.self_text import Writer
-from sleepc.verify.shake import new_parameters
+from sleepc.verify.memory_values import new_parameters
 from tests.families import family, make_module
 
 SETTINGS = CalibrationSettings(tokens=48, steps=6)

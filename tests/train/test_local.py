@@ -22,7 +22,7 @@ from sleepc.train.local import (
     windows_of,
 )
 from sleepc.train.statistics import Reach, layers
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, family
 
 WINDOW = 4

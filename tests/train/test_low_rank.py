@@ -22,7 +22,7 @@ from sleepc.passes.base import Pass, Stage
 from sleepc.passes.runner import run_stages
 from sleepc.runtime.session import Session
 from sleepc.train.adapter import with_values
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, family
 from tests.same import assert_same_logits, assert_same_program
 

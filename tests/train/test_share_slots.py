@@ -22,7 +22,7 @@ from sleepc.tasks.programs import full_attention
 from sleepc.train.budgets import measured_budgets
 from sleepc.train.planted_text import planted_text
 from sleepc.train.share_slots import BETWEEN, WINDOWS, BudgetsReport, share_slots
-from sleepc.verify.shake import new_parameters, shaken, without_memories
+from sleepc.verify.memory_values import new_parameters, shaken, without_memories
 from tests.cli.models import run_here, save_model
 from tests.families import VOCAB, WINDOW, family
 

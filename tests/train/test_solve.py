@@ -20,7 +20,7 @@ from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import Settings, passes_of
 from sleepc.train.student import Computing, Student, parts_of
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, make_module
 
 WINDOW, LENGTH = 5, 18

@@ -12,7 +12,7 @@ from sleepc.memory.parameters import MIX_BIAS
 from sleepc.runtime.steps import IntArray
 from sleepc.train.pieces import Piece, recalling
 from sleepc.train.start import LASTING, LONGER, mean_keys, new_layers, start_memories
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, WINDOW, family
 
 

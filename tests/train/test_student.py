@@ -21,7 +21,7 @@ from sleepc.train.divergence import alone
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
 from sleepc.train.student import LOW, Carry, Computing, Segment, Student, parts_of
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, make_module
 
 WINDOW, LENGTH = 6, 20

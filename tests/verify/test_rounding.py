@@ -14,8 +14,8 @@ from sleepc.api import logits_of
 from sleepc.backends.eager.backend import load
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
+from sleepc.verify.memory_values import with_parameters
 from sleepc.verify.rounding import rounding_chooses
-from sleepc.verify.shake import with_parameters
 from sleepc.verify.verify import Measuring, VerifyReport, verify_program
 from tests.families import VOCAB, family
 

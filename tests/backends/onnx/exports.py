@@ -17,7 +17,7 @@ from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.target import TARGET, options_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.runner import run_stages
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.conformance.cases import RECIPES
 from tests.families import WINDOW, family
 

@@ -24,7 +24,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.sampling import Sampling, candidates
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Array, Logits, Steps
-from sleepc.verify.shake import shaken
+from sleepc.verify.memory_values import shaken
 from tests.backends.onnx.exports import lower
 from tests.families import VOCAB, family
 
