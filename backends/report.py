@@ -9,7 +9,7 @@ TEXT = "text"  # the check of what rounding costs
 
 
 @dataclass(frozen=True)
-class Row:
+class Figure:
     """One figure of one check. It holds if `value` is at most `bound`, or for an agreement at least."""
 
     check: str
@@ -35,7 +35,7 @@ class Row:
 class Report:
     """All rows. `perplexity` has tokens, and the perplexity of the program and of the files over them."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Figure] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     perplexity: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0

@@ -35,7 +35,7 @@ class TrainingSteps(Steps, Protocol):
     ) -> tuple[Tensor | None, Tensors]:
         """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
 
-    def hidden(self, state: Tensors, tokens: Tensor, lengths: Tensor) -> tuple[Values, Tensors]:
+    def wake_blocks(self, state: Tensors, tokens: Tensor, lengths: Tensor) -> tuple[Values, Tensors]:
         """tokens [B,T], lengths [B] -> (what the head reads, state')."""
 
     def begin(self, state: Tensors, tokens: Tensor, lengths: Tensor) -> tuple[Values, Tensors]:
@@ -45,10 +45,10 @@ class TrainingSteps(Steps, Protocol):
         """One block on `values["h"]` [B,T,d] -> (h' [B,T,d], what it changes of the state)."""
 
     def logits(self, values: Values, lengths: Tensor, logits: Logits) -> Tensor | None:
-        """The head on what `hidden` gave -> [B,V], [B,T,V] or None."""
+        """The head on what `wake_blocks` gave -> [B,V], [B,T,V] or None."""
 
     def logits_at(self, values: Values, places: Tensor) -> Tensor:
-        """The head on what `hidden` gave, at the places of bool [B,T] alone -> [n,V]."""
+        """The head on what `wake_blocks` gave, at the places of bool [B,T] alone -> [n,V]."""
 
     def sleep_tensors(self, state: Tensors, passes: int | None = None) -> Tensors:
         """Every row sleeps, with so many passes instead of the program's own. Raises UsageError for passes of a program

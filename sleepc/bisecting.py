@@ -37,7 +37,7 @@ MOST = 32  # tokens: enough for every operator to show itself
 
 
 @dataclass(frozen=True)
-class Row:
+class ProgramRow:
     """One program on the way: what made it, its largest error of a logit (None: it cannot be run), in words why."""
 
     step: str
@@ -56,7 +56,7 @@ class Bisection:
 
     tokens: int
     tolerance: float
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ProgramRow] = field(default_factory=list)
     stored: ProgramDiff = field(default_factory=ProgramDiff)
     trained: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Probe:
     chosen: Tensor | None = None
     found: Tensor | None = None  # the logits of the last program
 
-    def __call__(self, step: str, rewrites: str, program: ProgramGraphs) -> Row:
+    def __call__(self, step: str, rewrites: str, program: ProgramGraphs) -> ProgramRow:
         """Run a program and compare."""
         self.found = None
         try:
@@ -99,8 +99,10 @@ class Probe:
             error = absolute_error(self.found, self.wanted)
         except (SleepcError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
             first = str(failure).splitlines()[0] if str(failure) else ""
-            return Row(step, rewrites, None, False, f"the program cannot be run: {type(failure).__name__}: {first}")
-        return Row(step, rewrites, error, error <= self.tolerance)
+            return ProgramRow(
+                step, rewrites, None, False, f"the program cannot be run: {type(failure).__name__}: {first}"
+            )
+        return ProgramRow(step, rewrites, error, error <= self.tolerance)
 
 
 def bisect_artifact(
@@ -189,7 +191,7 @@ def _walk(
         except (UsageError, SharedMemory):
             raise
         except SleepcError as error:
-            found.rows.append(Row(each.name, "", None, False, f"the pass broke the program: {error.what}"))
+            found.rows.append(ProgramRow(each.name, "", None, False, f"the pass broke the program: {error.what}"))
             return None
         if program.beyond is not None and probe.chosen is not None:
             probe.wanted, probe.chosen = probe.chosen, None

@@ -90,10 +90,10 @@ class EagerSteps:
         self, state: State, tokens: Tensor, lengths: Tensor, logits: Logits
     ) -> tuple[Tensor | None, State]:
         """tokens [B,T] packed to the left, lengths [B] -> (logits [B,V], [B,T,V] or None, state')."""
-        values, new = self.hidden(state, tokens, lengths)
+        values, new = self.wake_blocks(state, tokens, lengths)
         return self.logits(values, lengths, logits), new
 
-    def hidden(self, state: State, tokens: Tensor, lengths: Tensor) -> tuple[dict[str, Any], State]:
+    def wake_blocks(self, state: State, tokens: Tensor, lengths: Tensor) -> tuple[dict[str, Any], State]:
         """tokens [B,T], lengths [B] -> (what the head reads, state')."""
         values, new = self.begin(state, tokens, lengths)
         for i in range(len(self._blocks)):
@@ -116,7 +116,7 @@ class EagerSteps:
         return h, {names[local]: value for local, value in results.items()}
 
     def logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
-        """The head on what `hidden` gave -> [B,V], [B,T,V] or None."""
+        """The head on what `wake_blocks` gave -> [B,V], [B,T,V] or None."""
         if logits == "none":
             return None
         last = (lengths - 1).clamp(min=0)
@@ -134,7 +134,7 @@ class EagerSteps:
         return out[:, 0] if early else out[rows, last]
 
     def logits_at(self, values: dict[str, Any], places: Tensor) -> Tensor:
-        """The head on what `hidden` gave, at the places of bool [B,T] alone -> [n,V]."""
+        """The head on what `wake_blocks` gave, at the places of bool [B,T] alone -> [n,V]."""
         if self._head_extras:
             every: Tensor = self._head({**self.parameters, **values})["logits"]
             return every[places]

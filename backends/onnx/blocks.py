@@ -16,7 +16,7 @@ from sleepc.backends.onnx.control import choose, is_one_token
 from sleepc.backends.onnx.emit import Emitter
 from sleepc.backends.onnx.manifest import Change, Columns, Replaced
 from sleepc.backends.onnx.ports import ports_of
-from sleepc.backends.onnx.translate import Written, translate
+from sleepc.backends.onnx.translate import SlotsWritten, translate
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
@@ -74,7 +74,7 @@ def _blocks(
             found.h = results["h"]
             for spec in cls.states:
                 value = results.get(spec.name)
-                if isinstance(value, Written):
+                if isinstance(value, SlotsWritten):
                     slots = cls.wake.results()[spec.name].args[2].meta["port"].name  # type: ignore[union-attr]
                     columns.setdefault((spec.name, spec.dims, spec.dtype, slots), {})[f"{i}.{spec.name}"] = value.new
                 elif value is not None:

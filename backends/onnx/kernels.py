@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from sleepc.manifest import Strict
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
@@ -20,27 +20,21 @@ TABLE = Path(__file__).with_name("cuda_kernels.json")
 STANDARD = ("", "ai.onnx")
 
 
-class Part(BaseModel):
-    """No unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Kernel(Part):
+class Kernel(Strict):
     """First and last version of the operator (none: the newest), and the types it takes, by type parameter or name."""
 
     versions: tuple[int, int | None]
     types: dict[str, tuple[str, ...]]
 
 
-class Schema(Part):
+class Schema(Strict):
     """Of an operator that the onnx package does not know: name and type parameter of what goes in and out, in order."""
 
     inputs: list[tuple[str, str]]
     outputs: list[tuple[str, str]]
 
 
-class Table(Part):
+class Table(Strict):
     """Kernels by domain and operator. An operator with an empty list is known, and has no kernel."""
 
     runtime: str

@@ -14,7 +14,7 @@ from sleepc.backends.onnx.manifest import GraphFile, Kept, Manifest, State, Tens
 from sleepc.backends.onnx.skips import join_skips
 from sleepc.backends.onnx.sleep import sleep_graph
 from sleepc.backends.onnx.views import keep_in_place
-from sleepc.backends.onnx.wake import Step, wake_graph
+from sleepc.backends.onnx.wake import StepGraph, wake_graph
 from sleepc.backends.onnx.weights import FILE, Weights
 from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
@@ -71,7 +71,7 @@ def write_files(
     )
 
 
-def _states(program: ProgramGraphs, wake: Step, asleep: Step) -> list[State]:
+def _states(program: ProgramGraphs, wake: StepGraph, asleep: StepGraph) -> list[State]:
     """What a host keeps, and how the two graphs change it."""
     return [
         State(
@@ -86,7 +86,7 @@ def _states(program: ProgramGraphs, wake: Step, asleep: Step) -> list[State]:
     ]
 
 
-def _save(step: Step, path: Path, style: Style) -> GraphFile:
+def _save(step: StepGraph, path: Path, style: Style) -> GraphFile:
     """Finish a graph and write it; what it reads and returns."""
     graph = ir.Graph(
         list(step.inputs.values()),

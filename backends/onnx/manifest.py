@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from sleepc.manifest import digest
+from sleepc.manifest import Strict, digest
 from sleepc.runtime.steps import CLOCKS
 
 MANIFEST = "onnx.json"
@@ -20,26 +20,20 @@ Dim = Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(pattern=r"^
 Dims = Annotated[tuple[Dim, ...], Field(max_length=8)]
 
 
-class Part(BaseModel):
-    """No unknown keys: a manifest of a newer version is not misread."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Kept(Part):
+class Kept(Strict):
     """A step leaves the state as it is."""
 
     kind: Literal["kept"] = "kept"
 
 
-class Replaced(Part):
+class Replaced(Strict):
     """The state's new value is this output."""
 
     kind: Literal["replaced"] = "replaced"
     output: str
 
 
-class Columns(Part):
+class Columns(Strict):
     """Token t of row b goes into slot `slots`[b, t] of the state (-1: nowhere), from heads H*row to H*(row+1) of
     `output` [B, heads, T, ..], H being the state's heads: a ring is written in place.
     """
@@ -53,7 +47,7 @@ class Columns(Part):
 Change = Annotated[Kept | Replaced | Columns, Field(discriminator="kind")]
 
 
-class Tensor(Part):
+class Tensor(Strict):
     """An input or output. Named dimensions: B rows, T tokens of the call, M tokens whose logits are wanted."""
 
     name: str
@@ -61,7 +55,7 @@ class Tensor(Part):
     dims: Dims
 
 
-class State(Part):
+class State(Strict):
     """A state tensor, all of it `initial` at first; how a wake step and a sleep change it."""
 
     name: str
@@ -72,7 +66,7 @@ class State(Part):
     initial: float = Field(default=0, allow_inf_nan=False)
 
 
-class GraphFile(Part):
+class GraphFile(Strict):
     """A graph and what goes in and out."""
 
     file: FileName
@@ -80,7 +74,7 @@ class GraphFile(Part):
     outputs: list[Tensor]
 
 
-class Manifest(Part):
+class Manifest(Strict):
     """The export as a whole. `sinks` is how many tokens attention keeps for ever; `replays` says that a sleep of
     another number of `passes` is of use: what is written again is corrected, and no block runs again. `upto`: beyond so
     many tokens the original would compute with other factors.

@@ -13,7 +13,7 @@ from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.backends.onnx.ports import ports_of
 from sleepc.backends.onnx.settling import moves, where
 from sleepc.backends.onnx.translate import translate
-from sleepc.backends.onnx.wake import Step
+from sleepc.backends.onnx.wake import StepGraph
 from sleepc.backends.onnx.weights import Weights
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
@@ -21,14 +21,14 @@ from sleepc.ir.states import with_role
 from sleepc.ir.types import TensorType
 
 
-def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recurrent: bool = False) -> Step:
+def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recurrent: bool = False) -> StepGraph:
     """Consolidate and evict. Input beside the state: passes [] (N). With `recurrent` the blocks of the program's loop
     run again over the window, N - 1 times, before the memories are what they will be; else a sleep is records and
     memories only.
     """
     assert program.clock is not None
     e = Emitter(weights)
-    step = Step(e)
+    step = StepGraph(e)
     passes = step.input("passes", TensorType(torch.int64, ()))
     specs = {s.name: s for s in program.all_states()}
     states = {name: step.input(name, spec.type()) for name, spec in specs.items()}

@@ -139,11 +139,11 @@ class OnnxSteps:
         state.swap()
         return out
 
-    def _call(self, state: OnnxState) -> _Call:
+    def _call(self, state: OnnxState) -> _BoundRun:
         """The binding whose inputs are what the state is in this turn."""
         if state.bound[state.turn] is None:
-            state.bound[state.turn] = _Call(self, state)
-        found: _Call = state.bound[state.turn]
+            state.bound[state.turn] = _BoundRun(self, state)
+        found: _BoundRun = state.bound[state.turn]
         return found
 
     def sleep(self, state: OnnxState, rows: BoolArray) -> OnnxState:
@@ -205,7 +205,7 @@ class OnnxSteps:
         return from_arrays(self.manifest, arrays)
 
 
-class _Call:
+class _BoundRun:
     """A run of wake.onnx, bound to a state's arrays: inputs to what it is, outputs to its spare ones. What depends on
     the number of tokens is bound again only when that changes. The state keeps this, and not the other way round, so
     that its memory is free when the last who uses it is gone.

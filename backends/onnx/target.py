@@ -98,12 +98,12 @@ class OnnxTarget(Target):
         The manifest, with the report, is written last.
         """
         from sleepc.backends.onnx.check.check import check
-        from sleepc.backends.onnx.check.weights import Written as Weights
+        from sleepc.backends.onnx.check.weights import WeightKeys
         from sleepc.backends.onnx.host_instructions import instructions_of
         from sleepc.backends.onnx.lower import write_files
 
         draft.progress("lowering", None)
-        weights: Weights = {}
+        weights: WeightKeys = {}
         style, folder = style_of(options), draft.folder
         manifest = write_files(program, folder, style, ep=options.ep, identity=draft.identity, written=weights)
         manifest = manifest.model_copy(update={"rules": instructions_of(manifest)})

@@ -35,7 +35,7 @@ from sleepc.ir.types import IntType, TensorType
 
 
 @dataclass(frozen=True)
-class Written:
+class SlotsWritten:
     """A state's new value as what goes into its slots: new [B, H, T, ..]."""
 
     new: ir.Value
@@ -53,14 +53,14 @@ def translate(
     for node in graph.calls():
         if node in columns:
             call = Call(e, node, values, style)
-            values[node] = Written(call.tensor(1, call.type(0).dtype))
+            values[node] = SlotsWritten(call.tensor(1, call.type(0).dtype))
             continue
         values[node] = _call(Call(e, node, values, style, passes))
     return {name: _as_value(e, values[node], node) for name, node in graph.results().items()}
 
 
 def _as_value(e: Emitter, value: Any, node: fx.Node) -> Any:
-    if isinstance(value, Written):
+    if isinstance(value, SlotsWritten):
         return value
     value = e.weight(value.key) if isinstance(value, Weight) else value
     if value.producer() is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sleepc.backends.onnx.check.compare import ERRORS, relative
 from sleepc.backends.onnx.load import OnnxProgram
-from sleepc.backends.report import Report, Row
+from sleepc.backends.report import Figure, Report
 from sleepc.progress import Progress
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
@@ -34,7 +34,7 @@ def verify_export(program: OnnxProgram, tokens: Sequence[int], progress: Progres
     progress("checking the files", None)
     program.check_bytes()
     if program.manifest.hashes:
-        report.rows.append(Row("files", "changed", 0, 0, f"{len(program.files)} by sha256"))
+        report.rows.append(Figure("files", "changed", 0, 0, f"{len(program.files)} by sha256"))
     steps = program.steps()
     ids = np.resize(np.array(tokens, np.int64), min(steps.window, LONG) + AFTER)
     progress("reading with ONNX Runtime", None)
@@ -43,13 +43,15 @@ def verify_export(program: OnnxProgram, tokens: Sequence[int], progress: Progres
     bound = ROUNDED if wide else ERRORS[program.manifest.precision]
     text = f"{len(ids)} tokens"
     report.rows += [
-        Row("read in pieces", "logits", relative(_read(steps, ids, PIECES), whole), bound, text),
-        Row("beside another row", "logits", relative(_beside(steps, ids), whole), bound, text),
-        Row("saved and loaded", "logits", _saved(program, steps, ids), 0, "bit for bit"),
+        Figure("read in pieces", "logits", relative(_read(steps, ids, PIECES), whole), bound, text),
+        Figure("beside another row", "logits", relative(_beside(steps, ids), whole), bound, text),
+        Figure("saved and loaded", "logits", _saved(program, steps, ids), 0, "bit for bit"),
     ]
     if like is not None and not wide:
         progress("reading with PyTorch", None)
-        report.rows.append(Row("the artifact", "logits", relative(whole, _read(like, ids, (len(ids),))), bound, text))
+        report.rows.append(
+            Figure("the artifact", "logits", relative(whole, _read(like, ids, (len(ids),))), bound, text)
+        )
     report.seconds = time.perf_counter() - started
     return report
 

@@ -20,7 +20,7 @@ from sleepc.ir.types import TensorType
 
 
 @dataclass
-class Step:
+class StepGraph:
     """A graph that maps state to state: its nodes, its inputs and outputs, and how the host makes the new state."""
 
     e: Emitter
@@ -50,10 +50,10 @@ class Step:
         self.changes[state] = Replaced(output=f"new.{state}")
 
 
-def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> Step:
+def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> StepGraph:
     """The wake step. Inputs beside the state: tokens [B,T], lengths [B], logits_at [B,M] (whose logits are wanted)."""
     e = Emitter(weights)
-    step = Step(e)
+    step = StepGraph(e)
     tokens = step.input("tokens", TensorType(torch.int64, ("B", "T")))
     lengths = step.input("lengths", TensorType(torch.int64, ("B",)))
     wanted = step.input("logits_at", TensorType(torch.int64, ("B", "M")))
@@ -81,7 +81,7 @@ def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> Step:
     return step
 
 
-def _logits(program: ProgramGraphs, step: Step, values: dict[str, Any], wanted: ir.Value, style: Style) -> None:
+def _logits(program: ProgramGraphs, step: StepGraph, values: dict[str, Any], wanted: ir.Value, style: Style) -> None:
     """The head, over a large vocabulary, is for the tokens wanted only; where it reads more than h it comes first."""
     e = step.e
     at = e("Unsqueeze", wanted, e.ints(2))

@@ -81,7 +81,7 @@ class StreamSleep(Protocol):
         """The memories when the window began."""
 
     @property
-    def hidden(self) -> list[Tensor]:
+    def block_outputs(self) -> list[Tensor]:
         """What wake left after every block [B,n,d]."""
 
     taken: Tensor | None

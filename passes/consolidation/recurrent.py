@@ -93,7 +93,7 @@ class Recurrent(Consolidation):
     def _passes(self, sleep: StreamSleep) -> Tensor:
         """Passes 2 to N over the loop: h [B,n,d] refined. A row whose memories have settled is put back after them."""
         loop = range(*sleep.recipe.loop_range(len(sleep.plans)))
-        layers, h = [sleep.layers[i] for i in loop], sleep.hidden[loop[-1]]
+        layers, h = [sleep.layers[i] for i in loop], sleep.block_outputs[loop[-1]]
         moving, taken = [True] * sleep.rows, torch.ones(sleep.rows, dtype=torch.int64)
         for _ in range(2, sleep.recipe.passes + 1):
             old_h, old = h, [layer.memory or [] for layer in layers]

@@ -10,10 +10,10 @@ from sleepc.cli.input_text import read_text
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sleepc.cli.subjects import Subject
+    from sleepc.cli.subjects import EvalSubject
     from sleepc.tasks.puzzle import Puzzle
     from sleepc.tasks.puzzles import Settings
-    from sleepc.tasks.source import Source
+    from sleepc.tasks.source import StreamSource
     from sleepc.tasks.task import Row, Task, TaskName
 
 QUESTIONS = "questions"  # a task of its own kind: see cli/questions.py
@@ -81,7 +81,7 @@ def _windows(text: str) -> list[float]:
     return found
 
 
-def prepare(subject: Subject, asked: Asked) -> Evaluation:
+def prepare(subject: EvalSubject, asked: Asked) -> Evaluation:
     """The task in the model's tokens. Raises UsageError where they do not hold it."""
     if asked.puzzle is not None:
         return _prepare_puzzle(subject, asked, asked.puzzle)
@@ -99,7 +99,7 @@ def prepare(subject: Subject, asked: Asked) -> Evaluation:
     return found
 
 
-def _source(subject: Subject, text: str | None, tokens: int, seed: int) -> Source:
+def _source(subject: EvalSubject, text: str | None, tokens: int, seed: int) -> StreamSource:
     import numpy as np
 
     from sleepc.tasks.source import make_source
@@ -108,7 +108,7 @@ def _source(subject: Subject, text: str | None, tokens: int, seed: int) -> Sourc
     return make_source(tokenizer, text, subject.vocab, tokens, np.random.default_rng(seed))
 
 
-def _prepare_puzzle(subject: Subject, asked: Asked, puzzle: Puzzle) -> Evaluation:
+def _prepare_puzzle(subject: EvalSubject, asked: Asked, puzzle: Puzzle) -> Evaluation:
     from sleepc.tasks.puzzle import examples
     from sleepc.tasks.puzzles import settings_of
     from sleepc.tasks.solving import Solving

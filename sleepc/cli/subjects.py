@@ -22,7 +22,7 @@ Model = tuple[str, "Callable[[], Steps]", int]  # its name, what makes its steps
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalSubject:
     """`models` gives what is measured with streams of so many tokens. Steps are made when their turn comes, so that one
     model is held at a time.
     """
@@ -46,7 +46,7 @@ class Subject:
 
 def subject_of(
     path: Path, backend: str, passes: list[int], against: str | None, device: str, display: Display
-) -> Subject:
+) -> EvalSubject:
     """What is measured by a backend. Raises UsageError for what the backend cannot measure."""
     runs = checked_runner(backend)
     if isinstance(runs, Target):
@@ -56,7 +56,7 @@ def subject_of(
 
 def _of_artifact(
     path: Path, runs: Backend, passes: list[int], against: str | None, device: str, display: Display
-) -> Subject:
+) -> EvalSubject:
     """The program, with other numbers of passes if they are asked for; with memories off; full attention."""
     from sleepc.cli.opening import open_artifact
     from sleepc.tasks.programs import full_attention, with_passes
@@ -84,10 +84,10 @@ def _of_artifact(
     if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:
         notes.append("where attention was replaced, a layer without its memory is left with nothing (sliding)")
     recipe = program.recipe
-    return Subject(recipe.window, recipe.sinks, program.graphs.vocab, program.tokenizer, models, notes)
+    return EvalSubject(recipe.window, recipe.sinks, program.graphs.vocab, program.tokenizer, models, notes)
 
 
-def _of_export(path: Path, target: Target, passes: list[int], against: str | None, device: str) -> Subject:
+def _of_export(path: Path, target: Target, passes: list[int], against: str | None, device: str) -> EvalSubject:
     """The export, with other numbers of passes if they are asked for."""
     if against is not None:
         raise UsageError(
@@ -113,4 +113,4 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
     notes = [
         f"measured in {target.runtime} ({manifest.precision}); memories off and full attention are measured with --backend {DEFAULT}"
     ]
-    return Subject(manifest.window, manifest.sinks, manifest.vocab, program.tokenizer, models, notes)
+    return EvalSubject(manifest.window, manifest.sinks, manifest.vocab, program.tokenizer, models, notes)

@@ -31,7 +31,7 @@ class Template(Protocol):
         """What stands after an answer."""
 
 
-class Tokens(Decoder, Protocol):
+class ChatTokenizer(Decoder, Protocol):
     """The part of a tokenizer that a conversation needs."""
 
     def ends(self, template: Any, vocab: int, /) -> Collection[int]:
@@ -100,7 +100,7 @@ class Conversation:
     def __init__(
         self,
         session: Session,
-        tokenizer: Tokens,
+        tokenizer: ChatTokenizer,
         template: Template | None,
         system: str = "",
     ) -> None:

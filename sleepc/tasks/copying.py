@@ -6,12 +6,12 @@ import numpy as np
 
 from sleepc.errors import UsageError
 from sleepc.tasks.planting import Item, Sample, Setup, plant
-from sleepc.tasks.source import Source
+from sleepc.tasks.source import StreamSource
 
 SEGMENT = 16  # tokens, or fewer where distances are closer
 
 
-def copying(source: Source, setup: Setup) -> list[Sample]:
+def copying(source: StreamSource, setup: Setup) -> list[Sample]:
     """Streams with one random segment at every distance. Its first quarter is given again, the rest is to follow.
 
     Raises UsageError where distances leave no room for two tokens.

@@ -9,7 +9,7 @@ import numpy as np
 
 from sleepc.errors import UsageError
 from sleepc.runtime.steps import IntArray
-from sleepc.tasks.source import Source
+from sleepc.tasks.source import StreamSource
 
 Ids = tuple[int, ...]
 ALONE = 1 << 20  # tokens that a single item may have
@@ -55,7 +55,7 @@ class Setup:
         return int(np.diff(self.distances).min(initial=ALONE))
 
 
-def plant(source: Source, setup: Setup, rows: Sequence[Sequence[Item]], rng: np.random.Generator) -> list[Sample]:
+def plant(source: StreamSource, setup: Setup, rows: Sequence[Sequence[Item]], rng: np.random.Generator) -> list[Sample]:
     """Streams of equal length with `rows[b][i]` at distance i. Raises UsageError where items would overlap."""
     longest = max(len(item.planted) for row in rows for item in row)
     if longest > setup.gap:

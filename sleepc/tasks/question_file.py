@@ -19,7 +19,7 @@ LINE = '{"text": ..., "questions": [{"question": ..., "answers": ["keyword", ...
 
 
 @dataclass(frozen=True)
-class Question:
+class TextQuestion:
     """A question about a text. An answer is right that has one of the keywords; with `every`, as far as it has all."""
 
     question: str
@@ -29,7 +29,8 @@ class Question:
     def score(self, answer: str) -> float:
         """1 for a right answer, 0 for a wrong one.
 
-        >>> Question("Who?", ("Ann", "Bo")).score("It was Bo."), Question("Who?", ("Ann", "Bo"), every=True).score("Bo")
+        >>> asked, names = "Who?", ("Ann", "Bo")
+        >>> TextQuestion(asked, names).score("It was Bo."), TextQuestion(asked, names, every=True).score("Bo")
         (1.0, 0.5)
         """
         found = [stands_in(keyword, answer) for keyword in self.answers]
@@ -41,7 +42,7 @@ class Document:
     """A text, and questions that are each asked after it. `depth` is what figures are told by, if not by distance."""
 
     text: str
-    questions: tuple[Question, ...]
+    questions: tuple[TextQuestion, ...]
     name: str = ""
     depth: int | None = None
 
@@ -122,7 +123,7 @@ def _parse(line: str, where: str) -> _Line:
 
 
 def _document(line: _Line, number: int) -> Document:
-    questions = tuple(Question(q.question.strip(), tuple(q.answers)) for q in line.questions)
+    questions = tuple(TextQuestion(q.question.strip(), tuple(q.answers)) for q in line.questions)
     return Document(line.text, questions, line.name or f"text {number}")
 
 

@@ -8,14 +8,14 @@ from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import Tokenizer
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.planting import Item, Sample, Setup, plant
-from sleepc.tasks.source import Source
+from sleepc.tasks.source import StreamSource
 from sleepc.verify.texts import says_something
 
 DISTRACTORS = 7
 PEOPLE = "Alice Bruno Clara David Elena Felix Grace Henry Irene James Karen Louis Maria Nadia Oscar Paula Quinn Robert"
 
 
-def retrieval(source: Source, setup: Setup) -> list[Sample]:
+def retrieval(source: StreamSource, setup: Setup) -> list[Sample]:
     """Streams with one pair at every distance: in words where the tokenizer has them, otherwise two random tokens and
     the third that goes with them. Distractors stand nowhere in the streams as codes.
 

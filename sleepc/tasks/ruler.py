@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sleepc.tasks.puzzle import check, refusal
-from sleepc.tasks.question_file import Document, Question
+from sleepc.tasks.question_file import Document, TextQuestion
 
 Tokens = Callable[[str], int]
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -95,7 +95,7 @@ class Chain:
         places = sorted(rng.random(len(lines)).tolist())
         text = _fit(lambda n: _among(n, list(zip(places, lines, strict=True))), length, tokens)
         question = f"Find all variables that are assigned the value {value} in the text above."
-        return Document(text, (Question(question, tuple(names), every=True),), f"ruler-tracking {length}", length)
+        return Document(text, (TextQuestion(question, tuple(names), every=True),), f"ruler-tracking {length}", length)
 
 
 Kind = Needles | Keys | Chain
@@ -130,8 +130,8 @@ def _needle(key: str, number: str) -> str:
     return f"One of the special magic numbers for {key} is: {number}."
 
 
-def _asked(key: str, number: str) -> Question:
-    return Question(f"What is the special magic number for {key} mentioned in the provided text?", (number,))
+def _asked(key: str, number: str) -> TextQuestion:
+    return TextQuestion(f"What is the special magic number for {key} mentioned in the provided text?", (number,))
 
 
 def _among(count: int, told: Sequence[tuple[float, str]]) -> str:

@@ -15,7 +15,7 @@ ALL = 10_000_000  # characters: the whole of the text that is on every machine
 
 
 @dataclass(frozen=True)
-class Source:
+class StreamSource:
     """`ids` [n] of one long text; `words`, the different ids that random tokens are drawn from; `opening`, what the
     tokenizer puts before every text. `tokenizer` is None where the model cannot read words.
     """
@@ -40,7 +40,7 @@ class Source:
 
 def make_source(
     tokenizer: Tokenizer | None, text: str | None, vocab: int, tokens: int, rng: np.random.Generator
-) -> Source:
+) -> StreamSource:
     """The source of `text`, or of one that is on every machine; of `tokens` random tokens where it can read none.
 
     Raises UsageError where the tokenizer makes nothing of the text that was asked for.
@@ -48,13 +48,13 @@ def make_source(
     if tokenizer is not None:
         ids = np.array(tokenizer.encode_part(text if text is not None else default_text(ALL)), dtype=np.int64)
         if says_something(ids.tolist()):
-            return Source(ids, np.unique(ids), opening_of(tokenizer), tokenizer)
+            return StreamSource(ids, np.unique(ids), opening_of(tokenizer), tokenizer)
     if text is not None:
         raise UsageError(
             "the tokenizer cannot read this text", where="--text", fix="Give a text in the model's language."
         )
     words = np.setdiff1d(np.arange(vocab), tokenizer.holes(vocab) if tokenizer is not None else [])
-    return Source(words[rng.integers(0, len(words), tokens)], words)
+    return StreamSource(words[rng.integers(0, len(words), tokens)], words)
 
 
 def opening_of(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from sleepc.tasks.asking import Reply, ask, surprises
 from sleepc.tasks.copying import copying
 from sleepc.tasks.planting import Sample, Setup
 from sleepc.tasks.retrieval import DISTRACTORS, retrieval
-from sleepc.tasks.source import Source
+from sleepc.tasks.source import StreamSource
 from sleepc.verify.surprise import bounds
 
 TaskName = Literal["perplexity", "retrieval", "copy"]
@@ -86,7 +86,7 @@ def _score_copy(replies: Sequence[Reply]) -> Row:
 
 
 @dataclass(frozen=True)
-class Texts:
+class Perplexity:
     """Texts [B,T], each read from an empty state; ranges of tokens double from a window on."""
 
     texts: IntArray
@@ -114,7 +114,7 @@ def _perplexity(surprise: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) ->
     return {"perplexity": math.exp(mean) if mean < 700 else math.inf, "count": surprise.size}
 
 
-def make_task(name: TaskName, source: Source, setup: Setup, window: int) -> Task:
+def make_task(name: TaskName, source: StreamSource, setup: Setup, window: int) -> Task:
     """The streams of a task. Raises UsageError where the source or the distances do not give them."""
     if name == "retrieval":
         chance = 1 / (1 + DISTRACTORS)
@@ -122,4 +122,4 @@ def make_task(name: TaskName, source: Source, setup: Setup, window: int) -> Task
     if name == "copy":
         return Planted(copying(source, setup), _score_copy, ("accuracy", "log_prob"))
     pieces = source.pieces(setup.samples, max(setup.distances[-1], 2), np.random.default_rng(setup.seed))
-    return Texts(np.stack([np.concatenate([np.array(source.opening, dtype=np.int64), p]) for p in pieces]), window)
+    return Perplexity(np.stack([np.concatenate([np.array(source.opening, dtype=np.int64), p]) for p in pieces]), window)

@@ -138,23 +138,23 @@ def read(
     state = steps.new_state(len(pieces))
     taught = teacher.new_state(len(pieces)) if teacher is not None else None
     for part in parts_of(tokens, lengths, labels, steps.window, 1):
-        window = part.to(steps.device)
-        values, state = steps.hidden(state, window.tokens, window.lengths)
-        places = window.labels != NOTHING
-        asked = window.labels[places]
+        segment = part.to(steps.device)
+        values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
+        places = segment.labels != NOTHING
+        asked = segment.labels[places]
         if teacher is not None and taught is not None:
-            logits = steps.logits(values, window.lengths, "all")
-            wanted, taught = teacher.wake_tensors(taught, window.tokens, window.lengths, "all")
+            logits = steps.logits(values, segment.lengths, "all")
+            wanted, taught = teacher.wake_tensors(taught, segment.tokens, segment.lengths, "all")
             assert logits is not None
             assert wanted is not None
             logits, wanted = logits[..., :words], wanted[..., :words]
-            found[1] += float(kl_sum(wanted, logits, window.real()))
+            found[1] += float(kl_sum(wanted, logits, segment.real()))
             found[2] += float(surprise_sum(wanted[places], asked))
             found[0] += float(surprise_sum(logits[places], asked))
-        elif window.asks:
+        elif segment.asks:
             found[0] += float(surprise_sum(steps.logits_at(values, places), asked))
         found[3] += len(asked)
-        state = sleep_after(steps, window, state)
+        state = sleep_after(steps, segment, state)
     return found
 
 

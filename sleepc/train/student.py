@@ -159,12 +159,12 @@ class Student:
         """
         steps = self.bound(name)
         loss, state, taught, missed = torch.zeros((), device=self.device), carry.state, carry.taught, carry.missed
-        for window in part.cut(steps.window, steps.window):
-            window = window.to(self.device)
+        for segment in part.cut(steps.window, steps.window):
+            segment = segment.to(self.device)
             lesson: Any = None
             if goal in ("align", "distil"):
-                lesson, taught = self._teach(goal, window, taught)
-            found, more, state = self._maybe_again(_GOALS[goal], self, steps, window, lesson, state, passes)
+                lesson, taught = self._teach(goal, segment, taught)
+            found, more, state = self._maybe_again(_GOALS[goal], self, steps, segment, lesson, state, passes)
             loss = loss + found
             missed = missed + more
         return loss, Carry(state, taught, missed)
@@ -176,13 +176,13 @@ class Student:
         return found
 
     @torch.no_grad()
-    def _teach(self, goal: StageName, window: Segment, state: Tensors | None) -> tuple[Any, Tensors]:
+    def _teach(self, goal: StageName, segment: Segment, state: Tensors | None) -> tuple[Any, Tensors]:
         """What the teacher shows of a window: what its head reads, or what goes into every block and comes out."""
         assert self.teacher is not None
         assert state is not None
         if goal == "distil":
-            return self.teacher.hidden(state, window.tokens, window.lengths)
-        values, new = self.teacher.begin(state, window.tokens, window.lengths)
+            return self.teacher.wake_blocks(state, segment.tokens, segment.lengths)
+        values, new = self.teacher.begin(state, segment.tokens, segment.lengths)
         border = [values["h"]]
         for i in range(len(self.teacher.program.layout)):
             values["h"], changed = self.teacher.wake_block(i, values, state)
@@ -192,49 +192,49 @@ class Student:
 
 
 def _distil(
-    student: Student, steps: TrainingSteps, window: Segment, lesson: Any, state: Tensors, passes: int | None
+    student: Student, steps: TrainingSteps, segment: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """KL from the teacher on all logits."""
-    teacher, words, real = student.teacher, student.words, window.real()
+    teacher, words, real = student.teacher, student.words, segment.real()
     assert teacher is not None
-    values, state = steps.hidden(state, window.tokens, window.lengths)
-    slept = sleep_after(steps, window, state, passes)
+    values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
+    slept = sleep_after(steps, segment, state, passes)
     if alone(steps) and alone(teacher) and real.any() and not student.checkpointing:
         return divergence(steps, values, teacher, lesson, real, words), 0, slept
-    logits = steps.logits(values, window.lengths, "all")
+    logits = steps.logits(values, segment.lengths, "all")
     with torch.no_grad():
-        wanted = teacher.logits(lesson, window.lengths, "all")
+        wanted = teacher.logits(lesson, segment.lengths, "all")
     assert logits is not None
     assert wanted is not None
     return kl_sum(wanted[..., :words], logits[..., :words], real), 0, slept
 
 
 def _surprise(
-    student: Student, steps: TrainingSteps, window: Segment, lesson: Any, state: Tensors, passes: int | None
+    student: Student, steps: TrainingSteps, segment: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """Surprise at the labels; the head reads nothing but what they are asked after."""
-    values, state = steps.hidden(state, window.tokens, window.lengths)
-    slept = sleep_after(steps, window, state, passes)
-    if not window.asks:
+    values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
+    slept = sleep_after(steps, segment, state, passes)
+    if not segment.asks:
         return 0, 0, slept
-    places = window.labels != NOTHING
-    logits, labels = steps.logits_at(values, places), window.labels[places]
-    wrong = torch.zeros_like(window.labels).masked_scatter(places, (logits.detach().argmax(-1) != labels).long())
+    places = segment.labels != NOTHING
+    logits, labels = steps.logits_at(values, places), segment.labels[places]
+    wrong = torch.zeros_like(segment.labels).masked_scatter(places, (logits.detach().argmax(-1) != labels).long())
     return surprise_sum(logits, labels), wrong.sum(1), slept
 
 
 def _align(
-    student: Student, steps: TrainingSteps, window: Segment, lesson: Any, state: Tensors, passes: int | None
+    student: Student, steps: TrainingSteps, segment: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """Every block with a memory alone, on what goes into it in the teacher: the error of what comes out, their mean."""
-    values, new = steps.begin(state, window.tokens, window.lengths)
-    real, losses = window.real(), []
+    values, new = steps.begin(state, segment.tokens, segment.lengths)
+    real, losses = segment.real(), []
     for i in student.memories:
         found, changed = steps.wake_block(i, {**values, "h": lesson[i]}, state)
         losses.append(relative_error_sum(found, lesson[i + 1], lesson[i], real))
         new.update(changed)
     loss = torch.stack(losses).mean()
-    if window.last or window.tokens.shape[1] < steps.window:
+    if segment.last or segment.tokens.shape[1] < steps.window:
         return loss, 0, new
     clock, slept = steps.begin_sleep(new)
     for i in student.memories:
@@ -245,9 +245,9 @@ def _align(
 _GOALS = {"align": _align, "distil": _distil, "lengthen": _surprise, "solve": _surprise}
 
 
-def sleep_after(steps: TrainingSteps, window: Segment, state: Tensors, passes: int | None = None) -> Tensors:
+def sleep_after(steps: TrainingSteps, segment: Segment, state: Tensors, passes: int | None = None) -> Tensors:
     """After a whole window, unless the pieces end here. A row that has ended before sleeps too, which nobody reads."""
-    if window.last or window.tokens.shape[1] < steps.window:
+    if segment.last or segment.tokens.shape[1] < steps.window:
         return state
     return steps.sleep_tensors(state, passes)
 

@@ -14,7 +14,7 @@ from sleepc.runtime.steps import FloatArray, IntArray
 from sleepc.verify.beyond import ENOUGH
 from sleepc.verify.distance import cut, follow, full_attention, looked_at, perplexities
 from sleepc.verify.memory_values import without_memories
-from sleepc.verify.oracle import Stream
+from sleepc.verify.oracle import ReadStream
 from sleepc.verify.report import PerplexityRow
 from sleepc.verify.subject import Subject
 
@@ -95,7 +95,7 @@ class Far:
         finite = bool(surprise[looked_at(pieces)].isfinite().all())
         return Followed(max(inside), max(far) if finite else math.inf, surprise)
 
-    def _oracle(self) -> Stream | None:
+    def _oracle(self) -> ReadStream | None:
         oracle = self.subject.oracle(self.subject.step) if self.upto else None
         if oracle is None:
             return None

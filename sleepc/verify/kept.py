@@ -18,7 +18,7 @@ from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify.timeline import Timeline, sees_kept
 
 
-class Reader(Protocol):
+class OracleView(Protocol):
     """What the oracle is to kept pairs (sleepc/verify/oracle.py)."""
 
     program: ProgramGraphs
@@ -47,7 +47,7 @@ def no_pairs(budget: Budget, rows: int) -> Pairs | None:
     return Pairs(budget, *([[[] for _ in budget] for _ in range(rows)] for _ in range(3)))  # type: ignore[arg-type]
 
 
-def renumbers_with_pairs(oracle: Reader) -> bool:
+def renumbers_with_pairs(oracle: OracleView) -> bool:
     """Can keys that stand at a position be put at another one? Not if positions are added to tokens, a layer keeps all
     of them, or turning a key twice is another thing than turning it once.
     """
@@ -64,7 +64,7 @@ def renumbers_with_pairs(oracle: Reader) -> bool:
     return True
 
 
-def _turns_back(oracle: Reader, i: int, k: Tensor, start: int, by: int) -> bool:
+def _turns_back(oracle: OracleView, i: int, k: Tensor, start: int, by: int) -> bool:
     """Is a key that stands at `start`, turned back, what it is `by` before it?"""
     once = oracle.turned(i, k, torch.tensor([start])).to(k.dtype)
     try:
@@ -75,7 +75,7 @@ def _turns_back(oracle: Reader, i: int, k: Tensor, start: int, by: int) -> bool:
 
 
 def kept_columns(
-    oracle: Reader, i: int, layer: Layer, time: Timeline, start: int, end: int
+    oracle: OracleView, i: int, layer: Layer, time: Timeline, start: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keys [B,Hkv,S,d_k] as attention sees them, values [B,Hkv,S,d_v], and which of the tokens start .. end-1 sees
     them, bool [B,Hkv,n,S], of the pairs that block i keeps; S is the largest budget.
@@ -95,7 +95,7 @@ def kept_columns(
     return keys, values, sees_kept(time, tokens, oracle.ring(i), start, end)
 
 
-def _turned_keys(oracle: Reader, i: int, layer: Layer, row: int) -> list[Tensor]:
+def _turned_keys(oracle: OracleView, i: int, layer: Layer, row: int) -> list[Tensor]:
     """The keys of a row's kept pairs as attention sees them, [n,d_k] for every KV head."""
     pairs, k = layer.kept, layer.k
     assert pairs is not None
@@ -107,7 +107,7 @@ def _turned_keys(oracle: Reader, i: int, layer: Layer, row: int) -> list[Tensor]
     return [part[head] for head, part in enumerate(torch.split(every[0], counts, 1))]
 
 
-def keep_pairs(oracle: Reader, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
+def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
     """The sleep of block i after tokens start .. end-1: every head keeps the best of what it has and of the window, and
     of equals the older one.
     """
@@ -135,7 +135,7 @@ def keep_pairs(oracle: Reader, i: int, layer: Layer, time: Timeline, start: int,
 
 
 def _window_scores(
-    oracle: Reader, layer: Layer, time: Timeline, at: tuple[int, int], tokens: range
+    oracle: OracleView, layer: Layer, time: Timeline, at: tuple[int, int], tokens: range
 ) -> list[tuple[int, float]]:
     """(token, score) of a window's pairs of one row and head, but for sinks and what is not to be kept."""
     assert layer.k is not None
@@ -149,7 +149,7 @@ def _window_scores(
     return [(t, score) for t, score, p in each if p >= oracle.recipe.sinks and score > NOTHING / 2]
 
 
-def kept_state(oracle: Reader, i: int, layer: Layer) -> dict[str, Tensor]:
+def kept_state(oracle: OracleView, i: int, layer: Layer) -> dict[str, Tensor]:
     """The states of block i's kept pairs, by part: all heads' slots one after the other, empty ones of a head first."""
     pairs, k, v = layer.kept, layer.k, layer.v
     assert pairs is not None

@@ -61,24 +61,24 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class ReadWindow:
     """A window that was read: the last hidden states [B,n,d], and what else the head reads."""
 
     start: int
     end: int
-    hidden: Tensor
+    h: Tensor
     given: dict[str, Any]
 
 
 @dataclass
-class Stream:
+class ReadStream:
     """A stream read to its end: its timeline, its windows, and what every block left."""
 
     oracle: Oracle
     rows: int
     time: Timeline
     layers: list[Layer]
-    chunks: list[Chunk] = field(default_factory=list)
+    windows: list[ReadWindow] = field(default_factory=list)
     taken: Tensor | None = None  # the passes of each row's last sleep, where they are counted [B]
 
     def logits(self, start: int = 0, end: int | None = None) -> Tensor:
@@ -91,10 +91,10 @@ class Stream:
         large.
         """
         parts = []
-        for c in self.chunks:
-            at = places[(places >= c.start) & (places < c.end)] - c.start
+        for window in self.windows:
+            at = places[(places >= window.start) & (places < window.end)] - window.start
             if len(at):
-                parts.append(self.oracle.head({**c.given, "h": c.hidden}, at))
+                parts.append(self.oracle.head({**window.given, "h": window.h}, at))
         return torch.cat(parts, 1) if parts else torch.zeros(self.rows, 0, self.oracle.program.vocab)
 
     def state(self) -> dict[str, Tensor]:
@@ -162,26 +162,26 @@ class Oracle:
             return False
         return self.recipe.last_position == "renumber" or (self.most > 0 and renumbers_with_pairs(self))
 
-    def __call__(self, tokens: Tensor, cuts: Sequence[int] | None = None) -> Stream:
+    def __call__(self, tokens: Tensor, cuts: Sequence[int] | None = None) -> ReadStream:
         """Read tokens [B,T], with sleeps after every L-th, or after as many tokens as `cuts` says."""
         rows, length = tokens.shape
         longest = max((self.ring(i) for i, plan in enumerate(self.plans) if plan.strategy != "replace"), default=0)
         last, room = self.program.max_positions, longest + self.most
         time = make_timeline(length, self.recipe, last, cuts, room, renumbers=self.renumbers)
-        stream = Stream(self, rows, time, [Layer(kept=no_pairs(budget, rows)) for budget in self.budgets])
+        stream = ReadStream(self, rows, time, [Layer(kept=no_pairs(budget, rows)) for budget in self.budgets])
         for start, end in time.windows():
             before = [layer.memory for layer in stream.layers]
             positions = (time.position - time.offset)[start:end]
             given = self._given(tokens[:, start:end], positions)
             window = Window(start, end, asleep=False, live=bool(time.slept[start] > 0))
-            hidden: list[Tensor] = []
+            block_outputs: list[Tensor] = []
             h = given.pop("h")
             for i in range(len(self.plans)):
                 h = self.block(i, {**given, "h": h}, window, stream)
-                hidden.append(h)
-            stream.chunks.append(Chunk(start, end, h, given))
+                block_outputs.append(h)
+            stream.windows.append(ReadWindow(start, end, h, given))
             if end in time.cuts:
-                sleep = _Sleep(self, stream, window, given, hidden, before)
+                sleep = _Sleep(self, stream, window, given, block_outputs, before)
                 self.consolidation.remember(sleep)
                 stream.taken = sleep.taken
                 for i, layer in enumerate(stream.layers):
@@ -235,11 +235,11 @@ class Oracle:
         kwargs = {n: wide.get(a, a) if isinstance(a, torch.dtype) else a for n, a in kwargs.items()}
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def block(self, i: int, values: dict[str, Any], window: Window, stream: Stream) -> Tensor:
+    def block(self, i: int, values: dict[str, Any], window: Window, stream: ReadStream) -> Tensor:
         """Block i over a window -> h [B,n,d]."""
         block = self.program.layout[i]
         values = {**{port: self.parameters[key] for port, key in block.params.items()}, **values}
-        watch = _Watch(self, i, self.site(block.cls), window, stream, values)
+        watch = _BlockHook(self, i, self.site(block.cls), window, stream, values)
         h: Tensor = self.runner(block.cls)(values, watch)["h"]
         return watch.mixer.insert(h) if self.plans[i].strategy == "insert" else h
 
@@ -264,10 +264,10 @@ class _Sleep:
     """The sleep at the end of a window that was read (StreamSleep); `given` is what blocks read besides h."""
 
     oracle: Oracle
-    stream: Stream
+    stream: ReadStream
     window: Window
     given: dict[str, Any]
-    hidden: list[Tensor]
+    block_outputs: list[Tensor]
     before: list[Memory | None]
     taken: Tensor | None = None
 
@@ -314,11 +314,11 @@ class _Turner:
         return found
 
 
-class _Watch:
+class _BlockHook:
     """The hook of one block: notes q, k, v and x on the way, and answers for the attention."""
 
     def __init__(
-        self, oracle: Oracle, i: int, site: Site, window: Window, stream: Stream, values: Mapping[str, Any]
+        self, oracle: Oracle, i: int, site: Site, window: Window, stream: ReadStream, values: Mapping[str, Any]
     ) -> None:
         self.oracle, self.i, self.site, self.window, self.stream = oracle, i, site, window, stream
         self.layer, self.plan = stream.layers[i], oracle.plans[i]

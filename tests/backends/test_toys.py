@@ -21,7 +21,7 @@ from sleepc.backends import table
 from sleepc.backends.contract import Draft, Kernels, Target, Written, option
 from sleepc.backends.eager.backend import EagerBackend
 from sleepc.backends.export import Export, ExportFacts
-from sleepc.backends.report import Report, Row
+from sleepc.backends.report import Figure, Report
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Stage
@@ -124,7 +124,7 @@ class ToyTarget(Target):
         return ()
 
     def write(self, program: ProgramGraphs, options: ToyOptions, draft: Draft) -> Written:
-        report = Report([Row("wheels", "number", options.wheels, 9)]).to_json()
+        report = Report([Figure("wheels", "number", options.wheels, 9)]).to_json()
         facts = {"vocab": program.vocab, "window": program.window, "sinks": 0, "upto": None, "replays": False}
         said = {"identity": draft.identity, "precision": options.colour, **facts, "report": report}
         (draft.folder / "toy.bin").write_bytes(bytes(options.wheels))
@@ -136,7 +136,7 @@ class ToyTarget(Target):
         return ToyExport(folder, Facts(**json.loads((folder / self.mark).read_text())))
 
     def verify(self, export: Export, tokens: Sequence[int], progress: Progress, like: Steps | None) -> Report:
-        return Report([Row("the artifact", "there", float(like is not None), 1, least=True)])
+        return Report([Figure("the artifact", "there", float(like is not None), 1, least=True)])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import sleepc
 from sleepc.backends.onnx.check import check as module
 from sleepc.backends.onnx.weights import Weights
-from sleepc.backends.report import Report, Row
+from sleepc.backends.report import Figure, Report
 from tests.cli.models import run_here, save_model
 
 FILES = {"onnx.json", "wake.onnx", "sleep_replay.onnx", "weights.bin", "config.json", "tokenizer.json"}
@@ -133,7 +133,7 @@ def test_figures_over_their_bounds(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bad(*arguments: object) -> Report:
-        return Report([Row("decode", "logits", 0.25, 1e-3), Row("prefill", "logits", 1e-6, 1e-3)])
+        return Report([Figure("decode", "logits", 0.25, 1e-3), Figure("prefill", "logits", 1e-6, 1e-3)])
 
     monkeypatch.setattr(module, "check", bad)
     code, said = _leaving_nothing(artifact, tmp_path, capsys)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from sleepc.bisecting import Bisection, Row
+from sleepc.bisecting import Bisection, ProgramRow
 from sleepc.cli.display import print_json
 from sleepc.json_file import json_text
 from sleepc.verify.report import Beyond, Check, PerplexityRow, VerifyReport
@@ -46,5 +46,7 @@ def test_reports_give_their_numbers_as_they_are() -> None:
     report = VerifyReport([Check("c", 1, False, INF, 1e-4, "")], [row], Beyond("ruined", "t", INF, row), 1.0)
     said = strict(json_text(report.to_json()))
     assert said["checks"][0]["value"] is said["perplexity"][0]["full"] is said["beyond"]["ratio"] is None
-    rows = Bisection(8, 1e-4, [Row("a pass", "1", INF, False), Row("another", "1", 0.5, True)]).to_json()["rows"]
+    rows = Bisection(8, 1e-4, [ProgramRow("a pass", "1", INF, False), ProgramRow("another", "1", 0.5, True)]).to_json()[
+        "rows"
+    ]
     assert [each["error"] for each in strict(json_text(rows))] == [None, 0.5]

@@ -17,7 +17,7 @@ from sleepc.tasks.asking import Answer, Reply, ask, most_rows, surprises
 from sleepc.tasks.planting import Setup
 from sleepc.tasks.programs import full_attention, with_passes
 from sleepc.tasks.retrieval import retrieval
-from sleepc.tasks.source import Source
+from sleepc.tasks.source import StreamSource
 from sleepc.tasks.task import Planted, Row, Task, TaskName, make_task
 from sleepc.verify.memory_values import shaken, without_memories
 from sleepc.verify.surprise import surprise
@@ -29,8 +29,8 @@ INSIDE = Setup((8, 16), samples=2, sinks=2)
 BEYOND = Setup((4, 8, 16, 24), samples=3, sinks=2)
 
 
-def source() -> Source:
-    return Source(np.random.default_rng(0).integers(0, VOCAB, 400), np.arange(VOCAB))
+def source() -> StreamSource:
+    return StreamSource(np.random.default_rng(0).integers(0, VOCAB, 400), np.arange(VOCAB))
 
 
 def rows(task: Task, steps: Steps, limit: int = 10**6) -> list[Row]:
@@ -113,7 +113,7 @@ def test_what_a_model_remembers_is_what_is_measured(name: TaskName, reach: int) 
     """A model that recalls exactly what is in its reach gets everything there, and nothing from further back."""
     setup = Setup((16, 48, 80), samples=8, sinks=2, seed=3)
     words = np.arange(2000)
-    text = Source(np.full(4000, 1999), words)
+    text = StreamSource(np.full(4000, 1999), words)
     task = make_task(name, text, setup, 8)
     for row in rows(task, Recall(reach, vocab=2000)):
         knows = row["distance"] + 20 <= reach

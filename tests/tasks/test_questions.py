@@ -18,7 +18,7 @@ from sleepc.tasks.answering import Answering
 from sleepc.tasks.equal_window import equal_window, widest
 from sleepc.tasks.keywords import last_end, stands_in
 from sleepc.tasks.programs import full_attention_for
-from sleepc.tasks.question_file import Document, Question, own_questions, parse_questions
+from sleepc.tasks.question_file import Document, TextQuestion, own_questions, parse_questions
 from sleepc.tasks.question_prompt import Prompts
 from sleepc.tasks.readers import full_reader, reader, sliding_reader
 from sleepc.tasks.recalling import Recalling, Said
@@ -31,7 +31,7 @@ GOOD: dict[str, Any] = {"text": "The door is red.", "questions": [{"question": "
 def prompts(tokens: int, asked: list[tuple[int, ...]], distances: list[int | None] | None = None) -> Prompts:
     """A text of random tokens, and questions that are right with "w1"."""
     read = tuple(np.random.default_rng(tokens).integers(0, VOCAB, tokens).tolist())
-    document = Document("", tuple(Question("?", ("w1",)) for _ in asked), f"text of {tokens}")
+    document = Document("", tuple(TextQuestion("?", ("w1",)) for _ in asked), f"text of {tokens}")
     return Prompts(document, read, tuple(asked), tuple(distances or [None] * len(asked)))
 
 
@@ -81,7 +81,7 @@ def test_a_file_is_read_line_by_line() -> None:
     other = {**GOOD, "name": "doors", "source": "x"}
     documents, notes = parse_questions(f"\ufeff{json.dumps(GOOD)}\n\n{json.dumps(other, ensure_ascii=False)}\n", "f")
     assert [d.name for d in documents] == ["text 1", "doors"]
-    assert documents[0].questions == (Question("Which?", ("red",)),)
+    assert documents[0].questions == (TextQuestion("Which?", ("red",)),)
     assert notes == ["f: nothing reads 'source'"]
 
 

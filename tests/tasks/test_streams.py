@@ -11,14 +11,14 @@ from sleepc.errors import UsageError
 from sleepc.tasks.copying import copying
 from sleepc.tasks.planting import Sample, Setup
 from sleepc.tasks.retrieval import DISTRACTORS, retrieval
-from sleepc.tasks.source import Source, make_source
+from sleepc.tasks.source import StreamSource, make_source
 
-Make = Callable[[Source, Setup], list[Sample]]
+Make = Callable[[StreamSource, Setup], list[Sample]]
 SETUP = Setup((8, 16, 40), samples=3, sinks=2, seed=5)
 
 
-def source(words: int = 61, opening: tuple[int, ...] = ()) -> Source:
-    return Source(np.random.default_rng(1).integers(0, words, 500), np.arange(words), opening)
+def source(words: int = 61, opening: tuple[int, ...] = ()) -> StreamSource:
+    return StreamSource(np.random.default_rng(1).integers(0, words, 500), np.arange(words), opening)
 
 
 @pytest.mark.parametrize("make", [retrieval, copying])
@@ -64,13 +64,13 @@ def test_a_seed_decides_everything(make: Make) -> None:
         (copying, source(), Setup((8, 9)), "needs two tokens"),
     ],
 )
-def test_what_cannot_be_planted_is_said(make: Make, made: Source, setup: Setup, said: str) -> None:
+def test_what_cannot_be_planted_is_said(make: Make, made: StreamSource, setup: Setup, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         make(made, setup)
 
 
 def test_pieces_come_from_all_parts_of_a_text() -> None:
-    text = Source(np.arange(100), np.arange(100))
+    text = StreamSource(np.arange(100), np.arange(100))
     starts = [int(p[0]) for p in text.pieces(4, 20, np.random.default_rng(0))]
     assert all(20 * i <= s <= 20 * (i + 1) + 1 for i, s in enumerate(starts))
     assert [len(p) for p in text.pieces(2, 99, np.random.default_rng(0))] == [99, 99]

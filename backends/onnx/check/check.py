@@ -20,8 +20,8 @@ from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.compare import compare, memories_of
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
-from sleepc.backends.onnx.check.reading import Found, Other, Reading, tokens_needed
-from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised
+from sleepc.backends.onnx.check.reading import Found, Other, StepsReader, tokens_needed
+from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
 from sleepc.backends.onnx.manifest import Kept, Manifest, Replaced
@@ -36,7 +36,7 @@ from sleepc.runtime.steps import IntArray
 
 
 @dataclass
-class Check:
+class CheckedFiles:
     """What is checked, and what was found."""
 
     program: ProgramGraphs  # in float32
@@ -56,7 +56,7 @@ def check(
     program: ProgramGraphs,
     folder: Path,
     manifest: Manifest,
-    written: Written,
+    written: WeightKeys,
     tokens: Sequence[int],
     progress: Progress,
 ) -> Report:
@@ -66,7 +66,7 @@ def check(
     Raises SleepcError where a file is not what was asked for; what they compute is in the report.
     """
     started = time.perf_counter()
-    subject = Check(program, folder, manifest, np.array(tokens, np.int64), progress)
+    subject = CheckedFiles(program, folder, manifest, np.array(tokens, np.int64), progress)
     progress("checking the files", None)
     _check_provider(subject)
     stored, facts = check_files(folder, [graph.file for graph in manifest.graphs])
@@ -84,7 +84,7 @@ def check(
     return subject.report
 
 
-def _check_provider(subject: Check) -> None:
+def _check_provider(subject: CheckedFiles) -> None:
     """Nodes without a kernel would run elsewhere, and their values go back and forth."""
     if subject.manifest.ep == "cuda":
         missing = [line for graph in subject.manifest.graphs for line in check_kernels(subject.folder / graph.file)]
@@ -115,13 +115,13 @@ class Shelf:
         return self.folder / f"{name.replace(' ', '-')}.npz"
 
 
-def _read_text_eager(subject: Check, shelf: Shelf) -> None:
+def _read_text_eager(subject: CheckedFiles, shelf: Shelf) -> None:
     subject.progress("reading a text with PyTorch", None)
     steps = EAGER.steps(subject.program)
     read_text(steps, subject.tokens[:TEXT], lambda at, x: shelf.put(f"text {at}", Found(x)))
 
 
-def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
+def _read_eager(subject: CheckedFiles, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
     """Files in blocks are compared with a program whose weights have the same values, so that what quantisation costs
     does not hide what is wrong. The text is read with the weights as they were.
     """
@@ -131,7 +131,7 @@ def _read_eager(subject: Check, in_blocks: dict[str, Tensor], shelf: Shelf) -> N
     others: list[Other] = [
         (name, EAGER.steps_on(p, parameters)) for name, p, _ in sleeps_of(program, subject.manifest.replays)
     ]
-    reading = Reading(EAGER.steps_on(program, parameters), _enough(subject), shelf.put)
+    reading = StepsReader(EAGER.steps_on(program, parameters), _enough(subject), shelf.put)
     reading.read_all(others, lambda share: progress("reading with PyTorch", share))
 
 
@@ -140,7 +140,7 @@ def _free() -> None:
     gc.collect()
 
 
-def _read_onnx(subject: Check, expected: Shelf) -> None:
+def _read_onnx(subject: CheckedFiles, expected: Shelf) -> None:
     report, progress = subject.report, subject.progress
     memories = memories_of(subject.program.all_states())
 
@@ -151,7 +151,7 @@ def _read_onnx(subject: Check, expected: Shelf) -> None:
         steps = OnnxSteps(subject.folder, manifest)
         sleeps = sleeps_of(subject.program, manifest.replays)
         others: list[Other] = [(name, _sleeping(steps, passes)) for name, _, passes in sleeps]
-        reading = Reading(steps, _enough(subject), compared)
+        reading = StepsReader(steps, _enough(subject), compared)
         reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
         del steps, others, reading
     if subject.quantised:
@@ -176,7 +176,7 @@ def _told() -> Iterator[None]:
         raise SleepcError(f"ONNX Runtime cannot run the exported files: {text}") from error
 
 
-def _enough(subject: Check) -> IntArray:
+def _enough(subject: CheckedFiles) -> IntArray:
     """Tokens for the checks, from the first on again where there are too few."""
     return np.resize(subject.tokens, tokens_needed(subject.program.window))
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepc.backends.onnx.check.reading import Found
-from sleepc.backends.report import Row
+from sleepc.backends.report import Figure
 
 if TYPE_CHECKING:
     from sleepc.ir.states import StateSpec
@@ -21,16 +21,16 @@ ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3}
 """Largest error of a logit over the largest logit, and of a state's value over the state's largest."""
 
 
-def compare(check: str, found: Found, expected: Found, precision: str, memories: Memories) -> list[Row]:
+def compare(check: str, found: Found, expected: Found, precision: str, memories: Memories) -> list[Figure]:
     """The rows of one check; `memories` says which states are measured together."""
     rows = []
     if precision in ERRORS:
         bound = ERRORS[precision]
         text = f"{len(expected.logits)} tokens"
-        rows.append(Row(check, "logits", relative(found.logits, expected.logits), bound, text))
+        rows.append(Figure(check, "logits", relative(found.logits, expected.logits), bound, text))
         if expected.state:
             worst, name = _worst(found.state, expected.state, memories)
-            rows.append(Row(check, "state", worst, bound, f"{len(expected.state)} arrays, {name} the furthest"))
+            rows.append(Figure(check, "state", worst, bound, f"{len(expected.state)} arrays, {name} the furthest"))
     return rows
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sleepc.backends.onnx.check.reading import LARGE
 from sleepc.backends.report import TEXT as CHECK
-from sleepc.backends.report import Row
+from sleepc.backends.report import Figure
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
 
@@ -70,13 +70,13 @@ class Quality:
         np.subtract(p, q, out=q)
         self.kl += float(np.multiply(np.exp(p, out=p), q, out=q).sum(dtype=np.float64))
 
-    def rows(self, precision: str) -> list[Row]:
+    def rows(self, precision: str) -> list[Figure]:
         """The figures against their bounds."""
         most, least = BOUNDS[precision]
         text = f"{self.read} tokens, against float32 with weights as they were"
         return [
-            Row(CHECK, "KL per token", self.kl / self.read, most, f"{text}, in nats"),
-            Row(CHECK, "likeliest word", self.agreed / self.read, least, f"{text}: the same", least=True),
+            Figure(CHECK, "KL per token", self.kl / self.read, most, f"{text}, in nats"),
+            Figure(CHECK, "likeliest word", self.agreed / self.read, least, f"{text}: the same", least=True),
         ]
 
     def perplexity(self) -> dict[str, float]:

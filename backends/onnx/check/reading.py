@@ -31,7 +31,7 @@ Other = tuple[str, Steps]
 
 
 @dataclass
-class Reading:
+class StepsReader:
     """Reads `tokens` with steps, check by check, and hands on what each gave.
 
     The stream is `2 * span` tokens and a few more, and sleeps twice: `span` is the window, or where that is long SHORT

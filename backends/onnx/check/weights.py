@@ -18,12 +18,12 @@ from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 
 Array = npt.NDArray[Any]
-Written = dict[str, tuple[Keys, str]]
+WeightKeys = dict[str, tuple[Keys, str]]
 """By a weight's name: the parameters it is made of, one below the other, and its form."""
 PIECE = 4 << 20  # numbers that are compared at once
 
 
-def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: Written) -> None:
+def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: WeightKeys) -> None:
     """Compare every weight with the parameters it was made of. Raises SleepcError at the first one that is off."""
     dtypes = dtypes_of(program)
     for name, place in stored.items():
@@ -45,7 +45,7 @@ def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Sto
 
 
 def dequantised(
-    program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: Written
+    program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: WeightKeys
 ) -> dict[str, torch.Tensor]:
     """Parameters that are in blocks, by key, with the values that kernels compute with.
 

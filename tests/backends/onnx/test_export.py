@@ -25,13 +25,13 @@ from sleepc.backends.onnx.check.compare import compare, memories_of, relative
 from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.quality import Quality
 from sleepc.backends.onnx.check.reading import Found, tokens_needed
-from sleepc.backends.onnx.check.weights import Written, check_weights, dequantised, plain, quantised
+from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
 from sleepc.backends.onnx.manifest import Manifest
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.backends.onnx.target import TARGET, Options
 from sleepc.backends.onnx.weights import FILE
-from sleepc.backends.report import Report, Row
+from sleepc.backends.report import Figure, Report
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.states import StateSpec
 from sleepc.ir.weights import HeldTensor
@@ -56,12 +56,12 @@ class Lowered:
     program: Program
     folder: Path
     manifest: Manifest
-    written: Written
+    written: WeightKeys
 
     @classmethod
     def make(cls, program: Program, folder: Path, precision: str = "fp32") -> Lowered:
         folder.mkdir(exist_ok=True)
-        written: Written = {}
+        written: WeightKeys = {}
         style = Style(precision=precision)  # type: ignore[arg-type]
         return cls(program, folder, lower(program.graphs, folder, style, written=written), written)
 
@@ -298,8 +298,8 @@ def test_errors_are_relative_to_the_scale_and_nothing_hides_in_them() -> None:
     assert relative(np.zeros(3), np.zeros(3)) == 0.0
     assert relative(np.full(3, 1e-9), np.zeros(3)) == np.inf
     assert relative(x + 0.0004, x, [np.ones(3)]) == pytest.approx(0.0004)
-    assert not Row("a", "b", float("nan"), 1.0).ok
-    assert not Row("a", "b", float("nan"), 0.1, least=True).ok
+    assert not Figure("a", "b", float("nan"), 1.0).ok
+    assert not Figure("a", "b", float("nan"), 0.1, least=True).ok
 
 
 def test_forms_are_compared_bit_for_bit_or_by_half_steps() -> None:
