@@ -278,6 +278,9 @@ def _check_fit(graphs: ProgramGraphs, adapter: Adapter) -> None:
     values, params = adapter.values, graphs.params
     problems = {
         "the program has no parameters": [key for key in values if key not in params],
+        "the conversion alone decides": [
+            key for key in values if key in params and params[key].new and not is_learned(params[key])
+        ],
         "the adapter has no values for": [key for key, p in params.items() if is_learned(p) and key not in values],
         "other shapes have": [
             f"{key} {list(values[key].shape)} instead of {list(params[key].shape)}"

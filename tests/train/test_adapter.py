@@ -20,7 +20,7 @@ from sleepc import api
 from sleepc.api import Program
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.manifest import Source
-from sleepc.train.adapter import merge_maps, rank_of, read_adapter, with_rank, with_values, write_adapter
+from sleepc.train.adapter import apply_adapter, merge_maps, rank_of, read_adapter, with_rank, with_values, write_adapter
 from tests.families import VOCAB, make_module
 from tests.train.changes import trained
 
@@ -299,4 +299,10 @@ def test_an_adapter_has_no_constants_of_keep(model: nn.Module, tmp_path: Path) -
         with pytest.warns(SleepcWarning, match="other options: keep"):
             program.adapt(tmp_path / "a")
         after = {key: param.materialise() for key, param in program.graphs.params.items()}
-        assert all(torch.equal(after[key], value) for key, value in {**before, **values}.items())
+        assert not [
+            key for key, value in {**before, **values}.items() if not torch.equal(after[key].to(value.dtype), value)
+        ]
+    adapter = read_adapter(tmp_path / "a")
+    head = next(key for key in other.graphs.params if not other.graphs.params[key].dtype.is_floating_point)
+    with pytest.raises(UsageError, match="the conversion alone decides"):
+        apply_adapter(other, replace(adapter, values={**adapter.values, head: torch.zeros(4)}))
