@@ -33,6 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "replace-recurrent": {"strategy": "replace", "consolidation": "recurrent", "passes": 2},
     "insert": {"strategy": "insert"},
 }
+LOWERED = ("parallel", "replace-recurrent")  # not `insert`: the same operators, and lowering takes seconds
 TOKENS = (3, 1, 4, 1, 5, 9, 2, 6)[:WINDOW]
 FEW = 8  # numbers that are written one by one
 
@@ -45,8 +46,7 @@ def written(model: str | None = None) -> dict[str, str]:
 
 def made(model: str) -> dict[str, str]:
     """The texts of a model as this checkout makes them, by their paths in FOLDER: `model/stage.txt` after the stages
-    that all recipes share, `model/recipe.stage.txt` after those of a recipe. Every pass is held to its effect,
-    those that lower a program included, which have no text here.
+    that all recipes share, `model/recipe.stage.txt` after those of a recipe. Every pass is held to its effect.
     """
     module = make_module(model)
     program = capture_flat(module, values=module)
@@ -57,11 +57,10 @@ def made(model: str) -> dict[str, str]:
     canonical = program
     for name, options in RECIPES.items():
         program = canonical
-        for stage in rewrite_stages(make_recipe({"window": WINDOW, "sinks": 2, **options}), len(canonical.layout)):
+        stages = rewrite_stages(make_recipe({"window": WINDOW, "sinks": 2, **options}), len(canonical.layout))
+        for stage in (*stages, *(lower_stages() if name in LOWERED else ())):
             before, program = program, run_stages(program, (stage,), tokens=TOKENS)
             texts[f"{model}/{name}.{stage.name}.txt"] = print_program(program, before)
-        if name == "parallel":
-            run_stages(program, lower_stages(), tokens=TOKENS)
     return texts
 
 
