@@ -131,7 +131,7 @@ class Program:
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError if it has none."""
-        return load_tokenizer(self.folder(), Path(self.source.folder) if self.source.folder else None)
+        return load_tokenizer(self.folder())
 
     def folder(self) -> Path | None:
         """Where the tokenizer's files are: the artifact, or the original's folder; None if it was in memory.

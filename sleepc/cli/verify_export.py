@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ import numpy as np
 import typer
 
 from sleepc.cli.display import Display, err, out, print_json
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
 from sleepc.runtime.batch import checked_tokens
 
 if TYPE_CHECKING:
@@ -43,18 +45,27 @@ def verify_an_export(
 
 
 def _tokens(program: Export, text: str | None, tokens: list[int] | None) -> list[int]:
-    """Those given, or of a text; random ones if the model can read none."""
-    if tokens is not None:
-        return checked_tokens(tokens, program.manifest.vocab)
-    if text is None and not (program.folder / "tokenizer.json").is_file():
-        random = np.random.default_rng(0)
-        return [int(token) for token in random.integers(0, program.manifest.vocab, 512)]
-    from sleepc.verify.texts import default_text
+    """Those given, or of a text; random ones, with a warning, if the model can read none."""
+    from sleepc.hf.tokenizer import NoTokenizer
+    from sleepc.verify.texts import default_text, says_something
 
-    found = program.tokenizer().encode(default_text() if text is None else text)
-    if not found:
+    vocab = program.manifest.vocab
+    if tokens is not None:
+        return checked_tokens(tokens, vocab)
+    words: Sequence[int] = range(vocab)
+    try:
+        tokenizer = program.tokenizer()
+        found = tokenizer.encode(default_text() if text is None else text)
+        if found and (text is not None or says_something(found)):
+            return found
+        words = sorted(set(words).difference(tokenizer.holes(vocab)))
+    except NoTokenizer as error:
+        if text is not None:
+            raise
+        warnings.warn(f"{error.what}: reading random tokens instead", SleepcWarning, stacklevel=2)
+    if text is not None:
         raise UsageError("the text has no token", where="--text", fix="Give a longer one.")
-    return found
+    return [int(token) for token in np.random.default_rng(0).choice(words, 512)]
 
 
 def _artifact(program: Export) -> Steps | None:

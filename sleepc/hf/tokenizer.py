@@ -164,15 +164,15 @@ class Tokenizer:
         return encode(text)
 
 
-def load_tokenizer(folder: Path | None, original: Path | None = None) -> Tokenizer:
-    """The tokenizer in `folder`, of a model that was made from the one in `original`.
+def load_tokenizer(folder: Path | None) -> Tokenizer:
+    """The tokenizer in `folder`.
 
     Raises NoTokenizer if there is none, UsageError if a file of it is damaged.
     """
     from sleepc.hf.template import template_sources
 
     if folder is None or not is_there(folder / MAIN):
-        raise _none(folder, original)
+        raise _none(folder)
     config = read_object(folder / CONFIG)
     inner = _read(folder / MAIN)
     inner.no_truncation()
@@ -214,25 +214,22 @@ def _read(path: Path) -> Any:
         ) from error.__cause__ or error
 
 
-def _none(folder: Path | None, original: Path | None) -> NoTokenizer:
-    """An artifact has no files that nobody reads: what there is instead is said of the model that it is made from."""
-    places = [place for place in (folder, original) if place is not None]
-    found = sorted({name for name in OTHERS for place in places if (place / name).is_file()}, key=OTHERS.index)
+def _none(folder: Path | None) -> NoTokenizer:
+    found = [name for name in OTHERS if folder and (folder / name).is_file()]
     only = f" (only {', '.join(found)})" if found else ""
-    make = ""
-    if found:
-        again = f", for DIR {original}, and convert it again" if original and original != folder else ""
-        make = f"AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers may write one{again}. "
+    make = "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers may write one into that folder. "
     return NoTokenizer(
         f"this model has no {MAIN}{only}, so it cannot read text",
         where=str(folder or ""),
-        fix=f"{make}Token ids can be fed from Python: program.session().feed(ids).",
+        fix=f"{make if found else ''}Token ids can be fed from Python: program.session().feed(ids).",
     )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a tokenizer and its chat template need from a model directory."""
-    for name in FILES:
+    """Copy what a tokenizer and its chat template need from a model directory: what tokenizer.json can be made from, if
+    there is none.
+    """
+    for name in FILES if is_there(source / MAIN) else (*FILES, *OTHERS):
         if is_there(source / name):
             shutil.copyfile(source / name, target / name)
     for name in FOLDERS:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 import sleepc as package
 from sleepc.errors import SleepcWarning
+from sleepc.hf.tokenizer import OTHERS, NoTokenizer, copy_tokenizer, load_tokenizer
 from tests.cli.models import run_here, save_model
 
 
@@ -18,6 +20,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_there_instead_goes_with_artifacts_and_exports(name: str, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (model / name).write_text("{}")
+    copy_tokenizer(model, folder)
+    (model / name).unlink()
+    with pytest.raises(NoTokenizer, match=re.escape(f"no tokenizer.json (only {name})")):
+        load_tokenizer(folder)
+    for where in (model, folder):
+        (where / "tokenizer.json").write_text("{}")
+    (model / name).write_text("{}")
+    (folder / name).unlink()
+    copy_tokenizer(model, folder)
+    (model / name).unlink()
+    (model / "tokenizer.json").unlink()
+    assert not (folder / name).exists(), "nobody reads it"
+
+
 @pytest.mark.filterwarnings("always::sleepc.errors.SleepcWarning")
 def test_it_converts_and_says_so(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (model / "tekken.json").write_text("{}")
@@ -25,11 +46,25 @@ def test_it_converts_and_says_so(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert code == 0, told
     assert "all hold" in said
     assert "no tokenizer.json (only tekken.json), so it cannot read text: reading random tokens instead" in told
-    code, said, told = run_here(capsys, "run", tmp_path / "out", "hello")
-    assert (code, said) == (2, "")
-    assert "no tokenizer.json (only tekken.json)" in told, "also of an artifact, which has no such file"
-    assert f"for DIR {model}, and convert it again" in told.replace("\n", " ")
-    assert "Token ids can be fed from Python" in told
+    export = tmp_path / "export"
+    code, _, told = run_here(capsys, "export", tmp_path / "out", "--to", "onnx", "-o", export)
+    assert (code, "reading random tokens instead" in told) == (0, True), told
+    for command in (
+        ("run", tmp_path / "out"),
+        ("run", export, "--backend", "onnx"),
+        ("chat", export, "--backend", "onnx"),
+    ):
+        code, said, told = run_here(capsys, *command, *(["hello"] if command[0] == "run" else []))
+        assert (code, said) == (2, "")
+        assert f"no tokenizer.json (only tekken.json), so it cannot read text ({command[1]})" in told
+        assert "may write one into that folder" in told
+        assert "Token ids can be fed from Python" in told
+    code, said, told = run_here(capsys, "verify", export)
+    assert (code, "the export is whole" in said) == (0, True)
+    assert "(only tekken.json), so it cannot read text: reading random tokens instead" in told
+    text = tmp_path / "text"
+    text.write_text("w1")
+    assert run_here(capsys, "verify", export, "--text", text)[0] == 2
 
 
 @pytest.mark.parametrize("files", [(), ("tokenizer.model",), ("vocab.json", "merges.txt")])

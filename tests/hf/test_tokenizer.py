@@ -210,7 +210,7 @@ def test_no_tokenizer_says_what_is_there(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(NoTokenizer, match=name) as caught:
         load_tokenizer(tmp_path)
-    assert caught.value.fix.endswith("may write one. Token ids can be fed from Python: program.session().feed(ids).")
+    assert caught.value.fix.endswith("into that folder. Token ids can be fed from Python: program.session().feed(ids).")
     with pytest.raises(NoTokenizer):
         load_tokenizer(None)
 
