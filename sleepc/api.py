@@ -44,11 +44,11 @@ from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
+from sleepc.tasks.puzzle import Puzzle
 from sleepc.verify.original import Original
 
 if TYPE_CHECKING:
     from sleepc.exporting import Exported
-    from sleepc.tasks.puzzle import Puzzle
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
     from sleepc.train.learned import Teacher

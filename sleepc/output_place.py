@@ -50,9 +50,14 @@ def check_file_place(target: Path, where: str) -> None:
     if not path.parent.is_dir():
         fix = "Name a file in a folder that exists."
         raise UsageError(f"cannot write {target}: {path.parent} is not a folder", where=where, fix=fix)
-    if os.path.lexists(path) and not path.is_file():
-        raise UsageError(f"cannot write {target}: it exists and is not a file", where=where, fix=OTHER)
+    require_no_other(path, where)
     check_folder_place(path, where)
+
+
+def require_no_other(target: Path, where: str) -> None:
+    """Raises UsageError for a place where something is that is not a file: a folder, a device, a pipe."""
+    if os.path.lexists(target) and not target.is_file():
+        raise UsageError(f"cannot write {target}: it exists and is not a file", where=where, fix=OTHER)
 
 
 OTHER = "Choose another place."

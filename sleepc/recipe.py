@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -29,7 +29,7 @@ AUTO = re.compile(r"auto:([1-9]\d{0,5})")  # `layers`: so many stay full attenti
 class _Options(BaseModel):
     """Options by name; unknown ones are an error, and true is not the number 1."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -108,6 +108,23 @@ class Recipe(_Options):
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     overrides: tuple[Override, ...] = Field(default=(), max_length=4096)
 
+    if not TYPE_CHECKING:  # which knows the options by name
+
+        def __init__(self, *recipes: object, **options: object) -> None:
+            """Raises UsageError as `make_recipe` does."""
+            if recipes:
+                fix = 'Give options by name, sleepc.Recipe(window=256), or **{"window": 256}.'
+                raise UsageError(f"a recipe is made of options by name, and not of {reprlib.repr(recipes[0])}", fix=fix)
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise _option_error(error, "") from None
+
+        __init__.__pydantic_base_init__ = True  # pydantic validates what it reads without calling it
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise UsageError(f"a recipe does not change: {name} is set when it is made", fix="Make another one.")
+
     @field_validator("keep", mode="before")
     @classmethod
     def _slots_alone(cls, value: object) -> object:
@@ -119,6 +136,7 @@ class Recipe(_Options):
         Raises UsageError for a layer that the model does not have, a text that cannot be read, or options that exclude
         each other.
         """
+        _check_count(count)
         chosen = parse_layers(self.layers, count)
         plans: list[dict[str, Any]] = [
             {
@@ -168,6 +186,7 @@ class Recipe(_Options):
 
         Raises UsageError if the model, of `count` blocks, has no such range.
         """
+        _check_count(count)
         if self.loop == "all":
             return 0, count
         if self.loop == "middle":
@@ -188,20 +207,22 @@ def make_recipe(options: Recipe | dict[str, Any] | None, where: str = "") -> Rec
 
     Raises UsageError that names the option, its value and what is allowed; for an unknown one, the nearest known one.
     """
-    if isinstance(options, Recipe):
-        return options
-    if options is not None and not isinstance(options, dict):
+    if options is not None and not isinstance(options, (dict, Recipe)):
         what = f"a recipe is a dictionary of options, and not of type {type(options).__name__}"
         raise UsageError(what, where=where, fix='For example {"window": 256}; a file is read by `convert --recipe`.')
     try:
         return Recipe.model_validate(options or {})
     except ValidationError as error:
-        found = error.errors()
-        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-        name = ".".join(str(part) for part in first["loc"])
-        where = where or (f"--{name.replace('_', '-')}" if len(first["loc"]) == 1 else name)
-        fix = _hint(first) or "`sleepc convert --help` lists the options."
-        raise UsageError(_explain(name, first), where=where, fix=fix) from None
+        raise _option_error(error, where) from None
+
+
+def _option_error(error: ValidationError, where: str) -> UsageError:
+    found = error.errors()
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    name = ".".join(str(part) for part in first["loc"])
+    where = where or (f"--{name.replace('_', '-')}" if len(first["loc"]) == 1 else name)
+    fix = _hint(first) or "`sleepc convert --help` lists the options."
+    return UsageError(_explain(name, first), where=where, fix=fix)
 
 
 def _explain(name: str, first: Any) -> str:
@@ -228,6 +249,11 @@ def _nearest(first: Any) -> str:
     names = list((Override if first["loc"][0] == "overrides" else Recipe).model_fields)
     near = get_close_matches(str(first["loc"][-1]), names, 1)
     return f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(names)}."
+
+
+def _check_count(count: object) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise UsageError(f"a model has a number of blocks, and not {reprlib.repr(count)}", fix="Give a whole number.")
 
 
 def parse_layers(text: str, count: int, where: str = "--layers") -> tuple[int, ...]:

@@ -7,15 +7,17 @@ import re
 import secrets
 from pathlib import Path
 
+from sleepc.output_place import require_no_other
 from sleepc.owned import locked
 
 PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write next to `path` and rename. Raises OSError if the disk refuses; nothing is left then, and what a killed
-    process left of an earlier try is removed.
+    """Write next to `path` and rename. Raises UsageError if a device, a pipe or a folder is there, OSError if the disk
+    refuses; nothing is left then, and what a killed process left of an earlier try is removed.
     """
+    require_no_other(path, "")
     _remove_left(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -15,10 +15,11 @@ import sleepc
 from sleepc.backends.onnx.load import load as load_export
 from sleepc.errors import UsageError
 from sleepc.runtime.arguments import typed
+from sleepc.tasks.rule110 import Rule110
 from sleepc.train.run import Run
 from tests.families import family
 
-ODD = 5, 2.5, b"bytes", {"a": 1}, [5], ("a", 5), object(), True
+ODD = 5, 2.5, b"bytes", {"a": 1}, [5], ("a", 5), object(), True, torch.zeros(3), sleepc.Recipe()
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,8 @@ def _not_told(where: str) -> bool:
         (lambda p: p.verify(progress=5), r"progress is 5, of type int"),
         (lambda p: p.session().restore(5), r"snapshot is 5, of type int\nGive Snapshot\."),
         (lambda p: p.train(5), r"task is 5, of type int\nGive a text or Puzzle or None\."),
+        (lambda p: p.train(Rule110), r"task is <class .*, of type .*\nGive a text or Puzzle or None\."),
+        (lambda p: sleepc.convert(torch.nn.Linear), r"model is <class .*Linear.*, of type type\nGive a path"),  # type: ignore[arg-type]
         (lambda p: p.calibrate(["x"], tokens=-1), r"tokens = -1: input should be greater than or equal to 1"),
         (lambda p: p.session().generate(1, stop_ids=5), r"stop_ids is 5, of type int\nGive a list of numbers\."),
         (lambda p: p.session().save_state("a\0b"), r"path is not a path: embedded null byte"),

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "owned": set(),
     "held_file": set(),
     "json_file": {"held_file"},
-    "whole_file": {"owned"},
+    "whole_file": {"owned", "output_place"},
     "whole_folder": {"owned", "output_place"},
     "recipe": set(),
     "recipe_file": {"recipe"},

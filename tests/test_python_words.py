@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import sleepc
 from sleepc.errors import SleepcWarning, UsageError
@@ -46,6 +47,52 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "exists": (lambda p, d: p.save(d), "force=True"),
     "artifact": (lambda p, d: sleepc.load(d), "sleepc.convert"),
 }
+
+
+RECIPES: list[tuple[dict[str, Any], str]] = [
+    ({"window": 0}, "window = 0"),
+    ({"window": True}, "true and false"),
+    ({"passes": "x"}, "passes = 'x'"),
+    ({"settle": float("nan")}, "settle = nan"),
+    ({"windw": 8}, "Did you mean 'window'?"),
+    ({"layers": [1, 2]}, 'layers: "1,2"'),
+    ({"keep": {"slots": 0}}, "keep.slots = 0"),
+    ({"overrides": [{"layers": "0", "rul": "delta"}]}, "Did you mean 'rule'?"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), RECIPES)
+def test_a_recipe_by_itself_says_what_a_dictionary_says(options: dict[str, Any], words: str) -> None:
+    said = []
+    unchecked = sleepc.Recipe.model_construct(**options)
+    for make in (sleepc.Recipe, lambda **given: sleepc.convert("x", given)):
+        with pytest.raises(UsageError, match=re.escape(words)) as caught:
+            make(**options)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    if options.keys() <= dict(sleepc.Recipe()).keys():
+        with pytest.raises(UsageError, match=re.escape(words)):
+            sleepc.convert("x", unchecked)
+
+
+RECIPE_CALLS: list[Callable[[], Any]] = [
+    lambda: sleepc.Recipe({"window": 8}),  # type: ignore[call-arg,arg-type]
+    lambda: setattr(sleepc.Recipe(), "window", 8),
+    lambda: sleepc.Recipe().plan("3"),  # type: ignore[arg-type]
+    lambda: sleepc.Recipe().loop_range(0),
+]
+
+
+@pytest.mark.parametrize("number", range(len(RECIPE_CALLS)))
+def test_what_a_recipe_does_not_do(number: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        RECIPE_CALLS[number]()
+    assert caught.value.fix
+
+
+def test_recipes_inside_of_files_are_errors_of_these_files() -> None:
+    with pytest.raises(ValidationError):  # which whoever reads a file says in words, with its name
+        sleepc.Recipe.model_validate({"window": 0})
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -187,6 +187,24 @@ def test_killed_after_an_exchange(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("there", ["pipe", "folder", "link to a pipe", "link to nothing"])
+def test_only_a_file_is_replaced_by_one(tmp_path: Path, there: str) -> None:
+    """Also from Python, where nobody has looked before: as root, a rename onto /dev/null would be possible."""
+    place, other = tmp_path / "place", tmp_path / "other"
+    if there == "folder":
+        place.mkdir()
+    elif there == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(other)
+    if there == "link to a pipe":
+        os.mkfifo(other)
+    before, kind = names(tmp_path), place.lstat().st_mode
+    with pytest.raises(UsageError, match="it exists and is not a file"):
+        write_whole(place, b"new")
+    assert (names(tmp_path), place.lstat().st_mode) == (before, kind)
+
+
 def test_parts_of_files(tmp_path: Path) -> None:
     """What a killed process left of a file is removed when the file is written again."""
     file = tmp_path / "state"

@@ -93,7 +93,7 @@ def _fits(value: Any, kind: str, held: str, known: Known) -> bool:
         return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
     if kind in WORDS:
         return value is None if kind == "None" else isinstance(value, {"str": str, "bool": bool, "dict": dict}[kind])
-    return kind == "Any" or _is_of(value, _named(kind, known))
+    return kind == "Any" or _is_of(value, kind, known)
 
 
 def _of_union(value: Any, annotation: str, known: Known) -> bool:
@@ -120,13 +120,14 @@ def _named(name: str, known: Known) -> Any:
     return attrgetter(rest)(found) if rest and found is not None else found
 
 
-def _is_of(value: Any, found: Any) -> bool:
-    """Of a class, or of a type that only has a name here: not a built-in value."""
+def _is_of(value: Any, kind: str, known: Known) -> bool:
+    """Of a class, also of one that only has a name here."""
+    found = _named(kind, known)
     if found is None:
-        return type(value).__module__ != "builtins"
+        return kind in {each.__name__ for each in type(value).__mro__}
     if get_origin(found) is Callable:
         return callable(value)
-    return not isinstance(found, type) or isinstance(value, found)
+    return not isinstance(found, type) or (isinstance(value, found) and not isinstance(value, type))
 
 
 def _words(annotation: str) -> str:

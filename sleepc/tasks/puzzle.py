@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Example:
     questions: tuple[Question, ...]
 
 
+@runtime_checkable
 class Puzzle(Protocol):
     """A generator: a frozen dataclass, whose fields are settings (numbers, or tuples of depths to go through)."""
 
