@@ -21,6 +21,7 @@ import torch
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
 
 import sleepc
+from sleepc.backends.table import find_target
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 
@@ -80,35 +81,31 @@ def no_eager(device: str) -> str | None:
 
 def no_onnx(device: str) -> str | None:
     """Why ONNX Runtime cannot be measured."""
-    from sleepc.backends.onnx.installed import about
-    from sleepc.backends.onnx.installed import missing_exporter as missing
-
-    reason = missing()
-    if reason is None and PROVIDERS[device] not in about():
-        return f"{about()}. Uninstall it, and install sleepc with its extra onnx-gpu"
+    target = find_target("onnx")
+    reason = target.missing()
+    if reason is None and PROVIDERS[device] not in target.about():
+        return f"{target.about()}. Uninstall it, and install sleepc with its extra onnx-gpu"
     return reason
 
 
 def exported(program: Any, folder: Path, precision: str, device: str) -> Steps:
-    """The program's export for CUDA, its state on the device."""
-    from sleepc.backends.onnx.cuda import DeviceSteps
-    from sleepc.backends.onnx.load import load
-
+    """The program's export for CUDA; on the device its state is there too."""
     console.log(f"export, {precision}")
     program.export(folder, precision=precision, ep="cuda")
-    return DeviceSteps(folder, load(folder).manifest, provider=PROVIDERS[device])
+    return find_target("onnx").open(folder).steps(device=device)
 
 
 def kernels(provider: str, write: Path | None) -> Row:
     """Operators whose kernels are not those of the committed table; what there is instead goes into a file."""
     import onnxruntime
 
-    from sleepc.backends.onnx.installed import about
     from sleepc.backends.onnx.kernels import cuda_table
     from sleepc.backends.onnx.registry import as_text, registered
 
     table = cuda_table()
-    found = registered(provider, {domain: list(ops) for domain, ops in table.kernels.items()}, about())
+    found = registered(
+        provider, {domain: list(ops) for domain, ops in table.kernels.items()}, find_target("onnx").about()
+    )
     if write is not None:
         write.write_text(as_text(found))
     other = [op for d, ops in table.kernels.items() for op, known in ops.items() if found.kernels[d][op] != known]

@@ -9,6 +9,7 @@ onnxruntime-genai, which knows nothing of sleepc.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from importlib.metadata import version
@@ -29,15 +30,16 @@ class System(Protocol):
 
 
 class Sleepc:
-    """An export of sleepc's, run by sleepc's session in ONNX Runtime."""
+    """An export of sleepc's, run by sleepc's session in the runtime of its target."""
 
     def __init__(self, folder: str, threads: int) -> None:
-        from sleepc.backends.onnx.manifest import MANIFEST, Manifest
-        from sleepc.backends.onnx.steps import OnnxSteps
+        from sleepc.backends.table import target_of
 
-        manifest = Manifest.model_validate_json((Path(folder) / MANIFEST).read_text())
-        self.steps = OnnxSteps(Path(folder), manifest, threads=threads)
-        self.facts = {"window": manifest.window, "onnxruntime": version("onnxruntime")}
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        target = target_of(Path(folder))
+        assert target is not None, f"{folder} is no export"
+        self.steps = target.open(Path(folder)).steps()
+        self.facts = {"window": self.steps.window, "onnxruntime": version("onnxruntime")}
 
     def start(self, room: int) -> None:
         """`room` changes nothing: the state has its size."""

@@ -74,7 +74,15 @@ def name_of(backend: str, device: str) -> str:
 ON = [(name, device) for name in table.BACKENDS for device in table.find_backend(name).devices]
 BACKENDS = {name_of(*each): subject_of(table.find_backend(each[0]), each[1]) for each in ON}
 FORMS = {target: forms_of(table.find_target(target)) for target in table.TARGETS}
-ONNX = FORMS["onnx"]
-SUBJECTS = {**BACKENDS, **{name: each for forms in FORMS.values() for name, each in forms.items()}}
+EXPORTS = {name: each for forms in FORMS.values() for name, each in forms.items()}
+SUBJECTS = {**BACKENDS, **EXPORTS}
 RUNNABLE = [pytest.param(name_of(*on), marks=[] if on[1] == "cpu" else pytest.mark.gpu) for on in ON]
 """The names of BACKENDS, for parametrisation."""
+
+
+def runs(name: str) -> Subject:
+    """A subject by name; the test is skipped where it cannot run."""
+    reason = SUBJECTS[name].missing()
+    if reason:
+        pytest.skip(reason)
+    return SUBJECTS[name]

@@ -14,7 +14,7 @@ import torch
 
 from sleepc.verify import invariants
 from sleepc.verify.streams import Stream
-from tests.conformance.backends import FORMS, SUBJECTS
+from tests.conformance.backends import FORMS, runs
 from tests.conformance.cases import CASES
 from tests.conformance.test_invariants import bench, hold_invariants
 from tests.families import OTHERS, VOCAB, WINDOW, family
@@ -58,17 +58,10 @@ def cases() -> list[Any]:
     return [*always, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
 
 
-def runs(form: str) -> str:
-    """The form, if it runs here."""
-    reason = SUBJECTS[form].missing()
-    if reason:
-        pytest.skip(reason)
-    return form
-
-
 @pytest.mark.parametrize(("form", "name", "recipe"), cases())
 def test_invariants(form: str, name: str, recipe: str) -> None:
-    hold_invariants(bench(runs(form), name, recipe), SUBJECTS[form].tolerance)
+    tolerance = runs(form).tolerance
+    hold_invariants(bench(form, name, recipe), tolerance)
 
 
 @pytest.mark.parametrize("form", [next(iter(forms)) for forms in FORMS.values()])
@@ -77,7 +70,7 @@ def test_invariants(form: str, name: str, recipe: str) -> None:
 )
 def test_exact_inside_the_window(name: str, form: str) -> None:
     """Against the original's own forward."""
-    subject, steps = family(name, SUBJECTS[form].dtype), bench(runs(form), name, "parallel").steps
+    subject, steps = family(name, runs(form).dtype), bench(form, name, "parallel").steps
     tokens = np.random.default_rng(4).integers(0, VOCAB, WINDOW)
     for count in (1, WINDOW):
         wanted = float(subject.logits(torch.from_numpy(tokens[:count])[None]).abs().max())

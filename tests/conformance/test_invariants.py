@@ -17,7 +17,7 @@ from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
-from tests.conformance.backends import BACKENDS, RUNNABLE, SUBJECTS
+from tests.conformance.backends import BACKENDS, RUNNABLE, SUBJECTS, runs
 from tests.conformance.cases import CASES, EXACT, RECIPES
 from tests.families import VOCAB, WINDOW, family
 
@@ -40,9 +40,7 @@ def bench(backend: str, name: str, recipe: str) -> Bench:
 @pytest.fixture(params=RUNNABLE)
 def backend(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
-    reason = BACKENDS[name].missing()
-    if reason:
-        pytest.skip(reason)
+    runs(name)
     return name
 
 

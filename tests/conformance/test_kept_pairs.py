@@ -43,7 +43,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.rounding import rounding_chooses
 from sleepc.verify.streams import Stream, state_of
 from sleepc.verify.verify import make_streams
-from tests.conformance.backends import ONNX
+from tests.conformance.backends import EXPORTS, runs
 from tests.conformance.test_invariants import hold_invariants
 from tests.families import VOCAB, WINDOW, family
 
@@ -231,7 +231,7 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
     np.testing.assert_allclose(found[2], found[0], rtol=0, atol=1e-12)  # weights of a file may be summed otherwise
 
 
-@pytest.mark.parametrize("form", ONNX)
+@pytest.mark.parametrize("form", EXPORTS)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -239,11 +239,10 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (CASES[1], CASES[2], CASES[6])),
     ],
 )
-def test_onnx_takes_it(form: str, name: str, options: dict[str, Any]) -> None:
-    if reason := ONNX[form].missing():
-        pytest.skip(reason)
-    made = convert(name, torch.float32, **options)
-    hold_invariants(bench(name, ONNX[form].load(made[0]), made), ONNX[form].tolerance)
+def test_exports_take_it(form: str, name: str, options: dict[str, Any]) -> None:
+    subject = runs(form)
+    made = convert(name, subject.dtype, **options)
+    hold_invariants(bench(name, subject.load(made[0]), made), subject.tolerance)
 
 
 @pytest.mark.parametrize(

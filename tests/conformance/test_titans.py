@@ -36,7 +36,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.streams import gap, state_of
 from sleepc.verify.verify import make_streams
 from tests.cli.models import save_model
-from tests.conformance.backends import ONNX
+from tests.conformance.backends import runs
 from tests.families import VOCAB, WINDOW, family
 
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 2 * WINDOW + 3)
@@ -150,14 +150,13 @@ def test_its_silent_baseline_is_without_it() -> None:
 
 @pytest.mark.parametrize(("style", "name"), [("ort", "replay"), ("ort", "online"), ("portable", "recurrent")])
 def test_in_onnx_it_is_as_in_eager(style: str, name: str) -> None:
-    if reason := missing_exporter():
-        pytest.skip(reason)
-    program = converted(name, torch.float32)
-    sessions = [Session(steps) for steps in (load(program), ONNX[style].load(program))]
+    subject = runs(style)
+    program = converted(name, subject.dtype)
+    sessions = [Session(steps) for steps in (load(program), subject.load(program))]
     ids = [TOKENS.tolist()]
     eager, onnx = (session.feed(ids, logits="all")[0] for session in sessions)
-    assert max_error(torch.from_numpy(onnx), torch.from_numpy(eager)) < ONNX[style].tolerance
-    assert gap(state_of(sessions[1]), state_of(sessions[0])) < ONNX[style].tolerance
+    assert max_error(torch.from_numpy(onnx), torch.from_numpy(eager)) < subject.tolerance
+    assert gap(state_of(sessions[1]), state_of(sessions[0])) < subject.tolerance
 
 
 def test_from_a_checkpoint_to_a_checked_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import AttentionInterface
 
-from sleepc.backends.eager.backend import load
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.verify.memory_values import without_memories
 from sleepc.verify.streams import state_of
-from tests.conformance.backends import ONNX
+from tests.conformance.backends import EXPORTS, RUNNABLE, runs
 from tests.families import VOCAB, WINDOW, family
 
 SINKS, SLEEPS = 2, 5
@@ -77,19 +76,16 @@ def original(module: Any, tokens: np.ndarray[Any, Any], seen: list[Tensor]) -> T
     return logits
 
 
-@pytest.mark.parametrize("backend", ["eager", *ONNX])
+@pytest.mark.parametrize("backend", [*RUNNABLE, *EXPORTS])
 def test_logits_are_those_of_the_original_that_sees_what_was_held(backend: str) -> None:
-    if backend in ONNX and (reason := ONNX[backend].missing()):
-        pytest.skip(reason)
-    dtype = torch.float64 if backend == "eager" else torch.float32
-    subject = family("llama", dtype)
-    step, _ = subject.convert(window=WINDOW, sinks=SINKS, keep={"budgets": UNEQUAL})
+    subject = runs(backend)
+    llama = family("llama", subject.dtype)
+    step, _ = llama.convert(window=WINDOW, sinks=SINKS, keep={"budgets": UNEQUAL})
     program = without_memories(step)
     tokens = np.random.default_rng(8).integers(0, VOCAB, (2, LENGTHS[0]))
-    found, seen = held(load(program) if backend == "eager" else ONNX[backend].load(program), program, tokens)
-    wanted = original(subject.module, tokens, seen)
-    bound = 1e-9 if backend == "eager" else 1e-4
+    found, seen = held(subject.load(program), program, tokens)
+    wanted = original(llama.module, tokens, seen)
     for row, length in enumerate(LENGTHS):
-        assert float((found[row, :length].double() - wanted[row, :length].double()).abs().max()) < bound
+        assert float((found[row, :length].double() - wanted[row, :length].double()).abs().max()) < subject.tolerance
     far = torch.arange(LENGTHS[0])[:, None] - torch.arange(LENGTHS[0]) >= WINDOW
     assert all(bool((mask & far)[:, :, :, SINKS:].any()) for mask in seen)  # else nothing was kept
