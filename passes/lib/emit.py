@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+import sleepc.ops  # noqa: F401 (makes the operators that are written)
 from sleepc.ir.graph import Graph
 from sleepc.ir.levels import aten as aten
 
