@@ -12,24 +12,11 @@ from torch.export import ExportedProgram
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.graph import is_call
-from sleepc.ir.interp import Runner
 from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.front.drop_noops import DropNoops
 from sleepc.passes.front.split_complex import SplitComplex
-from tests.capture.flat import captured
-
-
-class Through(nn.Module):
-    """Tokens, embedded, through a function of features [B,T,6]."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.table, self.change = nn.Embedding(11, 6), change
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.change(self.table(tokens) * 1.5)
+from tests.capture.flat import Through, captured, outputs
 
 
 def in_place(x: Tensor) -> Tensor:
@@ -68,13 +55,6 @@ def promotes(x: Tensor) -> Tensor:
     y = x * 2
     y.mul_(x.double())
     return y
-
-
-def outputs(program: ProgramGraphs, tokens: Tensor) -> Tensor:
-    values = {name: param.materialise() for name, param in program.params.items()}
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    found: Tensor = Runner(program.embed)({**values, "tokens": tokens, "positions": positions})["logits"]
-    return found
 
 
 @pytest.mark.parametrize("change", [in_place, one_of_several, through_a_view])

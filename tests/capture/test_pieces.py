@@ -14,26 +14,13 @@ from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.interp import Runner
-from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
-from tests.capture.flat import captured
+from tests.capture.flat import Through, captured, outputs
 
 aten = torch.ops.aten
 VOCAB, WIDTH = 11, 6
-
-
-class Through(nn.Module):
-    """Tokens, embedded, through a function of features [B,T,6]."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.table, self.change = nn.Embedding(VOCAB, WIDTH), change
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.change(self.table(tokens) * 1.5)
 
 
 def filled(x: Tensor) -> Tensor:
@@ -71,13 +58,6 @@ def filled_from_what_changes(x: Tensor) -> Tensor:
     part.add_(1.0)
     y[..., 2:] = part.repeat(1, 1, 2)
     return y
-
-
-def outputs(program: ProgramGraphs, tokens: Tensor) -> Tensor:
-    values = {name: param.materialise() for name, param in program.params.items()}
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    found: Tensor = Runner(program.embed)({**values, "tokens": tokens, "positions": positions})["logits"]
-    return found
 
 
 def count(graph: Graph, *operators: object) -> int:

@@ -11,21 +11,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-import sleepc as package
-from tests.cli.models import run_here, save_model
+from tests.cli.models import run_here
 from tests.families import VOCAB
 
 FAST = ("--samples", 2, "--distances", "0.5,1,2")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def artifact(model: Path) -> Path:
-    return package.convert(model, {"window": 8, "sinks": 2}).save(model.parent / "artifact")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

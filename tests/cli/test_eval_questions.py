@@ -8,16 +8,9 @@ from typing import Any
 
 import pytest
 
-import sleepc as package
-from tests.cli.models import run_here, save_model
+from tests.cli.models import run_here
 
 WORDS = [f"w{i}" for i in range(30)]  # one of them is in almost every answer of a model of 61 words
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = save_model(tmp_path_factory.mktemp("model") / "model")
-    return package.convert(model, {"window": 8, "sinks": 2}).save(model.parent / "artifact")
 
 
 @pytest.fixture(scope="module")

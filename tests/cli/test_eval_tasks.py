@@ -16,18 +16,8 @@ from tokenizers.models import BPE
 import sleepc as package
 from examples.nanogpt import GPT
 from sleepc.tasks.puzzles import PUZZLES
-from tests.cli.models import run_here, save_model
+from tests.cli.models import run_here
 from tests.tasks.test_puzzles import SMALL
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def artifact(model: Path) -> Path:
-    return package.convert(model, {"window": 8, "sinks": 2}).save(model.parent / "artifact")
 
 
 def save_letters(path: Path) -> None:

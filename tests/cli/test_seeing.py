@@ -38,16 +38,6 @@ SVG = "{http://www.w3.org/2000/svg}"
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def artifact(model: Path) -> Path:
-    return package.convert(model, {"window": 8, "sinks": 2}).save(model.parent / "artifact")
-
-
 # ------------------------------------------------------------------------------------------------- pictures
 
 
