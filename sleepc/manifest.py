@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.roles import Role, Update, name_of, role_of_name
-from sleepc.json_file import read_json
 from sleepc.recipe import Recipe
+from sleepc.sealed_json import Kind, Strict, digest, read_sealed
 from sleepc.whole_folder import moved_away
 
 MANIFEST = "sleepc.json"
@@ -22,12 +22,7 @@ MAX_MANIFEST = 64 << 20
 MAKE = "`sleepc convert MODEL -o OUT` makes one."
 RESTORE = "The artifact is damaged or was edited: convert the model again."
 MAX_BLOCKS = 4096
-
-
-class Strict(BaseModel):
-    """Unknown keys are an error: a newer format says so by its version."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+KIND = Kind("artifact", FORMAT, MAX_MANIFEST, "convert the model again", RESTORE)
 
 
 def _inside(path: str) -> str:
@@ -163,12 +158,6 @@ class Manifest(Strict):
         return self.model_copy(update={"sha256": digest(json.loads(self.model_dump_json()))})
 
 
-def digest(data: dict[str, Any]) -> str:
-    """sha256 of a manifest's data, in one spelling, without its own hash."""
-    rest = {key: value for key, value in data.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 # What a manifest says besides what the artifact computes: where its files are, what was measured, with which version.
 BESIDE = {"sleepc", "source", "recipe", "files", "report", "sha256", "upto", "beyond"}
 
@@ -207,22 +196,7 @@ def read_manifest(folder: Path) -> Manifest:
         moved = moved_away(folder)
         fix = f"A process that was killed left it as {moved}: move it back." if moved else MAKE
         raise UsageError(f"{folder} is not a sleepc artifact: it has no {MANIFEST}", fix=fix)
-    data = read_json(path, most=MAX_MANIFEST, fix=RESTORE)
-    version = data.get("format") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise UsageError(
-            f"the artifact has format {version}, and this sleepc reads format {FORMAT}",
-            where=f"written by sleepc {data.get('sleepc', '?')}",
-            fix="Upgrade sleepc (pip install -U sleepc), or convert the model again.",
-        )
-    try:
-        manifest, found = Manifest.model_validate(data), digest(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise SleepcError(f"{MANIFEST} is not valid: {place}: {first['msg']}", where=str(path), fix=RESTORE) from error
-    except (ValueError, RecursionError) as error:  # half of a surrogate pair, which no file can hold
-        raise SleepcError(f"{MANIFEST} is not valid: {type(error).__name__}", where=str(path), fix=RESTORE) from error
+    manifest, found = read_sealed(path, KIND, Manifest)
     if found != manifest.sha256:
         raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=RESTORE)
     return manifest

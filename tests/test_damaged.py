@@ -20,9 +20,9 @@ from sleepc.backends.onnx.load import load as load_export
 from sleepc.errors import SleepcError
 from sleepc.hf.tokenizer import load_tokenizer
 from sleepc.ir.tensorfile import TensorFile
-from sleepc.manifest import digest
 from sleepc.recipe_file import read_recipe
 from sleepc.runtime.steps import Steps
+from sleepc.sealed_json import digest
 from sleepc.train.adapter import read_adapter, write_adapter
 from sleepc.train.checkpoint import Standing, read_standing, write_checkpoint
 from tests.cli.models import save_model

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sleepc.manifest import Strict
+from sleepc.sealed_json import Strict
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 

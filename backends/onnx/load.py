@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from sleepc.backends.export import Export
 from sleepc.backends.onnx.installed import missing_runtime
 from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, Manifest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.held_file import HeldFile, is_inside, load_whole
-from sleepc.json_file import read_json
 from sleepc.manifest import MANIFEST as ARTIFACT
-from sleepc.manifest import digest, identity_of, read_manifest
+from sleepc.manifest import identity_of, read_manifest
 from sleepc.runtime.arguments import typed
+from sleepc.sealed_json import Kind, read_sealed
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.steps import OnnxSteps
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 FOLDER = "onnx"  # of an artifact
 MAX_MANIFEST = 16 << 20
 AGAIN = "The export is damaged or was edited: make it again with `sleepc export ARTIFACT --to onnx --force`."
+KIND = Kind("export", FORMAT, MAX_MANIFEST, "export again", AGAIN)
 
 
 @dataclass
@@ -158,23 +157,7 @@ def _refuse_none(given: Path) -> None:
 
 def _read(path: Path) -> Manifest:
     """onnx.json, checked."""
-    data = read_json(path, most=MAX_MANIFEST, fix=AGAIN)
-    version = data.get("format") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise UsageError(
-            f"the export has format {version}, and this sleepc reads format {FORMAT}",
-            where=f"written by sleepc {data.get('sleepc', '?')}",
-            fix="Upgrade sleepc (pip install -U sleepc), or export again.",
-        )
-    try:
-        manifest, found = Manifest.model_validate(data), digest(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        text = f"{MANIFEST} is not valid: {place + ': ' if place else ''}{first['msg']}"
-        raise SleepcError(text, where=str(path), fix=AGAIN) from error
-    except (ValueError, RecursionError) as error:
-        raise SleepcError(f"{MANIFEST} is not valid: {type(error).__name__}", where=str(path), fix=AGAIN) from error
+    manifest, found = read_sealed(path, KIND, Manifest)
     if manifest.hashes and found != manifest.sha256:
         raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=AGAIN)
     return manifest

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sleepc.manifest import Strict, digest
 from sleepc.runtime.steps import CLOCKS
+from sleepc.sealed_json import Strict, digest
 
 MANIFEST = "onnx.json"
 FORMAT = 1

@@ -18,12 +18,13 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import HeldTensor, is_learned
 from sleepc.json_file import json_text
-from sleepc.manifest import Sha256, Strict
+from sleepc.manifest import Sha256
 from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, AddLowRank
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
+from sleepc.sealed_json import Strict
 from sleepc.version import __version__
 from sleepc.whole_file import write_whole
 

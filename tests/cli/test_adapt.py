@@ -17,7 +17,7 @@ from sleepc import api, artifact
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcWarning
 from sleepc.ir.weights import HeldTensor
-from sleepc.manifest import digest
+from sleepc.sealed_json import digest
 from sleepc.train.adapter import rank_of, with_values, write_adapter
 from tests.cli.models import run_here, save_model
 from tests.families import make_module

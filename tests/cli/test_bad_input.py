@@ -215,7 +215,7 @@ def test_a_graph_cannot_name_a_foreign_operator(artifact: Path) -> None:
     """Even with all hashes right: what is not in the table is refused, and nothing is run."""
     import hashlib
 
-    from sleepc.manifest import digest
+    from sleepc.sealed_json import digest
 
     path = artifact / "program" / "head.txt"
     text = path.read_text().replace("aten.linear", "os.system", 1)
@@ -229,7 +229,7 @@ def test_a_graph_cannot_name_a_foreign_operator(artifact: Path) -> None:
 
 
 def test_paths_do_not_lead_out_of_an_artifact(artifact: Path) -> None:
-    from sleepc.manifest import digest
+    from sleepc.sealed_json import digest
 
     for place, value in (("head", "../../etc/passwd"), ("head", "/etc/passwd")):
         manifest = json.loads((artifact / "sleepc.json").read_text())

@@ -17,7 +17,7 @@ import pytest
 import sleepc as package
 from sleepc.backends.onnx import installed, load
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
-from sleepc.manifest import digest
+from sleepc.sealed_json import digest
 from tests.bare import make_bare, run_bare
 from tests.cli.models import json_of, run_here, save_model
 from tests.cli.test_chat import TEMPLATE

@@ -16,13 +16,14 @@ from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import AT_SLEEP, BY_NAME, PREFIX, TAKEN, Role, at_sleep, name_of, role_of_name
 from sleepc.ir.states import StateSpec, find_state
-from sleepc.manifest import MANIFEST, Source, digest, identity_of, read_manifest
+from sleepc.manifest import MANIFEST, Source, identity_of, read_manifest
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.rewrite.bound_attention import CLOCK
 from sleepc.passes.runner import run_stages
 from sleepc.passes.stateful.add_sleep import AddSleep
 from sleepc.recipe import Recipe
 from sleepc.runtime import steps
+from sleepc.sealed_json import digest
 from sleepc.verify.streams import tensors_of
 from tests.families import WINDOW, family
 
