@@ -176,7 +176,7 @@ class Target(ABC):
 
     @abstractmethod
     def verify(self, export: Export, tokens: Sequence[int], progress: Progress, like: Steps | None) -> Report:
-        """Check an export where it stands, reading `tokens`; against the steps of its artifact, if these are given."""
+        """Check an export in place, reading `tokens`; against the steps of its artifact, if these are given."""
 
     def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
         """Every way to write files, by name: a program at level STEP and an empty folder -> its steps, unchecked, on

@@ -15,7 +15,7 @@ BINARY = {"Add", "Div", "Mul", "Sub"}
 
 @dataclass
 class Abreast:
-    """Joins values of a graph whose results are `results`: what these need besides stays as it is."""
+    """Joins values of a graph whose results are `results`: what else these need is left alone."""
 
     e: Emitter
     results: Iterable[ir.Value]
@@ -32,18 +32,18 @@ class Abreast:
     def join(
         self, values: Sequence[ir.Value], axis: int, rank: int, readers: Iterable[ir.Node | None] = ()
     ) -> ir.Value:
-        """Values of `rank` dimensions one after another along `axis`; `readers` need them no more.
+        """Values of `rank` dimensions one after another along `axis`; `readers` no longer need them.
 
         f(a), f(b), ... become f of a, b, ... side by side, and so on down to where they differ or others read them: one
-        kernel where there were as many as layers. Parameters get joined as well, which a runtime does once, when it
-        loads the graph.
+        kernel instead of one per layer. Parameters are joined as well, which a runtime does once, when it loads the
+        graph.
         """
         constant, readers = all(map(is_constant, values)), set(readers)
         free = constant or not any(use.node in self.needed - readers for value in values for use in value.uses())
         return (self._once(values, axis, rank) if free else None) or self.e("Concat", *values, axis=axis)
 
     def _once(self, values: Sequence[ir.Value], axis: int, rank: int) -> ir.Value | None:
-        """The function that all values are of, applied once; None where they are not."""
+        """The function that all values are of, applied once; None if they are not."""
         nodes = [node for value in values if (node := value.producer()) is not None]
         if len(set(nodes)) < len(values) or len({_what(node) for node in nodes}) != 1:
             return None
@@ -74,7 +74,7 @@ def _what(node: ir.Node) -> tuple[object, ...]:
 
 
 def _source_axis(node: ir.Node, axis: int, rank: int) -> int | None:
-    """The axis of the node's first input that becomes `axis` of its result; None where results depend on all of it."""
+    """The axis of the node's first input that becomes `axis` of its result; None if results depend on all of it."""
     if node.domain or len(node.outputs) > 1:
         return None
     if node.op_type in UNARY or node.op_type in BINARY:

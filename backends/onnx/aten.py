@@ -19,7 +19,7 @@ LOGIC = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
 
 
 def _binary(op: str) -> Callable[[Call], ir.Value]:
-    """Both sides in the result's dtype, as PyTorch promotes them; the second times `alpha` where there is one."""
+    """Both sides in the result's dtype, as PyTorch promotes them; the second times `alpha` if there is one."""
 
     def translate(c: Call) -> ir.Value:
         dtype, alpha = c.out.dtype, c.option(2, "alpha", 1)
@@ -265,7 +265,7 @@ def masked_fill(c: Call) -> ir.Value:
 
 @translates(aten.to.dtype, aten._to_copy.default, aten.to.other, aten.type_as.default)
 def to_dtype(c: Call) -> ir.Value:
-    """x in another dtype; nothing where it has it."""
+    """x in another dtype; nothing is added if it has it."""
     return c.tensor(0, c.out.dtype)
 
 

@@ -12,7 +12,7 @@ from sleepc.backends.onnx.call import Call, aten, translates
 
 
 def _axes(c: Call, dim: Any) -> list[int]:
-    """The dimensions that an argument names, counted from the front; all where it names none."""
+    """The dimensions that an argument names, counted from the front; all if it names none."""
     rank = len(c.type(0).dims)
     if dim is None or dim == []:
         return list(range(rank))
@@ -56,7 +56,7 @@ translates(aten.all.default, aten.all.dim)(_test("ReduceMin"))
 
 
 def _place(op: str) -> Callable[[Call], ir.Value]:
-    """Where the largest or least entry is; among all where no dimension is named."""
+    """Where the largest or least entry is; among all if no dimension is named."""
 
     def translate(c: Call) -> ir.Value:
         dim, x = c.option(1, "dim"), c.tensor(0)

@@ -50,7 +50,7 @@ def broadcast(c: Call) -> Sequence[ir.Value]:
 
 @translates(aten.transpose.int, aten.swapaxes.default, aten.t.default)
 def transpose(c: Call) -> ir.Value:
-    """x with two dimensions exchanged; those of a matrix where none are named."""
+    """x with two dimensions exchanged; those of a matrix if none are named."""
     rank = len(c.out.dims)
     order = list(range(rank))
     a, b = (0, rank - 1) if c.node.target is aten.t.default else (c.dim(1, rank), c.dim(2, rank))
@@ -321,5 +321,5 @@ def full(c: Call) -> ir.Value:
 
 @translates(aten.new_full.default)
 def new_full(c: Call) -> ir.Value:
-    """The same, beside a tensor whose dtype it has."""
+    """The same, in the dtype of a tensor."""
     return _filled(c, c.tensor(2, c.out.dtype))

@@ -31,7 +31,7 @@ class Style:
 
     ops: Operators = "ort"
     precision: Precision = "fp32"
-    columns: bool = True  # what is written into windows leaves the graph as it is, for the host to write in place
+    columns: bool = True  # what is written into windows is an output, which the host writes in place
     tokens: Tokens = "any"  # how many a call has, in a part of the graph that is for one or for many
 
 
@@ -43,7 +43,7 @@ class Call:
     node: fx.Node
     values: Mapping[fx.Node, Any]
     style: Style
-    passes: ir.Value | None = None  # how often a sleep replays its window, where that is an input
+    passes: ir.Value | None = None  # how often a sleep replays its window, if that is an input
 
     @property
     def out(self) -> TensorType:
@@ -92,7 +92,7 @@ class Call:
         return [node for node in nodes if isinstance(node, fx.Node)]
 
     def tensor(self, at: int, dtype: torch.dtype | None = None) -> ir.Value:
-        """An argument as a value, numbers and sizes too; cast where it has not the dtype."""
+        """An argument as a value, numbers and sizes too; cast if it has another dtype."""
         value = self.raw(at)
         if isinstance(value, Weight):
             value = self.e.weight(value.key)
@@ -125,7 +125,7 @@ Fusion = Callable[[Call], "ir.Value | None"]
 TRANSLATIONS: dict[Any, Translation] = {}
 """Operator of the program -> how to write it with plain operators of opset 18."""
 FUSED: dict[Any, list[Fusion]] = {}
-"""Last operator of a pattern -> how to write the whole pattern with a kernel of ONNX Runtime's, or None where it is
+"""Last operator of a pattern -> how to write the whole pattern with a kernel of ONNX Runtime's, or None if it is
 something else. What the pattern's other calls were translated to is left without readers, and dropped."""
 
 

@@ -52,7 +52,9 @@ def choose(
     otherwise: Callable[[], Sequence[ir.Value]],
     types: Callable[[], Sequence[TensorType]],
 ) -> Sequence[ir.Value]:
-    """`then` where the condition, bool [], holds, else `otherwise`; both make values of `types`, asked after."""
+    """`then` if the condition, bool [], holds, else `otherwise`; both make values of `types`, which is asked after
+    them.
+    """
     e.loops += 1
     branches = []
     for name, make in (("then", then), ("else", otherwise)):

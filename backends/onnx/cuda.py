@@ -1,7 +1,7 @@
 """Steps whose state stays on a device between calls: no state is copied to the host and back. Imports no torch.
 
 Every state that a step replaces has two places on the device. A step reads from one and writes to the other, and then
-they change roles: a graph that wrote where it reads would be wrong wherever the runtime reorders.
+they change roles: a graph that wrote where it reads would be wrong as soon as the runtime reorders.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class DeviceSteps(OnnxSteps):
         return {name: value.numpy() for name, value in zip(others, found, strict=True)}
 
     def _binding(self, graph: GraphFile, state: DeviceState, replaced: Mapping[str, str]) -> tuple[Any, list[str]]:
-        """The binding for where the state is now, and the outputs that are no states."""
+        """The binding for where the state is now, and the outputs that are not states."""
         key = (graph.file, tuple(state.at.values()))
         if key not in state.bound:
             binding = self.open(graph).io_binding()

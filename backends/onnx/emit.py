@@ -61,7 +61,7 @@ class Emitter:
     def several(
         self, op: str, results: int, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
-        """One node with `results` results; those of before where the same was asked for: all operators are pure."""
+        """One node with `results` results; those of before if the same was asked for: all operators are pure."""
         given = list(inputs)
         while given and given[-1] is None:  # optional inputs at the end are left out
             given.pop()
@@ -155,7 +155,7 @@ class Emitter:
     # -- sizes ---------------------------------------------------------------------------------------
 
     def size(self, dim: int | str) -> int | ir.Value:
-        """A dimension as a number where it is one, else as a value of shape [1]."""
+        """A dimension as a number if it is one, else as a value of shape [1]."""
         dim = self._plain(dim)
         polynomial = parse_dim(str(dim))
         if not polynomial or list(polynomial) == [()]:
@@ -214,7 +214,7 @@ class Emitter:
         return format_dim(total)
 
     def shape(self, dims: Sequence[int | str]) -> ir.Value:
-        """Dimensions as a vector, a constant where they are numbers."""
+        """Dimensions as a vector, a constant if they are numbers."""
         dims = [self._plain(d) for d in dims]
         sizes = [self.size(d) for d in dims]
         if all(isinstance(s, int) for s in sizes):
@@ -231,10 +231,10 @@ class Emitter:
         return self("Cast", x, to=TYPES[dtype].value)
 
     def reshape(self, x: ir.Value, before: Sequence[int | str] | None, dims: Sequence[int | str]) -> ir.Value:
-        """x [`before`] -> [`dims`]; the target is a constant wherever ONNX can say it so."""
+        """x [`before`] -> [`dims`]; the target is a constant if ONNX can say it that way."""
         dims = [self._plain(d) for d in dims]
         target = self._target([self._plain(d) for d in before or ()], dims)
-        # a target that is no constant has sizes as they are, of which any may be 0
+        # a target that is not constant has the sizes themselves, of which any may be 0
         zeros: dict[str, Any] = {"allowzero": 1} if target.const_value is None else {}
         return _shaped(self("Reshape", x, target, **zeros), x, [self._named(d) for d in dims])
 
@@ -266,7 +266,7 @@ class Emitter:
 
 
 def _shaped(value: ir.Value, like: ir.Value, dims: Sequence[Any] | None) -> ir.Value:
-    """The value with these dimensions and the type of another, where that is known and nothing is written on it."""
+    """The value with these dimensions and the type of another, if that is known and it has none."""
     if value.shape is None and dims is not None and like.type is not None:
         value.shape, value.type = ir.Shape(list(dims)), like.type
     return value

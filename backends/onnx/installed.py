@@ -11,7 +11,7 @@ EXPORTERS = ("onnx", "onnx-ir")
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package; None where it is not installed."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -19,7 +19,7 @@ def version_of(package: str) -> str | None:
 
 
 def missing_runtime() -> str | None:
-    """Why exported programs cannot run here, with what to install; None where they can."""
+    """Why exported programs cannot run here, with what to install; None if they can."""
     found = [name for name in RUNTIMES if version_of(name)]
     if len(found) > 1:
         return (
@@ -36,7 +36,7 @@ def missing_runtime() -> str | None:
 
 
 def missing_exporter() -> str | None:
-    """Why programs cannot be exported and checked here, with what to install; None where they can."""
+    """Why programs cannot be exported and checked here, with what to install; None if they can."""
     absent = [name for name in EXPORTERS if version_of(name) is None]
     if absent:
         return f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} not installed: pip install 'sleepc[onnx]'"

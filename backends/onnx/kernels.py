@@ -1,4 +1,4 @@
-"""An ONNX file in, the nodes that CUDA has no kernel for out; from a table, since who exports often has no GPU.
+"""Which nodes of an ONNX file CUDA has no kernel for: from a table, since an export is often made without a GPU.
 
 cuda_kernels.json is what onnxruntime-gpu registers, for the operators named in it. A kernel may still refuse a node
 when it runs (a head size, a GPU that is too old): no registry says that. An operator without a kernel that the
@@ -51,8 +51,8 @@ def cuda_table() -> Table:
 
 
 def check_kernels(path: Path, table: Table | None = None) -> list[str]:
-    """What of this file has no kernel: one line for each kind of node, with the first one's name and how many there
-    are. Graphs inside nodes and functions without a kernel of their own are looked into.
+    """The nodes of this file that have no kernel: one line for each kind, with the first one's name and how many there
+    are. Graphs inside nodes, and functions without a kernel of their own, are looked into.
     """
     import onnx
 
@@ -142,7 +142,7 @@ class _Check:
         return [_Value(kind, size=size) for kind in results]
 
     def _inner(self, node: Any, values: Values, found: Sequence[_Value | None]) -> list[str]:
-        """Check the graphs inside a node; the types of its outputs, where they are those of a graph inside."""
+        """Check the graphs inside a node; the types of its outputs, if they are those of a graph inside."""
         results: list[str] = []
         counted = [_Value("int64"), _Value("bool")] if node.op_type == "Loop" else []
         given = [*counted, *(_Value(f.type) for f in found[len(counted) :] if f is not None)]

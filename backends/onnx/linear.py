@@ -15,7 +15,7 @@ from sleepc.backends.onnx.weights import Form, Keys, Weight
 from sleepc.errors import UsageError
 from sleepc.ir.types import TensorType
 
-# accuracy_level of MatMulNBits. Activations become int8 in blocks: half the time for one token, where the bytes of
+# accuracy_level of MatMulNBits. Activations become int8 in blocks: half the time for one token, when the bytes of
 # weights are what counts; products in float32 take 0.7 to 0.9 of that for 64 tokens (measured with AVX-512, int4).
 INT8_PRODUCTS, FLOAT_PRODUCTS = 4, 1
 
@@ -74,7 +74,7 @@ def _tied(c: Call, key: str) -> ir.Value | None:
 
 @translates(ours.linears.default)
 def linears(c: Call) -> Sequence[ir.Value]:
-    """Maps of one value as one product, which is split: by features, or by heads where these are wanted."""
+    """Maps of one value as one product, which is split: by features, or by heads if these are wanted."""
     e, width, results = c.e, int(c.raw("width", 0)), c.node.meta["type"].items
     sizes = [int(node.meta["type"].dims[0]) for node in c.nodes_at(1)]
     whole, dims = _whole(c, sizes), c.type(0).dims[:-1]

@@ -48,7 +48,7 @@ class OnnxProgram(Export):
         return kind(self.folder, self.manifest, provider=provider, passes=passes, in_place=self.require_in_place)
 
     def check_bytes(self) -> None:
-        """Once: are the files' bytes those that were exported? Raises SleepcError where they are not."""
+        """Once: are the files' bytes those that were exported? Raises SleepcError if they are not."""
         if self.checked:
             return
         if not self.manifest.hashes:
@@ -80,14 +80,14 @@ class OnnxProgram(Export):
 
 
 def require_runtime() -> None:
-    """Raises UsageError, with what to install, where ONNX Runtime is missing or too old."""
+    """Raises UsageError, with what to install, if ONNX Runtime is missing or too old."""
     reason = missing_runtime()
     if reason is not None:
         raise UsageError(reason, where="--backend onnx")
 
 
 def provider_of(device: str, manifest: Manifest) -> str:
-    """The execution provider for a device. Raises UsageError where it is not there, or the files are not for it."""
+    """The execution provider for a device. Raises UsageError if it is not there, or the files are not for it."""
     import onnxruntime
 
     if device == "cpu":
@@ -113,8 +113,8 @@ def provider_of(device: str, manifest: Manifest) -> str:
 def load(path: str | Path) -> OnnxProgram:
     """An artifact with an export in its folder `onnx`, or the export's own folder.
 
-    Raises UsageError where there is none, where it is newer than this sleepc, or of another state of the artifact that
-    it lies in; SleepcError where it is damaged.
+    Raises UsageError if there is none, if it is newer than this sleepc, or of another state of the artifact that it
+    lies in; SleepcError if it is damaged.
     """
     given = Path(path)
     folder = given / FOLDER if not (given / MANIFEST).is_file() else given

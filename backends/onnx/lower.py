@@ -36,8 +36,8 @@ def write_files(
     identity: str = "",
     written: dict[str, tuple[Any, Any]] | None = None,
 ) -> Manifest:
-    """Write a lowered program as wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (where the program
-    has a loop), weights.bin. `written` is told what each weight of the file is (see Weights).
+    """Write a lowered program as wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (if the program has a
+    loop) and weights.bin. `written` gets what each weight of the file is (see Weights).
     """
     weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program))
     weights.written = {} if written is None else written

@@ -75,8 +75,8 @@ class GraphFile(Strict):
 
 
 class Manifest(Strict):
-    """The export as a whole. `sinks` is how many tokens attention keeps for ever; `replays` says that a sleep of
-    another number of `passes` is of use: what is written again is corrected, and no block runs again. `upto`: beyond so
+    """The export as a whole. `sinks` is how many tokens attention keeps forever; `replays` says that a sleep of another
+    number of `passes` has a meaning: what is written again is corrected, and no block runs again. `upto`: beyond so
     many tokens the original would compute with other factors.
     """
 
@@ -145,7 +145,7 @@ class Manifest(Strict):
         for graph in self.graphs:
             for tensor in graph.inputs:
                 known = tensor.name in CALL or _same(tensor, states.get(tensor.name))
-                _require(known, f"{graph.file} has an input {tensor.name} that is no state")
+                _require(known, f"{graph.file} has an input {tensor.name} that is not a state")
             for side in (graph.inputs, graph.outputs):
                 _require(len({t.name for t in side}) == len(side), f"{graph.file} has two values of one name")
         known_sizes = all(d in ("B", "T", "M") for t in self.wake.outputs for d in t.dims if isinstance(d, str))

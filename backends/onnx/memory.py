@@ -1,6 +1,6 @@
 """Fast-weight memories: short convolution, update and read, read alone, consolidation by replay.
 
-The recurrence is an operator of ONNX Runtime's where it has one for the rule, else a `Scan` over tokens.
+The recurrence is an operator of ONNX Runtime's if it has one for the rule, else a `Scan` over tokens.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def delta_rule(c: Call) -> Sequence[ir.Value]:
 
 @translates(ours.delta_rule_read.default)
 def delta_rule_read(c: Call) -> ir.Value:
-    """scale times what q reads, the memory staying as it is: [B, Hq, T, dv]."""
+    """scale times what q reads, without changing the memory: [B, Hq, T, dv]."""
     e, rule, (states, dtype) = c.e, _rule(c), _states(c, 1)
     kv = int(c.nodes_at(1)[0].meta["type"].dims[1])
     rows, heads, tokens, dk = c.type(0).dims

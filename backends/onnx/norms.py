@@ -10,7 +10,7 @@ from sleepc.ops.functional.features import L2_EPSILON
 
 @translates(aten.layer_norm.default)
 def layer_norm(c: Call) -> ir.Value:
-    """Over the last dimensions, with weight and bias where there are any."""
+    """Over the last dimensions, with weight and bias if there are any."""
     sizes = c.raw(1)
     weight = c.tensor(2) if c.raw(2) is not None else c.e.const([1.0] * int(sizes[-1]), c.out.dtype)
     bias = c.tensor(3) if c.raw(3) is not None else None

@@ -12,7 +12,7 @@ from sleepc.backends.onnx.kernels import MICROSOFT, Kernel, Schema, Table
 
 OPEN = 2**31 - 1  # ONNX Runtime's last version of a kernel that has none
 OLDEST = 18  # the oldest opset that is written
-MEMORY = "ONNX Runtime keeps what is computed from sizes on the CPU, also where CUDA has a kernel for it"
+MEMORY = "ONNX Runtime keeps what is computed from sizes on the CPU, even if CUDA has a kernel for it"
 ON_CPU = {"Shape": MEMORY, "Size": MEMORY}
 
 

@@ -22,9 +22,9 @@ from sleepc.ir.types import TensorType
 
 
 def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recurrent: bool = False) -> StepGraph:
-    """Consolidate and evict. Input beside the state: passes [] (N). With `recurrent` the blocks of the program's loop
-    run again over the window, N - 1 times, before the memories are what they will be; else a sleep is records and
-    memories only.
+    """Consolidate and evict. Input in addition to the state: passes [] (N). With `recurrent` the blocks of the
+    program's loop run again over the window, N - 1 times, before memories have their final values; otherwise a sleep
+    reads records and memories only.
     """
     assert program.clock is not None
     e = Emitter(weights)

@@ -44,7 +44,7 @@ class Spelling:
 
     step    (rule, values of one token [B, H, ..] by name, states, sizes) -> states'
     read    (states, q [B, H, n, dk]) -> [B, H, n, dv]
-    kernel  all tokens by an operator of ONNX Runtime's, where there is one: (reads or None, states')
+    kernel  all tokens by an operator of ONNX Runtime's, if there is one: (reads or None, states')
     """
 
     step: Callable[[Emitter, Rule, Mapping[str, ir.Value], States, Tokens], list[ir.Value]]

@@ -18,7 +18,7 @@ NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "i64": np.int6
 class OnnxState:
     """`arrays` are the state's by name. States of one ring are rows of one array of `rings` [layers, B, H, W, ..], by
     the output that is written into them. `spare` is where a step puts the new values of those that it replaces: a run
-    never reads and writes one array. `turn` is 0 or 1, after each swap the other one; `bound` is what steps keep for
+    never reads and writes one array. `turn` is 0 or 1, and changes with each swap; `bound` is what steps keep for
     either turn between calls.
     """
 

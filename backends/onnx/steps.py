@@ -44,7 +44,7 @@ class OnnxSteps:
         in_place: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.manifest, self.provider, self.passes = folder, manifest, provider, passes
-        self.in_place = in_place  # raises SleepcError where a file is not the one that was checked
+        self.in_place = in_place  # raises SleepcError if a file is not the one that was checked
         self.threads = threads or available_threads()
         self._opened: dict[str, Any] = {}
         self._rings = {output: _slots_of(states[0].wake) for output, states in manifest.rings.items()}
@@ -64,7 +64,7 @@ class OnnxSteps:
     # -- the runtime -----------------------------------------------------------------------------
 
     def open(self, graph: GraphFile) -> Any:
-        """The session of a graph, opened once. Raises SleepcError where the file is not what the manifest says."""
+        """The session of a graph, opened once. Raises SleepcError if the file is not what the manifest says."""
         if graph.file not in self._opened:
             self.in_place()
             session = self.make_session(self.folder / graph.file)
@@ -74,7 +74,7 @@ class OnnxSteps:
         return self._opened[graph.file]
 
     def make_session(self, path: Path) -> Any:
-        """ONNX Runtime's session of a file. Raises SleepcError where it refuses it."""
+        """ONNX Runtime's session of a file. Raises SleepcError if it refuses it."""
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -188,7 +188,7 @@ class OnnxSteps:
         return np.full(state.batch, passes, np.int64) if counted is None else counted
 
     def counted(self, state: Any) -> IntArray | None:
-        """What the state says of it, where it does."""
+        """What the state says of it, if it does."""
         found: IntArray | None = state.arrays.get(TAKEN)
         return found if found is None else found.copy()
 
@@ -283,7 +283,7 @@ def told(folder: Path) -> Iterator[None]:
 
 
 def shared(name: str, other: str) -> SleepcError:
-    """What to raise where a run would write a state's new value over memory that it reads or writes otherwise."""
+    """What to raise if a run would write a state's new value over memory that it also reads or writes."""
     return SleepcError(
         f"the new value of state {name} would be written into the memory of {other}: the runtime would give a wrong "
         "state, without an error",

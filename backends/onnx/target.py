@@ -133,7 +133,7 @@ class OnnxTarget(Target):
 
 
 def style_of(options: Options) -> Style:
-    """Options as a style. Rings are written by the host only where it shares memory with the graph, and is ours."""
+    """Options as a style. Rings are written by the host only if it shares memory with the graph, and is ours."""
     from sleepc.backends.onnx.call import Style
 
     return Style(ops=options.ops, precision=options.precision, columns=_columns(options))  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def _call(call: Call) -> Any:
 
 
 def _size(call: Call) -> int | str | None:
-    """A size as a number or the text of its dimension; None where it is neither, as it is where sizes are divided.
+    """A size as a number or the text of its dimension; None if it is neither, as when sizes are divided.
     (Shapes of results come from their types, so few operators ask.)
     """
     target = call.node.target

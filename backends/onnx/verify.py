@@ -1,4 +1,4 @@
-"""Verify an export where it stands: its files, and what must hold of any program whatever it was made from. Imports no
+"""Verify an export in place: its files, and what must hold of any program whatever it was made from. Imports no
 torch.
 """
 
@@ -25,9 +25,9 @@ ROUNDED = 0.1  # of the largest logit: kernels that round activations give other
 
 def verify_export(program: OnnxProgram, tokens: Sequence[int], progress: Progress, like: Steps | None = None) -> Report:
     """Check an export's files by their hashes, and its logits: read in one go and in pieces, beside another row, saved
-    and loaded; and where `like` is given (the artifact that it was made from, in PyTorch), against that.
+    and loaded; and, if `like` is given (the artifact that it was made from, in PyTorch), against that.
 
-    Raises SleepcError where the files cannot be run at all.
+    Raises SleepcError if the files cannot be run at all.
     """
     started = time.perf_counter()
     report = Report()

@@ -39,7 +39,7 @@ def keep_in_place(e: Emitter, graph: ir.Graph) -> int:
 
 
 def _origin(node: ir.Node | None) -> ir.Value | None:
-    """What the values were before changes of shape alone; None where the node is no such change."""
+    """What the values were before changes of shape alone; None if the node is no such change."""
     found = None
     while node is not None and _is_view(node):
         found = node.inputs[0]
@@ -60,7 +60,7 @@ def _is_view(node: ir.Node) -> bool:
 
 
 def _target(before: Sequence[Any], after: Sequence[Any]) -> list[int] | None:
-    """What a Reshape is told: 0 for a size that stays where it is, -1 for one that is not known; None if there are more
+    """What a Reshape is told: 0 for a size that stays where it is, -1 for an unknown one; None if there are more
     of these.
     """
     target = [0 if i < len(before) and not isinstance(d, int) and before[i] == d else d for i, d in enumerate(after)]

@@ -51,7 +51,9 @@ class StepGraph:
 
 
 def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> StepGraph:
-    """The wake step. Inputs beside the state: tokens [B,T], lengths [B], logits_at [B,M] (whose logits are wanted)."""
+    """The wake step. Inputs in addition to the state: tokens [B,T], lengths [B], logits_at [B,M] (those whose logits
+    are wanted).
+    """
     e = Emitter(weights)
     step = StepGraph(e)
     tokens = step.input("tokens", TensorType(torch.int64, ("B", "T")))
@@ -82,7 +84,7 @@ def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> StepGr
 
 
 def _logits(program: ProgramGraphs, step: StepGraph, values: dict[str, Any], wanted: ir.Value, style: Style) -> None:
-    """The head, over a large vocabulary, is for the tokens wanted only; where it reads more than h it comes first."""
+    """Over a large vocabulary the head runs for the wanted tokens only, unless it reads more than h."""
     e = step.e
     at = e("Unsqueeze", wanted, e.ints(2))
 

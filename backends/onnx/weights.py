@@ -18,7 +18,7 @@ from sleepc.ir.weights import Param
 Keys = str | tuple[str, ...]
 Array = npt.NDArray[np.generic]
 FILE = "weights.bin"
-ALIGNMENT = 4096  # ONNX Runtime maps a tensor only where it begins on a page
+ALIGNMENT = 4096  # ONNX Runtime maps a tensor only if it begins on a page
 
 Form = str
 """How a parameter stands in the file: "plain", "half" (float16), or "int4", "int8": blocks [out, blocks, bytes], with

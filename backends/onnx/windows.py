@@ -139,7 +139,7 @@ def fused_attention(c: Call) -> ir.Value | None:
 
 def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value) -> ir.Value:
     """Attention of one token, window and new key apart: `Attention` copies the window to put the new key after it,
-    which is most of its time where a window of 256 is read for one token.
+    which takes most of its time if a window of 256 is read for one token.
     """
     e, (k, v, k_window, v_window) = c.e, others
     (batch, heads, tokens, width), kv = c.type(0).dims, int(c.type(1).dims[1])
@@ -195,8 +195,8 @@ def _masked(c: Call, scores: ir.Value, dims: tuple[int | str, int, int, int | st
 
 
 def _softmax(c: Call, scores: ir.Value, at: int, dims: tuple[int, ...]) -> ir.Value:
-    """Over keys, with a column of logits (argument `at`, as `dims`) that take probability and give nothing where there
-    is one.
+    """Over keys, with a column of logits (argument `at`, as `dims`) that take probability and give nothing, if there is
+    one.
     """
     if c.raw(at) is None:
         return c.e("Softmax", scores, axis=-1)

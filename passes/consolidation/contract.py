@@ -46,7 +46,7 @@ class Pairs:
 class Layer:
     """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
     positions, where it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
-    what the tokens of the window would write into it. `kept`: the pairs that it keeps, None where it keeps none.
+    what the tokens of the window would write into it. `kept`: the pairs that it keeps, None if it keeps none.
     """
 
     k: Tensor | None = None

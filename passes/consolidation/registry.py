@@ -15,7 +15,7 @@ CONSOLIDATIONS: dict[str, Consolidation] = {}
 
 
 def register(made: Consolidation) -> Consolidation:
-    """Add one. Raises UsageError where its name is taken, or is no name."""
+    """Add one. Raises UsageError if its name is taken, or is no name."""
     where = f"consolidation {made.name}"
     if made.name in CONSOLIDATIONS:
         raise UsageError(f"there is a consolidation named {made.name!r} already", fix="Choose another name.")
@@ -36,7 +36,7 @@ def find(name: str) -> Consolidation:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises UsageError where the recipe's consolidation is not there, or does not fit. Needs no model."""
+    """Raises UsageError if the recipe's consolidation is not there, or does not fit. Needs no model."""
     chosen = find(recipe.consolidation)
     for each in CONSOLIDATIONS.values():
         if each is not chosen:

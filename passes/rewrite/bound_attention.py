@@ -72,7 +72,7 @@ class BoundAttention(Pass):
     `keep` says; their rings keep keys without positions, for scores. Positions are then renumbered where the model lets
     them: not added to tokens, and two turns of a key make one. `cls.sleep` is until AddSleep the graph that turns keys.
 
-    Raises UsageError where window plus sinks is more than the positions that the model has, or it cannot renumber.
+    Raises UsageError if window plus sinks is more than the positions that the model has, or it cannot renumber.
     """
 
     rings: Rings
@@ -144,7 +144,7 @@ class BoundAttention(Pass):
         return ""
 
     def _check_room(self, program: ProgramGraphs, most: int) -> None:
-        """Raises UsageError where what is kept leaves no positions for new tokens."""
+        """Raises UsageError if what is kept leaves no positions for new tokens."""
         longest = max((length or 0 for length, _ in self.rings), default=0)
         limit, needed = program.max_positions or 0, self.sinks + most + longest + self.every
         if needed > limit:

@@ -39,7 +39,7 @@ def heads_that_keep(program: ProgramGraphs, keepers: frozenset[int]) -> list[int
 
 
 def check_can_keep(site: Site) -> None:
-    """Raises UsageError where scores fall with distance: their numbers are made for the positions of a window."""
+    """Raises UsageError if scores fall with distance: their numbers are made for the positions of a window."""
     if site.slopes:
         raise UsageError(
             "pairs are kept in addition to the window, and this layer's scores fall with distance",

@@ -76,7 +76,7 @@ def unheld(name: str) -> str:
 def read_extras(graph: Graph, site: Site) -> list[str]:
     """What embed makes of positions and the block applies to k.
 
-    Raises Refusal(POSITIONS) where keys cannot be given other positions: where values depend on them too, or where the
+    Raises Refusal(POSITIONS) if keys cannot be given other positions: where values depend on them too, or where the
     block counts positions itself.
     """
     if positions_reach(graph, site.v):

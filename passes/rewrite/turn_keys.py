@@ -27,7 +27,7 @@ def turn_graph(program: ProgramGraphs, wake: Graph, site: Site) -> Graph:
     """The graph, with ports k, positions and the constants of both, named by keys of `program.params` for embed's and
     as in `wake` for the block's.
 
-    Raises Refusal(POSITIONS) where keys cannot be given other positions than those that they came with, or KV heads
+    Raises Refusal(POSITIONS) if keys cannot be given other positions than those that they came with, or KV heads
     have positions of different kinds.
     """
     extras, embed = read_extras(wake, site), program.embed

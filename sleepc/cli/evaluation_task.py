@@ -82,7 +82,7 @@ def _windows(text: str) -> list[float]:
 
 
 def prepare(subject: EvalSubject, asked: Asked) -> Evaluation:
-    """The task in the model's tokens. Raises UsageError where they do not hold it."""
+    """The task in the model's tokens. Raises UsageError if they do not hold it."""
     if asked.puzzle is not None:
         return _prepare_puzzle(subject, asked, asked.puzzle)
     from sleepc.tasks.planting import Setup

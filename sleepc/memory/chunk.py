@@ -76,7 +76,7 @@ def delta_chunk(
     """One chunk of the memory update, and what q [B, H, n, C, dk] reads on the way.
 
     k [B, H, C, dk], v [B, H, C, dv], g [B, H, C] or [B, H, C, dk] (<= 0, log space), beta [B, H,
-    C], state [B, H, dk, dv] -> (read [B, H, n, C, dv] or None where q is None, new state).
+    C], state [B, H, dk, dv] -> (read [B, H, n, C, dv] or None if q is None, new state).
     """
     total = g.cumsum(2)
     decay = total[..., None] if total.dim() == 3 else total

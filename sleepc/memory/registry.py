@@ -22,7 +22,7 @@ TAKEN |= {"query_positions", "window_positions"}  # those of blocks that keep pa
 
 
 def register(rule: Rule) -> Rule:
-    """Add a rule. Raises UsageError where a name of it is taken, or it says of itself what cannot be."""
+    """Add a rule. Raises UsageError if a name of it is taken, or it says of itself what cannot be."""
     where = f"rule {rule.name}"
     if rule.name in RULES:
         raise UsageError(f"there is a rule named {rule.name!r} already", fix="Choose another name.")

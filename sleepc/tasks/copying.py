@@ -14,7 +14,7 @@ SEGMENT = 16  # tokens, or fewer where distances are closer
 def copying(source: StreamSource, setup: Setup) -> list[Sample]:
     """Streams with one random segment at every distance. Its first quarter is given again, the rest is to follow.
 
-    Raises UsageError where distances leave no room for two tokens.
+    Raises UsageError if distances leave no room for two tokens.
     """
     rng = np.random.default_rng(setup.seed)
     length = min(SEGMENT, setup.gap)

@@ -14,7 +14,7 @@ from sleepc.recipe import Recipe, make_recipe
 def equal_window(canonical: ProgramGraphs, recipe: Recipe, most: int) -> ProgramGraphs:
     """A sliding window with the recipe's sinks, as wide as `most` bytes of state allow, or as the model has positions.
 
-    Raises UsageError where not even a window of one token fits.
+    Raises UsageError if not even a window of one token fits.
     """
 
     def sliding(window: int) -> ProgramGraphs:

@@ -18,7 +18,7 @@ def stands_in(keyword: str, text: str) -> bool:
 
 
 def last_end(keywords: Sequence[str], text: str) -> int | None:
-    """Where in the text the last of the keywords ends, in characters; None where there is none.
+    """Where in the text the last of the keywords ends, in characters; None if there is none.
 
     >>> last_end(["red", "blue"], "red, blue, red."), last_end(["green"], "red")
     (14, None)

@@ -50,7 +50,7 @@ class NGram:
         return (START, THEN, *ascii_lowercase[: self.letters])
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """See Puzzle. Raises UsageError where no key stands once in a hundred strings."""
+        """See Puzzle. Raises UsageError if no key stands once in a hundred strings."""
         length = in_turn(self.length, index)
         string, at = self._string(length, rng)
         end = at + self.key

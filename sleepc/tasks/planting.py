@@ -56,7 +56,7 @@ class Setup:
 
 
 def plant(source: StreamSource, setup: Setup, rows: Sequence[Sequence[Item]], rng: np.random.Generator) -> list[Sample]:
-    """Streams of equal length with `rows[b][i]` at distance i. Raises UsageError where items would overlap."""
+    """Streams of equal length with `rows[b][i]` at distance i. Raises UsageError if items would overlap."""
     longest = max(len(item.planted) for row in rows for item in row)
     if longest > setup.gap:
         raise UsageError(

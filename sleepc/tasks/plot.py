@@ -17,7 +17,7 @@ STARTS = {".svg": (b"<?xml", b"<svg"), ".png": (b"\x89PNG",)}
 
 
 def check_plot(path: Path) -> None:
-    """Raises UsageError, before any work, where a plot cannot be made or written: no matplotlib, another kind of file,
+    """Raises UsageError, before any work, if a plot cannot be made or written: no matplotlib, another kind of file,
     no folder, or a file that is something else.
     """
     kind = path.suffix.lower()

@@ -21,7 +21,7 @@ PIECE = 512  # tokens
 
 
 def with_passes(program: ProgramGraphs, recipe: Recipe, passes: int) -> ProgramGraphs:
-    """A program that replays each window `passes` times. Raises UsageError where its sleeps do not replay, or more than
+    """A program that replays each window `passes` times. Raises UsageError if its sleeps do not replay, or more than
     one pass has no use.
     """
     find_consolidation(recipe.consolidation).check_other_passes(recipe)

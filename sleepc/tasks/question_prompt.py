@@ -18,7 +18,7 @@ SHORTLY = "Answer in one short sentence."
 class Prompts:
     """`read` is what the prompts of all questions of a document begin with, `asked` the rest of each.
 
-    `distances`: how many tokens before a prompt's end a keyword of its answer stands last; None where none does.
+    `distances`: how many tokens before a prompt's end a keyword of its answer stands last; None if none does.
     """
 
     document: Document

@@ -33,7 +33,7 @@ def full_reader(canonical: ProgramGraphs, longest: int, make: Make) -> Reader:
 
 
 def sliding_reader(canonical: ProgramGraphs, recipe: Recipe, most: int, make: Make) -> Reader:
-    """A sliding window with at most so many bytes of state. Raises UsageError where none is as small."""
+    """A sliding window with at most so many bytes of state. Raises UsageError if none is as small."""
     return reader(equal_window(canonical, recipe, most), make)
 
 

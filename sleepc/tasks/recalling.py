@@ -39,7 +39,7 @@ def make_recalling(
     tokenizer: Tokenizer, documents: Sequence[Document], vocab: int, window: int, answer: int, positions: int | None
 ) -> tuple[Recalling, list[str]]:
     """The questions for a model of `vocab` words, with answers of up to `answer` tokens; and a note for each text that
-    has more tokens than the original has positions, which is left out. Raises UsageError where none is left.
+    has more tokens than the original has positions, which is left out. Raises UsageError if none is left.
     """
     ends = tokenizer.ends(tokenizer.template(), vocab)
     answering = Answering(answer, ends, tuple(tokenizer.holes(vocab)), answer_cut(tokenizer))
@@ -155,7 +155,7 @@ def _hits(scores: np.ndarray[tuple[int], np.dtype[np.float64]], counted: Bools) 
 
 
 def _mean(name: str, values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Figures:
-    """A mean and its standard error; None where there are too few values."""
+    """A mean and its standard error; None if there are too few values."""
     mean = float(values.mean()) if len(values) else None
     error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     return {name: mean, f"{name}_se": error}

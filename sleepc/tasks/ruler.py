@@ -144,7 +144,7 @@ def _among(count: int, told: Sequence[tuple[float, str]]) -> str:
 
 
 def _fit(make: Callable[[int], str], length: int, tokens: Tokens) -> str:
-    """The longest text of so many tokens, of 0 or more pieces. Raises UsageError where that of 0 is too long."""
+    """The longest text of so many tokens, of 0 or more pieces. Raises UsageError if that of 0 is too long."""
     if tokens(make(0)) > length:
         raise refusal(f"a text of {length} tokens has no room for what is told in it")
     fits, beyond = 0, length

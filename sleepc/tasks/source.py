@@ -43,7 +43,7 @@ def make_source(
 ) -> StreamSource:
     """The source of `text`, or of one that is on every machine; of `tokens` random tokens where it can read none.
 
-    Raises UsageError where the tokenizer makes nothing of the text that was asked for.
+    Raises UsageError if the tokenizer makes nothing of the text that was asked for.
     """
     if tokenizer is not None:
         ids = np.array(tokenizer.encode_part(text if text is not None else default_text(ALL)), dtype=np.int64)

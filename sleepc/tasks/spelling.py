@@ -20,7 +20,7 @@ def choose_spelling(
     tokenizer: Tokenizer | None, vocabulary: Words, vocab: int, tried: Sequence[Example]
 ) -> tuple[Spell, bool]:
     """How a model of `vocab` tokens gets a task's examples, and whether that is as text: where its tokenizer gives the
-    words of those that are `tried` back. Raises UsageError where it has fewer tokens than the task has words.
+    words of those that are `tried` back. Raises UsageError if it has fewer tokens than the task has words.
     """
     if tokenizer is not None and reads(tokenizer, tried, spell_as_text(tokenizer, tried)):
         return partial(spell_as_text, tokenizer), True
@@ -43,7 +43,7 @@ def spell_as_text(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Sam
 
 
 def spell_as_ids(vocabulary: Words, vocab: int, examples: Sequence[Example]) -> list[Sample]:
-    """The same, each word by its place in the vocabulary. Raises UsageError where the model has fewer tokens."""
+    """The same, each word by its place in the vocabulary. Raises UsageError if the model has fewer tokens."""
     return _spell_by_place(_places(vocabulary, vocab), examples)
 
 

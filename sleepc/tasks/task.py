@@ -44,7 +44,7 @@ class Task(Protocol):
         """Tokens of the longest stream."""
 
     def rows(self, steps: Steps, limit: int, progress: OnShare) -> list[Row]:
-        """A row for each distance, from a program that can read `limit` tokens; none where that is too few."""
+        """A row for each distance, from a program that can read `limit` tokens; none if that is too few."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _perplexity(surprise: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) ->
 
 
 def make_task(name: TaskName, source: StreamSource, setup: Setup, window: int) -> Task:
-    """The streams of a task. Raises UsageError where the source or the distances do not give them."""
+    """The streams of a task. Raises UsageError if the source or the distances do not give them."""
     if name == "retrieval":
         chance = 1 / (1 + DISTRACTORS)
         return Planted(retrieval(source, setup), _score_retrieval, ("accuracy", "rank", "margin", "log_prob"), chance)

@@ -1,4 +1,4 @@
-"""The files with products whose activations stay as they are. Kernels round them to int8 where the files allow it: an
+"""The files with products whose activations stay as they are. Kernels round them to int8 if the files allow it: an
 error of half a percent in every product, which would hide what is wrong with a graph.
 """
 
@@ -17,7 +17,7 @@ EXACT = 0  # accuracy_level: products in float32
 
 @contextmanager
 def accurate(folder: Path, manifest: Manifest) -> Iterator[Manifest]:
-    """The manifest of copies beside the files, over the same weights; of a file itself where it rounds nothing."""
+    """The manifest of copies next to the files, over the same weights; a file that rounds nothing is not copied."""
     parts = {name: getattr(manifest, name) for name in ("wake", "sleep_replay", "sleep_recurrent")}
     copies: dict[str, GraphFile] = {}
     try:
@@ -32,7 +32,7 @@ def accurate(folder: Path, manifest: Manifest) -> Iterator[Manifest]:
 
 
 def _copy(folder: Path, file: str) -> str:
-    """The name of the copy, which has to lie beside the weights."""
+    """The name of the copy, which has to lie next to the weights."""
     model = onnx.load(folder / file, load_external_data=False)
     if not _make_exact(model.graph):
         return file

@@ -63,7 +63,7 @@ def check(
     """Check the files in `folder` against the float32 program that they were made from, reading `tokens`.
 
     `written` says what each weight is.
-    Raises SleepcError where a file is not what was asked for; what they compute is in the report.
+    Raises SleepcError if a file is not what was asked for; what they compute is in the report.
     """
     started = time.perf_counter()
     subject = CheckedFiles(program, folder, manifest, np.array(tokens, np.int64), progress)
@@ -136,7 +136,7 @@ def _read_eager(subject: CheckedFiles, in_blocks: dict[str, Tensor], shelf: Shel
 
 
 def _free() -> None:
-    """Parameters that are no longer used leave memory, before the next ones come."""
+    """Free the memory of parameters that are no longer used, before the next ones come."""
     gc.collect()
 
 
@@ -177,14 +177,14 @@ def _told() -> Iterator[None]:
 
 
 def _enough(subject: CheckedFiles) -> IntArray:
-    """Tokens for the checks, from the first on again where there are too few."""
+    """Tokens for the checks, repeated if there are too few."""
     return np.resize(subject.tokens, tokens_needed(subject.program.window))
 
 
 def sleeps_of(program: ProgramGraphs, replays: bool) -> list[tuple[str, ProgramGraphs, int]]:
     """Sleeps to compare: what each is called, the program that makes it, and its passes.
 
-    N passes, N + 1 where more have a meaning (it `replays`, or runs blocks again), and for a program that runs blocks
+    N passes, N + 1 if more have a meaning (it `replays`, or runs blocks again), and for a program that runs blocks
     again also the sleep without that: 0.
     """
     passes = passes_of(program)
@@ -196,7 +196,7 @@ def sleeps_of(program: ProgramGraphs, replays: bool) -> list[tuple[str, ProgramG
 
 
 def with_passes(program: ProgramGraphs, passes: int) -> ProgramGraphs:
-    """The program with another number of passes of its sleeps; itself where they make none."""
+    """The program with another number of passes of its sleeps; itself if they make none."""
     program = program.clone()
     if program.loop is not None:
         program.loop = replace(program.loop, passes=passes)

@@ -46,7 +46,7 @@ def memories_of(specs: Iterable[StateSpec]) -> Memories:
 
 
 def relative(found: Array, expected: Array, others: Iterable[Array] = ()) -> float:
-    """The largest |found - expected| over the largest |expected|, `others` included; inf where one is not finite or
+    """The largest |found - expected| over the largest |expected|, `others` included; inf if one is not finite or
     shapes differ.
     """
     if found.shape != expected.shape:

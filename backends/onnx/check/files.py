@@ -45,7 +45,7 @@ class Stored:
 def check_files(folder: Path, files: list[str]) -> tuple[dict[str, Stored], dict[str, int]]:
     """The weights by name, and how many weights, constants and bytes there are.
 
-    Raises SleepcError where a file is not a valid model, or something in it is neither weight nor small constant.
+    Raises SleepcError if a file is not a valid model, or something in it is neither weight nor small constant.
     """
     stored: dict[str, Stored] = {}
     constants = 0
@@ -101,7 +101,7 @@ def _check_constant(tensor: onnx.TensorProto, file: str) -> None:
 
 
 def _check_places(stored: list[Stored], size: int) -> int:
-    """The bytes of all weights. Raises SleepcError where two overlap, or the file has something else in it."""
+    """The bytes of all weights. Raises SleepcError if two overlap, or the file has something else in it."""
     places = sorted({(s.offset, s.end) for s in stored})
     end = 0
     for start, after in places:

@@ -19,11 +19,11 @@ from sleepc.runtime.steps import FloatArray, IntArray, Steps
 
 TEXT = 1024  # tokens that are read
 PIECE = 64  # of which logits are held
-AT_ONCE = 1 << 18  # numbers that are looked at at once: what is held of them stays in a processor's cache
-SINGLE = 32  # read one by one: kernels for one token are others
-CLOSE = 0.9  # a word counts as the likeliest where it has so much of the likeliest one's probability
+AT_ONCE = 1 << 18  # numbers in one step: what is held of them stays in a processor's cache
+SINGLE = 32  # read one by one: one token has kernels of its own
+CLOSE = 0.9  # a token counts as the likeliest if it has this share of the likeliest one's probability
 BOUNDS = {"int8": (0.02, 0.95), "int4": (0.5, 0.6)}
-"""The largest mean KL in nats per token, and the least agreement about the likeliest word. docs/export.md has what was
+"""The largest mean KL in nats per token, and the least agreement about the likeliest token. docs/export.md has what was
 measured.
 """
 
@@ -76,7 +76,7 @@ class Quality:
         text = f"{self.read} tokens, against float32 with weights as they were"
         return [
             Figure(CHECK, "KL per token", self.kl / self.read, most, f"{text}, in nats"),
-            Figure(CHECK, "likeliest word", self.agreed / self.read, least, f"{text}: the same", least=True),
+            Figure(CHECK, "likeliest token", self.agreed / self.read, least, f"{text}: the same", least=True),
         ]
 
     def perplexity(self) -> dict[str, float]:

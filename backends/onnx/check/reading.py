@@ -11,7 +11,7 @@ from sleepc.runtime.session import Session, Snapshot
 from sleepc.runtime.steps import Array, FloatArray, IntArray, Steps
 
 LONG = 512  # windows up to here are read whole
-SHORT = 64  # tokens between sleeps by hand, where a window is longer
+SHORT = 64  # tokens between forced sleeps, if a window is longer
 FEW = 12  # tokens that are read one by one
 KEPT = 32 << 20  # bytes of logits that are kept of a check
 AT_ONCE = 24 << 20  # bytes of logits of one call
@@ -34,8 +34,8 @@ Other = tuple[str, Steps]
 class StepsReader:
     """Reads `tokens` with steps, check by check, and hands on what each gave.
 
-    The stream is `2 * span` tokens and a few more, and sleeps twice: `span` is the window, or where that is long SHORT
-    tokens, after which it sleeps by hand.
+    The stream is `2 * span` tokens and a few more, and sleeps twice: `span` is the window or, if that is long, SHORT
+    tokens, after which a sleep is forced.
     """
 
     steps: Steps
@@ -118,8 +118,8 @@ class StepsReader:
             self.hand_on(name, _slept(steps, before, self.tokens[:FEW]))
 
     def _feed(self, session: Session, start: int, end: int) -> list[FloatArray]:
-        """Logits [n, V] of tokens `start` to `end`: of all in one call, or where the vocabulary is too large for that,
-        of those that two calls have room for, the first and the last ones; what stands between is only read.
+        """Logits [n, V] of tokens `start` to `end`: of all in one call or, if the vocabulary is too large for that,
+        of as many as two calls have room for, the first and the last ones; those between are only read.
         """
         most = max(AT_ONCE // (4 * self.steps.vocab), 8)
         if end - start <= 2 * most:

@@ -49,7 +49,7 @@ def dequantised(
 ) -> dict[str, torch.Tensor]:
     """Parameters that are in blocks, by key, with the values that kernels compute with.
 
-    Raises UsageError where a parameter has other values in one place than in another.
+    Raises UsageError if a parameter has other values in one place than in another.
     """
     found: dict[str, torch.Tensor] = {}
     for name, place in stored.items():
@@ -65,7 +65,7 @@ def dequantised(
         keys, form = written[name]
         if not form.startswith("int") and found.keys() & set(several(keys)):
             raise UsageError(
-                f"parameter {name} is needed whole and in blocks of {BLOCK}, which its width is no multiple of",
+                f"parameter {name} is needed whole and in blocks of {BLOCK}, and its width is not a multiple of that",
                 where="--precision",
                 fix="Use --precision fp16 or fp32.",
             )
@@ -108,7 +108,7 @@ def plain(parameter: Array, found: Array, form: str) -> str:
 
 
 def quantised(parameter: Array, packed: Array, scales: Array, form: str) -> str:
-    """What is wrong with a weight in blocks: every value within half a step, or a whole one where it is cut off at the
+    """What is wrong with a weight in blocks: every value within half a step, or a whole one if it is cut off at the
     end of the range, which has one number more below than above.
     """
     expected = parameter.T if "transposed" in form else parameter

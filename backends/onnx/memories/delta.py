@@ -1,4 +1,4 @@
-"""The rules of the delta family: `com.microsoft::LinearAttention` where ONNX Runtime has it."""
+"""The rules of the delta family: `com.microsoft::LinearAttention` if ONNX Runtime has it."""
 
 from __future__ import annotations
 
