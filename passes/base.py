@@ -10,7 +10,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.facts import Fact
 
 # What a pass does to the logits of a row's first window, before any sleep. EXACT: they stay as they are, to the bit.
-# ROUNDING: up to rounding. APPROXIMATE: so too, and beyond the window, or with trained parameters, it is another
+# ROUNDING: up to rounding. APPROXIMATE: the same, but beyond the window, or with trained parameters, it is another
 # function. REPLACES: another function from the first token on.
 Effect = Literal["EXACT", "ROUNDING", "APPROXIMATE", "REPLACES"]
 
@@ -19,7 +19,7 @@ Effect = Literal["EXACT", "ROUNDING", "APPROXIMATE", "REPLACES"]
 class Pass:
     """A rewrite of a program. Options are fields, so str(pass) is its specification.
 
-    `requires` is looked at before it runs; `effect` is held wherever the runner is given tokens to try programs on.
+    `requires` is checked before it runs; `effect` is checked whenever the runner is given tokens to try programs on.
     """
 
     name: ClassVar[str]

@@ -18,8 +18,8 @@ from sleepc.passes.base import Pass
 
 @dataclass(frozen=True)
 class _Tried:
-    """A program's logits [T,V], its operators with the dtypes of their results, and which of two functions it is where
-    the original chooses by a call's length.
+    """A program's logits [T,V], its operators with the dtypes of their results, and which of two functions it is if the
+    original chooses by a call's length.
     """
 
     logits: Tensor
@@ -35,7 +35,7 @@ class Trial:
         self.last = self._try(program)
 
     def check(self, each: Pass, program: ProgramGraphs) -> None:
-        """Raises SleepcError if `each` has made more of the program than its effect allows."""
+        """Raises SleepcError if `each` has changed more than its effect allows."""
         before, self.last = self.last, self._try(program)
         if each.effect == "REPLACES" or before.beyond != self.last.beyond:
             return

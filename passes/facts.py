@@ -15,7 +15,7 @@ from sleepc.ir.program import ProgramGraphs
 
 @dataclass(frozen=True)
 class Fact:
-    """`words` go on after "needs a program"; `holds` looks whether it is so."""
+    """`words` complete "needs a program"; `holds` checks it."""
 
     words: str
     holds: Callable[[ProgramGraphs], bool]

@@ -50,7 +50,7 @@ Made = TypeVar("Made")
 
 
 def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
-    """ATEN -> CANONICAL. `factors` are those of calls of few or of many tokens, if a model has two sets.
+    """ATEN -> CANONICAL. `factors` chooses those for calls of few or of many tokens, if a model has two sets.
 
     Raises SharedMemory for what is captured without being `decomposed`: see `functional`.
     """
@@ -155,7 +155,7 @@ def _sleeping(recipe: Recipe, memories: Groups) -> AddSleep:
 
 def lower_stages(kernels: Collection[str] = LOWERED, *, masks: bool = False) -> tuple[Stage, ...]:
     """STEP -> LOWERED, for a target that has `kernels` of these operators, out of those that only this level has. With
-    `masks` it wants even those that do not matter.
+    `masks` even masks that do not matter are kept.
     """
     found = {"rms_norm": FindRmsNorm(), "rotary": FindRotary(), "linears": JoinLinears()}
     chosen = [*(each for name, each in found.items() if name in kernels), *([] if masks else [DropIdleMasks()])]

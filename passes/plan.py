@@ -1,4 +1,4 @@
-"""From a recipe to what every pass is told: the layers that get the same thing, and what that is."""
+"""From a recipe to the options of every pass: the layers that get the same thing, and what that is."""
 
 from __future__ import annotations
 

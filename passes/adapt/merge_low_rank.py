@@ -22,8 +22,8 @@ from sleepc.passes.lib.emit import aten
 
 @dataclass
 class Rounding:
-    """Of all merged maps: the squares of what they change, and of what the merged weights differ by from weights and
-    maps as they are run, summed.
+    """Sums over all merged maps: the squares of what they change, and of the difference between the merged weights and
+    weights and maps as they are run.
     """
 
     wanted: float = 0.0
@@ -38,7 +38,7 @@ class Rounding:
 @dataclass(frozen=True)
 class MergeLowRank(Pass):
     """W x + B A x becomes (W + B A) x: computed in float64 and rounded once, to the dtype that W is run in. A weight
-    next to which B is zero stays as it is, and a weight that several ports share becomes one for each. `rounding` gets
+    next to which B is zero is left alone, and a weight that several ports share becomes one for each. `rounding` gets
     what that takes from the maps.
     """
 

@@ -101,7 +101,7 @@ def noted(cache: KVCache) -> list[list[int]]:
 
 
 def from_report(report: dict[str, Any], itemsize: int) -> KVCache | None:
-    """That of an artifact's original; None if its report does not say, or not in this form."""
+    """That of an artifact's original; None if its report does not say so in this form."""
     layers = report.get(FACT)
     fits = isinstance(layers, Sequence) and all(
         isinstance(layer, list) and len(layer) == 2 and all(type(n) is int and n >= 0 for n in layer)

@@ -92,7 +92,7 @@ def _slopes(bias: Tensor, grid: Grid) -> tuple[float, ...] | None:
 
 
 def _slope(bias: Tensor, grid: Grid) -> float | None:
-    """Read off where rounding is least: next to the first or the last token, whichever fits all others."""
+    """Read off where rounding is smallest: next to the first or the last token, whichever fits all others."""
     i = torch.arange(len(bias))
     distance = (i[:, None] - i[None]).double()
     for at in (1, len(bias) - 1):

@@ -17,15 +17,15 @@ def passes_of(program: ProgramGraphs) -> int:
 
 
 def replays(program: ProgramGraphs) -> bool:
-    """Is a sleep of another number of passes of use? Where each replay corrects what is written, and no block runs
-    again, whose memories were made for their number of passes.
+    """Does a sleep of another number of passes make sense? It does if each replay corrects what is written, and no
+    block runs again: memories of such blocks were made for their number of passes.
     """
     found = _replays(program)
     return program.loop is None and bool(found) and all(find_rule(str(n.kwargs["rule"])).corrects for n in found)
 
 
 def sinks_of(program: ProgramGraphs) -> int:
-    """How many tokens attention keeps for ever."""
+    """How many tokens attention keeps forever."""
     slots = torch.ops.sleepc.window_slots.default
     found = [int(str(node.kwargs["sinks"])) for node in program.embed.calls() if node.target is slots]
     return max(found, default=0)

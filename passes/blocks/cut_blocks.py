@@ -27,7 +27,7 @@ from sleepc.passes.lib.values import is_size, is_tensor, val
 class CutBlocks(Pass):
     """Borders are dominators: tensors [B,T,d] that every path from the tokens to the logits passes (networkx, on the
     graph of values that depend on the tokens). A block holds one attention; its border is the last dominator before
-    the next attention, and the last block ends where it is built like the one before it.
+    the next attention, and the last block ends at the value up to which it is built like the one before it.
 
     Blocks of equal graphs share a class. What does not depend on the tokens (rotary tables) and is read by several
     parts is computed once, in embed, and handed on as an extra.

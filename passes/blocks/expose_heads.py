@@ -1,4 +1,4 @@
-"""q and k before positions stand as heads by tokens, also where a model applies positions the other way round."""
+"""q and k before positions stand as heads by tokens, even if a model applies positions the other way round."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sleepc.passes.lib.emit import aten
 
 @dataclass(frozen=True)
 class ExposeHeads(Pass):
-    """Let q and k before positions be there as [B,H,T,D] where positions are applied to [B,T,H,D]: the value is turned
-    over and back.
+    """Let q and k before positions exist as [B,H,T,D] if positions are applied to [B,T,H,D]: the value is transposed
+    and back.
     """
 
     name: ClassVar[str] = "expose-heads"

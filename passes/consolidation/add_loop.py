@@ -24,13 +24,13 @@ from sleepc.passes.rewrite.key_positions import is_held, unheld
 @dataclass(frozen=True)
 class AddLoop(Pass):
     """Consolidation `recurrent` over blocks [start, end), passes > 1 (semantics.md, section 4; arXiv 2605.26099,
-    Algorithm 1); with passes = 1 nothing.
+    Algorithm 1); nothing if passes = 1.
 
     The last block of the loop records the window's hidden states. Every block from `start` on gets a graph `again`: its
-    wake pass over the window, attention confined to the window and the sinks from before it, the convolution's tail
-    zero, everything dropped but h and the memory. Blocks from `end` on run from the window's start: those that write
-    online keep their memory of then. The window's token ids are recorded where blocks read what embed makes of them.
-    With `settle` passes end early (see Loop), and the program counts them.
+    wake pass over the window, with attention confined to the window and the sinks from before it, the convolution's
+    tail zero, and nothing returned but h and the memory. Blocks from `end` on run from the window's start: those that
+    write online keep their memory of that moment. The window's token ids are recorded if blocks read what embed makes
+    of them. With `settle` passes end early (see Loop), and the program counts them.
     """
 
     start: int
@@ -71,7 +71,7 @@ class AddLoop(Pass):
         infer_types(cls.wake)
 
     def _run_again(self, program: ProgramGraphs, cls: BlockClass, name: str, *, from_start: bool) -> None:
-        graph = cls.again or _only_h(cls.wake)  # without a memory there is nothing but h
+        graph = cls.again or _only_h(cls.wake)  # without a memory there is only h
         graph.name = f"{name}.again"
         states = graph.ports("state")
         e = Emit(graph, "loop", next(iter(graph.calls())))
@@ -95,7 +95,7 @@ class AddLoop(Pass):
         cls.again = graph
 
     def _from_start(self, cls: BlockClass, graph: Graph) -> None:
-        """Memories that wake writes are kept as they were at the window's start, and `graph` goes on from there."""
+        """Memories that wake writes are kept as they were at the window's start, and `graph` continues from there."""
         states, results = graph.ports("state"), graph.results()
         for memory in with_role(cls.states, "memory"):
             if memory.name in cls.wake.returns:
@@ -106,7 +106,7 @@ class AddLoop(Pass):
         graph.set_returns(results)
 
     def _given(self, program: ProgramGraphs, read: set[str]) -> Graph:
-        """embed at the window's start: counters [B] (and the window's tokens) -> what blocks read beside h."""
+        """embed at the window's start: counters [B] (and the window's tokens) -> what blocks read in addition to h."""
         graph = program.embed.clone()
         graph.name = "again"
         graph.set_returns({name: node for name, node in graph.results().items() if name in read})
@@ -137,7 +137,7 @@ class AddLoop(Pass):
         return graph
 
     def _replace_tokens(self, program: ProgramGraphs, graph: Graph, e: Emit) -> None:
-        """Sizes are known; where the ids themselves are read, they become state."""
+        """Sizes are known; if the ids themselves are read, they become state."""
         tokens, rows = graph.ports()["tokens"], graph.ports()["position"]
         for user in list(tokens.users):
             if user.target is aten.sym_size.int:

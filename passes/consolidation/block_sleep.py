@@ -51,7 +51,7 @@ class BlockSleep:
         return self._port(slots_name(self.length), TensorType(torch.int64, ("B", self.window)))
 
     def positions(self) -> fx.Node:
-        """The positions [B,L] of the tokens since the last sleep, -1 in the places of tokens that were not read."""
+        """The positions [B,L] of the tokens since the last sleep, -1 in places whose token was not read."""
         return self._port(WINDOW_POSITIONS, TensorType(torch.int64, ("B", self.window)))
 
     def model_positions(self) -> fx.Node:
@@ -72,8 +72,8 @@ class BlockSleep:
         return self._port(stays_name(self.length), TensorType(torch.bool, ("B", self.sinks + self.length)))
 
     def of_window(self, part: str) -> fx.Node:
-        """Keys ("k") or values ("v") [B,Hkv,L,d] of the tokens since the last sleep, as the KV window has them; any in
-        the places of tokens that were not read.
+        """Keys ("k") or values ("v") [B,Hkv,L,d] of the tokens since the last sleep, as the KV window has them; any
+        values in places whose token was not read.
         """
         held = find_state(self.cls.states, "kv", part)
         assert held is not None, "neither the record nor a KV window has them"
@@ -90,7 +90,7 @@ class BlockSleep:
 
 
 def kv_length(cls: BlockClass, sinks: int) -> int:
-    """The number of slots of the class's KV window besides the sinks, 0 without one."""
+    """The number of slots of the class's KV window apart from the sinks, 0 without one."""
     keys = find_state(cls.states, "kv", "k")
     return int(keys.dims[2]) - sinks if keys else 0
 

@@ -45,8 +45,8 @@ class Pairs:
 @dataclass
 class Layer:
     """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
-    positions, where it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
-    what the tokens of the window would write into it. `kept`: the pairs that it keeps, None if it keeps none.
+    positions, if it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
+    what the tokens of the window would write into it. `kept`: the pairs that it keeps, or None.
     """
 
     k: Tensor | None = None
@@ -85,19 +85,19 @@ class StreamSleep(Protocol):
         """What wake left after every block [B,n,d]."""
 
     taken: Tensor | None
-    """How many passes each row took [B], where they are counted."""
+    """How many passes each row took [B], if they are counted."""
 
     def replay(self, i: int, first: int, passes: int) -> None:
         """Passes `first` .. `passes` - 1 of block i's rule over what its window would write."""
 
     def run(self, i: int, h: Tensor, *, live: bool | None = None) -> Tensor:
-        """Block i over the window once more: h [B,n,d] -> [B,n,d]. `live`: do memories count? As in the window, if not
-        told.
+        """Block i over the window once more: h [B,n,d] -> [B,n,d]. `live`: do memories count? By default as in the
+        window.
         """
 
 
 class Consolidation:
-    """What a sleep does with a window (docs/consolidations.md). One without state: the recipe has all options."""
+    """What a sleep does with a window (docs/consolidations.md). It has no state of its own: the recipe has all options."""
 
     name: ClassVar[str]
 
@@ -111,7 +111,7 @@ class Consolidation:
 
     def check_layers(self, recipe: Recipe, plans: Plans) -> None:
         """Raises UsageError for layers that it does not fit."""
-        recipe.loop_range(len(plans))  # an option that cannot be read is refused, also where nothing needs it
+        recipe.loop_range(len(plans))  # an option that cannot be read is refused, even if nothing needs it
 
     def check_other_passes(self, recipe: Recipe) -> None:
         """Raises UsageError if a program that was made for one number of passes cannot sleep with another."""

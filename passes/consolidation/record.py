@@ -12,7 +12,7 @@ from sleepc.passes.rewrite.memory import absent, operands
 
 def write_record(block: BlockSleep) -> dict[str, fx.Node]:
     """The memory's tensors after the rule was applied to the record, as often as the layer's options say (with write
-    time online, wake was the first time); nothing without a record.
+    time online, wake was the first time); empty without a record.
     """
     e, record, options = block.e, block.record(), block.memory
     if options is None or not record:

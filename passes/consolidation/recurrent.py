@@ -27,40 +27,40 @@ class Recurrent(Consolidation):
     name: ClassVar[str] = "recurrent"
 
     def check(self, recipe: Recipe) -> None:
-        """One pass has none that could end early."""
+        """A single pass cannot end early."""
         if recipe.passes == 1:
             self.check_unused(recipe)
 
     def check_unused(self, recipe: Recipe) -> None:
-        """`settle` is of further passes."""
+        """`settle` is about further passes."""
         if recipe.settle:
             raise UsageError(
-                "only recurrent passes after the first end early when memories have settled, and this recipe has none",
+                "only recurrent passes after the first can end early, and this recipe has none",
                 where=f"--settle {recipe.settle:g}",
                 fix="Add --consolidation recurrent and --passes 2 or more, or leave it out.",
             )
 
     def check_layers(self, recipe: Recipe, plans: Plans) -> None:
-        """Memories that settle have to be there."""
+        """Something has to be there that settles."""
         start, end = recipe.loop_range(len(plans))
         if recipe.settle and all(plan.strategy == "leave" for plan in plans[start:end]):
             raise UsageError(
-                "the blocks that recurrent passes run have no memory, so there is none that could settle",
+                "the blocks that recurrent passes run have no memory, so nothing can settle",
                 where=f"--settle {recipe.settle:g}",
                 fix="Leave it out, or choose a --loop over blocks with memories.",
             )
 
     def check_other_passes(self, recipe: Recipe) -> None:
-        """Half-lives are made for N."""
+        """Half-lives are chosen for N passes."""
         raise UsageError(
-            "this artifact's passes run blocks again, and its half-lives were made for their number",
+            "this artifact's passes run blocks again, and its half-lives were chosen for their number",
             where="--sweep",
-            fix="Convert it once for every number of passes, and evaluate each.",
+            fix="Convert the model once per number of passes, and evaluate each artifact.",
         )
 
     def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
-        """In the loop a memory is written by every pass; behind it by the one run over what the loop refined, so that
-        a record would be of no use.
+        """In the loop a memory is written by every pass; behind it by the one run over what the loop refined, so
+        a record would have no use.
         """
         start, end = recipe.loop_range(len(plans))
         again = recipe.passes > 1 and i >= start
@@ -159,7 +159,7 @@ def _write(sleep: StreamSleep, i: int) -> None:
 
 
 def change(before: Sequence[Memory], after: Sequence[Memory]) -> list[float]:
-    """|after - before| / |after| of each row, over all numbers of all memories; 0 where nothing changes."""
+    """|after - before| / |after| of each row, over all numbers of all memories; 0 if nothing changes."""
     memories = zip(before, after, strict=True)
     pairs = [(x.detach().double(), y.detach().double()) for both in memories for x, y in zip(*both, strict=True)]
     found = []

@@ -1,4 +1,4 @@
-"""The consolidations that there are, by name; a new one collides with nothing."""
+"""All consolidations by name; a new one collides with nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONSOLIDATIONS: dict[str, Consolidation] = {}
 
 
 def register(made: Consolidation) -> Consolidation:
-    """Add one. Raises UsageError if its name is taken, or is no name."""
+    """Add one. Raises UsageError if its name is taken or not valid."""
     where = f"consolidation {made.name}"
     if made.name in CONSOLIDATIONS:
         raise UsageError(f"there is a consolidation named {made.name!r} already", fix="Choose another name.")
@@ -36,7 +36,7 @@ def find(name: str) -> Consolidation:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises UsageError if the recipe's consolidation is not there, or does not fit. Needs no model."""
+    """Raises UsageError if the recipe's consolidation is unknown, or does not fit. Needs no model."""
     chosen = find(recipe.consolidation)
     for each in CONSOLIDATIONS.values():
         if each is not chosen:

@@ -13,12 +13,12 @@ from sleepc.recipe import Recipe
 
 
 class Replay(Consolidation):
-    """N passes of the rule over the window, of which wake was the first where tokens are written online."""
+    """N passes of the rule over the window, of which wake was the first if tokens are written online."""
 
     name: ClassVar[str] = "replay"
 
     def check(self, recipe: Recipe) -> None:
-        """More than one pass is of use only with rules that correct."""
+        """More than one pass makes sense only for rules that correct."""
         for override in (None, *recipe.overrides):
             name = (override and override.rule) or recipe.rule
             if recipe.passes > 1 and not find_rule(name).corrects:
@@ -31,7 +31,7 @@ class Replay(Consolidation):
                 )
 
     def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
-        """A record where a sleep writes."""
+        """A record if a sleep writes."""
         return Asleep(recorded=plans[i].write == "sleep" or recipe.passes > 1, replays=recipe.passes)
 
     def remember(self, sleep: StreamSleep) -> None:

@@ -22,7 +22,7 @@ from sleepc.passes.lib.values import call_sizes, is_tensor, val
 
 @dataclass(frozen=True)
 class BindPositions(Pass):
-    """Replace each arange over the tokens of a call, where floats made from it meet the tokens, by `positions` [B,T].
+    """Replace each arange over the tokens of a call, if floats made from it meet the tokens, by `positions` [B,T].
 
     Masks are evaluated before, so that no arange is left that only makes a mask. Raises Refusal(POSITIONS) if an
     arange does not count from 0 over the call's tokens, or if the model's operations on it do not work with one row
@@ -123,7 +123,7 @@ def _outranks(node: fx.Node, rows: dict[fx.Node, Any]) -> bool:
 
 
 def _keep_rows(node: fx.Node, rows: dict[fx.Node, Any], positions: fx.Node) -> None:
-    """Let an operator that names dimensions or sizes mean the same ones where rows stand in front."""
+    """Let an operator that names dimensions or sizes mean the same ones now that rows stand in front."""
     source = node.all_input_nodes[0]
     if source not in rows or not is_tensor(source):
         return

@@ -31,8 +31,8 @@ class ClassifyMasks(Pass):
     """Replace each attention's mask tensor by `causal=True` and what else it says: a mask (sleepc/masks) and slopes.
 
     The mask's subgraph runs on numbers: on one row of up to GRID tokens, and on small batches of different tokens,
-    where it must not change. A mask of fixed size limits the model's positions. Raises Refusal: BIDIRECTIONAL if a
-    query sees later keys, UNKNOWN_MASK for anything else that is not understood.
+    in which it must not change. A mask of fixed size limits the model's positions. Raises Refusal: BIDIRECTIONAL if a
+    query sees later keys, UNKNOWN_MASK for anything else that is not recognised.
     """
 
     name: ClassVar[str] = "classify-masks"

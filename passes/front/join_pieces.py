@@ -20,7 +20,7 @@ Piece = tuple[int, int, fx.Node, fx.Node]  # from, to, what is copied, the copy
 
 @dataclass(frozen=True)
 class JoinPieces(Pass):
-    """empty; empty[.., a:b] = x; empty[.., b:c] = y -> cat(x, y), where the pieces fill the whole of one dimension."""
+    """empty; empty[.., a:b] = x; empty[.., b:c] = y -> cat(x, y), if the pieces fill the whole of one dimension."""
 
     name: ClassVar[str] = "join-pieces"
     effect: ClassVar[Effect] = "EXACT"

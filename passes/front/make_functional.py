@@ -1,4 +1,4 @@
-"""In-place operators become their functional twins, if nothing else shares the memory that they write to."""
+"""In-place operators become their functional counterparts, if nothing else shares the memory that they write to."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def keeps_numbers(node: fx.Node) -> bool:
 
 
 def folds(folded: fx.Node, apart: fx.Node) -> bool:
-    """Has `folded` the shape [B*H,..] where `apart` has [B,H,..]?"""
+    """Has `folded` the shape [B*H,..] if `apart` has [B,H,..]?"""
     if val(apart).dim() != 4 or val(folded).dim() != 3:
         return False
     rows, heads, *rest = val(apart).shape
@@ -204,4 +204,4 @@ def unfolded(value: fx.Node) -> fx.Node:
     source = value.args[0]
     if is_call(value, aten.reshape.default) and isinstance(source, fx.Node) and folds(value, source):
         return source
-    raise Miss("heads are folded into the batch, and it is not seen where")
+    raise Miss("heads are folded into the batch in a way that is not recognised")

@@ -17,7 +17,7 @@ from sleepc.passes.lib.values import FlatEmit
 
 @dataclass(frozen=True)
 class RespellEinsums(Pass):
-    """Replace einsum(a, b) by permute(matmul(permute(a), permute(b))) where exactly one letter is summed over, each of
+    """Replace einsum(a, b) by permute(matmul(permute(a), permute(b))) if exactly one letter is summed over, each of
     a and b has one letter of its own, and all others stand for rows of both.
     """
 

@@ -34,7 +34,7 @@ class Candidates:
 
 def choose(block: BlockSleep, score: Score, turned: Graph | None, most: int) -> dict[str, fx.Node]:
     """New values of a block's kept pairs. `turned` is the graph that puts keys at positions (turn_keys.py), None if the
-    model does not; `most`: the slots of the head that has most of all. Nothing for a block that keeps none.
+    model does not; `most`: the largest number of slots of a head. Nothing for a block that keeps none.
     """
     specs = {s.part: s for s in with_role(block.cls.states, "kept")}
     if not specs:
@@ -107,7 +107,7 @@ def _best(e: Emit, block: BlockSleep, among: Candidates, head: fx.Node) -> fx.No
     by_score = _order(e, among.score, descending=True)
     by_head = _order(e, e.call(aten.gather.default, owner, 1, by_score))
     order = e.call(aten.gather.default, by_score, 1, by_head)
-    # Head h has its slots and L candidates more: the best stand L h places further on than its slots do.
+    # Head h has L candidates more than slots: the best stand L h places further on than its slots do.
     best = e.add(e.call(aten.arange.default, e.size(head, 0)), e.mul(head, window))
     chosen = e.call(aten.index_select.default, order, 1, best)
     wanted = e.call(aten.gt.Scalar, e.call(aten.gather.default, among.score, 1, chosen), NOTHING / 2)

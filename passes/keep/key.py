@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from sleepc.passes.keep.contract import Score, WindowPairs
 from sleepc.passes.lib.emit import Emit, aten
 
-TINY = 1e-12  # beside the squared length of a key that may be zero
+TINY = 1e-12  # added to the squared length of a key, which may be zero
 
 
 class KeyScore(Score):

@@ -1,4 +1,4 @@
-"""The scores that there are, by name; a new one collides with nothing."""
+"""All scores by name; a new one collides with nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCORES: dict[str, Score] = {}
 
 
 def register(made: Score) -> Score:
-    """Add one. Raises UsageError if its name is taken, or is no name."""
+    """Add one. Raises UsageError if its name is taken or not valid."""
     if made.name in SCORES:
         raise UsageError(f"there is a score named {made.name!r} already", fix="Choose another name.")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", made.name):
@@ -32,7 +32,7 @@ def find(name: str) -> Score:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises UsageError for a score that is not there, or a recipe whose positions begin anew at each sleep."""
+    """Raises UsageError for an unknown score, or a recipe whose positions begin anew at each sleep."""
     if recipe.keep is None:
         return
     find(recipe.keep.score)

@@ -53,7 +53,7 @@ def _is_kept(x: Any, mask: Any, product: fx.Node) -> bool:
     """Is the product x where the mask is?"""
     if not (isinstance(x, fx.Node) and isinstance(mask, fx.Node)):
         return False
-    type_ = mask.meta["type"]  # of a size in the place of a number it is none of a tensor
+    type_ = mask.meta["type"]  # a size in the place of a number has no tensor's type
     return isinstance(type_, TensorType) and type_.dtype == torch.bool and x.meta["type"] == product.meta["type"]
 
 

@@ -1,4 +1,4 @@
-"""What one graph gives and no other reads: masks and positions of layers that were replaced, counters of no use."""
+"""What one graph returns and no other reads: masks and positions of layers that were replaced, unused counters."""
 
 from __future__ import annotations
 

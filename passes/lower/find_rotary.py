@@ -98,7 +98,7 @@ def _is_slice(node: Any, x: Any, start: int, end: int) -> bool:
 
 
 def _repeats(table: fx.Node, giver: Graph | None) -> bool:
-    """Does the last dimension hold the same numbers twice? It does where it is made, number by number, from a value
+    """Does the last dimension hold the same numbers twice? It does if it is made, number by number, from a value
     joined to itself.
     """
     node: Any = origin(through(table), giver)

@@ -25,7 +25,7 @@ Keys = Sequence[Mapping[str, str]]
 @dataclass(frozen=True)
 class JoinLinears(Pass):
     """`sleepc.linears` for maps of a value that all have a bias, or none. Their weights are the model's own, or all the
-    conversion's, which may be written in another precision; one that is also read elsewhere stays as it is.
+    conversion's, which may be written in another precision; one that is also read elsewhere is left alone.
     """
 
     name: ClassVar[str] = "join-linears"
@@ -67,7 +67,7 @@ def _join(graph: Graph, keys: Keys, program: ProgramGraphs, shared: frozenset[st
 
 
 def _params(node: fx.Node) -> list[str]:
-    """The ports of the weight, and of the bias if there is one; none of what is no linear map by parameters."""
+    """The ports of the weight, and of the bias if there is one; empty if it is not a linear map by parameters."""
     if not is_call(node, aten.linear.default) or node.kwargs:
         return []
     weights = [each for each in node.args[1:] if each is not None]
@@ -77,7 +77,7 @@ def _params(node: fx.Node) -> list[str]:
 
 
 def _replace(graph: Graph, members: list[fx.Node]) -> None:
-    """One call before the first of the maps. What is only read as heads is given so."""
+    """One call before the first of the maps. What is only read as heads is returned as heads."""
     first = members[0]
     emit = Emit(graph, first.meta.get("source", ""), first)
     biases = [node.args[2] for node in members if len(node.args) > 2 and node.args[2] is not None]
@@ -90,8 +90,8 @@ def _replace(graph: Graph, members: list[fx.Node]) -> None:
 
 
 def _heads(linear: fx.Node) -> tuple[fx.Node, int]:
-    """Where all that reads the map is [B, T, H*D] -> [B, T, H, D] -> [B, H, T, D]: the end of it and D, otherwise
-    the map and 0.
+    """If all that reads the map is [B, T, H*D] -> [B, T, H, D] -> [B, H, T, D]: the end of it and D; otherwise the
+    map and 0.
     """
     readers = list(linear.users)
     if len(readers) != 1 or not is_call(readers[0], aten.reshape.default, aten.view.default):

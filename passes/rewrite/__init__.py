@@ -1,1 +1,1 @@
-"""What the recipe asks for: bounded attention, and memories beside it, after it or in its place."""
+"""What the recipe asks for: bounded attention, and memories next to it, after it or in its place."""

@@ -1,4 +1,4 @@
-"""Strategy `parallel`: a memory beside the windowed attention, on the layer's own q, k, v before positions."""
+"""Strategy `parallel`: a memory next to the windowed attention, on the layer's own q, k, v before positions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AddMemory(Pass):
     (semantics.md, section 5).
 
     q and k pass a map per head, identity at start, then the L2 norm; with write time `sleep` the memory is only read
-    in wake, and keys, gates (and values, where the KV window does not hold them anyway) are recorded.
+    in wake, and keys, gates (and values, if the KV window does not hold them anyway) are recorded.
     """
 
     groups: Groups

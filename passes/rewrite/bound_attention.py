@@ -62,15 +62,16 @@ class BoundAttention(Pass):
     length of a KV window the tokens' slots [B,T], and one mask for all layers that see alike (window_masks.py).
     blocks: attention -> window_attention over the old window and the new tokens, which are written into it last.
 
-    Keys are kept as attention sees them, or, where they are to be seen at other positions than they came with, without
+    Keys are kept as attention sees them or, if they are to be seen at other positions than they came with, without
     positions (key_positions.py): with `renumber` in all layers (state `offset` [B] is then what the model counts less
     than the stream has tokens, from the first sleep on after which it would run out of positions), and in layers whose
-    own window is longer than their KV window, where sinks stay near with `slide`, when evictions are not hard.
+    own window is longer than their KV window, where sinks stay near with `slide`, that is if evictions are not hard.
     `every`: tokens from sleep to sleep.
 
-    Of the layers `keepers` those whose own mask lets them see what is far see pairs in addition (kept_pairs.py), as
-    `keep` says; their rings keep keys without positions, for scores. Positions are then renumbered where the model lets
-    them: not added to tokens, and two turns of a key make one. `cls.sleep` is until AddSleep the graph that turns keys.
+    Those of the layers `keepers` whose own mask lets them see distant tokens see pairs in addition (kept_pairs.py), as
+    `keep` says; their rings keep keys without positions, for scores. Positions are then renumbered if the model allows
+    it: they are not added to tokens, and two turns of a key make one. Until AddSleep `cls.sleep` is the graph that
+    turns keys.
 
     Raises UsageError if window plus sinks is more than the positions that the model has, or it cannot renumber.
     """
@@ -272,7 +273,7 @@ def _split(layers: tuple[int, ...], slots: tuple[Budget, ...]) -> tuple[tuple[in
 
 @dataclass
 class Shared:
-    """What blocks read of embed, by its name there: masks, and what is made of the positions of kept keys."""
+    """What blocks read from embed, by its name there: masks, and what is made of the positions of kept keys."""
 
     masks: dict[WindowMask, str] = field(default_factory=dict)
     places: dict[KeyPositions, set[str]] = field(default_factory=dict)
@@ -347,7 +348,7 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
     results["real"] = real
     if shared.queries:
         results[QUERIES] = e.where(real, e_safe, -1)
-    # Handed on as they are; a result may not be a port itself where a lowering writes ports in place.
+    # Handed on as they are; a result may not be a port itself, since a lowering may write ports in place.
     results["lengths"] = e.call(aten.clone.default, lengths)
     results["live"] = e.call(aten.clone.default, slept)
     results[POSITION.name], results[SINCE.name] = e.add(position, lengths), e.add(since, lengths)

@@ -27,12 +27,12 @@ SLOTS = "S"
 
 
 def can_keep(site: Site) -> bool:
-    """Does the layer's own mask let it see what is far? A layer that has never seen such keys keeps none."""
+    """Does the layer's own mask let it see distant tokens? A layer that has never seen such keys keeps none."""
     return not site.mask.parts
 
 
 def heads_that_keep(program: ProgramGraphs, keepers: frozenset[int]) -> list[int]:
-    """How many KV heads of every layer can keep pairs: those of `keepers` that see what is far."""
+    """How many KV heads of every layer can keep pairs: those of `keepers` that see distant tokens."""
     sites = {name: find_site(cls.wake) for name, cls in program.classes.items()}
     each = [sites[block.cls] for block in program.layout]
     return [site.kv_heads if i in keepers and can_keep(site) else 0 for i, site in enumerate(each)]
@@ -71,7 +71,7 @@ def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) ->
 
 
 def most_slots(program: ProgramGraphs) -> int:
-    """The slots of the KV head that has most."""
+    """The largest number of slots of a KV head."""
     owners = [program.params[b.params[HEAD]].materialise() for b in program.layout if HEAD in b.params]
     return max((int(torch.bincount(each).max()) for each in owners), default=0)
 

@@ -24,7 +24,7 @@ HELD = ".held."  # between the name of what embed makes of positions and the num
 class KeyPositions:
     """The positions at which a layer sees the keys in sinks + `window` slots; `every`: tokens from sleep to sleep.
 
-    Keys of the ring stand where they came. So do sinks where `own` is 0; in a layer whose own window is `own` tokens
+    Keys of the ring stand where they came. So do sinks if `own` is 0; in a layer whose own window is `own` tokens
     they stand just before what the ring held at the last sleep, or nearer: at a distance of less than `own` from every
     token until the next sleep (docs/decisions/0011).
     """
@@ -35,8 +35,8 @@ class KeyPositions:
     every: int
 
     def emit(self, e: Emit, position: fx.Node, since: fx.Node, offset: fx.Node | None) -> fx.Node:
-        """[B,sinks+window], from the counters [B] before this call; any where a slot is empty. `offset`: what the model
-        counts less than the stream has tokens.
+        """[B,sinks+window], from the counters [B] before this call; any value where a slot is empty. `offset`: what the
+        model counts less than the stream has tokens.
         """
         slot = e.call(aten.arange.default, self.sinks + self.window)
         last = e.unsqueeze(e.call(aten.sub.Scalar, position, 1), 1)
@@ -54,7 +54,7 @@ class KeyPositions:
 
 
 def on_tokens(embed: Graph) -> bool:
-    """Are positions added to the tokens themselves? Keys that are kept can then get no other ones."""
+    """Are positions added to the tokens themselves? Kept keys cannot get others then."""
     return embed.results()["h"] in find_dependence(embed, (), ("positions",)).positions
 
 
@@ -76,8 +76,8 @@ def unheld(name: str) -> str:
 def read_extras(graph: Graph, site: Site) -> list[str]:
     """What embed makes of positions and the block applies to k.
 
-    Raises Refusal(POSITIONS) if keys cannot be given other positions: where values depend on them too, or where the
-    block counts positions itself.
+    Raises Refusal(POSITIONS) if keys cannot be given other positions: values depend on them too, or the block counts
+    positions itself.
     """
     if positions_reach(graph, site.v):
         raise Refusal("POSITIONS", "values depend on positions, not only queries and keys", where=_source(site))

@@ -30,7 +30,7 @@ PLACES = ("g", "beta")  # gates that have places of their own among an operator'
 Rewrite = Callable[[ProgramGraphs, BlockClass, MemoryOptions], "list[NewParam]"]
 Written = dict[str, fx.Node]
 """What the tokens of a step write: k, v [B,H,T,D], and every gate of the rule [B,H,T], a decay also [B,H,T,d_k]. At
-padding k is 0, and gates are what leaves memories as they are."""
+padding k is 0, and gates have the values that leave memories unchanged."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class MemoryBuilder:
 
     def _half_lives(self) -> torch.Tensor:
         """dt such that a head forgets half within L to 16 L tokens, spread over the heads: softplus(dt) = ln 2 /
-        half-life. The passes of a loop decay each time, so half-lives in it are as many times longer.
+        half-life. The passes of a loop decay each time, so half-lives in it are longer by that factor.
         """
         heads, window = self.heads, self.options.window
         doublings = torch.linspace(0, 4, heads, dtype=torch.float64) if heads > 1 else torch.tensor([2.0]).double()
@@ -161,7 +161,7 @@ class MemoryBuilder:
         return e.item(both, 0)
 
     def records(self, e: Emit, written: Written, *, with_v: bool) -> None:
-        """Where a sleep needs them: the window's keys, values, gates. Values may be in the KV window."""
+        """The window's keys, values and gates, if a sleep needs them. Values may be in the KV window."""
         if not self.options.asleep.recorded:
             return
         dtype, site = self.program.dtype, self.site
@@ -180,7 +180,7 @@ class MemoryBuilder:
             self.results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
 
     def finish(self, written: Written) -> None:
-        """Set the results, register the class's new states, and keep what recurrent passes run, if there are any."""
+        """Set the results, register the class's new states, and keep what recurrent passes run, if any."""
         if self.options.asleep.again:
             self.cls.again = self._again(written)
         self.graph.set_returns(self.results)

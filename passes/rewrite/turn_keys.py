@@ -2,7 +2,7 @@
 
 The graph maps k [B,1,N,D] (keys before positions, of any KV head) and positions i64 [B,N] to keys as attention sees
 them. It is cut out of embed (what it makes of positions) and of a block (what that does with keys), so that it holds
-for every model whose positions reach keys inside the block.
+for every model that applies positions to keys inside the block.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class WindowMask:
 
     @staticmethod
     def of(site: Site, window: int, sinks: int, *, brought: bool) -> WindowMask:
-        """The mask of a layer; its own window does not matter where sinks are `brought` near (key_positions.py)."""
+        """The mask of a layer; its own window does not matter if sinks are `brought` near (key_positions.py)."""
         return WindowMask(window, sinks, site.mask.without_window() if brought else site.mask, site.slopes)
 
     def type(self, dtype: torch.dtype) -> TensorType:

@@ -1,4 +1,4 @@
-"""The parameters of a memory's layer: names, shapes, and their values in every case, said here and nowhere else."""
+"""The parameters of a memory's layer: names, shapes, and their values in every case, given here and nowhere else."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ class Parameter:
     name       in the port "memory.NAME" and the key "blocks.I.memory.NAME"
     shape      for a layer's sizes
     converted  its value when a model is converted
-    scratch    in a layer of a new model, where that is another one
-    fresh      where memories that were never trained are set to learn, if that is one number
-    silent     where all that have such a value have it, the memory adds nothing to its layer, whatever the others are
-    shaken     what noise is added to where a verification wants to see memories, if not to what it is
-    slow       does it learn at a smaller rate, being a projection of everything?
+    scratch    in a layer of a new model, if that differs
+    fresh      what memories that were never trained start learning from, if that is one number
+    silent     if all that have such a value have it, the memory adds nothing to its layer, whatever the others are
+    shaken     what noise is added to when a verification wants to see memories, if not to its own value
+    slow       does it learn at a lower rate, being a projection of everything?
     """
 
     name: str
@@ -105,7 +105,7 @@ class Parameter:
 
 
 TAPS = 4
-# Strategy `parallel`: a memory beside attention. A mix of -4 is 2 %; of -2, 12 %: the first hardly teaches anything.
+# Strategy `parallel`: a memory next to attention. A mix of -4 is 2 %; of -2, 12 %: the first hardly teaches anything.
 QUERY_MAP = Parameter("m_q", lambda s: (s.q_heads * s.d_k, s.d_k), identities)
 KEY_MAP = Parameter("m_k", lambda s: (s.heads * s.d_k, s.d_k), identities)
 MIX = Parameter("w_m", lambda s: (s.q_heads, s.hidden), zeros, silent=0.0)

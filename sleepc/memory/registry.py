@@ -1,4 +1,4 @@
-"""The rules that there are, by name; a new one collides with nothing."""
+"""All rules by name; a new one collides with nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sleepc.memory.rule import Gate, Rule
 RULES: dict[str, Rule] = {}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 PORT = re.compile(r"[a-z]\d+")  # what blocks call the model's own parameters and inputs
-# Ports of blocks beside the states that have a role of their own, and what a query is called.
+# Ports of blocks in addition to the states that have a role of their own, and what a query is called.
 TAKEN = {"q", "h", "live", "real", "lengths", "record_slots", "positions", "tokens", *BY_NAME}
 TAKEN |= {"query_positions", "window_positions"}  # those of blocks that keep pairs
 
 
 def register(rule: Rule) -> Rule:
-    """Add a rule. Raises UsageError if a name of it is taken, or it says of itself what cannot be."""
+    """Add a rule. Raises UsageError if a name of it is taken, or it contradicts itself."""
     where = f"rule {rule.name}"
     if rule.name in RULES:
         raise UsageError(f"there is a rule named {rule.name!r} already", fix="Choose another name.")
@@ -68,7 +68,7 @@ def find(name: str) -> Rule:
 
 
 def named(*, corrects: bool | None = None, decays: bool | None = None) -> str:
-    """The names of the rules that do so, for messages."""
+    """The names of the rules with these properties, for messages."""
     fits = [r for r in RULES.values() if corrects in (None, r.corrects) and decays in (None, r.decays)]
     return ", ".join(rule.name for rule in fits)
 

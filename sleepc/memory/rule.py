@@ -30,10 +30,10 @@ class Gate:
     """A number for each token and memory, made of the layer's input x.
 
     activation  sigmoid: sigmoid(W x + b).  decay: -exp(A) softplus(W x + b), log space, <= 0; per channel of the key
-                where the recipe says so.  one: 1 for every token; it has no parameters.
+                if the recipe says so.  one: 1 for every token; it has no parameters.
     weight, bias, rate   the names of W, b and A among the layer's parameters
     start       b at conversion (a decay's is made from the window: half-lives)
-    at_padding  with this value, and k = 0, every state stays as it is
+    at_padding  with this value, and k = 0, every state stays unchanged
     again       does it act in the passes of a replay after the first? If not, it has its value at padding there.
     """
 
@@ -68,11 +68,11 @@ class Rule:
               is what programs are verified against, so it calls nothing that `step` calls
     naive_read  the same as `read`: (states [..,dk,dv] .., q [..,n,dk]) -> [..,n,dv]
     chunk     (q [B,H,n,C,dk] or None, tokens [B,H,C,..], states) -> (reads or None, states'): C tokens at once, equal
-              to C times step and read; where it is None, that loop runs
+              to C times step and read; if it is None, that loop runs
     affine    a pass of only those gates that act again is S -> M S + B on the only tensor S [B,H,dk,dv], M being the
               pass over v = 0: many passes cost as much as three
 
-    Tokens with k = 0 and gates at their values at padding leave every state as it is: padding is written that way.
+    Tokens with k = 0 and gates at their values at padding leave every state unchanged: padding is written that way.
     """
 
     name: str

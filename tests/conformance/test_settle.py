@@ -184,7 +184,7 @@ def test_it_is_saved(tmp_path: Path) -> None:
         ({"settle": float("nan")}, "settle"),
         (
             {"settle": 0.1, "consolidation": "recurrent", "passes": 3, "loop": "0:1", "layers": "1-2"},
-            "have no memory, so there is none that could settle",
+            "have no memory, so nothing can settle",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from sleepc.memory.rule import DECAY, STRENGTH, Gate, Rule, State, States, Token
 
 
 def step(t: Tokens, state: States) -> list[Tensor]:
-    """One token [B,H,..]; where there is none, `token` is 0, and P is not added once more."""
+    """One token [B,H,..]; at padding `token` is 0, and P is not added once more."""
     memory, momentum = state
     k, real = t["k"], t["token"][..., None, None]
     miss = t["v"] - (k[..., None, :] @ memory)[..., 0, :]
