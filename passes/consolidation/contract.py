@@ -97,7 +97,7 @@ class StreamSleep(Protocol):
 
 
 class Consolidation:
-    """What a sleep does with a window (docs/consolidations.md). It has no state of its own: the recipe has all options."""
+    """What a sleep does with a window (docs/consolidations.md). It is stateless: the recipe has all options."""
 
     name: ClassVar[str]
 
