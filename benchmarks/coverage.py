@@ -182,7 +182,7 @@ def _run_everywhere(module: nn.Module) -> None:
     """Raises if the model cannot run, or says nothing that can be compared."""
     import torch
 
-    from sleepc.capture.export import TokensToLogits
+    from sleepc.capture.call import TokensToLogits
 
     if hasattr(module, "set_experts_implementation"):
         module.set_experts_implementation("eager")

@@ -21,10 +21,11 @@ from sleepc.backends.contract import Target
 from sleepc.backends.export import Export
 from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, find_trainer
 from sleepc.capture.export import capture_module
+from sleepc.capture.own_run import require_run
 from sleepc.capture.seam import open_seam
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
-from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files
+from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files, to_capture
 from sleepc.hf.resolve import Checkpoint
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.inspection import Inspection, inspect_program
@@ -474,7 +475,8 @@ def convert(
     started = time.perf_counter()
     checkpoint = None if isinstance(model, nn.Module) else find_model(model, progress)
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
-    canonical = _captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
+    with to_capture(checkpoint):
+        canonical = _captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
     if checkpoint is not None:
         files = list(checkpoint.opened)
         hashes = scan(files, lambda share: progress("reading weights", share))
@@ -549,7 +551,13 @@ def capture(
             program = capture_module(module, max_positions=limit, decomposed=decomposed)
         return run_stages(program, front_stages(factors), progress=progress, dump=folder)
 
-    return functional(canonical)
+    try:
+        return functional(canonical)
+    except UsageError:
+        raise
+    except SleepcError:  # of what is not understood: is it a model at all?
+        require_run(module)
+        raise
 
 
 def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:
@@ -633,8 +641,10 @@ def inspect(
     if not isinstance(target, nn.Module) and (Path(target) / MANIFEST).is_file():
         program = load(target)
         return inspect_program(program.captured(progress), program.graphs, program.recipe)
-    module = target if isinstance(target, nn.Module) else load_module(find_model(target, progress))
-    canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
+    checkpoint = None if isinstance(target, nn.Module) else find_model(target, progress)
+    module = target if isinstance(target, nn.Module) else _load(checkpoint, progress)
+    with to_capture(checkpoint):
+        canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
     made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
     graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
     return inspect_program(canonical, graphs, made)

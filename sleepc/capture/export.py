@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 import warnings
 from typing import Any
@@ -13,8 +12,9 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 
 from sleepc.capture.attention_free import has_attention, no_attention
+from sleepc.capture.call import BATCH, LENGTH, TokensToLogits
 from sleepc.capture.counting import counting_start
-from sleepc.capture.export_errors import VALUES, Unfollowed, explain
+from sleepc.capture.export_errors import explain
 from sleepc.capture.fake_run import left_alone
 from sleepc.capture.quiet import quiet
 from sleepc.capture.recurrence import refuse_recurrence
@@ -22,43 +22,6 @@ from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
-
-# Pairwise different and none of 0 and 1, which export would turn into constants.
-BATCH, LENGTH = 3, 5
-
-
-class TokensToLogits(nn.Module):
-    """A model as a function (tokens [B,T], positions [B,T]) -> logits [B,T,V]; `call` says how to ask it for logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        accepted = inspect.signature(model.forward).parameters
-        self.hugging_face = "input_ids" in accepted and "position_ids" in accepted
-        self.cached = "use_cache" in accepted
-        self.start = 0
-
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-        """Logits [B,T,V] for tokens [B,T] at positions [B,T], counted from 0; None leaves the counting to the model."""
-        options: dict[str, Any] = {"use_cache": False} if self.cached else {}
-        if positions is not None:
-            for mine, theirs in zip(tokens.shape, positions.shape, strict=True):
-                torch._check(mine == theirs)  # type: ignore[no-untyped-call]
-            options["position_ids"] = positions + self.start if self.start else positions
-        try:
-            result = self.model(input_ids=tokens, **options) if self.hugging_face else self.model(tokens)
-        except VALUES as error:
-            raise Unfollowed from error
-        logits = getattr(result, "logits", result)
-        if isinstance(logits, tuple):
-            logits = logits[0]
-        if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
-            raise SleepcError(
-                "the model does not return logits [B, T, V]",
-                where=type(self.model).__name__,
-                fix="sleepc converts decoder-only language models: a module called with tokens [B, T].",
-            )
-        return logits
 
 
 @quiet()

@@ -8,19 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
+from sleepc.capture.call import VALUES
 from sleepc.capture.length_queries import asks_for_length
 from sleepc.errors import Refusal, SleepcError
 
-VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
 TORCH = Path(torch.__file__).parent
 FLEX = TORCH / "nn" / "attention" / "flex_attention.py"
-
-
-class Unfollowed(Exception):
-    """Replaces one of VALUES, to whose text torch adds the whole graph so far; its cause is that one."""
 
 
 def explain(error: Exception, call: nn.Module) -> SleepcError:
@@ -41,7 +36,7 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
         return Refusal(
             "POSITIONS",
             "what positions mean depends on how long the call is, in the model's own code "
-            f"({_place(causes[-1])}; rope_type dynamic is such a way), and a stream has no length",
+            f"({place_of(causes[-1])}; rope_type dynamic is such a way), and a stream has no length",
             where=where,
             fix="A model with rope_type dynamic scales nothing within the length that it was trained on: for such "
             "texts, write rope_type default into its config.json.",
@@ -49,7 +44,7 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
     if branches:
         return Refusal(
             "OPERATOR",
-            f"the model has data-dependent control flow ({_place(causes[-1])})",
+            f"the model has data-dependent control flow ({place_of(causes[-1])})",
             where=where,
             fix="sleepc converts models whose control flow does not depend on tensor values: no expert or patch "
             "that runs only for the tokens that chose it.",
@@ -74,7 +69,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """The last line of code outside of torch that the error has passed: file:line."""
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if TORCH not in Path(f.filename).parents]

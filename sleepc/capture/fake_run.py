@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 LEAVES = (Tensor, type, ModuleType, FunctionType, MethodType)  # what is not opened in search of what an object holds
 
 
-def fake_run(model: nn.Module, tokens: Tensor, positions: Tensor, watch: TorchDispatchMode) -> None:
+def fake_run(model: nn.Module, tokens: Tensor, positions: Tensor, watch: TorchDispatchMode | None = None) -> None:
     """Call model(tokens, positions) on fake tensors, while `watch` sees every operator. Sizes are those of the call.
 
     Raises what the model's code raises, which may be anything.
     """
     # A value that the code asks for (.item()) becomes a symbol, as in an export.
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    with left_alone(model), torch.no_grad(), mode, watch:
+    with left_alone(model), torch.no_grad(), mode, watch or nullcontext():
         model(mode.from_tensor(tokens), mode.from_tensor(positions))
 
 

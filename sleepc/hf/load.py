@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sleepc.capture.seam import EXPERTS
+from sleepc.capture.own_run import require_run
+from sleepc.capture.seam import EXPERTS, open_seam
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.bounds import bounded, check_computed, check_counts
 from sleepc.hf.computed import say_other_values
 from sleepc.hf.fit import check_fit, fit_nothing, load_state
 from sleepc.hf.resolve import Checkpoint
-from sleepc.hf.unbuildable import own_code, unbuildable
+from sleepc.hf.unbuildable import field_named, own_code, unbuildable
 from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
@@ -70,6 +72,11 @@ def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module) 
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, nn.Parameter(torch.empty_like(parameter)))
     return as_module(model)
+
+
+def to_capture(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
+    """Within it a CannotRun of the checkpoint's model names the field of config.json that is to blame."""
+    return field_named(checkpoint, _run_without_values) if checkpoint is not None else nullcontext()
 
 
 def _config(checkpoint: Checkpoint) -> Any:
@@ -142,6 +149,13 @@ def _described(folder: Path) -> None:
     """Do with the config.json of a folder what is done with that of a model: fails if it cannot be right."""
     skeleton = _on_meta(_config_in(folder), None, "eager")
     fit_nothing(skeleton, folder)
+
+
+def _run_without_values(folder: Path) -> None:
+    """Build what the config.json of a folder describes, and run it on fakes: fails if it cannot be built or run."""
+    model = _on_meta(_config_in(folder), None, "eager")
+    with open_seam(model):  # experts as a graph has them: which of them get tokens is no matter
+        require_run(model)
 
 
 def _own_dtype(config: Any, files: tuple[TensorFile, ...]) -> torch.dtype:

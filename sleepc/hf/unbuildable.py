@@ -7,9 +7,12 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sleepc.capture.own_run import CannotRun
+from sleepc.capture.quiet import quiet
 from sleepc.errors import Refusal, SleepcError, UsageError
 from sleepc.hf.resolve import CONFIG, Checkpoint
 
@@ -49,7 +52,7 @@ def unbuildable(checkpoint: Checkpoint, error: Exception, build: Callable[[Path]
         what = f"config.json is not as a {kind} model needs it: {lines[min(1, len(lines) - 1)]}"
         return UsageError(what, where=where, fix=FIX)
     if _fails(build, checkpoint.config):
-        blamed = _blamed(checkpoint.config, build)
+        blamed = _blamed(checkpoint.config, build, text)
         said = f"config.json says {blamed}, which" if blamed else "config.json is what"
         return UsageError(f"{said} transformers cannot build a {kind} model with: {lines[0]}", where=where, fix=FIX)
     return SleepcError(
@@ -59,20 +62,51 @@ def unbuildable(checkpoint: Checkpoint, error: Exception, build: Callable[[Path]
     )
 
 
-def _blamed(config: dict[str, Any], build: Callable[[Path], object]) -> str | None:
+@contextmanager
+def field_named(checkpoint: Checkpoint, run: Callable[[Path], object]) -> Iterator[None]:
+    """Name the field of config.json with which a model that can be built cannot run. `run` builds and runs what the
+    config.json of a folder describes, without values, or fails.
+    """
+    try:
+        yield
+    except CannotRun as error:
+        with quiet():
+            blamed = _blamed(checkpoint.config, run, error.reason) if _fails(run, checkpoint.config) else None
+        said = f"config.json says {blamed}, with which the model cannot be called" if blamed else ""
+        raise CannotRun(error.reason, str(checkpoint.folder), FIX, said) from error
+
+
+def _blamed(config: dict[str, Any], build: Callable[[Path], object], reason: str) -> str | None:
     """The field without which the model can be built, with what it says; None if no single one is found in time."""
     end = time.monotonic() + PATIENCE
-    for place in _places(config):
+    for place in sorted(_places(config), key=lambda place: _unlikely(config, place, reason)):
         if time.monotonic() > end:
             return None
         rest = copy.deepcopy(config)
-        value: Any = rest
-        for key in place[:-1]:
-            value = value[key]
-        said = json.dumps(value.pop(place[-1]))
-        if not _fails(build, rest):
+        inside = _at(rest, place[:-1])
+        value = inside.pop(place[-1])
+        said = json.dumps(value)
+        works = not _fails(build, rest)
+        if not works and type(value) is int and value < 1:  # others may ask for a number there
+            inside[place[-1]] = 2
+            works = not _fails(build, rest)
+        if works:
             return f"{'.'.join(place)}: {said if len(said) <= 80 else said[:79] + '…'}"
     return None
+
+
+def _unlikely(config: dict[str, Any], place: tuple[str, ...], reason: str) -> int:
+    """Fields that the reason of the failure mentions come first, then those that say nothing or less than one."""
+    value = _at(config, place)
+    small = value is None or (isinstance(value, (bool, int, float)) and value < 1)
+    return 0 if place[-1] in reason else 1 if small else 2
+
+
+def _at(config: dict[str, Any], place: tuple[str, ...]) -> Any:
+    found: Any = config
+    for key in place:
+        found = found[key]
+    return found
 
 
 def _places(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sleepc.capture.call import TokensToLogits
 from sleepc.capture.counting import counting_start
-from sleepc.capture.export import TokensToLogits, capture_module
+from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.interp import Runner

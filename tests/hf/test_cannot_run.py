@@ -1,0 +1,65 @@
+"""Configurations that a model can be built from and not run with: said before any conversion, with the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sleepc
+from sleepc.capture.own_run import CannotRun, require_run
+from sleepc.errors import UsageError
+from sleepc.hf.load import load_module
+from sleepc.models import find_model
+from sleepc.progress import silent
+from tests.families import make_module
+
+TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
+
+
+def configured(folder: Path, family: str, field: str, value: Any) -> Path:
+    make_module(family, torch.float32).save_pretrained(folder)  # type: ignore[operator]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value", "dtype"),
+    [
+        ("gemma2", "sliding_window", None, "auto"),
+        ("llama", "return_dict", False, "auto"),
+        ("opt", "num_attention_heads", -1, "auto"),
+        ("gpt-oss", "num_experts_per_tok", -1, "bfloat16"),
+    ],
+)
+def test_the_field_is_named(family: str, field: str, value: Any, dtype: str, tmp_path: Path) -> None:
+    folder = configured(tmp_path, family, field, value)
+    with pytest.raises(Exception, match=r".") as theirs, torch.no_grad():
+        load_module(find_model(folder, silent))(TOKENS, use_cache=False)
+    with pytest.raises(CannotRun) as caught:
+        sleepc.convert(folder, {"window": 8, "sinks": 2, "dtype": dtype})
+    assert f"config.json says {field}: {json.dumps(value)}, with which the model cannot be called" in caught.value.what
+    assert type(theirs.value).__name__ in caught.value.reason
+    assert dtype != "auto" or str(theirs.value).splitlines()[0] in caught.value.reason
+    assert (caught.value.where, caught.value.exit_code) == (str(folder), 2)
+
+
+def test_a_scale_that_is_no_real_number(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="scales its scores by"):
+        sleepc.inspect(configured(tmp_path, "gemma3", "query_pre_attn_scalar", -4))
+
+
+class Fails(nn.Module):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError("no such luck")
+
+
+def test_a_module_that_fails_by_itself() -> None:
+    for call in (lambda model: sleepc.convert(model, {"window": 8}), sleepc.inspect, require_run):
+        with pytest.raises(CannotRun, match=r"cannot be called with tokens: its own .*ZeroDivisionError: no such luck"):
+            call(Fails())
