@@ -37,7 +37,9 @@ FORMS: dict[str, dict[str, Any]] = {
 class Options:
     """How files are written."""
 
-    precision: str = option("fp32", "Of linear maps and embeddings: fp32, fp16, int8 or int4. All else is float32.")
+    precision: str = option(
+        "fp32", "Precision of linear layers and embeddings: fp32, fp16, int8 or int4. All else is float32."
+    )
     ops: str = option("ort", "ort (ONNX Runtime's kernels, opset 23) or portable (plain operators of opset 18).")
     ep: str = option("cpu", "The execution provider that the files are for: cpu or cuda.")
 

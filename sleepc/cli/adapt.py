@@ -65,7 +65,7 @@ def _tell(display: Display, target: Path, file: Path, changed: dict[str, Any]) -
     if changed["rank"]:
         parts.append(f"LoRA matrices of rank {changed['rank']}{' merged' if changed['merged'] else ''}")
     if changed["merge_lost"] is not None:
-        parts.append(f"rounding took {100 * min(changed['merge_lost'], 1):.2g} % of what they change")
+        parts.append(f"rounding lost {100 * min(changed['merge_lost'], 1):.2g} % of their change")
     if changed["weights"]:
         parts.append(f"{changed['weights']} weights of the model itself")
     display.leave("adapt", " · ".join(parts))

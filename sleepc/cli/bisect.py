@@ -27,9 +27,9 @@ def bisect(
     """Convert the original again, pass by pass, and name the first pass after which the numbers are wrong. Exit 1 if there is one."""
     if tolerance is not None and not 0 <= tolerance < float("inf"):
         raise UsageError(
-            f"the tolerance is {tolerance}, and must be a number from 0 up",
+            f"the tolerance is {tolerance}, and must be 0 or more",
             where="--tolerance",
-            fix="Give a number from 0 on.",
+            fix="Give a number of at least 0.",
         )
     from sleepc.bisecting import bisect_artifact
 

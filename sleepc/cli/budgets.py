@@ -62,9 +62,7 @@ def _tell(report: BudgetsReport, target: Path) -> None:
     for each in report.recall:
         share = "full attention gains nothing there" if each.share is None else f"{each.share:.0%}"
         out.print(f"{each.slots:>5} slots   recall {share}   state {size(each.state_bytes)}", highlight=False)
-    out.print(
-        "recall: of what full attention gains by seeing a window that has left the sliding one, when it comes again"
-    )
+    out.print("recall: the share of full attention's gain on a window that comes again after it was evicted")
     out.print(f"{target}   [dim]{number(report.tokens)} tokens, {report.seconds:.1f} s[/]")
 
 

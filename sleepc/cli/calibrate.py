@@ -104,7 +104,7 @@ def _check(options: CalibrateOptions) -> None:
 
 @contextmanager
 def _ended(work: Path) -> Iterator[None]:
-    """If it is broken off, say what is kept of it."""
+    """If it is interrupted, say what is kept of it."""
     from sleepc.train.layer_files import FINISHED, forget
 
     try:

@@ -17,7 +17,7 @@ from sleepc.cli.display import Display, counted, err, number, size, sleeps, visi
 from sleepc.cli.ending import REQUESTS, Ended, stopping
 from sleepc.cli.input_text import check_words
 from sleepc.cli.option_groups import flag, with_options
-from sleepc.cli.options import Artifact, RunsOn, SamplingOptions, TemplateOptions, read_template_args
+from sleepc.cli.options import Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import Lines, Marks, of_passes
 from sleepc.errors import SleepcError, UsageError
 from sleepc.output_place import check_file_place
@@ -50,7 +50,7 @@ class ChatOptions:
 
 
 @with_options
-def chat(artifact: Artifact, options: ChatOptions) -> None:
+def chat(artifact: Runnable, options: ChatOptions) -> None:
     """Chat with the model, which sleeps as you go. /help lists the commands."""
     from sleepc.runtime.chat import Manner
     from sleepc.runtime.text import StopStrings

@@ -33,7 +33,7 @@ class RecipeOptions:
     )
     decay: str | None = flag("One decay rate per head, or per key channel: head or channel.", shown="head")
     layers: str | None = flag(
-        'Which blocks: "all", "every:2", "3,5,7-9", or "auto:2": all but the 2 that recall most.', shown="all"
+        'Blocks to convert: "all", "every:2", "3,5,7-9", or "auto:2": all but the 2 that recall most.', shown="all"
     )
     window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")
     passes: int | None = flag("Number of passes of a sleep over its window (N).", shown="1")
@@ -209,16 +209,16 @@ def _check(display: Display, program: Program, accept: bool) -> tuple[bool, dict
         display.leave("", f"[red]invariant {check.invariant}: {check.name}: {check.detail}[/]")
     if failed:
         err.print("error: the converted program does not do what it should: nothing was saved")
-        err.print("       Please report the model; --no-verify saves it all the same.")
+        err.print("       Please report the model; --no-verify saves it anyway.")
     elif not report.ok:
-        err.print("       Nothing was saved; --accept-quality saves it all the same.")
+        err.print("       Nothing was saved; --accept-quality saves it anyway.")
     return report.ok, report.to_json()
 
 
 def _instead(program: Program) -> str:
     """What can be done against emptied windows."""
     if program.recipe.keep is None:
-        return "rotary positions can go on: --last-position renumber (docs/recipes.md)"
+        return "rotary positions can continue: --last-position renumber (docs/recipes.md)"
     return "kept pairs are dropped there, since this model's keys cannot be put at other positions (docs/keep.md)"
 
 

@@ -11,7 +11,7 @@ from sleepc.cli.display import Display, err, number, out, print_json
 from sleepc.cli.eval_options import EvalOptions
 from sleepc.cli.evaluation_task import QUESTIONS, Evaluation, prepare, read_asked
 from sleepc.cli.option_groups import with_options
-from sleepc.cli.options import Artifact
+from sleepc.cli.options import Runnable
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ TITLES = {
     "margin": "log p of the right answer over that of the others",
     "log_prob": "mean log p of the right tokens",
 }
-CONSTANT = "constant"  # the column of who always says the same
+CONSTANT = "constant"  # the column of always giving the same answer
 SHOWN = ("accuracy", "exact", "margin", "log_prob", "perplexity")
 
 
 @with_options
-def evaluate(artifact: Artifact, options: EvalOptions) -> None:
+def evaluate(artifact: Runnable, options: EvalOptions) -> None:
     """Measure what a model still knows by how long ago it was read, or how well it solves a task: converted, with memories off, and with full attention.
 
     With an export, only the converted model is measured.

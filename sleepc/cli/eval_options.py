@@ -21,7 +21,9 @@ class EvalOptions:
     text: Path | None = flag("A text file to read; Python's help topics by default.")
     distances: str | None = flag(f"Distances in windows ({DISTANCES}); perplexity reads up to the largest.")
     samples: int | None = flag(
-        f"Streams, with one item at every distance ({STREAMS}), or examples ({EXAMPLES}).", min=1, max=10000
+        f"Number of streams, each with one item at every distance ({STREAMS}), or of examples ({EXAMPLES}).",
+        min=1,
+        max=10000,
     )
     settings: list[str] | None = flag(
         "A setting of the task, such as width=8 or steps=1,2,4; may be given several times.", "--set"
@@ -29,8 +31,8 @@ class EvalOptions:
     questions: Path | None = flag(
         "Texts with questions, as JSON lines (--task questions); the project's own by default."
     )
-    answer: int | None = flag(f"Tokens of an answer (--task questions; {ANSWER}).", min=1, max=1000)
-    seed: int = flag("Seed of what is planted, and where.", default=0, min=0)
+    answer: int | None = flag(f"Maximum number of tokens in an answer (--task questions; {ANSWER}).", min=1, max=1000)
+    seed: int = flag("Seed of what is planted, and of its places.", default=0, min=0)
     plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
     device: str = flag("cpu or cuda.", default="cpu")
     backend: str = flag(BACKEND, default=DEFAULT)

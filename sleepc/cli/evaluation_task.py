@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 QUESTIONS = "questions"  # a task of its own kind: see cli/questions.py
 ANSWER = 20  # tokens
 DISTANCES = "0.5,1,2,4,8"
-STREAMS, EXAMPLES = 4, 50  # how many are read where no number is given
-ROOM = 64  # random tokens of a stream beside those of its distances: more than anything that is planted has
+STREAMS, EXAMPLES = 4, 50  # how many are read if no number is given
+ROOM = 64  # random tokens of a stream in addition to those of its distances: more than any planted item has
 
 
 @dataclass(frozen=True)

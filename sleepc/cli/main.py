@@ -104,7 +104,7 @@ def _settle_libraries() -> None:
 
 
 def _settle_streams() -> None:
-    """What a terminal or a file cannot spell is written as ? there, and breaks nothing off."""
+    """What a terminal or a file cannot spell is written as ? there, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

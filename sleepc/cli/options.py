@@ -14,7 +14,8 @@ from sleepc.cli.option_groups import flag
 from sleepc.errors import UsageError
 
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
-Artifact = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
+Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
+Runnable = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
 TokenFile = Annotated[
     Path | None, typer.Option("--tokens", help="A file of token ids to read instead of a text: 12 7 30 …")
 ]

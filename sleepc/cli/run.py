@@ -15,7 +15,7 @@ from sleepc.cli.display import counted, err, number, print_json, size, sleeps, w
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
 from sleepc.cli.input_text import check_words, read_input, read_text
 from sleepc.cli.option_groups import argument, flag, switch, with_options
-from sleepc.cli.options import Artifact, RunsOn, SamplingOptions, TemplateOptions, read_template_args
+from sleepc.cli.options import Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import of_passes
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place
@@ -48,7 +48,7 @@ class RunOptions:
 
 
 @with_options
-def run(artifact: Artifact, options: RunOptions) -> None:
+def run(artifact: Runnable, options: RunOptions) -> None:
     """Read a prompt, a file or standard input, and stream the model's answer."""
     from sleepc.cli.opening import open_program
     from sleepc.cli.reading import reading_of
@@ -127,7 +127,7 @@ def _why_nothing(answer: AnswerPrinter, tokenizer: Tokenizer, template: Template
         return f"{counted(len(answer.tokens), 'token')}, and no text in them"
     other = ""
     if template is not None:
-        other = "; --no-chat lets it go on with the text as it stands"
+        other = "; --no-chat lets it continue the text as it stands"
     elif tokenizer.has_template():
         other = "; it is made for conversations: leave --no-chat out"
     return f"the model ended its answer at once, with {tokenizer.name_of(answer.end)}{other}"
@@ -185,7 +185,7 @@ class AnswerPrinter:
 
     def read(self, session: Session, ids: list[int], stopped: Callable[[], int]) -> None:
         """Feed the prompt in pieces of whole windows, so that a long one shows how far it is, until it is `stopped`.
-        Every piece leaves something to go on from.
+        After every piece the answer can begin.
         """
         started, length = time.perf_counter(), len(ids)
         self.read_of = (0, length)

@@ -23,8 +23,8 @@ Model = tuple[str, "Callable[[], Steps]", int]  # its name, what makes its steps
 
 @dataclass(frozen=True)
 class EvalSubject:
-    """`models` gives what is measured with streams of so many tokens. Steps are made when their turn comes, so that one
-    model is held at a time.
+    """`models` gives what is measured with streams of so many tokens. Steps are made one after another, so that only
+    one model is held at a time.
     """
 
     window: int
@@ -82,7 +82,7 @@ def _of_artifact(
 
     notes = []
     if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:
-        notes.append("where attention was replaced, a layer without its memory is left with nothing (sliding)")
+        notes.append("sliding: a layer whose attention was replaced has nothing left without its memory")
     recipe = program.recipe
     return EvalSubject(recipe.window, recipe.sinks, program.graphs.vocab, program.tokenizer, models, notes)
 
@@ -102,7 +102,7 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
             "this export's sleeps are made for their number of passes: none replays its window with a rule that "
             "corrects what it wrote",
             where="--sweep",
-            fix="Convert with --passes, for every number of passes, and evaluate each export.",
+            fix="Convert once per number of --passes, and evaluate each export.",
         )
 
     def models(length: int) -> list[Model]:

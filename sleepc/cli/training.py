@@ -117,7 +117,7 @@ def _check_work(work: Path, *, resume: bool, force: bool) -> None:
 
 
 class _Live:
-    """What is seen of a training: on a terminal a line that moves, elsewhere a line for every tenth."""
+    """What is shown of a training: on a terminal a line that changes, elsewhere a line for every tenth."""
 
     def __init__(self, name: str, *, show: bool) -> None:
         self.name, self.show, self.started, self.seconds = name, show, time.perf_counter(), 0.0
@@ -146,7 +146,7 @@ class _Live:
         if not self.show:
             return
         if trainer.done:
-            err.print(f"going on after step {trainer.done} of {trainer.of}")
+            err.print(f"resuming after step {trainer.done} of {trainer.of}")
         if not err.is_terminal:
             return
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -184,7 +184,7 @@ def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following:
         print_json({**outcome.to_json(), **facts})
         return
     if not outcome.finished:
-        err.print(f"stopped after step {outcome.steps} of {outcome.of}: the same command continues, with --resume")
+        err.print(f"stopped after step {outcome.steps} of {outcome.of}: the same command with --resume continues")
         return
     for stage, (first, last) in outcome.losses.items():
         out.print(f"{stage:9} loss {first:.4f} → {last:.4f}")
@@ -200,7 +200,7 @@ def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following:
         return
     err.print("error: nothing is saved: the training made things worse")
     err.print("       Try a smaller learning rate or more text, with --force to start over.")
-    err.print("       The same command with --resume --force saves it all the same, without training again.")
+    err.print("       The same command with --resume --force saves it anyway, without training again.")
 
 
 def _usual(target: Path) -> str:

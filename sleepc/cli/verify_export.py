@@ -1,4 +1,4 @@
-"""`sleepc verify EXPORT`: needs no PyTorch, and asks it where it and the artifact are there."""
+"""`sleepc verify EXPORT`: needs no PyTorch, and compares with it if it and the artifact are there."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a model is asked to measure its memory: streams with something planted in them, and texts."""
+"""What a model is asked in order to measure its memory: streams with something planted in them, and texts."""

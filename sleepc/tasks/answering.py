@@ -20,8 +20,8 @@ AT_ONCE = 1 << 30  # bytes of states and logits that are held at once
 
 @dataclass(frozen=True)
 class Answering:
-    """Greedy answers of up to `most` tokens, which end with one of `ends` and have none of `never`; `cut` gives the
-    part of one that is the answer.
+    """Greedy answers of up to `most` tokens, which end with one of `ends` and contain none of `never`; `cut` takes the
+    answer out of one.
     """
 
     most: int
@@ -30,8 +30,8 @@ class Answering:
     cut: Callable[[Ids], Ids] = tuple
 
     def answer(self, steps: Steps, prompts: Prompts, given: Sequence[Ids] | None) -> list[tuple[Ids, float]]:
-        """The program's answers, and its mean -log p of the tokens of those that are `given`: its own ones for None.
-        It is nan of an empty answer.
+        """The program's answers, and its mean -log p of the tokens of `given` answers (its own ones for None), which
+        is NaN for an empty answer.
         """
         session = Session(steps)
         for at in range(0, len(prompts.read), PIECE):

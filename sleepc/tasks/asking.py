@@ -16,7 +16,7 @@ from sleepc.tasks.planting import Ids, Item, Sample
 from sleepc.verify.surprise import surprise
 
 PIECE = 256  # tokens of every row in one call
-FEW = 64  # where all their logits are wanted: vocabularies are large
+FEW = 64  # if all their logits are wanted: vocabularies are large
 MEMORY = 256 << 20  # bytes of state held at once
 
 
@@ -37,17 +37,17 @@ class Reply:
 
     @property
     def right(self) -> Answer:
-        """That to the right candidate."""
+        """The answer to the right candidate."""
         return self.answers[0]
 
     @property
     def rank(self) -> int:
-        """1 where the right candidate is the most likely one."""
+        """1 if the right candidate is the most likely one."""
         return 1 + sum(not self.right.likelihood > other.likelihood for other in self.answers[1:])
 
     @property
     def margin(self) -> float:
-        """Log p of the right candidate over the mean of the others: on average 0 for who knows nothing."""
+        """Log p of the right candidate over the mean of the others: 0 on average for a model that knows nothing."""
         others = [other.likelihood for other in self.answers[1:]]
         return self.right.likelihood - sum(others) / len(others)
 
@@ -72,7 +72,7 @@ def ask(steps: Steps, samples: Sequence[Sample], progress: OnShare) -> list[tupl
 
 
 def _tell(progress: OnShare, start: int, rows: int, count: int, part: float) -> None:
-    """`part` is how much of the rows from `start` on is done."""
+    """`part` is the share of the rows from `start` on that is done."""
     progress((start + rows * part) / count)
 
 

@@ -8,11 +8,11 @@ from sleepc.errors import UsageError
 from sleepc.tasks.planting import Item, Sample, Setup, plant
 from sleepc.tasks.source import StreamSource
 
-SEGMENT = 16  # tokens, or fewer where distances are closer
+SEGMENT = 16  # tokens, or fewer if distances are closer
 
 
 def copying(source: StreamSource, setup: Setup) -> list[Sample]:
-    """Streams with one random segment at every distance. Its first quarter is given again, the rest is to follow.
+    """Streams with one random segment at every distance. Its first quarter is given again, and the rest is to follow.
 
     Raises UsageError if distances leave no room for two tokens.
     """

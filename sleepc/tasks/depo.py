@@ -1,5 +1,5 @@
 """Depo: the node k steps on in a cycle whose edges are told in random order. (Physics of Language Models 4.1; settings
-as in Do Language Models Need Sleep?, arXiv 2605.26099, as far as it has them.)
+as in Do Language Models Need Sleep?, arXiv 2605.26099, as far as it gives them.)
 
 Nodes have different names of `shortest` to `longest` tokens, out of `letters`; the last token of a name is of another
 kind, so that names end by themselves. The context is "begin", then the names of both ends of every edge. A question is
@@ -27,7 +27,7 @@ FEWEST = 3  # nodes, with fewer=1
 
 @dataclass(frozen=True)
 class Depo:
-    """Which node is k hops on in a cycle, told edge by edge in random order."""
+    """The node k hops on in a cycle, whose edges are told in random order."""
 
     by: ClassVar[str] = "hops"
     nodes: int = 75

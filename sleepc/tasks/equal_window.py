@@ -28,10 +28,10 @@ def equal_window(canonical: ProgramGraphs, recipe: Recipe, most: int) -> Program
 
 
 def widest(sliding: Callable[[int], ProgramGraphs], most: int, limit: int) -> ProgramGraphs:
-    """Of windows up to `limit` the widest whose state has at most so many bytes, which grow with it (in pieces that are
-    straight, so that a line through the last two tried says where to look).
+    """The widest window up to `limit` whose state has at most so many bytes. These grow with it piecewise linearly, so
+    a line through the last two that were tried says where to look next.
     """
-    best, low, high = sliding(1), 1, limit + 1  # low fits, high does not or is not to be had
+    best, low, high = sliding(1), 1, limit + 1  # low fits; high does not, or does not exist
     if best.state_bytes() > most:
         raise UsageError(
             f"no sliding window has as few as {most} bytes of state: one of a token has {best.state_bytes()}"
@@ -47,6 +47,6 @@ def widest(sliding: Callable[[int], ProgramGraphs], most: int, limit: int) -> Pr
         slope = max((size - best.state_bytes()) / (width - low), 1)
         guess = width + int((most - size) / slope)
         best, low = tried, width
-        if guess == low:  # the next wider one would be too large, if it goes on straight
+        if guess == low:  # the next wider one would be too large, if it grows linearly
             guess = low + 1
     return best

@@ -27,7 +27,7 @@ MARKS = (".", "?", ":", "=", "+", "-", "assign", "What", "Which", "is", "are", "
 
 @dataclass(frozen=True)
 class GsmSymbolic:
-    """What a name's value is after so many assignments, told among others that lead nowhere."""
+    """The value of a name after a chain of assignments, told among others that lead nowhere."""
 
     by: ClassVar[str] = "operations"
     ops: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)

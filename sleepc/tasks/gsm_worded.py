@@ -1,4 +1,4 @@
-"""Numbers of animals that are told by way of others. (After GSM-Infinite, arXiv 2502.05252, its realistic part.)
+"""Numbers of animals that are given in terms of others. (After GSM-Infinite, arXiv 2502.05252, its realistic part.)
 
 Words, number range, limits and distractors follow the paper: "The number of X equals" a number from 1 to 4, such a
 number plus or times a quantity, or the sum of or the difference between two; a quantity may be "the total number of
@@ -59,7 +59,7 @@ class Story:
 
 @dataclass(frozen=True)
 class GsmWorded:
-    """How many animals there are somewhere, after so many operations, told in sentences among others."""
+    """The number of some animals after a chain of operations, told in sentences among others."""
 
     by: ClassVar[str] = "operations"
     ops: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -104,7 +104,9 @@ class GsmWorded:
         return with_question(self.first, told, ("What", "is", *needed[-1], "?"), answer, ops)
 
     def _total(self, story: Story, place: str, left: int, rng: np.random.Generator) -> Operation | None:
-        """A number plus the total of a place, of which nothing more is told then; None mostly, or if it cannot be."""
+        """A number plus the total of a place, of which nothing more is told afterwards; usually None, or if it is
+        impossible.
+        """
         number, animals, free = int(rng.integers(1, LARGEST + 1)), story.animals_in(place), story.free_outside(place)
         wanted = self.totals and rng.random() < 0.3
         if not wanted or len(animals) > left or len(free) < left + self.noise or number + sum(animals) > self.most:

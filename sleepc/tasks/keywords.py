@@ -9,7 +9,7 @@ from functools import cache
 
 
 def stands_in(keyword: str, text: str) -> bool:
-    """Does it, as whole words, in any case?
+    """Does the keyword stand in the text, as whole words, in any case?
 
     >>> stands_in("ham", "He brought a Ham."), stands_in("ham", "a hammer"), stands_in("12", "12.5 or 2,12")
     (True, False, False)
@@ -39,8 +39,8 @@ def _pattern(keyword: str) -> re.Pattern[str]:
 
 
 def _edge(letter: str, *, before: bool = False) -> str:
-    """What must not stand beside the keyword, whose first or last letter this is. Where words are written without
-    spaces between them (wide letters, as in Chinese) anything may.
+    """What must not stand next to the keyword, whose first or last letter this is. If words are written without spaces
+    between them (wide letters, as in Chinese), anything may.
     """
     if not letter.isalnum() or unicodedata.east_asian_width(letter) in "WF":
         return ""

@@ -2,7 +2,7 @@
 the task of depth.)
 
 Each of `relations` is a random permutation of `entities`, told as facts "e3 r1 e5." in random order. A question is an
-entity and k relations; the answer is the entity where they lead. One of the k occurs once among them, so that all
+entity and k relations; the answer is the entity that they lead to. One of the k occurs once among them, so that all
 entities are equally likely (two times the same permutation leads back to the start too often), and guessing gives
 1 / entities. The facts that lead to the answers are not among the last `tail`. The paper teaches the facts to the
 weights; here they are in the context, as in Depo.
@@ -21,7 +21,7 @@ from sleepc.tasks.puzzle import Example, Question, Words, check, in_turn, named,
 
 @dataclass(frozen=True)
 class KHop:
-    """Where k relations lead from an entity, each of them a permutation told fact by fact."""
+    """The entity that k relations lead to, each of them a permutation told fact by fact."""
 
     by: ClassVar[str] = "hops"
     entities: int = 8

@@ -11,7 +11,7 @@ from sleepc.runtime.steps import IntArray
 from sleepc.tasks.planting import Item, Sample
 from sleepc.tasks.puzzle import go_on
 
-NOTHING = -1  # the label where nothing is asked
+NOTHING = -1  # the label if nothing is asked
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Lesson:
 def lessons(samples: Sequence[Sample]) -> list[Lesson]:
     """A row for each sample: its context, then all of its questions.
 
-    Where every question goes on from the one before and has one token as its answer (Rule 110), no answer is read: the
-    row is the last question, with a label where each of them ends. Else question and answer follow each other, and the
+    If every question continues the one before and has one token as its answer (Rule 110), no answer is read: the row
+    is the last question, with a label where each of them ends. Otherwise question and answer alternate, and the
     tokens of an answer are the labels from the end of its question on. A row ends with the last label.
     """
     return [_lesson(sample.tokens.tolist(), list(sample.items.values())) for sample in samples]

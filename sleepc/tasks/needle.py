@@ -24,7 +24,7 @@ ASK = "?"
 
 @dataclass(frozen=True)
 class Needle:
-    """Which value was told of a key, once in so many words of noise."""
+    """The value of a key, told once among words of noise."""
 
     by: ClassVar[str] = "length"
     length: tuple[int, ...] = (64, 256)
@@ -69,14 +69,14 @@ class Needle:
 
 @dataclass(frozen=True)
 class MultiValue(Needle):
-    """Which values were told of a key, in order, in so many words of noise."""
+    """All values of a key, in order, told among words of noise."""
 
     each: int = 4
 
 
 @dataclass(frozen=True)
 class MultiQuery(Needle):
-    """Which values were told of some keys, all asked for at once, in so many words of noise."""
+    """The values of several keys, asked for at once, told among words of noise."""
 
     needles: int = 4
     asked: int = 4
@@ -84,7 +84,7 @@ class MultiQuery(Needle):
 
 @dataclass(frozen=True)
 class MultiKey:
-    """Which value was told of a key, where so many pairs were told and nothing else."""
+    """The value of a key, told among nothing but such pairs."""
 
     by: ClassVar[str] = "pairs"
     pairs: tuple[int, ...] = (4, 8, 16, 32)

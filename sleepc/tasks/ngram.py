@@ -24,7 +24,7 @@ TRIES = 100
 
 @dataclass(frozen=True)
 class NGram:
-    """Which letters followed some others, in a string of so many."""
+    """The letters that followed some others in a random string."""
 
     by: ClassVar[str] = "length"
     length: tuple[int, ...] = (20, 50, 100)

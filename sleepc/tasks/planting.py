@@ -41,7 +41,7 @@ class Sample:
 @dataclass(frozen=True)
 class Setup:
     """Of how many streams, from which seed, and how far back (in tokens, ascending) something is planted; `sinks`
-    tokens at the beginning, which attention keeps for ever, hold nothing of it.
+    tokens at the beginning, which attention keeps forever, hold none of it.
     """
 
     distances: tuple[int, ...]

@@ -37,7 +37,9 @@ def _starts_as(path: Path, starts: tuple[bytes, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Plot:
-    """`metric` over what rows are told `by`, of each model's rows; where that is tokens, the window is marked."""
+    """`metric` over `by`, what rows are told apart by, for each model's rows; if that is tokens, the window is
+    marked.
+    """
 
     title: str
     rows: Mapping[str, Sequence[Row]]

@@ -22,7 +22,7 @@ PIECE = 512  # tokens
 
 def with_passes(program: ProgramGraphs, recipe: Recipe, passes: int) -> ProgramGraphs:
     """A program that replays each window `passes` times. Raises UsageError if its sleeps do not replay, or more than
-    one pass has no use.
+    one pass makes no sense.
     """
     find_consolidation(recipe.consolidation).check_other_passes(recipe)
     program = program.clone()

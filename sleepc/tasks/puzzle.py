@@ -20,7 +20,9 @@ NO_SPACE_BEFORE = {".", ",", "?", ":"}
 
 @dataclass(frozen=True)
 class Question:
-    """`asked` is read after the context, then `answer` is to follow. `depth` is what rows of figures are told by."""
+    """`asked` is read after the context, then `answer` is to follow. `depth` is what rows of figures are told apart
+    by.
+    """
 
     asked: Words
     answer: Words
@@ -59,8 +61,8 @@ def practice(puzzle: Puzzle, index: int, seed: int) -> Example:
     """Example number `index` of an endless row to train on, of random numbers that no example of `examples` has.
 
     A spawn key is mixed in behind four 32-bit words, which `examples` fills only with seeds of 2**96 and more.
-    Questions are in random order, unless they go on from each other: where depths take turns, the place of a question
-    would tell its depth, and a model that learns that is lost when it is asked one question alone.
+    Questions are in random order, unless each continues the one before: if depths took turns, the place of a question
+    would tell its depth, and a model that learns that fails when it is asked one question alone.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, index], spawn_key=[PRACTICE]))
     example = puzzle.example(index, rng)

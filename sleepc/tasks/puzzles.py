@@ -1,4 +1,4 @@
-"""The puzzles that there are, by name, and their settings as a person gives them."""
+"""All puzzles by name, and their settings as a person gives them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ LINE = '{"text": ..., "questions": [{"question": ..., "answers": ["keyword", ...
 
 @dataclass(frozen=True)
 class TextQuestion:
-    """A question about a text. An answer is right that has one of the keywords; with `every`, as far as it has all."""
+    """A question about a text. An answer is right if it has one of the keywords; with `every`, to the extent that it
+    has them all.
+    """
 
     question: str
     answers: tuple[str, ...]
@@ -39,7 +41,7 @@ class TextQuestion:
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and questions that are each asked after it. `depth` is what figures are told by, if not by distance."""
+    """A text, and questions that are each asked after it. Figures are told apart by `depth`, if not by distance."""
 
     text: str
     questions: tuple[TextQuestion, ...]
@@ -89,7 +91,7 @@ class _Line(BaseModel):
 def parse_questions(content: str, where: str) -> tuple[list[Document], list[str]]:
     """The texts of JSON lines, and a note for each name in them that nothing reads. `where` is the file's name.
 
-    Raises UsageError, with the line's number, for what is no such line, and for no texts or more than MOST_TEXTS.
+    Raises UsageError, with the line's number, for what is not such a line, and for no texts or more than MOST_TEXTS.
     """
     lines = [(i, line) for i, line in enumerate(content.removeprefix("\ufeff").split("\n"), 1) if line.strip()]
     if not 1 <= len(lines) <= MOST_TEXTS:

@@ -1,4 +1,4 @@
-"""The tokens of a text and of the questions after it, as the model is used to be asked."""
+"""The tokens of a text and of the questions after it, asked in the way that the model knows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Prompts:
 
 
 def make_prompts(tokenizer: Tokenizer, document: Document) -> Prompts:
-    """The prompts of a document: by the model's chat template, or for a base model to go on after "Answer:"."""
+    """The prompts of a document: by the model's chat template, or for a base model to continue after "Answer:"."""
     prompts = [asked(tokenizer, document.text, question.question) for question in document.questions]
     shared = min(_same(prompts), min(map(len, prompts)) - 1)
     distances = []
@@ -46,7 +46,7 @@ def make_prompts(tokenizer: Tokenizer, document: Document) -> Prompts:
 
 
 def asked(tokenizer: Tokenizer, text: str, question: str) -> list[int]:
-    """The tokens of a question about a text, as the model is used to be asked."""
+    """The tokens of a question about a text, asked in the way that the model knows."""
     if not tokenizer.has_template():
         return tokenizer.encode(f"{text}\nQuestion: {question}\nAnswer:")
     return tokenizer.chat([{"role": "user", "content": f"{text}\n{question} {SHORTLY}"}])
@@ -59,8 +59,8 @@ def _same(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def answer_cut(tokenizer: Tokenizer) -> Callable[[Ids], Ids]:
-    """The part of what a model gave that is its answer. A base model's ends with its line: it goes on with questions of
-    its own.
+    """The part of what a model gave that is its answer. A base model's ends with its line: it continues with questions
+    of its own.
     """
     if tokenizer.has_template():
         return lambda ids: ids

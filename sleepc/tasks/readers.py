@@ -27,7 +27,7 @@ class Reader:
 
 
 def full_reader(canonical: ProgramGraphs, longest: int, make: Make) -> Reader:
-    """Full attention of texts of up to `longest` tokens."""
+    """Full attention, for texts of up to `longest` tokens."""
     whole = full_attention(canonical, longest)
     return Reader(full_attention_for(canonical, make), whole.window, whole.state_bytes())
 

@@ -1,6 +1,6 @@
-"""What programs answer about texts, beside full attention and a sliding window: figures with their standard errors.
+"""What programs answer about texts, compared with full attention and a sliding window: figures with standard errors.
 
-A question counts where full attention answers it. Of those that count, the sliding window of equal bytes tells the ones
+A question counts if full attention answers it. Of those that count, the sliding window of equal bytes tells the ones
 that need more than a window (`beyond`) from the rest (`within`).
 """
 
@@ -38,7 +38,7 @@ class Said:
 def make_recalling(
     tokenizer: Tokenizer, documents: Sequence[Document], vocab: int, window: int, answer: int, positions: int | None
 ) -> tuple[Recalling, list[str]]:
-    """The questions for a model of `vocab` words, with answers of up to `answer` tokens; and a note for each text that
+    """The questions for a model of `vocab` tokens, with answers of up to `answer` tokens; and a note for each text that
     has more tokens than the original has positions, which is left out. Raises UsageError if none is left.
     """
     ends = tokenizer.ends(tokenizer.template(), vocab)
@@ -93,7 +93,7 @@ class Recalling:
         return {name: self._figures(name, np.ones(len(said), np.bool_)) for name, said in self.said.items()}
 
     def rows(self) -> list[Figures]:
-        """The same by the depth of texts; where they have none, by how long before the question its answer stood."""
+        """The same by the depth of texts or, if they have none, by how long before the question its answer stood."""
         places = [place for prompts in self.prompts for place in self._places(prompts)]
         found: list[Figures] = []
         for place in sorted(set(places), key=lambda place: [-1 if end is None else end for _, end in place]):

@@ -16,7 +16,7 @@ PEOPLE = "Alice Bruno Clara David Elena Felix Grace Henry Irene James Karen Loui
 
 
 def retrieval(source: StreamSource, setup: Setup) -> list[Sample]:
-    """Streams with one pair at every distance: in words where the tokenizer has them, otherwise two random tokens and
+    """Streams with one pair at every distance: in words if the tokenizer has them, otherwise two random tokens and
     the third that goes with them. Distractors stand nowhere in the streams as codes.
 
     Raises UsageError for more distances than there are names, and a vocabulary that is too small.

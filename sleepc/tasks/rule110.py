@@ -2,7 +2,7 @@
 
 A state is `width` random bits. One step gives every cell, from its left neighbour, itself and its right neighbour:
 111 -> 0, 110 -> 1, 101 -> 1, 100 -> 0, 011 -> 1, 010 -> 1, 001 -> 1, 000 -> 0. The ends are neighbours: with zeros
-beyond them the first cell would be 1 for ever once it is 1. The context is state after state, `states` * `width`
+beyond them the first cell would stay 1 once it is 1. The context is state after state, `states` * `width`
 words; the i-th "?" after it asks for the first cell of the i-th state. From width / 2 steps on, that depends on all
 cells. The paper clears attention after each state, with a window of `width` tokens.
 """
@@ -21,7 +21,7 @@ ASK = "?"
 
 @dataclass(frozen=True)
 class Rule110:
-    """Where a bit of each ring goes in so many steps: as many in a row as there are states."""
+    """The first cell of each ring after so many steps, for as many rings in a row as there are states."""
 
     by: ClassVar[str] = "steps"
     width: int = 24

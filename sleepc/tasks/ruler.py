@@ -32,7 +32,7 @@ DEPTHS = 40  # places that a needle is put to, evenly
 
 @dataclass(frozen=True)
 class Needles:
-    """Which magic number belongs to a key, told once among sentences that say nothing."""
+    """The magic number of a key, told once among filler sentences."""
 
     length: tuple[int, ...] = (1000, 2000, 4000, 7500)
     needles: int = 1
@@ -53,7 +53,7 @@ class Needles:
 
 @dataclass(frozen=True)
 class Keys:
-    """Which magic number belongs to a key, where every line tells one of a key."""
+    """The magic number of a key, if every line tells one."""
 
     length: tuple[int, ...] = (1000, 2000, 4000, 7500)
     questions: int = 4
@@ -78,7 +78,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Chain:
-    """Which variables have a value, the first by itself and each other from the one before, among such sentences."""
+    """All variables that have a value: the first was given it, each other was given the one before."""
 
     length: tuple[int, ...] = (1000, 2000, 4000, 7500)
     hops: int = 4
@@ -107,7 +107,7 @@ RULER: Mapping[str, type[Kind]] = {
 
 
 def ruler_documents(kind: Kind, samples: int, seed: int, tokens: Tokens) -> list[Document]:
-    """`samples` texts of every length. Raises UsageError for a length that has no room for what is told."""
+    """`samples` texts of every length. Raises UsageError for a length without room for what is told."""
     found = []
     for length in kind.length:
         for index in range(samples):

@@ -1,4 +1,4 @@
-"""Puzzles as a task: how many questions a program answers, beside what always saying the same would get."""
+"""Puzzles as a task: how many questions a program answers, compared with always giving the same answer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sleepc.tasks.task import Row
 
 @dataclass(frozen=True)
 class Solving:
-    """Examples, and the same in the ids of a model; figures are told by depth, which is called `by`.
+    """Examples, and the same in the ids of a model; figures are told apart by depth, which is called `by`.
 
     `accuracy`: how many questions get every token of their answer (the most likely token each time, which is what
-    greedy decoding says). `exact`: how many examples get all. `constant_accuracy`, `constant_exact`: the same of who
-    always gives the most frequent answer.
+    greedy decoding says). `exact`: how many examples get all. `constant_accuracy`, `constant_exact`: the same for
+    always giving the most frequent answer.
     """
 
     by: str

@@ -1,4 +1,4 @@
-"""What streams are made of: the tokens of a text where the model can read it, random tokens where it cannot."""
+"""What streams are made of: the tokens of a text if the model can read it, otherwise random tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL = 10_000_000  # characters: the whole of the text that is on every machine
 @dataclass(frozen=True)
 class StreamSource:
     """`ids` [n] of one long text; `words`, the different ids that random tokens are drawn from; `opening`, what the
-    tokenizer puts before every text. `tokenizer` is None where the model cannot read words.
+    tokenizer puts before every text. `tokenizer` is None if the model cannot read words.
     """
 
     ids: IntArray
@@ -41,7 +41,7 @@ class StreamSource:
 def make_source(
     tokenizer: Tokenizer | None, text: str | None, vocab: int, tokens: int, rng: np.random.Generator
 ) -> StreamSource:
-    """The source of `text`, or of one that is on every machine; of `tokens` random tokens where it can read none.
+    """The source of `text`, or of one that is on every machine; of `tokens` random tokens if it can read none.
 
     Raises UsageError if the tokenizer makes nothing of the text that was asked for.
     """

@@ -19,8 +19,8 @@ Spell = Callable[[Sequence[Example]], list[Sample]]
 def choose_spelling(
     tokenizer: Tokenizer | None, vocabulary: Words, vocab: int, tried: Sequence[Example]
 ) -> tuple[Spell, bool]:
-    """How a model of `vocab` tokens gets a task's examples, and whether that is as text: where its tokenizer gives the
-    words of those that are `tried` back. Raises UsageError if it has fewer tokens than the task has words.
+    """How a model of `vocab` tokens gets a task's examples, and whether that is as text: it is if its tokenizer gives
+    the words of those that are `tried` back. Raises UsageError if it has fewer tokens than the task has words.
     """
     if tokenizer is not None and reads(tokenizer, tried, spell_as_text(tokenizer, tried)):
         return partial(spell_as_text, tokenizer), True

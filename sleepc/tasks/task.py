@@ -33,7 +33,7 @@ class Task(Protocol):
 
     @property
     def by(self) -> str:
-        """What rows are told by: "distance", "tokens", or the key of a depth."""
+        """What rows are told apart by: "distance", "tokens", or the key of a depth."""
 
     @property
     def chance(self) -> float | None:
@@ -101,7 +101,7 @@ class Perplexity:
         return int(self.texts.shape[1])
 
     def rows(self, steps: Steps, limit: int, progress: OnShare) -> list[Row]:
-        """See Task; ranges that end behind `limit` are left out."""
+        """See Task; ranges that end after `limit` are left out."""
         ranges = [(a, b) for a, b in pairwise(bounds(self.window, self.length)) if b <= limit]
         if not ranges:
             return []

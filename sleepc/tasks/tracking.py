@@ -24,7 +24,7 @@ LINE = 4  # words
 
 @dataclass(frozen=True)
 class Tracking:
-    """Which names got a value, the first of them by itself and the others from the name before."""
+    """All names that have a value: the first was given it, each other was given the name before."""
 
     by: ClassVar[str] = "hops"
     hops: tuple[int, ...] = (1, 2, 4)

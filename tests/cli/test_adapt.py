@@ -99,7 +99,7 @@ def test_merging_says_what_rounding_took(
         arguments = ("adapt", tmp_path / "low", tmp_path / "adapter", "--merge", "-o")
         code, said, err = run_here(capsys, *arguments, tmp_path / "merged", "--json")
         assert code == 0, err
-        assert "% of what they change" in run_here(capsys, *arguments, tmp_path / "again")[1]
+        assert "% of their change" in run_here(capsys, *arguments, tmp_path / "again")[1]
     wanted = lost = 0.0
     merged, plain = api.load(tmp_path / "merged").graphs, api.load(tmp_path / "low").graphs
     for key in small:

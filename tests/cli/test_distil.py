@@ -97,12 +97,12 @@ def test_ctrl_c_keeps_what_was_done(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_show", press)
         code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST)
-    assert (code, "the same command continues, with --resume" in err) == (130, True), err
+    assert (code, "the same command with --resume continues" in err) == (130, True), err
     assert _files(artifact) == before
     code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST)
     assert (code, "a training was stopped here" in err) == (2, True)
     code, _, err = run_here(capsys, "distil", artifact, "--text", text, *FAST, "--resume")
-    assert (code, "going on after step 3 of 6" in err) == (0, True), err
+    assert (code, "resuming after step 3 of 6" in err) == (0, True), err
     assert _losses(tmp_path / "artifact.training") == _losses(tmp_path / "whole.training")
     np.testing.assert_array_equal(_logits(artifact), _logits(whole))
 

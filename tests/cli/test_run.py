@@ -260,7 +260,7 @@ def ending_with(artifact: Path, folder: Path, token: int) -> Path:
 
 @pytest.mark.parametrize(
     ("options", "hint"),
-    [((), "--no-chat lets it go on with the text"), (("--no-chat",), "made for conversations: leave --no-chat out")],
+    [((), "--no-chat lets it continue the text"), (("--no-chat",), "made for conversations: leave --no-chat out")],
 )
 def test_an_answer_without_a_word_is_explained(
     run: Run, artifact: Path, tmp_path: Path, options: tuple[str, ...], hint: str

@@ -56,7 +56,7 @@ def test_it_learns_a_task_stops_and_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_show", press)
         code, _, err = run_here(capsys, "train", artifact, *FAST)
-    assert (code, "the same command continues, with --resume" in err) == (130, True), err
+    assert (code, "the same command with --resume continues" in err) == (130, True), err
     code, said, err = run_here(capsys, "train", artifact, *FAST, "--resume", "--json")
     assert code == 0, err
     assert (json.loads(said)["steps"], json.loads(said)["adapter"]) == (6, "")
