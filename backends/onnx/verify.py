@@ -57,7 +57,7 @@ def verify_export(program: OnnxProgram, tokens: Sequence[int], progress: Progres
 
 
 def _read(steps: Steps, ids: IntArray, pieces: Sequence[int]) -> FloatArray:
-    """Logits [n, V] of a stream with a sleep by hand before its last AFTER tokens."""
+    """Logits [n, V] of a stream with a forced sleep before its last AFTER tokens."""
     session, found, turn = Session(steps), [], 0
     for start, end in ((0, len(ids) - AFTER), (len(ids) - AFTER, len(ids))):
         if start:

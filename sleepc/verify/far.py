@@ -31,7 +31,7 @@ def reach(subject: Subject) -> int:
 
 
 def long_enough(subject: Subject, perplexity: bool) -> int:
-    """How many tokens are read: to the end of two windows where the oracle follows, and for perplexity well beyond
+    """How many tokens are read: to the end of two windows if the oracle follows, and for perplexity well beyond
     `reach`, if that is not too far.
     """
     window, far = subject.recipe.window, reach(subject)

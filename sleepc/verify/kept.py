@@ -49,7 +49,7 @@ def no_pairs(budget: Budget, rows: int) -> Pairs | None:
 
 def renumbers_with_pairs(oracle: OracleView) -> bool:
     """Can keys that stand at a position be put at another one? Not if positions are added to tokens, a layer keeps all
-    of them, or turning a key twice is another thing than turning it once.
+    of them, or turning a key twice differs from turning it once.
     """
     if on_tokens(oracle.program.embed) or any(p.window is None and p.strategy != "replace" for p in oracle.plans):
         return False
@@ -150,7 +150,9 @@ def _window_scores(
 
 
 def kept_state(oracle: OracleView, i: int, layer: Layer) -> dict[str, Tensor]:
-    """The states of block i's kept pairs, by part: all heads' slots one after the other, empty ones of a head first."""
+    """The states of block i's kept pairs, by part: all heads' slots one after the other, each head's empty ones
+    first.
+    """
     pairs, k, v = layer.kept, layer.k, layer.v
     assert pairs is not None
     assert k is not None

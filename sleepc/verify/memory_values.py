@@ -27,8 +27,8 @@ def with_parameters(program: ProgramGraphs, values: dict[str, Tensor]) -> Progra
 def shaken(program: ProgramGraphs, seed: int = 0) -> ProgramGraphs:
     """A program whose memories count for half of every mix, with gates and maps that depend on the tokens.
 
-    A fresh conversion hides its memories: b_m = -4 mixes in 2 %, an output projection is zero, gates are the same for
-    all tokens. Here every new parameter gets noise, of 0.3 over the root of its columns if it is a matrix.
+    A fresh conversion hides its memories: b_m = -4 gives them 2 % of the mix, an output projection is zero, gates are
+    the same for all tokens. Here every new parameter gets noise, of 0.3 over the root of its columns if it is a matrix.
     """
     generator = torch.Generator().manual_seed(seed)
     values = {}
@@ -43,8 +43,8 @@ def shaken(program: ProgramGraphs, seed: int = 0) -> ProgramGraphs:
 
 
 def without_memories(program: ProgramGraphs) -> ProgramGraphs:
-    """The sliding-window baseline: the mix is 0, and what a mixer puts out is multiplied by 0. Of a layer whose
-    attention was replaced nothing is left.
+    """The sliding-window baseline: the mix is 0, and a mixer's output is multiplied by 0. Nothing is left of a
+    layer whose attention was replaced.
     """
     values = {}
     for key, value in new_parameters(program).items():
@@ -55,7 +55,7 @@ def without_memories(program: ProgramGraphs) -> ProgramGraphs:
 
 
 def is_silent(program: ProgramGraphs) -> bool:
-    """Do inserted mixers put out nothing, as they do when they are new?"""
+    """Is the output of inserted mixers zero, as when they are new?"""
     return not any(v.any() for key, v in new_parameters(program).items() if _known(key) is OUTPUT)
 
 

@@ -136,7 +136,7 @@ def _take_heads(e: Emit, x: fx.Node, order: list[int]) -> fx.Node:
 
 @mutation("softcap dropped")
 def no_softcap(program: ProgramGraphs) -> int:
-    """Scores are not bent."""
+    """Scores have no soft cap."""
     return _set([n for _, n in _wakes(program, ours.window_attention.default)], softcap=0.0)
 
 
@@ -158,7 +158,7 @@ def wrong_scale(program: ProgramGraphs) -> int:
 
 @mutation("bias dropped")
 def no_bias(program: ProgramGraphs) -> int:
-    """The first projection with a bias goes without."""
+    """The first projection with a bias loses it."""
     for _, node in _wakes(program, aten.linear.default):
         bias = node.args[2] if len(node.args) > 2 else None
         if isinstance(bias, fx.Node) and not bias.meta["port"].name.startswith(PREFIX):

@@ -2,7 +2,7 @@
 
 No rewrite pass, no ring, no slots, no clock, no session: windows are masks over token indices (timeline.py), memories
 are loops over tokens (reference.py), and the model itself is the CANONICAL program, read by the one interpreter. A
-sleep is Algorithm 1 of arXiv 2605.26099, line by line, where it evicts hard, keeps no sinks and loops over all blocks.
+sleep is Algorithm 1 of arXiv 2605.26099, line by line, if it evicts hard, keeps no sinks and loops over all blocks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ReadStream:
     time: Timeline
     layers: list[Layer]
     windows: list[ReadWindow] = field(default_factory=list)
-    taken: Tensor | None = None  # the passes of each row's last sleep, where they are counted [B]
+    taken: Tensor | None = None  # the passes of each row's last sleep, if they are counted [B]
 
     def logits(self, start: int = 0, end: int | None = None) -> Tensor:
         """Logits [B,n,V] of tokens start..end-1."""
@@ -227,7 +227,7 @@ class Oracle:
         return turner(k, {**{port: self.parameters[key] for port, key in block.params.items()}, **given}, self._widen)
 
     def _widen(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Casts to narrower floats go to float64 where everything does."""
+        """Casts to narrower floats go to float64 if everything does."""
         if not self.double or not any(a in FLOATS for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)):
             return NotImplemented
         wide = {dtype: torch.float64 for dtype in FLOATS}
@@ -393,7 +393,7 @@ class Mixer:
     plan: LayerPlan
 
     def parallel(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> Tensor:
-        """(1 - m) o_window + m o_memory, m = 0 where memories do not count yet."""
+        """(1 - m) o_window + m o_memory, m = 0 while memories do not count yet."""
         p, site = self.oracle.parameters_of(self.i), self.site
         x, q, k, v = (self.oracle.wide(value) for value in (x, q, k, v))
         q = reference.unit(q @ p[QUERY_MAP.name].reshape(site.q_heads, site.d_k, site.d_k))

@@ -48,7 +48,7 @@ class PerplexityRow:
 
     @property
     def ratio(self) -> float | None:
-        """How many times full attention's perplexity the converted program has; inf if that is no number."""
+        """How many times full attention's perplexity the converted program has; inf if that is not a number."""
         if self.full is None or not math.isfinite(self.full):
             return None
         return self.converted / self.full if math.isfinite(self.converted) else math.inf
@@ -96,7 +96,7 @@ class Beyond:
 
 @dataclass
 class VerifyReport:
-    """All of it. `ok` is False if any check failed, or the program is of no use beyond its window."""
+    """All of it. `ok` is False if any check failed, or the program is useless beyond its window."""
 
     checks: list[Check] = field(default_factory=list)
     perplexity: list[PerplexityRow] = field(default_factory=list)

@@ -6,7 +6,7 @@ import numpy as np
 
 from sleepc.runtime.steps import FloatArray, IntArray
 
-AT_ONCE = 1 << 18  # numbers that are looked at at once: what is held of them stays in a processor's cache
+AT_ONCE = 1 << 18  # numbers in one step: what is held of them stays in a processor's cache
 
 
 def surprise(logits: FloatArray, tokens: IntArray) -> FloatArray:

@@ -14,7 +14,7 @@ from sleepc.passes.runner import run_stages
 
 
 def has_low_rank(program: ProgramGraphs) -> bool:
-    """Has it LoRA matrices?"""
+    """Does it have LoRA matrices?"""
     return any(low_rank_ports(cls) for cls in program.classes.values())
 
 

@@ -45,7 +45,7 @@ class Measuring:
 
     With `trained` the program may have other weights than the original: the oracle then reads those, LoRA matrices
     merged into them. `perplexity=False` leaves out what is far beyond the window; else the report judges that too (see
-    beyond.judge), and `accept_quality` lets a program pass that is of no use there.
+    beyond.judge), and `accept_quality` lets a program pass that is useless there.
     """
 
     load: Callable[[ProgramGraphs], Steps] | None = None
@@ -69,7 +69,7 @@ def verify_program(
     `canonical` is the program before rewriting (the oracle reads it); `original`, tokens [B,T] -> logits [B,T,V],
     another instance of the model, with its own attention. Without them the checks that need them say so.
 
-    Checked is the given program itself: with several sleeps (by hand, if the window is long), past its real window
+    Checked is the given program itself: with several sleeps (forced, if the window is long), past its real window
     if that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
     shaken parameters (memory_values.py), since a new conversion hides them. Raises UsageError if tokens are missing or
     not of this model, SleepcError for a program that an older version made with a known fault.
@@ -153,11 +153,11 @@ def _check_in_float32(far: Far, report: VerifyReport, progress: Progress) -> Non
 def _check_short(subject: Subject, report: VerifyReport, progress: Progress) -> None:
     """Everything that takes several sleeps, on the given program with shaken memories."""
     window = subject.recipe.window
-    by_hand = window > SMALL
+    forced = window > SMALL
     program = shaken(subject.step)
-    streams = make_streams(subject.tokens, SHORT if by_hand else window)
+    streams = make_streams(subject.tokens, SHORT if forced else window)
     bench = Bench(subject.load(program), subject.oracle(program), streams)
-    how = f"{len(streams[0].tokens)} tokens, asleep {'by hand ' if by_hand else ''}after {list(streams[0].cuts)}"
+    how = f"{len(streams[0].tokens)} tokens, {'forced ' if forced else ''}sleeps after {list(streams[0].cuts)}"
     scaled = subject.tolerance.scaled
     measure = Measure(report, progress)
     measure(1, lambda: invariants.chunking(bench), scaled, f"one token at a time and in random pieces; {how}")
@@ -203,7 +203,7 @@ def _check_inside(far: Far, report: VerifyReport, progress: Progress) -> None:
 
 
 def _not_inside(subject: Subject) -> str:
-    """Why the program is not to be compared with the original; empty if it is."""
+    """Why the program cannot be compared with the original; empty if it can."""
     if subject.original is None:
         return "not measured: the original was not given"
     if "replace" in subject.strategies:
@@ -223,7 +223,7 @@ def _check_rebuilt(subject: Subject, report: VerifyReport, progress: Progress) -
     program = shaken(with_parameters(step, new_parameters(subject.step)))
     small = Subject(program, subject.canonical, recipe, subject.tokens, None, subject.load)
     bench = Bench(subject.load(program), small.oracle(program), make_streams(subject.tokens, SMALL))
-    text = f"rebuilt with a window of {SMALL}, half-lives as given: {subject.recipe.window} tokens take too long"
+    text = f"rebuilt with a window of {SMALL}, half-lives unchanged: {subject.recipe.window} tokens take too long"
     measure = Measure(report, progress)
     measure(4, lambda: invariants.definition(bench), subject.tolerance.scaled, text)
 

@@ -69,7 +69,7 @@ class StepsReader:
         self.keep("prefill", self._feed(session, 0, span))
         logits = []
         for start in (span, 2 * span):
-            self._sleep_by_hand(session)
+            self._force_sleep(session)
             logits += self._feed(session, start, start + span if start == span else start + FEW)
         self.keep("across two sleeps", logits, session)
         self.keep("prefill, then decode", self._one_by_one(session, 2 * span + FEW, 2 * span + 2 * FEW), session)
@@ -95,14 +95,14 @@ class StepsReader:
         self.keep("one token repeated", logits, session)
 
     def rows(self) -> None:
-        """Three rows that sleep at different times, with padding: by hand, and each at the end of its window."""
+        """Three rows that sleep at different times, with padding: forced, and each at the end of its window."""
         session = Session(self.steps, 3)
         logits = [self._padded(session, (7, 4, 0), 0)]
         session.sleep([1])
         logits.append(self._padded(session, (1, 5, 3), 20))
         session.sleep([0, 2])
         logits.append(self._padded(session, (2, 0, 4), 40))
-        self.keep("three rows, asleep by hand", logits, session)
+        self.keep("three rows, forced sleeps", logits, session)
         one, before = Session(self.steps), max(self.span - 2, 1)
         one.feed(self.tokens[None, :before], logits="none")
         session = one.select_rows([0, 0, 0])
@@ -149,7 +149,7 @@ class StepsReader:
             ids[row, at] = self.tokens[start + 3 * row : start + 3 * row + count]
         return session.feed(ids, mask, logits="all")
 
-    def _sleep_by_hand(self, session: Session) -> None:
+    def _force_sleep(self, session: Session) -> None:
         if self.span != self.steps.window:
             session.sleep()
 

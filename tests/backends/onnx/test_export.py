@@ -267,7 +267,7 @@ def test_rows_that_sleep_with_others(lowered: Lowered, monkeypatch: pytest.Monke
 
     _wrong(OnnxSteps, "sleep", monkeypatch, lambda right, self, state, rows: right(self, state, np.ones_like(rows)))
     found = failures(lowered.check())
-    assert found == {"three rows, asleep by hand", "three rows, asleep one after the other"}
+    assert found == {"three rows, forced sleeps", "three rows, asleep one after the other"}
 
 
 # ------------------------------------------------------------------------------------------------- figures
