@@ -27,6 +27,7 @@ from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files, to_capture
 from sleepc.hf.resolve import Checkpoint
+from sleepc.hf.template import template_fault
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
@@ -477,10 +478,7 @@ def convert(
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
     with to_capture(checkpoint):
         canonical = _captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
-    if checkpoint is not None:
-        files = list(checkpoint.opened)
-        hashes = scan(files, lambda share: progress("reading weights", share))
-        refer_to_files(canonical, files, hashes)
+    _refer(canonical, checkpoint, progress)
     captured = time.perf_counter()
     source = _source(model, checkpoint).model_copy(update={"weights_sha256": weights_digest(canonical)})
     program = Program(canonical, recipe, source, canonical=canonical, original=module)
@@ -495,7 +493,15 @@ def convert(
     program.report[FACT] = noted(kv_cache(canonical))
     program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
     _warn_untrained(program)
+    _warn_of_template(checkpoint.folder if checkpoint is not None else None)
     return program
+
+
+def _refer(program: ProgramGraphs, checkpoint: Checkpoint | None, progress: Progress) -> None:
+    """Let parameters that are in the checkpoint's files be those of the files."""
+    if checkpoint is not None:
+        files = list(checkpoint.opened)
+        refer_to_files(program, files, scan(files, lambda share: progress("reading weights", share)))
 
 
 def _leave_layers(program: Program, progress: Progress) -> None:
@@ -522,6 +528,14 @@ def _warn_untrained(program: Program) -> None:
     untrained = find_consolidation(program.recipe.consolidation).untrained(program.recipe)
     if untrained is not None and not program.report.get("training"):
         warnings.warn(untrained.warning, SleepcWarning, stacklevel=4)  # who called what is @typed
+
+
+def _warn_of_template(folder: Path | None) -> None:
+    """Say if conversations with the model will be refused."""
+    fault = template_fault(folder) if folder is not None else None
+    if fault is not None:
+        text = f"{fault} (conversations will be refused, and texts read)"
+        warnings.warn(text, SleepcWarning, stacklevel=4)  # who called what is @typed
 
 
 def _captured_in_dtype(
@@ -640,9 +654,11 @@ def inspect(
     """What sleepc sees in a model, or what an artifact holds. For a model, `recipe` says what would be made of it."""
     if not isinstance(target, nn.Module) and (Path(target) / MANIFEST).is_file():
         program = load(target)
+        _warn_of_template(program.path)
         return inspect_program(program.captured(progress), program.graphs, program.recipe)
     checkpoint = None if isinstance(target, nn.Module) else find_model(target, progress)
     module = target if isinstance(target, nn.Module) else _load(checkpoint, progress)
+    _warn_of_template(checkpoint.folder if checkpoint is not None else None)
     with to_capture(checkpoint):
         canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
     made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)

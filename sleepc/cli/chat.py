@@ -84,12 +84,15 @@ def chat(artifact: Runnable, options: ChatOptions) -> None:
 def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[str, Any]) -> Talk:
     """A conversation that has not begun. Raises UsageError if the artifact or the template is not there."""
     from sleepc.cli.opening import open_program
+    from sleepc.hf.template import QUESTION
     from sleepc.runtime.chat import Conversation
 
     on = options.on
     program = open_program(artifact, on.backend)
     tokenizer = program.tokenizer()
     template = tokenizer.template(options.template.template, arguments)
+    if template is not None:
+        template(QUESTION)  # before all is loaded
     session = program.session(device=on.device, dtype=on.dtype)
     return Talk(Conversation(session, tokenizer, template, options.system), manner, program.kv_cache(on.dtype))
 

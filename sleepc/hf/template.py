@@ -20,6 +20,8 @@ from sleepc.hf.special_tokens import CONFIG, named_tokens
 FILE, FOLDER, OLD_FILE = "chat_template.jinja", "chat_templates", "chat_template.json"
 DEFAULT, KEY = "default", "chat_template"
 OURS = ("messages", "add_generation_prompt")  # variables that are not arguments
+AS_TEXT = "`sleepc run --no-chat` continues a text without it."
+QUESTION: list[Message] = [{ROLE: "user", CONTENT: "question"}]  # what every template can be tried with
 
 
 def template_sources(folder: Path) -> dict[str, str]:
@@ -72,19 +74,36 @@ def load_template(
         return None
     source = sources[_chosen(sources, name, folder)]
     config = read_object(folder / CONFIG)
-    try:
-        tree = environment().parse(source)
-        template = environment().from_string(source)
-    except REFUSALS as error:
-        raise UsageError(
-            f"the model's chat template is broken: {error}",
-            where=str(folder),
-            fix="Take the file from the original model, or give --no-chat: the model continues a text.",
-        ) from error
+    template, tree = _compiled(source, folder)
     given = dict(arguments or {})
     _check_arguments(given, meta.find_undeclared_variables(tree))
     variables = {"tools": None, "documents": None, **named_tokens(folder, config), **_deep(typed, given)}
     return Template(template, variables, typed)
+
+
+def template_fault(folder: Path) -> str | None:
+    """What is wrong with a model's chat templates; None if they can be read, and the default one takes a question."""
+    try:
+        sources = template_sources(folder)
+        for source in sources.values():
+            _compiled(source, folder)
+        template = load_template(folder) if DEFAULT in sources else None
+        if template is not None:
+            template(QUESTION)
+    except UsageError as error:
+        return error.what
+    return None
+
+
+def _compiled(source: str, folder: Path) -> tuple[jinja2.Template, jinja2.nodes.Template]:
+    try:
+        return environment().from_string(source), environment().parse(source)
+    except REFUSALS as error:
+        raise UsageError(
+            f"the model's chat template is broken: {error}",
+            where=str(folder),
+            fix=f"Take the file from the original model. {AS_TEXT}",
+        ) from error
 
 
 def _chosen(sources: dict[str, str], name: str | None, folder: Path) -> str:
@@ -203,7 +222,7 @@ class Template:
         except REFUSALS as error:
             raise UsageError(
                 f"the model's chat template refuses this conversation: {error}",
-                fix="Some templates take no system text, or want the roles in another order; --no-chat gives a text.",
+                fix=f"Some templates take no system text, or want the roles in another order. {AS_TEXT}",
             ) from error
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sleepc.errors import SleepcWarning, UsageError
-from sleepc.hf.template import load_template, template_sources
-from tests.cli.models import save_model
+from sleepc.hf.template import load_template, template_fault, template_sources
+from tests.cli.models import run_here, save_model
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -322,3 +324,61 @@ def test_what_are_no_messages(name: str, tmp_path: Path) -> None:
 def test_templates_that_raise(source: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="refuses this conversation"):
         rendered(with_template(tmp_path, source), TALK)
+
+
+UNKNOWN = {"filter": "{{ messages[0].content | shout }}", "function": "{{ render(messages) }}"}
+BROKEN = {
+    "an unclosed block": "{% for m in messages %}{{ m.content }}",
+    "an unknown block": "{% speak %}{{ messages[0].content }}",
+    "an unknown filter": UNKNOWN["filter"],
+    "an unknown test": "{% if messages is crowded %}{% endif %}{{ messages[0].content }}",
+    "an unknown function": UNKNOWN["function"],
+    "a method that there is not": "{{ messages[0].content.shouted() }}",
+    "no content": "{{ bos_token }}",
+    "a damaged file": {"chat_template": 5},
+}
+SOUND = {
+    "none": None,
+    "no system text": "{{ raise_exception('') if messages[0].role == 'system' else messages[-1].content }}",
+    "several, of which one takes no question": {
+        "chat_template": [
+            {"name": "default", "template": CHATML},
+            {"name": "tool_use", "template": "{{ raise_exception('no tools') }}"},
+        ]
+    },
+    "several, none the default": {"chat_template": [{"name": "a", "template": CHATML}]},
+    "parts": "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", [*BROKEN, *SOUND])
+def test_what_cannot_be_asked_through_is_known_beforehand(name: str, tmp_path: Path) -> None:
+    source = (BROKEN | SOUND)[name]
+    if isinstance(source, str):
+        (tmp_path / "chat_template.jinja").write_text(source)
+    else:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(source or {}))
+    fault = template_fault(tmp_path)
+    assert (fault is not None) == (name in BROKEN), fault
+    assert fault is None or ("\n" not in fault and "chat template" in fault)
+
+
+@pytest.mark.filterwarnings("always::sleepc.errors.SleepcWarning")
+def test_a_broken_one_is_said_and_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = shutil.copytree(model, tmp_path / "model"), tmp_path / "out"
+    (folder / "chat_template.jinja").write_text(UNKNOWN["filter"])
+    convert = ("convert", folder, "-o", out, "--window", 8, "--no-verify")
+    for command in (convert, ("inspect", folder)):
+        code, _, told = run_here(capsys, *command)
+        assert (code, told.count("warning: the model's chat template is broken: No filter named 'shout'.")) == (0, 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\n"))
+    for name, *words in (("run", "w1"), ("chat",)):
+        code, said, told = run_here(capsys, name, out, *words)
+        assert (code, said) == (2, "")
+        assert "chat template is broken: No filter named 'shout'" in told
+    assert run_here(capsys, "run", out, "w1", "--no-chat", "--max-tokens", 1)[0] == 0
+    (out / "chat_template.jinja").write_text(UNKNOWN["function"])
+    code, said, told = run_here(capsys, "chat", out)
+    assert (code, said, "'render' is undefined" in told) == (2, "", True)
