@@ -25,6 +25,8 @@ MOVED = "moved"
 class BlockSleep:
     """`states` are the ports of the class's states by name; `memory` is None if it has no memory. A sleep comes after
     `window` (L) tokens; KV windows have `sinks` + W slots. `renumbers`: may a sleep make the model count anew?
+    `resets`: may one at the model's last position empty window and slots? `dropped`: what is written in place of the
+    window's record, where pairs are kept.
     """
 
     e: Emit
@@ -34,6 +36,8 @@ class BlockSleep:
     window: int
     sinks: int
     renumbers: bool
+    resets: bool
+    dropped: dict[str, fx.Node] | None = None
 
     @property
     def length(self) -> int:
@@ -71,6 +75,10 @@ class BlockSleep:
         """Which slots of the KV window [B,sinks+W] are not evicted."""
         return self._port(stays_name(self.length), TensorType(torch.bool, ("B", self.sinks + self.length)))
 
+    def ring_stays(self) -> fx.Node:
+        """Does the ring stay [B]? All of it does, or nothing."""
+        return self.e.call(aten.select.int, self.stays(), 1, self.sinks)
+
     def of_window(self, part: str) -> fx.Node:
         """Keys ("k") or values ("v") [B,Hkv,L,d] of the tokens since the last sleep, as the KV window has them; any
         values in places whose token was not read.
@@ -82,7 +90,11 @@ class BlockSleep:
         return self.e.call(aten.gather.default, self.states[held.name], 2, index)
 
     def record(self) -> dict[str, fx.Node]:
-        """What was recorded of the window's tokens, by part."""
+        """What this sleep writes, by part: what was recorded of the window's tokens or, where pairs are kept, of those
+        that it drops; nothing where nothing is recorded. Values are left out where the KV window holds the same.
+        """
+        if self.dropped is not None:
+            return self.dropped
         return {s.part: self.states[s.name] for s in with_role(self.cls.states, "record")}
 
     def _port(self, name: str, type_: TensorType) -> fx.Node:

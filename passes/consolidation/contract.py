@@ -46,7 +46,8 @@ class Pairs:
 class Layer:
     """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
     positions, if it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
-    what the tokens of the window would write into it. `kept`: the pairs that it keeps, or None.
+    what is to be written into it: what the window's tokens have made or, in the sleep of a layer that keeps pairs, what
+    it drops. `kept`: the pairs that it keeps, or None. `made`: what all of the stream's tokens have.
     """
 
     k: Tensor | None = None
@@ -55,6 +56,7 @@ class Layer:
     memory: Memory | None = None
     written: dict[str, Tensor] | None = None
     kept: Pairs | None = None
+    made: dict[str, Tensor] | None = None
 
 
 class StreamSleep(Protocol):

@@ -15,62 +15,53 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.keep.contract import NOTHING, STEP, Score, WindowPairs
+from sleepc.passes.keep.drop import Parts, drop
+from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.rewrite.kept_pairs import head_port
+from sleepc.passes.rewrite.kept_pairs import RECORD, head_port
 from sleepc.passes.rewrite.turn_keys import turn
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """The S kept pairs of all heads, and then the L of the window of every head: k [B,M,d_k] (kept ones as attention
-    sees them, the others before positions), v [B,M,d_v], positions as the model counts [B,M], and scores [B,M].
+class Choice:
+    """`new`: values of a block's kept pairs after the sleep, by the names of their states. `dropped`: what its memory
+    writes of the pairs that are not kept, None where it does not wait for them (drop.py).
     """
 
-    k: fx.Node
-    v: fx.Node
-    position: fx.Node
-    score: fx.Node
+    new: dict[str, fx.Node]
+    dropped: Parts | None
 
 
-def choose(block: BlockSleep, score: Score, turned: Graph | None, most: int) -> dict[str, fx.Node]:
-    """New values of a block's kept pairs. `turned` is the graph that puts keys at positions (turn_keys.py), None if the
-    model does not; `most`: the largest number of slots of a head. Nothing for a block that keeps none.
+def choose(block: BlockSleep, score: Score, turned: Graph | None, most: int) -> Choice:
+    """What a block with kept pairs keeps and drops. `turned` is the graph that puts keys at positions (turn_keys.py),
+    None if the model does not; `most`: the largest number of slots of a head.
     """
     specs = {s.part: s for s in with_role(block.cls.states, "kept")}
-    if not specs:
-        return {}
     e, head = block.e, head_port(block.e.graph)
     among = _candidates(e, block, specs, score)
-    chosen = _best(e, block, among, head)
-
-    def taken(values: fx.Node) -> fx.Node:
-        return e.call(aten.gather.default, values, 1, chosen)
-
-    def rows(values: fx.Node, width: int | str) -> fx.Node:
-        index = e.call(aten.expand.default, e.unsqueeze(chosen, -1), [-1, -1, width])
-        return e.call(aten.gather.default, values, 1, index)
-
-    wanted = e.call(aten.gt.Scalar, taken(among.score), NOTHING / 2)
-    old = e.where(wanted, taken(among.position), -1)
-    k = rows(among.k, specs["k"].dims[2])
-    new = _renumbered(e, block, old, head, most)
+    order = _best_first(e, block, among["score"], head)
+    chosen = _chosen(e, block, among["score"], order, head)
+    taken = {part: rows_at(e, values, chosen, specs[part].dims[2:]) for part, values in among.items()}
+    wanted = e.call(aten.gt.Scalar, taken["score"], NOTHING / 2)
+    old = e.where(wanted, taken["position"], -1)
+    taken["position"] = _renumbered(e, block, old, head, most)
     if turned is not None:
-        kept = e.call(aten.lt.Scalar, chosen, e.size(head, 0))
-        by = e.where(wanted, e.where(kept, e.sub(new, old), new), 0)
+        kept, place = e.call(aten.lt.Scalar, chosen, e.size(head, 0)), taken["position"]
+        by = e.where(wanted, e.where(kept, e.sub(place, old), place), 0)
         still = e.call(aten.logical_and.default, kept, e.call(aten.eq.Scalar, by, 0))
-        moved = e.call(aten.squeeze.dim, turn(e, turned, e.unsqueeze(k, 1), by), 1)
-        k = e.where(e.unsqueeze(still, -1), k, e.cast(moved, specs["k"].dtype))
-    filled = e.unsqueeze(wanted, -1)
-    return {
-        specs["k"].name: e.where(filled, k, 0.0),
-        specs["v"].name: e.where(filled, rows(among.v, specs["v"].dims[2]), 0.0),
-        specs["position"].name: new,
-        specs["score"].name: e.where(wanted, taken(among.score), 0.0),
-    }
+        moved = e.call(aten.squeeze.dim, turn(e, turned, e.unsqueeze(taken["k"], 1), by), 1)
+        taken["k"] = e.where(e.unsqueeze(still, -1), taken["k"], e.cast(moved, specs["k"].dtype))
+    filled = {True: e.unsqueeze(wanted, -1), False: wanted}
+    new = {s.name: e.where(filled[len(s.dims) > 2], taken[part], s.initial) for part, s in specs.items()}
+    emptied = most if block.resets else 0
+    return Choice(new, drop(block, among, order, emptied))
 
 
-def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: Score) -> Candidates:
-    """What may be kept: not sinks, and nothing in rows that this sleep evicts hard."""
+def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: Score) -> Parts:
+    """The S kept pairs of all heads, and then the L of the window of every head, part by part [B,M,..]: k (kept ones as
+    attention sees them, the others before positions), positions as the model counts, scores. What may not be kept has
+    the score NOTHING: sinks, and all in rows that this sleep evicts hard.
+    """
     k, v, position = block.of_window("k"), block.of_window("v"), block.positions()
     heads = block.kv_heads
     read, dtype = e.call(aten.ge.Scalar, position, 0), specs["score"].dtype
@@ -78,47 +69,41 @@ def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: 
     scores = e.mul(e.call(aten.round.default, e.mul(score.emit(e, wide), 1 / STEP)), STEP)
     place = block.model_positions()
     scores = e.where(e.unsqueeze(e.call(aten.ge.Scalar, place, block.sinks), 1), scores, NOTHING)
-    flat = [-1, heads * block.window]
     place = e.call(aten.expand.default, e.unsqueeze(place, 1), [-1, heads, -1])
     held = {part: block.states[spec.name] for part, spec in specs.items()}
-
-    def both(part: str, of_window: fx.Node, *width: int | str) -> fx.Node:
-        return e.call(aten.cat.default, [held[part], e.reshape(of_window, [*flat, *width])], 1)
-
     filled = e.call(aten.ge.Scalar, held["position"], 0)
     held["score"] = e.where(filled, held["score"], NOTHING)
-    stays = e.call(aten.select.int, block.stays(), 1, block.sinks)  # the ring's first slot: all of it, or nothing
-    return Candidates(
-        both("k", k, specs["k"].dims[2]),
-        both("v", v, specs["v"].dims[2]),
-        both("position", place),
-        e.where(e.unsqueeze(stays, 1), both("score", scores), NOTHING),
-    )
+    window = {"k": k, "v": v, "position": place, "score": scores}
+    recorded = {f"{RECORD}{s.part}": block.states[s.name] for s in with_role(block.cls.states, "record")}
+    among = {}
+    for part, spec in specs.items():
+        own = (window | recorded)[part]
+        flat = e.reshape(own, [-1, heads * block.window, *spec.dims[2:]])
+        among[part] = e.call(aten.cat.default, [held[part], flat], 1)
+    among["score"] = e.where(e.unsqueeze(block.ring_stays(), 1), among["score"], NOTHING)
+    return among
 
 
-def _best(e: Emit, block: BlockSleep, among: Candidates, head: fx.Node) -> fx.Node:
+def _best_first(e: Emit, block: BlockSleep, score: fx.Node, head: fx.Node) -> fx.Node:
+    """The numbers of all candidates [B,M], head by head, those of each with the best scores [B,M] first."""
+    of_window = owners(e, block.kv_heads, block.window)
+    owner = e.call(aten.expand_as.default, e.unsqueeze(e.call(aten.cat.default, [head, of_window]), 0), score)
+    by_score = in_order(e, score, descending=True)
+    by_head = in_order(e, e.call(aten.gather.default, owner, 1, by_score))
+    return e.call(aten.gather.default, by_score, 1, by_head)
+
+
+def _chosen(e: Emit, block: BlockSleep, score: fx.Node, order: fx.Node, head: fx.Node) -> fx.Node:
     """For every slot the number of the candidate that is to stand in it, [B,S]: each head's best, in order of
     position, those that are not to be kept first.
     """
-    heads, window, count = block.kv_heads, block.window, e.size(among.score, 1)
-    each = e.unsqueeze(e.call(aten.arange.default, heads), 1)
-    of_window = e.reshape(e.call(aten.expand.default, each, [heads, window]), [heads * window])
-    owner = e.call(aten.expand_as.default, e.unsqueeze(e.call(aten.cat.default, [head, of_window]), 0), among.score)
-    by_score = _order(e, among.score, descending=True)
-    by_head = _order(e, e.call(aten.gather.default, owner, 1, by_score))
-    order = e.call(aten.gather.default, by_score, 1, by_head)
     # Head h has L candidates more than slots: the best stand L h places further on than its slots do.
-    best = e.add(e.call(aten.arange.default, e.size(head, 0)), e.mul(head, window))
+    best = e.add(e.call(aten.arange.default, e.size(head, 0)), e.mul(head, block.window))
     chosen = e.call(aten.index_select.default, order, 1, best)
-    wanted = e.call(aten.gt.Scalar, e.call(aten.gather.default, among.score, 1, chosen), NOTHING / 2)
+    wanted = e.call(aten.gt.Scalar, e.call(aten.gather.default, score, 1, chosen), NOTHING / 2)
     place = e.where(wanted, e.call(aten.add.Scalar, chosen, 1), 0)
-    parts = e.mul(head, e.call(python.add, count, 1))
-    return e.call(aten.gather.default, chosen, 1, _order(e, e.add(place, parts)))
-
-
-def _order(e: Emit, values: fx.Node, *, descending: bool = False) -> fx.Node:
-    """The places of values [B,M] in order; of equals the first one comes first."""
-    return e.item(e.call(aten.sort.stable, values, stable=True, dim=1, descending=descending), 1)
+    parts = e.mul(head, e.call(python.add, e.size(score, 1), 1))
+    return e.call(aten.gather.default, chosen, 1, in_order(e, e.add(place, parts)))
 
 
 def _renumbered(e: Emit, block: BlockSleep, old: fx.Node, head: fx.Node, most: int) -> fx.Node:
@@ -129,8 +114,7 @@ def _renumbered(e: Emit, block: BlockSleep, old: fx.Node, head: fx.Node, most: i
     if moved is None:
         return old
     moved, start = e.unsqueeze(moved, 1), e.unsqueeze(start, 1)
-    before = e.call(aten.le.Tensor, e.unsqueeze(head, 0), e.unsqueeze(e.call(aten.arange.default, block.kv_heads), 1))
-    ends = e.call(aten.sum.dim_IntList, before, [1])  # the slots of each head and of those before it
+    ends = slot_ends(e, head, block.kv_heads)
     slot = e.call(aten.arange.default, e.size(head, 0))
     last = e.sub(slot, e.call(aten.index_select.default, ends, 0, head))  # -1 in a head's last slot
     compact = e.unsqueeze(e.call(aten.add.Scalar, last, block.sinks + most), 0)

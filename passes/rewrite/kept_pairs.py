@@ -24,6 +24,7 @@ from sleepc.passes.plan import Budget
 QUERIES = "query_positions"  # what embed hands on: positions [B,T] of the new tokens as the model counts, -1 at padding
 HEAD = "keep.head"
 SLOTS = "S"
+RECORD = "record."  # begins the parts that a memory will write of a pair once it is dropped
 
 
 def can_keep(site: Site) -> bool:
@@ -58,6 +59,12 @@ def kept_specs(site: Site, dtype: torch.dtype) -> tuple[StateSpec, ...]:
         StateSpec("kept", "position", ("B", SLOTS), torch.int64, "overwrite", -1),
         StateSpec("kept", "score", ("B", SLOTS), wide_dtype(dtype), "overwrite"),
     )
+
+
+def slots_spec(record: StateSpec) -> StateSpec:
+    """What slots hold of a part of the window's record, for the sleep that drops their pairs."""
+    name, (_, _, _, *width) = f"{RECORD}{record.part}", record.dims
+    return StateSpec("kept", name, ("B", SLOTS, *width), record.dtype, "overwrite", record.initial)
 
 
 def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) -> None:

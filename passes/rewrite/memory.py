@@ -15,7 +15,7 @@ from torch import fx
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
-from sleepc.ir.states import StateSpec
+from sleepc.ir.states import StateSpec, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
 from sleepc.memory.parameters import GateParameters, Initial, Parameter, Sizes, of_gate
@@ -25,6 +25,7 @@ from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.lib.classes import chosen_classes, embed_port
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
+from sleepc.passes.rewrite.kept_pairs import slots_spec
 
 PLACES = ("g", "beta")  # gates that have places of their own among an operator's arguments
 Rewrite = Callable[[ProgramGraphs, BlockClass, MemoryOptions], "list[NewParam]"]
@@ -161,7 +162,9 @@ class MemoryBuilder:
         return e.item(both, 0)
 
     def records(self, e: Emit, written: Written, *, with_v: bool) -> None:
-        """The window's keys, values and gates, if a sleep needs them. Values may be in the KV window."""
+        """The window's keys, values and gates, if a sleep needs them; values may be in the KV window. If it drops kept
+        pairs, slots hold theirs too, but for gates of time.
+        """
         if not self.options.asleep.recorded:
             return
         dtype, site = self.program.dtype, self.site
@@ -177,7 +180,14 @@ class MemoryBuilder:
             padding = self.rule.gates[name].at_padding if name in self.rule.gates else 0.0
             dims = row(self.heads, self.options.window, *width)
             spec = StateSpec("record", name, dims, kept, "ring", padding)
+            if self._drops and not (name in self.rule.gates and self.rule.gates[name].of_time):
+                self.states.append(slots_spec(spec))
             self.results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
+
+    @property
+    def _drops(self) -> bool:
+        """Is a pair that slots keep written when they drop it?"""
+        return self.options.write == "sleep" and bool(with_role(self.cls.states, "kept"))
 
     def finish(self, written: Written) -> None:
         """Set the results, register the class's new states, and keep what recurrent passes run, if any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, get_args
 
 import torch
@@ -64,12 +64,13 @@ class AddSleep(Pass):
         of_class = {block.cls: options.get(i) for i, block in enumerate(program.layout)}
         program.window = self.window
         renumbers, most = OFFSET in program.states, most_slots(program)
+        resets = not renumbers and program.max_positions is not None
         for name, cls in program.classes.items():
             graph = Graph(f"{name}.sleep")
             states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
             graph.set_returns(dict(list(states.items())[:1]))
             e = Emit(graph, "sleep")
-            block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers)
+            block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers, resets)
             self._sleep(block, most)
             cls.sleep = graph
         program.clock = self._clock(program, most)
@@ -147,9 +148,11 @@ class AddSleep(Pass):
         if of["counted"]:
             what = f"a block has a counter of rows, {of['counted'][0].name}: only the clock counts"
             raise SleepcError(what, where=graph.name)
-        results = find_consolidation(self.consolidation).sleep(block)
+        kept: dict[str, fx.Node] = {}
         if of["chosen"]:
-            results |= choose(block, find_score(self.score), block.cls.sleep, most)
+            choice = choose(block, find_score(self.score), block.cls.sleep, most)
+            kept, block = choice.new, replace(block, dropped=choice.dropped)
+        results = find_consolidation(self.consolidation).sleep(block) | kept
         held = block.states
         results |= {s.name: e.where(e.unsqueeze(block.stays(), 1, -1), held[s.name], 0.0) for s in of["evicted"]}
         results |= {s.name: self._empty(e, s, held[s.name]) for s in of["emptied"]}

@@ -49,6 +49,11 @@ class Gate:
         """The names of its parameters."""
         return tuple(name for name in (self.weight, self.bias, self.rate) if name)
 
+    @property
+    def of_time(self) -> bool:
+        """Does it act once for every token that was read, as a decay does, whatever is written?"""
+        return self.activation == "decay" or not self.again
+
 
 STRENGTH = Gate("sigmoid", weight="w_b", bias="b_b")
 DECAY = Gate("decay", weight="w_a", bias="dt", rate="log_a", again=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Protocol
 
 import torch
@@ -107,12 +108,13 @@ def _turned_keys(oracle: OracleView, i: int, layer: Layer, row: int) -> list[Ten
     return [part[head] for head, part in enumerate(torch.split(every[0], counts, 1))]
 
 
-def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: int, end: int) -> None:
+def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: int, end: int) -> Pairs | None:
     """The sleep of block i after tokens start .. end-1: every head keeps the best of what it has and of the window, and
-    of equals the older one.
+    of equals the older one. What it has after it; None where it keeps none.
     """
-    pairs = layer.kept
-    assert pairs is not None
+    pairs = deepcopy(layer.kept)
+    if pairs is None:
+        return None
     epoch, offset = (
         (time.epoch[end], time.offset[end]) if end < len(time.epoch) else (time.next_epoch, time.next_offset)
     )
@@ -132,6 +134,7 @@ def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: 
                 places = [ring[j] if in_ring[j] else first + j for j in range(len(tokens))]
             heads[head], pairs.places[row][head] = tokens, places
             pairs.scores[row][head] = [dict(best)[t] for t in tokens]
+    return pairs
 
 
 def _window_scores(

@@ -41,6 +41,7 @@ from sleepc.passes.plan import budgets, may_keep
 from sleepc.passes.rewrite.kept_pairs import can_keep
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
+from sleepc.verify.dropped import dropped, slots_hold
 from sleepc.verify.kept import keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
@@ -125,6 +126,10 @@ class ReadStream:
                 found[name_of("kv", name)] = kept
         if layer.kept is not None:
             found |= {name_of("kept", n): x for n, x in kept_state(self.oracle, i, layer).items()}
+            if layer.made is not None and self.oracle.waits(i):
+                with_v, rule = self.oracle.plans[i].strategy != "parallel", self.oracle.plans[i].rule
+                held = slots_hold(rule, layer.made, layer.kept, with_v=with_v)
+                found |= {name_of("kept", n): x for n, x in held.items()}
         if layer.memory is not None:
             names = memory_names(self.oracle.plans[i].rule)
             found |= {name_of("memory", n): x for n, x in zip(names, layer.memory, strict=True)}
@@ -181,13 +186,20 @@ class Oracle:
                 block_outputs.append(h)
             stream.windows.append(ReadWindow(start, end, h, given))
             if end in time.cuts:
-                sleep = _Sleep(self, stream, window, given, block_outputs, before)
-                self.consolidation.remember(sleep)
-                stream.taken = sleep.taken
-                for i, layer in enumerate(stream.layers):
-                    if layer.kept is not None:
-                        keep_pairs(self, i, layer, time, start, end)
+                self._sleep(stream, _Sleep(self, stream, window, given, block_outputs, before))
         return stream
+
+    def _sleep(self, stream: ReadStream, sleep: _Sleep) -> None:
+        """Memories take what is dropped, or the window; its passes still see the pairs that were kept before it."""
+        start, end = sleep.window.start, sleep.window.end
+        kept = [keep_pairs(self, i, layer, stream.time, start, end) for i, layer in enumerate(stream.layers)]
+        for layer, plan, after in zip(stream.layers, self.plans, kept, strict=True):
+            if layer.kept and after and layer.made and plan.write == "sleep":
+                layer.written = dropped(plan.rule, layer.made, layer.kept, after, start, end)
+        self.consolidation.remember(sleep)
+        stream.taken = sleep.taken
+        for layer, after in zip(stream.layers, kept, strict=True):
+            layer.kept = after
 
     def _given(self, tokens: Tensor, positions: Tensor) -> dict[str, Any]:
         """What blocks read, of tokens [B,T] at positions [T]."""
@@ -213,6 +225,10 @@ class Oracle:
             assert self.program.max_positions is not None
             return self.program.max_positions - self.recipe.sinks
         return window
+
+    def waits(self, i: int) -> bool:
+        """Are pairs written into the memory of block i when they are dropped?"""
+        return self.plans[i].write == "sleep" and self.consolidation.asleep(self.recipe, self.plans, i).recorded
 
     def brought(self, i: int, site: Site) -> bool:
         """Are the sinks of block i, whose own window is longer than what it keeps, brought near?"""
@@ -436,8 +452,11 @@ class Mixer:
         memory = self.layer.memory or reference.empty_memory(self.plan.rule, written)
         online = self.plan.write == "online"
         out, self.layer.memory = reference.answer(self.plan.rule, q, written, memory, online=online)
-        recorded = written if self.window.asleep else self.oracle.recorded(written, with_v=with_v)
-        self.layer.written = recorded
+        self.layer.written = written
+        if not self.window.asleep:
+            self.layer.written = new = self.oracle.recorded(written, with_v=with_v)
+            old = self.layer.made or {name: x[:, :, :0] for name, x in new.items()}
+            self.layer.made = {name: torch.cat([old[name], x], 2) for name, x in new.items()}
         return out
 
 

@@ -1,0 +1,33 @@
+"""Places among the candidates of a sleep: the S slots of all KV heads one after the other, and then the L tokens of the
+window of every head.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sleepc.passes.lib.emit import Emit, aten
+
+
+def slot_ends(e: Emit, head: fx.Node, heads: int) -> fx.Node:
+    """How many slots each head and those before it have, [Hkv]; `head` [S] says whose each slot is."""
+    before = e.call(aten.le.Tensor, e.unsqueeze(head, 0), e.unsqueeze(e.call(aten.arange.default, heads), 1))
+    return e.call(aten.sum.dim_IntList, before, [1])
+
+
+def owners(e: Emit, heads: int, places: int) -> fx.Node:
+    """The KV head of each place [Hkv n] where every head has n `places`, as it has in the window."""
+    each = e.unsqueeze(e.call(aten.arange.default, heads), 1)
+    return e.reshape(e.call(aten.expand.default, each, [heads, places]), [heads * places])
+
+
+def in_order(e: Emit, values: fx.Node, *, descending: bool = False) -> fx.Node:
+    """The places of values [B,M] in order; of equals the first one comes first."""
+    return e.item(e.call(aten.sort.stable, values, stable=True, dim=1, descending=descending), 1)
+
+
+def rows_at(e: Emit, values: fx.Node, index: fx.Node, width: tuple[int | str, ...]) -> fx.Node:
+    """values [B,M,..] at index [B,N] -> [B,N,..]; `width` is (D,) of vectors and () of numbers."""
+    if width:
+        index = e.call(aten.expand.default, e.unsqueeze(index, -1), [-1, -1, *width])
+    return e.call(aten.gather.default, values, 1, index)
