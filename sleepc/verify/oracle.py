@@ -128,8 +128,8 @@ class ReadStream:
             found |= {name_of("kept", n): x for n, x in kept_state(self.oracle, i, layer).items()}
             if layer.made is not None and self.oracle.waits(i):
                 with_v, rule = self.oracle.plans[i].strategy != "parallel", self.oracle.plans[i].rule
-                held = slots_hold(rule, layer.made, layer.kept, with_v=with_v)
-                found |= {name_of("kept", n): x for n, x in held.items()}
+                waiting = slots_hold(rule, layer.made, layer.kept, with_v=with_v)
+                found |= {name_of("kept", n): x for n, x in waiting.items()}
         if layer.memory is not None:
             names = memory_names(self.oracle.plans[i].rule)
             found |= {name_of("memory", n): x for n, x in zip(names, layer.memory, strict=True)}

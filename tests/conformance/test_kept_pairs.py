@@ -201,7 +201,8 @@ def test_a_fault_is_found(fault: Callable[[ProgramGraphs], None]) -> None:
 def test_bytes_are_flat_and_counted() -> None:
     (kept, _), (plain, _) = convert(keep=UNEQUAL), convert(keep=None)
     site = find_site(family("llama").canonical.classes[kept.layout[0].cls].wake)
-    slots = sum(map(sum, UNEQUAL["budgets"])) * (8 * (site.d_k + site.d_v) + 8 + 8)
+    waiting = 8 * (site.d_k + 1)  # what the memory will write: its key, and how strongly
+    slots = sum(map(sum, UNEQUAL["budgets"])) * (8 * (site.d_k + site.d_v) + 8 + 8 + waiting)
     offset = 8  # positions are numbered anew
     assert kept.state_bytes() == plain.state_bytes() + slots + offset
     session = Session(load(kept))
