@@ -17,7 +17,7 @@ AtSleep = Literal["counted", "evicted", "chosen", "emptied", "consolidated", "le
 AT_SLEEP: dict[Role, AtSleep] = {
     "clock": "counted",  # [B] counters of a row: position, since, slept, offset. The clock graph says what they become.
     "kv": "evicted",  # the window of an attention: k, v. Slots that do not stay are zeroed.
-    "kept": "chosen",  # pairs that attention sees in addition: k, v, position. The consolidation says which.
+    "kept": "chosen",  # pairs that attention sees in addition: k, v, position, score; record.X is yet to be written
     "record": "emptied",  # what the window's tokens write into a memory, by the gate's name; k and v among them
     "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
     "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are if nothing was recorded

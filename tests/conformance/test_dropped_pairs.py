@@ -68,8 +68,8 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule whose gate of time is not called a decay."""
     gate = Gate("sigmoid", weight="w_f", bias="b_f", start=2.0, at_padding=1.0, again=False)
     gates = {"beta": RULES["linear"].gates["beta"], "f": gate}
-    how = {"gates": gates, "step": _forget, "naive": _forget_naive, "chunk": None, "affine": False}
-    monkeypatch.setitem(RULES, "forgetful", replace(RULES["linear"], name="forgetful", **how))
+    rule = replace(RULES["linear"], name="forgetful", gates=gates, chunk=None, affine=False)
+    monkeypatch.setitem(RULES, "forgetful", replace(rule, step=_forget, naive=_forget_naive))
 
 
 @pytest.mark.parametrize(
