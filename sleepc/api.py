@@ -47,6 +47,7 @@ from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.tasks.puzzle import Puzzle
+from sleepc.verify.older import warn_of_far_sinks
 from sleepc.verify.original import Original
 
 if TYPE_CHECKING:
@@ -153,7 +154,12 @@ class Program:
 
     def inspect(self) -> Inspection:
         """What the conversion found and did. If this comes from an artifact, the original is captured again."""
-        return inspect_program(self.captured(silent), self.graphs, self.recipe)
+        return self._inspected(silent)
+
+    def _inspected(self, progress: Progress) -> Inspection:
+        canonical = self.captured(progress)
+        warn_of_far_sinks(self.graphs, canonical, self.recipe)
+        return inspect_program(canonical, self.graphs, self.recipe)
 
     @typed
     def verify(
@@ -655,7 +661,7 @@ def inspect(
     if not isinstance(target, nn.Module) and (Path(target) / MANIFEST).is_file():
         program = load(target)
         _warn_of_template(program.path)
-        return inspect_program(program.captured(progress), program.graphs, program.recipe)
+        return program._inspected(progress)
     checkpoint = None if isinstance(target, nn.Module) else find_model(target, progress)
     module = target if isinstance(target, nn.Module) else _load(checkpoint, progress)
     _warn_of_template(checkpoint.folder if checkpoint is not None else None)

@@ -18,6 +18,7 @@ from torch import nn
 
 import sleepc
 from sleepc.errors import SleepcError, SleepcWarning
+from sleepc.progress import silent
 
 READ = 21  # tokens before the state was saved
 SHAPE: dict[str, Any] = {
@@ -75,3 +76,7 @@ def test_sinks_that_an_older_version_left_too_far_away_are_said(older: Path, tmp
             sleepc.load(place).verify(against=original(older / "mistral"), tokens=list(range(17)) * 4)
         assert caught.value.where == "layer 0"
         assert caught.value.fix == "Convert the model again."
+    program = sleepc.load(older / "mistral")
+    program.captured(silent, original(older / "mistral"))
+    with pytest.warns(SleepcWarning, match=r"made by an older sleepc.* \(layer 0\). Convert the model again"):
+        program.inspect()
