@@ -69,8 +69,7 @@ def layer_output(steps: TrainingSteps, i: int, windows: Sequence[LocalWindow], h
 
     A recurrent sleep's further passes run through other blocks too, and are left out: it writes, and evicts.
     """
-    block = steps.program.layout[i]
-    specs = [replace(s, block=i) for s in steps.program.classes[block.cls].states]
+    specs = [spec for spec in steps.program.all_states() if spec.block == i]
     state, out = first(specs, len(h), steps.device), []
     for window in windows:
         y, changed = steps.wake_block(i, {**window.given, "h": h[:, window.start : window.end]}, state)

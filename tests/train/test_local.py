@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sleepc.backends.eager.backend import load
+from sleepc.recipe import Keep
 from sleepc.train.local import (
     LocalExample,
     Split,
@@ -38,6 +39,7 @@ def tokens(rows: int, length: int, seed: int = 3) -> Tensor:
         ("llama", {}),
         ("gemma2", {"eviction": "hard", "passes": 2}),
         ("gpt2", {"strategy": "insert"}),
+        ("llama", {"keep": Keep(budgets=((0, 3), (2, 1), (3, 0)))}),  # sizes of a block, which its class does not know
         ("gpt-oss", {"strategy": "replace"}),
     ],
 )
