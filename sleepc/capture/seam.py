@@ -7,7 +7,7 @@ graph, where it is evaluated later (passes/front/classify_masks.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,43 +82,31 @@ def mask(
 @contextmanager
 def open_seam(model: nn.Module) -> Iterator[None]:
     """Route the attention of a Hugging Face model through sleepc for the duration, and its experts through products of
-    fixed shape; other modules are left as they are.
+    fixed shape; other modules are left as they are. (The other ways to run experts ask which of them got tokens: their
+    shapes depend on values, and a graph has none of that.)
     """
-    with _attention_seam(model), _experts_seam(model):
+    with _chosen(model, "attn", NAME, _register), _chosen(model, "experts", EXPERTS):
         yield
 
 
-@contextmanager
-def _attention_seam(model: nn.Module) -> Iterator[None]:
-    choose: Any = getattr(model, "set_attn_implementation", None)
-    offered: Any = getattr(model, "_can_set_attn_implementation", None)
-    if choose is None or offered is None or not offered():
-        yield
-        return
+def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
-    before = model.config._attn_implementation  # type: ignore[union-attr]
-    choose(NAME)
-    try:
-        yield
-    finally:
-        choose(before)
 
 
 @contextmanager
-def _experts_seam(model: nn.Module) -> Iterator[None]:
-    """The other ways to run experts ask which of them got tokens: their shapes depend on values, and a graph has none
-    of that.
-    """
-    choose: Any = getattr(model, "set_experts_implementation", None)
-    offered: Any = getattr(model, "_can_set_experts_implementation", None)
+def _chosen(model: nn.Module, kind: str, name: str, register: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """The model with this implementation of a kind, which `register` makes known; itself if it offers no choice."""
+    choose: Any = getattr(model, f"set_{kind}_implementation", None)
+    offered: Any = getattr(model, f"_can_set_{kind}_implementation", None)
     if choose is None or offered is None or not offered():
         yield
         return
-    before = model.config._experts_implementation  # type: ignore[union-attr]
-    choose(EXPERTS)
+    register()
+    before = getattr(model.config, f"_{kind}_implementation")
+    choose(name)
     try:
         yield
     finally:

