@@ -1,6 +1,6 @@
 """How many pairs each KV head should keep: as many as it looks for when the same words come again.
 
-A window of text is read twice in a row, with full attention. The second time, heads that retrieve look back at the
+A text is read twice in a row, with full attention. The second time, heads that retrieve look back at the
 pairs of the first: a pair is worth to its KV head the greatest weight that a query of the second reading gives it
 (as in KVzip, arXiv 2505.23416). Of all pairs of all heads those with the greatest weights get a slot each, as many
 as there are slots for a text of `TEXT` tokens. Which heads these are of is a property of the model more than of the
@@ -30,20 +30,21 @@ from sleepc.train.local import only_block, only_embed
 from sleepc.train.statistics import ATTENTION, weights
 from sleepc.verify.rounding import widened
 
-TEXT = 1536  # tokens of the text whose best pairs get the slots
-LONGEST = 512  # tokens that are read twice in a row, at most
+TEXT = 900  # tokens of the text whose best pairs get the slots
+LENGTH = 1024  # tokens that are read twice in a row, at most
+FEW = 512  # tokens are read by a conversion
 
 
 def measured_budgets(
-    canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress, windows: int = 4
+    canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress, read: int = FEW
 ) -> Budgets:
-    """The slots of every KV head of every layer, for a program at level CANONICAL, from so many windows of `tokens`.
+    """The slots of every KV head of every layer, for a program at level CANONICAL, from so many of `tokens`.
 
-    Raises UsageError if there are fewer tokens than one window has, and two that are read twice.
+    Raises UsageError if there are too few of them.
     """
     assert recipe.keep is not None
     heads = heads_that_keep(canonical, may_keep(recipe.plan(len(canonical.layout))))
-    return measured_worth(canonical, recipe, heads, tokens, progress, windows).budgets(recipe.keep.slots)
+    return measured_worth(canonical, recipe, heads, tokens, progress, read).budgets(recipe.keep.slots)
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ def measured_worth(
     heads: Sequence[int],
     tokens: Sequence[int],
     progress: Progress,
-    windows: int = 4,
+    read: int = FEW,
 ) -> Worth:
     """What is read is the same for any number of slots. `heads`: the KV heads of every layer that share them, 0 for a
     layer whose heads do not.
     """
-    rows = _twice(canonical, recipe, tokens, windows)
+    rows = _twice(canonical, recipe, tokens, read)
     worth = echo(canonical, rows, recipe.sinks, progress)
     found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, heads, strict=True) if n])
     return Worth(found, heads, room(canonical, recipe))
@@ -115,19 +116,18 @@ def room(canonical: ProgramGraphs, recipe: Recipe) -> int:
     return MAX_WINDOW if limit is None else limit - recipe.sinks - 2 * recipe.window
 
 
-def _twice(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], windows: int) -> Tensor:
-    """Texts [n, s + 2L]: the first s tokens, and a window of L twice; less than L where positions or tokens end."""
-    room = LONGEST if canonical.max_positions is None else (canonical.max_positions - recipe.sinks) // 2
-    length = min(recipe.window, LONGEST, room, len(tokens) - recipe.sinks)
+def _twice(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], read: int) -> Tensor:
+    """Texts [n, s + 2N]: the first s tokens, and N others twice; N is less than LENGTH if positions or tokens end."""
+    first, rest = list(tokens[: recipe.sinks]), list(tokens[recipe.sinks :])[:read]
+    room = LENGTH if canonical.max_positions is None else (canonical.max_positions - recipe.sinks) // 2
+    length = min(LENGTH, room, len(rest))
     if length < 2:
         raise UsageError(
             f"{len(tokens)} tokens say nothing about what heads look for",
             where="keep.budgets",
             fix="Give a longer text, or `budgets: equal`.",
         )
-    count = min(max(windows * recipe.window // length, 1), (len(tokens) - recipe.sinks) // length)
-    first, rest = list(tokens[: recipe.sinks]), list(tokens[recipe.sinks :])
-    return torch.tensor([first + 2 * rest[i * length : (i + 1) * length] for i in range(count)])
+    return torch.tensor([first + 2 * rest[at : at + length] for at in range(0, len(rest) - length + 1, length)])
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from sleepc.verify.memory_values import without_memories
 if TYPE_CHECKING:
     from sleepc.train.program import Trainable
 
-WINDOWS = 16  # that are read twice to see what heads look for
+READ = 3072  # tokens, to see what heads look for
 BETWEEN = 6  # windows between a beginning and its return
 TEXTS = 4  # made-up ones, if none are given
 
@@ -90,7 +90,7 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
     apart = _returning(program, tokens)
     learn = tokens[len(apart) :]
     heads = heads_that_keep(canonical, may_keep(program.recipe.plan(len(canonical.layout))))
-    worth = measured_worth(canonical, program.recipe, heads, learn, progress, WINDOWS)
+    worth = measured_worth(canonical, program.recipe, heads, learn, progress, READ)
     every = {
         slots: worth.budgets(slots)
         for slots in sorted({max(keep.slots // 2, 1), keep.slots, 2 * keep.slots})
@@ -103,7 +103,7 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
         slots=keep.slots,
         budgets=every[keep.slots],
         before=budgets(keep, heads),
-        tokens=min(len(learn), WINDOWS * program.graphs.window),
+        tokens=min(len(learn), READ),
         tokens_apart=len(apart),
         recall=shares,
         seconds=time.perf_counter() - started,
@@ -131,7 +131,7 @@ def _with_slots(recipe: Recipe, slots: int, budgets: Budgets) -> Recipe:
 
 def _tokens(program: Trainable, documents: Iterator[Document] | None) -> list[int]:
     """As many tokens of the texts as are needed; random ones if no text is given and the model has no tokenizer."""
-    need = (WINDOWS + BETWEEN + 2) * program.graphs.window + program.recipe.sinks
+    need = READ + (BETWEEN + 2) * program.graphs.window + program.recipe.sinks
     try:
         tokenizer = program.tokenizer()
     except NoTokenizer:

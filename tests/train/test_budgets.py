@@ -13,7 +13,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.plan import budgets
 from sleepc.progress import silent
 from sleepc.recipe import make_recipe
-from sleepc.train.budgets import _limited, _shares, _twice, echo, leave_layers, measured_budgets
+from sleepc.train.budgets import FEW, TEXT, _limited, _shares, _twice, echo, leave_layers, measured_budgets
 from tests.families import VOCAB, WINDOW, family
 
 SINKS = 2
@@ -40,7 +40,7 @@ def test_what_a_pair_is_worth_is_the_greatest_weight_of_the_second_reading() -> 
 
 def test_the_best_pairs_get_the_slots() -> None:
     worth = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.6, 0.2, 0.1, 0.1], [0.0, 0.0, 0.0, 0.05]])
-    assert _shares(worth, 1536, 4).tolist() == [3 * 384, 384, 0]
+    assert _shares(worth, TEXT, 4).tolist() == [3 * TEXT / 4, TEXT / 4, 0]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_too_little_text_is_refused() -> None:
 
 def looks_back(canonical: ProgramGraphs) -> list[float]:
     """The best layers' share of what budgets without a limit give."""
-    rows = _twice(canonical, recipe(), TOKENS, 4)
+    rows = _twice(canonical, recipe(), TOKENS, FEW)
     worth = [each.flatten() for each in echo(canonical, rows, SINKS, silent)]
     length = (rows.shape[1] - SINKS) // 2
-    best = max(6 * 128 * len(rows) * length // 1536, 1)
+    best = max(6 * 128 * len(rows) * length // TEXT, 1)
     least = torch.cat(worth).sort(descending=True).values[best - 1]
     return [float((each >= least).sum()) for each in worth]
 
@@ -96,7 +96,9 @@ TOKENS = torch.randint(0, VOCAB, (200,), generator=torch.Generator().manual_seed
 def test_layers_that_look_back_most_are_left(count: int) -> None:
     canonical = family("llama").canonical
     wanted = looks_back(canonical)
-    found = leave_layers(canonical, make_recipe({"window": WINDOW, "layers": f"auto:{count}"}), TOKENS, silent)
+    found = leave_layers(
+        canonical, make_recipe({"window": WINDOW, "sinks": SINKS, "layers": f"auto:{count}"}), TOKENS, silent
+    )
     best = sorted(sorted(range(3), key=lambda i: -wanted[i])[:count])
     plans = found.plan(3)
     assert [i for i, plan in enumerate(plans) if plan.window is None] == best

@@ -21,7 +21,7 @@ from sleepc.tasks.asking import surprises
 from sleepc.tasks.programs import full_attention
 from sleepc.train.budgets import measured_budgets
 from sleepc.train.planted_text import planted_text
-from sleepc.train.share_slots import BETWEEN, WINDOWS, BudgetsReport, share_slots
+from sleepc.train.share_slots import BETWEEN, READ, BudgetsReport, share_slots
 from sleepc.verify.memory_values import new_parameters, shaken, without_memories
 from tests.cli.models import run_here, save_model
 from tests.families import VOCAB, WINDOW, family
@@ -43,7 +43,7 @@ def quiet(what: str, share: float | None) -> None:
 
 def made_up() -> list[int]:
     """What is read for a model without a tokenizer."""
-    count = (WINDOWS + BETWEEN + 2) * WINDOW + SINKS
+    count = READ + (BETWEEN + 2) * WINDOW + SINKS
     return torch.randint(0, VOCAB, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
@@ -67,7 +67,7 @@ def found(program: Program, before: dict[str, torch.Tensor]) -> BudgetsReport:
 
 def test_slots_are_those_of_a_text_that_recall_is_not_measured_on(program: Program, found: BudgetsReport) -> None:
     recipe = converted(keep={"slots": 3}).recipe
-    wanted = measured_budgets(family("llama").canonical, recipe, made_up()[APART:], quiet, WINDOWS)
+    wanted = measured_budgets(family("llama").canonical, recipe, made_up()[APART:], quiet, READ)
     assert found.budgets == wanted
     assert found.before == ((3, 3), (3, 3), (3, 3))
     assert found.tokens_apart == APART
