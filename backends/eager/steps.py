@@ -19,6 +19,7 @@ from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
 from sleepc.ir.types import DTYPE_NAMES
+from sleepc.passes.rewrite.kept_pairs import slots_of_heads
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 State = dict[str, Tensor]
@@ -81,6 +82,11 @@ class EagerSteps:
     def vocab(self) -> int:
         """V."""
         return self.program.vocab
+
+    @property
+    def budgets(self) -> dict[int, tuple[int, ...]]:
+        """See `Steps.budgets`."""
+        return slots_of_heads(self.program)
 
     def new_state(self, batch: int) -> State:
         """The state of `batch` rows that have read nothing."""

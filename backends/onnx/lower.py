@@ -20,6 +20,7 @@ from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.passes.analysis.sleeps import passes_of, replays, sinks_of
+from sleepc.passes.rewrite.kept_pairs import slots_of_heads
 from sleepc.version import __version__
 
 OPSETS = {"ort": {"": 23, MICROSOFT: 1}, "portable": {"": 18}}
@@ -66,6 +67,7 @@ def write_files(
         sleep_replay=files["sleep_replay"],
         sleep_recurrent=files.get("sleep_recurrent"),
         states=_states(program, wake, asleep),
+        budgets=slots_of_heads(program),
         rules=[],
         report={},
     )

@@ -77,7 +77,7 @@ class GraphFile(Strict):
 class Manifest(Strict):
     """The export as a whole. `sinks` is how many tokens attention keeps forever; `replays` says that a sleep of another
     number of `passes` has a meaning: what is written again is corrected, and no block runs again. `upto`: beyond so
-    many tokens the original would compute with other factors.
+    many tokens the original would compute with other factors. `budgets`: the slots of every KV head, by block.
     """
 
     format: Literal[1] = 1
@@ -99,6 +99,7 @@ class Manifest(Strict):
     sleep_replay: GraphFile
     sleep_recurrent: GraphFile | None
     states: list[State]
+    budgets: dict[int, tuple[int, ...]] = Field(default_factory=dict)
     rules: list[str]
     report: dict[str, Any]
     hashes: dict[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
@@ -139,6 +140,8 @@ class Manifest(Strict):
         states = {s.name: s for s in self.states}
         _require(not self.hashes or set(self.hashes) == set(self.files), "hashes of other files")
         _require(len(states) == len(self.states), "two states have one name")
+        stores = {i: states[f"{i}.kept.token"].dims if f"{i}.kept.token" in states else () for i in self.budgets}
+        _require(all(stores[i] == ("B", sum(budget)) for i, budget in self.budgets.items()), "budgets of other states")
         for name, (dtype, dims) in CLOCKS.items():
             _require(name in states and (states[name].dtype, states[name].dims) == (dtype, dims), f"no clock {name}")
         _require(all(s.dims[:1] == ("B",) and all(isinstance(d, int) for d in s.dims[1:]) for s in self.states), "dims")

@@ -61,6 +61,11 @@ class OnnxSteps:
         """V."""
         return self.manifest.vocab
 
+    @property
+    def budgets(self) -> dict[int, tuple[int, ...]]:
+        """See `Steps.budgets`."""
+        return self.manifest.budgets
+
     # -- the runtime -----------------------------------------------------------------------------
 
     def open(self, graph: GraphFile) -> Any:

@@ -19,6 +19,7 @@ WINDOW_POSITIONS = "window_positions"
 MODEL_POSITIONS = "model_positions"
 MODEL_POSITION = "model_position"
 MOVED = "moved"
+WINDOW_PINNED = "window_pinned"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class BlockSleep:
         after = self._port(MODEL_POSITION, TensorType(torch.int64, ("B",)))
         return self.e.call(aten.sub.Scalar, after, self.length)
 
+    def pinned(self) -> fx.Node:
+        """Which of the tokens since the last sleep [B,L] are to be kept before all others."""
+        return self._port(WINDOW_PINNED, TensorType(torch.bool, ("B", self.window)))
+
+    def gaps(self) -> fx.Node:
+        """Which of them [B,L] attention does not see any more."""
+        return self._port(gaps_name(self.length), TensorType(torch.bool, ("B", self.window)))
+
     def stays(self) -> fx.Node:
         """Which slots of the KV window [B,sinks+W] are not evicted."""
         return self._port(stays_name(self.length), TensorType(torch.bool, ("B", self.sinks + self.length)))
@@ -105,6 +114,11 @@ def kv_length(cls: BlockClass, sinks: int) -> int:
     """The number of slots of the class's KV window apart from the sinks, 0 without one."""
     keys = find_state(cls.states, "kv", "k")
     return int(keys.dims[2]) - sinks if keys else 0
+
+
+def gaps_name(length: int) -> str:
+    """The name of which of a window's tokens were taken out of KV windows of this length."""
+    return f"window_gaps.{length}"
 
 
 def stays_name(length: int) -> str:

@@ -14,7 +14,7 @@ from torch import fx
 from sleepc.ir.graph import Graph
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
-from sleepc.passes.keep.contract import NOTHING, STEP, Score, WindowPairs
+from sleepc.passes.keep.contract import NOTHING, PINNED, STEP, Score, WindowPairs
 from sleepc.passes.keep.drop import Parts, drop
 from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
@@ -59,21 +59,25 @@ def choose(block: BlockSleep, score: Score, turned: Graph | None, most: int) -> 
 
 def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: Score) -> Parts:
     """The S kept pairs of all heads, and then the L of the window of every head, part by part [B,M,..]: k (kept ones as
-    attention sees them, the others before positions), positions as the model counts, scores. What may not be kept has
-    the score NOTHING: sinks, and all in rows that this sleep evicts hard.
+    attention sees them, the others before positions), positions as the model counts, numbers of tokens in their
+    stream, scores. What may not be kept has the score NOTHING: sinks, what is not to be seen any more, and all in rows
+    that this sleep evicts hard.
     """
     k, v, position = block.of_window("k"), block.of_window("v"), block.positions()
     heads = block.kv_heads
-    read, dtype = e.call(aten.ge.Scalar, position, 0), specs["score"].dtype
+    there, dtype = _not(e, block.gaps()), specs["score"].dtype
+    read = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, position, 0), there)
     wide = WindowPairs(e.cast(k, dtype), e.cast(v, dtype), position, read, heads)
     scores = e.mul(e.call(aten.round.default, e.mul(score.emit(e, wide), 1 / STEP)), STEP)
     place = block.model_positions()
-    scores = e.where(e.unsqueeze(e.call(aten.ge.Scalar, place, block.sinks), 1), scores, NOTHING)
-    place = e.call(aten.expand.default, e.unsqueeze(place, 1), [-1, heads, -1])
+    scores = e.where(e.unsqueeze(_not(e, block.pinned()), 1), scores, PINNED)
+    may = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, place, block.sinks), there)
+    scores = e.where(e.unsqueeze(may, 1), scores, NOTHING)
+    place, token = (e.call(aten.expand.default, e.unsqueeze(each, 1), [-1, heads, -1]) for each in (place, position))
     held = {part: block.states[spec.name] for part, spec in specs.items()}
     filled = e.call(aten.ge.Scalar, held["position"], 0)
     held["score"] = e.where(filled, held["score"], NOTHING)
-    window = {"k": k, "v": v, "position": place, "score": scores}
+    window = {"k": k, "v": v, "position": place, "token": token, "score": scores}
     recorded = {f"{RECORD}{s.part}": block.states[s.name] for s in with_role(block.cls.states, "record")}
     among = {}
     for part, spec in specs.items():
@@ -121,3 +125,7 @@ def _renumbered(e: Emit, block: BlockSleep, old: fx.Node, head: fx.Node, most: i
     new = e.where(e.call(aten.ge.Tensor, old, start), e.sub(old, moved), compact)
     moves = e.call(aten.logical_and.default, e.call(aten.gt.Scalar, moved, 0), e.call(aten.ge.Scalar, old, 0))
     return e.where(moves, new, old)
+
+
+def _not(e: Emit, x: fx.Node) -> fx.Node:
+    return e.call(aten.logical_not.default, x)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, fx
 
 from sleepc.passes.lib.emit import Emit
 
 NOTHING = -1e30  # the score of what is not to be kept; numbers near it are as low
+PINNED = torch.finfo(torch.float32).max  # of what a session has pinned (sleepc/runtime/pins.py): all others are less
 # Scores are multiples of this: of pairs that are alike the older one is kept, however their scores were rounded.
 STEP = 2.0**-16
 
@@ -19,7 +21,7 @@ STEP = 2.0**-16
 class WindowPairs:
     """The L pairs of the window in a sleep graph, of every KV head, in float32 or wider: k [B,Hkv,L,d_k] before
     positions, v [B,Hkv,L,d_v]. `position` [B,L]: those of the tokens, which grow as long as pairs are kept, -1 for what
-    was not read; `read` bool [B,L]: what was. `heads` is Hkv.
+    was not read; `read` bool [B,L]: what was, and is still to be seen. `heads` is Hkv.
     """
 
     k: fx.Node
@@ -31,7 +33,7 @@ class WindowPairs:
 
 class Score:
     """Of the pairs that it has, a head keeps those with the greatest scores (docs/keep.md). A pair gets its score when
-    its window ends, and keeps it.
+    its window ends, and keeps it. What a session has pinned has PINNED instead.
     """
 
     name: ClassVar[str]

@@ -41,6 +41,7 @@ from sleepc.passes.rewrite.key_positions import (
     read_extras,
     with_slots,
 )
+from sleepc.passes.rewrite.marks import gap_spec, hide, pinned_spec
 from sleepc.passes.rewrite.turn_keys import bind_turn, turn_graph, turns_add
 from sleepc.passes.rewrite.window_masks import WindowMask
 from sleepc.recipe import Keep
@@ -100,6 +101,10 @@ class BoundAttention(Pass):
                     self._bind_block(program, name, (window, pairs), shared, renumber)
                     rewritten += 1
         program.states = (*CLOCK, OFFSET) if renumber else CLOCK
+        if any(slots):
+            lengths = sorted({mask.window for mask in shared.masks})
+            gaps = (gap_spec(length, self.sinks) for length in lengths)
+            program.states = (*program.states, pinned_spec(self.every), *gaps)
         _wind_clock(program, shared, self.every)
         return max(rewritten, 1)
 
@@ -310,6 +315,18 @@ def _kept(e: Emit, positions: fx.Node, end: fx.Node, mask: WindowMask) -> fx.Nod
     return e.call(aten.logical_or.default, e.call(aten.ge.Tensor, positions, oldest), sink)
 
 
+def _seen(
+    e: Emit, mask: WindowMask, new: tuple[fx.Node, fx.Node, fx.Node], states: dict[str, fx.Node], dtype: torch.dtype
+) -> fx.Node:
+    """The mask of a KV window, but for what was taken out of it; `new`: positions [B,T], that of the first [B], and
+    which are real [B,T].
+    """
+    positions, position, real = new
+    made, gaps = mask.emit(e, positions, position, dtype), states.get(gap_spec(mask.window, mask.sinks).name)
+    least = torch.finfo(dtype).min if mask.slopes else None
+    return made if gaps is None else hide(e, made, gaps, mask.window, (position, real), least)
+
+
 def slots_name(window: int) -> str:
     """The name of the slots in KV windows of this length."""
     return f"slots.{window}"
@@ -321,8 +338,9 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
     ports = embed.ports()
     tokens, old_positions = ports["tokens"], ports["positions"]
     lengths = embed.add_port("input", "lengths", ROW)
-    position, since, slept, *rest = (embed.add_port("state", s.name, s.type()) for s in program.states)
-    offset = rest[0] if rest else None
+    states = {s.name: embed.add_port("state", s.name, s.type()) for s in program.states if s.role in ("clock", "gap")}
+    position, since, slept = (states[s.name] for s in CLOCK)
+    offset = states.get(OFFSET.name)
     first = next(iter(embed.calls()))
     e = Emit(embed, "clock", first)
     steps = e.unsqueeze(e.call(aten.arange.default, e.size(tokens, 1)), 0)
@@ -344,7 +362,7 @@ def _wind_clock(program: ProgramGraphs, shared: Shared, every: int) -> None:
                 kept = _kept(e, positions, e.add(position, lengths), mask)
                 slots = e.where(kept, slots, -1)
             results[slots_name(mask.window)] = slots
-        results[name] = mask.emit(e, positions, position, wide_dtype(program.dtype))
+        results[name] = _seen(e, mask, (positions, position, real), states, wide_dtype(program.dtype))
     results["real"] = real
     if shared.queries:
         results[QUERIES] = e.where(real, e_safe, -1)

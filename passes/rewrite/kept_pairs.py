@@ -14,7 +14,7 @@ from torch import fx
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, ProgramGraphs
-from sleepc.ir.states import StateSpec
+from sleepc.ir.states import StateSpec, find_state
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.analysis.find_sites import Site, find_site
@@ -51,12 +51,14 @@ def check_can_keep(site: Site) -> None:
 
 def kept_specs(site: Site, dtype: torch.dtype) -> tuple[StateSpec, ...]:
     """The states of S slots: k as attention sees it, v, the position of the token as the model counts (-1 in an empty
-    slot), and the score that the pair was kept for. Wake reads them, sleeps write them.
+    slot), the number of the token in its stream (-1), and the score that the pair was kept for. Wake reads the first
+    three, sleeps write them.
     """
     return (
         StateSpec("kept", "k", ("B", SLOTS, site.d_k), dtype, "overwrite"),
         StateSpec("kept", "v", ("B", SLOTS, site.d_v), dtype, "overwrite"),
         StateSpec("kept", "position", ("B", SLOTS), torch.int64, "overwrite", -1),
+        StateSpec("kept", "token", ("B", SLOTS), torch.int64, "overwrite", -1),
         StateSpec("kept", "score", ("B", SLOTS), wide_dtype(dtype), "overwrite"),
     )
 
@@ -77,10 +79,20 @@ def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) ->
             program.layout[i] = Block(cls, {**block.params, HEAD: key})
 
 
+def slots_of_heads(program: ProgramGraphs) -> dict[int, Budget]:
+    """The slots of every KV head of the blocks that keep pairs."""
+    found = {}
+    for i, block in enumerate(program.layout):
+        keys = find_state(program.classes[block.cls].states, "kv", "k")
+        if HEAD in block.params and keys is not None:
+            owners = program.params[block.params[HEAD]].materialise()
+            found[i] = tuple(torch.bincount(owners, minlength=int(keys.dims[1])).tolist())
+    return found
+
+
 def most_slots(program: ProgramGraphs) -> int:
     """The largest number of slots of a KV head."""
-    owners = [program.params[b.params[HEAD]].materialise() for b in program.layout if HEAD in b.params]
-    return max((int(torch.bincount(each).max()) for each in owners), default=0)
+    return max((n for budget in slots_of_heads(program).values() for n in budget), default=0)
 
 
 def head_port(graph: Graph) -> fx.Node:
@@ -95,7 +107,7 @@ def see_kept(graph: Graph, site: Site, specs: tuple[StateSpec, ...], length: int
     """
     e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
     queries = graph.add_port("input", QUERIES, TensorType(torch.int64, ("B", "T")))
-    ports = {s.part: graph.add_port("state", s.name, s.type()) for s in specs if s.part != "score"}
+    ports = {s.part: graph.add_port("state", s.name, s.type()) for s in specs if s.part not in ("token", "score")}
     last = e.unsqueeze(e.call(aten.sub.Scalar, queries, length), 2)
     at = e.unsqueeze(ports["position"], 1)
     seen = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, at, 0), e.call(aten.le.Tensor, at, last))

@@ -13,14 +13,16 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import AtSleep, at_sleep
-from sleepc.ir.states import StateSpec
+from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.consolidation.block_sleep import (
     MODEL_POSITION,
     MODEL_POSITIONS,
     MOVED,
+    WINDOW_PINNED,
     WINDOW_POSITIONS,
     BlockSleep,
+    gaps_name,
     kv_length,
     stays_name,
 )
@@ -79,7 +81,7 @@ class AddSleep(Pass):
     def _clock(self, program: ProgramGraphs, most: int) -> Graph:
         graph = Graph("clock")
         for spec in program.states:
-            if at_sleep(spec.role) not in ("counted", "emptied"):
+            if at_sleep(spec.role) not in ("counted", "emptied", "evicted"):
                 raise SleepcError(f"only blocks hold states of role {spec.role!r}", where=f"state {spec.name}")
         ports = {s.name: graph.add_port("state", s.name, s.type()) for s in program.states}
         position, since, slept = (ports[s.name] for s in CLOCK)
@@ -99,6 +101,7 @@ class AddSleep(Pass):
             results[stays_name(window)] = keep
         restarted = e.call(aten.clamp.default, position, None, self.sinks)
         results |= {name: e.call(aten.zeros_like.default, node) for name, node in ports.items()}
+        results |= _marks(program, e, ports, tokens, results)
         results[POSITION.name] = e.where(hard, restarted, position)
         results[SLEPT.name] = e.call(aten.ones_like.default, slept)
         if OFFSET.name in ports:
@@ -164,3 +167,20 @@ class AddSleep(Pass):
         """As it was at first."""
         zero = e.call(aten.zeros_like.default, state)
         return e.add(zero, spec.initial) if spec.initial else zero
+
+
+def _marks(
+    program: ProgramGraphs, e: Emit, ports: dict[str, fx.Node], tokens: fx.Node, results: dict[str, fx.Node]
+) -> dict[str, fx.Node]:
+    """What sleep graphs may ask of marks (passes/rewrite/marks.py), and gaps after the sleep; `tokens` [B,L] are those
+    of the window.
+    """
+    found: dict[str, fx.Node] = {}
+    for spec in with_role(program.states, "pin"):
+        found[WINDOW_PINNED] = e.call(aten.clone.default, ports[spec.name])
+    for spec in with_role(program.states, "gap"):
+        gaps, length = ports[spec.name], int(spec.part)
+        marked = e.call(aten.gather.default, gaps, 1, results[slots_name(length)])
+        found[gaps_name(length)] = e.call(aten.eq.Tensor, marked, tokens)
+        found[spec.name] = e.where(results[stays_name(length)], gaps, -1)
+    return found

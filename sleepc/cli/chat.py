@@ -30,6 +30,10 @@ HELP = """\
 /undo             take the last turn back, in the model's state too
 /state save FILE  keep the conversation in a file
 /state load FILE  go on with a conversation from a file
+/pin next         keep the message that comes through all sleeps, before it has seen one
+/pin [TURN]       keep what is left of a turn, the last one if none is said, or of the system text (`system`)
+/drop [TURN]      take one out of window and slots: it is not seen any more
+/spans            what is pinned
 /stats            tokens, sleeps, speed, and what memory they take
 /reset            begin again
 /exit             leave (also Ctrl-D)
@@ -105,6 +109,9 @@ class Talk:
         self.commands: dict[str, Callable[[str], None]] = {
             "/undo": self._undo,
             "/state": self._state,
+            "/pin": self._pin,
+            "/drop": lambda rest: self._mark(rest, self.conversation.session.drop),
+            "/spans": self._spans,
             "/stats": self._stats,
             "/reset": self._reset,
             "/help": lambda rest: self.tell(HELP),
@@ -226,6 +233,32 @@ class Talk:
         """Go on with the conversation of a file, and say so."""
         self.conversation.load(path)
         self.tell(f"going on from {path}: {self._length()}")
+
+    def _pin(self, rest: str) -> None:
+        if rest != "next":
+            return self._mark(rest, self.conversation.session.keep)
+        self.conversation.session.spans()  # raises where nothing can be pinned
+        self.conversation.pin_next = True
+        self.tell("the next message will be pinned")
+
+    def _mark(self, rest: str, mark: Callable[[tuple[int, int]], object]) -> None:
+        """Pin or drop the turn of that number, the last one, or the system text."""
+        talk = self.conversation
+        if rest == "system":
+            span = talk.span_of_system()
+        elif not rest or rest.isdecimal():
+            span = talk.span_of(int(rest or len(talk.turns)))
+        else:
+            raise UsageError(f"{rest!r} is no turn", fix="The number of a turn, nothing for the last one, or system.")
+        self.tell(str(mark(span)))
+
+    def _spans(self, rest: str) -> None:
+        spans = [span for span in self.conversation.session.spans() if span.pinned]
+        for span in spans:
+            place = "in the window" if span.place == "window" else f"in {counted(span.pairs, 'slot')}"
+            self.tell(f"tokens {span.start} to {span.stop - 1} are pinned, {place}")
+        if not spans:
+            self.tell("nothing is pinned")
 
     def _reset(self, rest: str) -> None:
         self.conversation.reset()

@@ -10,14 +10,16 @@ from typing import Literal, get_args
 from sleepc.errors import SleepcError
 
 Update = Literal["overwrite", "ring", "accumulate"]
-Role = Literal["clock", "kv", "kept", "record", "loop", "memory", "start", "tail", "count"]
+Role = Literal["clock", "kv", "kept", "pin", "gap", "record", "loop", "memory", "start", "tail", "count"]
 AtSleep = Literal["counted", "evicted", "chosen", "emptied", "consolidated", "left"]
 
 # What a sleep does to the states of each role.
 AT_SLEEP: dict[Role, AtSleep] = {
     "clock": "counted",  # [B] counters of a row: position, since, slept, offset. The clock graph says what they become.
     "kv": "evicted",  # the window of an attention: k, v. Slots that do not stay are zeroed.
-    "kept": "chosen",  # pairs that attention sees in addition: k, v, position, score; record.X is yet to be written
+    "kept": "chosen",  # pairs that attention sees too: k, v, position, token, score; record.X is yet to be written
+    "pin": "emptied",  # pinned bool [B,L]: which of the window's tokens the next sleep keeps before all others
+    "gap": "evicted",  # i64 [B,W], by the window's length: the token in a slot that attention is not to see, -1
     "record": "emptied",  # what the window's tokens write into a memory, by the gate's name; k and v among them
     "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
     "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are if nothing was recorded
@@ -25,7 +27,7 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "tail": "left",  # the last inputs of a causal convolution
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
 }
-PREFIX: dict[Role, str] = {"kept": "kept.", "record": "record.", "start": "start."}
+PREFIX: dict[Role, str] = {"kept": "kept.", "gap": "gap.", "record": "record.", "start": "start."}
 TAKEN = "passes_taken"
 
 # Names of states that are not a rule's tensors, for artifacts of format 1, which has no roles.
@@ -35,6 +37,7 @@ BY_NAME: dict[str, Role] = {
     **dict.fromkeys(("k", "v"), "kv"),
     "tail": "tail",
     TAKEN: "count",
+    "pinned": "pin",
 }
 
 

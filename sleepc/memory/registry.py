@@ -18,7 +18,14 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 PORT = re.compile(r"[a-z]\d+")  # what blocks call the model's own parameters and inputs
 # Ports of blocks in addition to the states that have a role of their own, and what a query is called.
 TAKEN = {"q", "h", "live", "real", "lengths", "record_slots", "positions", "tokens", *BY_NAME}
-TAKEN |= {"query_positions", "window_positions"}  # those of blocks that keep pairs
+TAKEN |= {
+    "query_positions",
+    "window_positions",
+    "model_positions",
+    "model_position",
+    "moved",
+    "window_pinned",
+}  # with keep
 
 
 def register(rule: Rule) -> Rule:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sleepc.errors import UsageError
 from sleepc.runtime.steps import Array, BoolArray, IntArray
+from sleepc.runtime.values import whole
 
 Ids: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer[Any]]
 Mask: TypeAlias = npt.ArrayLike
@@ -83,6 +84,16 @@ def row_mask(rows: Rows, batch: int) -> BoolArray:
     chosen = np.zeros(batch, dtype=np.bool_)
     chosen[row_indices(rows, batch)] = True
     return chosen
+
+
+def one_row(row: int | None, batch: int) -> int:
+    """The index of a row; it may be left out where there is only one. Raises UsageError for one that is not there."""
+    if row is None and batch == 1:
+        return 0
+    if row is None or not 0 <= whole(row, "row") < batch:
+        what = f"there is no row {row}" if row is not None else f"which of the {batch} rows is not said"
+        raise UsageError(what, fix=f"Give row=0 … {batch - 1}.")
+    return whole(row, "row")
 
 
 def row_indices(rows: Rows, batch: int) -> IntArray:

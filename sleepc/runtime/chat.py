@@ -109,6 +109,7 @@ class Conversation:
         self.ends, self.never = tokenizer.ends(template, vocab), tokenizer.holes(vocab)
         self.turns: list[Turn] = []
         self.note = ""
+        self.pin_next = False  # is the next message to be pinned as it is read (Session.feed)?
         self._after_text = False  # has the session read something before the first turn?
         self._told = False
         self._start = session.snapshot()
@@ -141,7 +142,7 @@ class Conversation:
         before = self.session.snapshot()
         answer = _Answer(TextStream(self.tokenizer, manner.stops))
         try:
-            yield from self._read(ids)
+            yield from self._read(ids, pin=self.pin_next)
             yield from self._write(answer, manner)
         except BaseException as stop:
             if not isinstance(stop, GeneratorExit) or not answer.ids:
@@ -152,10 +153,10 @@ class Conversation:
             raise
         self._keep(before, Turn(text, prompt, answer.text, ids + answer.ids, len(answer.ids)))
 
-    def _read(self, ids: list[int]) -> Generator[str]:
+    def _read(self, ids: list[int], *, pin: bool) -> Generator[str]:
         for start in range(0, len(ids), PIECE):
             last = start + PIECE >= len(ids)
-            self.session.feed(ids[start : start + PIECE], logits="last" if last else "none")
+            self.session.feed(ids[start : start + PIECE], logits="last" if last else "none", pin=pin)
             yield ""
 
     def _write(self, answer: _Answer, manner: Manner) -> Generator[str]:
@@ -182,6 +183,7 @@ class Conversation:
     def _keep(self, before: Snapshot, turn: Turn) -> None:
         self._before.append(before)
         self.turns.append(turn)
+        self.pin_next = False
 
     # -- what is new -----------------------------------------------------------------------------
 
@@ -251,6 +253,36 @@ class Conversation:
         ]
         return [*system, *spoken, {"role": "user", "content": text}]
 
+    # -- spans -----------------------------------------------------------------------------------
+
+    def span_of(self, number: int) -> tuple[int, int]:
+        """Where turn `number` (1 is the first) lies in the session's stream. Raises UsageError for one that is not
+        there, or had left when a sleep emptied the window.
+        """
+        if not 1 <= number <= len(self.turns):
+            what = f"there is no turn {number}: {len(self.turns)} so far"
+            raise UsageError(what, fix="Say the number of a turn, or something first.")
+        stop = int(self.session.position[0]) - sum(len(turn.ids) for turn in self.turns[number:])
+        if stop <= 0:
+            raise UsageError(f"turn {number} left when a sleep emptied the window", fix="Say it again.")
+        return max(stop - len(self.turns[number - 1].ids), 0), stop
+
+    def span_of_system(self) -> tuple[int, int]:
+        """Where the template's opening and the system text lie. Raises UsageError where none was read."""
+        if not self.system or not self.turns or self._after_text:
+            raise UsageError("no system text was read", fix="Start with --system, and say something first.")
+        mark = "[user]"
+        while mark in self.system:
+            mark += "_"
+        if self.template is None:
+            before = self.tokenizer.encode(self.system)
+        else:
+            opening = self.template(self._messages([], [], mark)).partition(mark)[0]
+            before = self.tokenizer.encode_turns(opening)
+        start, stop = self.span_of(1)
+        alike = [a == b for a, b in zip(before, self.turns[0].ids, strict=False)]
+        return start, min(start + (alike.index(False) if False in alike else len(alike)), stop)
+
     # -- going back, keeping ---------------------------------------------------------------------
 
     def undo(self) -> Turn:
@@ -290,7 +322,7 @@ class Conversation:
         self._after_text = begun
 
     def _begin(self, turns: list[Turn]) -> None:
-        self.turns, self.note, self._told, self._after_text = turns, "", False, False
+        self.turns, self.note, self._told, self._after_text, self.pin_next = turns, "", False, False, False
         self._before.clear()
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.runtime.arguments import typed
-from sleepc.runtime.batch import Ids, Mask, Packed, Rows, pack, row_indices, row_mask
+from sleepc.runtime.batch import Ids, Mask, Packed, Rows, one_row, pack, row_indices, row_mask
+from sleepc.runtime.pins import Dropped, Kept, Marks, Span, SpanLike, bounds, check_marks
 from sleepc.runtime.sampling import Choosing, Sampling, generators, sample, without
 from sleepc.runtime.state_file import Contents, read_state, write_state
 from sleepc.runtime.steps import (
@@ -112,28 +113,35 @@ class Session:
     # -- reading ---------------------------------------------------------------------------------
 
     @overload
-    def feed(self, ids: Ids, mask: Mask | None = None, logits: Literal["last", "all"] = "last") -> FloatArray: ...
+    def feed(
+        self, ids: Ids, mask: Mask | None = None, logits: Literal["last", "all"] = "last", *, pin: bool = False
+    ) -> FloatArray: ...
 
     @overload
-    def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Literal["none"]) -> None: ...
+    def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Literal["none"], pin: bool = False) -> None: ...
 
     @overload
-    def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Logits) -> FloatArray | None: ...
+    def feed(self, ids: Ids, mask: Mask | None = None, *, logits: Logits, pin: bool = False) -> FloatArray | None: ...
 
-    def feed(self, ids: Ids, mask: Mask | None = None, logits: Logits = "last") -> FloatArray | None:
+    def feed(
+        self, ids: Ids, mask: Mask | None = None, logits: Logits = "last", *, pin: bool = False
+    ) -> FloatArray | None:
         """Read tokens: a list (batch 1), one list per row, or [B, T] with `mask` true at tokens.
 
         Padding may stand anywhere and writes nothing. Every row sleeps at its own L-th token.
         Returns logits [B, V] after each row's last token of this call (0 for a row without one),
         [B, T, V] (0 at padding), or None. After "none" a row has nothing to generate from until
-        it is fed again. Raises UsageError, with nothing changed, for ids that are not tokens of
-        this model or not of this batch.
+        it is fed again. With `pin` all of it is pinned before any of its sleeps (see `keep`).
+        Raises UsageError, with nothing changed, for ids that are not tokens of this model or not of
+        this batch, and for `pin` in a program that keeps no pairs.
         """
+        if pin:
+            check_marks(self.steps.signature())
         if logits not in ("last", "all", "none"):
             raise UsageError(f"logits={logits!r}", fix='ask for "last", "all" or "none"')
         packed = pack(ids, mask, batch=self.batch, vocab=self.steps.vocab)
         with self._changing("feed"):
-            every = self._read(packed, logits)
+            every = self._read(packed, logits, pin=pin)
             self._stats.tokens_read += int(packed.lengths.sum())
         if logits == "last":
             read = packed.lengths > 0
@@ -211,6 +219,33 @@ class Session:
                 self._stats.tokens_generated += int(active.sum())
             active = active & ~np.isin(chosen, stop)
             yield chosen
+
+    # -- pinning ---------------------------------------------------------------------------------
+
+    def spans(self, row: int | None = None) -> list[Span]:
+        """What a row still has of its stream, oldest first; `row` may be left out where there is only one. Raises
+        UsageError for a program that keeps no pairs.
+        """
+        return self._marks(row).spans()
+
+    def keep(self, span: SpanLike, row: int | None = None) -> Kept:
+        """Pin tokens of a row, (first, one behind the last) by their numbers in its stream: every KV head that keeps
+        pairs keeps these before all others, through all sleeps, as far as it has slots and they have not gone. What
+        did not fit is in the answer. Raises UsageError for tokens that were not read, and as `spans`.
+        """
+        marks = self._marks(row)
+        start, stop = bounds(span, marks.read)
+        with self._marking("keep", marks):
+            return marks.keep(start, stop)
+
+    def drop(self, span: SpanLike, row: int | None = None) -> Dropped:
+        """Take tokens of a row out of its window and its slots, at once and for good: attention does not see them any
+        more. Sinks stay, and fast weights keep what they took. Raises as `keep`.
+        """
+        marks = self._marks(row)
+        start, stop = bounds(span, marks.read)
+        with self._marking("drop", marks):
+            return marks.drop(start, stop)
 
     # -- keeping ---------------------------------------------------------------------------------
 
@@ -291,9 +326,16 @@ class Session:
         """Tokens of each row since its last sleep [B], a copy."""
         return self._since.copy()
 
+    @property
+    def position(self) -> IntArray:
+        """The number of each row's next token in its stream [B], a copy: how many it has read, or, since a sleep that
+        emptied its window, how many it has read since then and the sinks.
+        """
+        return self.steps.positions(self._state)
+
     # -- inside ----------------------------------------------------------------------------------
 
-    def _read(self, packed: Packed, want: Logits) -> FloatArray | None:
+    def _read(self, packed: Packed, want: Logits, *, pin: bool = False) -> FloatArray | None:
         """Wake over every row's tokens up to its own next sleep, sleep, and so on to the end."""
         every: FloatArray | None = None
         done, width = np.zeros(self.batch, dtype=np.int64), packed.tokens.shape[1]
@@ -313,8 +355,17 @@ class Session:
                 every = every.astype(out.dtype, copy=False)
                 every[rows, columns[rows, at]] = out[rows, at]
             self._keep_last(out, ending, count)
+            if pin:
+                self._pin_last(count)
             self._sleep_rows(self._since == self.steps.window)
         return every
+
+    def _pin_last(self, count: IntArray) -> None:
+        """Pin the last tokens of each row, before it sleeps."""
+        arrays = self.steps.to_named_arrays(self._state)
+        for row in range(self.batch):
+            Marks(self.steps, arrays, row).pin_window(int(self._since[row] - count[row]))
+        self._state = self.steps.from_named_arrays(arrays)
 
     def _keep_last(self, out: FloatArray | None, ending: BoolArray, count: IntArray) -> None:
         self._known &= count == 0
@@ -369,6 +420,18 @@ class Session:
         if self.on_sleep is not None:
             self.on_sleep(slept.copy())
         return slept
+
+    def _marks(self, row: int | None) -> Marks:
+        self._require_whole()
+        check_marks(self.steps.signature())
+        at = one_row(row, self.batch)
+        return Marks(self.steps, self.steps.to_named_arrays(self._state), at)
+
+    @contextmanager
+    def _marking(self, call: str, marks: Marks) -> Iterator[None]:
+        with self._changing(call):
+            yield
+            self._state = self.steps.from_named_arrays(marks.arrays)
 
     def _copy(self, rows: IntArray) -> Snapshot:
         state = self.steps.select_rows(self._state, rows)

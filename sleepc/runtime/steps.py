@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -30,6 +31,16 @@ and whether any sleep has consolidated it."""
 TAKEN = "passes_taken"
 """i64 [B]: how many passes each row's last sleep took. A state has it if that may differ from row to row."""
 
+PINNED = "pinned"
+"""bool [B, L] of a program that keeps pairs: which tokens of the window the next sleep is to keep before all others."""
+
+GAP = "gap."
+"""Before a length W: i64 [B, sinks + W], by slot of KV windows of that length, a token that is not to be seen; -1."""
+
+KEPT, RECORD = "kept.", "record."
+"""After a block's number: [B, S, ..] of the pairs that it keeps, `token` their numbers in the row's stream, `score` the
+greatest float32 for what is pinned; [B, H, L, ..] of what its memory is to be written with."""
+
 
 class Steps(Protocol):
     """The steps of one loaded program. B rows, T tokens of a call, a vocabulary of V tokens."""
@@ -41,6 +52,10 @@ class Steps(Protocol):
     @property
     def vocab(self) -> int:
         """V: token ids are 0 … V-1."""
+
+    @property
+    def budgets(self) -> Mapping[int, tuple[int, ...]]:
+        """The slots of every KV head, by the number of the block; only of blocks that keep pairs."""
 
     def new_state(self, batch: int) -> State:
         """The state of `batch` rows that have read nothing."""

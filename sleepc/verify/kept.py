@@ -152,7 +152,7 @@ def _window_scores(
     return [(t, score) for t, score, p in each if p >= oracle.recipe.sinks and score > NOTHING / 2]
 
 
-def kept_state(oracle: OracleView, i: int, layer: Layer) -> dict[str, Tensor]:
+def kept_state(oracle: OracleView, i: int, layer: Layer, time: Timeline) -> dict[str, Tensor]:
     """The states of block i's kept pairs, by part: all heads' slots one after the other, each head's empty ones
     first.
     """
@@ -160,7 +160,7 @@ def kept_state(oracle: OracleView, i: int, layer: Layer) -> dict[str, Tensor]:
     assert pairs is not None
     assert k is not None
     assert v is not None
-    found: dict[str, list[Tensor]] = {"k": [], "v": [], "position": [], "score": []}
+    found: dict[str, list[Tensor]] = {"k": [], "v": [], "position": [], "token": [], "score": []}
     for row, heads in enumerate(pairs.tokens):
         parts: dict[str, list[Tensor]] = {name: [] for name in found}
         for head, own in enumerate(_turned_keys(oracle, i, layer, row)):
@@ -168,6 +168,8 @@ def kept_state(oracle: OracleView, i: int, layer: Layer) -> dict[str, Tensor]:
             parts["k"] += [k.new_zeros(empty, k.shape[3]), own.to(k.dtype)]
             parts["v"] += [v.new_zeros(empty, v.shape[3]), v[row, head, held]]
             parts["position"].append(torch.tensor([-1] * empty + pairs.places[row][head], dtype=torch.int64))
+            numbers = time.position[held].tolist()
+            parts["token"].append(torch.tensor([-1] * empty + numbers, dtype=torch.int64))
             parts["score"].append(torch.tensor([0.0] * empty + pairs.scores[row][head], dtype=torch.float64))
         for name, each in parts.items():
             found[name].append(torch.cat(each))

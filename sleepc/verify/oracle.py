@@ -125,7 +125,7 @@ class ReadStream:
                 kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
                 found[name_of("kv", name)] = kept
         if layer.kept is not None:
-            found |= {name_of("kept", n): x for n, x in kept_state(self.oracle, i, layer).items()}
+            found |= {name_of("kept", n): x for n, x in kept_state(self.oracle, i, layer, self.time).items()}
             if layer.made is not None and self.oracle.waits(i):
                 with_v, rule = self.oracle.plans[i].strategy != "parallel", self.oracle.plans[i].rule
                 waiting = slots_hold(rule, layer.made, layer.kept, with_v=with_v)

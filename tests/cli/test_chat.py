@@ -137,6 +137,54 @@ def test_stats_say_what_there_is(talk: Talk) -> None:
     assert f"would be {11 * 3 * 2 * 16 * 4 / 1e3:.1f} kB" in told
 
 
+@pytest.fixture(scope="module")
+def keeping(program: package.Program, tmp_path_factory: pytest.TempPathFactory) -> package.Program:
+    keep = {"slots": 12, "budgets": "equal"}
+    converted = package.convert(program.source.folder, {"window": 8, "sinks": 2, "keep": keep})
+    converted.save(tmp_path_factory.mktemp("keeping") / "artifact")
+    return converted
+
+
+def test_turns_are_pinned_and_dropped(keeping: package.Program, talk: Talk) -> None:
+    assert keeping.path is not None
+    options = ("--max-tokens", 5, "--system", "w9 w8")
+    # The first turn has w55 w9 w8 w58 w56, w1 w2 w3 w58 w57, and five of the answer.
+    lines = ("/pin next", "w1 w2 w3", "/spans", "/drop 1", "/spans", "w4 w5 w6 w7 w8 w9", "/pin", "/spans")
+    answers, told = talk(*lines, options=options, target=keeping.path)
+    assert len(answers) == 2
+    assert "the next message will be pinned" in told
+    assert "tokens 2 to 6 are pinned, in 30 slots" in told  # of three layers with two KV heads
+    assert "tokens 7 to 9 are pinned, in the window" in told
+    assert "15 tokens: 8 went out of the window, and " in told
+    assert "2 are sinks, which stay; fast weights keep what they took of them" in told
+    assert told.index("nothing is pinned") > told.index("15 tokens")
+    assert told.count("are pinned") >= 3  # what is left of the second turn
+    wrong = talk(
+        "/pin", "w1", "/pin 2", "/pin x", "/pin 0", "/drop system", options=("--max-tokens", 5), target=keeping.path
+    )
+    assert wrong[1].count("error: ") == 5
+    assert "there is no turn 2: 1 so far" in wrong[1]
+    assert "'x' is no turn" in wrong[1]
+    assert "no system text was read" in wrong[1]
+    assert talk("/pin next", "/spans")[1].count("this program keeps no pairs") == 2
+
+
+def test_spans_of_turns_are_where_their_tokens_are(keeping: package.Program) -> None:
+    tokenizer = keeping.tokenizer()
+    for system, template in (("w9 w8", tokenizer.template(None, {})), ("", tokenizer.template(None, {})), ("w9", None)):
+        talk = Conversation(keeping.session(), tokenizer, template, system)
+        for text in ("w1 w2", "w3 w4 w5"):
+            list(talk.say(text, Manner(max_tokens=3)))
+        spans = [talk.span_of(1), talk.span_of(2)]
+        assert [talk.ids[slice(*span)] for span in spans] == [turn.ids for turn in talk.turns]
+        if system:
+            opening = tokenizer.encode("w55 w9 w8 w58 w56" if template else system)
+            assert talk.ids[slice(*talk.span_of_system())] == opening
+        talk.undo()
+        with pytest.raises(UsageError, match="no turn 2"):
+            talk.span_of(2)
+
+
 def test_figures_are_those_of_the_original(program: package.Program) -> None:
     assert from_report(program.report, 4) == program.inspect().cache
 

@@ -25,7 +25,13 @@ from sleepc.memory.registry import RULES
 from sleepc.memory.registry import register as register_rule
 from sleepc.memory.rule import State, matrix
 from sleepc.passes.analysis.find_sites import find_site
-from sleepc.passes.consolidation.block_sleep import WINDOW_POSITIONS
+from sleepc.passes.consolidation.block_sleep import (
+    MODEL_POSITION,
+    MODEL_POSITIONS,
+    MOVED,
+    WINDOW_PINNED,
+    WINDOW_POSITIONS,
+)
 from sleepc.passes.keep.contract import NOTHING, Score, WindowPairs
 from sleepc.passes.keep.key import KeyScore
 from sleepc.passes.keep.registry import SCORES, find, register
@@ -202,9 +208,10 @@ def test_bytes_are_flat_and_counted() -> None:
     (kept, _), (plain, _) = convert(keep=UNEQUAL), convert(keep=None)
     site = find_site(family("llama").canonical.classes[kept.layout[0].cls].wake)
     waiting = 8 * (site.d_k + 1)  # what the memory will write: its key, and how strongly
-    slots = sum(map(sum, UNEQUAL["budgets"])) * (8 * (site.d_k + site.d_v) + 8 + 8 + waiting)
+    slots = sum(map(sum, UNEQUAL["budgets"])) * (8 * (site.d_k + site.d_v) + 8 + 8 + 8 + waiting)
     offset = 8  # positions are numbered anew
-    assert kept.state_bytes() == plain.state_bytes() + slots + offset
+    marks = WINDOW + 8 * (SINKS + WINDOW)  # pinned, gaps
+    assert kept.state_bytes() == plain.state_bytes() + slots + offset + marks
     session = Session(load(kept))
     for _ in range(5):
         session.feed([list(range(WINDOW + 1))])
@@ -277,7 +284,7 @@ def test_its_words_are_said() -> None:
     assert "every third pair" in inspect_program(family("llama").canonical, program, recipe).sleep
 
 
-@pytest.mark.parametrize("name", [QUERIES, WINDOW_POSITIONS])
+@pytest.mark.parametrize("name", [QUERIES, WINDOW_POSITIONS, MODEL_POSITIONS, MODEL_POSITION, MOVED, WINDOW_PINNED])
 def test_no_state_of_a_rule_has_the_name_of_a_port(name: str) -> None:
     made = replace(RULES["delta"], name="other", states={name: State(matrix)})
     with pytest.raises(UsageError, match=f"{name}.*is taken"):

@@ -74,6 +74,7 @@ class FakeSteps:
 
     def __init__(self, window: int = 4, vocab: int = 11, dtype: str = "float32", recurs: bool = False) -> None:
         self.window, self.vocab, self.dtype = window, vocab, np.dtype(dtype)
+        self.budgets: dict[int, tuple[int, ...]] = {}
         self.asked: list[Logits] = []  # what each wake was asked for
         self.calls: list[list[int]] = []  # the lengths of each wake
         self.recurs = recurs

@@ -15,6 +15,7 @@ class Recall:
 
     def __init__(self, reach: int, window: int = 8, vocab: int = 61) -> None:
         self.reach, self.window, self.vocab = reach, window, vocab
+        self.budgets: dict[int, tuple[int, ...]] = {}
 
     def signature(self) -> Signature:
         return {**CLOCKS, "held": ("i64", ("B", self.reach))}
