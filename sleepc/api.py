@@ -658,10 +658,17 @@ def inspect(
     target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None = None, *, progress: Progress = silent
 ) -> Inspection:
     """What sleepc sees in a model, or what an artifact holds. For a model, `recipe` says what would be made of it."""
+    return look_at(target, recipe, progress)[0]
+
+
+def look_at(
+    target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None, progress: Progress
+) -> tuple[Inspection, ProgramGraphs, Recipe]:
+    """The same, with the program and its recipe."""
     if not isinstance(target, nn.Module) and (Path(target) / MANIFEST).is_file():
         program = load(target)
         _warn_of_template(program.path)
-        return program._inspected(progress)
+        return program._inspected(progress), program.graphs, program.recipe
     checkpoint = None if isinstance(target, nn.Module) else find_model(target, progress)
     module = target if isinstance(target, nn.Module) else _load(checkpoint, progress)
     _warn_of_template(checkpoint.folder if checkpoint is not None else None)
@@ -669,7 +676,7 @@ def inspect(
         canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
     made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
     graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
-    return inspect_program(canonical, graphs, made)
+    return inspect_program(canonical, graphs, made), graphs, made
 
 
 def fitting_recipe(canonical: ProgramGraphs) -> Recipe:

@@ -9,14 +9,8 @@ from sleepc.cli.display import Display
 from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import facts_of
 from sleepc.errors import UsageError
-from sleepc.hf.load import load_module
-from sleepc.inspection import Inspection, inspect_program
-from sleepc.manifest import MANIFEST
-from sleepc.models import find_model
+from sleepc.inspection import Inspection
 from sleepc.output_place import check_file_place
-from sleepc.passes.analysis.own_windows import leave_own_windows
-from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.runner import run_stages
 
 
 def check_picture_file(path: Path) -> None:
@@ -33,12 +27,5 @@ def _starts_as_svg(path: Path) -> bool:
 
 def make_picture(target: str, display: Display) -> tuple[Inspection, str]:
     """What `inspect` tells of a model or an artifact, and its picture; a model is drawn as the defaults convert it."""
-    if (Path(target) / MANIFEST).is_file():
-        program = api.load(target)
-        seen, graphs, recipe = program.inspect(), program.graphs, program.recipe
-    else:
-        canonical = api.capture(load_module(find_model(target, display)), display)
-        recipe = leave_own_windows(api.fitting_recipe(canonical), canonical)
-        graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
-        seen = inspect_program(canonical, graphs, recipe)
+    seen, graphs, recipe = api.look_at(target, None, display)
     return seen, draw(facts_of(Path(target).resolve().name, seen, graphs, recipe))
