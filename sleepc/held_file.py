@@ -127,7 +127,7 @@ def stays(folder: Path) -> Iterator[Callable[[], bool]]:
 
 
 def load_whole(folder: Path, load: Callable[[Path], Loaded]) -> Loaded:
-    """What `load` makes of a folder; made again where the folder was replaced meanwhile, so that it is all of one.
+    """What `load` makes of a folder; made again if the folder was replaced meanwhile, so that all of it is from one.
 
     Raises what `load` raises of a folder that stays.
     """

@@ -22,7 +22,7 @@ def read_json(path: Path, *, most: int, fix: str) -> Any:
 
 
 def parse_json(data: bytes, *, what: str, where: str, fix: str) -> Any:
-    """What a JSON text says. Raises SleepcError if it is none, nested deeper than anything of ours, or holds texts
+    """What a JSON text says. Raises SleepcError if it is not JSON, nested deeper than anything of ours, or holds texts
     that no file can hold (half of a pair of surrogates).
     """
     try:

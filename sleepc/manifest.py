@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.roles import Role, Update, name_of, role_of_name
 from sleepc.recipe import Recipe
-from sleepc.sealed_json import Kind, Strict, digest, read_sealed
+from sleepc.sealed_json import FileKind, Strict, digest, read_sealed
 from sleepc.whole_folder import moved_away
 
 MANIFEST = "sleepc.json"
@@ -22,7 +22,7 @@ MAX_MANIFEST = 64 << 20
 MAKE = "`sleepc convert MODEL -o OUT` makes one."
 RESTORE = "The artifact is damaged or was edited: convert the model again."
 MAX_BLOCKS = 4096
-KIND = Kind("artifact", FORMAT, MAX_MANIFEST, "convert the model again", RESTORE)
+KIND = FileKind("artifact", FORMAT, MAX_MANIFEST, "convert the model again", RESTORE)
 
 
 def _inside(path: str) -> str:

@@ -35,7 +35,7 @@ class _Options(BaseModel):
     @classmethod
     def _no_truth(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise PydanticCustomError("truth", "true and false are no value of this option")
+            raise PydanticCustomError("truth", "true and false are not values of this option")
         return value
 
 

@@ -24,7 +24,7 @@ Data = TypeVar("Data", bound=Strict)
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """What such a file belongs to (`owner`, for people), the newest format of it that is read, its largest size in
     bytes; how its owner is made again (`again`, after an "or"), and what to do if it is damaged.
     """
@@ -36,7 +36,7 @@ class Kind:
     restore: str
 
 
-def read_sealed(path: Path, kind: Kind, model: type[Data]) -> tuple[Data, str]:
+def read_sealed(path: Path, kind: FileKind, model: type[Data]) -> tuple[Data, str]:
     """What the file says, and the hash of it (`digest`). Raises UsageError if it is newer, SleepcError if damaged."""
     data = read_json(path, most=kind.most, fix=kind.restore)
     version = data.get("format") if isinstance(data, dict) else None

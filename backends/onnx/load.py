@@ -16,7 +16,7 @@ from sleepc.held_file import HeldFile, is_inside, load_whole
 from sleepc.manifest import MANIFEST as ARTIFACT
 from sleepc.manifest import identity_of, read_manifest
 from sleepc.runtime.arguments import typed
-from sleepc.sealed_json import Kind, read_sealed
+from sleepc.sealed_json import FileKind, read_sealed
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.steps import OnnxSteps
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FOLDER = "onnx"  # of an artifact
 MAX_MANIFEST = 16 << 20
 AGAIN = "The export is damaged or was edited: make it again with `sleepc export ARTIFACT --to onnx --force`."
-KIND = Kind("export", FORMAT, MAX_MANIFEST, "export again", AGAIN)
+KIND = FileKind("export", FORMAT, MAX_MANIFEST, "export again", AGAIN)
 
 
 @dataclass

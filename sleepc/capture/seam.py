@@ -57,7 +57,7 @@ def attention(  # noqa: PLR0913 (transformers calls it with these)
     if attention_mask is None:
         raise Refusal("UNKNOWN_MASK", "an attention layer got no mask", where=type(module).__name__)
     if isinstance(scaling, complex):  # the root of a number below zero
-        what = f"an attention layer scales its scores by {scaling}, which is no real number"
+        what = f"an attention layer scales its scores by {scaling}, which is not a real number"
         raise UsageError(what, where=type(module).__name__, fix="Correct the model's configuration.")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     softcap = float(kwargs.get("softcap") or 0.0)

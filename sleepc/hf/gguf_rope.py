@@ -41,7 +41,7 @@ def scaled_positions(file: GgufFile, metadata: dict[str, Any], theta: float, con
         return _longrope(file, short, long, original, said.get("attn_factor"))
     if freqs and any(abs(value - 1) > TOLERANCE for value in freqs):
         if factor != 1.0:
-            raise _refused(file, f"{FREQS} beside {KEY}factor = {factor}")
+            raise _refused(file, f"{FREQS} next to {KEY}factor = {factor}")
         return _llama3(file, freqs, theta)
     if kind == "none" or (kind in ("linear", "yarn") and factor == 1.0):
         return {"rope_type": "default"}

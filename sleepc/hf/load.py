@@ -67,7 +67,7 @@ def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module) 
     loaded = dict(like.named_parameters(remove_duplicate=False))
     seen: dict[int, int] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        # A configuration may say that two are tied where the files have two.
+        # A configuration may say that two are tied although the files have two.
         if name in loaded and seen.setdefault(id(parameter), id(loaded[name])) != id(loaded[name]):
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, nn.Parameter(torch.empty_like(parameter)))
@@ -154,7 +154,7 @@ def _described(folder: Path) -> None:
 def _run_without_values(folder: Path) -> None:
     """Build what the config.json of a folder describes, and run it on fakes: fails if it cannot be built or run."""
     model = _on_meta(_config_in(folder), None, "eager")
-    with open_seam(model):  # experts as a graph has them: which of them get tokens is no matter
+    with open_seam(model):  # experts as a graph has them: which of them get tokens does not matter
         require_run(model)
 
 

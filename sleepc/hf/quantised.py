@@ -33,7 +33,7 @@ def refuse_quantised(config: dict[str, Any], folder: Path) -> None:
 def said_beside(folder: Path) -> str:
     """The names of files in `folder` that are about quantisation, for a message: "" if there are none."""
     names = sorted(path.name for path in folder.glob(BESIDE))
-    return f"; {', '.join(names)} is beside" if names else ""
+    return f"; next to it: {', '.join(names)}" if names else ""
 
 
 def _sayings(config: dict[str, Any], place: str) -> Iterator[tuple[str, Any]]:

@@ -54,7 +54,7 @@ def _type(value: Any, names: Mapping[str, str]) -> TensorType | TupleType | IntT
 
 
 def _size(size: Any, names: Mapping[str, str]) -> dims.Dim:
-    """A size as a polynomial over B and T, or torch's own words for it if it is none."""
+    """A size as a polynomial over B and T, or torch's own words for it if it is not one."""
     if isinstance(size, int):
         return size
     text = re.sub(r"[A-Za-z_][A-Za-z0-9_]*", lambda found: names.get(found[0], found[0]), str(size)).replace(" ", "")

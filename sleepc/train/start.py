@@ -48,7 +48,7 @@ def start_memories(graphs: ProgramGraphs, canonical: ProgramGraphs, tokens: Tens
 
 def new_layers(graphs: ProgramGraphs, seed: int) -> ProgramGraphs:
     """The program with memories that stand by themselves (`replace`, `insert`) as layers of this kind begin in a new
-    model; those that were trained, or are beside attention, stay as they are.
+    model; those that were trained, or are next to attention, are left alone.
 
     A conversion starts them carefully, for a model that has learned something: convolutions pass their input on, so
     that a key is of one token, and output gates are closed. Here taps are uniform in [-1/2, 1/2] and gates normal with

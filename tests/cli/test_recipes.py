@@ -103,7 +103,7 @@ NUMBERS = [name for name, kind in Recipe.model_fields.items() if kind.annotation
 @pytest.mark.parametrize("value", [True, False])
 def test_true_is_no_number(name: str, value: bool, tmp_path: Path) -> None:
     assert {"window", "passes", "sinks", "seed", "settle"} <= set(NUMBERS)
-    with pytest.raises(UsageError, match=f"{name} = {value}: true and false are no value"):
+    with pytest.raises(UsageError, match=f"{name} = {value}: true and false are not values"):
         make_recipe({name: value})
     with pytest.raises(UsageError, match=f"{name} = {value}"):
         read_recipe(write(tmp_path, f"{name}: {str(value).lower()}"))
