@@ -111,7 +111,7 @@ def merge_maps(program: Trainable) -> int:
     if (lost := merge.rounding.share) > MUCH:
         dtype = str(program.graphs.dtype).removeprefix("torch.")
         warnings.warn(
-            f"rounding to {dtype} took {min(lost, 1):.0%} of what the LoRA matrices change. Without "
+            f"rounding to {dtype} lost {min(lost, 1):.0%} of what the LoRA matrices change. Without "
             "--merge they stay separate and exact.",
             SleepcWarning,
             stacklevel=3,

@@ -111,7 +111,7 @@ def test_merging_says_what_rounding_took(
     told = json.loads(said)["merge_lost"]
     assert told == pytest.approx((lost / wanted) ** 0.5, rel=1e-6)
     assert (told > 0.3) == (scale < 1), told
-    assert (f"rounding to bfloat16 took {min(told, 1):.0%} of what the LoRA matrices change" in err) == (scale < 1)
+    assert (f"rounding to bfloat16 lost {min(told, 1):.0%} of what the LoRA matrices change" in err) == (scale < 1)
 
 
 def _is_beside(graphs: Any, low: str, weight: str) -> bool:
