@@ -133,7 +133,7 @@ def _twice(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], read
 @torch.no_grad()
 def echo(canonical: ProgramGraphs, rows: Tensor, sinks: int, progress: Progress) -> list[Tensor]:
     """What each pair of the first reading is worth in the second, [n,Hkv,L] for every layer; rows [n, s + 2L]."""
-    program = widened(canonical, "CANONICAL")
+    program = widened(canonical, "CANONICAL", torch.float32)
     run = find_trainer().runner
     positions = torch.arange(rows.shape[1]).expand(rows.shape).contiguous()
     known = materialise(only_embed(program), "cpu")

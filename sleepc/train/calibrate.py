@@ -262,7 +262,7 @@ def _each_layer(
     progress: Progress,
 ) -> Iterator[tuple[dict[str, Tensor], LayerReport]]:
     """The values that each layer with a memory gets, and its report; a finished one is read from its files."""
-    graphs = widened(program.graphs, "STEP")
+    graphs = widened(program.graphs, "STEP", torch.float32)
     plans = program.recipe.plan(len(graphs.layout))
     wanted = [i for i, plan in enumerate(plans) if _is_written_alone(program, i, plan)]
     done = {i: found for i in wanted if files is not None and (found := files.finished(i)) is not None}
@@ -399,7 +399,7 @@ def _gates(
     goal = targets(s, setting, len(by_port[STRENGTHS.bias.port]))
     extra: dict[str, Tensor] = {}
     if setting.strategy == "replace":
-        canonical = widened(subject.canonical, "CANONICAL")
+        canonical = widened(subject.canonical, "CANONICAL", torch.float32)
         block = canonical.layout[layer.index]
         own = materialise(only_block(canonical, layer.index), "cpu")
         bound = {port: own[key] for port, key in block.params.items()}

@@ -173,7 +173,7 @@ def layers(
     Statistics are made of the layers in `reaches`, over the pieces whose numbers are `counted`. One block's weights
     are read at a time.
     """
-    program = widened(canonical, "CANONICAL")
+    program = widened(canonical, "CANONICAL", torch.float32)
     embed = _runner(program.embed)
     known = materialise(only_embed(program), "cpu")
     values = [embed({**known, "tokens": p[None], "positions": torch.arange(len(p))[None]}) for p in pieces]

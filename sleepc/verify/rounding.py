@@ -1,8 +1,11 @@
-"""Where rounding decides: layers that choose by their numbers, as experts by rank, choose others in half precision."""
+"""Where rounding decides: layers that choose by their numbers, as experts by rank, choose others in half precision, and
+some models make more of what is rounded than others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -18,30 +21,47 @@ from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
 from sleepc.verify.original import Original
+from sleepc.verify.report import Check
 from sleepc.verify.subject import Subject
+
+NEAR = 10  # times a tolerance: what float32 may miss it by, if float64 does not miss its own
+
+
+def explained(program: ProgramGraphs, wrong: Sequence[Check]) -> tuple[torch.dtype, str] | None:
+    """In which dtype what is wrong is to be measured again, and what rounding does in the program's own; None if
+    rounding does not explain it: it is no finite number, or too far off.
+    """
+    if not all(check.value is not None and math.isfinite(check.value) for check in wrong):
+        return None
+    own = str(program.dtype).removeprefix("torch.")
+    if rounding_chooses(program):
+        return torch.float32, f"rounding to {own} makes layers choose otherwise"
+    if program.dtype == torch.float32 and all((c.value or 0) <= NEAR * (c.tolerance or 0) for c in wrong):
+        return torch.float64, f"the model makes more of rounding to {own} than others"
+    return None
 
 
 def rounding_chooses(program: ProgramGraphs) -> bool:
-    """Is the program in half precision, and does a layer make integers or truth values of what it computes, or choose
-    the pairs that it keeps?
+    """Is the program in half precision, and does a layer make integers or truth values of what it computes, or
+    choose the pairs that it keeps?
     """
     classes = program.classes.values()
     return program.dtype.itemsize < 4 and any(_chooses(c.wake) or with_role(c.states, "kept") for c in classes)
 
 
-def in_float32(subject: Subject, *, with_original: bool) -> Subject:
-    """The same program and weights in float32, and a copy of the original, if one can be made and is asked for."""
-    canonical = subject.canonical and widened(subject.canonical, "CANONICAL")
+def in_wider(subject: Subject, dtype: torch.dtype, *, with_original: bool) -> Subject:
+    """The same program and weights in a dtype, and a copy of the original, if one can be made and is asked for."""
+    canonical = subject.canonical and widened(subject.canonical, "CANONICAL", dtype)
     original = subject.original if with_original and isinstance(subject.original, Original) else None
-    copied = original and Original(deepcopy(original.module).float(), original.beyond)
-    return replace(subject, step=widened(subject.step, "STEP"), canonical=canonical, original=copied)
+    copied = original and Original(deepcopy(original.module).to(dtype), original.beyond)
+    return replace(subject, step=widened(subject.step, "STEP", dtype), canonical=canonical, original=copied)
 
 
-def widened(program: ProgramGraphs, level: Any) -> ProgramGraphs:
-    """The program in float32 if it is narrower."""
-    if program.dtype.itemsize >= 4:
+def widened(program: ProgramGraphs, level: Any, dtype: torch.dtype) -> ProgramGraphs:
+    """The program in `dtype` if it is narrower."""
+    if program.dtype.itemsize >= dtype.itemsize:
         return program
-    return run_stages(program, (Stage("retype", level, (Retype(torch.float32),)),))
+    return run_stages(program, (Stage("retype", level, (Retype(dtype),)),))
 
 
 def _chooses(wake: Graph) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from sleepc.verify.invariants import Bench, Logits
 from sleepc.verify.memory_values import is_silent, new_parameters, shaken, with_parameters
 from sleepc.verify.older import refuse_far_sinks
 from sleepc.verify.report import INVARIANTS, Beyond, Check, PerplexityRow, VerifyReport
-from sleepc.verify.rounding import in_float32, rounding_chooses
+from sleepc.verify.rounding import explained, in_wider
 from sleepc.verify.streams import Stream
 from sleepc.verify.subject import Subject
 from sleepc.verify.trained import has_low_rank, with_weights_of
@@ -88,8 +87,8 @@ def verify_program(
     far = Far(subject, inside=not _not_inside(subject), perplexity=how.perplexity)
     _check_sleeps(far, report, how.progress)
     _check_inside(far, report, how.progress)
-    if report.failed & ROUNDED and rounding_chooses(step):
-        _check_in_float32(far, report, how.progress)
+    if report.failed:
+        _check_in_wider(far, report, how.progress)
     if how.perplexity:
         _judge_beyond(far, report, how.accept_quality, how.progress)
     report.checks.sort(key=lambda check: check.invariant)
@@ -130,20 +129,25 @@ def _check_sleeps(far: Far, report: VerifyReport, progress: Progress) -> None:
     _check_far(far, report, progress)
 
 
-def _check_in_float32(far: Far, report: VerifyReport, progress: Progress) -> None:
-    """What failed by finite numbers, which another choice explains, is measured where rounding makes no other choices:
-    ways to compute the same then agree, or the program is wrong.
+def _check_in_wider(far: Far, report: VerifyReport, progress: Progress) -> None:
+    """What rounding may explain is measured where it explains nothing: ways to compute the same then agree, or the
+    program is wrong.
     """
     wrong = [check for check in report.checks if not check.ok]
-    if not all(check.invariant in ROUNDED and math.isfinite(check.value or math.inf) for check in wrong):
+    found = explained(far.subject.step, wrong) if report.failed <= ROUNDED else None
+    if found is None:
         return
-    wide, again = in_float32(far.subject, with_original=2 in report.failed), VerifyReport()
+    dtype, why = found
+    wide, again = in_wider(far.subject, dtype, with_original=2 in report.failed), VerifyReport()
+    try:
+        wide.load(wide.step)
+    except UsageError:  # a backend without that dtype: what was measured stands
+        return
     inside = Far(wide, inside=not _not_inside(wide), perplexity=False)
     _check_sleeps(inside, again, progress)
     _check_inside(inside, again, progress)
     measured = ROUNDED if wide.original is not None else ROUNDED - {2}
-    dtype = str(far.subject.step.dtype).removeprefix("torch.")
-    text = f"in float32: rounding to {dtype} makes layers choose otherwise"
+    text = f"in {str(dtype).removeprefix('torch.')}: {why}"
     report.checks[:] = [
         *(check for check in report.checks if check.invariant not in measured),
         *(replace(check, detail=f"{check.detail}; {text}") for check in again.checks if check.invariant in measured),

@@ -12,6 +12,7 @@ import torch
 
 from sleepc.api import logits_of
 from sleepc.backends.eager.backend import load
+from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
 from sleepc.verify.memory_values import with_parameters
@@ -32,8 +33,8 @@ def other_where(factor: float, *dtypes: torch.dtype) -> Callable[[ProgramGraphs]
     return loaded
 
 
-def verified(name: str, load: Callable[[ProgramGraphs], Steps]) -> VerifyReport:
-    made = family(name, HALF)
+def verified(name: str, load: Callable[[ProgramGraphs], Steps], dtype: torch.dtype = HALF) -> VerifyReport:
+    made = family(name, dtype)
     step, recipe = made.convert()
     tokens = np.random.default_rng(0).integers(0, VOCAB, 60)
     original = logits_of(made.module)
@@ -72,3 +73,29 @@ def test_what_rounding_chooses_is_measured_in_float32() -> None:
 )
 def test_other_faults_of_half_precision_stay_faults(name: str, factor: float, dtypes: tuple[torch.dtype, ...]) -> None:
     assert {2, 4} <= verified(name, other_where(factor, *dtypes)).failed
+
+
+def test_what_float32_misses_by_a_little_is_measured_in_float64() -> None:
+    """A token that is repeated is such a case for some models (MiniMax-M2 with strategy replace)."""
+    slightly = other_where(1 + 3e-5, torch.float32)
+    report = verified("llama", slightly, torch.float32)
+    assert report.ok
+    measured = [check for check in report.checks if "in float64: the model makes more of rounding" in check.detail]
+    assert {check.invariant for check in measured} == {1, 2, 3, 4, 5, 8, 9}
+    assert all(check.tolerance == 1e-9 for check in measured if check.tolerance is not None and check.invariant != 2)
+
+
+def test_a_backend_without_float64_is_judged_by_float32() -> None:
+    wrong = other_where(1 + 3e-5, torch.float32)
+
+    def narrow(program: ProgramGraphs) -> Steps:
+        if program.dtype == torch.float64:
+            raise UsageError("there is no float64")
+        return wrong(program)
+
+    assert 4 in verified("llama", narrow, torch.float32).failed
+
+
+@pytest.mark.parametrize(("factor", "dtypes"), [(1.5, (torch.float32,)), (1 + 3e-5, (torch.float32, torch.float64))])
+def test_other_faults_of_float32_stay_faults(factor: float, dtypes: tuple[torch.dtype, ...]) -> None:
+    assert 4 in verified("llama", other_where(factor, *dtypes), torch.float32).failed
