@@ -17,6 +17,7 @@ from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.keep.registry import find as find_score
+from sleepc.passes.rewrite.kept_pairs import writes_dropped
 from sleepc.recipe import LayerPlan, Recipe
 
 
@@ -96,16 +97,18 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
         cache=cache,
         kv_bytes_per_token=cache.bytes_per_token,
         break_even=cache.break_even(state),
-        sleep=_sleep(recipe, len(blocks)),
+        sleep=_sleep(recipe, converted),
     )
 
 
-def _sleep(recipe: Recipe, blocks: int) -> str:
+def _sleep(recipe: Recipe, converted: ProgramGraphs) -> str:
     """When a row sleeps and what a sleep does, in words."""
-    what = find_consolidation(recipe.consolidation).in_words(recipe, blocks)
+    what = find_consolidation(recipe.consolidation).in_words(recipe, len(converted.layout))
     if recipe.keep is not None:
         slots, score = recipe.keep.slots, find_score(recipe.keep.score)
         what += f"; {slots} pairs for every KV head are kept on average, {score.in_words()}"
+        if any(writes_dropped(cls) for cls in converted.classes.values()):
+            what += ", and memories are written with those that are dropped"
     return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"
 
 

@@ -13,8 +13,8 @@ from torch import fx
 
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import Block, ProgramGraphs
-from sleepc.ir.states import StateSpec, find_state
+from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.analysis.find_sites import Site, find_site
@@ -67,6 +67,11 @@ def slots_spec(record: StateSpec) -> StateSpec:
     """What slots hold of a part of the window's record, for the sleep that drops their pairs."""
     name, (_, _, _, *width) = f"{RECORD}{record.part}", record.dims
     return StateSpec("kept", name, ("B", SLOTS, *width), record.dtype, "overwrite", record.initial)
+
+
+def writes_dropped(cls: BlockClass) -> bool:
+    """Does the memory of such blocks write pairs when slots drop them?"""
+    return any(spec.part.startswith(RECORD) for spec in with_role(cls.states, "kept"))
 
 
 def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) -> None:

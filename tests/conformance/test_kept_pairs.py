@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.eager.backend import load
 from sleepc.cli.picture.facts import facts_of
+from sleepc.cli.picture.sentences import sleep_steps
 from sleepc.errors import UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.graph import is_call
@@ -280,8 +281,12 @@ def test_names_that_collide_are_an_error(name: str, said: str) -> None:
 
 
 def test_its_words_are_said() -> None:
-    program, recipe = convert()
-    assert "every third pair" in inspect_program(family("llama").canonical, program, recipe).sleep
+    program, recipe = convert(keep={"score": "third", "budgets": [[], [2, 1], [3, 0]]})
+    seen = inspect_program(family("llama").canonical, program, recipe)
+    assert "every third pair, and memories are written with those that are dropped" in seen.sleep
+    steps = " ".join(sleep_steps(facts_of("llama", seen, program, recipe)))
+    assert "In block 0 what the window held" in steps
+    assert "In blocks 1–2 what heads do not keep" in steps
 
 
 @pytest.mark.parametrize("name", [QUERIES, WINDOW_POSITIONS, MODEL_POSITIONS, MODEL_POSITION, MOVED, WINDOW_PINNED])

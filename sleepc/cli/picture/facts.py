@@ -13,6 +13,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.program import BlockClass, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.passes.analysis.find_sites import is_windowed
+from sleepc.passes.rewrite.kept_pairs import writes_dropped
 from sleepc.recipe import Recipe
 
 Place = Literal["none", "beside", "after", "instead"]
@@ -29,6 +30,7 @@ class MemoryFacts:
     awake: bool  # written with every token
     replayed: bool  # written by a sleep from what the window held
     again: bool  # written by a sleep that runs the block again
+    drops: bool  # what a sleep writes is what heads do not keep
 
     @property
     def asleep(self) -> bool:
@@ -157,6 +159,7 @@ def _memory(cls: BlockClass, rule: str) -> MemoryFacts:
         awake=bool(names & set(cls.wake.returns)),
         replayed=cls.sleep is not None and any(_writes(cls.sleep, name) for name in names),
         again=cls.again is not None and bool(names & set(cls.again.returns)),
+        drops=writes_dropped(cls),
     )
 
 

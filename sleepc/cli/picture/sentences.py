@@ -10,6 +10,8 @@ from sleepc.diffing import numbers
 from sleepc.passes.consolidation.registry import asleep as sleeps_of
 from sleepc.passes.consolidation.registry import find as find_consolidation
 
+HELD = "what the window held (keys and values)"
+DROPPED = "what heads do not keep (keys and values) of the window and of what they had kept"
 MANY = 5  # runs of blocks that are named one by one
 
 
@@ -33,15 +35,13 @@ def sleep_steps(facts: Facts) -> list[str]:
     count = len(facts.seen.blocks)
     again = find_consolidation(recipe.consolidation).again_in_words(recipe, count, blocks_in_words)
     replays = max(each.replays for each in sleeps_of(recipe, count))
-    asleep = sorted(i for p in parts if p.memory.replayed and not p.memory.awake for i in p.blocks)
+    asleep = [p for p in parts if p.memory.replayed and not p.memory.awake]
     both = sorted(i for p in parts if p.memory.replayed and p.memory.awake for i in p.blocks)
     awake = sorted(i for p in parts if p.memory.awake and not p.memory.replayed for i in p.blocks)
-    if asleep:
-        how = "" if again else " Nothing is computed again."
-        steps.append(
-            f"In {blocks_in_words(asleep)} what the window held (keys and values) is written into the memory: "
-            f"{_passes(replays)}.{how}"
-        )
+    for what, drops in ((HELD, False), (DROPPED, True)):
+        if blocks := sorted(i for p in asleep if p.memory.drops is drops for i in p.blocks):
+            how = "" if again else " Nothing is computed again."
+            steps.append(f"In {blocks_in_words(blocks)} {what} is written into the memory: {_passes(replays)}.{how}")
     if both and replays > 1:
         steps.append(
             f"In {blocks_in_words(both)} every token was written into the memory when it was read; what was written "
