@@ -33,14 +33,7 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
         )
     branches = any(isinstance(cause, VALUES) for cause in causes)
     if branches and asks_for_length(call):
-        return Refusal(
-            "POSITIONS",
-            "what positions mean depends on how long the call is, in the model's own code "
-            f"({place_of(causes[-1])}; rope_type dynamic is such a way), and a stream has no length",
-            where=where,
-            fix="A model with rope_type dynamic scales nothing within the length that it was trained on: for such "
-            "texts, write rope_type default into its config.json.",
-        )
+        return _by_length(place_of(causes[-1]), _rope_types(call.model), where)
     if branches:
         return Refusal(
             "OPERATOR",
@@ -60,6 +53,31 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
     return SleepcError(
         f"torch.export cannot trace the model: {first}", where=where, fix="Run with --debug for the full traceback."
     )
+
+
+def _by_length(place: str, ropes: set[str], where: str) -> Refusal:
+    """The refusal of a model with ropes of these types whose code asks at `place` how long its call is."""
+    fix = "A choice between two sets of factors is read if the code computes both and selects; one by an `if` is not."
+    if not ropes or "dynamic" in ropes:
+        fix = (
+            "A model with rope_type dynamic scales nothing within the length that it was trained on: for such texts, "
+            "write rope_type default into its config.json."
+        )
+    said = f"; rope_type {', '.join(sorted(ropes))}" if ropes else ""
+    return Refusal(
+        "POSITIONS",
+        "what positions mean is decided in Python, by how long the call is, in the model's own code "
+        f"({place}{said}), and a stream has no length",
+        where=where,
+        fix=fix,
+    )
+
+
+def _rope_types(model: nn.Module) -> set[str]:
+    """What the model's configuration says of its positions: one rope, or one for each kind of layer."""
+    ropes = getattr(getattr(model, "config", None), "rope_parameters", None)
+    found = [ropes, *ropes.values()] if isinstance(ropes, dict) else []
+    return {str(rope["rope_type"]) for rope in found if isinstance(rope, dict) and rope.get("rope_type")}
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

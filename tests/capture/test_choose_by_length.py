@@ -140,6 +140,8 @@ def test_what_its_code_branches_on_is_refused_in_a_few_words(kind: str, capfd: p
     with pytest.raises(Refusal, match="how long the call is") as caught:
         sleepc.convert(made, {"window": 8})
     assert caught.value.code == "POSITIONS"
+    assert ("longrope" if kind == "phimoe" else "dynamic") in caught.value.what
+    assert ("rope_type default" in caught.value.fix) == (kind != "phimoe"), "it would be another model"
     assert len(str(caught.value)) < 500
     assert "def forward" not in "".join(capfd.readouterr())
 
