@@ -73,7 +73,7 @@ def _by_length(place: str, ropes: set[str], where: str) -> Refusal:
     )
 
 
-def _rope_types(model: nn.Module) -> set[str]:
+def _rope_types(model: object) -> set[str]:
     """What the model's configuration says of its positions: one rope, or one for each kind of layer."""
     ropes = getattr(getattr(model, "config", None), "rope_parameters", None)
     found = [ropes, *ropes.values()] if isinstance(ropes, dict) else []

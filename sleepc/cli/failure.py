@@ -56,7 +56,10 @@ def _failure(error: BaseException) -> tuple[int, Failure]:
         return 128 + error.signum, Failure("INTERRUPTED", str(error))
     usage = getattr(error, "format_message", None)  # of click's exceptions, which typer keeps to itself
     if usage is not None:
-        return UsageError.exit_code, Failure("USAGE", usage(), fix="`sleepc --help` lists the commands.")
+        context = getattr(error, "ctx", None)  # of the command whose options were read
+        command = f" {context.info_name}" if context is not None and context.parent is not None else ""
+        what = "its options" if command else "the commands"
+        return UsageError.exit_code, Failure("USAGE", usage(), fix=f"`sleepc{command} --help` lists {what}.")
     if isinstance(error, SleepcError):
         code = getattr(error, "code", "USAGE" if isinstance(error, UsageError) else "FAILED")
         return error.exit_code, Failure(code, *error.on_command_line)

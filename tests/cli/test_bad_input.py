@@ -315,3 +315,14 @@ def test_refusals_carry_a_code(model: Path) -> None:
     with pytest.raises(Refusal) as caught:
         package.convert(model)
     assert caught.value.code == "QUANTISED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "help_of"),
+    [(("export", "x"), " export"), (("convert",), " convert"), (("run", "x", "--windw"), " run"), (("nothing",), "")],
+)
+def test_who_misspells_an_option_is_told_whose_options_to_look_up(
+    arguments: tuple[str, ...], help_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = failing(capsys, *arguments)
+    assert (code, f"`sleepc{help_of} --help` lists" in said) == (2, True), said
