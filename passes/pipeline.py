@@ -144,7 +144,7 @@ def _bounded(recipe: Recipe, plans: tuple[LayerPlan, ...]) -> BoundAttention:
         slide=recipe.eviction == "sliding",
         renumber=recipe.last_position == "renumber",
         keep=recipe.keep,
-        keepers=may_keep(plans),
+        keepers=may_keep(plans, recipe.window),
     )
 
 

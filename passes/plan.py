@@ -88,9 +88,12 @@ def rings(plans: tuple[LayerPlan, ...]) -> Rings:
     return tuple((window, tuple(layers)) for window, layers in found.items())
 
 
-def may_keep(plans: tuple[LayerPlan, ...]) -> frozenset[int]:
-    """The layers whose attention loses what leaves its window: those that may keep pairs of it."""
-    return frozenset(i for i, plan in enumerate(plans) if plan.window is not None and plan.strategy != "replace")
+def may_keep(plans: tuple[LayerPlan, ...], every: int) -> frozenset[int]:
+    """The layers whose attention loses what leaves its window: those that may keep pairs of it. A window below `every`,
+    the tokens from sleep to sleep, has lost some of them before a sleep could choose.
+    """
+    kept = (i for i, p in enumerate(plans) if p.window is not None and p.window >= every and p.strategy != "replace")
+    return frozenset(kept)
 
 
 def budgets(keep: Keep | None, heads: Sequence[int]) -> tuple[Budget, ...]:

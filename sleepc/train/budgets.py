@@ -43,7 +43,7 @@ def measured_budgets(
     Raises UsageError if there are too few of them.
     """
     assert recipe.keep is not None
-    heads = heads_that_keep(canonical, may_keep(recipe.plan(len(canonical.layout))))
+    heads = heads_that_keep(canonical, may_keep(recipe.plan(len(canonical.layout)), recipe.window))
     return measured_worth(canonical, recipe, heads, tokens, progress, read).budgets(recipe.keep.slots)
 
 

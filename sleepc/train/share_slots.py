@@ -89,7 +89,7 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
     tokens = _tokens(program, documents)
     apart = _returning(program, tokens)
     learn = tokens[len(apart) :]
-    heads = heads_that_keep(canonical, may_keep(program.recipe.plan(len(canonical.layout))))
+    heads = heads_that_keep(canonical, may_keep(program.recipe.plan(len(canonical.layout)), program.recipe.window))
     worth = measured_worth(canonical, program.recipe, heads, learn, progress, READ)
     every = {
         slots: worth.budgets(slots)

@@ -155,7 +155,7 @@ class Oracle:
         self.site = cache(lambda name: find_site(canonical.classes[name].wake))
         self.turner = cache(lambda name: _Turner(canonical.classes[name].wake))
         sites = [self.site(block.cls) for block in canonical.layout]
-        may = may_keep(self.plans)
+        may = may_keep(self.plans, recipe.window)
         heads = [site.kv_heads if i in may and can_keep(site) else 0 for i, site in enumerate(sites)]
         self.budgets = budgets(recipe.keep, heads)
         self.most = max((n for budget in self.budgets for n in budget), default=0)

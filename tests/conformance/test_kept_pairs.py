@@ -107,6 +107,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gptj", {"keep": {"slots": 2}}),  # its positions are a table: a key that has one cannot be turned on
     ("gpt-oss", {"keep": {"slots": 2}}),  # learned sink logits
     ("smollm3", {"keep": {"slots": 2}}),  # a layer without positions
+    ("llama", {"overrides": [{"layers": "0", "strategy": "leave", "window": 5}]}),  # it has lost tokens before a sleep
 ]
 
 
