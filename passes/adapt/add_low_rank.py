@@ -22,6 +22,12 @@ from sleepc.passes.rewrite.memory import NewParam, add_to_layout
 LOW_A, LOW_B = ".low_a", ".low_b"
 
 
+def low_rank_keys(program: ProgramGraphs) -> dict[str, str]:
+    """Keys of a program's LoRA matrices, B's of all pairs by A's."""
+    ports = ((block.params, port.removesuffix(LOW_A)) for block in program.layout for port in block.params)
+    return {keys[port + LOW_A]: keys[port + LOW_B] for keys, port in ports if port + LOW_A in keys and port in keys}
+
+
 @dataclass(frozen=True)
 class AddLowRank(Pass):
     """W x becomes W x + B A x for every linear map of a block's own weights (arXiv 2106.09685): A [rank, in] random,

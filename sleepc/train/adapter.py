@@ -19,7 +19,7 @@ from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import HeldTensor, is_learned
 from sleepc.json_file import json_text
 from sleepc.manifest import Sha256
-from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, AddLowRank
+from sleepc.passes.adapt.add_low_rank import AddLowRank, low_rank_keys
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.runner import run_stages
@@ -83,14 +83,14 @@ def with_values(graphs: ProgramGraphs, values: Mapping[str, Tensor]) -> ProgramG
 
 def rank_of(graphs: ProgramGraphs) -> int:
     """The rank of a program's LoRA matrices, 0 if it has none."""
-    return max((p.shape[0] for key, p in graphs.params.items() if p.new and key.endswith(LOW_A)), default=0)
+    return max((graphs.params[key].shape[0] for key in low_rank_keys(graphs)), default=0)
 
 
 def with_rank(graphs: ProgramGraphs, rank: int) -> ProgramGraphs:
     """The program with LoRA matrices of this rank (0: none). Those of another rank go, with what they learned."""
     if rank_of(graphs) == rank:
         return graphs
-    maps = {key: param for key, param in graphs.params.items() if param.new and key.endswith(LOW_B)}
+    maps = {key: graphs.params[key] for key in low_rank_keys(graphs).values()}
     silent = {key: torch.zeros(param.shape, dtype=param.dtype) for key, param in maps.items()}
     graphs = _run(with_values(graphs, silent), MergeLowRank())
     return _run(graphs, AddLowRank(rank, 0)) if rank else graphs

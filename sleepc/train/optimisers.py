@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.adapt.add_low_rank import low_rank_keys
 from sleepc.train.parameters import matrix_keys
 from sleepc.train.settings import Settings
 
@@ -33,8 +34,8 @@ def _groups(program: ProgramGraphs, masters: Mapping[str, Tensor], settings: Set
     """Parameters by learning rate: the memories', LoRA matrices', the source's."""
     rates = {"memory": settings.lr, "low": settings.low_rank_lr, "source": settings.weights_lr}
     groups: dict[str, list[Tensor]] = {}
+    low = {*(pairs := low_rank_keys(program)), *pairs.values()}
     for key, master in masters.items():
-        new = program.params[key].new
-        kind = "low" if key.endswith((".low_a", ".low_b")) else "memory" if new else "source"
+        kind = "low" if key in low else "memory" if program.params[key].new else "source"
         groups.setdefault(kind, []).append(master)
     return [{"params": params, "lr": rates[kind], "full": rates[kind]} for kind, params in groups.items()]

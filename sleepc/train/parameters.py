@@ -8,6 +8,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor, Param, is_learned
+from sleepc.passes.adapt.add_low_rank import low_rank_keys
 from sleepc.train.settings import What
 
 
@@ -40,7 +41,9 @@ def linear_keys(program: ProgramGraphs) -> set[str]:
         for port, node in graph.ports("param").items():
             only = all(is_call(user, aten.linear.default) and user.args[0] is not node for user in node.users)
             (linear if only else other).add(names[port])
-    return {key for key in linear - other if not _is_memory(program.params[key], key)}
+    low = low_rank_keys(program)
+    memories = {key for key, param in program.params.items() if param.new} - {*low, *low.values()}
+    return linear - other - memories
 
 
 def matrix_keys(program: ProgramGraphs, keys: Iterable[str]) -> set[str]:
@@ -53,10 +56,6 @@ def matrix_keys(program: ProgramGraphs, keys: Iterable[str]) -> set[str]:
         for key, ties in tied_keys(program, keys).items()
         if linear.issuperset(ties) and len(program.params[key].shape) == 2
     }
-
-
-def _is_memory(param: Param, key: str) -> bool:
-    return param.new and not key.endswith((".low_a", ".low_b"))
 
 
 def _place(param: Param) -> object:

@@ -13,15 +13,17 @@ from torch import nn
 from sleepc import api, artifact
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
-from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.manifest import Source
-from sleepc.passes.adapt.add_low_rank import LOW_B, AddLowRank
+from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, AddLowRank, low_rank_keys
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.runner import run_stages
 from sleepc.runtime.session import Session
-from sleepc.train.adapter import with_values
+from sleepc.train.adapter import rank_of, with_values
+from sleepc.train.optimisers import make_optimisers
+from sleepc.train.settings import Settings
 from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, family
 from tests.same import assert_same_logits, assert_same_program
@@ -94,6 +96,25 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert_same_logits(logits(loaded), logits(low))
     merged = apply(loaded, MergeLowRank())
     assert np.abs(logits(merged) - logits(low)).max() < 1e-9
+
+
+def test_matrices_are_known_by_their_weight_and_not_by_a_name() -> None:
+    """A parameter of the model's own may be called as they are."""
+    step = family("llama").convert()[0].clone()
+    first = step.layout[0]
+    old = next(key for key in first.params.values() if not step.params[key].new)
+    key = old + LOW_A
+    step.params[key] = step.params.pop(old)
+    step.layout[0] = Block(first.cls, {port: key if own == old else own for port, own in first.params.items()})
+    assert not low_rank_keys(step)
+    assert rank_of(step) == 0
+    low = apply(step, AddLowRank(2, 0))
+    assert set(low_rank_keys(low).values()) == {each for each in low.params if each.endswith(LOW_B)}
+    assert rank_of(low) == 2
+    masters = {each: low.params[each].materialise() for each in (key, *low_rank_keys(low))}
+    groups = make_optimisers(low, masters, Settings(low_rank_lr=0.5))[0].param_groups
+    of_maps = [group["params"] for group in groups if group["full"] == 0.5]
+    assert [len(each) for each in of_maps] == [len(masters) - 1], "the model's own learns as weights do"
 
 
 def test_seed_and_block_decide_the_values() -> None:
