@@ -19,6 +19,7 @@ from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.lib.classes import chosen_classes, embed_port, type_of
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.key_positions import is_held, unheld
+from sleepc.passes.rewrite.window_masks import is_mask
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class AddLoop(Pass):
                 _replace(states[spec.name], e.call(aten.slice.Tensor, states[spec.name], 2, 0, self.sinks))
         for port, node in graph.ports("input").items():
             type_: TensorType = node.meta["type"]
-            if port.startswith("mask."):
+            if is_mask(port):
                 node.meta["type"] = replace(type_, dims=(*type_.dims[:3], f"T+{self.sinks}" if self.sinks else "T"))
             elif is_held(port):
                 node.meta["type"] = replace(type_, dims=_put(type_.dims, _slots_dim(program, port), self.sinks))
@@ -126,7 +127,7 @@ class AddLoop(Pass):
         results = graph.results()
         late = Emit(graph, "loop")
         for name in sorted(read):
-            if name.startswith("mask."):
+            if is_mask(name):
                 results[name] = self._confined(late, results[name])
             elif is_held(name):
                 results[name] = late.call(aten.slice.Tensor, results[name], _slots_dim(program, name), 0, self.sinks)

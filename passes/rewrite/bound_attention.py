@@ -43,7 +43,7 @@ from sleepc.passes.rewrite.key_positions import (
 )
 from sleepc.passes.rewrite.marks import gap_spec, hide, pinned_spec
 from sleepc.passes.rewrite.turn_keys import bind_turn, turn_graph, turns_add
-from sleepc.passes.rewrite.window_masks import WindowMask
+from sleepc.passes.rewrite.window_masks import WindowMask, mask_name
 from sleepc.recipe import Keep
 
 POSITION = StateSpec("clock", "position", ("B",), torch.int64, "accumulate")
@@ -286,7 +286,7 @@ class Shared:
 
     def mask(self, seen: WindowMask) -> str:
         """The name of a mask."""
-        return self.masks.setdefault(seen, f"mask.{len(self.masks)}")
+        return self.masks.setdefault(seen, mask_name(len(self.masks)))
 
     def held(self, places: KeyPositions, extra: str) -> str:
         """The name of what is made, like `extra`, of the positions of keys."""

@@ -14,6 +14,7 @@ from torch import fx
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.roles import PREFIX
 from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
@@ -24,7 +25,7 @@ from sleepc.passes.plan import Budget
 QUERIES = "query_positions"  # what embed hands on: positions [B,T] of the new tokens as the model counts, -1 at padding
 HEAD = "keep.head"
 SLOTS = "S"
-RECORD = "record."  # begins the parts that a memory will write of a pair once it is dropped
+RECORD = PREFIX["record"]  # begins the parts that a memory will write of a pair once it is dropped
 
 
 def can_keep(site: Site) -> bool:
@@ -82,6 +83,11 @@ def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) ->
             owners = torch.repeat_interleave(torch.arange(len(budgets[i])), torch.tensor(budgets[i]))
             program.params[key] = HeldTensor(owners, new=True)
             program.layout[i] = Block(cls, {**block.params, HEAD: key})
+
+
+def budget_keys(program: ProgramGraphs) -> set[str]:
+    """Keys of the constants that say whose slots are whose."""
+    return {block.params[HEAD] for block in program.layout if HEAD in block.params}
 
 
 def slots_of_heads(program: ProgramGraphs) -> dict[int, Budget]:

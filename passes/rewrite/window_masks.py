@@ -13,6 +13,18 @@ from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.lib.emit import Emit
 
+MASK = "mask."
+
+
+def mask_name(number: int) -> str:
+    """The name of what embed hands on to layers that see alike."""
+    return f"{MASK}{number}"
+
+
+def is_mask(name: str) -> bool:
+    """Is it one of these?"""
+    return name.startswith(MASK)
+
 
 @dataclass(frozen=True)
 class WindowMask:

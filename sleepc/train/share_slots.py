@@ -22,7 +22,7 @@ from sleepc.hf.tokenizer import NoTokenizer
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.plan import budgets, may_keep
-from sleepc.passes.rewrite.kept_pairs import HEAD, heads_that_keep
+from sleepc.passes.rewrite.kept_pairs import budget_keys, heads_that_keep
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress
 from sleepc.recipe import Budgets, Recipe
@@ -44,7 +44,7 @@ TEXTS = 4  # made-up ones, if none are given
 
 class Recall(BaseModel):
     """What is remembered with `slots`, and what that takes: `share` of what full attention gains (1: all of it; None
-    where it gains nothing), state bytes of a sequence.
+    if it gains nothing), state bytes of a sequence.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -116,8 +116,9 @@ def converted_anew(program: Trainable, canonical: ProgramGraphs, recipe: Recipe)
     """The program as this recipe wants it, which differs from its own in what is kept, with all values that it has."""
     graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
     graphs = with_rank(graphs, rank_of(program.graphs))
-    known = {key: param for key, param in program.graphs.params.items() if not key.endswith(HEAD)}
-    return replace(graphs, params={key: known.get(key, param) for key, param in graphs.params.items()})
+    new, known = budget_keys(graphs), program.graphs.params
+    params = {key: param if key in new else known.get(key, param) for key, param in graphs.params.items()}
+    return replace(graphs, params=params)
 
 
 def _with_slots(recipe: Recipe, slots: int, budgets: Budgets) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sleepc.ir.roles import name_of
 from sleepc.memory.registry import find
 from sleepc.passes.consolidation.contract import Pairs
 from sleepc.verify.reference import Written
@@ -52,5 +53,5 @@ def slots_hold(rule: str, made: Written, pairs: Pairs, *, with_v: bool) -> dict[
                 parts.append(values.new_full((slots - len(tokens), *values.shape[3:]), nothing))
                 parts.append(values[row, head, tokens])
             rows.append(torch.cat(parts))
-        found[f"record.{name}"] = torch.stack(rows)
+        found[name_of("record", name)] = torch.stack(rows)
     return found
