@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from sleepc.backends.eager.backend import load
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.registry import RULES
@@ -27,6 +26,7 @@ from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.streams import state_of
 from sleepc.verify.verify import make_streams
+from tests.conformance.backends import load
 from tests.families import VOCAB, WINDOW, family
 
 LONG = 2 * 64 + 5  # more than the positions that the models have

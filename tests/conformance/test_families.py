@@ -12,7 +12,6 @@ from torch import Tensor
 
 import sleepc
 from sleepc.api import logits_of
-from sleepc.backends.eager.backend import load as load_eager
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.interp import Runner
@@ -24,6 +23,7 @@ from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
+from tests.conformance.backends import load
 from tests.families import MODELS, OTHERS, RECURRENT, VOCAB, WINDOW, family, make_module
 from tests.same import assert_same_logits, assert_same_program
 
@@ -72,7 +72,7 @@ def test_family(name: str, tmp_path: Path) -> None:
 
     # exact inside the window, whatever the memories' parameters are
     shaken_program = shaken(program.graphs)
-    steps = load_eager(shaken_program)
+    steps = load(shaken_program)
     stream = Stream(rng.integers(0, VOCAB, WINDOW), (WINDOW,))
     assert invariants.inside(steps, stream, original) <= AGAINST_ORIGINAL
 
@@ -88,7 +88,7 @@ def test_family(name: str, tmp_path: Path) -> None:
     loaded = sleepc.load(program.save(tmp_path / "artifact"))
     ids = stream.tokens.tolist() * 2
     assert_same_program(loaded.graphs, program.graphs)
-    assert_same_logits(loaded.session().feed(ids), Session(load_eager(program.graphs)).feed(ids))
+    assert_same_logits(loaded.session().feed(ids), Session(load(program.graphs)).feed(ids))
 
 
 @pytest.mark.parametrize(("name", "tied"), [("opt", False), ("bloom", False), ("gpt-neox", True)])
@@ -99,7 +99,7 @@ def test_the_other_way_to_tie_weights(name: str, tied: bool) -> None:
     original = logits_of(module)
     program = sleepc.convert(module, {"window": WINDOW, "sinks": 2})
     stream = Stream(np.random.default_rng(3).integers(0, VOCAB, WINDOW), (WINDOW,))
-    assert invariants.inside(load_eager(shaken(program.graphs)), stream, original) <= AGAINST_ORIGINAL
+    assert invariants.inside(load(shaken(program.graphs)), stream, original) <= AGAINST_ORIGINAL
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.ir.parameters import materialise
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
+from tests.conformance.backends import TRAINER
 from tests.families import VOCAB, WINDOW, family
 
 LENGTH = 2 * WINDOW + 5
@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any
     values = {k: v for k, v in materialise(program, "cpu").items() if k not in constants}
     parameters = {k: v.detach().clone().requires_grad_() for k, v in values.items()}
 
-    steps = EAGER.steps_on(program, {**constants, **parameters}, train=True)
+    steps = TRAINER.steps_on(program, {**constants, **parameters}, train=True)
     state, out = steps.new_state(1), []
     for start in range(0, LENGTH, WINDOW):
         piece = tokens[:, start : start + WINDOW]
@@ -70,7 +70,7 @@ def test_gradients_reach_the_models_own_weights_and_the_state() -> None:
     program = shaken(step)
     parameters = {k: v.detach().clone() for k, v in materialise(program, "cpu").items()}
     floating = {k: v.requires_grad_() for k, v in parameters.items() if ".memory." not in k and "inv_freq" not in k}
-    steps = EAGER.steps_on(program, parameters, train=True)
+    steps = TRAINER.steps_on(program, parameters, train=True)
     state = steps.new_state(1)
     tokens = torch.randint(0, VOCAB, (1, WINDOW))
     _, state = steps.wake_tensors(state, tokens, torch.tensor([WINDOW]), "none")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx
 
 from sleepc.artifact import About, load_artifact, save_artifact
-from sleepc.backends.eager.backend import load
 from sleepc.cli.picture.facts import facts_of
 from sleepc.cli.picture.sentences import sleep_steps
 from sleepc.errors import UsageError
@@ -50,7 +49,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.rounding import rounding_chooses
 from sleepc.verify.streams import Stream, state_of
 from sleepc.verify.verify import make_streams
-from tests.conformance.backends import EXPORTS, runs
+from tests.conformance.backends import EXPORTS, load, runs
 from tests.conformance.test_invariants import hold_invariants
 from tests.families import VOCAB, WINDOW, family
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sleepc import api
-from sleepc.backends.eager.backend import load
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
@@ -23,6 +22,7 @@ from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.verify import make_streams
+from tests.conformance.backends import load
 from tests.families import VOCAB, WINDOW, family
 
 RECURRENT: dict[str, Any] = {"consolidation": "recurrent", "passes": 2}

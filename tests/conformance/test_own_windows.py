@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from sleepc.api import capture, logits_of
-from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.masks import Mask
@@ -31,6 +30,7 @@ from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
+from tests.conformance.backends import load
 from tests.families import OTHERS, SMALL, SPECIAL, VOCAB, WINDOW, Family, family, make_module
 
 OWN = 13  # more than the recipe's window, and less than four times as much

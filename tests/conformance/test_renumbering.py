@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sleepc.api import capture
+from sleepc.backends.table import DEFAULT
 from sleepc.errors import UsageError
 from sleepc.inspection import first_emptied
 from sleepc.runtime.session import Session
@@ -20,7 +21,7 @@ from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.streams import Stream
-from tests.conformance.backends import SUBJECTS, runs
+from tests.conformance.backends import SUBJECTS, load, runs
 from tests.families import OTHERS, SMALL, SPECIAL, VOCAB, WINDOW, Family, family, make_module
 
 LIMIT = 24  # positions: a window of 8, 2 sinks, and 8 new tokens fit, the fourth window does not
@@ -52,7 +53,7 @@ def test_it_is_the_model_with_more_positions(name: str) -> None:
 
     def logits(found: Family, **options: Any) -> Any:
         step, _ = found.convert(sinks=0, **options)
-        return Session(SUBJECTS["eager"].load(shaken(step))).feed(tokens, logits="all")
+        return Session(load(shaken(step))).feed(tokens, logits="all")
 
     wanted = logits(Family(longer, capture(longer)))
     scale = np.abs(wanted).max()
@@ -85,8 +86,8 @@ def bench(backend: str, name: str, options: dict[str, Any]) -> Bench:
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_invariants_hold_past_the_last_position(name: str, options: dict[str, Any]) -> None:
-    made = bench("eager", name, options)
-    tolerance = SUBJECTS["eager"].tolerance
+    made = bench(DEFAULT, name, options)
+    tolerance = SUBJECTS[DEFAULT].tolerance
     assert invariants.chunking(made) <= tolerance
     assert invariants.definition(made) <= tolerance
     assert invariants.padding(made) <= tolerance
@@ -106,7 +107,7 @@ def test_rotations_in_float32_of_a_model_in_bfloat16(options: dict[str, Any]) ->
     tokens = np.random.default_rng(9).integers(0, VOCAB, 4 * WINDOW)
     with torch.no_grad():
         wanted = Oracle(canonical, recipe, parameters_of(canonical, step))(torch.from_numpy(tokens)[None]).logits()[0]
-    found = torch.from_numpy(Session(SUBJECTS["eager"].load(step)).feed(tokens, logits="all")[0])
+    found = torch.from_numpy(Session(load(step)).feed(tokens, logits="all")[0])
     assert (found - wanted).abs().max() <= 0.05 * wanted.abs().max()
 
 
@@ -122,7 +123,7 @@ def test_invariants_hold_in_onnx_runtime(backend: str) -> None:
 def test_emptied_windows_are_counted(options: dict[str, Any], wanted: list[int]) -> None:
     """And where the first one comes is said before: 24 positions, 8 tokens from sleep to sleep, 2 sinks."""
     step, recipe = subject("phi3").convert(**options)
-    session, emptied = Session(SUBJECTS["eager"].load(step)), []
+    session, emptied = Session(load(step)), []
     for read in range(1, 3 * WINDOW + 1):
         before = session.stats.emptied
         session.feed([read % VOCAB], logits="none")

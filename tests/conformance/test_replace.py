@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from sleepc.api import logits_of
-from sleepc.backends.eager.backend import BACKEND as EAGER
-from sleepc.backends.eager.backend import load
 from sleepc.ir.parameters import materialise
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
@@ -18,6 +16,7 @@ from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.verify import make_streams
+from tests.conformance.backends import TRAINER, load
 from tests.families import VOCAB, WINDOW, family
 
 
@@ -74,7 +73,7 @@ def test_the_gate_learns_first() -> None:
     step, _ = family("llama").convert(strategy="replace")
     parameters = {k: v.detach().clone() for k, v in materialise(step, "cpu").items()}
     gate = parameters["blocks.1.memory.w_g"].requires_grad_()
-    steps = EAGER.steps_on(step, parameters, train=True)
+    steps = TRAINER.steps_on(step, parameters, train=True)
     logits, _ = steps.wake_tensors(steps.new_state(1), torch.arange(WINDOW)[None], torch.tensor([WINDOW]), "all")
     assert logits is not None
     (found,) = torch.autograd.grad(logits.square().sum(), [gate])

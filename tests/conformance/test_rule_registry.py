@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import BACKEND as EAGER
-from sleepc.backends.eager.backend import load
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.registry import RULES, register
@@ -22,6 +20,7 @@ from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.verify import make_streams
+from tests.conformance.backends import TRAINER, load
 from tests.families import VOCAB, WINDOW, family
 
 MOMENTUM = 0.5
@@ -84,7 +83,7 @@ def test_gradients_flow_through_both(rule: Rule) -> None:
     program = convert()
     parameters = {k: v.detach().clone() for k, v in materialise(program, "cpu").items()}
     keys = parameters["blocks.0.memory.m_k"].requires_grad_()
-    steps = EAGER.steps_on(program, parameters, train=True)
+    steps = TRAINER.steps_on(program, parameters, train=True)
     state = steps.new_state(1)
     _, state = steps.wake_tensors(state, torch.arange(WINDOW)[None], torch.tensor([WINDOW]), "none")
     state = steps.sleep_tensors(state)

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 import sleepc
-from sleepc.backends.eager.backend import BACKEND as EAGER
-from sleepc.backends.eager.backend import load
 from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.ir.compare import max_error
 from sleepc.ir.parameters import materialise
@@ -36,7 +34,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.streams import gap, state_of
 from sleepc.verify.verify import make_streams
 from tests.cli.models import save_model
-from tests.conformance.backends import runs
+from tests.conformance.backends import TRAINER, load, runs
 from tests.families import VOCAB, WINDOW, family
 
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 2 * WINDOW + 3)
@@ -118,7 +116,7 @@ def test_a_step_of_training_moves_its_gates(name: str) -> None:
     tokens = torch.from_numpy(TOKENS)[None]
 
     def loss() -> Tensor:
-        steps = EAGER.steps_on(program, values, train=True)
+        steps = TRAINER.steps_on(program, values, train=True)
         state = steps.new_state(1)
         for window in (tokens[:, :WINDOW], tokens[:, WINDOW : 2 * WINDOW]):
             logits, state = steps.wake_tensors(state, window, torch.tensor([WINDOW]), "all")
