@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.functions import attach
-from sleepc.backends.onnx.manifest import GraphFile, Kept, Manifest, State, Tensor
+from sleepc.backends.onnx.manifest import GraphFile, Manifest, State, Tensor, Unchanged
 from sleepc.backends.onnx.skips import join_skips
 from sleepc.backends.onnx.sleep import sleep_graph
 from sleepc.backends.onnx.views import keep_in_place
@@ -81,7 +81,7 @@ def _states(program: ProgramGraphs, wake: StepGraph, asleep: StepGraph) -> list[
             dtype=DTYPE_NAMES[s.dtype],
             dims=s.dims,
             wake=wake.changes[s.name],
-            sleep=asleep.changes.get(s.name, Kept()),
+            sleep=asleep.changes.get(s.name, Unchanged()),
             initial=s.initial,
         )
         for s in program.all_states()

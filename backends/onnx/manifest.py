@@ -20,7 +20,7 @@ Dim = Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(pattern=r"^
 Dims = Annotated[tuple[Dim, ...], Field(max_length=8)]
 
 
-class Kept(Strict):
+class Unchanged(Strict):
     """A step leaves the state as it is."""
 
     kind: Literal["kept"] = "kept"
@@ -44,7 +44,7 @@ class Columns(Strict):
     slots: str
 
 
-Change = Annotated[Kept | Replaced | Columns, Field(discriminator="kind")]
+Change = Annotated[Unchanged | Replaced | Columns, Field(discriminator="kind")]
 
 
 class Tensor(Strict):

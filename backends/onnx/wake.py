@@ -11,7 +11,7 @@ import torch
 from sleepc.backends.onnx.blocks import all_blocks
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import Emitter, declare
-from sleepc.backends.onnx.manifest import Change, Columns, Kept, Replaced
+from sleepc.backends.onnx.manifest import Change, Columns, Replaced, Unchanged
 from sleepc.backends.onnx.ports import ports_of
 from sleepc.backends.onnx.translate import translate
 from sleepc.backends.onnx.weights import Weights
@@ -79,7 +79,7 @@ def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> StepGr
     for name in {change.slots for change in step.changes.values() if isinstance(change, Columns)}:
         step.output(name, values[name], types[name])
     for name in states:
-        step.changes.setdefault(name, Kept())
+        step.changes.setdefault(name, Unchanged())
     return step
 
 

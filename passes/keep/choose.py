@@ -14,7 +14,7 @@ from torch import fx
 from sleepc.ir.graph import Graph
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
-from sleepc.passes.keep.contract import NOTHING, PINNED, STEP, Score, WindowPairs
+from sleepc.passes.keep.contract import NOTHING, PINNED_SCORE, STEP, Score, WindowPairs
 from sleepc.passes.keep.drop import Parts, drop
 from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
@@ -25,7 +25,7 @@ from sleepc.passes.rewrite.turn_keys import turn
 @dataclass(frozen=True)
 class Choice:
     """`new`: values of a block's kept pairs after the sleep, by the names of their states. `dropped`: what its memory
-    writes of the pairs that are not kept, None where it does not wait for them (drop.py).
+    writes of the pairs that are not kept, None if it does not wait for them (drop.py).
     """
 
     new: dict[str, fx.Node]
@@ -70,7 +70,7 @@ def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: 
     wide = WindowPairs(e.cast(k, dtype), e.cast(v, dtype), position, read, heads)
     scores = e.mul(e.call(aten.round.default, e.mul(score.emit(e, wide), 1 / STEP)), STEP)
     place = block.model_positions()
-    scores = e.where(e.unsqueeze(_not(e, block.pinned()), 1), scores, PINNED)
+    scores = e.where(e.unsqueeze(_not(e, block.pinned()), 1), scores, PINNED_SCORE)
     may = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, place, block.sinks), there)
     scores = e.where(e.unsqueeze(may, 1), scores, NOTHING)
     place, token = (e.call(aten.expand.default, e.unsqueeze(each, 1), [-1, heads, -1]) for each in (place, position))

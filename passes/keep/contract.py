@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from sleepc.passes.lib.emit import Emit
 
 NOTHING = -1e30  # the score of what is not to be kept; numbers near it are as low
-PINNED = torch.finfo(torch.float32).max  # of what a session has pinned (sleepc/runtime/pins.py): all others are less
+PINNED_SCORE = torch.finfo(torch.float32).max  # of what a session has pinned (sleepc/runtime/pins.py); others are less
 # Scores are multiples of this: of pairs that are alike the older one is kept, however their scores were rounded.
 STEP = 2.0**-16
 
@@ -33,7 +33,7 @@ class WindowPairs:
 
 class Score:
     """Of the pairs that it has, a head keeps those with the greatest scores (docs/keep.md). A pair gets its score when
-    its window ends, and keeps it. What a session has pinned has PINNED instead.
+    its window ends, and keeps it. What a session has pinned has PINNED_SCORE instead.
     """
 
     name: ClassVar[str]

@@ -18,7 +18,7 @@ from sleepc.cli.ending import REQUESTS, Ended, stopping
 from sleepc.cli.input_text import check_words
 from sleepc.cli.option_groups import flag, with_options
 from sleepc.cli.options import Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
-from sleepc.cli.terminal import Lines, Marks, of_passes
+from sleepc.cli.terminal import Lines, SleepMarks, of_passes
 from sleepc.errors import SleepcError, UsageError
 from sleepc.output_place import check_file_place
 
@@ -116,7 +116,7 @@ class Talk:
             "/reset": self._reset,
             "/help": lambda rest: self.tell(HELP),
         }
-        self.lines, self.marks = Lines(), Marks()
+        self.lines, self.marks = Lines(), SleepMarks()
         self.speed = ""  # of the last answer
         conversation.session.on_sleep = lambda rows: self.marks.add()
 
@@ -237,7 +237,7 @@ class Talk:
     def _pin(self, rest: str) -> None:
         if rest != "next":
             return self._mark(rest, self.conversation.session.keep)
-        self.conversation.session.spans()  # raises where nothing can be pinned
+        self.conversation.session.spans()  # raises if nothing can be pinned
         self.conversation.pin_next = True
         self.tell("the next message will be pinned")
 

@@ -19,7 +19,7 @@ def of_passes(mean: float | None) -> str:
     return "" if mean is None else f" of {mean:.3g} passes"
 
 
-class Marks:
+class SleepMarks:
     """An answer's words on stdout, with a dim mark where the model slept: between words, and on a terminal only."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ NOTE, VERSION = "chat", 1
 REWRITES = "the chat template rewrites earlier turns: the model keeps what it has read, and reads the new turn alone"
 
 
-class Template(Protocol):
+class ChatTemplate(Protocol):
     """A chat template."""
 
     def __call__(self, messages: list[Message], /) -> str:
@@ -101,7 +101,7 @@ class Conversation:
         self,
         session: Session,
         tokenizer: ChatTokenizer,
-        template: Template | None,
+        template: ChatTemplate | None,
         system: str = "",
     ) -> None:
         self.session, self.tokenizer, self.template, self.system = session, tokenizer, template, system
@@ -221,12 +221,12 @@ class Conversation:
         first = f"{self.system}\n{text}" if self.system else text
         return first, self.tokenizer.encode(first)
 
-    def _turn_alone(self, text: str, template: Template) -> str:
+    def _turn_alone(self, text: str, template: ChatTemplate) -> str:
         """A turn without what the template puts before the first one: as it comes after an answer that has ended."""
         parts = self._parts(text, template, [Turn("question", "", "", [], 0)])
         return parts[-1].removeprefix(template.closing()) if parts else template([{"role": "user", "content": text}])
 
-    def _parts(self, text: str, template: Template, turns: Sequence[Turn]) -> list[str] | None:
+    def _parts(self, text: str, template: ChatTemplate, turns: Sequence[Turn]) -> list[str] | None:
         """The template's text, cut at the answers: n + 1 parts. None if it leaves an answer out or doubles it.
 
         Marks stand for the answers, so that nothing depends on how the template would spell what the model said.
@@ -268,7 +268,7 @@ class Conversation:
         return max(stop - len(self.turns[number - 1].ids), 0), stop
 
     def span_of_system(self) -> tuple[int, int]:
-        """Where the template's opening and the system text lie. Raises UsageError where none was read."""
+        """Where the template's opening and the system text lie. Raises UsageError if none was read."""
         if not self.system or not self.turns or self._after_text:
             raise UsageError("no system text was read", fix="Start with --system, and say something first.")
         mark = "[user]"

@@ -20,7 +20,7 @@ SPENT = 512 << 20  # bytes of the logits that are looked at
 
 
 @dataclass(frozen=True)
-class Span:
+class StreamPiece:
     """Tokens start .. end-1 of a stream; are the logits that follow them looked at?"""
 
     start: int
@@ -28,7 +28,7 @@ class Span:
     read: bool
 
 
-def cut(window: int, length: int, vocab: int) -> list[Span]:
+def cut(window: int, length: int, vocab: int) -> list[StreamPiece]:
     """A stream of `length` tokens in pieces: as many of each range of distances (see `bounds`) are read as a large
     vocabulary allows, evenly spaced.
     """
@@ -39,12 +39,12 @@ def cut(window: int, length: int, vocab: int) -> list[Span]:
         starts = range(start, end, PIECE)
         step = max(len(starts) - 1, 1) / (most - 1)
         chosen = {round(i * step) for i in range(most)} if len(starts) > most else set(range(len(starts)))
-        pieces += [Span(a, min(a + PIECE, end), i in chosen) for i, a in enumerate(starts)]
-    return [*pieces, Span(length - 1, length, True)]  # no token follows the last one
+        pieces += [StreamPiece(a, min(a + PIECE, end), i in chosen) for i, a in enumerate(starts)]
+    return [*pieces, StreamPiece(length - 1, length, True)]  # no token follows the last one
 
 
 def follow(
-    steps: Steps, tokens: IntArray, pieces: Sequence[Span], each: Callable[[int, FloatArray], None] | None = None
+    steps: Steps, tokens: IntArray, pieces: Sequence[StreamPiece], each: Callable[[int, FloatArray], None] | None = None
 ) -> Tensor:
     """The surprise [T-1] of tokens 1 .. T-1, NaN where the piece before is not read; `each(start, logits)` gets the
     logits [n,V] of pieces that are.
@@ -61,10 +61,12 @@ def follow(
     return found
 
 
-def full_attention(tokens: IntArray, pieces: Sequence[Span], logits_at: Callable[[IntArray, Tensor], Tensor]) -> Tensor:
+def full_attention(
+    tokens: IntArray, pieces: Sequence[StreamPiece], logits_at: Callable[[IntArray, Tensor], Tensor]
+) -> Tensor:
     """The same of a model that reads `tokens` at once: `logits_at(tokens [T], places [n])` gives its logits [n,V]."""
     found = torch.full((len(tokens) - 1,), math.nan, dtype=torch.float64)
-    pieces = [Span(p.start, min(p.end, len(tokens)), True) for p in pieces if p.read and p.start < len(tokens)]
+    pieces = [StreamPiece(p.start, min(p.end, len(tokens)), True) for p in pieces if p.read and p.start < len(tokens)]
     logits = logits_at(tokens, torch.cat([torch.arange(p.start, p.end) for p in pieces]))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     parts = torch.split(logits, [p.end - p.start for p in pieces])
@@ -73,18 +75,18 @@ def full_attention(tokens: IntArray, pieces: Sequence[Span], logits_at: Callable
     return found
 
 
-def looked_at(pieces: Sequence[Span]) -> Tensor:
+def looked_at(pieces: Sequence[StreamPiece]) -> Tensor:
     """Of which tokens 1 .. T-1 is the surprise known: bool [T-1]."""
     return torch.cat([torch.full((p.end - p.start,), p.read) for p in pieces])[:-1]
 
 
-def _note(found: Tensor, piece: Span, logits: FloatArray, tokens: IntArray) -> None:
+def _note(found: Tensor, piece: StreamPiece, logits: FloatArray, tokens: IntArray) -> None:
     following = surprise(logits, tokens[piece.start : piece.end + 1])
     found[piece.start : piece.start + len(following)] = torch.from_numpy(following)
 
 
 def perplexities(
-    window: int, pieces: Sequence[Span], full: Tensor | None, sliding: Tensor, converted: Tensor
+    window: int, pieces: Sequence[StreamPiece], full: Tensor | None, sliding: Tensor, converted: Tensor
 ) -> list[PerplexityRow]:
     """Rows of ranges of tokens, from surprises [T-1]; `full` may be shorter, if the original can read no further."""
     read, rows = looked_at(pieces), []

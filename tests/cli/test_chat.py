@@ -486,7 +486,7 @@ def test_control_characters_of_a_model_are_shown(terminal: bool, monkeypatch: py
         monkeypatch.setattr(display, "out", console)
         monkeypatch.setattr(module, "out", console)
         if write == "chat":
-            module.Marks().write(said)
+            module.SleepMarks().write(said)
         else:
             answer = object.__new__(AnswerPrinter)
             answer.text, answer.quiet = "", False
@@ -505,7 +505,7 @@ def test_a_long_message_has_one_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=screen, force_terminal=True, color_system=None)
     monkeypatch.setattr(display, "out", console)
     monkeypatch.setattr(module, "out", console)
-    marks = module.Marks()
+    marks = module.SleepMarks()
     marks.begin()
     for piece in ("", "", "", "w1", " w2"):
         marks.add()

@@ -15,16 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.keep.contract import PINNED
+from sleepc.passes.keep.contract import PINNED_SCORE
 from sleepc.runtime.pins import Kept, Share, Span
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify.memory_values import without_memories
 from sleepc.verify.streams import state_of
-from tests.conformance.backends import EXPORTS, RUNNABLE, runs
+from tests.conformance.backends import EXPORTS, RUNNABLE, load, runs
 from tests.conformance.test_what_is_kept_is_exact import SINKS, UNEQUAL, original
 from tests.families import VOCAB, WINDOW, family
 from tests.runtime.fake import FakeSteps
@@ -50,7 +49,7 @@ def slots_of(session: Session, layer: int, head: int, row: int = 0) -> tuple[lis
     at = slice(sum(budget[:head]), sum(budget[: head + 1]))
     tokens, score = state[f"{layer}.kept.token"][row, at], state[f"{layer}.kept.score"][row, at]
     assert tokens.tolist() == sorted(tokens.tolist())  # empty slots first
-    return tokens[tokens >= 0].tolist(), tokens[score == PINNED].tolist()
+    return tokens[tokens >= 0].tolist(), tokens[score == PINNED_SCORE].tolist()
 
 
 # What a person does once so many tokens were read: keep or drop, row, span.

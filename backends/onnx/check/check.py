@@ -24,7 +24,7 @@ from sleepc.backends.onnx.check.reading import Found, Other, StepsReader, tokens
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
-from sleepc.backends.onnx.manifest import Kept, Manifest, Replaced
+from sleepc.backends.onnx.manifest import Manifest, Replaced, Unchanged
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.backends.report import Report
 from sleepc.errors import SleepcError
@@ -216,7 +216,7 @@ def _sleeping(steps: OnnxSteps, passes: int) -> OnnxSteps:
         return other
     outputs = {tensor.name for tensor in manifest.sleep_replay.outputs}
     kept = [
-        state.model_copy(update={"sleep": Kept()})
+        state.model_copy(update={"sleep": Unchanged()})
         if isinstance(state.sleep, Replaced) and state.sleep.output not in outputs
         else state
         for state in manifest.states
