@@ -100,7 +100,7 @@ class BlockSleep:
 
     def record(self) -> dict[str, fx.Node]:
         """What this sleep writes, by part: what was recorded of the window's tokens or, where pairs are kept, of those
-        that it drops; nothing where nothing is recorded. Values are left out where the KV window holds the same.
+        that it drops; nothing if nothing is recorded. Values are left out if the KV window holds the same.
         """
         if self.dropped is not None:
             return self.dropped

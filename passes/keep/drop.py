@@ -19,7 +19,7 @@ Parts = dict[str, fx.Node]
 
 
 def drop(block: BlockSleep, among: Parts, order: fx.Node, emptied: int) -> Parts | None:
-    """What is written in place of the window's record, by part [B,Hkv,P,..]; None where slots hold nothing for that.
+    """What is written in place of the window's record, by part [B,Hkv,P,..]; None if slots hold nothing for that.
     `among` is every part of the candidates, [B,M,..], and `order` [B,M] their numbers, head by head, best first.
 
     P is L. Where a sleep at the model's last position empties slots, of at most `emptied` pairs of a head, these come

@@ -55,8 +55,8 @@ class Block:
 @dataclass
 class Loop:
     """Recurrent consolidation: a sleep runs blocks `start` to `end` (not included) `passes` - 1 times over its window's
-    hidden states, then the blocks after them once. `given` makes what they read besides h, from the counters before the
-    sleep and, if need be, the window's tokens.
+    hidden states, then the blocks after them once. `given` makes what they read in addition to h, from the counters
+    before the sleep and, if need be, the window's tokens.
 
     With `settle` > 0 a row takes no further pass once one has changed its memories in the loop by no more than this
     share, |S_n - S_(n-1)| / |S_n| over all their numbers; a state of role `count` has how many it took.

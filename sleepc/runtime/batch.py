@@ -87,7 +87,7 @@ def row_mask(rows: Rows, batch: int) -> BoolArray:
 
 
 def one_row(row: int | None, batch: int) -> int:
-    """The index of a row; it may be left out where there is only one. Raises UsageError for one that is not there."""
+    """The index of a row; it may be left out if there is only one. Raises UsageError for one that is not there."""
     if row is None and batch == 1:
         return 0
     if row is None or not 0 <= whole(row, "row") < batch:

@@ -223,7 +223,7 @@ class Session:
     # -- pinning ---------------------------------------------------------------------------------
 
     def spans(self, row: int | None = None) -> list[Span]:
-        """What a row still has of its stream, oldest first; `row` may be left out where there is only one. Raises
+        """What a row still has of its stream, oldest first; `row` may be left out if there is only one. Raises
         UsageError for a program that keeps no pairs.
         """
         return self._marks(row).spans()

@@ -111,7 +111,7 @@ def leave_layers(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int]
 
 
 def room(canonical: ProgramGraphs, recipe: Recipe) -> int:
-    """How many slots a KV head may have: what the model's positions leave beside sinks and two windows."""
+    """How many slots a KV head may have: what the model's positions leave after sinks and two windows."""
     limit = canonical.max_positions
     return MAX_WINDOW if limit is None else limit - recipe.sinks - 2 * recipe.window
 

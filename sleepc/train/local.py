@@ -25,8 +25,8 @@ PATIENCE = 5  # checks without a better one, after which they stop
 
 @dataclass(frozen=True)
 class LocalWindow:
-    """Tokens [start, end) of some rows: what every block reads there besides h, and what their sleep after it reads
-    (None after the last window).
+    """Tokens [start, end) of some rows: what every block reads there in addition to h, and what their sleep after it
+    reads (None after the last window).
     """
 
     start: int

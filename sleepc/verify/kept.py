@@ -110,7 +110,7 @@ def _turned_keys(oracle: OracleView, i: int, layer: Layer, row: int) -> list[Ten
 
 def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: int, end: int) -> Pairs | None:
     """The sleep of block i after tokens start .. end-1: every head keeps the best of what it has and of the window, and
-    of equals the older one. What it has after it; None where it keeps none.
+    of equals the older one. What it has after it; None if it keeps none.
     """
     pairs = deepcopy(layer.kept)
     if pairs is None:

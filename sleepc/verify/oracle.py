@@ -277,7 +277,7 @@ class Oracle:
 
 @dataclass
 class _Sleep:
-    """The sleep at the end of a window that was read (StreamSleep); `given` is what blocks read besides h."""
+    """The sleep at the end of a window that was read (StreamSleep); `given` is what blocks read in addition to h."""
 
     oracle: Oracle
     stream: ReadStream
