@@ -148,6 +148,8 @@ def is_inside(folder: Path, path: Path) -> bool:
     """Does `path`, links followed, lie in `folder`? Or in the hub's cache that the folder lies in, whose
     `snapshots`/revision/.. are links to `blobs`?
     """
+    if "\0" in str(path):  # no file has that name
+        return False
     home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     roots = [above.parent for above in home.parents if above.name == SNAPSHOTS]
     return home in real.parents or any(real.parent == root / BLOBS for root in roots)

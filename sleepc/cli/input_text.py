@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from sleepc.errors import UsageError
 
@@ -17,9 +20,19 @@ def read_text(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return check_words(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            if _has_no_end(file):
+                raise UsageError(f"cannot read {path}: it is a device", fix="Give a text file.")
+            return check_words(file.read(), str(path))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", fix="Give a text file.") from error
+
+
+def _has_no_end(file: TextIO) -> bool:
+    """Is it a device other than a terminal and the empty one? Pipes come to an end."""
+    status = os.fstat(file.fileno())
+    device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    return device and not file.isatty() and status.st_rdev != os.stat(os.devnull).st_rdev
 
 
 def settle_input() -> None:

@@ -49,7 +49,18 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
         raise UsageError(f"{path.name} is neither a model directory nor a .gguf file", where=str(path), fix=_EXPECTED)
     else:
         folder = _download(str(model), progress)
+    if not _is_utf8(str(folder)):
+        what = "the path of the model is not UTF-8, and artifacts have to name it"
+        raise UsageError(what, where=ascii(str(folder)), fix="Rename the folder.")
     return check_folder(str(model), folder)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _EXPECTED = "Give a Hugging Face directory (config.json and *.safetensors), a hub id such as org/name, or a .gguf file."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.end_tokens import MOST, end_ids, warn_of_end
 from sleepc.hf.failing import failing
 from sleepc.hf.given import Message, checked_ids, checked_text
@@ -37,6 +38,7 @@ FILES = (
 FOLDERS = ("chat_templates",)
 OTHERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
 BEFORE = ("\n", "a", ".")
+SPACE, SPACES = "add_prefix_space", ("Ġ", "▁")  # and how vocabularies spell one
 
 
 class NoTokenizer(UsageError):
@@ -178,10 +180,23 @@ def load_tokenizer(folder: Path | None) -> Tokenizer:
     inner.no_truncation()
     inner.no_padding()
     add_stated_tokens(inner, folder, config)
+    _say_other_space(inner, config)
     special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
     ends = end_ids(folder, inner, named_tokens(folder, config).get("eos_token"), special)
     control = control_tokens(inner, ends, "\0".join(template_sources(folder).values()))
     return Tokenizer(inner, folder, ends, control)
+
+
+def _say_other_space(inner: Any, config: Mapping[str, Any]) -> None:
+    """Warn if the configuration says that a space is put before a text, or that none is, and tokenizer.json does
+    otherwise: some of transformers' classes then follow the configuration.
+    """
+    said = config.get(SPACE)
+    ids = _ids(inner, "a") if isinstance(said, bool) else []
+    first = inner.id_to_token(ids[0]) if ids else ""
+    if first.startswith(SPACES) != said and first.lstrip("".join(SPACES))[:1] in ("", "a") and first:
+        text = f"{CONFIG} says {SPACE}: {json.dumps(said)}, and {MAIN} does otherwise: {MAIN} is what is read"
+        warnings.warn(text, SleepcWarning, stacklevel=3)
 
 
 def _encode(inner: Any, text: str, add_special_tokens: bool = False) -> Any:

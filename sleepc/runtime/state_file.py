@@ -24,6 +24,7 @@ FORMAT = "sleepc.state"
 VERSION, UNCHECKED = "2", "1"  # this one's, and that of files without a checksum, which are read too
 MAX_HEADER = 100 << 20  # as the safetensors library has it
 CHECKSUM = "sha256"  # in the metadata: of all else
+BEGIN = 1 << 16  # bytes in which a file says what it is: metadata comes first
 NOTE = "note."  # before the names of notes in the metadata
 AGAIN = "feed the text again, or load another file"
 
@@ -172,6 +173,8 @@ def _spec(name: str, array: Array, contents: Contents) -> TensorSpec:
 def _write_beside(path: Path, data: bytes) -> None:
     if not path.name:
         raise UsageError(f"{str(path)!r} is not a file name", fix="give the file to write")
+    if not _may_be_replaced(path):
+        raise UsageError(f"{path} exists and is not a state file", fix="choose another name, or remove it")
     try:
         write_whole(path, data)
     except OSError as error:
@@ -180,6 +183,15 @@ def _write_beside(path: Path, data: bytes) -> None:
             where=str(path),
             fix="the session and an earlier file are unchanged; choose a folder with room",
         ) from error
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Is there nothing, or something that began as a state file?"""
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        begin = file.read(BEGIN)
+    return not begin or FORMAT.encode() in begin
 
 
 def _header_metadata(data: bytes) -> dict[str, str]:

@@ -155,3 +155,17 @@ def test_a_conversation_goes_on_after_such_bytes(
     code, said, told = run_here(capsys, "chat", artifact, "--max-tokens", 3)
     assert (code, len(said.split())) == (0, 3)
     assert "error: the message is not UTF-8 text: byte 0xff in line 1" in told
+
+
+@pytest.mark.parametrize("option", ["-f", "--file"])
+def test_a_text_without_an_end_is_refused(artifact: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, told = run_here(capsys, "run", artifact, option, "/dev/zero")
+    assert (code, "it is a device" in told) == (2, True), told
+    code, _, told = run_here(capsys, "run", artifact, option, os.devnull)
+    assert "there is nothing to read" in told
+
+
+def test_a_model_whose_path_no_artifact_can_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_model(tmp_path / "model").rename(tmp_path / os.fsdecode(b"m\xff"))
+    code, _, told = run_here(capsys, "convert", folder, "-o", tmp_path / "out", "--window", 8)
+    assert (code, "path of the model is not UTF-8" in told, (tmp_path / "out").exists()) == (2, True, False), told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,19 @@ def test_a_tokenizer_that_cannot_be_read(text: str, words: str, tmp_path: Path) 
         load_tokenizer(tmp_path)
     assert words in caught.value.fix
     assert not isinstance(caught.value, NoTokenizer)
+
+
+@pytest.mark.parametrize("kind", ["bytelevel", "sentencepiece"])
+@pytest.mark.parametrize("said", [True, False, None])
+def test_a_space_that_the_configuration_says_and_the_tokenizer_does_not_put(
+    kind: str, said: bool | None, tmp_path: Path
+) -> None:
+    folder = save(KINDS[kind](), tmp_path, {"add_prefix_space": said})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_tokenizer(folder)
+    puts = kind == "sentencepiece"
+    assert ["add_prefix_space" in str(each.message) for each in caught] == ([True] if said is (not puts) else [])
 
 
 PROCESSOR = {

@@ -369,6 +369,7 @@ def test_files_of_others(tmp_path: Path) -> None:
     refused(tmp_path, "cannot read")
     (tmp_path / "talk").write_bytes(b"hello")
     refused(tmp_path, "damaged")
+    (tmp_path / "talk").unlink()
     Session(FakeSteps(vocab=VOCAB)).save_state(tmp_path / "talk")
     refused(tmp_path, "no conversation")
     talk = Conversation(Session(FakeSteps(vocab=VOCAB)), Letters(), plain)

@@ -102,6 +102,22 @@ def test_an_empty_session_can_be_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(session.feed([1, 2]), Session(FakeSteps()).feed([1, 2]))
 
 
+def test_only_a_state_file_is_replaced_by_one(saved: Path, tmp_path: Path) -> None:
+    """Whoever names another file by mistake keeps it; what began as a state may be damaged."""
+    session = Session(FakeSteps())
+    session.feed([1, 2])
+    notes, state, empty = tmp_path / "notes.txt", tmp_path / "state", tmp_path / "empty"
+    notes.write_text("mine")
+    with pytest.raises(UsageError, match=r"exists and is not a state file"):
+        session.save_state(notes)
+    assert notes.read_text() == "mine"
+    state.write_bytes(saved.read_bytes()[:-7])
+    empty.touch()
+    for path in (state, empty, state):
+        session.save_state(path)
+        session.load_state(path)
+
+
 def test_a_load_repairs_a_broken_session(saved: Path) -> None:
     steps = FakeSteps()
     session = Session(steps, batch=2, identity="one")
@@ -194,7 +210,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(SleepcError, match=r"(?s)cannot be written.*choose a folder"):
         session.save_state(tmp_path / "none" / "s")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SleepcError, match="cannot be written"):
+    with pytest.raises(SleepcError, match="it exists and is not a file"):
         session.save_state(tmp_path / "folder")
     with pytest.raises(UsageError, match="not a file name"):
         session.save_state("")
