@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,11 +13,13 @@ import torch
 
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.eager.backend import load
-from sleepc.errors import SleepcError
+from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import AT_SLEEP, BY_NAME, PREFIX, TAKEN, Role, at_sleep, name_of, role_of_name
-from sleepc.ir.states import StateSpec, find_state
+from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.manifest import MANIFEST, Source, identity_of, read_manifest
+from sleepc.memory.registry import RULES, register
+from sleepc.memory.rule import State, matrix
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.keep import contract
 from sleepc.passes.pipeline import rewrite_stages
@@ -38,9 +41,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def converted(recipe: str) -> ProgramGraphs:
+@cache
+def _converted(recipe: str) -> ProgramGraphs:
     canonical = family("llama").canonical
     return run_stages(canonical, rewrite_stages(Recipe(**RECIPES[recipe]), len(canonical.layout)))
+
+
+def converted(recipe: str) -> ProgramGraphs:
+    """A copy for each test, which may change it."""
+    return _converted(recipe).clone()
 
 
 def test_every_role_says_what_a_sleep_does() -> None:
@@ -72,6 +81,19 @@ def test_no_sleep_of_a_state_that_nothing_is_said_of(place: str, role: Any) -> N
 def test_the_clock_is_that_of_sessions() -> None:
     assert [spec.name for spec in CLOCK] == list(steps.CLOCKS)
     assert TAKEN == steps.TAKEN
+
+
+def test_no_rule_names_a_state_like_a_port_of_blocks() -> None:
+    """Whatever these are called, in programs that have as many kinds of ports as there are."""
+    kept, _ = family("llama").convert(**LOOP, keep={"slots": 2, "budgets": "equal"}, last_position="renumber")
+    programs = [kept, converted("recurrent")]
+    graphs = [graph for program in programs for cls in program.classes.values() for graph in cls.graphs()]
+    own = {spec.part for program in programs for spec in with_role(program.all_states(), "memory")}
+    names = {port for graph in graphs for port in graph.ports()} - own
+    assert {"k", "tail", "live", "query_positions", "window_pinned", "mask.0", "kept.k"} <= names
+    for name in names:
+        with pytest.raises(UsageError, match=r"which is taken|cannot name a state"):
+            register(replace(RULES["delta"], name="new", states={name: State(matrix)}))
 
 
 def test_what_sessions_mark_is_called_as_in_programs() -> None:
