@@ -66,21 +66,16 @@ class Canvas:
         """A rectangle."""
         self.shapes.append(f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{radius:g}"/>')
 
-    def text(  # noqa: PLR0913 (what an SVG text has)
-        self,
-        x: float,
-        y: float,
-        text: str,
-        kind: str = "ink",
-        size: int = 13,
-        anchor: str = "start",
-        bold: bool = False,
-    ) -> None:
+    def text(self, x: float, y: float, text: str, kind: str = "ink", size: int = 13, anchor: str = "start") -> None:
         """One line of text on the base line y."""
         options = f' text-anchor="{anchor}"' if anchor != "start" else ""
-        options += ' font-weight="600"' if bold else ""
         words = _escaped(text)
         self.shapes.append(f'<text class="{kind}" x="{x:g}" y="{y:g}" font-size="{size}"{options}>{words}</text>')
+
+    def heading(self, x: float, y: float, text: str, kind: str = "ink", size: int = 13, anchor: str = "start") -> None:
+        """The same in bold."""
+        self.text(x, y, text, kind, size, anchor)
+        self.shapes[-1] = self.shapes[-1].replace(">", ' font-weight="600">', 1)
 
     def words(self, x: float, y: float, text: str, columns: int, kind: str = "ink", size: int = 13) -> float:
         """Text in lines of at most `columns` characters; the base line after the last one."""

@@ -22,7 +22,7 @@ BOX = 266  # width of a memory
 def draw_card(c: Canvas, x: float, y: float, part: BlockGroup, title: str, sinks: int) -> None:
     """Draw a part of the program with its top left corner at (x, y), and the token's way on to what comes below."""
     c.box(x, y, WIDTH, HEIGHT, "card")
-    c.text(x + 18, y + 26, title, size=14, bold=True)
+    c.heading(x + 18, y + 26, title, size=14)
     c.text(x + 20, y + HEIGHT - 13, f"the original: attention over {_before(part.info)}", "soft", 12)
     state = f"state of each block: {size(part.state_bytes)} per sequence"
     c.text(x + WIDTH - 28, y + HEIGHT - 13, state, "soft", 12, "end")
@@ -158,5 +158,5 @@ def _when(part: BlockGroup) -> str:
 def _memory_box(c: Canvas, x: float, y: float, part: BlockGroup) -> None:
     c.box(x, y, BOX, 40, "memory")
     shape = " + ".join(" × ".join(map(str, s)) for s in part.memory.shapes)
-    c.text(x + 12, y + 17, "memory (fast weights)", "inmemory", bold=True)
+    c.heading(x + 12, y + 17, "memory (fast weights)", "inmemory")
     c.text(x + 12, y + 33, f"{shape} numbers · {part.memory.rule}", "inmemory", 12)

@@ -21,9 +21,9 @@ def draw(facts: Facts) -> str:
     c = Canvas(PAGE)
     window = tokens_in_words(facts.recipe.window)
     name = facts.name if len(facts.name) <= LONGEST_NAME else f"{facts.name[:LONGEST_NAME]}…"
-    c.text(LEFT, 44, name, size=22, bold=True)
+    c.heading(LEFT, 44, name, size=22)
     c.text(LEFT, 68, f"as sleepc converts it: bounded memory, and a sleep after every {window}", "soft", 14)
-    c.text(LEFT, 112, "AWAKE: the way of every token", "soft", bold=True)
+    c.heading(LEFT, 112, "AWAKE: the way of every token", "soft")
     y = first = _embed(c, 98, facts)
     places: list[tuple[float, BlockGroup]] = []
     for pattern in facts.patterns:
@@ -68,7 +68,7 @@ def _pattern(c: Canvas, y: float, pattern: Pattern, facts: Facts, places: list[t
         y += HEIGHT + GAP
     if pattern.times > 1:
         a, b = pattern.blocks
-        c.text(LEFT, top - 8, f"blocks {a}–{b}: these {len(pattern.parts)} in turn, {pattern.times} times", bold=True)
+        c.heading(LEFT, top - 8, f"blocks {a}–{b}: these {len(pattern.parts)} in turn, {pattern.times} times")
         c.line([(LEFT - 4, top), (LEFT - 16, top), (LEFT - 16, y - GAP), (LEFT - 4, y - GAP)], "frame")
     return y
 
@@ -81,9 +81,7 @@ def _bracket(c: Canvas, places: list[tuple[float, BlockGroup]], facts: Facts) ->
         return
     top, bottom, x = inside[0] + 40, inside[-1] + HEIGHT - 40, LEFT - 28
     c.arrow([(LEFT - 2, bottom), (x, bottom), (x, top), (LEFT - 1, top)], night=True)
-    c.text(
-        x - 3, (top + bottom) / 2, f"{'≤ ' if loop.settle else ''}{loop.passes - 1}×", "asleep", 12, "end", bold=True
-    )
+    c.heading(x - 3, (top + bottom) / 2, f"{'≤ ' if loop.settle else ''}{loop.passes - 1}×", "asleep", 12, "end")
 
 
 def _title(part: BlockGroup) -> str:
@@ -100,10 +98,10 @@ def _sleep(c: Canvas, top: float, places: list[tuple[float, BlockGroup]], facts:
         for y in written:
             c.arrow([(bus, y), (LEFT + WIDTH + 1, y)], night=True)
     at, y = len(c.shapes), top + 30
-    c.text(PANEL + 18, y, f"ASLEEP: after every {tokens_in_words(facts.recipe.window)}", "asleep", 14, bold=True)
+    c.heading(PANEL + 18, y, f"ASLEEP: after every {tokens_in_words(facts.recipe.window)}", "asleep", 14)
     y += 30
     for i, text in enumerate(sleep_steps(facts), 1):
-        c.text(PANEL + 18, y, f"{i}", "asleep", 16, bold=True)
+        c.heading(PANEL + 18, y, f"{i}", "asleep", 16)
         y = c.words(PANEL + 42, y, text, 35) + 8
     c.box(PANEL, top, PANEL_WIDTH, y - 8 - top, "panel")
     c.shapes.insert(at, c.shapes.pop())  # under its words
@@ -113,7 +111,7 @@ def _sleep(c: Canvas, top: float, places: list[tuple[float, BlockGroup]], facts:
 def _cost(c: Canvas, y: float, facts: Facts) -> float:
     """Bytes over length: the original's cache grows, the state does not. Its end."""
     seen, x = facts.seen, LEFT
-    c.text(x, y + 14, "Memory that a conversation takes", size=14, bold=True)
+    c.heading(x, y + 14, "Memory that a conversation takes", size=14)
     top, base, right = y + 34, y + 34 + CHART_HEIGHT, x + CHART
     cache, meets = seen.cache, seen.break_even
     end = 4 * max(meets or cache.longest_window, 1)
@@ -150,10 +148,10 @@ def _cost(c: Canvas, y: float, facts: Facts) -> float:
 
 def _legend(c: Canvas, y: float, facts: Facts) -> float:
     """The words of the picture, in plain words; the end."""
-    c.text(TEXTS, y + 14, "In plain words", size=14, bold=True)
+    c.heading(TEXTS, y + 14, "In plain words", size=14)
     y += 40
     for kind, word, meaning in legend(facts):
         c.box(TEXTS, y - 13, 22, 16, kind, 3)
-        c.text(TEXTS + 32, y, word, bold=True)
+        c.heading(TEXTS + 32, y, word)
         y = c.words(TEXTS + 132, y, meaning, 68) + 6
     return y
