@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.compare import compare, memories_of
 from sleepc.backends.onnx.check.files import check_files
@@ -27,6 +26,7 @@ from sleepc.backends.onnx.kernels import check_kernels
 from sleepc.backends.onnx.manifest import Manifest, Replaced, Unchanged
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.backends.report import Report
+from sleepc.backends.table import find_trainer
 from sleepc.errors import SleepcError
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
@@ -117,7 +117,7 @@ class Shelf:
 
 def _read_text_eager(subject: CheckedFiles, shelf: Shelf) -> None:
     subject.progress("reading a text with PyTorch", None)
-    steps = EAGER.steps(subject.program)
+    steps = find_trainer().steps(subject.program)
     read_text(steps, subject.tokens[:TEXT], lambda at, x: shelf.put(f"text {at}", Found(x)))
 
 
@@ -129,9 +129,9 @@ def _read_eager(subject: CheckedFiles, in_blocks: dict[str, Tensor], shelf: Shel
     whole = {key: dtype for key, dtype in dtypes_of(program).items() if key not in in_blocks}
     parameters = {key: program.params[key].materialise().to(dtype) for key, dtype in whole.items()} | in_blocks
     others: list[Other] = [
-        (name, EAGER.steps_on(p, parameters)) for name, p, _ in sleeps_of(program, subject.manifest.replays)
+        (name, find_trainer().steps_on(p, parameters)) for name, p, _ in sleeps_of(program, subject.manifest.replays)
     ]
-    reading = StepsReader(EAGER.steps_on(program, parameters), _enough(subject), shelf.put)
+    reading = StepsReader(find_trainer().steps_on(program, parameters), _enough(subject), shelf.put)
     reading.read_all(others, lambda share: progress("reading with PyTorch", share))
 
 
