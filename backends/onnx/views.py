@@ -39,7 +39,7 @@ def keep_in_place(e: Emitter, graph: ir.Graph) -> int:
 
 
 def _origin(node: ir.Node | None) -> ir.Value | None:
-    """What the values were before changes of shape alone; None if the node is no such change."""
+    """What the values were before changes of shape alone; None if the node is not one of these."""
     found = None
     while node is not None and _is_view(node):
         found = node.inputs[0]

@@ -119,7 +119,7 @@ class Lines:
         self.path = path
 
     def read(self) -> list[Row]:
-        """All lines; none where there is no file."""
+        """All lines; none if there is no file."""
         return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
     def add(self, row: Row) -> None:

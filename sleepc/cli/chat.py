@@ -249,7 +249,9 @@ class Talk:
         elif not rest or rest.isdecimal():
             span = talk.span_of(int(rest or len(talk.turns)))
         else:
-            raise UsageError(f"{rest!r} is no turn", fix="The number of a turn, nothing for the last one, or system.")
+            raise UsageError(
+                f"{rest!r} is not a turn", fix="The number of a turn, nothing for the last one, or system."
+            )
         self.tell(str(mark(span)))
 
     def _spans(self, rest: str) -> None:

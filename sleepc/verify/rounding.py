@@ -29,7 +29,7 @@ NEAR = 10  # times a tolerance: what float32 may miss it by, if float64 does not
 
 def explained(program: ProgramGraphs, wrong: Sequence[Check]) -> tuple[torch.dtype, str] | None:
     """In which dtype what is wrong is to be measured again, and what rounding does in the program's own; None if
-    rounding does not explain it: it is no finite number, or too far off.
+    rounding does not explain it: it is not finite, or too far off.
     """
     if not all(check.value is not None and math.isfinite(check.value) for check in wrong):
         return None

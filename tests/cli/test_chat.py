@@ -164,7 +164,7 @@ def test_turns_are_pinned_and_dropped(keeping: package.Program, talk: Talk) -> N
     )
     assert wrong[1].count("error: ") == 5
     assert "there is no turn 2: 1 so far" in wrong[1]
-    assert "'x' is no turn" in wrong[1]
+    assert "'x' is not a turn" in wrong[1]
     assert "no system text was read" in wrong[1]
     assert talk("/pin next", "/spans")[1].count("this program keeps no pairs") == 2
 
