@@ -25,7 +25,6 @@ from sleepc.passes.analysis.own_windows import exact_tokens
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.front.make_functional import SharedMemory
 from sleepc.passes.pipeline import front_stages, functional, lower_stages, rewrite_stages
-from sleepc.passes.rewrite.replace_attention import ReplaceAttention
 from sleepc.passes.runner import walk
 from sleepc.progress import Progress
 from sleepc.recipe import Recipe
@@ -195,8 +194,8 @@ def _walk(
             return None
         if program.beyond is not None and probe.chosen is not None:
             probe.wanted, probe.chosen = probe.chosen, None
-        row = probe(each.name, _rewrites(each, program), program)
-        if isinstance(each, ReplaceAttention) and each.groups and probe.found is not None:
+        row = probe(each.name, rewrites := _rewrites(each, program), program)
+        if each.effect == "REPLACES" and rewrites != "0" and probe.found is not None:
             row = replace(row, ok=True, detail="attention is replaced: later programs are compared with this one")
             probe.wanted = probe.found
         found.rows.append(row)
