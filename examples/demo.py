@@ -2,10 +2,11 @@
 
     python examples/demo.py [--setting short] [--model smollm2|gemma3|DIR]
 
-Up to four models are compared: full attention, the converted program with its memories off (a sliding window with
-sinks), as converted, and, for SmolLM2, trained: its adapter, examples/smollm2.adapter.safetensors, is the training of
-docs/quality.md (`make adapter`). They answer two questions about a text that is longer than the window, greedily and
-unedited; a model without a chat template goes on after "Answer:".
+Up to four models are compared: full attention, a sliding window (with sinks) that has as many bytes of state, the
+converted program, which keeps pairs of what has left its window, and, for SmolLM2, the same with trained memories: its
+adapter, examples/smollm2.adapter.safetensors, is the training of docs/quality.md (`make adapter`). They answer ten
+questions about a text that is longer than the window, greedily and unedited; a model without a chat template goes on
+after "Answer:".
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,31 +29,45 @@ from sleepc.errors import SleepcError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
 from sleepc.ir.program import ProgramGraphs
-from sleepc.runtime.session import Session
+from sleepc.tasks.equal_window import equal_window
 from sleepc.tasks.planting import Setup
-from sleepc.tasks.programs import full_attention as full_graphs
-from sleepc.tasks.question_prompt import asked
+from sleepc.tasks.programs import full_attention
+from sleepc.tasks.question_file import Document, TextQuestion
+from sleepc.tasks.readers import FULL, SLIDING, full_reader, reader
+from sleepc.tasks.recalling import make_recalling
 from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
 from sleepc.verify.memory_values import without_memories
 
 TEXT = Path(__file__).with_name("demo_text.txt")
 ADAPTER = Path(__file__).with_name("smollm2.adapter.safetensors")
+BEGINNING = 2400  # characters, up to July: in the short setting questions are about these
 SINKS = 4
 QUESTIONS = (
-    ("inside the window", "What did Marta buy for herself on the market in Harrow Bay?"),
-    ("beyond the window", "What colour is the door of the lighthouse?"),
+    TextQuestion("What colour is the door of the lighthouse?", ("yellow",)),
+    TextQuestion("What is the name of the goat?", ("Juniper",)),
+    TextQuestion("What was the new lens packed in?", ("straw",)),
+    TextQuestion("Who painted the door of the lighthouse?", ("Osric",)),
+    TextQuestion("From which village could the beam be seen?", ("Harrow Bay",)),
+    TextQuestion("How many wheels does the clockwork of the lamp have?", ("forty-one", "41")),
+    TextQuestion("What is the name of the new assistant?", ("Marta",)),
+    TextQuestion("What did Osric make soup of in December?", ("peas",)),
+    TextQuestion("What did Marta buy for herself on the market in Harrow Bay?", ("umbrella",)),
+    TextQuestion("In which month did the year of this logbook end?", ("March",)),
 )
 console = Console(soft_wrap=True)
 
 
 @dataclass
 class Subject:
-    """The model of the demo: where it is; has it words, or only figures; its window, and what a training made of it."""
+    """The model of the demo: where it is; has it words, or only figures; its window, the pairs that each KV head keeps,
+    and what a training made of it.
+    """
 
     folder: Path
     real: bool
     window: int = 256
+    slots: int = 256
     adapter: Path | None = None
 
 
@@ -73,7 +86,7 @@ def main() -> None:
         if subject.real:
             models = to_compare(program, subject)
             measure(program, models, short=short)
-            ask(program, models, subject, short=short)
+            ask(program, models, short=short)
         table(program, subject, report, started, short=short)
 
 
@@ -87,7 +100,7 @@ def find_model(name: str, scratch: Path) -> Subject:
     try:
         folder = gguf_to_directory(fetch(name, say), say)
         if name == "smollm2":  # with the window of the adapter's training
-            return Subject(folder, real=True, window=128, adapter=ADAPTER)
+            return Subject(folder, real=True, window=128, slots=128, adapter=ADAPTER)
         return Subject(folder, real=True)
     except SleepcError as error:
         console.print(
@@ -120,13 +133,15 @@ def say(what: str, share: float | None = None) -> None:
 
 
 def convert(subject: Subject, out: Path) -> sleepc.Program:
-    """`sleepc convert --window N`, from Python."""
+    """`sleepc convert --window N --keep N`, from Python."""
     console.rule("convert")
-    program = sleepc.convert(subject.folder, {"window": subject.window, "sinks": SINKS})
+    keep = {"slots": subject.slots}
+    program = sleepc.convert(subject.folder, {"window": subject.window, "sinks": SINKS, "keep": keep}, progress=say)
     program.save(out)
     seen = program.inspect()
     console.print(
-        f"{seen.sites} attention layers → window {program.recipe.window} + {program.recipe.rule} memory   "
+        f"{seen.sites} attention layers → window {program.recipe.window} + {subject.slots} kept pairs + "
+        f"{program.recipe.rule} memory   "
         f"+{seen.new_parameters / 1e6:.2f} M parameters ({100 * seen.new_parameters / seen.parameters:.1f} %)   "
         f"{sum(program.timings.values()):.1f} s"
     )
@@ -158,11 +173,12 @@ def verify(program: sleepc.Program, *, short: bool) -> dict[str, float]:
 
 
 def to_compare(program: sleepc.Program, subject: Subject) -> dict[str, ProgramGraphs]:
-    """The programs to compare, by name; where there is an adapter the program gets what it has learned."""
+    """The programs to compare, by name; if there is an adapter the program gets what it has learned."""
+    canonical, most = program.captured(lambda what, share: None), program.graphs.state_bytes()
     models = {
-        "full": full_graphs(program.captured(lambda what, share: None), 8 * subject.window + 256),
-        "sliding": without_memories(program.graphs),
-        "converted": program.graphs,
+        FULL: full_attention(canonical, 8 * subject.window + 256),
+        SLIDING: equal_window(canonical, program.recipe, most),
+        "keep": without_memories(program.graphs),
     }
     if subject.adapter is None:
         return models
@@ -172,8 +188,9 @@ def to_compare(program: sleepc.Program, subject: Subject) -> dict[str, ProgramGr
     console.print(
         f"{subject.adapter.name}: {size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
         f"(memories and LoRA matrices of rank {adapter.header.rank})"
+        + (", without keep" if adapter.header.recipe.keep is None else "")
     )
-    return {**models, "trained": program.graphs}
+    return {**models, "keep, trained": program.graphs}
 
 
 def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short: bool) -> None:
@@ -199,52 +216,31 @@ def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short:
     console.print(table)
 
 
-def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], subject: Subject, *, short: bool) -> None:
-    """Both questions, an answer of each model; in the short setting none of the untrained one, which is as sliding."""
+def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short: bool) -> None:
+    """The questions, an answer of each model, and how many of those that full attention answers it has."""
     console.rule("ask")
-    tokenizer = program.tokenizer()
-    ends = tokenizer.ends(tokenizer.template(), program.graphs.vocab)
-    best = list(models)[-1]
+    tokenizer, graphs = program.tokenizer(), program.graphs
+    canonical, make = program.captured(lambda what, share: None), find_backend().steps
     text = TEXT.read_text()
-    full = full_attention(subject.folder)
-    for place, question in QUESTIONS:
-        ids = asked(tokenizer, text, question)
-        console.print(f"\n[bold]{question}[/]  [dim]({place}; {len(ids)} tokens are read)[/]")
-        names = ("sliding", best) if short else tuple(name for name in models if name != "full")
-        sessions = {name: Session(find_backend().steps(models[name]), 1) for name in names}
-        answers: list[tuple[str, Callable[..., list[int]]]] = [("full", full)]
-        answers += [(name, partial(read_and_answer, s, show=name == best)) for name, s in sessions.items()]
-        for name, answer in answers:
-            begun = time.perf_counter()
-            words = tokenizer.decode(answer(ids, 12 if short else 40, ends)).strip()
-            if tokenizer.template() is None:
-                words = words.partition("\n")[0]  # a base model goes on with a question of its own
-            console.print(f"  {name:10} {words!r}  [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
-
-
-def read_and_answer(session: Session, ids: list[int], count: int, eos: tuple[int, ...], *, show: bool) -> list[int]:
-    """Read the prompt and generate greedily; each sleep is shown as a dim mark."""
-    if show:
-        console.print("  [dim]reading ", end="")
-        session.on_sleep = lambda rows: console.print("[dim]· sleep[/] ", end="")
-    session.feed(ids, logits="last")
-    words = [int(token[0]) for token in session.generate(count, stop_ids=eos)]
-    if show:
-        console.print(f"[dim]· {session.stats.sleeps} sleeps[/]")
-    return [word for word in words if word not in eos and word >= 0]
-
-
-def full_attention(folder: Path) -> Callable[[list[int], int, tuple[int, ...]], list[int]]:
-    """transformers with its whole KV cache, greedy."""
-    model = load_module(resolve(folder, say), attention="sdpa")
-
-    def answer(ids: list[int], count: int, eos: tuple[int, ...]) -> list[int]:
-        prompt = torch.tensor([ids])
-        options = {"max_new_tokens": count, "do_sample": False, "eos_token_id": list(eos), "pad_token_id": eos[0]}
-        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)  # type: ignore[operator]
-        return [word for word in out[0, len(ids) :].tolist() if word not in eos]
-
-    return answer
+    document = Document(text[:BEGINNING], QUESTIONS[:3]) if short else Document(text, QUESTIONS)
+    found, _ = make_recalling(tokenizer, [document], graphs.vocab, graphs.window, 20, canonical.max_positions)
+    longest = found.tokens(found.prompts[0])
+    readers = {name: reader(each, make) for name, each in models.items() if name != FULL}
+    readers = {FULL: full_reader(canonical, longest, make), **readers}
+    for name, each in readers.items():
+        begun = time.perf_counter()
+        found.ask(name, each, tokenizer, lambda share: None)
+        console.print(f"  [dim]{name}: {time.perf_counter() - begun:.1f} s[/]")
+    for row in found.answers():
+        told = f"told {row['distance']} tokens before; the window has {graphs.window}"
+        console.print(f"\n[bold]{row['question']}[/]  [dim]({told})[/]")
+        for name, said in row["answers"].items():
+            mark = "[green]✓[/]" if said["score"] else "[red]✗[/]"
+            console.print(f"  {mark} {name:14}", repr(said["answer"]), highlight=False)
+    rows = Table("", "state after the text", f"right, of {found.counts.sum()} that full attention answers")
+    for name, figures in found.totals().items():
+        rows.add_row(name, f"{readers[name].state_bytes / 1e6:.1f} MB", str(figures["answered"]))
+    console.print(rows)
 
 
 def table(program: sleepc.Program, subject: Subject, report: dict[str, float], started: float, *, short: bool) -> None:
