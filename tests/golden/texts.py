@@ -33,7 +33,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "replace-recurrent": {"strategy": "replace", "consolidation": "recurrent", "passes": 2},
     "insert": {"strategy": "insert"},
 }
-LOWERED = ("parallel", "replace-recurrent")  # not `insert`: the same operators, and lowering takes seconds
 TOKENS = (3, 1, 4, 1, 5, 9, 2, 6)[:WINDOW]
 FEW = 8  # numbers that are written one by one
 
@@ -58,7 +57,7 @@ def made(model: str) -> dict[str, str]:
     for name, options in RECIPES.items():
         program = canonical
         stages = rewrite_stages(make_recipe({"window": WINDOW, "sinks": 2, **options}), len(canonical.layout))
-        for stage in (*stages, *(lower_stages() if name in LOWERED else ())):
+        for stage in (*stages, *lower_stages()):
             before, program = program, run_stages(program, (stage,), tokens=TOKENS)
             texts[f"{model}/{name}.{stage.name}.txt"] = print_program(program, before)
     return texts
