@@ -13,7 +13,7 @@ from sleepc.backends.table import find_trainer
 from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ops.functional import attention
+from sleepc.ops.functional import attention, attention_weights
 from sleepc.train.local import only_block, only_embed
 from sleepc.verify.rounding import widened
 
@@ -137,18 +137,13 @@ def weights(
     slopes: Sequence[float] = (),
     **options: Any,
 ) -> Iterator[Tensor]:
-    """attention's weights [B,T,T], one query head at a time.
-
-    They are what attention gives for values that are the unit vectors: masks, caps, sink_logits are its own.
-    """
-    tokens, count = k.shape[2], q.shape[1] // k.shape[1]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    unit = torch.eye(tokens, dtype=wide, device=q.device).expand(len(q), 1, tokens, tokens)
+    """attention's weights [B,T,T], one query head at a time: those of all heads take much memory."""
+    count = q.shape[1] // k.shape[1]
     for j in range(q.shape[1]):
         h, own = j // count, slice(j, j + 1)
         own_mask = mask if mask is None or mask.shape[1] == 1 else mask[:, own]
         own_logits = None if sink_logits is None else sink_logits[own]
-        yield attention(q[:, own], k[:, h : h + 1], unit, own_mask, own_logits, slopes=slopes[own], **options)[:, 0]
+        yield attention_weights(q[:, own], k[:, h : h + 1], own_mask, own_logits, slopes=slopes[own], **options)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ head h // (Hq // Hkv). B batch, T tokens, L window, s sinks, W = s + L slots. No
 memory with an argument (except `write_slots_`).
 """
 
-from sleepc.ops.functional.attention import attention, kept_attention, window_attention
+from sleepc.ops.functional.attention import attention, attention_weights, kept_attention, window_attention
 from sleepc.ops.functional.features import l2norm, short_conv
 from sleepc.ops.functional.lowered import linears, rms_norm, rotary
 from sleepc.ops.functional.memory import delta_rule, delta_rule_read, replay
@@ -13,6 +13,7 @@ from sleepc.ops.functional.windows import window_bias, window_mask, window_slots
 
 __all__ = [
     "attention",
+    "attention_weights",
     "delta_rule",
     "delta_rule_read",
     "kept_attention",

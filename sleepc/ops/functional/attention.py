@@ -67,6 +67,26 @@ def attention(
     `causal` and without mask, take slope times distance off the scores. -> [B, Hq, T, Dv]; a query
     that sees nothing gets zeros. ValueError if Hq is not a multiple of Hkv.
     """
+    p = attention_weights(
+        q, k, mask, sink_logits, scale=scale, softcap=softcap, causal=causal, sees=sees, slopes=slopes
+    ).to(v.dtype)
+    out = group(p, k.shape[1]).flatten(2, 3) @ v
+    return out.view(*q.shape[:3], v.shape[3])
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None = None,
+    sink_logits: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    causal: bool = False,
+    sees: str = "",
+    slopes: Sequence[float] = (),
+) -> Tensor:
+    """What `attention` gives the values, with its arguments: [B, Hq, T, T] in float32 (float64 for float64)."""
     tokens = q.shape[2]
     if causal:
         token = torch.arange(tokens, device=q.device)
@@ -76,9 +96,7 @@ def attention(
         mask = past if mask is None else _restrict(mask, past)
     grouped = group(q, k.shape[1])
     scores = (grouped.flatten(2, 3) @ k.mT).view(*q.shape[:3], tokens)
-    p = _weights(scores, mask, sink_logits, scale, softcap).to(v.dtype)
-    out = group(p, k.shape[1]).flatten(2, 3) @ v
-    return out.view(*q.shape[:3], v.shape[3])
+    return _weights(scores, mask, sink_logits, scale, softcap)
 
 
 def _restrict(mask: Tensor, seen: Tensor) -> Tensor:
