@@ -105,12 +105,8 @@ def sees_kept(time: Timeline, kept: Tensor, window: int, start: int, end: int) -
     """Which of the tokens start .. end-1 sees which of the pairs `kept` [B,Hkv,S] (of tokens, -1 for none), in a layer
     that keeps `window` tokens: bool [B,Hkv,end-start,S]. Seen is what has left the window.
     """
-    seen = torch.zeros(*kept.shape[:2], end - start, kept.shape[2], dtype=torch.bool)
-    for row, head, slot in (kept >= 0).nonzero().tolist():
-        token = int(kept[row, head, slot])
-        for query in range(start, end):
-            seen[row, head, query - start, slot] = int(time.position[query] - time.position[token]) >= window
-    return seen
+    passed = time.position[start:end, None] - time.position[kept.clamp(min=0)][:, :, None]
+    return (kept >= 0)[:, :, None] & (passed >= window)
 
 
 def key_positions(time: Timeline, start: int, sinks: int, window: int, own: int, every: int) -> Tensor:
