@@ -20,7 +20,6 @@ from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ops.functional import attention
 from sleepc.ops.functional.heads import group
 from sleepc.passes.plan import may_keep
 from sleepc.passes.rewrite.kept_pairs import heads_that_keep
@@ -160,10 +159,13 @@ class _Echo:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
         """attention(q, k, v, ..): [B,Hq,T,dv]."""
-        window = slice(-2 * self.window, -self.window)
-        each = [p[:, -self.window :, window].amax(1) for p in weights(q, k, *rest, **options)]
+        window, count = slice(-2 * self.window, -self.window), q.shape[1] // k.shape[1]
+        each, out = [], []
+        for head, p in enumerate(weights(q, k, *rest, **options)):
+            each.append(p[:, -self.window :, window].amax(1))
+            out.append(p.to(v.dtype) @ v[:, head // count])
         self.worth = group(torch.stack(each, 1), k.shape[1]).amax(2)
-        return attention(q, k, v, *rest, **options)
+        return torch.stack(out, 1)
 
 
 def _shares(worth: Tensor, slots: int, tokens: int) -> Tensor:
