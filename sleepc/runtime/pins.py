@@ -153,12 +153,10 @@ class Marks:
         """Pin tokens start .. stop-1."""
         window = self._window(start, stop)
         self.arrays[PINNED][self.row, window - self.first] = True
-        heads = {}
-        for i in self.steps.budgets:
+        heads, kept = {}, set[int]()
+        for i, budget in self.steps.budgets.items():
             tokens, score = self._of(i, KEPT + "token"), self._of(i, KEPT + "score")
             score[(tokens >= start) & (tokens < stop)] = PINNED_SCORE
-        kept: set[int] = set()
-        for i, budget in self.steps.budgets.items():
             heads[i] = tuple(self._share(i, budget, head, (start, stop), kept) for head in range(len(budget)))
         sinks = min(max(self.sinks - start, 0), stop - start)
         return Kept(start, stop, sinks, len(window), heads, stop - start - sinks - len(kept))
