@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from sleepc.ir.graph import Graph
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.keep.contract import NOTHING, PINNED_SCORE, STEP, Score, WindowPairs
@@ -32,10 +31,8 @@ class Choice:
     dropped: Parts | None
 
 
-def choose(block: BlockSleep, score: Score, turned: Graph | None, most: int) -> Choice:
-    """What a block with kept pairs keeps and drops. `turned` is the graph that puts keys at positions (turn_keys.py),
-    None if the model does not; `most`: the largest number of slots of a head.
-    """
+def choose(block: BlockSleep, score: Score, most: int) -> Choice:
+    """What a block with kept pairs keeps and drops; `most`: the largest number of slots of a head."""
     specs = {s.part: s for s in with_role(block.cls.states, "kept")}
     e, head = block.e, head_port(block.e.graph)
     among = _candidates(e, block, specs, score)
@@ -45,11 +42,11 @@ def choose(block: BlockSleep, score: Score, turned: Graph | None, most: int) -> 
     wanted = e.call(aten.gt.Scalar, taken["score"], NOTHING / 2)
     old = e.where(wanted, taken["position"], -1)
     taken["position"] = _renumbered(e, block, old, head, most)
-    if turned is not None:
+    if block.cls.turn is not None:
         kept, place = e.call(aten.lt.Scalar, chosen, e.size(head, 0)), taken["position"]
         by = e.where(wanted, e.where(kept, e.sub(place, old), place), 0)
         still = e.call(aten.logical_and.default, kept, e.call(aten.eq.Scalar, by, 0))
-        moved = e.call(aten.squeeze.dim, turn(e, turned, e.unsqueeze(taken["k"], 1), by), 1)
+        moved = e.call(aten.squeeze.dim, turn(e, block.cls.turn, e.unsqueeze(taken["k"], 1), by), 1)
         taken["k"] = e.where(e.unsqueeze(still, -1), taken["k"], e.cast(moved, specs["k"].dtype))
     filled = {True: e.unsqueeze(wanted, -1), False: wanted}
     new = {s.name: e.where(filled[len(s.dims) > 2], taken[part], s.initial) for part, s in specs.items()}

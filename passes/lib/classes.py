@@ -29,7 +29,8 @@ def chosen_classes(program: ProgramGraphs, layers: tuple[int, ...]) -> list[str]
 
 def _copy(cls: BlockClass, name: str) -> BlockClass:
     copy = cls.clone()
-    copy.wake.name = name
+    for graph in copy.graphs():
+        graph.name = name + graph.name.removeprefix(cls.wake.name)
     return copy
 
 

@@ -71,8 +71,8 @@ class BoundAttention(Pass):
 
     Those of the layers `keepers` whose own mask lets them see distant tokens see pairs in addition (kept_pairs.py), as
     `keep` says; their rings keep keys without positions, for scores. Positions are then renumbered if the model allows
-    it: they are not added to tokens, and two turns of a key make one. Until AddSleep `cls.sleep` is the graph that
-    turns keys.
+    it: they are not added to tokens, and two turns of a key make one. The classes get
+    graphs that turn keys.
 
     Raises UsageError if window plus sinks is more than the positions that the model has, or it cannot renumber.
     """
@@ -235,8 +235,8 @@ class BoundAttention(Pass):
         cls = program.classes[name]
         add_budgets(program, name, slots)
         if site.rotated:
-            cls.sleep = turn_graph(program, cls.wake, site)
-            bind_turn(program, name, cls.sleep)
+            cls.turn = turn_graph(program, cls.wake, site)
+            bind_turn(program, name, cls.turn)
 
     def _brought(self, site: Site, window: int) -> bool:
         """Are the layer's sinks brought near, since it has never seen a key as far away as they would be?"""

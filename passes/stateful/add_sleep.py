@@ -74,7 +74,7 @@ class AddSleep(Pass):
             e = Emit(graph, "sleep")
             block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers, resets)
             self._sleep(block, most)
-            cls.sleep = graph
+            cls.sleep, cls.turn = graph, None
         program.clock = self._clock(program, most)
         return 1 + len(program.classes)
 
@@ -153,7 +153,7 @@ class AddSleep(Pass):
             raise SleepcError(what, where=graph.name)
         kept: dict[str, fx.Node] = {}
         if of["chosen"]:
-            choice = choose(block, find_score(self.score), block.cls.sleep, most)
+            choice = choose(block, find_score(self.score), most)
             kept, block = choice.new, replace(block, dropped=choice.dropped)
         results = find_consolidation(self.consolidation).sleep(block) | kept
         held = block.states

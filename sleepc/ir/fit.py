@@ -1,5 +1,5 @@
 """Do the graphs of a program at level STEP fit each other? V30: what one reads another gives, or the program declares,
-in the same type. V31: a state is declared once, and keeps its type.
+in the same type. V31: a state is declared once, and keeps its type. V32: no graph is left that sleeps are made with.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def check_fit(program: ProgramGraphs) -> None:
 
 def _check_class(cls: BlockClass, values: Types, clock: Types, given: Types, window: int) -> None:
     own = _types(cls.states)
+    if cls.turn is not None:
+        raise fault("V32", "a graph that turns keys belongs into the class's sleep", cls.turn)
     _reads(cls.wake, values, own)
     after = _gives(cls.wake, needed=("h",), may=own)
     if str(after["h"]) != str(values["h"]):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -18,30 +19,31 @@ from sleepc.ir.weights import Param
 class BlockClass:
     """A block's graphs with parameters abstracted: `wake` maps (h, extras, state) to (h, state'), `sleep` maps state
     to state', `again` is one more pass over a window while it is consolidated: (h, extras, state) to (h, memory').
+    `turn` puts keys at positions, (k, positions) to k, in classes that keep pairs: sleep graphs are made with it, and
+    at level STEP no class has one.
     """
 
     wake: Graph
     sleep: Graph | None = None
     again: Graph | None = None
     states: tuple[StateSpec, ...] = ()
+    turn: Graph | None = None
 
     def graphs(self) -> list[Graph]:
         """Those that there are."""
-        return [graph for graph in (self.wake, self.sleep, self.again) if graph is not None]
+        return [graph for graph in (self.wake, self.sleep, self.again, self.turn) if graph is not None]
 
     def parameters(self) -> dict[str, Node]:
         """The ports that a block of the class has parameters for, those of its sleep included."""
-        graphs = [self.wake] + ([self.sleep] if self.sleep else [])
+        graphs = [graph for graph in (self.wake, self.sleep, self.turn) if graph is not None]
         return {name: node for g in graphs for kind in PARAMETERS for name, node in g.ports(kind).items()}
 
     def clone(self) -> BlockClass:
         """A copy whose graphs may be changed."""
-        return BlockClass(
-            self.wake.clone(),
-            self.sleep.clone() if self.sleep else None,
-            self.again.clone() if self.again else None,
-            self.states,
-        )
+        graphs: dict[str, Any] = {
+            f.name: g.clone() for f in fields(self) if isinstance(g := getattr(self, f.name), Graph)
+        }
+        return replace(self, **graphs)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.conformance.cases import CASES, RECIPES
+from tests.conformance.cases import CASES, FAMILIES
+from tests.conformance.cases import RECIPES as CONFORMANCE
 from tests.families import OTHERS
 from tests.golden.same_compare import difference
 
@@ -32,6 +33,7 @@ Case = dict[str, Any]
 # Exports beside one in fp32 of each of these; random models are calmed until int4 passes the check of the export.
 EXPORTED = [*((name, "parallel") for name in ("llama", "gemma2", "gpt2", "qwen3", "nanogpt", "bloom", "gpt-oss"))]
 EXPORTED += [(name, recipe) for name, recipe in CASES if recipe not in ("parallel", "some-layers")]
+RECIPES = {**CONFORMANCE, "keep": {"keep": {"slots": 3, "budgets": "equal"}}}
 STYLES: list[tuple[str, str, dict[str, str], float]] = [
     ("llama", "parallel", {"precision": "int4"}, 0.3),
     ("gpt2", "insert", {"precision": "int8"}, 0.3),
@@ -40,13 +42,21 @@ STYLES: list[tuple[str, str, dict[str, str], float]] = [
     ("gemma2", "replace", {"ops": "portable"}, 1),
     ("gpt2", "gated-channel", {"ops": "portable"}, 1),
     ("llama", "parallel", {"ep": "cuda", "precision": "fp16"}, 1),
+    ("llama", "keep", {}, 1),
 ]
-QUICK = ("llama parallel", "gpt2 recurrent-online", "gemma2 insert onnx", "llama parallel onnx precision=int4")
+QUICK = (
+    "llama parallel",
+    "llama keep",
+    "gpt2 recurrent-online",
+    "gemma2 insert onnx",
+    "llama parallel onnx precision=int4",
+)
 
 
 def cases() -> list[Case]:
     """Every case, by name."""
-    eager = [*dict.fromkeys([*CASES, *((name, "parallel") for name in OTHERS)])]
+    kept = [(name, "keep") for name in FAMILIES]
+    eager = [*dict.fromkeys([*CASES, *((name, "parallel") for name in OTHERS), *kept])]
     found = [_case(name, recipe, None, 1) for name, recipe in eager]
     found += [_case(name, recipe, {}, 1) for name, recipe in dict.fromkeys(EXPORTED)]
     return [*found, *(_case(*style) for style in STYLES)]

@@ -11,11 +11,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from sleepc.bisecting import capture_flat
+from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.text import print_graph
@@ -109,8 +111,9 @@ def _facts(program: ProgramGraphs) -> Iterator[str]:
 
 
 def _rest(cls: BlockClass) -> str:
-    known = ("wake", "sleep", "again", "states")
-    return "".join(f", {f.name}: {getattr(cls, f.name)}" for f in fields(cls) if f.name not in known)
+    """What a class has in addition to graphs and states."""
+    rest = {f.name: getattr(cls, f.name) for f in fields(cls) if f.name != "states"}
+    return "".join(f", {name}: {value}" for name, value in rest.items() if not isinstance(value, (Graph, NoneType)))
 
 
 def _states(program: ProgramGraphs) -> Iterator[str]:

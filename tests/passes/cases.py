@@ -38,7 +38,7 @@ from sleepc.passes.consolidation.add_loop import AddLoop
 from sleepc.passes.pipeline import front_stages, lower_stages, rewrite_stages
 from sleepc.passes.plan import Asleep, Group, MemoryOptions
 from sleepc.passes.runner import run_stages
-from sleepc.recipe import make_recipe
+from sleepc.recipe import Keep, make_recipe
 from tests.golden.texts import print_program
 
 FOLDER = Path(__file__).parent / "texts"
@@ -72,9 +72,7 @@ class Case:
 
     def run(self) -> str:
         """What the pass makes of the program: the result of the text."""
-        program = self.program()
-        for name, options in self.first:
-            program = run_stages(program, (_stage(name, options, program),))
+        program = self.prepared()
         try:
             after = run_stages(program, (_stage(self.path.parent.name, self.options, program),))
         except Refusal as refusal:
@@ -83,6 +81,13 @@ class Case:
             return f"=== refused: {error.what}\n"
         after.history.clear()
         return f"=== after\n{print_program(after, program)}".rstrip() + "\n"
+
+    def prepared(self) -> ProgramGraphs:
+        """The program that the pass gets."""
+        program = self.program()
+        for name, options in self.first:
+            program = run_stages(program, (_stage(name, options, program),))
+        return program
 
     def program(self) -> ProgramGraphs:
         """The program of the text, with zeros for parameters."""
@@ -115,6 +120,8 @@ def _stage(name: str, options: dict[str, Any], program: ProgramGraphs) -> Stage:
         given = {**memory["options"], **({"asleep": Asleep(**memory["asleep"])} if "asleep" in memory else {})}
         group = Group(tuple(memory["layers"]), MemoryOptions(**{**NO_MEMORY, **given}))
         options = {**{k: v for k, v in options.items() if k != "memory"}, "groups": (group,)}
+    if "keep" in options:
+        options = {**options, "keep": Keep(**options["keep"]), "keepers": frozenset(options["keepers"])}
     if "dtype" in options:
         options = {**options, "dtype": getattr(torch, options["dtype"])}
     return Stage("case", "LOWERED" if name in LOWER else program.level, (passes()[name](**options),))

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from sleepc.errors import SleepcError
+from sleepc.ir.diagnose import InvalidProgram
+from sleepc.ir.fit import check_fit
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
 from sleepc.passes.base import Effect, Pass, Stage
@@ -88,6 +90,12 @@ def test_a_pass_counts_what_it_changes(change: Callable[[ProgramGraphs], object]
 def test_a_pass_gets_what_it_needs_or_does_not_run() -> None:
     with pytest.raises(SleepcError, match="changes needs a program that sleeps"):
         run(Needs(lambda p: pytest.fail("it ran"), 0))
+
+
+def test_no_graph_is_left_that_sleeps_are_made_with() -> None:
+    bound = read(FOLDER / "add-sleep" / "kept_pairs.txt").prepared()
+    with pytest.raises(InvalidProgram, match="V32"):
+        check_fit(bound)
 
 
 def scaled(factor: float) -> Callable[[ProgramGraphs], object]:
