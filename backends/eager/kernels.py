@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sleepc.backends.eager.attention import window_attention
+from sleepc.backends.eager.attention import kept_attention, window_attention
 from sleepc.ir.levels import OURS
 from sleepc.ops import functional
 
@@ -16,5 +16,6 @@ ours = torch.ops.sleepc
 # they stand.
 PLAIN: dict[Any, Callable[..., Any]] = {getattr(ours, name).default: getattr(functional, name) for name in OURS}
 PLAIN[ours.window_attention.default] = window_attention
+PLAIN[ours.kept_attention.default] = kept_attention
 # If no gradient is wanted, windows and records are written in place.
 IN_PLACE: dict[Any, Callable[..., Any]] = PLAIN | {ours.write_slots.default: functional.write_slots_}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sleepc.backends.eager.attention import window_attention
+from sleepc.backends.eager.attention import kept_attention, window_attention
 from sleepc.ops import functional, naive
 from tests.ops.cases import normal, small, uniform, worst
 from tests.ops.test_windows import own_mask
@@ -125,22 +125,35 @@ def test_kept_attention_equals_the_loop(
     assert worst(got, want) < 1e-12
 
 
+@pytest.mark.parametrize("slots", [None, 0, 5])
 @pytest.mark.parametrize("values", [4, 3])
 @pytest.mark.parametrize("tokens", [0, 1, 5])
 @pytest.mark.parametrize(
     ("dtype", "bound"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)],
 )
-def test_window_attention_without_gradients(values: int, tokens: int, dtype: torch.dtype, bound: float) -> None:
-    """PyTorch's kernel, taken where no gradient is wanted, is the same function: a query that sees nothing included."""
+def test_attention_over_windows_without_gradients(
+    slots: int | None, values: int, tokens: int, dtype: torch.dtype, bound: float
+) -> None:
+    """PyTorch's kernel, taken where no gradient is wanted, is the same function, without kept pairs and with them: a
+    query that sees nothing included.
+    """
     q, k = normal(2, 6, tokens, 4, dtype=dtype), normal(2, 3, tokens, 4, seed=1, dtype=dtype)
     v = normal(2, 3, tokens, values, seed=2, dtype=dtype)
     held = normal(2, 3, 7, 4, seed=4, dtype=dtype), normal(2, 3, 7, values, seed=5, dtype=dtype)
     mask = torch.rand(2, 1, tokens, 7 + tokens, generator=torch.Generator().manual_seed(0)) > 0.5
     mask[1, :, -1:] = False
-    want = naive.window_attention(q, k, v, *held, mask, scale=0.5)
+    both: tuple[Any, Any] = window_attention, naive.window_attention
+    kept: tuple[Tensor, ...] = ()
+    if slots is not None:
+        seen = uniform(2, 3, tokens, slots, seed=8) < 0.5
+        seen[1, :, -1:] = False
+        kept = normal(2, slots, 4, seed=6, dtype=dtype), normal(2, slots, values, seed=7, dtype=dtype), seen
+        both = kept_attention, naive.kept_attention
+    run, plain = both
+    want = plain(q, k, v, *held, mask, *kept, scale=0.5)
     with torch.no_grad():
-        got = window_attention(q, k, v, *held, mask, scale=0.5)
+        got = run(q, k, v, *held, mask, *kept, scale=0.5)
     assert got.dtype == dtype
     assert worst(got.double(), want.double()) < bound
     assert torch.equal(got[1, :, -1:], torch.zeros_like(got[1, :, -1:]))
