@@ -25,7 +25,7 @@ from sleepc.capture.own_run import require_run
 from sleepc.capture.seam import open_seam
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
-from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files, to_capture
+from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files, to_answer, to_capture
 from sleepc.hf.resolve import Checkpoint
 from sleepc.hf.template import template_fault
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
@@ -185,12 +185,13 @@ class Program:
         if hash:
             self.checked = False
         self.check_bytes()
-        original = self.load_original(against, progress)
+        original, checkpoint = self._original(against, progress)
         canonical = self.captured(progress, original)
         trained = bool(self.report.get("training"))
         how = Measuring(trained=trained, accept_quality=accept_quality, progress=progress)
         logits = logits_of(original, beyond=self.graphs.beyond)
-        report = verify_program(self.graphs, canonical, self.recipe, ids, original=logits, measuring=how)
+        with to_answer(checkpoint):
+            report = verify_program(self.graphs, canonical, self.recipe, ids, original=logits, measuring=how)
         self.report["verify"] = report.to_json()
         return report
 
@@ -240,15 +241,22 @@ class Program:
 
         Raises UsageError if it was a module in memory, SleepcError if its files are gone or damaged.
         """
+        return self._original(against, progress)[0]
+
+    def _original(
+        self, against: str | Path | nn.Module | None, progress: Progress
+    ) -> tuple[nn.Module, Checkpoint | None]:
+        """The same, and where it comes from."""
         if isinstance(against, nn.Module):
-            return in_dtype(against, None, self.recipe)
+            return in_dtype(against, None, self.recipe), None
         if against is None and self.original is not None:
             checkpoint = find_model(self.source.folder, progress) if self.source.folder else None
-            return in_dtype(self.original, checkpoint, self.recipe)
+            return in_dtype(self.original, checkpoint, self.recipe), checkpoint
         if against is None and self.source.kind == "module":
             raise UsageError("the original was a module in memory", where="--against", fix="Give it: --against MODEL.")
         progress("loading the original", None)
-        return load_module(find_model(against or self.source.folder, progress), dtype=self.recipe.dtype)
+        checkpoint = find_model(against or self.source.folder, progress)
+        return load_module(checkpoint, dtype=self.recipe.dtype), checkpoint
 
     def captured(self, progress: Progress, original: nn.Module | None = None) -> ProgramGraphs:
         """The original as a program at level CANONICAL; captured again if this comes from an artifact."""

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe_file": {"recipe"},
     "manifest": {"ir", "recipe", "sealed_json", "whole_folder"},
     "digests": {"ir", "manifest"},
-    "ir": {"held_file", "masks"},
+    "ir": {"held_file", "json_file", "masks"},
     "masks": set(),
     "memory": {"ir"},
     "ops": {"masks", "memory"},

@@ -136,6 +136,8 @@ class ScoreReader:
             if divides:
                 raise Miss("scores are divided by a tensor")
             return _take_term(scores, inner, Term(by, "times"))
+        if divides and factor == 0:
+            raise Miss("scores are divided by zero")
         factor = 1.0 / factor if divides else factor
         if is_call(inner, aten.tanh.default):
             return _take_softcap(inner, factor, scores)
@@ -168,6 +170,8 @@ def _take_softcap(tanh: fx.Node, factor: float, scores: Scores) -> fx.Node:
     """factor tanh(scores / factor)."""
     if scores.softcap or scores.factors or scores.scale != 1.0:
         raise Miss("scores are capped and then scaled")
+    if factor == 0:
+        raise Miss("scores are capped at zero")
     scores.softcap = factor
     within = tanh.args[0]
     if not is_call(within, aten.div.Tensor, aten.div.Scalar, aten.mul.Tensor, aten.mul.Scalar):

@@ -179,7 +179,9 @@ class BoundAttention(Pass):
                 f"a window of {window} and {self.sinks} sinks need {window + self.sinks} positions, "
                 f"and the model has {limit}",
                 where="--window, --sinks",
-                fix=f"Choose --window {limit - self.sinks} or less.",
+                fix=f"Choose --window {limit - self.sinks} or less."
+                if limit > self.sinks
+                else "Choose fewer sinks (--sinks), and a window that fits.",
             )
         return window
 

@@ -60,9 +60,12 @@ def attention(  # noqa: PLR0913 (transformers calls it with these)
         what = f"an attention layer scales its scores by {scaling}, which is not a real number"
         raise UsageError(what, where=type(module).__name__, fix="Correct the model's configuration.")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    softcap = float(kwargs.get("softcap") or 0.0)
+    cap = kwargs.get("softcap")
+    if cap == 0:  # for the operator, 0 is no cap
+        what = "an attention layer caps its scores at 0, after which all are equal"
+        raise UsageError(what, where=type(module).__name__, fix="Correct the model's configuration (null is no cap).")
     out = torch.ops.sleepc.attention(
-        query, key, value, attention_mask, kwargs.get("s_aux"), scale=scale, softcap=softcap
+        query, key, value, attention_mask, kwargs.get("s_aux"), scale=scale, softcap=float(cap or 0)
     )
     return out.transpose(1, 2).contiguous(), None  # as transformers' own functions: models call .view on it
 

@@ -13,7 +13,7 @@ MOST = 256 << 20  # bytes; vocabularies are large
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file's JSON object; empty if there is no file. Raises UsageError for one that is damaged."""
+    """A file's JSON object; empty if there is no file. Raises UsageError if it is damaged, or has a key twice."""
     if not is_there(path):
         return {}
     fix = "Take it from the original model."

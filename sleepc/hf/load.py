@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sleepc.capture.own_run import require_run
+from sleepc.capture.own_run import require_finite_answer, require_run
 from sleepc.capture.seam import EXPERTS, open_seam
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.bounds import bounded, check_computed, check_counts
 from sleepc.hf.computed import say_other_values
+from sleepc.hf.finite import check_finite
 from sleepc.hf.fit import check_fit, fit_nothing, load_state
-from sleepc.hf.resolve import Checkpoint
+from sleepc.hf.json_file import read_object
+from sleepc.hf.resolve import CONFIG, Checkpoint
 from sleepc.hf.unbuildable import field_named, own_code, unbuildable
 from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
@@ -79,6 +84,18 @@ def to_capture(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
     return field_named(checkpoint, _run_without_values) if checkpoint is not None else nullcontext()
 
 
+def to_answer(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
+    """The same while the model computes with its weights."""
+    return field_named(checkpoint, partial(_answer_with, checkpoint)) if checkpoint is not None else nullcontext()
+
+
+def _answer_with(checkpoint: Checkpoint, folder: Path) -> None:
+    """Load a checkpoint with the config.json of another folder, and let it answer: fails if it cannot."""
+    other = replace(checkpoint, folder=folder, config=read_object(folder / CONFIG))
+    with warnings.catch_warnings(action="ignore"):
+        require_finite_answer(load_module(other))
+
+
 def _config(checkpoint: Checkpoint) -> Any:
     """The configuration, as a class of transformers. Raises Refusal if only the checkpoint's own code knows it."""
     import transformers
@@ -99,6 +116,8 @@ def _config(checkpoint: Checkpoint) -> Any:
             fix="Leave it out: sleepc runs no code of a checkpoint.",
         )
     _check_dtypes(checkpoint.config, checkpoint.folder)
+    known = kind in transformers.CONFIG_MAPPING  # it has no get()
+    check_finite(checkpoint.config, transformers.CONFIG_MAPPING[kind] if known else None, checkpoint.folder)
     check_counts(checkpoint.config, checkpoint.opened, checkpoint.folder)
     try:
         return _config_in(checkpoint.folder)

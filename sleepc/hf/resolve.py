@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sleepc.errors import Refusal, SleepcError, SleepcWarning, UsageError
+from sleepc.hf.json_file import read_object
 from sleepc.hf.present import is_there
 from sleepc.hf.quantised import refuse_quantised
 from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
@@ -119,10 +119,5 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not is_there(path):
         raise UsageError(f"{folder} has no {CONFIG}", where=str(folder), fix=_EXPECTED)
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(f"{CONFIG} cannot be read: {error}", where=str(path), fix="Fetch the model again.") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{CONFIG} is not a JSON object", where=str(path), fix="Fetch the model again.")
+    config = read_object(path)
     return config

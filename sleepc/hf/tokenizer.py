@@ -213,14 +213,12 @@ def _read(path: Path) -> Any:
     """The library's tokenizer. Raises UsageError for a file that is damaged, or of a newer library."""
     import tokenizers
 
+    data = read_object(path)  # the library takes the last of two keys
     try:
         with failing():
             return tokenizers.Tokenizer.from_file(str(path))
     except (SleepcError, ValueError) as error:
-        try:
-            sound = isinstance(json.loads(path.read_text(encoding="utf-8"))["model"], dict)
-        except (ValueError, KeyError, TypeError, OSError, RecursionError):
-            sound = False
+        sound = isinstance(data.get("model"), dict)
         fix = f"pip install -U tokenizers (this is {tokenizers.__version__}), or take " if sound else "Take "
         raise UsageError(
             f"cannot read {path.name}: {error.__cause__ or error}",

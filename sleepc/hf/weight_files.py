@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
+from sleepc.hf.json_file import read_object
 from sleepc.hf.present import is_there
 from sleepc.hf.quantised import QUANTISED_DTYPES, quantised
 from sleepc.ir.tensorfile import TensorFile, UnreadableDtype
@@ -85,10 +86,9 @@ def adapter_base(folder: Path) -> str | None:
     if not is_there(path):
         return None
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError):
+        base = read_object(path).get("base_model_name_or_path")
+    except SleepcError:
         return "an unknown model"  # the adapter is not applied, whatever stands there
-    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
     return str(base) if base else "an unknown model"
 
 
@@ -113,11 +113,10 @@ def _named(folder: Path, named: Any) -> tuple[Path, ...]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        found = json.loads(index.read_text())["weight_map"]
-        wrong = [name for name, file in found.items() if not isinstance(file, str)]
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
-        raise UsageError(f"{index.name} cannot be read: {error!r}", where=str(index), fix=AGAIN) from error
+    found = read_object(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise UsageError(f"{index.name} has no weight_map", where=str(index), fix=AGAIN)
+    wrong = [name for name, file in found.items() if not isinstance(file, str)]
     if wrong or not found:
         raise UsageError(
             f"{index.name} does not say which file has {some(wrong) or 'what'}", where=str(index), fix=AGAIN

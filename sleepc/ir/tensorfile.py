@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -22,6 +21,7 @@ import torch
 
 from sleepc.errors import SleepcError
 from sleepc.held_file import DAMAGED, HeldFile, reading
+from sleepc.json_file import parse_json
 
 MAX_HEADER = 100 << 20  # as the safetensors library has it
 MAX_RANK, MAX_SIZE = 8, 1 << 48
@@ -95,10 +95,12 @@ class TensorFile:
 
     def _entries(self, raw: bytes, base: int) -> Iterator[tuple[str, TensorEntry]]:
         try:
-            header = json.loads(raw)
+            header = parse_json(raw, what="its header", where=str(self.path), fix=DAMAGED)
             self.metadata = header.pop("__metadata__", None)
             items = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+        except SleepcError as error:
+            raise self._damaged(error.what) from error
+        except (AttributeError, TypeError, KeyError) as error:
             raise self._damaged(f"its header is not what it should be ({type(error).__name__})") from error
         place = 0
         for name, entry in items:

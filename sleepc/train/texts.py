@@ -6,7 +6,6 @@ import codecs
 import gzip
 import hashlib
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
+from sleepc.json_file import parse_json
 
 Document: TypeAlias = Iterator[str]
 """The text of one document in parts that end where lines do; joined, they are the whole text."""
@@ -153,11 +153,12 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _parsed(line: str, where: str) -> object:
+    fix = "Give one JSON value a line."
     try:
-        row: object = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"this row is not JSON: {error}", where=where, fix="Give one JSON value a line.") from error
-    return row
+        found: object = parse_json(line.encode(), what="this row", where=where, fix=fix)
+    except SleepcError as error:
+        raise UsageError(error.what, where=where, fix=fix) from error
+    return found
 
 
 def _text_of(row: object, field: str, where: str) -> str:

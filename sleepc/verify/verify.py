@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from sleepc.backends.table import find_backend
+from sleepc.capture.own_run import require_finite
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.pipeline import rewrite_stages
@@ -71,7 +72,8 @@ def verify_program(
     Checked is the given program itself: with several sleeps (forced, if the window is long), past its real window
     if that has up to 512 tokens, and otherwise also a program rebuilt with a small window. Memories are checked with
     shaken parameters (memory_values.py), since a new conversion hides them. Raises UsageError if tokens are missing or
-    not of this model, SleepcError for a program that an older version made with a known fault.
+    not of this model, CannotRun if the original itself fails at them, SleepcError for a program that an older version
+    made with a known fault.
     """
     how = measuring or Measuring()
     if canonical is not None:
@@ -85,6 +87,8 @@ def verify_program(
     report = VerifyReport()
     started = time.perf_counter()
     far = Far(subject, inside=not _not_inside(subject), perplexity=how.perplexity)
+    if far.inside:
+        require_finite(lambda: far.original, "the original")
     _check_sleeps(far, report, how.progress)
     _check_inside(far, report, how.progress)
     if report.failed:

@@ -24,7 +24,9 @@ TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
 def configured(folder: Path, family: str, field: str, value: Any) -> Path:
     make_module(family, torch.float32).save_pretrained(folder)  # type: ignore[operator]
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    rope = config.get("rope_parameters") or {}
+    (rope if field in rope else config)[field] = value
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -49,9 +51,36 @@ def test_the_field_is_named(family: str, field: str, value: Any, dtype: str, tmp
     assert (caught.value.where, caught.value.exit_code) == (str(folder), 2)
 
 
-def test_a_scale_that_is_no_real_number(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="scales its scores by"):
-        sleepc.inspect(configured(tmp_path, "gemma3", "query_pre_attn_scalar", -4))
+@pytest.mark.parametrize(
+    ("family", "field", "value", "reason"),
+    [
+        ("gptj", "n_positions", 0, "fails with IndexError"),
+        ("llama", "rms_norm_eps", -1e3, "computes logits that are not finite"),
+    ],
+)
+def test_the_field_is_named_if_only_values_show_it(
+    family: str, field: str, value: float, reason: str, tmp_path: Path
+) -> None:
+    """The graph is right, and no number comes out of it: found when the original is asked."""
+    folder = configured(tmp_path, family, field, value)
+    program = sleepc.convert(folder, {"window": 8, "sinks": 2})
+    with pytest.raises(CannotRun) as caught:
+        program.verify(tokens=range(1, 60))
+    assert f"{field}: {json.dumps(value)}, with which the model cannot be called" in caught.value.what
+    assert reason in caught.value.what
+    assert (caught.value.where, caught.value.exit_code) == (str(folder), 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value", "words"),
+    [
+        ("gemma3", "query_pre_attn_scalar", -4, "scales its scores by"),
+        ("gemma2", "attn_logit_softcapping", 0.0, "caps its scores at 0"),
+    ],
+)
+def test_scores_that_are_none(family: str, field: str, value: float, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        sleepc.inspect(configured(tmp_path, family, field, value))
 
 
 class Fails(nn.Module):

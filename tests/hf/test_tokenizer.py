@@ -160,9 +160,9 @@ def test_what_a_tokenizer_needs_is_copied(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "Take the file"),
-        ("[]", "Take the file"),
-        ("\udcff", "Take the file"),
+        ("{", "from the original model"),
+        ("[]", "from the original model"),
+        ("\udcff", "from the original model"),
         (json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "Later", "vocab": {}}}), "pip install -U"),
         (
             json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "New"}, "model": {}}),

@@ -136,7 +136,7 @@ def test_undecodable_bytes_of_a_row(tmp_path: Path) -> None:
         ('{"text": 3}', "holds int, not text"),
         ("[1, 2]", "neither an object nor a text"),
         ('{"text": "x"', "this row is not JSON.*line 2"),
-        ("[" * 100_000, "this row is not JSON.*line 2"),
+        ("[" * 100_000, "this row is nested too deep.*line 2"),
     ],
 )
 def test_a_row_without_a_text(tmp_path: Path, row: str, said: str) -> None:
