@@ -91,7 +91,8 @@ def _classify(
         return None, limit
     result = classify(grid)
     if result is None:
-        raise Refusal("UNKNOWN_MASK", f"a mask is of no known kind ({', '.join(KINDS)}){_near(grid)}", where=where)
+        known = f"Known kinds: {', '.join(KINDS)}."
+        raise Refusal("UNKNOWN_MASK", f"a mask is of no known kind{_near(grid)}", where=where, fix=known)
     small = min(SMALL, size)
     tokens = torch.arange(3 * small).reshape(3, small) % max(program.vocab, 1)
     if not evaluate_mask(program, mask, tokens).equals(grid, small):

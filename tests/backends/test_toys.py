@@ -234,7 +234,7 @@ def test_a_name_is_taken_once(toy: Toy) -> None:
 
 def test_an_export_with_flags_of_its_own(toy: Toy, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helped = " ".join(run_here(capsys, "export", "--help")[1].split())
-    for words in ("--wheels", "How many wheels it has. [default: (4)]", "--precision", "onnx, toyfile."):
+    for words in ("--wheels", "How many wheels it has. [default: (4)]", "--precision", f"{', '.join(table.TARGETS)}."):
         assert words in helped
     code, said, told = run_here(capsys, "export", artifact, "--to", "toyfile", "--wheels", 6, "--json")
     assert code == 0, told
@@ -260,8 +260,11 @@ def test_an_export_with_flags_of_its_own(toy: Toy, artifact: Path, capsys: pytes
         (("export", "{}", "--to", "toyfile", "--wheels", "2"), "2 wheels are too few"),
         (("export", "{}", "--to", "toyfile", "--ep", "cuda"), "the target toyfile has no option ep"),
         (("export", "{}", "--to", "onnx", "--wheels", "4"), "the target onnx has no option wheels"),
-        (("export", "{}", "--to", "car"), "Targets: onnx, toyfile"),
-        (("run", "{}", "w1", "--backend", "car"), "Backends: eager, toy, still, onnx, toyfile"),
+        (("export", "{}", "--to", "car"), f"Targets: {', '.join(table.TARGETS)}, toyfile"),
+        (
+            ("run", "{}", "w1", "--backend", "car"),
+            f"Backends: {', '.join((*table.BACKENDS, 'toy', 'still', *table.TARGETS))}, toyfile",
+        ),
         (("run", "{}/alone", "w1"), "Give --backend toyfile"),
         (("convert", "{}/alone", "-o", "{}/out"), "is a sleepc export, not a model"),
         (("run", "{}", "w1", "--backend", "toyfile", "--dtype", "float32"), "a toy has no dtype"),

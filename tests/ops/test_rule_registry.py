@@ -175,7 +175,8 @@ def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
     made = torch.Generator().manual_seed(0)
     states = [torch.randn(rows, *s, generator=made).double() for s in rule.shapes(heads, dk, x.v.shape[3]).values()]
     others = [n for n in rule.gates if n not in ("g", "beta")]
-    gates = [torch.rand(x.beta.shape, generator=made).double() for _ in others]
+    drawn = {n: torch.rand(x.beta.shape, generator=made).double() for n in others}
+    gates = [torch.ones_like(drawn[n]) if rule.gates[n].activation == "one" else drawn[n] for n in others]
     want = naive.delta_rule(*x.stream, states, gates, rule=name, scale=0.5)
     for chunk in (1, 4, 64):
         got = functional.delta_rule(*x.stream, states, gates, rule=name, scale=0.5, chunk=chunk)
