@@ -1,10 +1,12 @@
-"""How code is written, as far as no linter says: short functions, and paragraphs that are wrapped once."""
+"""How code is written, as far as no linter says: short functions, names of one class, paragraphs wrapped once."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,17 @@ FILES = [
 ]
 
 
+parsed = cache(ast.parse)  # every file once
+
+
+def classes(source: str) -> list[str]:
+    """The names of all classes of a file, private ones and those inside functions too."""
+    return [node.name for node in ast.walk(parsed(source)) if isinstance(node, ast.ClassDef)]
+
+
 def too_long(source: str) -> Iterator[tuple[int, str]]:
     """Line and name of every function that is longer than it may be."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno is not None
             if node.end_lineno - node.lineno >= LONGEST:
@@ -42,7 +52,7 @@ def orphans(source: str) -> Iterator[tuple[int, str]]:
 def _blocks(source: str) -> Iterator[tuple[int, list[str]]]:
     """Docstrings and comments of several lines, each with the number of its first line."""
     lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         value = node.value if isinstance(node, ast.Expr) else None
         if isinstance(value, ast.Constant) and isinstance(value.value, str) and value.end_lineno is not None:
             block = lines[value.lineno - 1 : value.end_lineno]
@@ -73,6 +83,17 @@ def test_functions_are_short() -> None:
 def test_long_functions_are_found(lines: int, long: bool) -> None:
     source = "class A:\n    @property\n    def f(self):\n" + "        pass\n" * (lines - 1)
     assert list(too_long(source)) == ([(3, "f")] if long else [])
+
+
+def test_a_name_is_that_of_one_class() -> None:
+    package = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("sleepc", "passes", "backends")]
+    found = Counter(name for path in package for name in classes(path.read_text("utf-8")))
+    assert len(found) > 300
+    assert [name for name, count in found.items() if count > 1] == []
+
+
+def test_classes_are_found_wherever_they_are() -> None:
+    assert classes("class A:\n    class B: pass\ndef f():\n    class _C: pass\n") == ["A", "B", "_C"]
 
 
 def test_paragraphs_are_wrapped_once() -> None:

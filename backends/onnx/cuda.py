@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced
+from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced
 from sleepc.backends.onnx.state import NUMPY, shape_of
 from sleepc.backends.onnx.steps import OnnxSteps, shared, told
 from sleepc.errors import UsageError
@@ -52,7 +52,7 @@ class DeviceState:
 class DeviceSteps(OnnxSteps):
     """The `Steps` of an export whose graphs give whole states (`--ep cuda`, `--ops portable`), over a DeviceState."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, provider: str = CUDA, **options: Any) -> None:
+    def __init__(self, folder: Path, manifest: ExportManifest, *, provider: str = CUDA, **options: Any) -> None:
         if any(isinstance(s.wake, Columns) for s in manifest.states):
             raise UsageError(
                 "this export's windows are written by the host",
@@ -136,7 +136,7 @@ class DeviceSteps(OnnxSteps):
         return state.now(TAKEN).numpy().copy() if TAKEN in state.places else None
 
     def _run(
-        self, graph: GraphFile, state: DeviceState, replaced: Mapping[str, str], given: Mapping[str, Array]
+        self, graph: ModelFile, state: DeviceState, replaced: Mapping[str, str], given: Mapping[str, Array]
     ) -> dict[str, Array]:
         """Run a graph on a state, whose new values become the state's; other outputs as arrays."""
         binding, others = self._binding(graph, state, replaced)
@@ -152,7 +152,7 @@ class DeviceSteps(OnnxSteps):
         found = binding.get_outputs()[len(replaced) :]  # in the order in which they were bound
         return {name: value.numpy() for name, value in zip(others, found, strict=True)}
 
-    def _binding(self, graph: GraphFile, state: DeviceState, replaced: Mapping[str, str]) -> tuple[Any, list[str]]:
+    def _binding(self, graph: ModelFile, state: DeviceState, replaced: Mapping[str, str]) -> tuple[Any, list[str]]:
         """The binding for where the state is now, and the outputs that are not states."""
         key = (graph.file, tuple(state.at.values()))
         if key not in state.bound:

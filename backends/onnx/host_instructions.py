@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from sleepc.backends.onnx.manifest import Columns, Manifest
+from sleepc.backends.onnx.manifest import Columns, ExportManifest
 
 
-def instructions_of(manifest: Manifest) -> list[str]:
+def instructions_of(manifest: ExportManifest) -> list[str]:
     """What the host's loop does, numbered, for this export."""
     sentences = [*_state(manifest), *_wake(manifest), *_after(manifest), *_sleep(manifest)]
     return [f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1)]
 
 
-def _state(manifest: Manifest) -> list[str]:
+def _state(manifest: ExportManifest) -> list[str]:
     return [
         "Choose B, the number of texts (rows) that are read side by side. For each entry of `states` make an array of "
         'its dtype and dims, with B in the place of "B", filled with zeros: the state of rows that have read nothing.',
     ]
 
 
-def _wake(manifest: Manifest) -> list[str]:
+def _wake(manifest: ExportManifest) -> list[str]:
     return [
         f"To read, run {manifest.wake.file} with the states that it has as inputs, by name, and with `tokens` [B, T] "
         "(each row's tokens from the left on, then zeros), `lengths` [B] (how many they are; a row of length 0 stays "
@@ -31,7 +31,7 @@ def _wake(manifest: Manifest) -> list[str]:
     ]
 
 
-def _after(manifest: Manifest) -> list[str]:
+def _after(manifest: ExportManifest) -> list[str]:
     found = [
         "Every output of a run needs memory of its own: bind none to memory that an input or another output of it has "
         "(one OrtValue for a state that goes in and comes out gives a wrong state, and no error). Two places "
@@ -48,7 +48,7 @@ def _after(manifest: Manifest) -> list[str]:
     return found
 
 
-def _sleep(manifest: Manifest) -> list[str]:
+def _sleep(manifest: ExportManifest) -> list[str]:
     file = (manifest.sleep_recurrent or manifest.sleep_replay).file
     found = [
         f"When since[b] has reached {manifest.window}, row b sleeps before it reads on. A host may let it sleep "

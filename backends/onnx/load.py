@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sleepc.backends.export import Export
 from sleepc.backends.onnx.installed import missing_runtime
-from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, Manifest
+from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, ExportManifest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.held_file import HeldFile, is_inside, load_whole
 from sleepc.manifest import MANIFEST as ARTIFACT
@@ -32,7 +32,7 @@ class OnnxProgram(Export):
     """An export whose files are held open: another one in the place of a file is a SleepcError."""
 
     folder: Path
-    manifest: Manifest
+    manifest: ExportManifest
     files: list[HeldFile]
     checked: bool = False
 
@@ -86,7 +86,7 @@ def require_runtime() -> None:
         raise UsageError(reason, where="--backend onnx")
 
 
-def provider_of(device: str, manifest: Manifest) -> str:
+def provider_of(device: str, manifest: ExportManifest) -> str:
     """The execution provider for a device. Raises UsageError if it is not there, or the files are not for it."""
     import onnxruntime
 
@@ -155,15 +155,15 @@ def _refuse_none(given: Path) -> None:
     )
 
 
-def _read(path: Path) -> Manifest:
+def _read(path: Path) -> ExportManifest:
     """onnx.json, checked."""
-    manifest, found = read_sealed(path, KIND, Manifest)
+    manifest, found = read_sealed(path, KIND, ExportManifest)
     if manifest.hashes and found != manifest.sha256:
         raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=AGAIN)
     return manifest
 
 
-def _check_identity(folder: Path, manifest: Manifest) -> None:
+def _check_identity(folder: Path, manifest: ExportManifest) -> None:
     """An export that lies in an artifact is of what the artifact is now."""
     artifact = folder.resolve().parent
     if folder.resolve().name != FOLDER or not (artifact / ARTIFACT).is_file():

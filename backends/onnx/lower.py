@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.functions import attach
-from sleepc.backends.onnx.manifest import GraphFile, Manifest, State, Tensor, Unchanged
+from sleepc.backends.onnx.manifest import ExportManifest, ModelFile, StateTensor, Tensor, Unchanged
 from sleepc.backends.onnx.skips import join_skips
 from sleepc.backends.onnx.sleep import sleep_graph
 from sleepc.backends.onnx.views import keep_in_place
@@ -36,7 +36,7 @@ def write_files(
     ep: str = "cpu",
     identity: str = "",
     written: dict[str, tuple[Any, Any]] | None = None,
-) -> Manifest:
+) -> ExportManifest:
     """Write a lowered program as wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (if the program has a
     loop) and weights.bin. `written` gets what each weight of the file is (see Weights).
     """
@@ -48,7 +48,7 @@ def write_files(
         sleeps["sleep_recurrent"] = sleep_graph(program, weights, style, recurrent=True)
     files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in {"wake": wake, **sleeps}.items()}
     asleep = sleeps.get("sleep_recurrent", sleeps["sleep_replay"])
-    return Manifest(
+    return ExportManifest(
         sleepc=__version__,
         identity=identity,
         precision=style.precision,
@@ -73,10 +73,10 @@ def write_files(
     )
 
 
-def _states(program: ProgramGraphs, wake: StepGraph, asleep: StepGraph) -> list[State]:
+def _states(program: ProgramGraphs, wake: StepGraph, asleep: StepGraph) -> list[StateTensor]:
     """What a host keeps, and how the two graphs change it."""
     return [
-        State(
+        StateTensor(
             name=s.name,
             dtype=DTYPE_NAMES[s.dtype],
             dims=s.dims,
@@ -88,7 +88,7 @@ def _states(program: ProgramGraphs, wake: StepGraph, asleep: StepGraph) -> list[
     ]
 
 
-def _save(step: StepGraph, path: Path, style: Style) -> GraphFile:
+def _save(step: StepGraph, path: Path, style: Style) -> ModelFile:
     """Finish a graph and write it; what it reads and returns."""
     graph = ir.Graph(
         list(step.inputs.values()),
@@ -110,7 +110,7 @@ def _save(step: StepGraph, path: Path, style: Style) -> GraphFile:
         graph.inputs.remove(value)
     attach(model)
     ir.save(model, path)
-    return GraphFile(
+    return ModelFile(
         file=path.name, inputs=[_tensor(v) for v in graph.inputs], outputs=[_tensor(v) for v in graph.outputs]
     )
 

@@ -55,7 +55,7 @@ class Tensor(Strict):
     dims: Dims
 
 
-class State(Strict):
+class StateTensor(Strict):
     """A state tensor, all of it `initial` at first; how a wake step and a sleep change it."""
 
     name: str
@@ -66,7 +66,7 @@ class State(Strict):
     initial: float = Field(default=0, allow_inf_nan=False)
 
 
-class GraphFile(Strict):
+class ModelFile(Strict):
     """A graph and what goes in and out."""
 
     file: FileName
@@ -74,7 +74,7 @@ class GraphFile(Strict):
     outputs: list[Tensor]
 
 
-class Manifest(Strict):
+class ExportManifest(Strict):
     """The export as a whole. `sinks` is how many tokens attention keeps forever; `replays` says that a sleep of another
     number of `passes` has a meaning: what is written again is corrected, and no block runs again. `upto`: beyond so
     many tokens the original would compute with other factors. `budgets`: the slots of every KV head, by block.
@@ -95,17 +95,17 @@ class Manifest(Strict):
     replays: bool = False
     weights: FileName
     weights_size: int = Field(ge=0)
-    wake: GraphFile
-    sleep_replay: GraphFile
-    sleep_recurrent: GraphFile | None
-    states: list[State]
+    wake: ModelFile
+    sleep_replay: ModelFile
+    sleep_recurrent: ModelFile | None
+    states: list[StateTensor]
     budgets: dict[int, tuple[int, ...]] = Field(default_factory=dict)
     rules: list[str]
     report: dict[str, Any]
     hashes: dict[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
     sha256: str = ""  # of everything else in onnx.json
 
-    def sealed(self, hashes: dict[str, str]) -> Manifest:
+    def sealed(self, hashes: dict[str, str]) -> ExportManifest:
         """The same with the sha256 of its files, and its own."""
         whole = self.model_copy(update={"hashes": hashes})
         return whole.model_copy(update={"sha256": digest(json.loads(whole.model_dump_json()))})
@@ -116,26 +116,26 @@ class Manifest(Strict):
         return [*(graph.file for graph in self.graphs), self.weights]
 
     @property
-    def graphs(self) -> list[GraphFile]:
+    def graphs(self) -> list[ModelFile]:
         """Every graph."""
         return [self.wake, self.sleep_replay, *([self.sleep_recurrent] if self.sleep_recurrent else [])]
 
     @property
-    def sleep(self) -> GraphFile:
+    def sleep(self) -> ModelFile:
         """The graph by which rows sleep."""
         return self.sleep_recurrent or self.sleep_replay
 
     @property
-    def rings(self) -> dict[str, list[State]]:
+    def rings(self) -> dict[str, list[StateTensor]]:
         """States that are written in place, by the output that has what is new of them; in the order of rows."""
-        found: dict[str, list[State]] = {}
+        found: dict[str, list[StateTensor]] = {}
         for state in self.states:
             if isinstance(state.wake, Columns):
                 found.setdefault(state.wake.output, []).append(state)
         return {output: sorted(states, key=_row) for output, states in found.items()}
 
     @model_validator(mode="after")
-    def _fits(self) -> Manifest:
+    def _fits(self) -> ExportManifest:
         """Do names, shapes and types agree with each other?"""
         states = {s.name: s for s in self.states}
         _require(not self.hashes or set(self.hashes) == set(self.files), "hashes of other files")
@@ -162,22 +162,22 @@ class Manifest(Strict):
             _check_ring(output, ring, {t.name: t for t in self.wake.outputs})
         return self
 
-    def _check_change(self, state: State, change: Change, graph: GraphFile) -> None:
+    def _check_change(self, state: StateTensor, change: Change, graph: ModelFile) -> None:
         if isinstance(change, Replaced):
             output = next((t for t in graph.outputs if t.name == change.output), None)
             _require(_same(output, state), f"{graph.file} has no output {change.output} like {state.name}")
 
 
-def _row(state: State) -> int:
+def _row(state: StateTensor) -> int:
     return state.wake.row if isinstance(state.wake, Columns) else 0
 
 
-def _same(tensor: Tensor | None, state: State | None) -> bool:
+def _same(tensor: Tensor | None, state: StateTensor | None) -> bool:
     """Are they there, and of one type and shape?"""
     return tensor is not None and state is not None and (tensor.dtype, tensor.dims) == (state.dtype, state.dims)
 
 
-def _check_ring(output: str, ring: list[State], outputs: dict[str, Tensor]) -> None:
+def _check_ring(output: str, ring: list[StateTensor], outputs: dict[str, Tensor]) -> None:
     """States [B, H, W, ..] of one kind, whose new columns stand side by side in an output [B, layers*H, T, ..]."""
     first, slots = ring[0], {s.wake.slots for s in ring if isinstance(s.wake, Columns)}
     _require([_row(s) for s in ring] == list(range(len(ring))), f"rows of {output} are missing")

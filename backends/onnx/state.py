@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sleepc.backends.onnx.manifest import Columns, Manifest, Replaced, State
+from sleepc.backends.onnx.manifest import Columns, ExportManifest, Replaced, StateTensor
 from sleepc.runtime.steps import Array, BoolArray, IntArray
 
 NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "i64": np.int64, "bool": np.bool_}
@@ -36,35 +36,35 @@ class OnnxState:
         self.turn = 1 - self.turn
 
 
-def empty(manifest: Manifest, batch: int) -> OnnxState:
+def empty(manifest: ExportManifest, batch: int) -> OnnxState:
     """The state of `batch` rows that have read nothing. Memory is taken when it is written."""
 
-    def begin(spec: State, into: Array) -> None:
+    def begin(spec: StateTensor, into: Array) -> None:
         if spec.initial:
             into[...] = spec.initial
 
     return _filled(manifest, batch, begin)
 
 
-def from_arrays(manifest: Manifest, arrays: Mapping[str, Array]) -> OnnxState:
+def from_arrays(manifest: ExportManifest, arrays: Mapping[str, Array]) -> OnnxState:
     """The state that these arrays are; they are copied."""
 
-    def copy(spec: State, into: Array) -> None:
+    def copy(spec: StateTensor, into: Array) -> None:
         into[...] = arrays[spec.name]
 
     return _filled(manifest, len(arrays["position"]), copy)
 
 
-def selected(manifest: Manifest, state: OnnxState, rows: IntArray) -> OnnxState:
+def selected(manifest: ExportManifest, state: OnnxState, rows: IntArray) -> OnnxState:
     """A copy of these rows, in this order, repeats allowed."""
 
-    def take(spec: State, into: Array) -> None:
+    def take(spec: StateTensor, into: Array) -> None:
         np.take(state.arrays[spec.name], rows, axis=0, out=into, mode="clip")  # "raise" would buffer `out`
 
     return _filled(manifest, len(rows), take)
 
 
-def _filled(manifest: Manifest, batch: int, fill: Callable[[State, Array], None]) -> OnnxState:
+def _filled(manifest: ExportManifest, batch: int, fill: Callable[[StateTensor, Array], None]) -> OnnxState:
     """A state whose arrays are filled one by one."""
     rings: dict[str, Array] = {
         output: np.zeros((len(states), *shape_of(states[0], batch)), NUMPY[states[0].dtype])
@@ -83,7 +83,7 @@ def _filled(manifest: Manifest, batch: int, fill: Callable[[State, Array], None]
     return OnnxState(batch, arrays, rings, spare)
 
 
-def shape_of(spec: State, batch: int) -> tuple[int, ...]:
+def shape_of(spec: StateTensor, batch: int) -> tuple[int, ...]:
     """A state's shape."""
     return (batch, *(int(d) for d in spec.dims[1:]))
 

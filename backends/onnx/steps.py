@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sleepc.backends.onnx.manifest import Columns, GraphFile, Manifest, Replaced, Tensor
+from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced, Tensor
 from sleepc.backends.onnx.state import NUMPY, OnnxState, empty, from_arrays, put_rows, selected, write_columns
 from sleepc.errors import SleepcError
 from sleepc.runtime.steps import TAKEN, Array, BoolArray, FloatArray, IntArray, Logits, Signature
@@ -36,7 +36,7 @@ class OnnxSteps:
     def __init__(
         self,
         folder: Path,
-        manifest: Manifest,
+        manifest: ExportManifest,
         *,
         threads: int | None = None,
         provider: str = "CPUExecutionProvider",
@@ -68,7 +68,7 @@ class OnnxSteps:
 
     # -- the runtime -----------------------------------------------------------------------------
 
-    def open(self, graph: GraphFile) -> Any:
+    def open(self, graph: ModelFile) -> Any:
         """The session of a graph, opened once. Raises SleepcError if the file is not what the manifest says."""
         if graph.file not in self._opened:
             self.in_place()
@@ -302,7 +302,7 @@ def _slots_of(change: object) -> str:
     return change.slots
 
 
-def _check_signature(graph: GraphFile, session: Any) -> None:
+def _check_signature(graph: ModelFile, session: Any) -> None:
     """Are the graph's inputs and outputs those of the manifest?"""
     for what, tensors, values in (
         ("inputs", graph.inputs, session.get_inputs()),

@@ -14,7 +14,7 @@ from sleepc.errors import Refusal
 SIGNS = ("softmax", "scaled_dot_product", "sleepc::attention")
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _AttentionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether an operator with one of SIGNS in its name ran."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def has_attention(model: nn.Module, tokens: torch.Tensor, positions: torch.Tensor) -> bool:
     """Does a run on fake tensors (no weight is read) meet attention? True if even that run fails."""
-    watch = _Watch()
+    watch = _AttentionWatch()
     try:
         fake_run(model, tokens, positions, watch)
     except Exception:  # the model's own code, which may raise anything: the caller has an error to report already

@@ -14,7 +14,7 @@ from sleepc.capture.fake_run import left_alone
 LENGTH = 13
 
 
-class _Watch(Integers):  # type: ignore[no-untyped-call]
+class _LengthWatch(Integers):  # type: ignore[no-untyped-call]
     """Follows what is made of the positions, and notes whether the code asks for one such number."""
 
     def __init__(self, model: nn.Module, positions: Tensor) -> None:
@@ -35,7 +35,7 @@ def asks_for_length(call: nn.Module) -> bool:
     """Does `call(tokens, positions)` ask for a number that is made of the positions, up to its first attention?"""
     tokens = torch.arange(LENGTH)[None]
     positions = torch.arange(LENGTH)[None]
-    watch = _Watch(call, positions)
+    watch = _LengthWatch(call, positions)
     try:
         with left_alone(call), torch.no_grad(), watch:
             call(tokens, positions)

@@ -22,7 +22,7 @@ class _Found(Exception):
     """Ends the run as soon as a sign was seen."""
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _RecurrenceWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks for a convolution over tokens, a running sum or product, keys times values, and a loop over tokens."""
 
     def __init__(self, length: int) -> None:
@@ -70,7 +70,7 @@ def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
     tokens = torch.zeros(2, length, dtype=torch.int64, device=device)
     positions = torch.arange(length, device=device).expand(2, length)
     try:
-        fake_run(model, tokens, positions, _Watch(length))
+        fake_run(model, tokens, positions, _RecurrenceWatch(length))
     except _Found as sign:
         raise Refusal(
             "RECURRENT",

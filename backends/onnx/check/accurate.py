@@ -10,16 +10,16 @@ from pathlib import Path
 
 import onnx
 
-from sleepc.backends.onnx.manifest import GraphFile, Manifest
+from sleepc.backends.onnx.manifest import ExportManifest, ModelFile
 
 EXACT = 0  # accuracy_level: products in float32
 
 
 @contextmanager
-def accurate(folder: Path, manifest: Manifest) -> Iterator[Manifest]:
+def accurate(folder: Path, manifest: ExportManifest) -> Iterator[ExportManifest]:
     """The manifest of copies next to the files, over the same weights; a file that rounds nothing is not copied."""
     parts = {name: getattr(manifest, name) for name in ("wake", "sleep_replay", "sleep_recurrent")}
-    copies: dict[str, GraphFile] = {}
+    copies: dict[str, ModelFile] = {}
     try:
         for name, part in parts.items():
             if part is not None:

@@ -23,7 +23,7 @@ from sleepc.backends.onnx.check.reading import Found, Other, StepsReader, tokens
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
-from sleepc.backends.onnx.manifest import Manifest, Replaced, Unchanged
+from sleepc.backends.onnx.manifest import ExportManifest, Replaced, Unchanged
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.backends.report import Report
 from sleepc.backends.table import find_trainer
@@ -41,7 +41,7 @@ class CheckedFiles:
 
     program: ProgramGraphs  # in float32
     folder: Path
-    manifest: Manifest
+    manifest: ExportManifest
     tokens: IntArray
     progress: Progress
     report: Report = field(default_factory=Report)
@@ -55,7 +55,7 @@ class CheckedFiles:
 def check(
     program: ProgramGraphs,
     folder: Path,
-    manifest: Manifest,
+    manifest: ExportManifest,
     written: WeightKeys,
     tokens: Sequence[int],
     progress: Progress,

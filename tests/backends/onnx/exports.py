@@ -13,7 +13,7 @@ import torch
 
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.lower import write_files
-from sleepc.backends.onnx.manifest import Manifest
+from sleepc.backends.onnx.manifest import ExportManifest
 from sleepc.backends.onnx.target import TARGET, options_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.runner import run_stages
@@ -30,14 +30,14 @@ def new_folder() -> Path:
     return Path(FOLDERS.enter_context(TemporaryDirectory()))
 
 
-def lower(program: ProgramGraphs, folder: Path, style: Style, **more: Any) -> Manifest:
+def lower(program: ProgramGraphs, folder: Path, style: Style, **more: Any) -> ExportManifest:
     """A program at level STEP as files of a style, unchecked."""
     lowered = run_stages(program, TARGET.lowering(program, options_of(style)))
     return write_files(lowered, folder, style, **more)
 
 
 @cache
-def exported(name: str, recipe: str, ops: str = "ort", window: int = WINDOW) -> tuple[Path, Manifest]:
+def exported(name: str, recipe: str, ops: str = "ort", window: int = WINDOW) -> tuple[Path, ExportManifest]:
     """The files of a family by a recipe of the conformance suite, memories shaken."""
     step, _ = family(name, torch.float32).convert(**{"window": window, **RECIPES[recipe]})
     folder = new_folder()

@@ -13,7 +13,7 @@ import torch
 from sleepc.api import capture
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.cuda import CUDA, DeviceSteps
-from sleepc.backends.onnx.manifest import Columns, Manifest
+from sleepc.backends.onnx.manifest import Columns, ExportManifest
 from sleepc.backends.onnx.steps import OnnxSteps
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.session import Session
@@ -25,13 +25,13 @@ Made = Callable[..., tuple[DeviceSteps, OnnxSteps]]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], tuple[Path, Manifest]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], tuple[Path, ExportManifest]]:
     """Exports of a tiny Llama by what a sleep is; the host writes columns, or not."""
     module = make_module("llama", torch.float32)
     llama = Family(module, capture(module))
-    made: dict[Any, tuple[Path, Manifest]] = {}
+    made: dict[Any, tuple[Path, ExportManifest]] = {}
 
-    def make(consolidation: str, columns: bool) -> tuple[Path, Manifest]:
+    def make(consolidation: str, columns: bool) -> tuple[Path, ExportManifest]:
         if (consolidation, columns) not in made:
             passes = {"passes": 4, "settle": 0.4} if consolidation == "recurrent" else {"passes": 2}
             program, _ = llama.convert(consolidation=consolidation, **passes)
@@ -43,7 +43,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], 
 
 
 @pytest.fixture
-def both(exported: Callable[[str, bool], tuple[Path, Manifest]]) -> Made:
+def both(exported: Callable[[str, bool], tuple[Path, ExportManifest]]) -> Made:
     """Steps with the state on a device, and those with the state in host memory, of one program."""
 
     def make(consolidation: str = "replay") -> tuple[DeviceSteps, OnnxSteps]:

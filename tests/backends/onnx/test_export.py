@@ -27,7 +27,7 @@ from sleepc.backends.onnx.check.quality import Quality
 from sleepc.backends.onnx.check.reading import Found, tokens_needed
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
-from sleepc.backends.onnx.manifest import Manifest
+from sleepc.backends.onnx.manifest import ExportManifest
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.backends.onnx.target import TARGET, Options
 from sleepc.backends.onnx.weights import FILE
@@ -55,7 +55,7 @@ class Lowered:
 
     program: Program
     folder: Path
-    manifest: Manifest
+    manifest: ExportManifest
     written: WeightKeys
 
     @classmethod
