@@ -16,7 +16,7 @@ from sleepc.backends.onnx.control import choose, is_one_token
 from sleepc.backends.onnx.emit import Emitter
 from sleepc.backends.onnx.manifest import Change, Columns, Replaced
 from sleepc.backends.onnx.ports import ports_of
-from sleepc.backends.onnx.translate import SlotsWritten, translate
+from sleepc.backends.onnx.translate import SlotsWritten, is_column, translate
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType
@@ -70,7 +70,8 @@ def _blocks(
         own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
         with e.part(f"block.{i}."), e.knowing(program.sizes(i)):
             ports = ports_of(cls.wake, {**values, **own, "h": found.h}, block.params)
-            results = translate(e, cls.wake, ports, style)
+            written = [s.name for s in cls.states if style.columns and is_column(cls.wake, s.name)]
+            results = translate(e, cls.wake, ports, style, columns=written)
             found.h = results["h"]
             for spec in cls.states:
                 value = results.get(spec.name)

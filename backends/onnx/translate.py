@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,16 +42,22 @@ class SlotsWritten:
 
 
 def translate(
-    e: Emitter, graph: Graph, ports: Mapping[str, Any], style: Style, passes: ir.Value | None = None
+    e: Emitter,
+    graph: Graph,
+    ports: Mapping[str, Any],
+    style: Style,
+    passes: ir.Value | None = None,
+    columns: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write the graph's calls after those that are there; ports (values, or `Weight`s) by name -> results by name.
+    States of `columns` (see is_column) come as SlotsWritten.
 
     Raises UsageError for an operator that this backend does not know.
     """
     values: dict[fx.Node, Any] = {node: ports[name] for name, node in graph.ports().items()}
-    columns = {graph.results()[name] for name in graph.ports("state") if style.columns and is_column(graph, name)}
+    written = {graph.results()[name] for name in columns}
     for node in graph.calls():
-        if node in columns:
+        if node in written:
             call = Call(e, node, values, style)
             values[node] = SlotsWritten(call.tensor(1, call.type(0).dtype))
             continue

@@ -20,7 +20,7 @@ import torch
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
 from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.backends.onnx.lower import IR_VERSION, OPSETS
-from sleepc.backends.onnx.translate import translate
+from sleepc.backends.onnx.translate import is_column, translate
 from sleepc.backends.onnx.weights import Weights
 from sleepc.errors import UsageError
 from sleepc.ir import dims
@@ -360,8 +360,8 @@ def build(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Built:
     return built
 
 
-def compiled(built: Built, ops: Any, folder: Path) -> onnxruntime.InferenceSession:
-    """The graph in ONNX Runtime."""
+def compiled(built: Built, ops: Any, folder: Path, *, columns: bool = False) -> onnxruntime.InferenceSession:
+    """The graph in ONNX Runtime, in a style where windows are written by the host or not."""
     e = Emitter(Weights({}, {}, folder))
     inputs = {name: ir.Value(name=f"in.{name}") for name in built.graph.ports()}
     for (name, value), node in zip(inputs.items(), built.graph.ports().values(), strict=True):
@@ -370,7 +370,7 @@ def compiled(built: Built, ops: Any, folder: Path) -> onnxruntime.InferenceSessi
         for axis, dim in enumerate(type_.dims):
             if dim in SIZES[0]:
                 e.sizes[str(dim)] = e("Shape", inputs[name], start=axis, end=axis + 1)
-    found = translate(e, built.graph, inputs, Style(ops=ops, columns=False))
+    found = translate(e, built.graph, inputs, Style(ops=ops, columns=columns))
     outputs = []
     for name, value in found.items():
         outputs.append(e("Identity", value))
@@ -436,3 +436,21 @@ def test_an_operator_without_translation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no translation of aten\.erfinv") as caught:
         compiled(built, "ort", tmp_path)
     assert "eager backend" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("ops", ["ort", "portable"])
+def test_slots_are_written_where_nobody_asks_for_columns(ops: str, tmp_path: Path) -> None:
+    """As in a state of the whole program, or in a sleep: only windows of blocks are written by the host."""
+    graph = Graph("clock")
+    state = graph.add_port("state", "ring", TensorType(torch.float32, ("B", 2, 5, 4)))
+    new = graph.add_port("input", "new", TensorType(torch.float32, ("B", 2, "T", 4)))
+    slots = graph.add_port("input", "slots", TensorType(torch.int64, ("B", "T")))
+    written = graph.fx.call_function(torch.ops.sleepc.write_slots.default, (state, new, slots))
+    graph.set_returns({"ring": written})
+    infer_types(graph)
+    assert is_column(graph, "ring")
+    session = compiled(Built(graph, None, (), {}, []), ops, tmp_path, columns=True)
+    ring, values, places = torch.randn(2, 2, 5, 4), torch.randn(2, 2, 3, 4), torch.tensor([[4, 0, -1], [1, 2, 3]])
+    feed = {"in.ring": ring.numpy(), "in.new": values.numpy(), "in.slots": places.numpy()}
+    (found,) = session.run(None, feed)
+    torch.testing.assert_close(torch.from_numpy(found), torch.ops.sleepc.write_slots(ring, values, places))
