@@ -41,7 +41,7 @@ from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.pipeline import check_recipe, front_stages, functional, rewrite_stages
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
-from sleepc.recipe import AUTO, Factors, Recipe, make_recipe
+from sleepc.recipe import Factors, Recipe, make_recipe
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
@@ -481,6 +481,7 @@ def convert(
     SleepcError for damaged files.
     """
     from sleepc.train.adapter import apply_adapter, read_adapter
+    from sleepc.train.measured_recipe import measured_recipe
 
     learned = read_adapter(Path(adapter)) if isinstance(adapter, (str, Path)) else adapter
     if learned is not None and not isinstance(recipe, Recipe):
@@ -496,9 +497,7 @@ def convert(
     captured = time.perf_counter()
     source = _source(model, checkpoint).model_copy(update={"weights_sha256": weights_digest(canonical)})
     program = Program(canonical, recipe, source, canonical=canonical, original=module)
-    _leave_layers(program, progress)
-    program.recipe = leave_own_windows(program.recipe, canonical)
-    _share_slots(program, progress)
+    program.recipe = measured_recipe(canonical, recipe, lambda: program.some_tokens(None), progress)
     stages = rewrite_stages(program.recipe, len(canonical.layout))
     dump = dump_graphs / "rewrite" if dump_graphs else None
     program.graphs = run_stages(canonical, stages, progress=progress, dump=dump)
@@ -516,25 +515,6 @@ def _refer(program: ProgramGraphs, checkpoint: Checkpoint | None, progress: Prog
     if checkpoint is not None:
         files = list(checkpoint.opened)
         refer_to_files(program, files, scan(files, lambda share: progress("reading weights", share)))
-
-
-def _leave_layers(program: Program, progress: Progress) -> None:
-    """Measure which layers are to stay full attention, if the recipe says only how many."""
-    if AUTO.fullmatch(program.recipe.layers):
-        from sleepc.train.budgets import leave_layers
-
-        program.recipe = leave_layers(program.graphs, program.recipe, program.some_tokens(None), progress)
-
-
-def _share_slots(program: Program, progress: Progress) -> None:
-    """Measure how many pairs each KV head is to keep, if the recipe leaves that open."""
-    keep = program.recipe.keep
-    if keep is None or keep.budgets != "auto":
-        return
-    from sleepc.train.budgets import measured_budgets
-
-    found = measured_budgets(program.graphs, program.recipe, program.some_tokens(None), progress)
-    program.recipe = program.recipe.model_copy(update={"keep": keep.model_copy(update={"budgets": found})})
 
 
 def _warn_untrained(program: Program) -> None:

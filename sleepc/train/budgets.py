@@ -21,10 +21,8 @@ from sleepc.errors import UsageError
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops.functional.heads import group
-from sleepc.passes.plan import may_keep
-from sleepc.passes.rewrite.kept_pairs import heads_that_keep
 from sleepc.progress import Progress
-from sleepc.recipe import AUTO, MAX_WINDOW, Budgets, Override, Recipe
+from sleepc.recipe import MAX_WINDOW, Budgets, Recipe
 from sleepc.train.local import only_block, only_embed
 from sleepc.train.statistics import ATTENTION, weights
 from sleepc.verify.rounding import widened
@@ -32,18 +30,6 @@ from sleepc.verify.rounding import widened
 TEXT = 900  # tokens of the text whose best pairs get the slots
 LENGTH = 1024  # tokens that are read twice in a row, at most
 FEW = 512  # tokens are read by a conversion
-
-
-def measured_budgets(
-    canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress, read: int = FEW
-) -> Budgets:
-    """The slots of every KV head of every layer, for a program at level CANONICAL, from so many of `tokens`.
-
-    Raises UsageError if there are too few of them.
-    """
-    assert recipe.keep is not None
-    heads = heads_that_keep(canonical, may_keep(recipe.plan(len(canonical.layout)), recipe.window))
-    return measured_worth(canonical, recipe, heads, tokens, progress, read).budgets(recipe.keep.slots)
 
 
 @dataclass(frozen=True)
@@ -78,35 +64,14 @@ def measured_worth(
     """What is read is the same for any number of slots. `heads`: the KV heads of every layer that share them, 0 for a
     layer whose heads do not.
     """
-    rows = _twice(canonical, recipe, tokens, read)
-    worth = echo(canonical, rows, recipe.sinks, progress)
-    found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(worth, heads, strict=True) if n])
+    rows = twice(canonical, recipe, tokens, read)
+    return worth_of(echo(canonical, rows, recipe.sinks, progress), heads, canonical, recipe)
+
+
+def worth_of(heard: Sequence[Tensor], heads: Sequence[int], canonical: ProgramGraphs, recipe: Recipe) -> Worth:
+    """The same from what was `heard` (`echo`), [n,Hkv,L] for every layer."""
+    found = torch.cat([each.transpose(0, 1).flatten(1) for each, n in zip(heard, heads, strict=True) if n])
     return Worth(found, heads, room(canonical, recipe))
-
-
-def leave_layers(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], progress: Progress) -> Recipe:
-    """A recipe with `layers: auto:N` as one that leaves the N layers that look back most as full attention, which grows
-    with what is read, and converts the others; any other recipe as it is.
-
-    Raises UsageError for a number that leaves none to convert, and for too few tokens.
-    """
-    asked = AUTO.fullmatch(recipe.layers)
-    if asked is None:
-        return recipe
-    recipe = recipe.model_copy(update={"layers": "all"})
-    heads = heads_that_keep(canonical, frozenset(range(len(canonical.layout))))
-    few = sum(1 for n in heads if n)
-    if int(asked[1]) >= few:
-        raise UsageError(
-            f"{few} layers see all that was read, and one at least is to be converted",
-            where=f"--layers {asked[0]}",
-            fix=f"Leave at most {few - 1}." if few > 1 else "Convert them all.",
-        )
-    counts = iter(measured_worth(canonical, recipe, heads, tokens, progress).wanted(128).tolist())
-    wanted = [sum(next(counts) for _ in range(n)) for n in heads]
-    best = sorted(sorted(range(len(heads)), key=lambda i: -wanted[i])[: int(asked[1])])
-    left = Override(layers=",".join(map(str, best)), strategy="leave", window="none")
-    return recipe.model_copy(update={"overrides": (left, *recipe.overrides)})
 
 
 def room(canonical: ProgramGraphs, recipe: Recipe) -> int:
@@ -115,7 +80,7 @@ def room(canonical: ProgramGraphs, recipe: Recipe) -> int:
     return MAX_WINDOW if limit is None else limit - recipe.sinks - 2 * recipe.window
 
 
-def _twice(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], read: int) -> Tensor:
+def twice(canonical: ProgramGraphs, recipe: Recipe, tokens: Sequence[int], read: int) -> Tensor:
     """Texts [n, s + 2N]: the first s tokens, and N others twice; N is less than LENGTH if positions or tokens end."""
     first, rest = list(tokens[: recipe.sinks]), list(tokens[recipe.sinks :])[:read]
     room = LENGTH if canonical.max_positions is None else (canonical.max_positions - recipe.sinks) // 2

@@ -10,10 +10,13 @@ import torch
 import sleepc
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.plan import budgets
+from sleepc.passes.runner import run_stages
 from sleepc.progress import silent
 from sleepc.recipe import make_recipe
-from sleepc.train.budgets import FEW, TEXT, _limited, _shares, _twice, echo, leave_layers, measured_budgets
+from sleepc.train.budgets import FEW, TEXT, _limited, _shares, echo, twice
+from sleepc.train.measured_recipe import measured_recipe
 from tests.families import VOCAB, WINDOW, family
 
 SINKS = 2
@@ -69,19 +72,20 @@ def test_a_conversion_stores_the_numbers() -> None:
 
 def test_layers_with_a_window_of_their_own_get_none() -> None:
     canonical = family("gemma2").canonical
-    found = measured_budgets(canonical, recipe(), list(range(40)), silent)
-    assert [len(each) for each in found] == [0, 2, 0]
-    assert budgets(recipe(keep={"slots": 3, "budgets": found}).keep, [0, 2, 0])
+    found = measured_recipe(canonical, recipe(), lambda: list(range(40)), silent).keep
+    assert found is not None
+    assert [len(each) for each in found.budgets] == [0, 2, 0]
+    assert budgets(found, [0, 2, 0])
 
 
 def test_too_little_text_is_refused() -> None:
     with pytest.raises(UsageError, match="say nothing about what heads look for"):
-        measured_budgets(family("llama").canonical, recipe(), [1, 2, 3], silent)
+        measured_recipe(family("llama").canonical, recipe(), lambda: [1, 2, 3], silent)
 
 
 def looks_back(canonical: ProgramGraphs) -> list[float]:
     """The best layers' share of what budgets without a limit give."""
-    rows = _twice(canonical, recipe(), TOKENS, FEW)
+    rows = twice(canonical, recipe(), TOKENS, FEW)
     worth = [each.flatten() for each in echo(canonical, rows, SINKS, silent)]
     length = (rows.shape[1] - SINKS) // 2
     best = max(6 * 128 * len(rows) * length // TEXT, 1)
@@ -96,13 +100,39 @@ TOKENS = torch.randint(0, VOCAB, (200,), generator=torch.Generator().manual_seed
 def test_layers_that_look_back_most_are_left(count: int) -> None:
     canonical = family("llama").canonical
     wanted = looks_back(canonical)
-    found = leave_layers(
-        canonical, make_recipe({"window": WINDOW, "sinks": SINKS, "layers": f"auto:{count}"}), TOKENS, silent
-    )
+    asked = make_recipe({"window": WINDOW, "sinks": SINKS, "layers": f"auto:{count}"})
+    found = measured_recipe(canonical, asked, lambda: TOKENS, silent)
     best = sorted(sorted(range(3), key=lambda i: -wanted[i])[:count])
     plans = found.plan(3)
     assert [i for i, plan in enumerate(plans) if plan.window is None] == best
     assert [plan.strategy == "leave" for plan in plans] == [i in best for i in range(3)]
+
+
+def test_what_is_left_open_is_measured_in_one_reading() -> None:
+    canonical, asked, shares = family("llama").canonical, [], []
+    open_ = recipe(layers="auto:1")
+
+    def tokens() -> list[int]:
+        asked.append(1)
+        return TOKENS
+
+    found = measured_recipe(canonical, open_, tokens, lambda what, share: shares.append(share))
+    assert (len(asked), shares.count(1.0)) == (1, 1)
+    left = measured_recipe(canonical, open_.model_copy(update={"keep": None}), lambda: TOKENS, silent)
+    again = measured_recipe(canonical, left.model_copy(update={"keep": open_.keep}), lambda: TOKENS, silent)
+    assert found == again
+    assert found.keep is not None
+    assert [len(each) for each in found.keep.budgets] == [0 if p.window is None else 2 for p in found.plan(3)]
+    assert measured_recipe(canonical, found, lambda: pytest.fail("nothing is open"), silent) == found
+
+
+@pytest.mark.parametrize("options", [{"strategy": "replace"}, {"overrides": [{"layers": "all", "window": "none"}]}])
+def test_nothing_is_read_for_layers_that_cannot_keep_pairs(options: dict[str, Any]) -> None:
+    asked = recipe(**options)
+    canonical = family("llama").canonical
+    assert measured_recipe(canonical, asked, lambda: pytest.fail("nothing is to be measured"), silent) == asked
+    with pytest.raises(UsageError, match="no layer can keep pairs"):
+        run_stages(canonical, rewrite_stages(asked, 3))
 
 
 def test_a_left_layer_is_full_attention() -> None:

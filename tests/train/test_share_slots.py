@@ -19,7 +19,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.manifest import Source
 from sleepc.tasks.asking import surprises
 from sleepc.tasks.programs import full_attention
-from sleepc.train.budgets import measured_budgets
+from sleepc.train.budgets import measured_worth
 from sleepc.train.planted_text import planted_text
 from sleepc.train.share_slots import BETWEEN, READ, BudgetsReport, share_slots
 from sleepc.verify.memory_values import new_parameters, shaken, without_memories
@@ -67,7 +67,8 @@ def found(program: Program, before: dict[str, torch.Tensor]) -> BudgetsReport:
 
 def test_slots_are_those_of_a_text_that_recall_is_not_measured_on(program: Program, found: BudgetsReport) -> None:
     recipe = converted(keep={"slots": 3}).recipe
-    wanted = measured_budgets(family("llama").canonical, recipe, made_up()[APART:], quiet, READ)
+    worth = measured_worth(family("llama").canonical, recipe, (2, 2, 2), made_up()[APART:], quiet, READ)
+    wanted = worth.budgets(3)
     assert found.budgets == wanted
     assert found.before == ((3, 3), (3, 3), (3, 3))
     assert found.tokens_apart == APART
