@@ -3,21 +3,26 @@
 For every budget of kept pairs (`--keep 128,256`; 0 keeps none) the model is converted, and asked beside full attention
 and a sliding window of as many bytes of state. `--questions FILE` takes texts of your own (docs/tasks.md); else the
 project's are read. `--only` does a part: questions, retrieval, ruler-single, ruler-multikey, ruler-tracking.
+`--model trained` is a tiny Qwen3 that learns here to say again what it has read; it only has codes.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
+from copying_model import copying_source, make_copying
 
 import sleepc
 from sleepc.backends.table import find_backend
+from sleepc.hf.resolve import Checkpoint, resolve
 from sleepc.progress import silent
 from sleepc.tasks.planting import Setup
 from sleepc.tasks.plot import Plot, check_plot, draw_plot
@@ -29,6 +34,7 @@ from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
 
 COLUMNS = ("task", "model", "MB", "answered", "counted", "share", "beyond", "within", "nll", "gap", "score")
+TRAINED = "trained"
 PARTS = ("questions", "retrieval", *RULER)
 ANSWER = {"ruler-single": 30, "ruler-multikey": 30, "ruler-tracking": 60}
 Programs = dict[str, sleepc.Program]
@@ -58,8 +64,8 @@ def main() -> None:
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """The machine, and a row for every task, model and distance."""
     yield machine()
-    parts = options.only.split(",")
-    with checkpoint_of(options) as checkpoint:
+    parts = options.only.split(",") if options.model != TRAINED else ["retrieval"]
+    with the_checkpoint(options) as checkpoint:
         if options.tiny:
             add_letters(checkpoint.folder)
         budgets = [int(budget) for budget in options.keep.split(",")]
@@ -70,6 +76,19 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                 yield from codes(programs, options)
             else:
                 yield from questions(part, programs, options)
+
+
+@contextmanager
+def the_checkpoint(options: argparse.Namespace) -> Iterator[Checkpoint]:
+    """The model to measure."""
+    if options.model != TRAINED:
+        with checkpoint_of(options) as found:
+            yield found
+        return
+    with TemporaryDirectory(prefix="sleepc-recall-") as scratch, console.status("training") as shown:
+        folder = make_copying(Path(scratch), lambda what, share: shown.update(f"{what}, {share or 0:.0%}"))
+        shown.stop()
+        yield resolve(folder, silent)
 
 
 def converted(folder: Path, budget: int, options: argparse.Namespace) -> Programs:
@@ -165,7 +184,11 @@ def codes(programs: dict[int, Programs], options: argparse.Namespace) -> Iterato
             distances = tuple(n * window for n in ((1, 2) if options.tiny else (1, 2, 4, 8)))
             rng, sinks = np.random.default_rng(0), program.recipe.sinks
             tokens = options.streams * (2 * distances[-1] + sinks + 64)
-            source = make_source(program.tokenizer(), None, program.graphs.vocab, tokens, rng)
+            source = (
+                copying_source(tokens, rng)
+                if options.model == TRAINED
+                else make_source(program.tokenizer(), None, program.graphs.vocab, tokens, rng)
+            )
             task = make_task("retrieval", source, Setup(distances, options.streams, sinks), window)
             found = task.rows(find_backend().steps(program.graphs), task.length, silent_share)
             accuracy = sum(row["accuracy"] for row in found) / len(found)
