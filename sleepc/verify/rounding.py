@@ -36,6 +36,8 @@ def explained(program: ProgramGraphs, wrong: Sequence[Check]) -> tuple[torch.dty
     own = str(program.dtype).removeprefix("torch.")
     if rounding_chooses(program):
         return torch.float32, f"rounding to {own} makes layers choose otherwise"
+    if program.dtype == torch.float32 and _keeps(program):
+        return torch.float64, f"rounding to {own} makes layers keep other pairs"
     if program.dtype == torch.float32 and all((c.value or 0) <= NEAR * (c.tolerance or 0) for c in wrong):
         return torch.float64, f"the model makes more of rounding to {own} than others"
     return None
@@ -45,8 +47,12 @@ def rounding_chooses(program: ProgramGraphs) -> bool:
     """Is the program in half precision, and does a layer make integers or truth values of what it computes, or
     choose the pairs that it keeps?
     """
-    classes = program.classes.values()
-    return program.dtype.itemsize < 4 and any(_chooses(c.wake) or with_role(c.states, "kept") for c in classes)
+    return program.dtype.itemsize < 4 and (_keeps(program) or any(_chooses(c.wake) for c in program.classes.values()))
+
+
+def _keeps(program: ProgramGraphs) -> bool:
+    """Do sleeps choose pairs to keep?"""
+    return any(with_role(cls.states, "kept") for cls in program.classes.values())
 
 
 def in_wider(subject: Subject, dtype: torch.dtype, *, with_original: bool) -> Subject:

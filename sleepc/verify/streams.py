@@ -149,15 +149,17 @@ def _lay_out(
 
 
 def gap(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """The largest error of a state's tensors, each by its own scale; inf if counts or names differ."""
+    """The largest error of a state's tensors, floats by their own scale; inf if names or shapes differ."""
     if found.keys() != wanted.keys():
         return math.inf
     errors = [0.0]
     for name, reference in wanted.items():
         if reference.is_floating_point():
             errors.append(max_error(found[name], reference))
-        elif not torch.equal(found[name], reference):
+        elif found[name].shape != reference.shape:
             errors.append(math.inf)
+        elif reference.numel():
+            errors.append(float((found[name].long() - reference.long()).abs().max()))
     return max(errors)
 
 

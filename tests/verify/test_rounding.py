@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, fx
 
 from sleepc.api import logits_of
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.keep.contract import WindowPairs
+from sleepc.passes.keep.key import KeyScore
+from sleepc.passes.keep.registry import SCORES
+from sleepc.passes.lib.emit import Emit, aten
 from sleepc.runtime.steps import Steps
 from sleepc.verify.memory_values import with_parameters
 from sleepc.verify.rounding import rounding_chooses
@@ -33,9 +39,11 @@ def other_where(factor: float, *dtypes: torch.dtype) -> Callable[[ProgramGraphs]
     return loaded
 
 
-def verified(name: str, load: Callable[[ProgramGraphs], Steps], dtype: torch.dtype = HALF) -> VerifyReport:
+def verified(
+    name: str, load: Callable[[ProgramGraphs], Steps], dtype: torch.dtype = HALF, **options: Any
+) -> VerifyReport:
     made = family(name, dtype)
-    step, recipe = made.convert()
+    step, recipe = made.convert(**options)
     tokens = np.random.default_rng(0).integers(0, VOCAB, 60)
     original = logits_of(made.module)
     return verify_program(
@@ -83,6 +91,31 @@ def test_what_float32_misses_by_a_little_is_measured_in_float64() -> None:
     measured = [check for check in report.checks if "in float64: the model makes more of rounding" in check.detail]
     assert {check.invariant for check in measured} == {1, 2, 3, 4, 5, 8, 9}
     assert all(check.tolerance == 1e-9 for check in measured if check.tolerance is not None and check.invariant != 2)
+
+
+class Unsteady(KeyScore):
+    """What follows the sixth digit of `key`: float32 gives another choice to every way to split a text."""
+
+    name: ClassVar[str] = "unsteady"
+
+    def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
+        score = e.mul(super().emit(e, pairs), 1e6)
+        return e.sub(score, e.call(aten.floor.default, score))
+
+    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
+        score = 1e6 * super().naive(k, v, positions, head)
+        return score - score.floor()
+
+
+def test_what_float32_keeps_by_chance_is_measured_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If two scores nearly tie, sums in another order keep the other pair, and all that follows differs."""
+    monkeypatch.setitem(SCORES, "unsteady", Unsteady())
+    keep = {"slots": 3, "score": "unsteady", "budgets": "equal"}
+    report = verified("llama", load, torch.float32, keep=keep)
+    assert report.ok
+    assert any("in float64: rounding to float32 makes layers keep other pairs" in c.detail for c in report.checks)
+    wrong = other_where(1.5, torch.float32, torch.float64)
+    assert 4 in verified("llama", wrong, torch.float32, keep=keep).failed
 
 
 def test_a_backend_without_float64_is_judged_by_float32() -> None:
