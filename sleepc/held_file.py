@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sleepc.errors import SleepcError
 
 PIECE = 512 << 10  # bytes read at a time when a file is streamed: they stay in the cache of the core that hashes them
+POINTER, POINTED = b"version https://git-lfs", 1024  # what stands in place of a file, and is at most so long
 DAMAGED = "The file is damaged or incomplete: fetch it again."
 AGAIN = "Load it again."
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of the hub's cache
@@ -23,7 +24,8 @@ Loaded = TypeVar("Loaded")
 
 class HeldFile:
     """An open regular file. Another file that comes to stand at its path is not read; bytes that are written over its
-    own are noticed (`require_unchanged`). Raises SleepcError if it cannot be opened, or is a device or a pipe.
+    own are noticed (`require_unchanged`). Raises SleepcError if it cannot be opened, is a device or a pipe, or
+    stands for a file (a pointer of Git LFS).
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,6 +38,11 @@ class HeldFile:
         if not stat.S_ISREG(status.st_mode):
             raise SleepcError(f"cannot read {path.name}: it is not a regular file", where=str(path))
         self.size, self.opened = status.st_size, _version(status)
+        if len(POINTER) < self.size < POINTED and self.read(0, len(POINTER)) == POINTER:
+            what = f"{path.name} is not there: in its place is a pointer of Git LFS"
+            raise SleepcError(
+                what, where=str(path), fix="Fetch the files: git lfs pull, in the folder of the repository."
+            )
 
     def __copy__(self) -> HeldFile:
         """Itself: it never changes."""

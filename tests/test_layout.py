@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sealed_json",
         "whole_folder",
     },
-    "hf": {"ir", "ops", "capture", "json_file", "manifest", "whole_folder"},
+    "hf": {"ir", "ops", "capture", "held_file", "json_file", "manifest", "whole_folder"},
     "verify": {"masks", "ir", "memory", "ops", "capture", "passes", "backends", "runtime", "recipe", "manifest"},
     "tasks": {"ir", "memory", "ops", "passes", "runtime", "hf", "recipe", "verify", "output_place", "json_file"},
     "train": {

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.held_file import HeldFile
 from sleepc.hf.gguf_file import refuse_part
 from sleepc.hf.json_file import read_object
 from sleepc.progress import Progress
@@ -54,7 +55,8 @@ def gguf_to_directory(path: Path, progress: Progress) -> Path:
     a whole model, if it asks for what transformers' model cannot do, or if the gguf package is missing; SleepcError if
     it cannot be read, or there is no room.
     """
-    if _first_bytes(path) != MAGIC:
+    file = HeldFile(path)
+    if file.read(0, min(len(MAGIC), file.size)) != MAGIC:
         raise UsageError(f"{path.name} is not a GGUF file", where=str(path), fix="Fetch it again.")
     refuse_part(path)
     progress("hashing the GGUF file", None)
@@ -82,14 +84,6 @@ def _make(path: Path, target: Path) -> None:
     with writing_to_cache(target.parent), written_beside(target, force=True, mark=RECORD) as draft:
         notes = _convert_in_child(path, draft)
         (draft / RECORD).write_text(json.dumps({"file": path.name, "reader": READER, "notes": notes}))
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC))
-    except OSError as error:
-        raise UsageError(f"cannot read {path.name}: {error.strerror}", where=str(path)) from error
 
 
 def _sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         data = read_json(path, most=MOST, fix=fix)
     except SleepcError as error:
-        raise UsageError(f"cannot read {path.name}: {error.what}", where=str(path), fix=fix) from error
+        raise UsageError(f"cannot read {path.name}: {error.what}", where=str(path), fix=error.fix) from error
     if not isinstance(data, dict):
         raise UsageError(f"cannot read {path.name}: it is not a JSON object", where=str(path), fix=fix)
     return data

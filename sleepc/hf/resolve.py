@@ -16,7 +16,7 @@ from sleepc.ir.tensorfile import TensorFile
 from sleepc.manifest import MANIFEST, read_manifest
 from sleepc.progress import Progress
 
-CONFIG = "config.json"
+CONFIG, GGUF = "config.json", ".gguf"
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -37,7 +37,7 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
     checkpoint.
     """
     path = Path(model).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and path.suffix.lower() == GGUF:
         from sleepc.hf.gguf import gguf_to_directory
 
         folder = gguf_to_directory(path, progress)
@@ -46,7 +46,8 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
     elif path.is_dir():
         folder = path.resolve()
     elif path.exists():
-        raise UsageError(f"{path.name} is neither a model directory nor a .gguf file", where=str(path), fix=_EXPECTED)
+        fix = f"Name its folder: {path.parent}." if is_there(path.parent / CONFIG) else _EXPECTED
+        raise UsageError(f"{path.name} is neither a model directory nor a .gguf file", where=str(path), fix=fix)
     else:
         folder = _download(str(model), progress)
     if not _is_utf8(str(folder)):
@@ -118,6 +119,8 @@ def check_folder(name: str, folder: Path) -> Checkpoint:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not is_there(path):
-        raise UsageError(f"{folder} has no {CONFIG}", where=str(folder), fix=_EXPECTED)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() == GGUF)
+        fix = f"Name a GGUF file in it: {files[0]}." if files else _EXPECTED
+        raise UsageError(f"{folder} has no {CONFIG}", where=str(folder), fix=fix)
     config = read_object(path)
     return config

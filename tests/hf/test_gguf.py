@@ -135,7 +135,7 @@ def test_a_truncated_file_leaves_nothing_behind(file: Path, cache: Path, share: 
 
 def test_what_is_no_gguf_file(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "x.gguf"
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(SleepcError, match="cannot read"):
         convert(path)
     path.write_bytes(b"GGML and more")
     with pytest.raises(UsageError, match="is not a GGUF file"):
