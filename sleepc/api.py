@@ -25,8 +25,9 @@ from sleepc.capture.own_run import require_run
 from sleepc.capture.seam import open_seam
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.hf.class_tokenizer import class_reads_otherwise
 from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files, to_answer, to_capture
-from sleepc.hf.resolve import Checkpoint
+from sleepc.hf.resolve import Checkpoint, is_gguf
 from sleepc.hf.template import template_fault
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.inspection import Inspection, inspect_program
@@ -507,6 +508,7 @@ def convert(
     program.timings = {"capture": captured - started, "rewrite": time.perf_counter() - captured}
     _warn_untrained(program)
     _warn_of_template(checkpoint.folder if checkpoint is not None else None)
+    _warn_of_other_ids(checkpoint)
     return program
 
 
@@ -529,6 +531,13 @@ def _warn_of_template(folder: Path | None) -> None:
     fault = template_fault(folder) if folder is not None else None
     if fault is not None:
         text = f"{fault} (conversations will be refused, and texts read)"
+        warnings.warn(text, SleepcWarning, stacklevel=4)  # who called what is @typed
+
+
+def _warn_of_other_ids(checkpoint: Checkpoint | None) -> None:
+    """Say if transformers has other ids for the same text. A GGUF file has no class: what it says is what is read."""
+    text = class_reads_otherwise(checkpoint.folder) if checkpoint is not None and not is_gguf(checkpoint.name) else None
+    if text is not None:
         warnings.warn(text, SleepcWarning, stacklevel=4)  # who called what is @typed
 
 

@@ -37,7 +37,7 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
     checkpoint.
     """
     path = Path(model).expanduser()
-    if path.is_file() and path.suffix.lower() == GGUF:
+    if path.is_file() and is_gguf(path):
         from sleepc.hf.gguf import gguf_to_directory
 
         folder = gguf_to_directory(path, progress)
@@ -54,6 +54,11 @@ def resolve(model: str | Path, progress: Progress) -> Checkpoint:
         what = "the path of the model is not UTF-8, and artifacts have to name it"
         raise UsageError(what, where=ascii(str(folder)), fix="Rename the folder.")
     return check_folder(str(model), folder)
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Is it the name of a GGUF file?"""
+    return Path(path).suffix.lower() == GGUF
 
 
 def _is_utf8(path: str) -> bool:
@@ -119,7 +124,7 @@ def check_folder(name: str, folder: Path) -> Checkpoint:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not is_there(path):
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() == GGUF)
+        files = sorted(filter(is_gguf, folder.iterdir()))
         fix = f"Name a GGUF file in it: {files[0]}." if files else _EXPECTED
         raise UsageError(f"{folder} has no {CONFIG}", where=str(folder), fix=fix)
     config = read_object(path)

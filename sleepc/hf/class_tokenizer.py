@@ -1,0 +1,50 @@
+"""Does the class of transformers that a tokenizer names read texts as its tokenizer.json says? Some of these classes
+build parts of it anew, and then have other ids for the same text.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sleepc.errors import SleepcWarning
+from sleepc.hf.json_file import read_object
+from sleepc.hf.present import is_there
+from sleepc.hf.special_tokens import CONFIG
+from sleepc.hf.tokenizer import MAIN, Tokenizer, load_tokenizer
+
+CLASS = "tokenizer_class"
+TEXTS = ("The year 2026: what's it?", " a  b", "two\n\n lines\tand a CAP", "é 世")
+
+
+def class_reads_otherwise(folder: Path) -> str | None:
+    """A sentence with the first text that the class and tokenizer.json read as different ids; None if there is none, or
+    if no class is named. Texts with a control token in them are among those that are tried.
+    """
+    name = read_object(folder / CONFIG).get(CLASS)
+    if not isinstance(name, str) or not is_there(folder / MAIN):
+        return None
+    theirs = _theirs(folder)
+    with warnings.catch_warnings(action="ignore", category=SleepcWarning):
+        ours = load_tokenizer(folder)
+    control = next(iter(ours.control.values()), "")
+    for text in (*TEXTS, *(f"{control}{text}" for text in TEXTS if control)):
+        if theirs is not None and theirs(text, add_special_tokens=False).input_ids != _as_it_says(ours, text):
+            return f"transformers' {name} has other ids for {text!r} than {MAIN}, which is what is read"
+    return None
+
+
+def _theirs(folder: Path) -> Any:
+    """transformers' own; None if it cannot be made, which is no matter here: it may need other files, or packages."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # whatever a class of transformers raises
+        return None
+
+
+def _as_it_says(ours: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = ours.inner.encode(text, add_special_tokens=False).ids
+    return ids
