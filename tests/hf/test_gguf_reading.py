@@ -21,6 +21,7 @@ from gguf import GGUFEndian
 
 from sleepc.hf import gguf_child
 from sleepc.hf.gguf_child import convert
+from sleepc.hf.gguf_file import GgufFile
 from sleepc.hf.gguf_rope import llama3_divisors
 from sleepc.hf.tokenizer import load_tokenizer
 from tests.hf.ggufs import TOKENS, VOCAB, tiny, write_gguf
@@ -289,3 +290,16 @@ def test_what_lies_beside_the_file_is_not_looked_at(tmp_path: Path) -> None:
     assert notes == []
     assert load_tokenizer(folder).encode("ab") == [28]
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [1]
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """As in JSON: which of the two is meant?"""
+
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(8, "little") + value.encode()
+
+    pair = text("general.architecture") + (8).to_bytes(4, "little") + text("llama")  # 8: a text
+    header = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    (tmp_path / "x.gguf").write_bytes(header + pair + pair)
+    with pytest.raises(SleepcError, match=r"Duplicate general\.architecture"):
+        GgufFile(tmp_path / "x.gguf")
