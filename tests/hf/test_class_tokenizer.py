@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer
 
 from sleepc import convert
@@ -16,6 +16,11 @@ from sleepc.hf.class_tokenizer import class_reads_otherwise
 from sleepc.hf.tokenizer import load_tokenizer
 from tests.cli.models import save_model
 from tests.hf.tokenizer_kinds import KINDS, save
+
+
+def without_unknown() -> Tokenizer:
+    """It has no token for most texts, and fails at them."""
+    return Tokenizer(models.WordLevel({"<s>": 0, "hi": 1}, unk_token="<gone>"))
 
 
 def capitals() -> Tokenizer:
@@ -32,6 +37,7 @@ def capitals() -> Tokenizer:
         (KINDS["bytelevel"], {"tokenizer_class": "GPT2Tokenizer"}, False),
         (KINDS["sentencepiece"], {"tokenizer_class": "PreTrainedTokenizerFast"}, False),
         (KINDS["bytelevel"], {"tokenizer_class": "OfNobody"}, False),
+        (without_unknown, {"tokenizer_class": "PreTrainedTokenizerFast"}, False),
         (KINDS["sentencepiece"], {}, False),
     ],
 )
