@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,8 @@ import typer
 
 from sleepc.backends.table import BACKENDS, DEFAULT, TARGETS, by_export
 from sleepc.cli.option_groups import flag
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
+from sleepc.json_file import KeyTwice, parse_json
 
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
@@ -75,8 +75,15 @@ def read_template_args(given: list[str] | None) -> dict[str, Any]:
             )
         if name in found:
             raise UsageError(f"{name} is given twice", where="--template-arg", fix="Give each variable once.")
-        try:
-            found[name] = SPELLED[value] if value in SPELLED else json.loads(value)
-        except (ValueError, RecursionError):
-            found[name] = value
+        found[name] = SPELLED[value] if value in SPELLED else _json_or_text(value)
     return found
+
+
+def _json_or_text(value: str) -> Any:
+    where, fix = "--template-arg", "Give each key once."
+    try:
+        return parse_json(value.encode(errors="surrogateescape"), what="the value", where=where, fix=fix)
+    except SleepcError as error:
+        if isinstance(error.__cause__, KeyTwice):
+            raise UsageError(error.what, where=where, fix=fix) from error
+        return value

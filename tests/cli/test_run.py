@@ -19,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 
 import sleepc as package
 from sleepc.cli.options import read_template_args
+from sleepc.errors import UsageError
 from sleepc.runtime.chat import Conversation, Manner
 from sleepc.runtime.state_file import read_note
 from tests.cli.models import run_here, save_model
@@ -118,6 +119,8 @@ def test_values_of_variables() -> None:
     found = read_template_args(given)
     assert list(found) == list("abcdefghj")
     assert list(found.values()) == [True, False, None, 3, "3", "x=y", "", {"i": [1]}, " high"]
+    with pytest.raises(UsageError, match="has the key 'i' twice"):
+        read_template_args(['h={"i": 1, "i": 2}'])
 
 
 @pytest.mark.parametrize(
