@@ -8,10 +8,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sleepc.errors import SleepcError, SleepcWarning
+from sleepc.errors import SleepcError
 from sleepc.hf.failing import failing
 from sleepc.hf.json_file import read_object
 from sleepc.hf.present import is_there
+from sleepc.hf.quiet import quiet
 from sleepc.hf.special_tokens import CONFIG
 from sleepc.hf.tokenizer import MAIN, Tokenizer, load_tokenizer
 
@@ -26,13 +27,12 @@ def class_reads_otherwise(folder: Path) -> str | None:
     name = read_object(folder / CONFIG).get(CLASS)
     if not isinstance(name, str) or not is_there(folder / MAIN):
         return None
-    theirs = _theirs(folder)
-    with warnings.catch_warnings(action="ignore", category=SleepcWarning):
-        ours = load_tokenizer(folder)
-    control = next(iter(ours.control.values()), "")
-    for text in (*TEXTS, *(f"{control}{text}" for text in TEXTS if control)):
-        if theirs is not None and _by_class(theirs, text) != _as_it_says(ours, text):
-            return f"transformers' {name} has other ids for {text!r} than {MAIN}, which is what is read"
+    with warnings.catch_warnings(action="ignore"), quiet():
+        ours, theirs = load_tokenizer(folder), _theirs(folder)
+        control = next(iter(ours.control.values()), "")
+        for text in (*TEXTS, *(f"{control}{text}" for text in TEXTS if control)):
+            if theirs is not None and _by_class(theirs, text) != _as_it_says(ours, text):
+                return f"transformers' {name} has other ids for {text!r} than {MAIN}, which is what is read"
     return None
 
 

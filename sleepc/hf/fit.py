@@ -4,11 +4,9 @@ alone, before anything is read.
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from sleepc.errors import SleepcWarning, UsageError
 from sleepc.hf.computed import computed, end
 from sleepc.hf.misfit import Misfit, misfit_error, odd_ones
 from sleepc.hf.quantised import quantised, said_beside
+from sleepc.hf.quiet import quiet
 from sleepc.hf.weight_files import some
 from sleepc.ir.tensorfile import TensorEntry, TensorFile
 
@@ -80,7 +79,7 @@ def load_state(kind: Any, config: Any, state: dict[str, Any], dtype: torch.dtype
     """A model of class `kind` that has the tensors of `state`, and what transformers says of the loading. Nothing of
     the checkpoint's folder is looked at. Raises UsageError if transformers cannot put tensors together.
     """
-    with _quiet():
+    with quiet():
         try:
             loaded: tuple[Any, Any] = kind.from_pretrained(
                 None,
@@ -101,19 +100,6 @@ def load_state(kind: Any, config: Any, state: dict[str, Any], dtype: torch.dtype
                 fix="The checkpoint is incomplete: fetch it again.",
             ) from error
     return loaded
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own report: what it says is said by errors here."""
-    from transformers.utils import logging as theirs
-
-    before = theirs.get_verbosity()
-    theirs.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(before)
 
 
 def _without_values(kind: type) -> type:
