@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,26 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="a tiny random model and few tokens: does it run at all?")
     parser.add_argument("--json", action="store_true", help="JSON lines on standard output instead of a table")
     return parser
+
+
+def numbers(text: str) -> list[int]:
+    """A type of arguments: whole numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not whole numbers with commas between them: {text!r}") from None
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A type of arguments: some of these words, with commas between them."""
+
+    def read(text: str) -> list[str]:
+        unknown = [part for part in text.split(",") if part not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(map(repr, unknown))} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return read
 
 
 @contextmanager

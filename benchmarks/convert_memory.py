@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common import TINY, Row, arguments, checkpoint_of, console, machine, report
+from common import TINY, Row, arguments, checkpoint_of, console, machine, report, some_of
 
 COLUMNS = ("case", "seconds", "anonymous_mib", "peak_rss_mib", "at_peak")
 SAMPLE = 0.02  # seconds
@@ -45,17 +45,20 @@ LLAMA_7B = {
 }
 
 
+CASES = ("model", "7b")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--cases", default="model,7b", help="which of model, 7b")
+    parser.add_argument("--cases", type=some_of(CASES), default=",".join(CASES), help=f"which of {', '.join(CASES)}")
     options = parser.parse_args()
     rows = [machine()]
     with TemporaryDirectory(prefix="sleepc-bench-") as scratch:
-        if "model" in options.cases.split(","):
+        if "model" in options.cases:
             with checkpoint_of(options) as checkpoint:
                 rows.append({"kind": "convert_memory", "case": "model"} | watch(checkpoint.folder, Path(scratch)))
-        if "7b" in options.cases.split(","):
+        if "7b" in options.cases:
             shape = TINY if options.tiny else LLAMA_7B
             folder = make_sparse(Path(scratch) / "sparse", shape)
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

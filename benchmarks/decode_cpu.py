@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, arguments, checkpoint_of, console, machine, report
+from common import Row, arguments, checkpoint_of, console, machine, numbers, report
 from transformers import DynamicCache
 
 import sleepc
@@ -76,14 +76,13 @@ class Original:
 def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--contexts", default="1024,16384", help="lengths of context in tokens")
+    parser.add_argument("--contexts", type=numbers, default="1024,16384", help="lengths of context in tokens")
     parser.add_argument("--tokens", type=int, default=48, help="tokens measured at each context")
     parser.add_argument("--prefill", action="store_true", help="let transformers read the context, too")
     options = parser.parse_args()
-    contexts = [int(part) for part in options.contexts.split(",")]
     if options.tiny:
-        contexts, options.tokens = [300, 600], 8
-    report([machine(), *measure(options, contexts)], as_json=options.json, title="decode, CPU", columns=COLUMNS)
+        options.contexts, options.tokens = [300, 600], 8
+    report([machine(), *measure(options, options.contexts)], as_json=options.json, title="decode, CPU", columns=COLUMNS)
 
 
 def measure(options: argparse.Namespace, contexts: list[int]) -> list[Row]:

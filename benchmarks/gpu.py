@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
+from common import Row, add_letters, arguments, checkpoint_of, console, machine, numbers, report
 
 import sleepc
 from sleepc.backends.table import find_target
@@ -33,8 +33,8 @@ PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--contexts", default="1024,16384", help="lengths of context in tokens")
-    parser.add_argument("--batches", default="1,8", help="rows of a batch")
+    parser.add_argument("--contexts", type=numbers, default="1024,16384", help="lengths of context in tokens")
+    parser.add_argument("--batches", type=numbers, default="1,8", help="rows of a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens measured at each context")
     parser.add_argument("--eager", default="float32,bfloat16", help="dtypes; float32 is among them")
     parser.add_argument("--exports", default="fp32,fp16,int4", help="precisions")
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=sorted(PROVIDERS))
     options = parser.parse_args()
     if options.tiny:
-        options.contexts, options.batches, options.tokens = "300", "1,2", 8
+        options.contexts, options.batches, options.tokens = [300], [1, 2], 8
         options.eager, options.exports = "float32", "fp32"
     report(rows(options), as_json=options.json, title=f"decode, {options.device}", columns=COLUMNS)
 
@@ -118,8 +118,8 @@ def measured(
 ) -> Iterator[Row]:
     """A row for each batch and context."""
     error = float(np.abs(logits_of(steps) - expected).max())
-    for batch in map(int, options.batches.split(",")):
-        for context in map(int, options.contexts.split(",")):
+    for batch in options.batches:
+        for context in options.contexts:
             row = {"kind": "gpu", "system": system, "precision": precision, "batch": batch, "context": context}
             row |= speeds(steps, batch, context, options.tokens) | {"max_error": error}
             console.log(f"{system} {precision} batch {batch} context {context}: {row['ms']:.2f} ms per step")

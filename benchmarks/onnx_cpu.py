@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import genai
-from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
+from common import Row, add_letters, arguments, checkpoint_of, console, machine, numbers, report
 
 from sleepc.hf.resolve import Checkpoint
 
@@ -79,7 +79,7 @@ class Worker:
 def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--contexts", default="256,1024,4096,8000", help="lengths of context in tokens")
+    parser.add_argument("--contexts", type=numbers, default="256,1024,4096,8000", help="lengths of context in tokens")
     parser.add_argument("--precisions", default="int4,fp32", help="fp32, fp16, int8, int4")
     parser.add_argument("--tokens", type=int, default=32, help="tokens measured at each context")
     parser.add_argument("--prefill", type=int, default=4096, help="tokens of the prefill")
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="take exports of an earlier run, where there are some")
     options = parser.parse_args()
     if options.tiny:
-        options.contexts, options.prefill, options.tokens, options.no_genai = "300,600", 600, 8, True
+        options.contexts, options.prefill, options.tokens, options.no_genai = [300, 600], 600, 8, True
         options.precisions = "fp32"
     report(rows(options), as_json=options.json, title="exports, CPU", columns=COLUMNS)
 
@@ -131,7 +131,7 @@ def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path
         for name, worker in workers.items():
             yield {"kind": "loaded", "precision": precision, "system": name, **worker.loaded}
         yield prefill(workers, precision, options.prefill)
-        yield from decode(workers, precision, [int(c) for c in options.contexts.split(",")], options.tokens)
+        yield from decode(workers, precision, options.contexts, options.tokens)
         for name, worker in workers.items():
             yield peak(worker, name, precision)
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
-from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
+from common import Row, add_letters, arguments, checkpoint_of, console, machine, numbers, report, some_of
 from copying_model import copying_source, make_copying
 
 import sleepc
@@ -27,7 +27,7 @@ from sleepc.progress import silent
 from sleepc.tasks.planting import Setup
 from sleepc.tasks.plot import Plot, check_plot, draw_plot
 from sleepc.tasks.question_file import Document, own_questions, parse_questions
-from sleepc.tasks.readers import FULL, SLIDING, Reader, full_reader, reader, sliding_reader
+from sleepc.tasks.readers import FULL, SLIDING, Reader, compared
 from sleepc.tasks.recalling import Recalling, make_recalling
 from sleepc.tasks.ruler import RULER, ruler_documents
 from sleepc.tasks.source import make_source
@@ -44,17 +44,17 @@ def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--window", type=int, default=128, help="tokens of the window")
-    parser.add_argument("--keep", default="128,256", help="budgets: kept pairs for every KV head, on average")
+    parser.add_argument("--keep", type=numbers, default="128,256", help="budgets: pairs for every KV head, on average")
     parser.add_argument("--adapter", type=Path, help="what a training has learned, for every budget")
     parser.add_argument("--questions", type=Path, help="texts with questions, as JSON lines")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts to do")
+    parser.add_argument("--only", type=some_of(PARTS), default=",".join(PARTS), help="parts to do")
     parser.add_argument("--samples", type=int, default=2, help="RULER's texts of every length")
-    parser.add_argument("--lengths", default="1000,2000,4000,7500", help="tokens of RULER's texts")
+    parser.add_argument("--lengths", type=numbers, default="1000,2000,4000,7500", help="tokens of RULER's texts")
     parser.add_argument("--streams", type=int, default=4, help="streams with codes")
     parser.add_argument("--plot", type=Path, help="draw the questions answered by distance into this file")
     options = parser.parse_args()
     if options.tiny:
-        options.window, options.keep, options.lengths, options.samples, options.streams = 64, "8", "400", 1, 1
+        options.window, options.keep, options.lengths, options.samples, options.streams = 64, [8], [400], 1, 1
     if options.plot is not None:
         check_plot(options.plot)
     title = f"recall, window {options.window}"
@@ -64,12 +64,11 @@ def main() -> None:
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """The machine, and a row for every task, model and distance."""
     yield machine()
-    parts = options.only.split(",") if options.model != TRAINED else ["retrieval"]
+    parts = options.only if options.model != TRAINED else ["retrieval"]
     with the_checkpoint(options) as checkpoint:
         if options.tiny:
             add_letters(checkpoint.folder)
-        budgets = [int(budget) for budget in options.keep.split(",")]
-        programs = {budget: converted(checkpoint.folder, budget, options) for budget in budgets}
+        programs = {budget: converted(checkpoint.folder, budget, options) for budget in options.keep}
         for part in (part for part in PARTS if part in parts):
             console.log(part)
             if part == "retrieval":
@@ -116,18 +115,18 @@ def questions(part: str, programs: dict[int, Programs], options: argparse.Namesp
     )
     for note in notes:
         console.log(note)
-    full = full_reader(canonical, max(map(asked.tokens, asked.prompts)), find_backend().steps)
-    asked.ask(FULL, full, tokenizer, silent_share)
+    longest, make = max(map(asked.tokens, asked.prompts)), find_backend().steps
     drawn: dict[str, list[Row]] = {}
     for budget, models in programs.items():
-        base = next(iter(models.values()))
-        readers = {SLIDING: sliding_reader(canonical, base.recipe, base.graphs.state_bytes(), find_backend().steps)}
-        readers |= {name: reader(program.graphs, find_backend().steps) for name, program in models.items()}
-        found = replace(asked, said={FULL: asked.said[FULL]})
+        recipe = next(iter(models.values())).recipe
+        readers = compared(canonical, recipe, {name: each.graphs for name, each in models.items()}, longest, make)
+        found = replace(asked, said={name: said for name, said in asked.said.items() if name == FULL})
         for name, each in readers.items():
-            console.log(f"{part}: {name}, budget {budget}")
-            found.ask(name, each, tokenizer, silent_share)
-        yield from of_budget(part, budget, found, {FULL: full, **readers})
+            if name not in found.said:  # full attention is the same for every budget
+                console.log(f"{part}: {name}, budget {budget}")
+                found.ask(name, each, tokenizer, silent_share)
+        asked = found
+        yield from of_budget(part, budget, found, readers)
         drawn |= by_distance(found, budget)
     if part == "questions" and options.plot is not None and drawn:
         plot = Plot("questions that full attention answers", drawn, "answered", "distance", options.window)
@@ -137,7 +136,7 @@ def questions(part: str, programs: dict[int, Programs], options: argparse.Namesp
 def texts(part: str, program: sleepc.Program, options: argparse.Namespace) -> Sequence[Document]:
     """The texts of a part."""
     if part in RULER:
-        lengths = tuple(int(length) for length in options.lengths.split(","))
+        lengths = tuple(options.lengths)
         encode = program.tokenizer().encode_part
         kind = cast("Any", RULER[part])(length=lengths)
         return ruler_documents(kind, options.samples, 0, lambda text: len(encode(text)))

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
+from common import Row, add_letters, arguments, checkpoint_of, console, machine, numbers, report
 
 import sleepc
 from sleepc.api import Program
@@ -85,9 +85,11 @@ class People:
 def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--passes", default="1,2,4", help="the numbers of passes to compare, the quickest first")
-    parser.add_argument("--seeds", default="0", help="a training for each: other examples")
-    parser.add_argument("--steps", default="45,45", help="steps of each lesson; one number: the first lesson alone")
+    parser.add_argument("--passes", type=numbers, default="1,2,4", help="passes to compare, the quickest first")
+    parser.add_argument("--seeds", type=numbers, default="0", help="a training for each: other examples")
+    parser.add_argument(
+        "--steps", type=numbers, default="45,45", help="of each lesson; one number: the first lesson alone"
+    )
     parser.add_argument("--batch", type=int, default=16, help="examples of a step")
     parser.add_argument("--people", type=int, default=4)
     parser.add_argument("--layers", default="8-21", help="those with a memory")
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep checkpoints and metrics here; goes on from there")
     options = parser.parse_args()
     if options.tiny:
-        options.passes, options.steps, options.batch, options.people = "1,2", "2,1", 2, 2
+        options.passes, options.steps, options.batch, options.people = [1, 2], [2, 1], 2, 2
         options.layers, options.samples = "all", 2
     gpu = {"gpu": torch.cuda.get_device_name()} if GPU else {}
     report(chain([machine() | gpu], measure(options)), as_json=options.json, title="sleep_smollm2", columns=COLUMNS)
@@ -109,10 +111,10 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
             add_letters(checkpoint.folder)
         yield from original(checkpoint.folder, options)
         times: dict[int, float] = {}  # by lesson: seconds that the first N took
-        for seed in _numbers(options.seeds):
-            for passes in _numbers(options.passes):
+        for seed in options.seeds:
+            for passes in options.passes:
                 program = convert(checkpoint.folder, passes, options)
-                for lesson, steps in enumerate(_numbers(options.steps)):
+                for lesson, steps in enumerate(options.steps):
                     work = (options.work or Path(scratch)) / f"seed{seed}-N{passes}-lesson{lesson + 1}"
                     taken = learn(program, lesson, work, {"seed": seed, "steps": steps}, options)
                     own = {"N": passes, "seed": seed, "lesson": lesson + 1, **figures(taken, times, lesson)}
@@ -208,10 +210,6 @@ def _solved(graphs: ProgramGraphs, task: Solving) -> list[Row]:
 
 def _people(options: argparse.Namespace, lesson: int) -> People:
     return People(options.people, hops=LESSONS[lesson], questions=4 if options.tiny else QUESTIONS[lesson])
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def _now() -> float:

@@ -28,13 +28,10 @@ from sleepc.backends.table import find_backend
 from sleepc.errors import SleepcError
 from sleepc.hf.load import load_module
 from sleepc.hf.resolve import resolve
-from sleepc.ir.program import ProgramGraphs
-from sleepc.tasks.equal_window import equal_window
 from sleepc.tasks.planting import Setup
-from sleepc.tasks.programs import full_attention
 from sleepc.tasks.question_file import Document, TextQuestion
-from sleepc.tasks.readers import FULL, SLIDING, full_reader, reader
-from sleepc.tasks.recalling import make_recalling
+from sleepc.tasks.readers import Reader, compared
+from sleepc.tasks.recalling import Recalling, make_recalling
 from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
 from sleepc.verify.memory_values import without_memories
@@ -84,9 +81,10 @@ def main() -> None:
         program = convert(subject, Path(scratch) / "converted")
         report = verify(program, short=short)
         if subject.real:
-            models = to_compare(program, subject)
-            measure(program, models, short=short)
-            ask(program, models, short=short)
+            asked = questions(program, short=short)
+            readers = to_compare(program, subject, asked)
+            measure(program, readers, short=short)
+            ask(program, asked, readers)
         table(program, subject, report, started, short=short)
 
 
@@ -172,28 +170,37 @@ def verify(program: sleepc.Program, *, short: bool) -> dict[str, float]:
     return {"error": error, "kl": kl}
 
 
-def to_compare(program: sleepc.Program, subject: Subject) -> dict[str, ProgramGraphs]:
-    """The programs to compare, by name; if there is an adapter the program gets what it has learned."""
-    canonical, most = program.captured(lambda what, share: None), program.graphs.state_bytes()
-    models = {
-        FULL: full_attention(canonical, 8 * subject.window + 256),
-        SLIDING: equal_window(canonical, program.recipe, most),
-        "keep": without_memories(program.graphs),
-    }
-    if subject.adapter is None:
-        return models
+def questions(program: sleepc.Program, *, short: bool) -> Recalling:
+    """The questions, to be asked after the text."""
+    text, graphs = TEXT.read_text(), program.graphs
+    document = Document(text[:BEGINNING], QUESTIONS[:3]) if short else Document(text, QUESTIONS)
+    positions = program.captured(lambda what, share: None).max_positions
+    return make_recalling(program.tokenizer(), [document], graphs.vocab, graphs.window, 20, positions)[0]
+
+
+def to_compare(program: sleepc.Program, subject: Subject, asked: Recalling) -> dict[str, Reader]:
+    """The models to compare, by name; if there is an adapter the program gets what it has learned."""
+    programs = {"keep": without_memories(program.graphs)}
+    if subject.adapter is not None:
+        adapt(program, subject.adapter)
+        programs["keep, trained"] = program.graphs
+    canonical = program.captured(lambda what, share: None)
+    return compared(canonical, program.recipe, programs, asked.tokens(asked.prompts[0]), find_backend().steps)
+
+
+def adapt(program: sleepc.Program, file: Path) -> None:
+    """Give the program what was learned."""
     console.rule("adapt")
-    adapter = program.adapt(subject.adapter)
-    facts, size = adapter.header.facts, subject.adapter.stat().st_size
+    adapter = program.adapt(file)
+    facts, size = adapter.header.facts, file.stat().st_size
     console.print(
-        f"{subject.adapter.name}: {size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
+        f"{file.name}: {size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
         f"(memories and LoRA matrices of rank {adapter.header.rank})"
         + (", without keep" if adapter.header.recipe.keep is None else "")
     )
-    return {**models, "keep, trained": program.graphs}
 
 
-def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short: bool) -> None:
+def measure(program: sleepc.Program, readers: dict[str, Reader], *, short: bool) -> None:
     """Perplexity and retrieval by distance, on texts that the adapter was not trained on."""
     console.rule("beyond the window")
     window = program.recipe.window
@@ -202,37 +209,30 @@ def measure(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short:
     texts = make_task("perplexity", source, Setup((4 * window,), samples, SINKS), window)
     codes = make_task("retrieval", source, Setup(distances, samples, SINKS), window)
     rows: dict[str, list[str]] = {}
-    for graphs in models.values():
-        for row in texts.rows(find_backend().steps(graphs), texts.length, lambda share: None):
+    for reader in readers.values():
+        for row in texts.rows(reader.steps(texts.length), texts.length, lambda share: None):
             place = f"perplexity after {row['from']:.0f} to {row['to']:.0f} tokens"
             rows.setdefault(place, []).append(f"{row['perplexity']:.2f}")
-        for row in codes.rows(find_backend().steps(graphs), codes.length, lambda share: None):
+        for row in codes.rows(reader.steps(codes.length), codes.length, lambda share: None):
             told = f"code told {row['distance']:.0f} tokens ago"
             rows.setdefault(f"{told}: found (chance 12 %)", []).append(f"{row['accuracy']:.0%}")
             rows.setdefault(f"{told}: mean log p", []).append(f"{row['log_prob']:.2f}")
-    table = Table("", *models)
+    table = Table("", *readers)
     for place, figures in rows.items():
         table.add_row(place, *figures)
     console.print(table)
 
 
-def ask(program: sleepc.Program, models: dict[str, ProgramGraphs], *, short: bool) -> None:
+def ask(program: sleepc.Program, found: Recalling, readers: dict[str, Reader]) -> None:
     """The questions, an answer of each model, and how many of those that full attention answers it has."""
     console.rule("ask")
-    tokenizer, graphs = program.tokenizer(), program.graphs
-    canonical, make = program.captured(lambda what, share: None), find_backend().steps
-    text = TEXT.read_text()
-    document = Document(text[:BEGINNING], QUESTIONS[:3]) if short else Document(text, QUESTIONS)
-    found, _ = make_recalling(tokenizer, [document], graphs.vocab, graphs.window, 20, canonical.max_positions)
-    longest = found.tokens(found.prompts[0])
-    readers = {name: reader(each, make) for name, each in models.items() if name != FULL}
-    readers = {FULL: full_reader(canonical, longest, make), **readers}
+    tokenizer = program.tokenizer()
     for name, each in readers.items():
         begun = time.perf_counter()
         found.ask(name, each, tokenizer, lambda share: None)
         console.print(f"  [dim]{name}: {time.perf_counter() - begun:.1f} s[/]")
     for row in found.answers():
-        told = f"told {row['distance']} tokens before; the window has {graphs.window}"
+        told = f"told {row['distance']} tokens before; the window has {found.window}"
         console.print(f"\n[bold]{row['question']}[/]  [dim]({told})[/]")
         for name, said in row["answers"].items():
             mark = "[green]✓[/]" if said["score"] else "[red]✗[/]"

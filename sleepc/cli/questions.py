@@ -100,7 +100,7 @@ def _ask(
     program: Program, documents: Make, options: EvalOptions, display: Display
 ) -> tuple[Recalling, dict[str, Reader], list[str]]:
     """What each model says, what the models are, and notes about what was left out."""
-    from sleepc.tasks.readers import CONVERTED, FULL, SLIDING, full_reader, reader, sliding_reader
+    from sleepc.tasks.readers import CONVERTED, compared
     from sleepc.tasks.recalling import make_recalling
 
     runs = checked_runner(options.backend)
@@ -114,11 +114,7 @@ def _ask(
     answer = options.answer or ANSWER
     positions = canonical.max_positions
     found, notes = make_recalling(tokenizer, documents(tokenizer), graphs.vocab, recipe.window, answer, positions)
-    readers = {
-        FULL: full_reader(canonical, max(map(found.tokens, found.prompts)), make),
-        SLIDING: sliding_reader(canonical, recipe, graphs.state_bytes(), make),
-        CONVERTED: reader(graphs, make),
-    }
+    readers = compared(canonical, recipe, {CONVERTED: graphs}, max(map(found.tokens, found.prompts)), make)
     for name, each in readers.items():
         found.ask(name, each, tokenizer, partial(display, name))
     return found, readers, notes

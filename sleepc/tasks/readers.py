@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sleepc.ir.program import ProgramGraphs
@@ -26,18 +26,19 @@ class Reader:
     state_bytes: int
 
 
-def full_reader(canonical: ProgramGraphs, longest: int, make: Make) -> Reader:
-    """Full attention, for texts of up to `longest` tokens."""
-    whole = full_attention(canonical, longest)
-    return Reader(full_attention_for(canonical, make), whole.window, whole.state_bytes())
+def compared(
+    canonical: ProgramGraphs, recipe: Recipe, programs: Mapping[str, ProgramGraphs], longest: int, make: Make
+) -> dict[str, Reader]:
+    """Full attention, for texts of up to `longest` tokens, the sliding window with at most as many bytes of state as
+    the first of `programs`, and these, by name. Raises UsageError if no sliding window is as small.
+    """
+    whole, first = full_attention(canonical, longest), next(iter(programs.values()))
+    full = Reader(full_attention_for(canonical, make), whole.window, whole.state_bytes())
+    sliding = _reader(equal_window(canonical, recipe, first.state_bytes()), make)
+    return {FULL: full, SLIDING: sliding} | {name: _reader(each, make) for name, each in programs.items()}
 
 
-def sliding_reader(canonical: ProgramGraphs, recipe: Recipe, most: int, make: Make) -> Reader:
-    """A sliding window with at most so many bytes of state. Raises UsageError if none is as small."""
-    return reader(equal_window(canonical, recipe, most), make)
-
-
-def reader(program: ProgramGraphs, make: Make) -> Reader:
+def _reader(program: ProgramGraphs, make: Make) -> Reader:
     """A program, for texts of any length."""
     steps = make(program)
     return Reader(lambda tokens: steps, program.window, program.state_bytes())

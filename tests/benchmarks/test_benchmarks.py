@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,26 @@ def test_gpu() -> None:
     assert all(0 < row["ms"] < row["ms_with_sleep"] and row["max_error"] < 1e-3 for row in rows)
     (kernels,) = [row for row in found if row["kind"] == "kernels"]
     assert kernels["different"]  # the CPU's are not CUDA's
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "words"),
+    [
+        ("recall", "--only", "questions,question", "'question' is none of questions, retrieval,"),
+        ("recall", "--keep", "128,few", "not whole numbers"),
+        ("convert_memory", "--cases", "modle", "'modle' is none of model, 7b"),
+        ("decode_cpu", "--contexts", "1k", "not whole numbers"),
+    ],
+)
+def test_what_is_misspelt_is_refused(
+    name: str, option: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", option, value])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    said = " ".join(capsys.readouterr().err.split())
+    assert (ended.value.code, f"argument {option}: {words}" in said) == (2, True), said
 
 
 def test_tables_are_for_people() -> None:

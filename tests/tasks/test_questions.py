@@ -20,7 +20,7 @@ from sleepc.tasks.keywords import last_end, stands_in
 from sleepc.tasks.programs import full_attention_for
 from sleepc.tasks.question_file import Document, TextQuestion, own_questions, parse_questions
 from sleepc.tasks.question_prompt import Prompts
-from sleepc.tasks.readers import full_reader, reader, sliding_reader
+from sleepc.tasks.readers import FULL, SLIDING, compared
 from sleepc.tasks.recalling import Recalling, Said
 from sleepc.verify.memory_values import without_memories
 from tests.families import VOCAB, family
@@ -273,9 +273,12 @@ def test_the_sliding_window_is_no_wider_than_the_model_has_positions_and_refused
 def test_a_window_of_the_same_width_answers_as_the_program_with_its_memories_off() -> None:
     step, recipe = family("llama").convert()
     plain, _ = family("llama").convert(overrides=[{"layers": "all", "strategy": "leave"}])
-    sliding = sliding_reader(family("llama").canonical, recipe, plain.state_bytes(), load)
+    programs = {"plain": plain, "off": without_memories(step)}
+    readers = compared(family("llama").canonical, recipe, programs, 50, load)
+    assert list(readers) == [FULL, SLIDING, *programs]
+    sliding = readers[SLIDING]
     assert (sliding.window, sliding.state_bytes) == (step.window, plain.state_bytes())
-    off, found = reader(without_memories(step), load), prompts(30, ASKED)
+    off, found = readers["off"], prompts(30, ASKED)
     given = [(4, 1), (2,), (5,)]
     wanted = Answering(4).answer(off.steps(50), found, given)
     for (ids, nll), (expected, other) in zip(Answering(4).answer(sliding.steps(50), found, given), wanted, strict=True):
@@ -284,5 +287,7 @@ def test_a_window_of_the_same_width_answers_as_the_program_with_its_memories_off
 
 
 def test_full_attention_counts_the_bytes_of_the_longest_text() -> None:
-    small, large = (full_reader(family("llama").canonical, tokens, load).state_bytes for tokens in (20, 40))
+    step, recipe = family("llama").convert()
+    canonical = family("llama").canonical
+    small, large = (compared(canonical, recipe, {"": step}, most, load)[FULL].state_bytes for most in (20, 40))
     assert 1.8 < large / small < 2.2
