@@ -15,7 +15,9 @@ import torch
 
 from sleepc.backends import table
 from sleepc.backends.contract import Backend, Target
+from sleepc.backends.training_steps import TrainingSteps
 from sleepc.errors import UsageError
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
 
@@ -77,9 +79,15 @@ FORMS = {target: forms_of(table.find_target(target)) for target in table.TARGETS
 EXPORTS = {name: each for forms in FORMS.values() for name, each in forms.items()}
 SUBJECTS = {**BACKENDS, **EXPORTS}
 load, TRAINER = table.find_backend().steps, table.find_trainer()
+
 """The default backend: steps of a program; and what trains."""
 RUNNABLE = [pytest.param(name_of(*on), marks=[] if on[1] == "cpu" else pytest.mark.gpu) for on in ON]
 """The names of BACKENDS, for parametrisation."""
+
+
+def in_tensors(program: ProgramGraphs, *, train: bool = False) -> TrainingSteps:
+    """Steps whose parts take and give tensors."""
+    return TRAINER.steps_on(program, materialise(program, "cpu"), train=train)
 
 
 def runs(name: str) -> Subject:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from sleepc.backends.eager.backend import load
-from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.backends.training_steps import Tensors, TrainingSteps
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.verify.memory_values import shaken
+from tests.conformance.backends import in_tensors
 from tests.families import VOCAB, WINDOW, family
 
 RECURRENT: dict[str, Any] = {"consolidation": "recurrent"}
@@ -41,7 +41,7 @@ def converted(passes: int, case: int) -> ProgramGraphs:
     return program
 
 
-def slept(steps: EagerSteps, windows: int, passes: list[int | None]) -> State:
+def slept(steps: TrainingSteps, windows: int, passes: list[int | None]) -> Tensors:
     state = steps.new_state(2)
     for n in range(windows):
         piece = TOKENS[:, n * WINDOW : (n + 1) * WINDOW]
@@ -52,7 +52,7 @@ def slept(steps: EagerSteps, windows: int, passes: list[int | None]) -> State:
 
 @pytest.mark.parametrize("case", range(len(LOOPS)))
 def test_another_number_is_that_of_another_program(case: int) -> None:
-    two, three = (load(converted(n, case), train=True) for n in (2, 3))
+    two, three = (in_tensors(converted(n, case), train=True) for n in (2, 3))
     for wanted, found in (
         (slept(three, 2, [None] * 2), slept(two, 2, [3, 3])),
         (slept(two, 2, [2, None]), slept(three, 2, [2, 2])),
@@ -66,7 +66,7 @@ def test_one_pass_is_the_program_without_a_loop(case: int) -> None:
     """But where a memory behind the loop is written in sleeps only: what it writes sees the window alone, as all do
     that evict hard.
     """
-    one, two = (load(converted(n, case), train=True) for n in (1, 2))
+    one, two = (in_tensors(converted(n, case), train=True) for n in (1, 2))
     wanted, found = slept(one, 2, [None] * 2), slept(two, 2, [1] * 2)
     assert any(name.endswith(".S") for name in wanted)
     for name in wanted.keys() & found.keys():
@@ -75,7 +75,7 @@ def test_one_pass_is_the_program_without_a_loop(case: int) -> None:
 
 def test_a_window_after_one_pass_starts_from_its_memory() -> None:
     """Blocks behind the loop go back to it in the next sleep of more passes."""
-    steps = load(converted(2, 1), train=True)
+    steps = in_tensors(converted(2, 1), train=True)
     state = slept(steps, 1, [1])
     assert bool(state["2.S"].any())
     assert torch.equal(state["2.start.S"], state["2.S"])
@@ -83,6 +83,6 @@ def test_a_window_after_one_pass_starts_from_its_memory() -> None:
 
 @pytest.mark.parametrize(("options", "passes"), [({"passes": 1}, 2), ({"passes": 2}, 0)])
 def test_what_cannot_be_asked_for(options: dict[str, Any], passes: int) -> None:
-    steps = load(family("llama").convert(**RECURRENT, **options)[0])
+    steps = in_tensors(family("llama").convert(**RECURRENT, **options)[0])
     with pytest.raises(UsageError, match=f"a sleep of {passes} passes"):
         steps.sleep_tensors(steps.new_state(1), passes)

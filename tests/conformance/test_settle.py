@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from sleepc import api
-from sleepc.backends.eager.backend import BACKEND as EAGER
-from sleepc.backends.eager.backend import load
-from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.backends.training_steps import Tensors, TrainingSteps
 from sleepc.errors import UsageError
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
+from sleepc.ir.states import with_role
+from sleepc.memory.rule import STRENGTH
 from sleepc.runtime.session import Session
 from sleepc.verify.memory_values import shaken
+from tests.conformance.backends import TRAINER, in_tensors
 from tests.families import VOCAB, WINDOW, family
 
 SETTLE = 0.3
@@ -42,7 +43,7 @@ def converted(settle: float, passes: int = 5, **options: str) -> ProgramGraphs:
     return program
 
 
-def slept(steps: EagerSteps, rows: Tensor = TOKENS, passes: int | None = None) -> State:
+def slept(steps: TrainingSteps, rows: Tensor = TOKENS, passes: int | None = None) -> Tensors:
     """The state after two windows, asleep after each."""
     state = steps.new_state(len(rows))
     for start in range(0, rows.shape[1], WINDOW):
@@ -52,28 +53,33 @@ def slept(steps: EagerSteps, rows: Tensor = TOKENS, passes: int | None = None) -
     return state
 
 
-def equal(found: State, wanted: State) -> bool:
+def memories(program: ProgramGraphs) -> list[str]:
+    """The names of the memories' tensors."""
+    return [spec.name for spec in with_role(program.all_states(), "memory")]
+
+
+def equal(found: Tensors, wanted: Tensors) -> bool:
     return all(torch.equal(found[name], wanted[name]) for name in wanted if name != TAKEN)
 
 
 @pytest.mark.parametrize("options", LOOPS)
 def test_where_nothing_settles_all_passes_are_taken(options: dict[str, Any]) -> None:
-    found = slept(load(converted(1e-9, **options), train=True))
-    assert equal(found, slept(load(converted(0, **options), train=True)))
+    found = slept(in_tensors(converted(1e-9, **options), train=True))
+    assert equal(found, slept(in_tensors(converted(0, **options), train=True)))
     assert found[TAKEN].tolist() == [5] * 5
 
 
 @pytest.mark.parametrize("options", LOOPS)
 def test_where_everything_settles_two_are_taken(options: dict[str, Any]) -> None:
-    found = slept(load(converted(0.999, **options), train=True))
-    assert equal(found, slept(load(converted(0, passes=2, **options), train=True)))
+    found = slept(in_tensors(converted(0.999, **options), train=True))
+    assert equal(found, slept(in_tensors(converted(0, passes=2, **options), train=True)))
     assert found[TAKEN].tolist() == [2] * 5
 
 
 @pytest.mark.parametrize("options", LOOPS)
 def test_rows_settle_alone(options: dict[str, Any]) -> None:
     """Rows of one batch that stop at different passes are what each is by itself."""
-    steps = load(converted(SETTLE, **options), train=True)
+    steps = in_tensors(converted(SETTLE, **options), train=True)
     together = slept(steps)
     assert len(set(together[TAKEN].tolist())) > 1, "the rows of this test shall differ"
     for b in range(len(TOKENS)):
@@ -85,8 +91,8 @@ def test_rows_settle_alone(options: dict[str, Any]) -> None:
 
 def test_a_settled_row_keeps_its_state_bit_for_bit() -> None:
     """In the first sleep: the row's own number of passes, for the whole batch, leaves the same there."""
-    steps = load(converted(SETTLE, loop="0:2", write="online"), train=True)
-    plain = load(converted(0, loop="0:2", write="online"), train=True)
+    steps = in_tensors(converted(SETTLE, loop="0:2", write="online"), train=True)
+    plain = in_tensors(converted(0, loop="0:2", write="online"), train=True)
     first = TOKENS[:, :WINDOW]
     state = slept(steps, first)
     for b, taken in enumerate(state[TAKEN].tolist()):
@@ -105,22 +111,22 @@ def test_the_loop_ends_with_its_last_row(monkeypatch: pytest.MonkeyPatch) -> Non
         return run(self, blocks, *rest)
 
     monkeypatch.setattr(Recurrence, "_run", counted)
-    taken = slept(load(converted(0.4, loop="0:2")), TOKENS[:, :WINDOW])[TAKEN]
+    taken = slept(in_tensors(converted(0.4, loop="0:2")), TOKENS[:, :WINDOW])[TAKEN]
     assert taken.max() < 5
     assert runs == [2] * (int(taken.max()) - 1) + [1]
 
 
 def test_gradients_go_through_the_passes_that_were_taken() -> None:
     step = converted(SETTLE)
-    taken = slept(load(step), TOKENS[:, :WINDOW])[TAKEN].tolist()
+    taken = slept(in_tensors(step), TOKENS[:, :WINDOW])[TAKEN].tolist()
     row = taken.index(min(taken))
     assert min(taken) < 5
 
     def gradients(program: ProgramGraphs, passes: int | None) -> list[Tensor]:
         values = materialise(program, "cpu")
-        known = {k: v.clone().requires_grad_() if ".memory." in k else v for k, v in values.items()}
-        state = slept(EAGER.steps_on(program, known, train=True), TOKENS[:, :WINDOW], passes)
-        memory = torch.stack([v[row].square().sum() for n, v in state.items() if n.endswith(".S")]).sum()
+        known = {k: v.clone().requires_grad_() if program.params[k].new else v for k, v in values.items()}
+        state = slept(TRAINER.steps_on(program, known, train=True), TOKENS[:, :WINDOW], passes)
+        memory = torch.stack([state[name][row].square().sum() for name in memories(program)]).sum()
         found = torch.autograd.grad(memory, [v for v in known.values() if v.requires_grad], allow_unused=True)
         return [g for g in found if g is not None]
 
@@ -131,7 +137,7 @@ def test_gradients_go_through_the_passes_that_were_taken() -> None:
 
 
 def test_another_number_of_passes_is_an_upper_bound() -> None:
-    steps = load(converted(SETTLE), train=True)
+    steps = in_tensors(converted(SETTLE), train=True)
     taken = slept(steps, TOKENS[:, :WINDOW])[TAKEN]
     assert slept(steps, TOKENS[:, :WINDOW], 3)[TAKEN].tolist() == taken.clamp(max=3).tolist()
     assert slept(steps, TOKENS[:, :WINDOW], 1)[TAKEN].tolist() == [1] * 5
@@ -140,22 +146,23 @@ def test_another_number_of_passes_is_an_upper_bound() -> None:
 def test_memories_of_nothing_have_settled() -> None:
     program = converted(SETTLE)
     zero = {
-        k: torch.full_like(v, -1e9) if k.endswith("memory.b_b") else v for k, v in materialise(program, "cpu").items()
+        k: torch.full_like(v, -1e9) if k.endswith(f".{STRENGTH.bias}") else v
+        for k, v in materialise(program, "cpu").items()
     }
-    state = slept(EAGER.steps_on(program, zero))
-    assert not any(bool(v.any()) for n, v in state.items() if n.endswith(".S"))
+    state = slept(TRAINER.steps_on(program, zero))
+    assert not any(bool(state[name].any()) for name in memories(program))
     assert state[TAKEN].tolist() == [2] * 5
 
 
 def test_a_session_counts_passes() -> None:
     program = converted(SETTLE)
-    session = Session(load(program), 2)
+    session = Session(in_tensors(program), 2)
     session.feed(TOKENS[:2].tolist())
-    both = [slept(load(program), TOKENS[:2, :n])[TAKEN].sum() for n in (WINDOW, 2 * WINDOW)]
+    both = [slept(in_tensors(program), TOKENS[:2, :n])[TAKEN].sum() for n in (WINDOW, 2 * WINDOW)]
     assert session.stats.passes == sum(both)
     assert session.stats.passes_per_sleep == pytest.approx(sum(both) / 4)
     for passes, count in ((3, 6), (1, 0)):
-        plain = Session(load(family("llama").convert(consolidation="recurrent", passes=passes)[0]), 2)
+        plain = Session(in_tensors(family("llama").convert(consolidation="recurrent", passes=passes)[0]), 2)
         plain.feed(TOKENS[:2, :WINDOW].numpy())
         assert (plain.stats.sleeps, plain.stats.passes) == (2, count)
 
