@@ -79,7 +79,6 @@ FORMS = {target: forms_of(table.find_target(target)) for target in table.TARGETS
 EXPORTS = {name: each for forms in FORMS.values() for name, each in forms.items()}
 SUBJECTS = {**BACKENDS, **EXPORTS}
 load, TRAINER = table.find_backend().steps, table.find_trainer()
-
 """The default backend: steps of a program; and what trains."""
 RUNNABLE = [pytest.param(name_of(*on), marks=[] if on[1] == "cpu" else pytest.mark.gpu) for on in ON]
 """The names of BACKENDS, for parametrisation."""
