@@ -35,6 +35,10 @@ class DistilOptions:
     step: StepOptions
     hard: float | None = flag("Share of the stages distil and solve that runs with hard eviction.", shown="0")
     recall: float | None = flag("Share of samples in which stretches recur beyond the window.", shown="0.5")
+    planted: float | None = flag(
+        "Share of samples that become conversations: facts are told in the text and asked for later.", shown="0"
+    )
+    weigh: float | None = flag("How much more a token counts for each nat that the teacher knows it better.", shown="0")
     loop: LoopOptions
     work: WorkOptions
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -9,22 +11,40 @@ from torch import Tensor
 
 from sleepc.backends.training_steps import TrainingSteps, Values
 from sleepc.train.losses import ROWS
+from sleepc.train.weighing import Weighing
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A program, and the values that its head reads: h [B,T,d], or [n,d] of some tokens."""
+
+    steps: TrainingSteps
+    values: Values
+
+    def of(self, h: Tensor) -> Reading:
+        """The same with another h."""
+        return Reading(self.steps, {**self.values, "h": h})
+
+    def logits(self) -> Tensor:
+        """Of all tokens of h [n,d]: [n,V]."""
+        h = self.values["h"][None]
+        return self.steps.logits_at({**self.values, "h": h}, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device))
 
 
 def divergence(
-    student: TrainingSteps, values: Values, teacher: TrainingSteps, lesson: Values, real: Tensor, words: int | None
+    student: Reading, teacher: Reading, real: Tensor, words: int | None, weighing: Weighing | None = None
 ) -> Tensor:
     """Forward KL(teacher ‖ student) over the first `words`, summed over the tokens that are real, bool [B,T] -> scalar.
+    With `weighing`, of the real tokens, it is the weighted sum.
 
-    values, lesson: what the heads read, of programs for which `alone` is true. The gradient is computed here and now,
-    so that the backward pass needs no logits; there are no second derivatives.
+    student, teacher: programs for which `alone` is true, and what their heads read. The gradient is computed here and
+    now, so that the backward pass needs no logits; there are no second derivatives.
     """
-    found = [
-        _part(student, {**values, "h": own}, teacher, {**lesson, "h": taught}, words)
-        for own, taught in zip(values["h"][real].split(ROWS), lesson["h"][real].split(ROWS), strict=True)
-    ]
+    h, taught = student.values["h"][real], teacher.values["h"][real]
+    weighed = weighing.split(ROWS) if weighing is not None else repeat(None)
+    parts = zip(h.split(ROWS), taught.split(ROWS), weighed, strict=False)
+    found = [_part(student.of(own), teacher.of(wanted), words, each) for own, wanted, each in parts]
     losses, slopes = zip(*found, strict=True)
-    h = values["h"][real]
     loss: Tensor = _Known.apply(h, torch.stack(losses).sum(), torch.cat(slopes))  # type: ignore[no-untyped-call]
     return loss
 
@@ -36,22 +56,22 @@ def alone(steps: TrainingSteps) -> bool:
     return reads and not any(p.requires_grad for key, p in steps.parameters.items() if key in ports)
 
 
-def _part(
-    student: TrainingSteps, values: Values, teacher: TrainingSteps, lesson: Values, words: int | None
-) -> tuple[Tensor, Tensor]:
-    """Of some tokens, h [n,d] in values and lesson: (the divergence, its gradient [n,d])."""
-    h = values["h"].detach().requires_grad_()
-    every = torch.ones(1, len(h), dtype=torch.bool, device=h.device)
+def _part(student: Reading, teacher: Reading, words: int | None, weighing: Weighing | None) -> tuple[Tensor, Tensor]:
+    """Of some tokens, h [n,d]: (the divergence, its gradient [n,d])."""
+    h = student.values["h"].detach().requires_grad_()
     with torch.no_grad():
-        wanted = teacher.logits_at({**lesson, "h": lesson["h"][None]}, every)[..., :words]
+        wanted = teacher.logits()[..., :words]
     with torch.enable_grad():
-        logits = student.logits_at({**values, "h": h[None]}, every)[..., :words]
+        logits = student.of(h).logits()[..., :words]
     with torch.no_grad():
         wide = torch.promote_types(logits.dtype, torch.float32)
         log_p, log_q = wanted.log_softmax(-1, dtype=wide), logits.log_softmax(-1, dtype=wide)
+        weights = weighing.weights(log_p, log_q)[:, None] if weighing is not None else None
         p = log_p.exp()
-        loss = log_p.sub_(log_q).mul_(p).sum()
-        slope = log_q.exp_().sub_(p)
+        each, slope = log_p.sub_(log_q).mul_(p), log_q.exp_().sub_(p)
+        if weights is not None:
+            each, slope = each.mul_(weights), slope.mul_(weights)
+        loss = each.sum()
     return loss, torch.autograd.grad(logits, h, slope.to(logits.dtype))[0]
 
 

@@ -63,7 +63,7 @@ def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Setti
 
     Raises UsageError for options that are not valid, or have no effect.
     """
-    for name in ("stages", "recall", *(("length", "predict") if task else ())):
+    for name in ("stages", "recall", "planted", "weigh", *(("length", "predict") if task else ())):
         if name in options:
             what = "a task" if task else "a training without a teacher"
             raise UsageError(f"{what} has no use for {name}", where=f"--{name}", fix="Leave it out.")

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from sleepc.train.weighing import Weighing
 
 FLOOR = 1e-6  # massive activations are a million times the others
 ROWS = 256  # tokens at once: logits of a large vocabulary are the largest tensors of a step
 
 
-def kl_sum(teacher: Tensor, student: Tensor, real: Tensor) -> Tensor:
+def kl_sum(teacher: Tensor, student: Tensor, real: Tensor, weighing: Weighing | None = None) -> Tensor:
     """Forward KL(teacher ‖ student), summed over the tokens that are real: logits [B,T,V], real bool [B,T] -> scalar
-    (float32).
+    (float32). With `weighing`, of the real tokens, it is the weighted sum.
     """
     teacher, student = teacher[real], student[real]
-    parts = [_kl(t, s) for t, s in zip(torch.split(teacher, ROWS), torch.split(student, ROWS), strict=True)]
-    return torch.stack(parts).sum() if parts else student.float().sum()
+    weighed = weighing.split(ROWS) if weighing is not None else repeat(None)
+    found = [_kl(*part) for part in zip(torch.split(teacher, ROWS), torch.split(student, ROWS), weighed, strict=False)]
+    return torch.stack(found).sum() if found else student.float().sum()
 
 
-def _kl(teacher: Tensor, student: Tensor) -> Tensor:
+def _kl(teacher: Tensor, student: Tensor, weighing: Weighing | None) -> Tensor:
     p = functional.log_softmax(teacher.detach(), -1, dtype=_wide(teacher))
     q = functional.log_softmax(student, -1, dtype=_wide(student))
-    return functional.kl_div(q, p, reduction="sum", log_target=True)
+    if weighing is None:
+        return functional.kl_div(q, p, reduction="sum", log_target=True)
+    found = functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    return (found * weighing.weights(p, q)).sum()
 
 
 def surprise_sum(student: Tensor, labels: Tensor) -> Tensor:

@@ -24,12 +24,14 @@ Stretch = tuple[int, int, int]
 @dataclass(frozen=True)
 class Piece:
     """Token ids [n] that are read from an empty state. `labels` [n]: what is to be said after each of them, NOTHING
-    if nothing is asked; None are the next tokens. `place` is where it was cut from a text.
+    if nothing is asked; None are the next tokens. `place` is where it was cut from a text; `asks`: it is a conversation
+    with questions about what was told before.
     """
 
     tokens: IntArray
     labels: IntArray | None = None
     place: Stretch | None = None
+    asks: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -140,12 +142,13 @@ def recalling(
     """The same pieces, a `share` of them with stretches that come again: half a window of tokens in every window from
     the third on, read more than a window before. Attention over the whole piece copies them, a memory has to learn to.
 
-    The first `opening` tokens do not. What becomes of a piece depends on `seed` and its number, counted from `start`.
+    The first `opening` tokens do not, and neither do conversations, which ask anyway. What becomes of a piece depends
+    on `seed` and its number, counted from `start`.
     """
     size = window // 2
     for number, piece in enumerate(pieces, start):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
-        if rng.random() < share and size:
+        if rng.random() < share and size and not piece.asks:
             tokens = piece.tokens.copy()
             for at in range(2 * window, len(piece) - window + 1, window):
                 if (last := at - window - size) > opening:

@@ -71,7 +71,7 @@ def self_reading(
     canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, load: Load
 ) -> Reading:
     """What the teacher writes; `load` makes its steps. Those held out are of other random numbers."""
-    other = settings.model_copy(update={"seed": settings.seed + OTHER, "recall": 0.0})
+    other = settings.model_copy(update={"seed": settings.seed + OTHER, "recall": 0.0, "planted": 0.0})
 
     @cache
     def held_out() -> list[Piece]:

@@ -13,6 +13,7 @@ from sleepc.tasks.programs import full_attention
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.source import opening_of
 from sleepc.tasks.spelling import Spell
+from sleepc.train.conversations import Conversations
 from sleepc.train.pieces import Piece, pieces, recalling, repeated, shuffled
 from sleepc.train.self_text import Writer
 from sleepc.train.settings import STAGES, Phase, Settings
@@ -85,9 +86,15 @@ def self_stream(canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settin
 def _recalling(
     every: Iterator[Piece], tokenizer: Tokenizer, settings: Settings, phase: Phase, window: int, start: int = 0
 ) -> Iterator[Piece]:
-    """With a teacher, some pieces get stretches to recall; without one they would be learned as if people wrote so."""
-    share = settings.recall if phase.stage in ("align", "distil") else 0.0
-    return recalling(every, share, window, len(opening_of(tokenizer)), _seed(settings, phase), start)
+    """With a teacher, some pieces become conversations, and some get stretches to recall; without one they would be
+    learned as if people wrote so.
+    """
+    if phase.stage not in ("align", "distil"):
+        return every
+    opening, seed = len(opening_of(tokenizer)), _seed(settings, phase)
+    if settings.planted:
+        every = Conversations(tokenizer, phase.length, opening).among(every, settings.planted, seed, start)
+    return recalling(every, settings.recall, window, opening, seed, start)
 
 
 def _seed(settings: Settings, phase: Phase) -> int:

@@ -18,10 +18,11 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import parameter_in
 from sleepc.tasks.lessons import NOTHING
-from sleepc.train.divergence import alone, divergence
+from sleepc.train.divergence import Reading, alone, divergence
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
 from sleepc.train.parameters import linear_keys, tied_keys
 from sleepc.train.settings import StageName
+from sleepc.train.weighing import Weighing
 
 LOW = torch.bfloat16
 Found = tuple[Tensor | int, Tensor | int, Tensors]
@@ -100,7 +101,7 @@ class Student:
     """Programs of the same parameters (one for each eviction) on float32 masters, and the teacher that they follow.
 
     `masters` by key are what an optimiser changes; all else is frozen. Logits of student and teacher are compared over
-    the first `words`, all by default.
+    the first `words`, all by default; `weigh` is how much more a token counts that the teacher knows better.
     """
 
     def __init__(
@@ -111,9 +112,10 @@ class Student:
         how: Computing | None = None,
         *,
         words: int | None = None,
+        weigh: float = 0.0,
     ) -> None:
         how = how or Computing()
-        self.words = words
+        self.words, self.weigh = words, weigh
         self.program = next(iter(programs.values()))
         self.teacher, self.device, self.checkpointing = teacher, torch.device(how.device), how.checkpointing
         frozen, backend = materialise(self.program, str(how.device)), how.backend or find_trainer()
@@ -194,19 +196,21 @@ class Student:
 def _distil(
     student: Student, steps: TrainingSteps, segment: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
-    """KL from the teacher on all logits."""
-    teacher, words, real = student.teacher, student.words, segment.real()
+    """KL from the teacher on all logits, weighted by token if the student weighs them."""
+    teacher, words, real, weighing = student.teacher, student.words, segment.real(), None
     assert teacher is not None
+    if student.weigh:
+        weighing = Weighing(segment.labels[real], student.weigh)
     values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
     slept = sleep_after(steps, segment, state, passes)
     if alone(steps) and alone(teacher) and real.any() and not student.checkpointing:
-        return divergence(steps, values, teacher, lesson, real, words), 0, slept
+        return divergence(Reading(steps, values), Reading(teacher, lesson), real, words, weighing), 0, slept
     logits = steps.logits(values, segment.lengths, "all")
     with torch.no_grad():
         wanted = teacher.logits(lesson, segment.lengths, "all")
     assert logits is not None
     assert wanted is not None
-    return kl_sum(wanted[..., :words], logits[..., :words], real), 0, slept
+    return kl_sum(wanted[..., :words], logits[..., :words], real, weighing), 0, slept
 
 
 def _surprise(

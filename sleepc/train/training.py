@@ -139,7 +139,7 @@ def _fit(job: _Job) -> tuple[Outcome, ProgramGraphs, list[str]]:
     low = settings.precision == "bfloat16"
     how = Computing(job.backend, job.accelerator.device, low=low, checkpointing=settings.checkpointing)
     keys, programs = trained_keys(graphs, settings.train), _programs(program, graphs, settings)
-    student = Student(programs, keys, job.taught, how, words=job.learned.words)
+    student = Student(programs, keys, job.taught, how, words=job.learned.words, weigh=settings.weigh)
     outcome = Outcome(False, 0, 0, 0, sum(m.numel() for m in student.masters.values()))
 
     def told(step: Step) -> None:
@@ -223,6 +223,9 @@ def _accelerator(device: str | None) -> Any:
 def _check(program: Trainable, learned: Learned) -> None:
     """Do the stages fit the program and its teacher?"""
     settings, teacher = learned.settings, learned.teacher.graphs if learned.teacher else None
+    if settings.hard and program.recipe.keep is not None:
+        fix = "Leave --hard out, or convert without keep."
+        raise UsageError("hard evictions count positions anew, and kept pairs stand at theirs", where="--hard", fix=fix)
     stages = [name for name, _ in parse_stages(settings.stages)]
     if teacher is None and not {"align", "distil"}.isdisjoint(stages):
         raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")

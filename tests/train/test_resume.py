@@ -26,8 +26,12 @@ FAST: dict[str, Any] = {"length": 20, "batch": 2, "device": "cpu", "lr": 0.01, "
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = save_model(tmp_path_factory.mktemp("resume") / "model")
-    return package.convert(model, {"window": 6, "sinks": 1}).save(model.parent / "artifact")
+    return _saved(tmp_path_factory.mktemp("resume"))
+
+
+def _saved(folder: Path, **recipe: Any) -> Path:
+    """A converted model in `folder`."""
+    return package.convert(save_model(folder / "model"), {"window": 6, "sinks": 1, **recipe}).save(folder / "artifact")
 
 
 def _rows(folder: Path, name: str = "text.jsonl", documents: int = 9, seed: int = 0) -> Path:
@@ -57,6 +61,7 @@ def _learn(artifact: Path, work: Path, command: str = "distil", stop: int = 0, *
     [
         {"train": "low-rank", "rank": 2, "stages": "distil:3,lengthen:1"},
         {"command": "train", "train": "all", "optimiser": "muon", "predict": 5},
+        {"keep": {"slots": 2, "budgets": [[1, 3], [4, 0], [2, 2]]}, "planted": 0.4, "weigh": 2.0},
     ],
     ids=str,
 )
@@ -65,6 +70,7 @@ def test_resumed_again_in_later_epochs_it_is_the_uninterrupted_one(
 ) -> None:
     """12 pieces, one of them held out: an epoch ends in the 6th step."""
     options = {"text": [_rows(tmp_path, documents=4)], "steps": 18, **options}
+    artifact = _saved(tmp_path, keep=options.pop("keep")) if "keep" in options else artifact
     whole = _learn(artifact, tmp_path / "whole", **options)
     _learn(artifact, tmp_path / "parts", stop=3, **options)
     for stop in (5, 7):

@@ -18,6 +18,7 @@ from sleepc.backends.eager.backend import load
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
 from sleepc.train.divergence import alone
+from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
 from sleepc.train.student import LOW, Carry, Computing, Segment, Student, parts_of
@@ -25,11 +26,12 @@ from sleepc.verify.memory_values import shaken
 from tests.families import VOCAB, make_module
 
 WINDOW, LENGTH = 6, 20
+KEEP = {"slots": 3, "budgets": [[5, 1], [0, 2], [4, 6]]}
 
 
 @cache
-def _converted(options: str) -> Program:
-    program = convert(make_module("llama", torch.float64), {"window": WINDOW, "sinks": 1, **json.loads(options)})
+def _converted(options: str, name: str = "llama") -> Program:
+    program = convert(make_module(name, torch.float64), {"window": WINDOW, "sinks": 1, **json.loads(options)})
     program.graphs = shaken(program.graphs)
     return program
 
@@ -43,8 +45,8 @@ def program() -> Program:
     return _program()
 
 
-def _student(program: Program, **options: Any) -> Student:
-    keys = [key for key, param in program.graphs.params.items() if param.new]
+def _student(program: Program, keys: list[str] | None = None, **options: Any) -> Student:
+    keys = keys or [key for key, param in program.graphs.params.items() if param.new]
     teacher = load(full_attention(program.captured(lambda what, share: None), LENGTH))
     return Student({"own": program.graphs}, keys, teacher, Computing(**options))
 
@@ -79,7 +81,7 @@ def _logits(program: Program, ids: Any) -> tuple[Tensor, Tensor]:
     return full, torch.from_numpy(program.session().feed(ids.tolist(), logits="all")[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "replace"}, {"eviction": "hard", "passes": 2}])
+@pytest.mark.parametrize("options", [{}, {"strategy": "replace"}, {"eviction": "hard", "passes": 2}, {"keep": KEEP}])
 def test_the_distillation_loss_is_the_divergence_of_a_session_from_the_original(options: dict[str, Any]) -> None:
     program, pieces = _program(**options), _pieces(LENGTH, 13, 2)
     expected = 0.0
@@ -89,13 +91,13 @@ def test_the_distillation_loss_is_the_divergence_of_a_session_from_the_original(
     assert _loss(_student(program), "distil", pieces) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["parallel", "replace", "insert"])
-@pytest.mark.parametrize("words", [None, VOCAB - 5])
+@pytest.mark.parametrize("options", [{}, {"strategy": "replace"}, {"strategy": "insert"}, {"keep": KEEP}], ids=str)
+@pytest.mark.parametrize(("words", "weigh"), [(None, 0.0), (VOCAB - 5, 2.0)])
 def test_a_gradient_that_is_computed_with_the_loss_is_that_of_the_whole_logits(
-    strategy: str, words: int | None, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], words: int | None, weigh: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student = _student(_program(strategy=strategy))
-    student.words = words
+    student = _student(_program(**options))
+    student.words, student.weigh = words, weigh
     assert alone(student.bound("own"))
     monkeypatch.setattr("sleepc.train.divergence.ROWS", 4)
     found = _loss(student, "distil", _pieces(LENGTH, 13)), _gradients(student, "distil")
@@ -106,6 +108,28 @@ def test_a_gradient_that_is_computed_with_the_loss_is_that_of_the_whole_logits(
     assert any(g.abs().max() > 0 for g in plain[1].values())
     for key, gradient in plain[1].items():
         torch.testing.assert_close(found[1][key], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "insert"])
+@pytest.mark.parametrize("goal", ["distil", "lengthen"])
+@pytest.mark.parametrize("among", ["keys and values", "new"])
+def test_gradients_go_through_kept_pairs(strategy: str, goal: StageName, among: str) -> None:
+    """Of losses in windows after several sleeps: those of differences, where the same pairs are kept."""
+    keep = {"slots": 3, "budgets": [[5, 1, 2, 4], [0, 2, 6, 1], [4, 6, 0, 5]]}
+    program = _converted(json.dumps({"strategy": strategy, "keep": keep}), "gpt2")  # computes all of it in float64
+    keys = trained_keys(program.graphs, "new") if among == "new" else trained_keys(program.graphs, "all")
+    student = _student(program, [key for key in keys if among == "new" or key.endswith("c_attn.weight")])
+    found, differences = _gradients(student, goal), []
+    torch.manual_seed(0)
+    way = {key: torch.randn_like(master) for key, master in student.masters.items()}
+    for size in (1e-6, -2e-6):
+        with torch.no_grad():
+            for key, master in student.masters.items():
+                master += size * way[key]
+        differences.append(_loss(student, goal, _pieces(LENGTH, 13)))
+    along = sum(float((gradient * way[key]).sum()) for key, gradient in found.items())
+    assert abs(along) > 1e-4
+    assert (differences[0] - differences[1]) / 2e-6 == pytest.approx(along, rel=1e-4)
 
 
 def test_the_lengthening_loss_is_the_surprise_of_a_session(program: Program) -> None:
@@ -139,9 +163,11 @@ def _gradients(student: Student, goal: StageName, windows: int = 0) -> dict[str,
     return {key: m.grad.clone() for key, m in student.masters.items() if m.grad is not None}
 
 
-@pytest.mark.parametrize("goal", ["align", "distil", "lengthen"])
-def test_computing_activations_again_changes_no_gradient(program: Program, goal: StageName) -> None:
-    plain, again = (_gradients(_student(program, checkpointing=c), goal) for c in (False, True))
+@pytest.mark.parametrize(
+    ("goal", "options"), [("align", {}), ("distil", {}), ("lengthen", {}), ("distil", {"keep": KEEP})]
+)
+def test_computing_activations_again_changes_no_gradient(goal: StageName, options: dict[str, Any]) -> None:
+    plain, again = (_gradients(_student(_program(**options), checkpointing=c), goal) for c in (False, True))
     assert plain.keys() == again.keys()
     assert any(g.abs().max() > 0 for g in plain.values())
     for key, gradient in plain.items():
@@ -194,8 +220,6 @@ def test_linear_maps_run_in_bfloat16_and_memories_in_float32() -> None:
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama"])
 def test_tied_weights_are_trained_as_one(name: str) -> None:
-    from sleepc.train.parameters import trained_keys
-
     program = convert(make_module(name, torch.float32), {"window": WINDOW, "sinks": 1})
     keys = trained_keys(program.graphs, "all")
     student = Student({"own": program.graphs}, keys, None)

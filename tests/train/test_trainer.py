@@ -241,6 +241,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, options: dict[str, Any], w
         _train(_program(), tmp_path, **options)
 
 
+def test_hard_evictions_with_kept_pairs_are_refused(tmp_path: Path) -> None:
+    keep = {"slots": 2, "budgets": "equal"}
+    program = convert(make_module("llama", torch.float32), {"window": 6, "sinks": 1, "keep": keep})
+    with pytest.raises(UsageError, match="kept pairs stand at theirs"):
+        _train(program, tmp_path, hard=0.5)
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     program = _program()
     teacher = replace(_original(program), graphs=replace(program.captured(silent), vocab=7))
