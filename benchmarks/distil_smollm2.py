@@ -8,10 +8,8 @@ tokens from 128 on. `share` is how much of the gap between the sliding window an
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import math
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, report
+from training_text import docstrings, prose
 
 import sleepc
 from sleepc.api import Program
@@ -33,7 +32,7 @@ from sleepc.tasks.planting import Setup
 from sleepc.tasks.programs import full_attention, with_passes
 from sleepc.tasks.source import make_source
 from sleepc.tasks.task import make_task
-from sleepc.train.adapter import with_values, write_adapter
+from sleepc.train.adapter import read_adapter, with_values, write_adapter
 from sleepc.train.trainer import Hooks, Step, Trainer
 from sleepc.verify.memory_values import without_memories
 
@@ -46,6 +45,15 @@ SETTINGS: dict[str, Any] = {
     "recall": 0.8,
     "precision": "bfloat16",
 }
+KEEPING: dict[str, Any] = {  # what differs if the program keeps pairs
+    "lr": 2e-3,
+    "low_rank_lr": 1e-3,
+    "recall": 0.5,
+    "planted": 0.7,
+    "weigh": 1.0,
+    "start": "kept",
+}
+LONGER = 5 / 3  # times: its samples, so that pairs are dropped
 VARIANTS: dict[str, dict[str, Any]] = {  # what each part of the recipe contributes, at FIRST tokens
     "all parts": {},
     "memories only": {"train": "new"},
@@ -55,7 +63,6 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what each part of the recipe contribu
     "hard eviction first": {"hard": 0.25},
 }
 FIRST = 46_080  # 60 pieces of 768 tokens: what the first figure is given for
-LEAST = 200  # characters of a docstring
 ROWS = 4  # pieces that are read side by side
 
 
@@ -63,6 +70,8 @@ def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--text", type=Path, action="append", help="train on these instead of docstrings")
+    parser.add_argument("--keep", type=int, default=0, help="pairs that every KV head keeps, on average")
+    parser.add_argument("--begin", type=Path, help="begin with what this adapter has learned")
     parser.add_argument("--tokens", type=int, default=250_000, help="tokens of training")
     parser.add_argument("--held", type=int, default=24, help="pieces that are held out")
     parser.add_argument("--length", type=int, default=768, help="tokens of a piece")
@@ -85,52 +94,76 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
     with checkpoint_of(options) as checkpoint, TemporaryDirectory(prefix="sleepc-bench-") as scratch:
         if options.tiny:
             add_letters(checkpoint.folder)
-        program = sleepc.convert(checkpoint.folder, {"window": options.window, "sinks": 4})
+        plain: dict[str, Any] = {"window": options.window, "sinks": 4}
+        program = sleepc.convert(checkpoint.folder, plain)
         held = held_out(program, options)
         full = full_attention(program.captured(_quiet), options.length)
         ends = {
             "full": perplexity(full, held, options.window),
             "sliding": perplexity(without_memories(program.graphs), held, options.window),
         }
+        if options.keep:
+            program = sleepc.convert(checkpoint.folder, {**plain, "keep": {"slots": options.keep}})
+        found = {**ends, **_before(program, held, options)}
         facts = {"kind": "distillation", "held": len(held), "length": options.length, "window": options.window}
-        for name, value in ends.items():
-            yield facts | {"tokens": 0, "model": name, "perplexity": value, "share": float(name == "full")}
-        untrained = perplexity(program.graphs, held, options.window)
-        yield facts | {"tokens": 0, "model": "untrained", "perplexity": untrained, "share": share(untrained, ends)}
+        for name, value in found.items():
+            yield facts | {"tokens": 0, "model": name, "perplexity": value, "share": share(value, ends)}
         work = options.work or Path(scratch)
-        text = options.text or [docstrings(work / "docstrings.txt")]
+        text = options.text or (prose(work) if options.keep else [docstrings(work / "docstrings.txt")])
         for name in options.compare or ():
             curve = Curve(name, held, options, ends, work / name.replace(" ", "-"))
             _train(replace(program, report={}), curve, text, VARIANTS[name], options)
             yield from (facts | row for row in curve.rows)
-        if options.compare:
-            return
-        before = program.graphs
-        curve = Curve("trained", held, options, ends, work)
-        _train(program, curve, text, {}, options)
-        if options.adapter:
-            words = {} if options.text else {"text": ["docstrings of Python's standard library"]}
-            write_adapter(options.adapter, program, (), words, torch.float16)
-        yield from (facts | row for row in curve.rows)
-        for passes in (2, 4):
-            value = perplexity(with_passes(program.graphs, program.recipe, passes), held, options.window)
-            row = {"tokens": options.tokens, "model": f"N={passes}", "perplexity": value, "share": share(value, ends)}
-            yield facts | row
-        yield from retrieval(program, before, options)
+        if not options.compare:
+            curve = Curve("trained", held, options, ends, work)
+            yield from (facts | row for row in _trained(program, curve, text, options))
+
+
+def _before(program: Program, held: torch.Tensor, options: argparse.Namespace) -> dict[str, float]:
+    """Perplexity before the training: of kept pairs alone, of untrained memories, and of what the training begins with,
+    which the program has from now on.
+    """
+    found = {"keep": perplexity(without_memories(program.graphs), held, options.window)} if options.keep else {}
+    found["untrained"] = perplexity(program.graphs, held, options.window)
+    if options.begin:
+        program.adapt(options.begin)
+        found["begun"] = perplexity(program.graphs, held, options.window)
+    return found
+
+
+def _trained(program: Program, curve: Curve, text: list[Path], options: argparse.Namespace) -> Iterator[Row]:
+    """Train the program, and measure it: the curve, other numbers of passes, retrieval."""
+    before = program.graphs
+    _train(program, curve, text, {}, options)
+    if options.adapter:
+        write_adapter(options.adapter, program, (), _told(options), torch.float16)
+    yield from curve.rows
+    for passes in (2, 4):
+        value = perplexity(with_passes(program.graphs, program.recipe, passes), curve.held, options.window)
+        row = {"tokens": options.tokens, "model": f"N={passes}", "perplexity": value}
+        yield row | {"share": share(value, curve.ends)}
+    yield from retrieval(program, before, options)
+
+
+def _told(options: argparse.Namespace) -> dict[str, Any]:
+    """What an adapter says of its training: texts of no file, and what it began with."""
+    name = "prose of Python packages with told facts" if options.keep else "docstrings of Python's standard library"
+    told: dict[str, Any] = {} if options.text else {"text": [name]}
+    if options.begin:
+        facts = read_adapter(options.begin).header.facts
+        told["begun"] = {name: facts[name] for name in ("tokens", "text")}
+    return told
 
 
 def _train(
     program: Program, curve: Curve, text: list[Path], variant: dict[str, Any], options: argparse.Namespace
 ) -> None:
     given = dict(text.split("=", 1) for text in options.set)
-    program.distil(
-        text=text,
-        work=curve.work,
-        resume=True,
-        force=True,
-        hooks=Hooks(curve.start, curve.step),
-        **{"tokens": options.tokens, "length": options.length, **SETTINGS, **variant, **given},
-    )
+    settings = SETTINGS | {"tokens": options.tokens, "length": options.length}
+    if options.keep:
+        settings |= KEEPING | {"length": round(options.length * LONGER)}
+    hooks = Hooks(curve.start, curve.step)
+    program.distil(text=text, work=curve.work, resume=True, force=True, hooks=hooks, **{**settings, **variant, **given})
 
 
 def retrieval(program: Program, before: ProgramGraphs, options: argparse.Namespace) -> Iterator[Row]:
@@ -200,25 +233,6 @@ def share(value: float, ends: dict[str, float]) -> float:
 
 def _quiet(what: str, share: float | None) -> None:
     del what, share
-
-
-def docstrings(path: Path) -> Path:
-    """Write the docstrings of the standard library that have more than LEAST characters into one file."""
-    root = Path(sysconfig.get_path("stdlib"))
-    found: list[str] = []
-    for file in sorted(root.rglob("*.py")):
-        if {"site-packages", "test", "tests", "idle_test", "pydoc_data"} & set(file.relative_to(root).parts):
-            continue
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):  # a file that is to be like that: lib2to3 has one
-            continue
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-        found += [text for text in texts if text and len(text) > LEAST]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(found), encoding="utf-8")
-    return path
 
 
 def held_out(program: Program, options: argparse.Namespace) -> torch.Tensor:

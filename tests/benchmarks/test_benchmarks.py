@@ -75,6 +75,17 @@ def test_distil_smollm2(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["facts"])["text"] == ["docstrings of Python's standard library"]
 
 
+@pytest.mark.slow
+def test_distil_smollm2_with_kept_pairs(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter.safetensors"
+    given = ("--json", "--keep", "4", "--text", __file__, "--adapter", str(adapter))
+    first = run("distil_smollm2", *given)
+    again = run("distil_smollm2", *given, "--begin", str(adapter))
+    names = [[json.loads(line).get("model") for line in said.splitlines()] for said in (first, again)]
+    assert names[0][1:6] == ["full", "sliding", "keep", "untrained", "trained"]
+    assert names[1][1:7] == ["full", "sliding", "keep", "untrained", "begun", "trained"]
+
+
 def test_sleep_smollm2() -> None:
     _, *found = [json.loads(line) for line in run("sleep_smollm2", "--json").splitlines()]
     assert [row["hops"] for row in found if row["kind"] == "original"] == [1, 2]
