@@ -193,10 +193,12 @@ def adapt(program: sleepc.Program, file: Path) -> None:
     console.rule("adapt")
     adapter = program.adapt(file)
     facts, size = adapter.header.facts, file.stat().st_size
+    first = facts.get("begun")
     console.print(
-        f"{file.name}: {size / 1e6:.1f} MB, trained on {facts['tokens']:,} tokens of docstrings "
-        f"(memories and LoRA matrices of rank {adapter.header.rank})"
-        + (", without keep" if adapter.header.recipe.keep is None else "")
+        f"{file.name}: {size / 1e6:.1f} MB, memories and LoRA matrices of rank {adapter.header.rank}, trained on "
+        + (f"{first['tokens']:,} tokens of {', '.join(first['text'])} without keep, then on " if first else "")
+        + f"{facts['tokens']:,} tokens of {', '.join(facts['text'])}"
+        + (" without keep" if adapter.header.recipe.keep is None else "")
     )
 
 
