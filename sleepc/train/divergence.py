@@ -15,15 +15,15 @@ from sleepc.train.weighing import Weighing
 
 
 @dataclass(frozen=True)
-class Reading:
+class BeforeHead:
     """A program, and the values that its head reads: h [B,T,d], or [n,d] of some tokens."""
 
     steps: TrainingSteps
     values: Values
 
-    def of(self, h: Tensor) -> Reading:
+    def of(self, h: Tensor) -> BeforeHead:
         """The same with another h."""
-        return Reading(self.steps, {**self.values, "h": h})
+        return BeforeHead(self.steps, {**self.values, "h": h})
 
     def logits(self) -> Tensor:
         """Of all tokens of h [n,d]: [n,V]."""
@@ -32,7 +32,7 @@ class Reading:
 
 
 def divergence(
-    student: Reading, teacher: Reading, real: Tensor, words: int | None, weighing: Weighing | None = None
+    student: BeforeHead, teacher: BeforeHead, real: Tensor, words: int | None, weighing: Weighing | None = None
 ) -> Tensor:
     """Forward KL(teacher ‖ student) over the first `words`, summed over the tokens that are real, bool [B,T] -> scalar.
     With `weighing`, of the real tokens, it is the weighted sum.
@@ -56,7 +56,9 @@ def alone(steps: TrainingSteps) -> bool:
     return reads and not any(p.requires_grad for key, p in steps.parameters.items() if key in ports)
 
 
-def _part(student: Reading, teacher: Reading, words: int | None, weighing: Weighing | None) -> tuple[Tensor, Tensor]:
+def _part(
+    student: BeforeHead, teacher: BeforeHead, words: int | None, weighing: Weighing | None
+) -> tuple[Tensor, Tensor]:
     """Of some tokens, h [n,d]: (the divergence, its gradient [n,d])."""
     h = student.values["h"].detach().requires_grad_()
     with torch.no_grad():

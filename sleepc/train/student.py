@@ -18,7 +18,7 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import parameter_in
 from sleepc.tasks.lessons import NOTHING
-from sleepc.train.divergence import Reading, alone, divergence
+from sleepc.train.divergence import BeforeHead, alone, divergence
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
 from sleepc.train.parameters import linear_keys, tied_keys
 from sleepc.train.settings import StageName
@@ -204,7 +204,7 @@ def _distil(
     values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
     slept = sleep_after(steps, segment, state, passes)
     if alone(steps) and alone(teacher) and real.any() and not student.checkpointing:
-        return divergence(Reading(steps, values), Reading(teacher, lesson), real, words, weighing), 0, slept
+        return divergence(BeforeHead(steps, values), BeforeHead(teacher, lesson), real, words, weighing), 0, slept
     logits = steps.logits(values, segment.lengths, "all")
     with torch.no_grad():
         wanted = teacher.logits(lesson, segment.lengths, "all")
