@@ -1,6 +1,6 @@
 """What a converted model recalls beyond its window: questions on texts, codes, RULER; untrained, and with an adapter.
 
-For every budget of kept pairs (`--keep 128,256`; 0 keeps none) the model is converted, and asked beside full attention
+For every budget of kept pairs (`--keep 128,256`; 0 keeps none) the model is converted and asked; so are full attention
 and a sliding window of as many bytes of state. `--questions FILE` takes texts of your own (docs/tasks.md); else the
 project's are read. `--only` does a part: questions, retrieval, ruler-single, ruler-multikey, ruler-tracking.
 `--model trained` is a tiny Qwen3 that learns here to say again what it has read; it only has codes.

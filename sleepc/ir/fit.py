@@ -45,7 +45,7 @@ def check_fit(program: ProgramGraphs) -> None:
 def _check_class(cls: BlockClass, values: Types, clock: Types, given: Types, window: int) -> None:
     own = _types(cls.states)
     if cls.turn is not None:
-        raise fault("V32", "a graph that turns keys belongs into the class's sleep", cls.turn)
+        raise fault("V32", "a graph that turns keys belongs in the class's sleep", cls.turn)
     _reads(cls.wake, values, own)
     after = _gives(cls.wake, needed=("h",), may=own)
     if str(after["h"]) != str(values["h"]):
