@@ -106,7 +106,8 @@ def _sleep(recipe: Recipe, converted: ProgramGraphs) -> str:
     what = find_consolidation(recipe.consolidation).in_words(recipe, len(converted.layout))
     if recipe.keep is not None:
         slots, score = recipe.keep.slots, find_score(recipe.keep.score)
-        what += f"; {slots} pairs for every KV head are kept on average, {score.in_words()}"
+        form = "" if recipe.keep.dtype == "float" else f" in {recipe.keep.dtype}"
+        what += f"; {slots} pairs for every KV head are kept on average{form}, {score.in_words()}"
         if any(writes_dropped(cls) for cls in converted.classes.values()):
             what += ", and memories are written with those that are dropped"
     return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"

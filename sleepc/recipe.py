@@ -66,12 +66,13 @@ class Keep(_Options):
     """What sleeps keep of the pairs (k, v) that leave the windows. `slots`: how many for every KV head, on average over
     the layers that keep any; `score` chooses them; `budgets` says how slots are shared: `auto` (measured when the
     model is converted, equal until then), `equal`, or the slots of every KV head, for every layer of the model (none
-    for one that keeps nothing).
+    for one that keeps nothing); `dtype`: how they hold keys and values, `float` as the window does.
     """
 
     slots: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 128
     score: Name = "key"
     budgets: Literal["auto", "equal"] | Budgets = "auto"
+    dtype: Literal["float", "int8", "int4"] = "float"
 
 
 @dataclass(frozen=True)

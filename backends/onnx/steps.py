@@ -320,5 +320,8 @@ _KINDS = {
     "tensor(float)": "f32",
     "tensor(float16)": "f16",
     "tensor(int64)": "i64",
+    "tensor(int16)": "i16",
+    "tensor(int8)": "i8",
+    "tensor(uint8)": "u8",
     "tensor(bool)": "bool",
 }

@@ -32,14 +32,15 @@ class Untrained:
 @dataclass
 class Pairs:
     """Kept pairs in the oracle: for every row and KV head, by order of position, the tokens that they are of (by their
-    place in the stream), their scores, and the positions at which they stand, as the model counts. `budget`: how many
-    each head keeps.
+    place in the stream), their scores, and the positions at which they stand, as the model counts, and stood when they
+    were first kept. `budget`: how many each head keeps.
     """
 
     budget: tuple[int, ...]
     tokens: list[list[list[int]]]
     scores: list[list[list[float]]]
     places: list[list[list[int]]]
+    first_places: list[list[list[int]]]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from sleepc.passes.keep.contract import NOTHING, PINNED_SCORE, STEP, Score, Wind
 from sleepc.passes.keep.drop import Parts, drop
 from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.rewrite.kept_pairs import RECORD, head_port
+from sleepc.passes.rewrite.kept_pairs import RECORD, head_port, read_slots, slot_form, slot_specs, write_slots_of
 from sleepc.passes.rewrite.turn_keys import turn
 
 
@@ -33,7 +33,7 @@ class Choice:
 
 def choose(block: BlockSleep, score: Score, most: int) -> Choice:
     """What a block with kept pairs keeps and drops; `most`: the largest number of slots of a head."""
-    specs = {s.part: s for s in with_role(block.cls.states, "kept")}
+    specs, form = slot_specs(block.cls.states), slot_form(block.cls.states)
     e, head = block.e, head_port(block.e.graph)
     among = _candidates(e, block, specs, score)
     order = _best_first(e, block, among["score"], head)
@@ -46,10 +46,16 @@ def choose(block: BlockSleep, score: Score, most: int) -> Choice:
         kept, place = e.call(aten.lt.Scalar, chosen, e.size(head, 0)), taken["position"]
         by = e.where(wanted, e.where(kept, e.sub(place, old), place), 0)
         still = e.call(aten.logical_and.default, kept, e.call(aten.eq.Scalar, by, 0))
-        moved = e.call(aten.squeeze.dim, turn(e, block.cls.turn, e.unsqueeze(taken["k"], 1), by), 1)
+        start = taken["k"]
+        if "plain" in specs:
+            start, by = taken["plain"], e.where(wanted, place, 0)
+        moved = e.call(aten.squeeze.dim, turn(e, block.cls.turn, e.unsqueeze(start, 1), by), 1)
         taken["k"] = e.where(e.unsqueeze(still, -1), taken["k"], e.cast(moved, specs["k"].dtype))
     filled = {True: e.unsqueeze(wanted, -1), False: wanted}
-    new = {s.name: e.where(filled[len(s.dims) > 2], taken[part], s.initial) for part, s in specs.items()}
+    new: Parts = {}
+    for part, spec in specs.items():
+        values = e.where(filled[len(spec.dims) > 2], taken[part], spec.initial)
+        new |= write_slots_of(e, spec, values, form)
     emptied = most if block.resets else 0
     return Choice(new, drop(block, among, order, emptied))
 
@@ -61,7 +67,7 @@ def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: 
     that this sleep evicts hard.
     """
     k, v, position = block.of_window("k"), block.of_window("v"), block.positions()
-    heads = block.kv_heads
+    heads, form = block.kv_heads, slot_form(block.cls.states)
     there, dtype = _not(e, block.gaps()), specs["score"].dtype
     read = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, position, 0), there)
     wide = WindowPairs(e.cast(k, dtype), e.cast(v, dtype), position, read, heads)
@@ -71,14 +77,16 @@ def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: 
     may = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, place, block.sinks), there)
     scores = e.where(e.unsqueeze(may, 1), scores, NOTHING)
     place, token = (e.call(aten.expand.default, e.unsqueeze(each, 1), [-1, heads, -1]) for each in (place, position))
-    held = {part: block.states[spec.name] for part, spec in specs.items()}
+    held = read_slots(e, block.cls.states, block.states)
     filled = e.call(aten.ge.Scalar, held["position"], 0)
     held["score"] = e.where(filled, held["score"], NOTHING)
-    window = {"k": k, "v": v, "position": place, "token": token, "score": scores}
+    window = {"k": k, "plain": k, "v": v, "position": place, "token": token, "score": scores}
     recorded = {f"{RECORD}{s.part}": block.states[s.name] for s in with_role(block.cls.states, "record")}
     among = {}
     for part, spec in specs.items():
         own = (window | recorded)[part]
+        if form is not None and spec.dims[2:]:
+            own = e.cast(own, spec.dtype)  # what slots hold is read wider
         flat = e.reshape(own, [-1, heads * block.window, *spec.dims[2:]])
         among[part] = e.call(aten.cat.default, [held[part], flat], 1)
     among["score"] = e.where(e.unsqueeze(block.ring_stays(), 1), among["score"], NOTHING)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from sleepc.ir.states import StateSpec, find_state, with_role
+from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.rewrite.kept_pairs import RECORD, head_port
+from sleepc.passes.rewrite.kept_pairs import RECORD, head_port, read_slots, slot_specs
 
 Parts = dict[str, fx.Node]
 
@@ -51,11 +51,9 @@ def _none_before(e: Emit, gate: fx.Node, spec: StateSpec, places: int) -> fx.Nod
 
 def _written(block: BlockSleep) -> dict[str, StateSpec]:
     """What slots hold for a memory, by part of the record: values too, which may be those that attention sees."""
-    kept = with_role(block.cls.states, "kept")
-    specs = {spec.part.removeprefix(RECORD): spec for spec in kept if spec.part.startswith(RECORD)}
-    values = find_state(kept, "kept", "v")
-    assert values is not None
-    return {"v": values, **specs} if specs else {}
+    kept = slot_specs(block.cls.states)
+    specs = {part.removeprefix(RECORD): spec for part, spec in kept.items() if part.startswith(RECORD)}
+    return {"v": kept["v"], **specs} if specs else {}
 
 
 def _dropped(e: Emit, block: BlockSleep, order: fx.Node) -> fx.Node:
@@ -80,8 +78,9 @@ def _of_slots(block: BlockSleep, specs: dict[str, StateSpec], emptied: int) -> P
     leaves = e.unsqueeze(e.call(aten.logical_not.default, block.ring_stays()), 1)
     written = e.reshape(e.call(aten.logical_and.default, leaves, own), [-1, heads, emptied])
     found = {}
+    held = read_slots(e, block.cls.states, block.states, [spec.part for spec in specs.values()])
     for part, spec in specs.items():
-        values = e.call(aten.index_select.default, block.states[spec.name], 1, index)
+        values = e.call(aten.index_select.default, held[spec.part], 1, index)
         values = e.reshape(values, [-1, heads, emptied, *spec.dims[2:]])
         found[part] = e.where(e.unsqueeze(written, -1) if spec.dims[2:] else written, values, spec.initial)
     return found

@@ -42,6 +42,7 @@ from sleepc.passes.rewrite.key_positions import (
     with_slots,
 )
 from sleepc.passes.rewrite.marks import gap_spec, hide, pinned_spec
+from sleepc.passes.rewrite.rounded import FORMS
 from sleepc.passes.rewrite.turn_keys import bind_turn, turn_graph, turns_add
 from sleepc.passes.rewrite.window_masks import WindowMask, mask_name
 from sleepc.recipe import Keep
@@ -209,11 +210,12 @@ class BoundAttention(Pass):
         if site.rotated and (brought or renumber or slots):
             places = KeyPositions(window, self.sinks, site.mask.window if brought else 0, self.every)
             kept, old = site.k, self._at_positions(program, graph, site, k_window, places, shared)
-        pairs = kept_specs(site, program.dtype) if slots else ()
+        pairs = self._pairs(site, program.dtype, renumber=renumber) if slots else ()
         if slots:
             self._add_slots(program, name, site, slots)
             shared.queries = True
-        self._attend(graph, site, (old, v_window, mask), see_kept(graph, site, pairs, window) if slots else ())
+        seen_pairs = see_kept(graph, site, (*specs, *pairs), window) if slots else ()
+        self._attend(graph, site, (old, v_window, mask), seen_pairs)
         results, e = graph.results(), Emit(graph, str(site.node.meta.get("source", "")))
         for spec, window_, new in zip(specs, (k_window, v_window), (kept, site.v), strict=True):
             results[spec.name] = e.ours("write_slots", window_, new, new_slots)
@@ -231,6 +233,11 @@ class BoundAttention(Pass):
         out = e.ours(operator, q, k, v, *window, *kept, sink_logits, **options)
         site.node.replace_all_uses_with(out)
         graph.fx.erase_node(site.node)
+
+    def _pairs(self, site: Site, dtype: torch.dtype, *, renumber: bool) -> tuple[StateSpec, ...]:
+        """The states of slots."""
+        assert self.keep is not None
+        return kept_specs(site, dtype, FORMS.get(self.keep.dtype), turns=renumber and site.rotated)
 
     def _add_slots(self, program: ProgramGraphs, name: str, site: Site, slots: dict[int, Budget]) -> None:
         """The blocks' budgets, and the graph that turns their keys."""

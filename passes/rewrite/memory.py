@@ -25,7 +25,7 @@ from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.lib.classes import chosen_classes, embed_port
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
-from sleepc.passes.rewrite.kept_pairs import slots_spec
+from sleepc.passes.rewrite.kept_pairs import slots_specs
 
 PLACES = ("g", "beta")  # gates that have places of their own among an operator's arguments
 Rewrite = Callable[[ProgramGraphs, BlockClass, MemoryOptions], "list[NewParam]"]
@@ -181,7 +181,7 @@ class MemoryBuilder:
             dims = row(self.heads, self.options.window, *width)
             spec = StateSpec("record", name, dims, kept, "ring", padding)
             if self._drops and not (name in self.rule.gates and self.rule.gates[name].of_time):
-                self.states.append(slots_spec(spec))
+                self.states.extend(slots_specs(spec, self.cls.states))
             self.results[spec.name] = e.ours("write_slots", self.state(spec), value, self.shared("record_slots"))
 
     @property

@@ -66,6 +66,9 @@ class RecipeOptions:
     keep_budgets: str | None = flag(
         "How heads share the slots: auto (measured on a little text), equal, or a file.", shown="auto"
     )
+    keep_dtype: str | None = flag(
+        "How slots hold keys and values: float (as the window does), int8 or int4.", shown="float"
+    )
     write: str | None = flag("When memories are written: default, sleep or online.", shown="default")
     dtype: str | None = flag("auto (the checkpoint's), float32, bfloat16, float16 or float64.", shown="auto")
     rope_factors: str | None = flag(
@@ -138,14 +141,14 @@ def _given(options: RecipeOptions) -> dict[str, Any]:
     from sleepc.recipe_file import read_budgets
 
     given = {name: value for name, value in vars(options).items() if value is not None}
-    score, budgets = given.pop("keep_score", None), given.pop("keep_budgets", None)
-    if (score or budgets) and "keep" not in given:
-        option = "--keep-score" if score else "--keep-budgets"
-        raise UsageError("it says how pairs are kept, and none are", where=option, fix="Add --keep 128.")
+    how = {key: given.pop(f"keep_{key}") for key in ("score", "budgets", "dtype") if f"keep_{key}" in given}
+    if how and "keep" not in given:
+        what, option = "it says how pairs are kept, and none are", f"--keep-{next(iter(how))}"
+        raise UsageError(what, where=option, fix="Add --keep 128.")
+    if how.get("budgets", "auto") not in ("auto", "equal"):
+        how["budgets"] = read_budgets(Path(how["budgets"]))
     if "keep" in given:
-        given["keep"] = {"slots": given["keep"]} | ({"score": score} if score else {})
-        if budgets:
-            given["keep"]["budgets"] = budgets if budgets in ("auto", "equal") else read_budgets(Path(budgets))
+        given["keep"] = {"slots": given["keep"], **how}
     return given
 
 

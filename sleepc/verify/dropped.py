@@ -9,18 +9,22 @@ from sleepc.ir.roles import name_of
 from sleepc.memory.registry import find
 from sleepc.passes.consolidation.contract import Pairs
 from sleepc.verify.reference import Written
+from sleepc.verify.rounded import rounded, stored
 
 WIDTHS = ("k", "v")  # what is no gate
 
 
-def dropped(rule: str, made: Written, before: Pairs, after: Pairs, start: int, end: int) -> Written:
+def dropped(
+    rule: str, made: Written, pairs: tuple[Pairs, Pairs], start: int, end: int, dtype: str = "float"
+) -> Written:
     """What the sleep after tokens start .. end-1 writes, [B,H,P,..]: of all that the stream's tokens have `made`
-    [B,H,t,..] the part of tokens that each head had or read and has no more, in their order, in its last places.
+    [B,H,t,..] the part of tokens that each head had or read and has no more (`pairs` before and after the sleep), in
+    their order, in its last places. What slots held is as exact as their `dtype`.
 
     P is the number of tokens read, or more where a head drops more than that. At the last places it is as late as it
     was at the tokens of the window; nothing is written, and no time goes by, where there is no pair.
     """
-    read = set(range(start, end))
+    (before, after), read = pairs, set(range(start, end))
     out = [
         [sorted((set(had) | read) - set(has)) for had, has in zip(*heads, strict=True)]
         for heads in zip(before.tokens, after.tokens, strict=True)
@@ -35,13 +39,18 @@ def dropped(rule: str, made: Written, before: Pairs, after: Pairs, start: int, e
             continue
         for row, heads in enumerate(out):
             for head, tokens in enumerate(heads):
-                found[name][row, head, places - len(tokens) :] = values[row, head, tokens]
+                written = values[row, head, tokens]
+                if name in WIDTHS:
+                    held = torch.tensor([t < start for t in tokens], dtype=torch.bool)
+                    written = torch.where(held[:, None], rounded(written, dtype), written)
+                found[name][row, head, places - len(tokens) :] = written
     return found
 
 
-def slots_hold(rule: str, made: Written, pairs: Pairs, *, with_v: bool) -> dict[str, Tensor]:
+def slots_hold(rule: str, made: Written, pairs: Pairs, *, with_v: bool, dtype: str = "float") -> dict[str, Tensor]:
     """What slots hold for the memory, by part: all heads' slots one after the other, empty ones of a head first."""
-    gates, found = find(rule).gates, {}
+    gates = find(rule).gates
+    found: dict[str, Tensor] = {}
     for name, values in made.items():
         if (name == "v" and not with_v) or (name not in WIDTHS and gates[name].of_time):
             continue
@@ -53,5 +62,5 @@ def slots_hold(rule: str, made: Written, pairs: Pairs, *, with_v: bool) -> dict[
                 parts.append(values.new_full((slots - len(tokens), *values.shape[3:]), nothing))
                 parts.append(values[row, head, tokens])
             rows.append(torch.cat(parts))
-        found[name_of("record", name)] = torch.stack(rows)
+        found |= stored(name_of("record", name), torch.stack(rows), dtype if name in WIDTHS else "float")
     return found

@@ -16,6 +16,7 @@ from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.plan import Budget
 from sleepc.passes.rewrite.key_positions import on_tokens
 from sleepc.recipe import LayerPlan, Recipe
+from sleepc.verify.rounded import rounded, stored
 from sleepc.verify.timeline import Timeline, sees_kept
 
 
@@ -27,6 +28,7 @@ class OracleView(Protocol):
     plans: tuple[LayerPlan, ...]
     budgets: tuple[Budget, ...]
     most: int
+    renumbers: bool
 
     def site_of(self, i: int) -> Site:
         """The attention of block i."""
@@ -45,7 +47,7 @@ def no_pairs(budget: Budget, rows: int) -> Pairs | None:
     """Empty slots; None for a layer without any."""
     if not budget:
         return None
-    return Pairs(budget, *([[[] for _ in budget] for _ in range(rows)] for _ in range(3)))  # type: ignore[arg-type]
+    return Pairs(budget, *([[[] for _ in budget] for _ in range(rows)] for _ in range(4)))  # type: ignore[arg-type]
 
 
 def renumbers_with_pairs(oracle: OracleView) -> bool:
@@ -91,21 +93,31 @@ def kept_columns(
     for row, heads in enumerate(pairs.tokens):
         for head, (held, own) in enumerate(zip(heads, _turned_keys(oracle, i, layer, row), strict=True)):
             tokens[row, head, : len(held)] = torch.tensor(held, dtype=torch.int64)
-            values[row, head, : len(held)] = v[row, head, held]
+            values[row, head, : len(held)] = rounded(v[row, head, held], dtype_of(oracle))
             keys[row, head, : len(held)] = own
     return keys, values, sees_kept(time, tokens, oracle.ring(i), start, end)
 
 
 def _turned_keys(oracle: OracleView, i: int, layer: Layer, row: int) -> list[Tensor]:
-    """The keys of a row's kept pairs as attention sees them, [n,d_k] for every KV head."""
-    pairs, k = layer.kept, layer.k
+    """The keys of a row's kept pairs as attention sees them, [n,d_k] for every KV head. Few bits are what they are in
+    with their positions; those that were put at other positions later had been rounded without any, before that.
+    """
+    pairs, k, dtype = layer.kept, layer.k, dtype_of(oracle)
     assert pairs is not None
     assert k is not None
     counts = [len(held) for held in pairs.tokens[row]]
     every = k[row : row + 1, :, [t for held in pairs.tokens[row] for t in held]]  # all heads' tokens, of all heads
     if oracle.site_of(i).rotated:
-        every = oracle.turned(i, every, torch.tensor([p for places in pairs.places[row] for p in places]))
-    return [part[head] for head, part in enumerate(torch.split(every[0], counts, 1))]
+        places = torch.tensor([p for own in pairs.places[row] for p in own])
+        first = torch.tensor([p for own in pairs.first_places[row] for p in own])
+        every = torch.where((places != first)[:, None], rounded(every, dtype), every)
+        every = oracle.turned(i, every, places)
+    return [rounded(part[head], dtype) for head, part in enumerate(torch.split(every[0], counts, 1))]
+
+
+def dtype_of(oracle: OracleView) -> str:
+    """How slots hold vectors: `keep.dtype` of the recipe."""
+    return oracle.recipe.keep.dtype if oracle.recipe.keep else "float"
 
 
 def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: int, end: int) -> Pairs | None:
@@ -122,6 +134,7 @@ def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: 
     for row, heads in enumerate(pairs.tokens):
         for head, budget in enumerate(pairs.budget):
             before = dict(zip(heads[head], pairs.places[row][head], strict=True))
+            first_places = dict(zip(heads[head], pairs.first_places[row][head], strict=True))
             new = _window_scores(oracle, layer, time, (row, head), range(start, end))
             found = [*zip(heads[head], pairs.scores[row][head], strict=True), *new]
             best = sorted(found, key=lambda pair: -pair[1])[: 0 if hard else budget]
@@ -133,6 +146,8 @@ def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: 
                 ring = [int(time.position[t]) - int(offset) for t in tokens]
                 places = [ring[j] if in_ring[j] else first + j for j in range(len(tokens))]
             heads[head], pairs.places[row][head] = tokens, places
+            stood = zip(tokens, places, strict=True)
+            pairs.first_places[row][head] = [first_places.get(t, place) for t, place in stood]
             pairs.scores[row][head] = [dict(best)[t] for t in tokens]
     return pairs
 
@@ -160,17 +175,22 @@ def kept_state(oracle: OracleView, i: int, layer: Layer, time: Timeline) -> dict
     assert pairs is not None
     assert k is not None
     assert v is not None
-    found: dict[str, list[Tensor]] = {"k": [], "v": [], "position": [], "token": [], "score": []}
+    parts_of = ("k", "v", "plain", "position", "token", "score")
+    found: dict[str, list[Tensor]] = {name: [] for name in parts_of}
     for row, heads in enumerate(pairs.tokens):
         parts: dict[str, list[Tensor]] = {name: [] for name in found}
         for head, own in enumerate(_turned_keys(oracle, i, layer, row)):
             held, empty = heads[head], pairs.budget[head] - len(heads[head])
             parts["k"] += [k.new_zeros(empty, k.shape[3]), own.to(k.dtype)]
             parts["v"] += [v.new_zeros(empty, v.shape[3]), v[row, head, held]]
+            parts["plain"] += [k.new_zeros(empty, k.shape[3]), k[row, head, held]]
             parts["position"].append(torch.tensor([-1] * empty + pairs.places[row][head], dtype=torch.int64))
             numbers = time.position[held].tolist()
             parts["token"].append(torch.tensor([-1] * empty + numbers, dtype=torch.int64))
             parts["score"].append(torch.tensor([0.0] * empty + pairs.scores[row][head], dtype=torch.float64))
         for name, each in parts.items():
             found[name].append(torch.cat(each))
-    return {name: torch.stack(rows) for name, rows in found.items()}
+    dtype = dtype_of(oracle)
+    vectors = ("k", "v", "plain") if dtype != "float" and oracle.renumbers and oracle.site_of(i).rotated else ("k", "v")
+    state = {name: torch.stack(found[name]) for name in (*vectors, "position", "token", "score")}
+    return state | {part: x for name in vectors for part, x in stored(name, state.pop(name), dtype).items()}

@@ -42,7 +42,7 @@ from sleepc.passes.rewrite.kept_pairs import can_keep
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.dropped import dropped, slots_hold
-from sleepc.verify.kept import keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
+from sleepc.verify.kept import dtype_of, keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
@@ -128,7 +128,7 @@ class ReadStream:
             found |= {name_of("kept", n): x for n, x in kept_state(self.oracle, i, layer, self.time).items()}
             if layer.made is not None and self.oracle.waits(i):
                 with_v, rule = self.oracle.plans[i].strategy != "parallel", self.oracle.plans[i].rule
-                waiting = slots_hold(rule, layer.made, layer.kept, with_v=with_v)
+                waiting = slots_hold(rule, layer.made, layer.kept, with_v=with_v, dtype=dtype_of(self.oracle))
                 found |= {name_of("kept", n): x for n, x in waiting.items()}
         if layer.memory is not None:
             names = memory_names(self.oracle.plans[i].rule)
@@ -195,7 +195,7 @@ class Oracle:
         kept = [keep_pairs(self, i, layer, stream.time, start, end) for i, layer in enumerate(stream.layers)]
         for layer, plan, after in zip(stream.layers, self.plans, kept, strict=True):
             if layer.kept and after and layer.made and plan.write == "sleep":
-                layer.written = dropped(plan.rule, layer.made, layer.kept, after, start, end)
+                layer.written = dropped(plan.rule, layer.made, (layer.kept, after), start, end, dtype_of(self))
         self.consolidation.remember(sleep)
         stream.taken = sleep.taken
         for layer, after in zip(stream.layers, kept, strict=True):

@@ -19,6 +19,7 @@ from sleepc.ir.types import TensorType, TupleType
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Stage
+from sleepc.passes.rewrite.kept_pairs import slot_form
 from sleepc.passes.runner import run_stages
 from sleepc.verify.original import Original
 from sleepc.verify.report import Check
@@ -34,6 +35,8 @@ def explained(program: ProgramGraphs, wrong: Sequence[Check]) -> tuple[torch.dty
     if not all(check.value is not None and math.isfinite(check.value) for check in wrong):
         return None
     own = str(program.dtype).removeprefix("torch.")
+    if program.dtype.itemsize < 8 and any(slot_form(cls.states) for cls in program.classes.values()):
+        return torch.float64, f"rounding to {own} makes other whole numbers of what slots hold"
     if rounding_chooses(program):
         return torch.float32, f"rounding to {own} makes layers choose otherwise"
     if program.dtype == torch.float32 and _keeps(program):

@@ -1,6 +1,6 @@
 """Invariant 10: with memories off, a program that keeps pairs is the original that sees, in every layer, KV head and
-query, what was held at that moment; over five sleeps, with heads that keep much, little and nothing, in a padded batch.
-With pins and drops, and in exports: test_pins.py.
+query, what was held at that moment, as exact as slots hold it; over five sleeps, with heads that keep much, little and
+nothing, in a padded batch. With pins and drops, and in exports: test_pins.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers.modeling_utils import AttentionInterface
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.verify.memory_values import without_memories
+from sleepc.verify.rounded import rounded
 from sleepc.verify.streams import state_of
 from tests.conformance.backends import RUNNABLE, runs
 from tests.families import VOCAB, WINDOW, family
@@ -56,15 +57,21 @@ def _add_kept(mask: Tensor, positions: Tensor, budget: list[int], queries: Tenso
             at += slots
 
 
-def original(module: Any, tokens: np.ndarray[Any, Any], seen: list[Tensor]) -> Tensor:
-    """The model's own logits [B,T,V], its attention given these masks."""
+def original(module: Any, tokens: np.ndarray[Any, Any], seen: list[Tensor], dtype: str) -> Tensor:
+    """The model's own logits [B,T,V], its attention given these masks, and of pairs from beyond the window keys and
+    values as slots of a `dtype` hold them.
+    """
 
     def attend(layer: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **_: Any) -> tuple[Tensor, None]:
         groups = q.shape[1] // k.shape[1]
         see = seen[layer.layer_idx].repeat_interleave(groups, 1)
-        k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
-        scores = (q @ k.mT * scaling).masked_fill(~see, -torch.inf)
-        return (scores.softmax(-1) @ v).transpose(1, 2).contiguous(), None
+        k, v, far_k, far_v = (x.repeat_interleave(groups, 1) for x in (k, v, rounded(k, dtype), rounded(v, dtype)))
+        token = torch.arange(k.shape[2])
+        far = (token[:, None] - token >= WINDOW) & (token >= SINKS)
+        scores = torch.where(far, q @ far_k.mT, q @ k.mT) * scaling
+        weights = scores.masked_fill(~see, -torch.inf).softmax(-1)
+        out = weights.where(far, 0) @ far_v + weights.where(~far, 0) @ v
+        return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("seen", attend)
     before = module.config._attn_implementation
@@ -77,15 +84,16 @@ def original(module: Any, tokens: np.ndarray[Any, Any], seen: list[Tensor]) -> T
     return logits
 
 
+@pytest.mark.parametrize("dtype", ["float", "int8", "int4"])
 @pytest.mark.parametrize("backend", RUNNABLE)
-def test_logits_are_those_of_the_original_that_sees_what_was_held(backend: str) -> None:
+def test_logits_are_those_of_the_original_that_sees_what_was_held(backend: str, dtype: str) -> None:
     subject = runs(backend)
     llama = family("llama", subject.dtype)
-    step, _ = llama.convert(window=WINDOW, sinks=SINKS, keep={"budgets": UNEQUAL})
+    step, _ = llama.convert(window=WINDOW, sinks=SINKS, keep={"budgets": UNEQUAL, "dtype": dtype})
     program = without_memories(step)
     tokens = np.random.default_rng(8).integers(0, VOCAB, (2, LENGTHS[0]))
     found, seen = held(subject.load(program), program, tokens)
-    wanted = original(llama.module, tokens, seen)
+    wanted = original(llama.module, tokens, seen, dtype)
     for row, length in enumerate(LENGTHS):
         assert float((found[row, :length].double() - wanted[row, :length].double()).abs().max()) < subject.tolerance
     far = torch.arange(LENGTHS[0])[:, None] - torch.arange(LENGTHS[0]) >= WINDOW

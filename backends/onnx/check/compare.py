@@ -62,14 +62,29 @@ def relative(found: Array, expected: Array, others: Iterable[Array] = ()) -> flo
 
 
 def _worst(found: Mapping[str, Array], expected: Mapping[str, Array], memories: Memories) -> tuple[float, str]:
-    """The largest relative error of all arrays, and whose it is. Counters and flags have to be the same."""
+    """The largest relative error of all arrays, and whose it is. Counters and flags have to be the same, and whole
+    numbers that were rounded within a step.
+    """
     worst = (0.0, "none")
     for name, value in expected.items():
         if name not in found:
             return math.inf, name
-        exact = value.dtype.kind != "f"
-        others = [expected[other] for other in memories.get(name, ())]
-        same = 0.0 if np.array_equal(found[name], value) else math.inf
-        error = same if exact else relative(found[name], value, others)
+        if value.dtype.kind == "f":
+            error = relative(found[name], value, [expected[other] for other in memories.get(name, ())])
+        elif value.dtype.kind in "iu" and value.dtype.itemsize < 4 and found[name].shape == value.shape:
+            error = _beyond_a_step(found[name], value)
+        else:
+            error = 0.0 if np.array_equal(found[name], value) else math.inf
         worst = max(worst, (error, name))
     return worst
+
+
+def _beyond_a_step(found: Array, expected: Array) -> float:
+    """Of slots in few bits (passes/rewrite/rounded.py): by how much more than one step they differ, as a share of the
+    largest. A number between two whole ones becomes either.
+    """
+    a, b = found.astype(np.int64), expected.astype(np.int64)
+    parts = [(a // 16, b // 16), (a % 16, b % 16)] if expected.dtype == np.uint8 else [(a, b)]
+    furthest = max((int(np.abs(a - b).max()) for a, b in parts if a.size), default=0)
+    most = {"int8": 127, "uint8": 7, "int16": 369}[expected.dtype.name]  # so many steps of a peak are a factor e
+    return max(furthest - 1, 0) / most
