@@ -396,3 +396,35 @@ def test_what_the_runtime_refuses_to_run(lowered: Lowered, monkeypatch: pytest.M
 
 def _cut(state: Any) -> Any:
     raise Fail("a node has inputs that do not fit")
+
+
+def _slots(tokens: list[int], scores: list[float], numbers: list[int]) -> dict[str, Any]:
+    """State of two blocks; the first keeps pairs of one row, in few bits."""
+    return {
+        "0.kept.token": np.array([tokens], np.int64),
+        "0.kept.score": np.array([scores], np.float32),
+        "0.kept.k": np.array([numbers], np.int8),
+        "0.kept.v": np.array([[136, 136]], np.uint8),
+        "1.S": np.ones((1, 2), np.float32),
+        "position": np.array([9], np.int64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "worst"),
+    [
+        ({}, 0.0),
+        ({"0.kept.k": np.array([[1, 3]], np.int8)}, 0.0),  # a number between two whole ones
+        ({"0.kept.k": np.array([[1, 5]], np.int8)}, 2 / 127),
+        ({"0.kept.v": np.array([[136, 153]], np.uint8)}, 0.0),  # both numbers of a byte
+        ({"0.kept.v": np.array([[136, 137 + 32]], np.uint8)}, 1 / 7),
+        ({"0.kept.token": np.array([[4, 7]]), "0.kept.k": np.array([[1, 90]], np.int8)}, 0.0),  # of two that tie
+        ({"0.kept.token": np.array([[4, 7]]), "0.kept.score": np.array([[0.5, 0.3]], np.float32)}, np.inf),
+        ({"0.kept.token": np.array([[4, 7]]), "position": np.array([8])}, np.inf),
+        ({"0.kept.score": np.array([[0.5, 0.3]], np.float32)}, 0.1),
+    ],
+)
+def test_what_rounding_chooses_is_no_fault_of_an_export(change: dict[str, Any], worst: float) -> None:
+    expected, logits = _slots([4, 6], [0.5, 0.25], [1, 2]), np.ones((1, 2), np.float32)
+    figure = compare("", Found(logits, {**expected, **change}), Found(logits, expected), "fp32", {})[1]
+    assert figure.value == pytest.approx(worst)
