@@ -59,9 +59,11 @@ def _learn(artifact: Path, work: Path, command: str = "distil", stop: int = 0, *
 @pytest.mark.parametrize(
     "options",
     [
-        {"train": "low-rank", "rank": 2, "stages": "distil:3,lengthen:1"},
+        {
+            **{"train": "low-rank", "rank": 2, "stages": "distil:3,lengthen:1", "planted": 0.4, "weigh": 2.0},
+            "keep": {"slots": 2, "budgets": [[1, 3], [4, 0], [2, 2]]},
+        },
         {"command": "train", "train": "all", "optimiser": "muon", "predict": 5},
-        {"keep": {"slots": 2, "budgets": [[1, 3], [4, 0], [2, 2]]}, "planted": 0.4, "weigh": 2.0},
     ],
     ids=str,
 )
