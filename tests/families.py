@@ -262,3 +262,11 @@ def family(name: str, dtype: torch.dtype = torch.float64) -> Family:
 
     module = make_module(name, dtype)
     return Family(module, capture(module))
+
+
+def memory_names(program: ProgramGraphs) -> set[str]:
+    """The names of memories in the state of a program at level STEP."""
+    from sleepc.ir.states import with_role
+
+    specs = [with_role(program.classes[block.cls].states, "memory") for block in program.layout]
+    return {f"{i}.{spec.name}" for i, each in enumerate(specs) for spec in each}

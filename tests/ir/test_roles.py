@@ -102,7 +102,8 @@ def test_what_sessions_mark_is_called_as_in_programs() -> None:
     assert [PREFIX[role] for role in ("gap", "kept", "record")] == [steps.GAP, steps.KEPT, steps.RECORD]
     assert pins.PINNED_SCORE == contract.PINNED_SCORE
     cls = next(iter(family("llama").canonical.classes.values()))
-    assert {"token", "score"} <= {spec.part for spec in kept_specs(find_site(cls.wake), torch.float32)}
+    specs = kept_specs(find_site(cls.wake), torch.float32, None, turns=True)
+    assert {"token", "score"} <= {spec.part for spec in specs}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

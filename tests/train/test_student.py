@@ -23,7 +23,7 @@ from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
 from sleepc.train.student import LOW, Carry, Computing, Segment, Student, parts_of
 from sleepc.verify.memory_values import shaken
-from tests.families import VOCAB, make_module
+from tests.families import VOCAB, make_module, memory_names
 
 WINDOW, LENGTH = 6, 20
 KEEP = {"slots": 3, "budgets": [[5, 1], [0, 2], [4, 6]]}
@@ -212,7 +212,7 @@ def test_linear_maps_run_in_bfloat16_and_memories_in_float32() -> None:
     assert all(master.dtype == torch.float32 for master in low.masters.values())
     part = next(_parts(_pieces(LENGTH)))
     loss, carry = low.read("distil", "own", part, low.begin(1))
-    assert {v.dtype for name, v in carry.state.items() if name.endswith(".S")} == {torch.float32}
+    assert {carry.state[name].dtype for name in memory_names(program.graphs)} == {torch.float32}
     exact = _loss(plain, "distil", _pieces(LENGTH))
     assert float(loss.detach()) == pytest.approx(exact, rel=0.05)
     assert float(loss.detach()) != exact
