@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import select
 import stat
 import sys
 from pathlib import Path
@@ -40,34 +39,6 @@ def settle_input() -> None:
     """Let standard input keep bytes that are not UTF-8, for `check_words` to name them."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8", errors="surrogateescape")
-
-
-class PipedLines:
-    """Lines of standard input, if it is no terminal. Waiting for one wakes every second: Python sees a signal between two
-    system calls, and one that comes just before a read would be seen with the next line only.
-    """
-
-    def __init__(self) -> None:
-        self._read = b""
-
-    def next(self) -> str | None:
-        """One without its end; None at the end of the input."""
-        try:
-            file = sys.stdin.fileno()
-        except io.UnsupportedOperation:  # text that another program put there
-            line = sys.stdin.readline()
-            return line.removesuffix("\n") if line else None
-        while b"\n" not in self._read:
-            while not select.select([file], [], [], 1.0)[0]:
-                pass
-            more = os.read(file, 1 << 16)
-            if not more:
-                break
-            self._read += more
-        if not self._read:
-            return None
-        one, _, self._read = self._read.partition(b"\n")
-        return one.removesuffix(b"\r").decode("utf-8", "surrogateescape")
 
 
 def read_input() -> str:

@@ -7,7 +7,7 @@ import sys
 from rich.text import Text
 
 from sleepc.cli.display import err, out, sleeps, write_words
-from sleepc.cli.input_text import PipedLines, settle_input
+from sleepc.cli.input_text import settle_input
 
 
 def of_passes(mean: float | None) -> str:
@@ -69,7 +69,7 @@ class Lines:
     """Messages from stdin: with a prompt and a history on a terminal, silently from a pipe."""
 
     def __init__(self) -> None:
-        self.terminal, self._piped = sys.stdin.isatty(), PipedLines()
+        self.terminal = sys.stdin.isatty()
         settle_input()
         if self.terminal:
             try:
@@ -92,7 +92,8 @@ class Lines:
 
     def _line(self, prompt: str) -> str | None:
         if not self.terminal:
-            return self._piped.next()
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
         if not sys.stdout.isatty():  # input() would write the prompt among the answers
             sys.stderr.write(prompt)
             sys.stderr.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import threading
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +12,6 @@ from typing import NoReturn
 import pytest
 
 import sleepc as package
-from sleepc.cli.input_text import PipedLines
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place, check_folder_inside, check_folder_place
 from tests.cli.models import run_here, save_model
@@ -157,25 +155,6 @@ def test_a_conversation_goes_on_after_such_bytes(
     code, said, told = run_here(capsys, "chat", artifact, "--max-tokens", 3)
     assert (code, len(said.split())) == (0, 3)
     assert "error: the message is not UTF-8 text: byte 0xff in line 1" in told
-
-
-@pytest.mark.parametrize("pieces", [1, 3, 1000])
-def test_lines_of_a_pipe_are_those_of_its_text(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = "w1 w2\n\nw\u00e9 3\r\n\u2028w4\n".encode() + b"\xff w5\nlast"
-    inside, outside = os.pipe()
-
-    def send() -> None:
-        for at in range(0, len(data), pieces):
-            os.write(outside, data[at : at + pieces])
-        os.close(outside)
-
-    with os.fdopen(inside, encoding="utf-8") as file:
-        monkeypatch.setattr(sys, "stdin", file)
-        sender, lines = threading.Thread(target=send), PipedLines()
-        sender.start()
-        assert list(iter(lines.next, None)) == ["w1 w2", "", "w\u00e9 3", "\u2028w4", "\udcff w5", "last"]
-        sender.join()
-        assert lines.next() is None
 
 
 @pytest.mark.parametrize("option", ["-f", "--file"])
