@@ -304,12 +304,13 @@ def test_the_state_is_that_of_the_ids_and_undo_brings_the_same_bits(program: pac
 # ---------------------------------------------------------------------------------------------- in a process
 
 
-# In the new process: Ctrl-C is not ignored (as it is where a shell runs the tests in the background), and comes from
-# the terminal at stdin, if that is one.
+# In the new process signals are not ignored (as they are if a shell runs tests in the background, or nohup does), and
+# Ctrl-C comes from the terminal at stdin, if that is one.
 START = """
 import fcntl, signal, sys, termios
 from sleepc.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if sys.stdin.isatty():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 main(sys.argv[1:])

@@ -78,7 +78,7 @@ def test_two_options_of_one_name_are_an_error() -> None:
 def test_every_option_of_a_recipe_is_a_flag_of_convert() -> None:
     flags = [name for name in Recipe.model_fields if name != "overrides"]
     at = flags.index("keep") + 1
-    flags[at:at] = ["keep_score", "keep_budgets"]  # a recipe has these in `keep`
+    flags[at:at] = ["keep_score", "keep_budgets", "keep_dtype"]  # a recipe has these in `keep`
     assert [each.name for each in fields(RecipeOptions)] == flags
 
 
