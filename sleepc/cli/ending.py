@@ -44,8 +44,12 @@ def _handled(handler: Callable[[int, object], None], kinds: tuple[signal.Signals
     try:
         yield
     finally:
-        for kind, old in before:
-            signal.signal(kind, old)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, kinds)  # one that came in between was seen to be lost
+        try:
+            for kind, old in before:
+                signal.signal(kind, old)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 @contextmanager
