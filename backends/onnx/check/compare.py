@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sleepc.backends.onnx.check.reading import Found
 from sleepc.backends.report import Figure
+from sleepc.passes.rewrite.rounded import FORMS, OCTAVE
+from sleepc.runtime.steps import KEPT
 
 if TYPE_CHECKING:
     from sleepc.ir.states import StateSpec
 
 Array = npt.NDArray[Any]
 Memories = Mapping[str, Sequence[str]]
-TOKENS, SCORES = ".kept.token", ".kept.score"  # of what a block's slots hold
+TOKENS, SCORES = f".{KEPT}token", f".{KEPT}score"  # of what a block's slots hold
+MOST = {form.dtype: form.most for form in FORMS.values()} | {torch.int16: round(OCTAVE / math.log(2))}
+"""Of whole numbers that vectors are rounded to; so many steps of a peak are a factor e."""
 TIE = 1e-4  # of scores: as much as steps and sums in another order make of one
 ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3}
 """Largest error of a logit over the largest logit, and of a state's value over the state's largest."""
@@ -106,11 +111,10 @@ def _worst(found: Mapping[str, Array], expected: Mapping[str, Array], memories: 
 
 
 def _beyond_a_step(found: Array, expected: Array) -> float:
-    """Of slots in few bits (passes/rewrite/rounded.py): by how much more than one step they differ, as a share of the
-    largest. A number between two whole ones becomes either.
+    """Of slots in few bits: by how much more than one step they differ, as a share of MOST. A number between two whole
+    ones becomes either.
     """
     a, b = found.astype(np.int64), expected.astype(np.int64)
     parts = [(a // 16, b // 16), (a % 16, b % 16)] if expected.dtype == np.uint8 else [(a, b)]
     furthest = max((int(np.abs(a - b).max()) for a, b in parts if a.size), default=0)
-    most = {"int8": 127, "uint8": 7, "int16": 369}[expected.dtype.name]  # so many steps of a peak are a factor e
-    return max(furthest - 1, 0) / most
+    return max(furthest - 1, 0) / MOST[torch.from_numpy(expected[:0]).dtype]
