@@ -28,10 +28,13 @@ def class_reads_otherwise(folder: Path) -> str | None:
     if not isinstance(name, str) or not is_there(folder / MAIN):
         return None
     with warnings.catch_warnings(action="ignore"), quiet():
-        ours, theirs = load_tokenizer(folder), _theirs(folder)
+        theirs = _theirs(folder)
+        if theirs is None:
+            return None
+        ours = load_tokenizer(folder)
         control = next(iter(ours.control.values()), "")
         for text in (*TEXTS, *(f"{control}{text}" for text in TEXTS if control)):
-            if theirs is not None and _by_class(theirs, text) != _as_it_says(ours, text):
+            if _by_class(theirs, text) != _as_it_says(ours, text):
                 return f"transformers' {name} has other ids for {text!r} than {MAIN}, which is what is read"
     return None
 
