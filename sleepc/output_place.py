@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+from contextlib import ExitStack
 from pathlib import Path
 
 from sleepc.errors import UsageError
+from sleepc.owned import made_folder
 
 ROOM = ".sleepc-on-trial"  # a name next to the target, as long as those that are used while it is written
 
@@ -16,18 +18,13 @@ def check_folder_place(target: Path, where: str) -> None:
 
     Raises UsageError with the system's reason. `where` is the option that names the target.
     """
-    made: list[Path] = []
     try:
         path = Path(os.path.realpath(target))  # what a link leads to is written
-        for parent in _missing(path.parent):
-            parent.mkdir()
-            made.append(parent)
-        os.rmdir(_draft(path.parent, path.name))
+        with ExitStack() as made:
+            for folder in (*_missing(path.parent), _draft(path.parent, path.name)):
+                made.enter_context(made_folder(folder))
     except (OSError, ValueError) as error:  # ValueError: a name that no system has
         raise _refused(target, where, error) from error
-    finally:
-        for parent in reversed(made):
-            parent.rmdir()
 
 
 def check_folder_inside(target: Path, where: str) -> None:
@@ -36,7 +33,8 @@ def check_folder_inside(target: Path, where: str) -> None:
         check_folder_place(target, where)
         return
     try:
-        os.rmdir(_draft(target.absolute(), ""))
+        with made_folder(_draft(target.absolute(), "")):
+            pass
     except OSError as error:
         raise _refused(target, where, error) from error
 
@@ -68,8 +66,8 @@ def _missing(folder: Path) -> list[Path]:
     return [each for each in (*reversed(folder.parents), folder) if not os.path.lexists(each)]
 
 
-def _draft(folder: Path, name: str) -> str:
-    return tempfile.mkdtemp(prefix=f".{name}.", suffix=ROOM, dir=folder)
+def _draft(folder: Path, name: str) -> Path:
+    return folder / f".{name}.{secrets.token_hex(4)}{ROOM}"
 
 
 def _refused(target: Path, where: str, error: Exception) -> UsageError:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.output_place import check_folder_place
-from sleepc.owned import locked
+from sleepc.owned import locked, made_folder
 
 DRAFT, OLD = "sleepc-draft", "sleepc-old"  # ends of names: what is being written, and what is just being replaced
 OURS = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}\.({DRAFT}|{OLD})")
@@ -74,8 +74,7 @@ def _draft(target: Path) -> Iterator[Path]:
     """An empty folder next to `target`, locked by this process; whatever is at its path in the end is removed."""
     while True:
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{DRAFT}")
-        draft.mkdir()
-        with locked(draft, wait=True):
+        with made_folder(draft), locked(draft, wait=True):
             if not draft.exists():
                 continue  # another writer took it for a dead one's before it was locked
             try:

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "errors": {"wording"},
     "wording": set(),
-    "output_place": set(),
+    "output_place": {"owned"},
     "folder_lock": set(),
     "owned": set(),
     "held_file": set(),

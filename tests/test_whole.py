@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sleepc import whole_folder
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.output_place import check_folder_place
 from sleepc.owned import locked
 from sleepc.whole_file import write_whole
 from sleepc.whole_folder import moved_away, written_beside
@@ -131,6 +133,34 @@ def test_the_second_of_two_writers_is_told_where_nothing_may_be_replaced(tmp_pat
 
 
 WRITING = "with whole_folder.written_beside(Path(sys.argv[1]) / '{}', force=True, mark='mark.json') as d:\n"
+
+
+def written(path: Path) -> None:
+    write(path, "x")
+
+
+def tried(path: Path) -> None:
+    check_folder_place(path, "-o")
+
+
+@pytest.mark.parametrize(
+    ("begin", "where", "count"), [(written, "out", 0), *((tried, "a/b/out", count) for count in range(3))]
+)
+def test_a_signal_just_after_a_folder_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], None], where: str, count: int
+) -> None:
+    """A draft and the folders above it go, whichever of them was the last that was made."""
+    mkdir, made = Path.mkdir, iter(range(9))
+
+    def interrupted(path: Path, *arguments: Any, **options: Any) -> None:
+        mkdir(path, *arguments, **options)
+        if path != tmp_path and next(made) == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / where)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["out", "another [x]"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sleepc.backends.onnx.check.compare import ERRORS, relative
+from sleepc.backends.onnx.check.measure import ERRORS, relative
 from sleepc.backends.onnx.load import OnnxProgram
 from sleepc.backends.report import Figure, Report
 from sleepc.progress import Progress

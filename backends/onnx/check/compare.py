@@ -1,15 +1,15 @@
-"""How far ONNX Runtime is from the eager backend, and what each precision allows."""
+"""How far ONNX Runtime is from the eager backend: logits, and the state as its parts allow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sleepc.backends.onnx.check.measure import ERRORS, Array, relative
 from sleepc.backends.onnx.check.reading import Found
 from sleepc.backends.report import Figure
 from sleepc.passes.rewrite.rounded import FORMS, OCTAVE
@@ -18,14 +18,11 @@ from sleepc.runtime.steps import KEPT
 if TYPE_CHECKING:
     from sleepc.ir.states import StateSpec
 
-Array = npt.NDArray[Any]
 Memories = Mapping[str, Sequence[str]]
 TOKENS, SCORES = f".{KEPT}token", f".{KEPT}score"  # of what a block's slots hold
 MOST = {form.dtype: form.most for form in FORMS.values()} | {torch.int16: round(OCTAVE / math.log(2))}
 """Of whole numbers that vectors are rounded to; so many steps of a peak are a factor e."""
 TIE = 1e-4  # of scores: as much as steps and sums in another order make of one
-ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3}
-"""Largest error of a logit over the largest logit, and of a state's value over the state's largest."""
 
 
 def compare(check: str, found: Found, expected: Found, precision: str, memories: Memories) -> list[Figure]:
@@ -52,22 +49,6 @@ def memories_of(specs: Iterable[StateSpec]) -> Memories:
         if spec.role in ("memory", "start"):
             groups.setdefault((spec.block, spec.role), []).append(spec.name)
     return {name: group for group in groups.values() for name in group}
-
-
-def relative(found: Array, expected: Array, others: Iterable[Array] = ()) -> float:
-    """The largest |found - expected| over the largest |expected|, `others` included; inf if one is not finite or
-    shapes differ.
-    """
-    if found.shape != expected.shape:
-        return math.inf
-    if not found.size:
-        return 0.0
-    gap = found - expected  # in their own precision and in place: logits of a large vocabulary are large
-    error = float(np.abs(gap, out=gap).max())
-    scale = max(float(max(x.max(), -x.min())) for x in (expected, *others))
-    if not math.isfinite(error):
-        return math.inf
-    return error / scale if scale else (math.inf if error else 0.0)
 
 
 def before_a_tie(found: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, Array]:

@@ -21,8 +21,9 @@ from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
 from sleepc.backends.onnx.check import check as checking
 from sleepc.backends.onnx.check.check import check
-from sleepc.backends.onnx.check.compare import compare, memories_of, relative
+from sleepc.backends.onnx.check.compare import compare, memories_of
 from sleepc.backends.onnx.check.files import Stored, check_files
+from sleepc.backends.onnx.check.measure import relative
 from sleepc.backends.onnx.check.quality import Quality
 from sleepc.backends.onnx.check.reading import Found, tokens_needed
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, plain, quantised
