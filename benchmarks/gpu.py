@@ -3,7 +3,8 @@
 Rows are made for what is found: PyTorch with CUDA, ONNX Runtime with CUDA (sleepc's extra `onnx-gpu`). For what
 is not there, a row says why, and the exit status is 0. `max_error` is against eager float32 on the CPU: logits of a
 prefill across two sleeps and of the tokens after it. The row `kernels` compares the committed table of CUDA kernels
-with what the installed ONNX Runtime registers. `--device cpu` runs the same on the CPU.
+with what the installed ONNX Runtime registers. `--device cpu` runs the same on the CPU. ONNX Runtime is named here, and
+not asked of the table of targets: its precisions, its providers and its kernels are what is measured.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from sleepc.inspection import inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import parse_graph
 from sleepc.ir.weights import HeldTensor
+from sleepc.memory.parameters import MIX, OUTPUT, key_of
 from sleepc.passes.rewrite.bound_attention import BoundAttention
 from sleepc.passes.stateful.add_sleep import AddSleep
 from tests.cli.models import run_here as run
@@ -231,8 +232,8 @@ def test_every_kind_of_difference_is_told() -> None:
     found = diff_programs(a, b)
     assert not found.equal
     assert any("block.1 (block 1)" in g.name for g in found.graphs)
-    assert "blocks.1.memory.w_o" in found.added
-    assert "blocks.0.memory.w_m" in found.removed
+    assert key_of(1, OUTPUT) in found.added
+    assert key_of(0, MIX) in found.removed
     assert any(text.startswith("S: f64[B,2,8,8] accumulate → none (blocks 0, 2)") for text in found.states)
     canonical = diff_programs(family("llama").canonical, a)
     assert "level CANONICAL → STEP" in canonical.facts
@@ -370,9 +371,9 @@ def test_a_changed_parameter_of_the_artifact_is_named(
 def test_trained_memories_are_told_and_are_no_fault(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = changed(artifact, tmp_path / "out", "blocks.1.memory.w_m", 0.5)
+    target = changed(artifact, tmp_path / "out", key_of(1, MIX), 0.5)
     code, found = bisected(capsys, target)
-    assert (code, found["ok"], found["trained"]) == (0, True, ["blocks.1.memory.w_m"])
+    assert (code, found["ok"], found["trained"]) == (0, True, [key_of(1, MIX)])
 
 
 def test_bytes_that_changed_on_disk_are_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

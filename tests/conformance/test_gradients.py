@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sleepc.ir.parameters import materialise
+from sleepc.memory.parameters import parameter_in
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
 from tests.conformance.backends import TRAINER
@@ -35,7 +36,7 @@ def test_gradients_are_those_of_the_definition(name: str, options: dict[str, Any
     tokens = torch.randint(0, VOCAB, (1, LENGTH), generator=torch.Generator().manual_seed(5))
     target = torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     own = set(dict(subject.module.named_parameters(remove_duplicate=False)))
-    constants = {k: v for k, v in materialise(program, "cpu").items() if k not in own and ".memory." not in k}
+    constants = {k: v for k, v in materialise(program, "cpu").items() if k not in own and parameter_in(k) is None}
     values = {k: v for k, v in materialise(program, "cpu").items() if k not in constants}
     parameters = {k: v.detach().clone().requires_grad_() for k, v in values.items()}
 
@@ -69,7 +70,7 @@ def test_gradients_reach_the_models_own_weights_and_the_state() -> None:
     step, _ = family("llama").convert()
     program = shaken(step)
     parameters = {k: v.detach().clone() for k, v in materialise(program, "cpu").items()}
-    floating = {k: v.requires_grad_() for k, v in parameters.items() if ".memory." not in k and "inv_freq" not in k}
+    floating = {k: v.requires_grad_() for k, v in parameters.items() if parameter_in(k) is None and "inv_freq" not in k}
     steps = TRAINER.steps_on(program, parameters, train=True)
     state = steps.new_state(1)
     tokens = torch.randint(0, VOCAB, (1, WINDOW))

@@ -13,6 +13,7 @@ from sleepc import api
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
+from sleepc.memory.parameters import DECAYS, key_of
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.rewrite.key_positions import is_held
 from sleepc.passes.runner import run_stages
@@ -128,11 +129,11 @@ def test_half_lives_are_as_many_times_longer() -> None:
 
     one, _ = family("llama").convert()
     three, _ = family("llama").convert(consolidation="recurrent", passes=3)
-    rates = [softplus(p.params["blocks.0.memory.dt"].materialise().double()) for p in (one, three)]
+    rates = [softplus(p.params[key_of(0, DECAYS.bias)].materialise().double()) for p in (one, three)]
     assert torch.allclose(rates[0], 3 * rates[1], rtol=1e-5)
     # Blocks after the loop are written once, whatever N is.
     after, _ = family("llama").convert(consolidation="recurrent", passes=3, loop="0:2")
-    assert torch.equal(*(p.params["blocks.2.memory.dt"].materialise() for p in (one, after)))
+    assert torch.equal(*(p.params[key_of(2, DECAYS.bias)].materialise() for p in (one, after)))
 
 
 def test_an_untrained_program_is_warned_of() -> None:

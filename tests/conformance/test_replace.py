@@ -10,6 +10,7 @@ import torch
 
 from sleepc.api import logits_of
 from sleepc.ir.parameters import materialise
+from sleepc.memory.parameters import OUT_GATE, key_of
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
@@ -72,7 +73,7 @@ def test_the_layout_is_the_native_one() -> None:
 def test_the_gate_learns_first() -> None:
     step, _ = family("llama").convert(strategy="replace")
     parameters = {k: v.detach().clone() for k, v in materialise(step, "cpu").items()}
-    gate = parameters["blocks.1.memory.w_g"].requires_grad_()
+    gate = parameters[key_of(1, OUT_GATE)].requires_grad_()
     steps = TRAINER.steps_on(step, parameters, train=True)
     logits, _ = steps.wake_tensors(steps.new_state(1), torch.arange(WINDOW)[None], torch.tensor([WINDOW]), "all")
     assert logits is not None

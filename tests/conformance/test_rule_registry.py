@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
+from sleepc.memory.parameters import KEY_MAP, key_of
 from sleepc.memory.registry import RULES, register
 from sleepc.memory.rule import DECAY, STRENGTH, Rule, State, States, Tokens, matrix
 from sleepc.passes.pipeline import rewrite_stages
@@ -82,7 +83,7 @@ def test_two_state_tensors_through_the_whole_program(rule: Rule, options: dict[s
 def test_gradients_flow_through_both(rule: Rule) -> None:
     program = convert()
     parameters = {k: v.detach().clone() for k, v in materialise(program, "cpu").items()}
-    keys = parameters["blocks.0.memory.m_k"].requires_grad_()
+    keys = parameters[key_of(0, KEY_MAP)].requires_grad_()
     steps = TRAINER.steps_on(program, parameters, train=True)
     state = steps.new_state(1)
     _, state = steps.wake_tensors(state, torch.arange(WINDOW)[None], torch.tensor([WINDOW]), "none")

@@ -21,6 +21,7 @@ from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.ir.compare import max_error
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
+from sleepc.memory.parameters import key_of, of_gate
 from sleepc.memory.registry import RULES
 from sleepc.memory.rule import States, Tokens
 from sleepc.passes.pipeline import rewrite_stages
@@ -110,8 +111,8 @@ def test_a_state_is_restored(tmp_path: Path) -> None:
 def test_a_step_of_training_moves_its_gates(name: str) -> None:
     program = converted(name)
     values = {key: value.detach().clone() for key, value in materialise(program, "cpu").items()}
-    chosen = [key for key in values if key.startswith("blocks.0.memory.") and key.endswith("_eta")]
-    assert len(chosen) == 2
+    momentum = of_gate(RULES["titans"].gates["eta"])
+    chosen = [key_of(0, parameter) for parameter in (momentum.weight, momentum.bias)]
     leaves = {key: values[key].requires_grad_() for key in chosen}
     tokens = torch.from_numpy(TOKENS)[None]
 

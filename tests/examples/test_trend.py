@@ -17,6 +17,7 @@ import torch
 from examples import depo, rule110
 from examples.trend import command, figures, training
 from examples.trend.experiment import Experiment, Run, runs
+from sleepc.memory.parameters import CONV, key_of
 from sleepc.tasks.depo import Depo
 from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import examples
@@ -119,7 +120,7 @@ def test_all_numbers_of_passes_start_alike() -> None:
     assert once.keys() == twice.keys()
     assert all(torch.equal(once[key].materialise(), twice[key].materialise()) for key in once)
     other = new_layers(RULE.build(RULE, 1, 4).graphs, 4).params
-    assert not torch.equal(once["blocks.1.memory.conv"].materialise(), other["blocks.1.memory.conv"].materialise())
+    assert not torch.equal(once[key_of(1, CONV)].materialise(), other[key_of(1, CONV)].materialise())
 
 
 def test_what_takes_long_waits_for_a_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from sleepc import api
 from sleepc.api import Program
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.manifest import Source
+from sleepc.memory.parameters import MIX_BIAS
 from sleepc.train.adapter import apply_adapter, merge_maps, rank_of, read_adapter, with_rank, with_values, write_adapter
 from tests.families import VOCAB, make_module
 from tests.train.changes import trained
@@ -127,7 +128,7 @@ def test_training_goes_on_from_an_adapted_program(model: nn.Module, tmp_path: Pa
     write_adapter(tmp_path / "first", first, trained(first, rank=2, weights=True), {"run": 1})
     second = fresh(model)
     second.adapt(tmp_path / "first")
-    only = [key for key in second.graphs.params if key.endswith(".b_m")]
+    only = [key for key in second.graphs.params if key.endswith(MIX_BIAS.port)]
     values = {key: torch.zeros_like(second.graphs.params[key].materialise()) for key in only}
     second.graphs = with_values(second.graphs, values)
     write_adapter(tmp_path / "second", second, only, {"run": 2})

@@ -21,6 +21,7 @@ from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.manifest import Source
+from sleepc.memory.parameters import MIX_BIAS, parameter_in
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
 from sleepc.train import calibrate as module
@@ -90,7 +91,7 @@ def test_a_layer_is_kept_only_where_it_helps(options: dict[str, Any]) -> None:
     assert program.report.get("calibration") == (report.to_json() if report.kept else None)
     assert "training" not in program.report
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
-    assert all(param.new == (".memory." in key) for key, param in program.graphs.params.items())
+    assert all(param.new == (parameter_in(key) is not None) for key, param in program.graphs.params.items())
 
 
 def test_what_makes_the_whole_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_gates_that_do_harm_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     harmful = gates.gate_values
 
     def all_of_it(now: Any, goal: Any, mix: float | None = None) -> dict[str, torch.Tensor]:
-        return {**harmful(now, goal, mix), "memory.b_m": torch.full_like(now["memory.b_m"], 9.0)}
+        return {**harmful(now, goal, mix), MIX_BIAS.port: torch.full_like(now[MIX_BIAS.port], 9.0)}
 
     monkeypatch.setattr(module, "gate_values", all_of_it)
     program = converted()

@@ -12,6 +12,7 @@ from torch import Tensor
 from sleepc.backends.eager.backend import BACKEND as EAGER
 from sleepc.backends.eager.kernels import PLAIN
 from sleepc.ir.parameters import materialise
+from sleepc.memory.parameters import DECAYS, MIX, MIX_BIAS, OUT_GATE, STRENGTHS, parameter_in
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.train.adapter import with_values
 from sleepc.train.gates import Setting, gate_values, half_lives, output_gate, strengths, targets, value_map
@@ -86,19 +87,19 @@ def test_sharp_heads_write_hard_and_corrections_forget_no_sooner_than_decay() ->
 def test_the_running_gates_come_to_their_targets(options: dict[str, Any]) -> None:
     program, recipe = family("llama").convert(**options)
     block = program.layout[0]
-    ports = {port: key for port, key in block.params.items() if ".memory." in key}
+    ports = {port: key for port, key in block.params.items() if parameter_in(key) is not None}
     generator = torch.Generator().manual_seed(0)
     now = {
         port: torch.randn(program.params[key].shape, generator=generator, dtype=torch.float64)
         for port, key in ports.items()
     }
-    goal = targets(statistics(), setting(recipe.strategy), len(now["memory.b_b"]))
+    goal = targets(statistics(), setting(recipe.strategy), len(now[STRENGTHS.bias.port]))
     values = {**now, **gate_values(now, goal, 0.25)}
     program = with_values(program, {ports[port]: value for port, value in values.items()})
     g, beta = gates_at_work(program)
     assert torch.allclose(beta, goal.beta.expand_as(beta))
     assert torch.allclose(strengths(values), goal.beta)
-    if "memory.dt" in now:
+    if DECAYS.bias.port in now:
         assert g is not None
         wanted = -math.log(2) / goal.half_life
         assert torch.allclose(g, (wanted[:, None] if g.dim() == 3 else wanted).expand_as(g))
@@ -107,10 +108,10 @@ def test_the_running_gates_come_to_their_targets(options: dict[str, Any]) -> Non
         assert torch.allclose(found, goal.half_life.repeat_interleave(len(found) // len(goal.half_life)))
     else:
         assert half_lives(values) is None
-    if "memory.b_m" in now:
-        assert torch.allclose(torch.sigmoid(values["memory.b_m"]), goal.share / 4)
-        assert not values["memory.w_m"].any()
-        assert "memory.b_m" not in gate_values(now, goal), "left as it is"
+    if MIX_BIAS.port in now:
+        assert torch.allclose(torch.sigmoid(values[MIX_BIAS.port]), goal.share / 4)
+        assert not values[MIX.port].any()
+        assert MIX_BIAS.port not in gate_values(now, goal), "left as it is"
 
 
 def gates_at_work(program: Any) -> tuple[Tensor | None, Tensor]:
@@ -137,17 +138,17 @@ def gates_at_work(program: Any) -> tuple[Tensor | None, Tensor]:
 
 def test_a_head_that_looks_at_nothing_far_keeps_its_half_life() -> None:
     now = {
-        "memory.dt": torch.tensor([-3.0, -4.0]),
-        "memory.log_a": torch.tensor([0.5, 0.5]),
-        "memory.w_a": torch.ones(2, 3),
-        "memory.b_b": torch.zeros(2),
-        "memory.w_b": torch.ones(2, 3),
+        DECAYS.bias.port: torch.tensor([-3.0, -4.0]),
+        DECAYS.rate.port: torch.tensor([0.5, 0.5]),
+        DECAYS.weight.port: torch.ones(2, 3),
+        STRENGTHS.bias.port: torch.zeros(2),
+        STRENGTHS.weight.port: torch.ones(2, 3),
     }
     goal = targets(statistics(share=[0, 0, 0.2, 0.2]), setting(), 2)
     values = gate_values(now, goal)
-    assert (float(values["memory.dt"][0]), float(values["memory.log_a"][0])) == (-3.0, 0.5)
-    assert float(values["memory.log_a"][1]) == 0
-    assert not values["memory.w_b"].any()
+    assert (float(values[DECAYS.bias.port][0]), float(values[DECAYS.rate.port][0])) == (-3.0, 0.5)
+    assert float(values[DECAYS.rate.port][1]) == 0
+    assert not values[STRENGTHS.weight.port].any()
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gemma2", "falcon", "deepseek-v3"])
@@ -167,9 +168,9 @@ def test_the_value_map_is_found_by_evaluation(name: str) -> None:
         assert float(found.abs().max()) > 0.1
     statistics_ = layer.statistics
     assert statistics_ is not None
-    now = {"memory.w_g": torch.zeros(site.q_heads * site.d_v, canonical.hidden, dtype=torch.float64)}
-    gate = output_gate(now, statistics_, graph, bound, layer.h[0])["memory.w_g"]
-    assert gate.shape == now["memory.w_g"].shape
+    now = {OUT_GATE.port: torch.zeros(site.q_heads * site.d_v, canonical.hidden, dtype=torch.float64)}
+    gate = output_gate(now, statistics_, graph, bound, layer.h[0])[OUT_GATE.port]
+    assert gate.shape == now[OUT_GATE.port].shape
     assert gate.any()
     if found is not None:
         by_head = gate.reshape(site.q_heads, site.d_v, -1)

@@ -18,6 +18,7 @@ import sleepc as package
 from sleepc.api import Program
 from sleepc.backends.eager.backend import load
 from sleepc.errors import SleepcWarning
+from sleepc.memory.parameters import MIX_BIAS
 from sleepc.tasks.lessons import NOTHING
 from sleepc.tasks.programs import full_attention
 from sleepc.tasks.puzzles import make_puzzle
@@ -188,5 +189,5 @@ def test_a_program_stays_as_it_was(program: Program, tmp_path: Path, teach: bool
     if outcome.adapter is not None:
         other = replace(program, report={})
         other.adapt(outcome.adapter)  # what was learned is not lost
-        key = next(key for key in graphs.params if key.endswith("memory.b_m"))
+        key = next(key for key in graphs.params if key.endswith(MIX_BIAS.port))
         assert not torch.equal(graphs.params[key].materialise(), other.graphs.params[key].materialise())

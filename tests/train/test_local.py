@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sleepc.backends.eager.backend import load
+from sleepc.memory.parameters import parameter_in
 from sleepc.recipe import Keep
 from sleepc.train.local import (
     LocalExample,
@@ -106,7 +107,7 @@ def test_steps_lower_the_local_error(options: dict[str, Any]) -> None:
     program, _ = family("llama").convert(window=WINDOW, **options)
     steps = block_steps(program, 1)
     every = examples_of(program, family("llama").canonical, 1, 4)
-    keys = [key for key in program.layout[1].params.values() if ".memory." in key]
+    keys = [key for key in program.layout[1].params.values() if parameter_in(key) is not None]
     before = layer_error(steps, 0, every[3:])
     start = dict(steps.parameters)
     told: list[tuple[int, float]] = []
@@ -125,7 +126,7 @@ def test_the_best_step_is_kept_and_steps_that_do_not_help_end_early() -> None:
     every = examples_of(program, family("llama").canonical, 1, 2)
     # What is learned is the opposite of what is looked at apart.
     opposite = replace(every[0], target=every[0].h - 5 * (every[0].target - every[0].h))
-    keys = [key for key in program.layout[1].params.values() if ".memory." in key]
+    keys = [key for key in program.layout[1].params.values() if parameter_in(key) is not None]
     start = {key: steps.parameters[key] for key in keys}
     before = layer_error(steps, 0, every[1:])
     told: list[tuple[int, float]] = []

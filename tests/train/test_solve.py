@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sleepc.api import Program, convert
 from sleepc.errors import SleepcWarning
+from sleepc.memory.parameters import STRENGTHS, key_of
 from sleepc.tasks.lessons import NOTHING
 from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
@@ -90,7 +91,9 @@ def test_a_part_without_labels_has_no_loss() -> None:
     assert not _loss(student, [nothing]).requires_grad
 
 
-@pytest.mark.parametrize("name", ["blocks.0.attention.qkv.weight", "blocks.1.mlp.2.weight", "blocks.0.memory.w_b"])
+@pytest.mark.parametrize(
+    "name", ["blocks.0.attention.qkv.weight", "blocks.1.mlp.2.weight", key_of(0, STRENGTHS.weight)]
+)
 def test_gradients_go_through_recurrent_passes(name: str) -> None:
     """Against central differences, along a random direction, with 3 passes."""
     student, pieces = _student(_program()), [_asked(0), _asked(1, 14)]
@@ -130,7 +133,7 @@ def test_computing_again_and_cutting_with_recurrent_passes() -> None:
     # 4 windows, labels in the last: cut before 4 and 3 windows nothing and something is missing, and before 1 no
     # gradient reaches what only sleeps use.
     cut = {n: _gradients(_student(program), windows=n) for n in (1, 3, 4)}
-    key = next(key for key in plain if key.endswith("memory.w_b"))
+    key = next(key for key in plain if key.endswith(STRENGTHS.weight.port))
     torch.testing.assert_close(cut[4][key], plain[key], rtol=1e-9, atol=1e-12)
     assert not torch.allclose(cut[3][key], plain[key], rtol=1e-3)
     assert cut[3][key].abs().max() > 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sleepc.memory.parameters import MIX_BIAS
+from sleepc.memory.parameters import CONV, DECAYS, KEY_MAP, MIX_BIAS, OUT_GATE, QUERY_MAP, STRENGTHS
 from sleepc.runtime.steps import IntArray
 from sleepc.train.pieces import Piece, recalling
 from sleepc.train.start import LASTING, LONGER, mean_keys, new_layers, start_memories
@@ -32,17 +32,19 @@ def test_keys_lose_their_mean_and_gates_are_set(name: str) -> None:
         values = {port: started.params[key].materialise() for port, key in block.params.items()}
         old = {port: program.params[key].materialise() for port, key in block.params.items()}
         heads, width = means[i].shape
-        maps = values["memory.m_k"].view(heads, width, width)
+        maps = values[KEY_MAP.port].view(heads, width, width)
         unit = means[i] / means[i].norm(dim=-1, keepdim=True)
         assert torch.einsum("hd,hde->he", unit, maps).abs().max() < 1e-5
         across = torch.linalg.matrix_rank(maps.double(), atol=1e-4)
         assert (across == width - 1).all(), "nothing else is lost"
-        groups = values["memory.m_q"].shape[0] // (heads * width)
-        of_queries = values["memory.m_q"].view(heads, groups, width, width)
+        groups = values[QUERY_MAP.port].shape[0] // (heads * width)
+        of_queries = values[QUERY_MAP.port].view(heads, groups, width, width)
         torch.testing.assert_close(of_queries, maps[:, None].expand_as(of_queries))
-        assert set(values["memory.b_m"].tolist()) == {MIX_BIAS.fresh}
-        assert torch.sigmoid(values["memory.b_b"]).mean() == pytest.approx(min(width / 16 / WINDOW, 0.5), rel=1e-5)
-        decays = [torch.nn.functional.softplus(v["memory.dt"]) for v in (old, values)]
+        assert set(values[MIX_BIAS.port].tolist()) == {MIX_BIAS.fresh}
+        assert torch.sigmoid(values[STRENGTHS.bias.port]).mean() == pytest.approx(
+            min(width / 16 / WINDOW, 0.5), rel=1e-5
+        )
+        decays = [torch.nn.functional.softplus(v[DECAYS.bias.port]) for v in (old, values)]
         torch.testing.assert_close(decays[0], decays[1] * LONGER)
         assert all(torch.equal(values[port], old[port]) for port in values if "memory" not in port)
 
@@ -62,10 +64,10 @@ def test_new_layers_are_random_by_the_seed_and_last(strategy: str) -> None:
             old, a, b, c = (graphs.params[key].materialise() for graphs in (program, first, again, other))
             assert torch.equal(a, b)
             assert a.dtype == old.dtype
-            if port in ("memory.conv", "memory.w_g"):
+            if port in (CONV.port, OUT_GATE.port):
                 assert not torch.equal(a, c)
                 assert a.std() > 0.05
-            elif port == "memory.dt":
+            elif port == DECAYS.bias.port:
                 left = torch.exp(-LASTING * torch.nn.functional.softplus(a.double()))
                 torch.testing.assert_close(left, torch.full_like(left, 0.5), rtol=1e-3, atol=0)
             else:

@@ -19,6 +19,7 @@ import torch
 from sleepc.api import Program, convert
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.weights import HeldTensor
+from sleepc.memory.parameters import DECAYS
 from sleepc.progress import silent
 from sleepc.train.checkpoint import checkpoints
 from sleepc.train.learned import Learned, Teacher
@@ -217,7 +218,7 @@ def test_phases_keep_the_budget() -> None:
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     program = _program()
-    key = next(k for k in program.graphs.params if k.endswith("memory.dt"))
+    key = next(k for k in program.graphs.params if k.endswith(DECAYS.bias.port))
     bad = HeldTensor(torch.full(program.graphs.params[key].shape, float("nan")), new=True)
     program.graphs = replace(program.graphs, params={**program.graphs.params, key: bad})
     with pytest.raises(SleepcError, match="the loss is nan"):
