@@ -8,6 +8,7 @@ from pathlib import Path
 from sleepc.backends.contract import Backend, Target, TrainingBackend
 from sleepc.errors import UsageError
 from sleepc.manifest import MANIFEST
+from sleepc.names import check_new
 
 BACKENDS: dict[str, Backend | str] = {"eager": "sleepc.backends.eager.backend"}
 """A backend, or the module that has it as BACKEND. The first is what runs, verifies and trains by default."""
@@ -17,9 +18,8 @@ DEFAULT, DEFAULT_TARGET = next(iter(BACKENDS)), next(iter(TARGETS))
 
 
 def register(it: Backend | Target) -> None:
-    """Add a backend or a target of one's own. Raises ValueError if its name is taken."""
-    if it.name in runners():
-        raise ValueError(f"there is a backend or a target {it.name!r} already")
+    """Add a backend or a target of one's own. Raises UsageError if its name is taken or not valid."""
+    check_new("backend or target", it.name, runners())
     if isinstance(it, Backend):
         BACKENDS[it.name] = it
     else:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from sleepc.errors import UsageError
+from sleepc.names import NAME
 
 Strategy = Literal["parallel", "insert", "replace"]
 Decay = Literal["head", "channel"]
@@ -21,7 +22,7 @@ Eviction = Literal["sliding", "hard"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Factors = Literal["short", "long"]
 Layers = Annotated[str, Field(max_length=1000)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 MAX_WINDOW = 1 << 20
 AUTO = re.compile(r"auto:([1-9]\d{0,5})")  # `layers`: so many stay full attention, which ones is measured
 

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "version": set(),
     "errors": {"wording"},
+    "names": set(),
     "wording": set(),
     "output_place": {"owned"},
     "folder_lock": set(),
@@ -76,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"backends", "hf"},
     "models": {"backends", "hf"},
 }
-ANYWHERE = {"errors", "progress", "version"}  # may be imported by all
+ANYWHERE = {"errors", "names", "progress", "version"}  # may be imported by all
 ABOVE = ("exporting", "api", "bisecting", "__init__", "cli", "__main__")  # each may import all before it, and the table
 # The rooms of passes/, in order: each may import those before it. `runner` and `pipeline` stand above all.
 PASS_ROOMS = (
@@ -86,8 +87,8 @@ PASS_ROOMS = (
 )
 # Folders and files of what runs an export where there is no torch, and what that loads.
 NO_TORCH = (
-    *("sleepc/__init__.py", "sleepc/errors.py", "sleepc/manifest.py", "sleepc/progress.py", "sleepc/recipe.py"),
-    *("sleepc/version.py", "sleepc/whole_file.py"),
+    *("sleepc/__init__.py", "sleepc/errors.py", "sleepc/manifest.py", "sleepc/names.py", "sleepc/progress.py"),
+    *("sleepc/recipe.py", "sleepc/version.py", "sleepc/whole_file.py"),
     *("sleepc/ir/roles.py", "sleepc/held_file.py", "sleepc/json_file.py", "sleepc/owned.py", "sleepc/whole_folder.py"),
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
     *("backends/onnx/cuda.py", "backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),

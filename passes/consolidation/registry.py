@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from sleepc.errors import UsageError
+from sleepc.names import check_new
 from sleepc.passes.consolidation.contract import Consolidation
 from sleepc.passes.consolidation.recurrent import Recurrent
 from sleepc.passes.consolidation.replay import Replay
@@ -16,12 +15,7 @@ CONSOLIDATIONS: dict[str, Consolidation] = {}
 
 def register(made: Consolidation) -> Consolidation:
     """Add one. Raises UsageError if its name is taken or not valid."""
-    where = f"consolidation {made.name}"
-    if made.name in CONSOLIDATIONS:
-        raise UsageError(f"there is a consolidation named {made.name!r} already", fix="Choose another name.")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", made.name):
-        what = "a consolidation's name is lower-case letters, digits and _"
-        raise UsageError(what, where=where, fix="Choose another name.")
+    check_new("consolidation", made.name, CONSOLIDATIONS)
     CONSOLIDATIONS[made.name] = made
     return made
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from sleepc.errors import UsageError
+from sleepc.names import check_new
 from sleepc.passes.keep.contract import Score
 from sleepc.passes.keep.key import KeyScore
 from sleepc.passes.keep.newest import NewestScore
@@ -15,11 +14,7 @@ SCORES: dict[str, Score] = {}
 
 def register(made: Score) -> Score:
     """Add one. Raises UsageError if its name is taken or not valid."""
-    if made.name in SCORES:
-        raise UsageError(f"there is a score named {made.name!r} already", fix="Choose another name.")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", made.name):
-        what = "a score's name is lower-case letters, digits and _"
-        raise UsageError(what, where=f"score {made.name}", fix="Choose another name.")
+    check_new("score", made.name, SCORES)
     SCORES[made.name] = made
     return made
 

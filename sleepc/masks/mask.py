@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError
+from sleepc.names import NAME, check_new
 
-_LITERAL = re.compile(r"([a-z_]{1,40})\(([1-9][0-9]{0,17})\)")
+_LITERAL = re.compile(rf"({NAME})\(([1-9][0-9]{{0,17}})\)")
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of condition on a query at position i and a key at position j <= i, with a number n >= 1.
 
-    name   how literals call it: "window(5)"
-    sees   (i, j, n): int64 tensors that broadcast -> bool
-    naive  the same for three ints: a reference of its own, for the oracle
-    guess  bool [T,T], who sees whom at positions 0..T-1 -> the n that this may be of, 0 if none; what it gives is tried
-    reach  n -> how many tokens, the query among them, are as far as one sees; None: as far as there are any
-    words  n as text -> in words: "window 5"
-    tokens n as text -> the tokens that are seen: "the latest 5 tokens"
+    name    how literals call it: "window(5)"
+    sees    (i, j, n): int64 tensors that broadcast -> bool
+    naive   the same for three ints: a reference of its own, for the oracle
+    guess   bool [T,T], who sees whom at positions 0..T-1 -> the n that this may be of, 0 if none; it is tried
+    reach   n -> how many tokens, the query among them, are as far as one sees; None: as far as there are any
+    words   n as text -> in words: "window 5"
+    tokens  n as text -> the tokens that are seen: "the latest 5 tokens"
     """
 
     name: str
@@ -42,9 +43,8 @@ KINDS: dict[str, Kind] = {}
 
 
 def register(kind: Kind) -> Kind:
-    """Add a kind; its name must be free (UsageError otherwise)."""
-    if kind.name in KINDS:
-        raise UsageError(f"there is a kind of mask named {kind.name!r} already", fix="Choose another name.")
+    """Add a kind. Raises UsageError if its name is taken or not valid."""
+    check_new("kind of mask", kind.name, KINDS)
     KINDS[kind.name] = kind
     return kind
 

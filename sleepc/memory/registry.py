@@ -12,29 +12,22 @@ from sleepc.ir.roles import BY_NAME
 from sleepc.memory import rules
 from sleepc.memory.parameters import OF_LAYERS
 from sleepc.memory.rule import Gate, Rule
+from sleepc.names import check_new
 
 RULES: dict[str, Rule] = {}
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+PART = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # a state, a gate or a parameter
 PORT = re.compile(r"[a-z]\d+")  # what blocks call the model's own parameters and inputs
-# Ports of blocks in addition to the states that have a role of their own, and what a query is called.
-TAKEN = {"q", "h", "live", "real", "lengths", "record_slots", "positions", "tokens", *BY_NAME}
-TAKEN |= {
-    "query_positions",
-    "window_positions",
-    "model_positions",
-    "model_position",
-    "moved",
-    "window_pinned",
-}  # with keep
+# What a query is called, ports of blocks in addition to states, those with kept pairs, and states of other roles.
+TAKEN = {"q", "h", "live", "real", "lengths", "record_slots", "positions", "tokens"}
+TAKEN |= {"query_positions", "window_positions", "model_positions", "model_position", "moved", "window_pinned"}
+TAKEN |= {*BY_NAME}
+NEEDS = {"sigmoid": (True, True, False), "decay": (True, True, True), "one": (False, False, False)}  # W, b, A
 
 
 def register(rule: Rule) -> Rule:
     """Add a rule. Raises UsageError if a name of it is taken, or it contradicts itself."""
+    check_new("rule", rule.name, RULES)
     where = f"rule {rule.name}"
-    if rule.name in RULES:
-        raise UsageError(f"there is a rule named {rule.name!r} already", fix="Choose another name.")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", rule.name):
-        raise UsageError("a rule's name is lower-case letters, digits and _", where=where, fix="Choose another name.")
     for name in rule.states:
         _check_free(name, TAKEN, "a state of the rule", where)
     for name in rule.gates:
@@ -54,14 +47,20 @@ def register(rule: Rule) -> Rule:
 
 
 def _check_gate(name: str, gate: Gate, where: str) -> None:
-    needs = {"sigmoid": (True, True, False), "decay": (True, True, True), "one": (False, False, False)}
-    if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != needs[gate.activation]:
+    for parameter in gate.parameters():
+        if not PART.fullmatch(parameter):
+            text = f"{parameter!r} cannot name a parameter of gate {name}"
+            raise UsageError(text, where=where, fix="Letters, digits and _.")
+    if gate.activation not in NEEDS:
+        text = f"gate {name} has the activation {gate.activation!r}"
+        raise UsageError(text, where=where, fix=f"One of: {', '.join(NEEDS)}.")
+    if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != NEEDS[gate.activation]:
         text = f"gate {name} needs parameters that fit its activation: sigmoid a weight and a bias, decay a rate too"
         raise UsageError(text, where=where, fix="Name those, and no others.")
 
 
 def _check_free(name: str, taken: set[str], what: str, where: str) -> None:
-    if not NAME.fullmatch(name) or PORT.fullmatch(name):
+    if not PART.fullmatch(name) or PORT.fullmatch(name):
         raise UsageError(f"{name!r} cannot name {what}", where=where, fix="Letters, digits and _; not like x1.")
     if name in taken:
         raise UsageError(f"{what} is named {name!r}, which is taken", where=where, fix="Choose another name.")

@@ -224,11 +224,11 @@ def test_the_doctor_lists_toys(toy: Toy) -> None:
 
 def test_a_name_is_taken_once(toy: Toy) -> None:
     for taken in (Toy(), ToyTarget()):
-        with pytest.raises(ValueError, match="already"):
+        with pytest.raises(UsageError, match="already"):
             table.register(taken)
     onnx = ToyTarget()
     onnx.name = table.DEFAULT  # type: ignore[misc]
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(UsageError, match="already"):
         table.register(onnx)
 
 

@@ -33,8 +33,7 @@ from sleepc.passes.consolidation.block_sleep import (
     WINDOW_POSITIONS,
 )
 from sleepc.passes.keep.contract import NOTHING, Score, WindowPairs
-from sleepc.passes.keep.key import KeyScore
-from sleepc.passes.keep.registry import SCORES, find, register
+from sleepc.passes.keep.registry import SCORES, register
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.rewrite.kept_pairs import HEAD, QUERIES
@@ -271,13 +270,6 @@ def test_exports_take_it(form: str, name: str, options: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_refused(name: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         convert(name, **options)
-
-
-@pytest.mark.parametrize(("name", "said"), [("key", "there is a score named 'key'"), ("Third", "lower")])
-def test_names_that_collide_are_an_error(name: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        register(type("Other", (Third,), {"name": name})())
-    assert type(find("key")) is KeyScore
 
 
 def test_its_words_are_said() -> None:

@@ -126,7 +126,6 @@ GATE = Gate("sigmoid", weight="w_eta", bias="b_eta")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "Titans"}, "lower-case"),
         *(
             ({"states": {"S": State(matrix), name: State(matrix)}}, f"named '{name}', which is taken")
             for name in (
@@ -151,6 +150,11 @@ GATE = Gate("sigmoid", weight="w_eta", bias="b_eta")
         ({"gates": {"a b": GATE}}, "cannot name a gate"),
         ({"gates": {"beta": STRENGTH, "eta": Gate("sigmoid", weight="w_b", bias="b_eta")}}, "parameters .* 'w_b'"),
         ({"gates": {"eta": Gate("sigmoid", weight="w_m", bias="b_eta")}}, "parameters .* 'w_m'"),
+        *(
+            ({"gates": {"eta": Gate("sigmoid", weight=name, bias="b_eta")}}, "cannot name a parameter of gate eta")
+            for name in ("a b", "x.y", "line\n", "ü")
+        ),
+        ({"gates": {"eta": replace(GATE, activation="tanh")}}, "activation 'tanh'"),
         ({"gates": {"eta": Gate("sigmoid")}}, "needs parameters"),
         ({"gates": {"eta": Gate("decay", weight="w_eta", bias="b_eta")}}, "needs parameters"),
         ({"gates": {"one": Gate("one", weight="w_one")}}, "needs parameters"),
