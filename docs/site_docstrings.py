@@ -1,12 +1,13 @@
-"""Docstrings as Markdown: lines such as "name   what it means" become the items of a list."""
+"""Docstrings as Markdown: lines such as "name   what it means" become the items of a list. Labels without news go."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, Module, Object
 
+OBVIOUS = {"class-attribute", "instance-attribute"}  # labels of every field
 ITEM = re.compile(r"(\w[\w, ]*?) {2,}(\S.*)")
 
 
@@ -17,6 +18,18 @@ class Listed(Extension):
         """Called by griffe for every module, class, function and attribute."""
         if obj.docstring is not None:
             obj.docstring.value = listed(obj.docstring.value)
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        """Called once all modules of a package are read."""
+        drop_labels(pkg)
+
+
+def drop_labels(obj: Object) -> None:
+    """Take labels that say nothing off an object and what is in it."""
+    obj.labels -= OBVIOUS
+    for member in obj.members.values():
+        if isinstance(member, Object):
+            drop_labels(member)
 
 
 def listed(text: str) -> str:
