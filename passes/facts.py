@@ -42,6 +42,8 @@ MASKS_KNOWN = Fact(
     lambda p: all(n.args[3] is None and n.kwargs.get("causal") for n in _attentions(p)),
 )
 BLOCKS = Fact("that is cut into blocks", lambda p: bool(p.layout))
+UNCLOCKED = Fact("that does not count yet what a row has read", lambda p: not p.states)
 CLOCKED = Fact("that counts what a row has read", lambda p: bool(p.states))
 BOUNDED = Fact("whose attention is bounded", lambda p: not _attentions(p))
+AWAKE = Fact("that does not sleep yet", lambda p: p.clock is None)
 SLEEPS = Fact("that sleeps", lambda p: p.clock is not None)

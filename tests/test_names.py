@@ -13,6 +13,7 @@ from sleepc import masks
 from sleepc.backends import table
 from sleepc.errors import UsageError
 from sleepc.memory import registry as rules
+from sleepc.memory.rule import Rule
 from sleepc.passes.consolidation import registry as consolidations
 from sleepc.passes.keep import registry as scores
 
@@ -27,7 +28,7 @@ REGISTRIES: dict[str, tuple[Callable[[Any], object], Mapping[str, Any]]] = {
 
 def renamed(made: Any, name: str) -> Any:
     """The same under another name."""
-    if type(made) in (rules.Rule, masks.Kind):
+    if type(made) in (Rule, masks.Kind):
         return replace(made, name=name)
     made = copy(made)
     made.name = name

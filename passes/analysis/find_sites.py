@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from sleepc.errors import Refusal
+from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.types import TensorType
 from sleepc.masks import Mask
@@ -77,8 +77,12 @@ def find_site(graph: Graph) -> Site:
 
 
 def attention_of(graph: Graph) -> fx.Node:
-    """The attention of a block class (a block has one)."""
-    return next(n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default) or is_windowed(n))
+    """The attention of a block class (a block has one). Raises SleepcError if something else took its place."""
+    found = (n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default) or is_windowed(n))
+    node = next(found, None)
+    if node is None:
+        raise SleepcError("a block without attention has no heads to go by", where=graph.name)
+    return node
 
 
 def is_windowed(node: fx.Node) -> bool:

@@ -12,7 +12,7 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import Dominators, attention_of, dependence_of, dims, turned
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, Fact
+from sleepc.passes.facts import BLOCKS, UNCLOCKED, Fact
 from sleepc.passes.lib.emit import aten
 
 
@@ -24,7 +24,7 @@ class ExposeHeads(Pass):
 
     name: ClassVar[str] = "expose-heads"
     effect: ClassVar[Effect] = "EXACT"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS,)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, UNCLOCKED)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of values turned."""

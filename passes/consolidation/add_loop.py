@@ -15,7 +15,7 @@ from sleepc.ir.roles import TAKEN
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.ir.types import TensorType
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
+from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.lib.classes import chosen_classes, embed_port, type_of
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.key_positions import is_held, unheld
@@ -42,7 +42,7 @@ class AddLoop(Pass):
     settle: float = 0.0
     name: ClassVar[str] = "add-loop"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED, AWAKE)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of graphs added."""

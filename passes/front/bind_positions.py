@@ -14,7 +14,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import ARANGES, find_dependence
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, MASKS_KNOWN, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, MASKS_KNOWN, Fact
 from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.region import is_tensor_like
 from sleepc.passes.lib.values import call_sizes, is_tensor, val
@@ -31,7 +31,7 @@ class BindPositions(Pass):
 
     name: ClassVar[str] = "bind-positions"
     effect: ClassVar[Effect] = "EXACT"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL, MASKS_KNOWN)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL, MASKS_KNOWN)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of aranges replaced."""

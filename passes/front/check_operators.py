@@ -12,7 +12,7 @@ from sleepc.errors import Refusal
 from sleepc.ir.levels import is_allowed
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, MASKS_KNOWN, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, MASKS_KNOWN, Fact
 from sleepc.passes.lib.region import is_tensor_like
 from sleepc.passes.lib.values import needed_for
 
@@ -27,7 +27,7 @@ class CheckOperators(Pass):
 
     name: ClassVar[str] = "check-operators"
     effect: ClassVar[Effect] = "EXACT"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL, MASKS_KNOWN)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL, MASKS_KNOWN)
 
     def run(self, program: ProgramGraphs) -> int:
         """0: nothing changes."""

@@ -15,7 +15,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.analysis.read_mask import at_positions
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, MASKS_KNOWN, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, MASKS_KNOWN, Fact
 from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import FlatEmit, is_tensor, same_type, val
 from sleepc.recipe import Factors
@@ -36,7 +36,7 @@ class ChooseByLength(Pass):
     factors: Factors
     name: ClassVar[str] = "choose-by-length"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL, MASKS_KNOWN)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL, MASKS_KNOWN)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of choices made."""

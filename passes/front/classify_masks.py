@@ -14,7 +14,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.masks import KINDS, nearest
 from sleepc.passes.analysis.read_mask import Grid, Meaning, classify, evaluate_mask, looks_ahead
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, REAL, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, REAL, Fact
 from sleepc.passes.lib.values import needed_for
 
 # Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
@@ -37,7 +37,7 @@ class ClassifyMasks(Pass):
 
     name: ClassVar[str] = "classify-masks"
     effect: ClassVar[Effect] = "ROUNDING"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL, REAL)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL, REAL)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of masks replaced."""

@@ -11,7 +11,7 @@ from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import PLACEMENT
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, Fact
 from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import same_type, shape_text, val
 
@@ -55,7 +55,7 @@ class DropNoops(Pass):
 
     name: ClassVar[str] = "drop-noops"
     effect: ClassVar[Effect] = "EXACT"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL,)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of nodes dropped or respelled."""

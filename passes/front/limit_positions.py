@@ -8,7 +8,7 @@ from typing import ClassVar
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import learned_positions
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, Fact
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LimitPositions(Pass):
 
     name: ClassVar[str] = "limit-positions"
     effect: ClassVar[Effect] = "EXACT"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL,)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL)
 
     def run(self, program: ProgramGraphs) -> int:
         """1 if the model had no limit, or a larger one."""

@@ -14,7 +14,7 @@ from sleepc.ir.interp import value_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, REAL, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, REAL, Fact
 from sleepc.passes.front.read_scores import MATMUL, Miss, ScoreReader, folds, keeps_numbers, unfolded
 from sleepc.passes.front.score_terms import join
 from sleepc.passes.lib.emit import aten
@@ -43,7 +43,7 @@ class RaiseAttention(Pass):
 
     name: ClassVar[str] = "raise-attention"
     effect: ClassVar[Effect] = "ROUNDING"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL, REAL)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL, REAL)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of attention operations raised."""

@@ -10,7 +10,7 @@ from torch import fx
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, Fact
 from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import FlatEmit
 
@@ -23,7 +23,7 @@ class RespellEinsums(Pass):
 
     name: ClassVar[str] = "respell-einsums"
     effect: ClassVar[Effect] = "ROUNDING"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL,)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of products spelled anew."""

@@ -12,7 +12,7 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import FUNCTIONAL, Fact
+from sleepc.passes.facts import FLAT, FUNCTIONAL, Fact
 from sleepc.passes.lib.emit import aten
 from sleepc.passes.lib.values import FlatEmit, is_tensor, val
 
@@ -30,7 +30,7 @@ class SplitComplex(Pass):
 
     name: ClassVar[str] = "split-complex"
     effect: ClassVar[Effect] = "ROUNDING"
-    requires: ClassVar[tuple[Fact, ...]] = (FUNCTIONAL,)
+    requires: ClassVar[tuple[Fact, ...]] = (FLAT, FUNCTIONAL)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of operators replaced."""

@@ -15,7 +15,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.givers import givers, origin
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import SLEEPS
+from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.match import factors
 
 ours = torch.ops.sleepc
@@ -28,7 +28,7 @@ class DropIdleMasks(Pass):
 
     name: ClassVar[str] = "drop-idle-masks"
     effect: ClassVar[Effect] = "EXACT"
-    requires = (SLEEPS,)
+    requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of products taken away."""

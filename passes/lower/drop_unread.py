@@ -10,7 +10,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.givers import givers
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import SLEEPS
+from sleepc.passes.facts import SLEEPS, Fact
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class DropUnread(Pass):
 
     name: ClassVar[str] = "drop-unread"
     effect: ClassVar[Effect] = "EXACT"
-    requires = (SLEEPS,)
+    requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of inputs and results forgotten."""

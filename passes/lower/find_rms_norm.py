@@ -12,7 +12,7 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import SLEEPS
+from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.lib.match import constant, factors, through
 
@@ -23,7 +23,7 @@ class FindRmsNorm(Pass):
 
     name: ClassVar[str] = "find-rms-norm"
     effect: ClassVar[Effect] = "EXACT"
-    requires = (SLEEPS,)
+    requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of norms found."""

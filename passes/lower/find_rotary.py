@@ -13,7 +13,7 @@ from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.givers import givers, origin
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import SLEEPS
+from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.lib.match import factors, through
 
@@ -27,7 +27,7 @@ class FindRotary(Pass):
 
     name: ClassVar[str] = "find-rotary"
     effect: ClassVar[Effect] = "EXACT"
-    requires = (SLEEPS,)
+    requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of turns found."""

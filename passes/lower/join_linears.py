@@ -14,7 +14,7 @@ from sleepc.ir.levels import aten
 from sleepc.ir.parameters import shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import SLEEPS
+from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.lib.match import through
 
@@ -30,7 +30,7 @@ class JoinLinears(Pass):
 
     name: ClassVar[str] = "join-linears"
     effect: ClassVar[Effect] = "ROUNDING"  # heads are laid out otherwise, and products may be summed up otherwise
-    requires = (SLEEPS,)
+    requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of maps that are part of a joined one."""

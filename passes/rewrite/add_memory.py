@@ -11,7 +11,7 @@ from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.memory.parameters import KEY_MAP, MIX, MIX_BIAS, QUERY_MAP, Parameter
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, CLOCKED, Fact
+from sleepc.passes.facts import AWAKE, BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories
@@ -31,7 +31,7 @@ class AddMemory(Pass):
     groups: Groups
     name: ClassVar[str] = "add-memory"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, CLOCKED)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, CLOCKED, AWAKE)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes that got a memory."""

@@ -19,7 +19,7 @@ from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, MASKS_KNOWN, Fact
+from sleepc.passes.facts import BLOCKS, MASKS_KNOWN, UNCLOCKED, Fact
 from sleepc.passes.lib.classes import chosen_classes
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Budget, Rings, budgets
@@ -87,7 +87,7 @@ class BoundAttention(Pass):
     keepers: frozenset[int] = frozenset()
     name: ClassVar[str] = "bound-attention"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, MASKS_KNOWN)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, MASKS_KNOWN, UNCLOCKED)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes rewritten."""

@@ -9,7 +9,7 @@ from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.memory.parameters import NORM, OUT_GATE, OUTPUT, PROJECTION
 from sleepc.passes.analysis.find_sites import find_site
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.facts import BLOCKS, CLOCKED, Fact
+from sleepc.passes.facts import AWAKE, BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories
@@ -27,7 +27,7 @@ class InsertMemory(Pass):
     groups: Groups
     name: ClassVar[str] = "insert-memory"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, CLOCKED)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, CLOCKED, AWAKE)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of block classes that got a mixer."""

@@ -27,7 +27,7 @@ from sleepc.passes.consolidation.block_sleep import (
     stays_name,
 )
 from sleepc.passes.consolidation.registry import find as find_consolidation
-from sleepc.passes.facts import BLOCKS, BOUNDED, CLOCKED, Fact
+from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.keep.choose import choose
 from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.lib.emit import Emit, aten
@@ -58,7 +58,7 @@ class AddSleep(Pass):
     score: str = ""
     name: ClassVar[str] = "add-sleep"
     effect: ClassVar[Effect] = "APPROXIMATE"
-    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED)
+    requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED, AWAKE)
 
     def run(self, program: ProgramGraphs) -> int:
         """The number of graphs added."""

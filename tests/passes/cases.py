@@ -70,11 +70,15 @@ class Case:
     blocks: list[Block] = field(default_factory=list)
     graphs: list[tuple[str, str]] = field(default_factory=list)
 
+    def stage(self, program: ProgramGraphs) -> Stage:
+        """The pass, for a program that is prepared."""
+        return _stage(self.path.parent.name, self.options, program)
+
     def run(self) -> str:
         """What the pass makes of the program: the result of the text."""
         program = self.prepared()
         try:
-            after = run_stages(program, (_stage(self.path.parent.name, self.options, program),))
+            after = run_stages(program, (self.stage(program),))
         except Refusal as refusal:
             return f"=== refused {refusal.code}: {refusal.what}\n"
         except SleepcError as error:
