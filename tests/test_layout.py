@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": {"masks", "memory"},
     "capture": {"ir", "ops"},
     "passes": {"masks", "ir", "memory", "ops", "capture", "recipe"},
-    "runtime": {"whole_file", "held_file", "json_file"},
+    "runtime": {"ir", "whole_file", "held_file", "json_file"},
     "backends": {
         "masks",
         "ir",

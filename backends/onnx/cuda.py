@@ -17,7 +17,8 @@ from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Re
 from sleepc.backends.onnx.state import NUMPY, shape_of
 from sleepc.backends.onnx.steps import OnnxSteps, shared, told
 from sleepc.errors import UsageError
-from sleepc.runtime.steps import TAKEN, Array, BoolArray, FloatArray, IntArray, Logits, State
+from sleepc.ir.roles import TAKEN
+from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, State
 
 CUDA = "CUDAExecutionProvider"
 # TF32 rounds the factors of float32 products to 10 bits, which is not what a float32 export promises.

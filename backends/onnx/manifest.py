@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sleepc.runtime.steps import CLOCKS
+from sleepc.runtime.steps import CLOCKS, TOKEN
 from sleepc.sealed_json import Strict, digest
 
 MANIFEST = "onnx.json"
@@ -140,7 +140,7 @@ class ExportManifest(Strict):
         states = {s.name: s for s in self.states}
         _require(not self.hashes or set(self.hashes) == set(self.files), "hashes of other files")
         _require(len(states) == len(self.states), "two states have one name")
-        stores = {i: states[f"{i}.kept.token"].dims if f"{i}.kept.token" in states else () for i in self.budgets}
+        stores = {i: states[f"{i}.{TOKEN}"].dims if f"{i}.{TOKEN}" in states else () for i in self.budgets}
         _require(all(stores[i] == ("B", sum(budget)) for i, budget in self.budgets.items()), "budgets of other states")
         for name, (dtype, dims) in CLOCKS.items():
             _require(name in states and (states[name].dtype, states[name].dims) == (dtype, dims), f"no clock {name}")

@@ -13,7 +13,8 @@ import numpy as np
 from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced, Tensor
 from sleepc.backends.onnx.state import NUMPY, OnnxState, empty, from_arrays, put_rows, selected, write_columns
 from sleepc.errors import SleepcError
-from sleepc.runtime.steps import TAKEN, Array, BoolArray, FloatArray, IntArray, Logits, Signature
+from sleepc.ir.roles import TAKEN
+from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 PIECE = 128  # tokens that a graph reads at once: as fast as more, in less memory
 

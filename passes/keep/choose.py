@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from sleepc.ir.roles import PINNED_SCORE
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
-from sleepc.passes.keep.contract import NOTHING, PINNED_SCORE, STEP, Score, WindowPairs
+from sleepc.passes.keep.contract import NOTHING, STEP, Score, WindowPairs
 from sleepc.passes.keep.drop import Parts, drop
 from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, fx
 
 from sleepc.passes.lib.emit import Emit
 
 NOTHING = -1e30  # the score of what is not to be kept; numbers near it are as low
-PINNED_SCORE = torch.finfo(torch.float32).max  # of what a session has pinned (sleepc/runtime/pins.py); others are less
 # Scores are multiples of this: of pairs that are alike the older one is kept, however their scores were rounded.
 STEP = 2.0**-16
 

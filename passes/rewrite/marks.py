@@ -10,13 +10,14 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from sleepc.ir.roles import PINNED
 from sleepc.ir.states import StateSpec
 from sleepc.passes.lib.emit import Emit, aten
 
 
 def pinned_spec(window: int) -> StateSpec:
     """Of a program that sleeps every `window` tokens."""
-    return StateSpec("pin", "pinned", ("B", window), torch.bool, "overwrite")
+    return StateSpec("pin", PINNED, ("B", window), torch.bool, "overwrite")
 
 
 def gap_spec(length: int, sinks: int) -> StateSpec:

@@ -28,7 +28,8 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
 }
 PREFIX: dict[Role, str] = {"kept": "kept.", "gap": "gap.", "record": "record.", "start": "start."}
-TAKEN = "passes_taken"
+TAKEN, PINNED = "passes_taken", "pinned"
+PINNED_SCORE = 3.4028234663852886e38  # the score of a kept pair that is pinned: the greatest float32; others are less
 
 # Names of states that are not a rule's tensors, for artifacts of format 1, which has no roles.
 BY_NAME: dict[str, Role] = {
@@ -37,7 +38,7 @@ BY_NAME: dict[str, Role] = {
     **dict.fromkeys(("k", "v"), "kv"),
     "tail": "tail",
     TAKEN: "count",
-    "pinned": "pin",
+    PINNED: "pin",
 }
 
 

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from sleepc.errors import UsageError
-from sleepc.runtime.steps import GAP, KEPT, PINNED, RECORD, Array, BoolArray, IntArray, Signature, Steps
+from sleepc.ir.roles import PINNED, PINNED_SCORE
+from sleepc.runtime.steps import GAP, KEPT, RECORD, SCORE, TOKEN, Array, BoolArray, IntArray, Signature, Steps
 from sleepc.runtime.values import whole
 
 Place = Literal["sinks", "slots", "window"]
@@ -34,7 +35,6 @@ class Span:
     pairs: int
 
 
-PINNED_SCORE = float(np.finfo(np.float32).max)  # of a pair in a slot, in programs of every dtype
 SpanLike: TypeAlias = Span | range | Sequence[int]
 
 
@@ -133,7 +133,7 @@ class Marks:
         window = self._in_ring(min(self._of(i, "k").shape[1] - self.sinks for i in self.steps.budgets))
         held, pinned = Counter[int](), set(self._waiting().tolist())
         for i in self.steps.budgets:
-            tokens, score = self._of(i, KEPT + "token"), self._of(i, KEPT + "score")
+            tokens, score = self._of(i, TOKEN), self._of(i, SCORE)
             held.update(tokens[tokens >= 0].tolist())
             pinned.update(tokens[score == PINNED_SCORE].tolist())
         places: dict[int, Place] = {
@@ -155,7 +155,7 @@ class Marks:
         self.arrays[PINNED][self.row, window - self.first] = True
         heads, kept = {}, set[int]()
         for i, budget in self.steps.budgets.items():
-            tokens, score = self._of(i, KEPT + "token"), self._of(i, KEPT + "score")
+            tokens, score = self._of(i, TOKEN), self._of(i, SCORE)
             score[(tokens >= start) & (tokens < stop)] = PINNED_SCORE
             heads[i] = tuple(self._share(i, budget, head, (start, stop), kept) for head in range(len(budget)))
         sinks = min(max(self.sinks - start, 0), stop - start)
@@ -168,7 +168,7 @@ class Marks:
     def _share(self, i: int, budget: Sequence[int], head: int, span: tuple[int, int], kept: set[int]) -> Share:
         """What a head has of a span, or will have; `kept` is told which tokens. Of pinned pairs the older ones stay."""
         at, slots = sum(budget[:head]), budget[head]
-        tokens, score = (self._of(i, KEPT + part)[at : at + slots] for part in ("token", "score"))
+        tokens, score = (self._of(i, part)[at : at + slots] for part in (TOKEN, SCORE))
         waiting, room = self._waiting(), slots - int((score == PINNED_SCORE).sum())
         has = _within(np.concatenate([tokens, waiting[:room]]), *span)
         full = len(_within(waiting[room:], *span))
@@ -184,7 +184,7 @@ class Marks:
             self.rings[length][self._slot(tokens, length)] = tokens
         self.arrays[PINNED][self.row, window - self.first] = False
         for i in self.steps.budgets:
-            tokens = self._of(i, KEPT + "token")
+            tokens = self._of(i, TOKEN)
             out = (tokens >= start) & (tokens < stop)
             pairs += int(out.sum())
             self._empty(i, out, empty)
@@ -197,7 +197,7 @@ class Marks:
     def _empty(self, i: int, out: BoolArray, empty: Mapping[str, Array]) -> None:
         """Empty the slots `out` [S] of a block; each head's empty ones stand first."""
         owners = np.repeat(np.arange(len(self.steps.budgets[i])), self.steps.budgets[i])
-        order = np.lexsort((~out & (self._of(i, KEPT + "token") >= 0), owners))
+        order = np.lexsort((~out & (self._of(i, TOKEN) >= 0), owners))
         for name, array in self.arrays.items():
             if name.startswith(f"{i}.{KEPT}"):
                 array[self.row, out] = empty[name][0, out]

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from sleepc.ir.roles import PREFIX
+
 Logits: TypeAlias = Literal["last", "all", "none"]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -28,18 +30,15 @@ CLOCKS: Signature = {
 """The arrays that every state has: position of the row's next token, tokens since its last sleep,
 and whether any sleep has consolidated it."""
 
-TAKEN = "passes_taken"
-"""i64 [B]: how many passes each row's last sleep took. A state has it if that may differ from row to row."""
-
-PINNED = "pinned"
-"""bool [B, L] of a program that keeps pairs: which tokens of the window the next sleep is to keep before all others."""
-
-GAP = "gap."
-"""Before a length W: i64 [B, sinks + W], by slot of KV windows of that length, a token that is not to be seen; -1."""
-
-KEPT, RECORD = "kept.", "record."
-"""After a block's number: [B, S, ..] of the pairs that it keeps, `token` their numbers in the row's stream, `score` the
-greatest float32 for what is pinned; [B, H, L, ..] of what its memory is to be written with."""
+# Arrays that some states have, in addition to CLOCKS.
+#   TAKEN          i64 [B]: how many passes each row's last sleep took, if that may differ from row to row
+#   PINNED         bool [B, L]: which tokens of the window the next sleep is to keep before all others
+#   GAP + W        i64 [B, sinks + W], by slot of KV windows of length W, a token that is not to be seen; -1
+#   N.KEPT + ..    [B, S, ..] of the pairs that block N keeps: TOKEN their numbers in the row's stream, SCORE the
+#                  greatest float32 for what is pinned
+#   N.RECORD + ..  [B, H, L, ..] of what block N's memory is to be written with
+GAP, KEPT, RECORD = PREFIX["gap"], PREFIX["kept"], PREFIX["record"]
+TOKEN, SCORE = KEPT + "token", KEPT + "score"
 
 
 class Steps(Protocol):

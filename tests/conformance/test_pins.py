@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.keep.contract import PINNED_SCORE
+from sleepc.ir.roles import PINNED_SCORE
 from sleepc.runtime.pins import Kept, Share, Span
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps

@@ -15,21 +15,19 @@ from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.eager.backend import load
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.roles import AT_SLEEP, BY_NAME, PREFIX, TAKEN, Role, at_sleep, name_of, role_of_name
+from sleepc.ir.roles import AT_SLEEP, BY_NAME, PINNED_SCORE, PREFIX, Role, at_sleep, name_of, role_of_name
 from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.manifest import MANIFEST, Source, identity_of, read_manifest
 from sleepc.memory.registry import RULES, register
 from sleepc.memory.rule import State, matrix
 from sleepc.passes.analysis.find_sites import find_site
-from sleepc.passes.keep import contract
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.rewrite.bound_attention import CLOCK
 from sleepc.passes.rewrite.kept_pairs import kept_specs
-from sleepc.passes.rewrite.marks import pinned_spec
 from sleepc.passes.runner import run_stages
 from sleepc.passes.stateful.add_sleep import AddSleep
 from sleepc.recipe import Recipe
-from sleepc.runtime import pins, steps
+from sleepc.runtime import steps
 from sleepc.sealed_json import digest
 from sleepc.verify.streams import tensors_of
 from tests.families import WINDOW, family
@@ -80,7 +78,6 @@ def test_no_sleep_of_a_state_that_nothing_is_said_of(place: str, role: Any) -> N
 
 def test_the_clock_is_that_of_sessions() -> None:
     assert [spec.name for spec in CLOCK] == list(steps.CLOCKS)
-    assert TAKEN == steps.TAKEN
 
 
 def test_no_rule_names_a_state_like_a_port_of_blocks() -> None:
@@ -97,13 +94,11 @@ def test_no_rule_names_a_state_like_a_port_of_blocks() -> None:
 
 
 def test_what_sessions_mark_is_called_as_in_programs() -> None:
-    """Sessions know no program: they find marks by the names of arrays, which are those of roles."""
-    assert pinned_spec(WINDOW).name == steps.PINNED
-    assert [PREFIX[role] for role in ("gap", "kept", "record")] == [steps.GAP, steps.KEPT, steps.RECORD]
-    assert pins.PINNED_SCORE == contract.PINNED_SCORE
+    """Sessions know no program: they find marks by the names of arrays."""
+    assert torch.finfo(torch.float32).max == PINNED_SCORE
     cls = next(iter(family("llama").canonical.classes.values()))
     specs = kept_specs(find_site(cls.wake), torch.float32, None, turns=True)
-    assert {"token", "score"} <= {spec.part for spec in specs}
+    assert {steps.TOKEN, steps.SCORE} <= {spec.name for spec in specs}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

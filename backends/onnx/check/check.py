@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sleepc.backends.onnx.check.accurate import accurate
-from sleepc.backends.onnx.check.compare import compare, memories_of
+from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
 from sleepc.backends.onnx.check.reading import Found, Other, StepsReader, tokens_needed
@@ -142,10 +142,10 @@ def _free() -> None:
 
 def _read_onnx(subject: CheckedFiles, expected: Shelf) -> None:
     report, progress = subject.report, subject.progress
-    memories = memories_of(subject.program.all_states())
+    states = subject.program.all_states()
 
     def compared(name: str, found: Found) -> None:
-        report.rows += compare(name, found, expected.take(name), subject.manifest.precision, memories)
+        report.rows += compare(name, found, expected.take(name), subject.manifest.precision, states)
 
     with _told(), accurate(subject.folder, subject.manifest) as manifest:
         steps = OnnxSteps(subject.folder, manifest)

@@ -21,7 +21,7 @@ from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
 from sleepc.backends.onnx.check import check as checking
 from sleepc.backends.onnx.check.check import check
-from sleepc.backends.onnx.check.compare import compare, memories_of
+from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.measure import relative
 from sleepc.backends.onnx.check.quality import Quality
@@ -284,10 +284,10 @@ def test_tensors_of_one_memory_are_measured_together(block: int, within: bool) -
     expected = {specs[0].name: np.full(2, 2.0), specs[1].name: np.full(2, 2e-5)}
     found = {specs[0].name: expected[specs[0].name], specs[1].name: expected[specs[1].name] + 6e-7}
     logits = np.ones((1, 2), np.float32)
-    rows = compare("a check", Found(logits, found), Found(logits, expected), "fp32", memories_of(specs))
+    rows = compare("a check", Found(logits, found), Found(logits, expected), "fp32", specs)
     assert [row.ok for row in rows] == [True, within]
     found[specs[1].name] = expected[specs[1].name] + 0.01
-    rows = compare("a check", Found(logits, found), Found(logits, expected), "fp32", memories_of(specs))
+    rows = compare("a check", Found(logits, found), Found(logits, expected), "fp32", specs)
     assert [row.ok for row in rows] == [True, False]
 
 
@@ -399,6 +399,17 @@ def _cut(state: Any) -> Any:
     raise Fail("a node has inputs that do not fit")
 
 
+SLOTS = [
+    StateSpec("kept", "token", ("B", 2), torch.int64, "overwrite", block=0),
+    StateSpec("kept", "score", ("B", 2), torch.float32, "overwrite", block=0),
+    StateSpec("kept", "k", ("B", 2), torch.int8, "overwrite", block=0),
+    StateSpec("kept", "v", ("B", 2), torch.uint8, "overwrite", block=0),
+    StateSpec("memory", "S", ("B", 2), torch.float32, "accumulate", block=1),
+    StateSpec("count", "few", ("B",), torch.int16, "overwrite"),
+    StateSpec("clock", "position", ("B",), torch.int64, "overwrite"),
+]
+
+
 def _slots(tokens: list[int], scores: list[float], numbers: list[int]) -> dict[str, Any]:
     """State of two blocks; the first keeps pairs of one row, in few bits."""
     return {
@@ -407,6 +418,7 @@ def _slots(tokens: list[int], scores: list[float], numbers: list[int]) -> dict[s
         "0.kept.k": np.array([numbers], np.int8),
         "0.kept.v": np.array([[136, 136]], np.uint8),
         "1.S": np.ones((1, 2), np.float32),
+        "few": np.array([3], np.int16),
         "position": np.array([9], np.int64),
     }
 
@@ -423,9 +435,10 @@ def _slots(tokens: list[int], scores: list[float], numbers: list[int]) -> dict[s
         ({"0.kept.token": np.array([[4, 7]]), "0.kept.score": np.array([[0.5, 0.3]], np.float32)}, np.inf),
         ({"0.kept.token": np.array([[4, 7]]), "position": np.array([8])}, np.inf),
         ({"0.kept.score": np.array([[0.5, 0.3]], np.float32)}, 0.1),
+        ({"few": np.array([4], np.int16)}, np.inf),  # a small counter is no number of a slot
     ],
 )
 def test_what_rounding_chooses_is_no_fault_of_an_export(change: dict[str, Any], worst: float) -> None:
     expected, logits = _slots([4, 6], [0.5, 0.25], [1, 2]), np.ones((1, 2), np.float32)
-    figure = compare("", Found(logits, {**expected, **change}), Found(logits, expected), "fp32", {})[1]
+    figure = compare("", Found(logits, {**expected, **change}), Found(logits, expected), "fp32", SLOTS)[1]
     assert figure.value == pytest.approx(worst)
