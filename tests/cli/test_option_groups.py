@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +18,13 @@ from sleepc.cli.distil import DistilOptions
 from sleepc.cli.option_groups import TYPER, argument, flag, flat, switch, with_options
 from sleepc.cli.train import TrainOptions
 from sleepc.cli.training_options import LoopOptions, StepOptions, TrainedOptions
-from sleepc.recipe import Recipe
+from sleepc.memory.registry import RULES
+from sleepc.passes.consolidation.registry import CONSOLIDATIONS
+from sleepc.passes.keep.registry import SCORES
+from sleepc.recipe import Keep, Recipe
 from sleepc.train.settings import Settings
+
+PAGES = Path(__file__).resolve().parents[2] / "docs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,24 @@ def test_the_help_tells_the_default_that_is_used(group: Any, model: type[BaseMod
         defaults = {name: default for name, default in defaults.items() if name not in UNTOLD}
     defaults.pop("keep", None)  # it has none
     told = {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
+    if group is RecipeOptions:
+        defaults |= {f"keep_{name}": option.default for name, option in Keep.model_fields.items()}
+        told |= {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
     assert told
     assert {name: type(defaults[name])(shown) for name, shown in told.items()} == {
         name: defaults[name] for name in told
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "page"),
+    [
+        ("rule", RULES, "recipes.md"),
+        ("consolidation", CONSOLIDATIONS, "recipes.md"),
+        ("keep_score", SCORES, "keep.md"),
+    ],
+)
+def test_help_and_pages_name_all_that_is_registered(name: str, known: Mapping[str, object], page: str) -> None:
+    words = next(each.metadata[TYPER].help for each in fields(RecipeOptions) if each.name == name)
+    text = (PAGES / page).read_text(encoding="utf-8")
+    assert [each for each in known if not re.search(rf"\b{each}\b", words) or f"`{each}`" not in text] == []
