@@ -33,7 +33,7 @@ def check(recipe: Recipe) -> None:
     find(recipe.keep.score)
     if recipe.eviction == "hard":
         raise UsageError(
-            "hard evictions empty the window at each sleep and count positions anew, and kept pairs stand at theirs",
+            "hard eviction empties the window at each sleep and restarts positions, but kept pairs keep theirs",
             where="--eviction hard",
             fix="Use --eviction sliding, or convert without --keep.",
         )

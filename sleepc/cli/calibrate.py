@@ -29,10 +29,10 @@ class CalibrateOptions:
 
     text: list[Path] | None = flag("A text file, a .jsonl file, or a folder of them; may be given several times.")
     only: str | None = flag(
-        "`budgets`: share the slots of kept pairs anew among KV heads, and train nothing; --text is optional then.",
+        "budgets: only share out the slots of kept pairs among KV heads again, and train nothing; --text is then optional.",
         metavar="budgets",
     )
-    plot: Path | None = flag("With --only budgets, draw them into this file (.svg or .png).")
+    plot: Path | None = flag("With --only budgets, plot the budgets into this file (.svg or .png).")
     output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")
     tokens: int = flag(
         "Tokens to learn from; as many again are held out to decide what is kept.", default=TOKENS, min=1

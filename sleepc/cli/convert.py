@@ -59,7 +59,7 @@ class RecipeOptions:
     )
     sinks: int | None = flag("Number of first tokens that attention always keeps.", shown="4")
     keep: int | None = flag(
-        "Pairs (key, value) that each KV head keeps of what leaves its window, on average; sleeps choose them.",
+        "Average number of (key, value) pairs that each KV head keeps of what leaves its window; sleeps choose them.",
         shown="none",
     )
     keep_score: str | None = flag("What makes a pair worth keeping: key or newest.", shown="key")

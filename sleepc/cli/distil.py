@@ -36,9 +36,12 @@ class DistilOptions:
     hard: float | None = flag("Share of the stages distil and solve that runs with hard eviction.", shown="0")
     recall: float | None = flag("Share of samples in which stretches recur beyond the window.", shown="0.5")
     planted: float | None = flag(
-        "Share of samples that become conversations: facts are told in the text and asked for later.", shown="0"
+        "Share of samples made into conversations: their text states facts, which are asked about later.", shown="0"
     )
-    weigh: float | None = flag("How much more a token counts for each nat that the teacher knows it better.", shown="0")
+    weigh: float | None = flag(
+        "How much more a token counts per nat by which the teacher predicts it better; 0: all count the same.",
+        shown="0",
+    )
     loop: LoopOptions
     work: WorkOptions
 

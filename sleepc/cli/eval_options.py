@@ -32,7 +32,7 @@ class EvalOptions:
         "Texts with questions, as JSON lines (--task questions); the project's own by default."
     )
     answer: int | None = flag(f"Maximum number of tokens in an answer (--task questions; {ANSWER}).", min=1, max=1000)
-    seed: int = flag("Seed of what is planted, and of its places.", default=0, min=0)
+    seed: int = flag("Seed of the items and of where they are placed.", default=0, min=0)
     plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
     device: str = flag("cpu or cuda.", default="cpu")
     backend: str = flag(BACKEND, default=DEFAULT)

@@ -56,7 +56,7 @@ def _options_of_targets() -> type:
 
 def export(
     artifact: Artifact,
-    to: Annotated[str, typer.Option("--to", help=f"{', '.join(TARGETS)}.")],
+    to: Annotated[str, typer.Option("--to", help=f"What to export to: {', '.join(TARGETS)}.")],
     given: Any,
     options: ExportOptions,
 ) -> None:

@@ -112,6 +112,6 @@ def _convert_in_child(path: Path, target: Path) -> list[str]:
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode == -signal.SIGKILL:
-        return "the process that read it was killed, most likely for want of memory"
+        return "the process that read it was killed, most likely because memory ran out"
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
     return lines[-1] if lines else f"exit {done.returncode}"

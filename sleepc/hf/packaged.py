@@ -189,7 +189,7 @@ def _require(path: Path, expected: str) -> None:
         raise SleepcError(
             f"{path.name} is not the file that sleepc knows: its sha256 is {found[:12]}…, not {expected[:12]}…",
             where=str(path),
-            fix="Something changed it on the way: try again, or from another network.",
+            fix="It was altered on the way: try again, or from another network.",
         )
 
 

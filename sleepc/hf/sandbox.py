@@ -77,4 +77,4 @@ class _Namespace(Namespace):
 
 def _check_name(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace takes no names with an underscore before them, and there is {name!r}")
+        raise SecurityError(f"names in a namespace must not begin with an underscore, as {name!r} does")

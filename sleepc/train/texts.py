@@ -153,7 +153,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _parsed(line: str, where: str) -> object:
-    fix = "Give one JSON value a line."
+    fix = "Give one JSON value per line."
     try:
         found: object = parse_json(line.encode(), what="this row", where=where, fix=fix)
     except SleepcError as error:

@@ -173,7 +173,7 @@ class Trainer:
         pieces = self.stream(phase, (done - 1) * self.settings.batch)
         if self.batch and self.batch != _hash_of(list(islice(pieces, self.settings.batch))):
             raise UsageError(
-                f"what step {self.done} of the stopped training read is not what it would read now",
+                f"step {self.done} of the stopped training read other data than it would read now",
                 where=str(self.work),
                 fix="Give the same texts again, or start over: --force instead of --resume.",
             )

@@ -225,7 +225,7 @@ def _check(program: Trainable, learned: Learned) -> None:
     settings, teacher = learned.settings, learned.teacher.graphs if learned.teacher else None
     if settings.hard and program.recipe.keep is not None:
         fix = "Leave --hard out, or convert without keep."
-        raise UsageError("hard evictions count positions anew, and kept pairs stand at theirs", where="--hard", fix=fix)
+        raise UsageError("hard eviction restarts positions, but kept pairs keep theirs", where="--hard", fix=fix)
     stages = [name for name, _ in parse_stages(settings.stages)]
     if teacher is None and not {"align", "distil"}.isdisjoint(stages):
         raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")

@@ -86,7 +86,7 @@ def _cause(subject: Subject, worst: PerplexityRow) -> tuple[str, str]:
         fix = f"texts of up to {limit} tokens" if added else "--last-position renumber, or a smaller --window"
         return f"the window is emptied at the last of the model's {limit} positions", fix
     if not recipe.sinks:
-        return "no sinks are kept, and attention leans on the first tokens", "--sinks 4"
+        return "no sinks are kept, and attention relies on the first tokens", "--sinks 4"
     return f"a window of {recipe.window} tokens is too small for this text", f"--window {2 * recipe.window}"
 
 

@@ -36,13 +36,13 @@ def explained(program: ProgramGraphs, wrong: Sequence[Check]) -> tuple[torch.dty
         return None
     own = str(program.dtype).removeprefix("torch.")
     if program.dtype.itemsize < 8 and any(slot_form(cls.states) for cls in program.classes.values()):
-        return torch.float64, f"rounding to {own} makes other whole numbers of what slots hold"
+        return torch.float64, f"rounding to {own} changes the whole numbers that slots hold"
     if rounding_chooses(program):
         return torch.float32, f"rounding to {own} makes layers choose otherwise"
     if program.dtype == torch.float32 and _keeps(program):
         return torch.float64, f"rounding to {own} makes layers keep other pairs"
     if program.dtype == torch.float32 and all((c.value or 0) <= NEAR * (c.tolerance or 0) for c in wrong):
-        return torch.float64, f"the model makes more of rounding to {own} than others"
+        return torch.float64, f"the model amplifies rounding to {own}"
     return None
 
 

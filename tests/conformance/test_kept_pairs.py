@@ -256,7 +256,7 @@ def test_exports_take_it(form: str, name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("llama", {"eviction": "hard"}, "kept pairs stand at theirs"),
+        ("llama", {"eviction": "hard"}, "kept pairs keep theirs"),
         ("bloom", {}, "scores fall with distance"),
         ("mistral-5", {}, "no layer can keep pairs"),
         ("llama", {"keep": {"slots": 3, "score": "fourth"}}, "no score is named 'fourth'"),

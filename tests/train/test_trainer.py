@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, options: dict[str, Any], w
 def test_hard_evictions_with_kept_pairs_are_refused(tmp_path: Path) -> None:
     keep = {"slots": 2, "budgets": "equal"}
     program = convert(make_module("llama", torch.float32), {"window": 6, "sinks": 1, "keep": keep})
-    with pytest.raises(UsageError, match="kept pairs stand at theirs"):
+    with pytest.raises(UsageError, match="kept pairs keep theirs"):
         _train(program, tmp_path, hard=0.5)
 
 

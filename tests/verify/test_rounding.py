@@ -88,7 +88,7 @@ def test_what_float32_misses_by_a_little_is_measured_in_float64() -> None:
     slightly = other_where(1 + 3e-5, torch.float32)
     report = verified("llama", slightly, torch.float32)
     assert report.ok
-    measured = [check for check in report.checks if "in float64: the model makes more of rounding" in check.detail]
+    measured = [check for check in report.checks if "in float64: the model amplifies rounding" in check.detail]
     assert {check.invariant for check in measured} == {1, 2, 3, 4, 5, 8, 9}
     assert all(check.tolerance == 1e-9 for check in measured if check.tolerance is not None and check.invariant != 2)
 
