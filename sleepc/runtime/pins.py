@@ -96,7 +96,7 @@ def check_marks(signature: Signature) -> None:
     if PINNED not in signature:
         raise UsageError(
             "this program keeps no pairs that could be pinned or dropped",
-            fix="Convert the model with --keep; what an older sleepc converted with it, convert again.",
+            fix="Convert the model with --keep; convert it again if an older sleepc did.",
         )
 
 
@@ -108,7 +108,7 @@ def bounds(span: SpanLike, read: int) -> tuple[int, int]:
         ends = list(span) if isinstance(span, (list, tuple, np.ndarray)) else []
     if len(ends) != 2:
         what = f"{reprlib.repr(span)} is not a span of tokens"
-        raise UsageError(what, fix="Give the first and the one behind the last: (4, 90).")
+        raise UsageError(what, fix="Give the first token and the one after the last: (4, 90).")
     start, stop = (whole(end, "span", "Give the numbers of two tokens: (4, 90).") for end in ends)
     if not 0 <= start < stop <= read:
         why = f"the row has read {read} tokens, and the span is {start} … {stop - 1}" if start < stop else "it is empty"

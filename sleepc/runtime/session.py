@@ -229,7 +229,7 @@ class Session:
         return self._marks(row).spans()
 
     def keep(self, span: SpanLike, row: int | None = None) -> Kept:
-        """Pin tokens of a row, (first, one behind the last) by their numbers in its stream: every KV head that keeps
+        """Pin tokens of a row, (first, one after the last) by their numbers in its stream: every KV head that keeps
         pairs keeps these before all others, through all sleeps, as far as it has slots and they have not gone. What
         did not fit is in the answer. Raises UsageError for tokens that were not read, and as `spans`.
         """
@@ -474,7 +474,7 @@ class Session:
         if beyond:
             raise UsageError(
                 f"the model has no token {beyond[0]}: ids are 0 … {self.steps.vocab - 1}",
-                fix="An end of answers that its tokenizer names? Then is this the tokenizer of this model?",
+                fix="If the tokenizer names it as an end of answers, check that it is the tokenizer of this model.",
             )
         return found
 

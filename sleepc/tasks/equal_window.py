@@ -34,7 +34,7 @@ def widest(sliding: Callable[[int], ProgramGraphs], most: int, limit: int) -> Pr
     best, low, high = sliding(1), 1, limit + 1  # low fits; high does not, or does not exist
     if best.state_bytes() > most:
         raise UsageError(
-            f"no sliding window has as few as {most} bytes of state: one of a token has {best.state_bytes()}"
+            f"no sliding window has as few as {most} bytes of state: a window of one token has {best.state_bytes()}"
         )
     guess = 2
     while low + 1 < high:

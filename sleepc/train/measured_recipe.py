@@ -56,7 +56,7 @@ def _leave_layers(canonical: ProgramGraphs, recipe: Recipe, heard: Callable[[], 
     few = sum(1 for n in heads if n)
     if int(asked[1]) >= few:
         raise UsageError(
-            f"{few} layers see all that was read, and one at least is to be converted",
+            f"{few} layers see all that was read, and at least one has to be converted",
             where=f"--layers {asked[0]}",
             fix=f"Leave at most {few - 1}." if few > 1 else "Convert them all.",
         )
