@@ -150,7 +150,7 @@ def test_a_left_layer_is_full_attention() -> None:
     assert abs(last(program, tokens) - last(program, other)).max() > 1e-6
 
 
-@pytest.mark.parametrize(("layers", "words"), [("auto:3", "one at least"), ("auto:0", "cannot read layers")])
+@pytest.mark.parametrize(("layers", "words"), [("auto:3", "at least one"), ("auto:0", "cannot read layers")])
 def test_layers_that_cannot_be_left(layers: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         sleepc.convert(family("llama").module, {"window": WINDOW, "layers": layers})
