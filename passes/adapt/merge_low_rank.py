@@ -12,6 +12,7 @@ import torch
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.infer import infer_types
+from sleepc.ir.parameters import block_key
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
 from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, maps_of
@@ -90,7 +91,7 @@ def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str]
         merged = _merged(program.params[keys[port]], a, b, dtype, rounding, flipped=flipped)
         if merged is not None:
             if keys[port] in shared:
-                keys[port] = f"blocks.{i}.{port}.merged"
+                keys[port] = block_key(i, f"{port}.merged")
             program.params[keys[port]] = HeldTensor(merged)
         program.layout[i] = Block(name, keys)
 

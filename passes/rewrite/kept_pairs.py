@@ -18,6 +18,7 @@ from torch import fx
 
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
+from sleepc.ir.parameters import block_key
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.roles import PREFIX
 from sleepc.ir.states import StateSpec, find_state, with_role
@@ -138,7 +139,7 @@ def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) ->
     """Give every block of a class its slots: constant `keep.head`."""
     for i, block in enumerate(program.layout):
         if block.cls == cls:
-            key = f"blocks.{i}.{HEAD}"
+            key = block_key(i, HEAD)
             owners = torch.repeat_interleave(torch.arange(len(budgets[i])), torch.tensor(budgets[i]))
             program.params[key] = HeldTensor(owners, new=True)
             program.layout[i] = Block(cls, {**block.params, HEAD: key})

@@ -14,6 +14,7 @@ from torch import fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
+from sleepc.ir.parameters import block_key
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.ir.types import TensorType, wide_dtype
@@ -219,7 +220,7 @@ def add_to_layout(program: ProgramGraphs, cls: str, new: list[NewParam], seed: i
         generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
         keys = dict(block.params)
         for param in new:
-            key = f"blocks.{i}.{param.name}"
+            key = block_key(i, param.name)
             program.params[key] = HeldTensor(param.initial(param.shape, generator).to(dtype), new=True)
             keys[param.name] = key
         program.layout[i] = Block(cls, keys)

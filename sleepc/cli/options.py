@@ -16,9 +16,6 @@ from sleepc.json_file import KeyTwice, parse_json
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
 Runnable = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
-TokenFile = Annotated[
-    Path | None, typer.Option("--tokens", help="A file of token ids to read instead of a text: 12 7 30 …")
-]
 
 
 @dataclass(frozen=True, kw_only=True)

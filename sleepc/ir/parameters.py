@@ -11,6 +11,11 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
 
 
+def block_key(block: int, port: str) -> str:
+    """The key of a parameter that the compiler has added to a block, for the port of that name."""
+    return f"blocks.{block}.{port}"
+
+
 def materialise(program: ProgramGraphs, device: str) -> dict[str, torch.Tensor]:
     """Every parameter by key, on `device`, in the dtype that its port declares. What needs no copy stays mapped."""
     return {key: program.params[key].materialise().to(device, dtype) for key, dtype in dtypes_of(program).items()}

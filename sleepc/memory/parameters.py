@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from sleepc.ir.parameters import block_key
 from sleepc.memory.rule import DECAY, STRENGTH, Gate, Shape
 
 Initial = Callable[[Shape, Generator], Tensor]
@@ -159,4 +160,4 @@ def parameter_in(key: str) -> str | None:
 
 def key_of(block: int, parameter: Parameter) -> str:
     """Its key in a block."""
-    return f"blocks.{block}.{parameter.port}"
+    return block_key(block, parameter.port)

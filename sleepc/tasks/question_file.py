@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,8 +126,3 @@ def _parse(line: str, where: str) -> _Line:
 def _document(line: _Line, number: int) -> Document:
     questions = tuple(TextQuestion(q.question.strip(), tuple(q.answers)) for q in line.questions)
     return Document(line.text, questions, line.name or f"text {number}")
-
-
-def count_questions(documents: Sequence[Document]) -> int:
-    """Of all texts."""
-    return sum(len(document.questions) for document in documents)

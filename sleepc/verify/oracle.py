@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph
 from sleepc.ir.interp import Hook, Runner
+from sleepc.ir.parameters import block_key
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN, Role, name_of
 from sleepc.ir.types import TensorType, wide_dtype
@@ -261,7 +262,7 @@ class Oracle:
 
     def parameters_of(self, i: int) -> dict[str, Tensor]:
         """Those of the memory of block i, by their short names."""
-        prefix = f"blocks.{i}.{PREFIX}"
+        prefix = block_key(i, PREFIX)
         return {key.removeprefix(prefix): p for key, p in self.parameters.items() if key.startswith(prefix)}
 
     def wide(self, x: Tensor) -> Tensor:
