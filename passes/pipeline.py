@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from sleepc.ir.levels import LOWERED
+from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Stage
 from sleepc.passes.blocks.cut_blocks import CutBlocks
 from sleepc.passes.blocks.drop_unused_params import DropUnusedParams
@@ -43,6 +44,7 @@ from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
 from sleepc.passes.rewrite.insert_memory import InsertMemory
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
+from sleepc.passes.runner import run_stages
 from sleepc.passes.stateful.add_sleep import AddSleep
 from sleepc.recipe import Factors, LayerPlan, Recipe
 
@@ -134,6 +136,11 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             ),
         ),
     )
+
+
+def rewritten(canonical: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
+    """CANONICAL -> STEP: a new program, as the recipe says. Raises UsageError if that does not fit."""
+    return run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
 
 
 def _bounded(recipe: Recipe, plans: tuple[LayerPlan, ...]) -> BoundAttention:

@@ -39,7 +39,7 @@ from sleepc.models import find_model
 from sleepc.passes.analysis.kv_cache import FACT, kv_cache, noted
 from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.consolidation.registry import find as find_consolidation
-from sleepc.passes.pipeline import check_recipe, front_stages, functional, rewrite_stages
+from sleepc.passes.pipeline import check_recipe, front_stages, functional, rewrite_stages, rewritten
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
 from sleepc.recipe import Factors, Recipe, make_recipe
@@ -672,7 +672,7 @@ def look_at(
     with to_capture(checkpoint):
         canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
     made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
-    graphs = run_stages(canonical, rewrite_stages(made, len(canonical.layout)))
+    graphs = rewritten(canonical, made)
     return inspect_program(canonical, graphs, made), graphs, made
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.runner import run_stages
+from sleepc.passes.pipeline import rewritten
 from sleepc.recipe import Recipe, make_recipe
 
 
@@ -21,7 +20,7 @@ def equal_window(canonical: ProgramGraphs, recipe: Recipe, most: int) -> Program
         options = recipe.model_dump(include={"sinks", "last_position", "own_windows", "rope_factors"})
         overrides = [{"layers": "all", "strategy": "leave"}]
         plan = make_recipe({**options, "window": window, "overrides": overrides})
-        return run_stages(canonical, rewrite_stages(plan, len(canonical.layout)))
+        return rewritten(canonical, plan)
 
     positions = canonical.max_positions
     return widest(sliding, most, most if positions is None else max(positions - recipe.sinks, 1))

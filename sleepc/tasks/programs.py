@@ -12,8 +12,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
 from sleepc.passes.consolidation.registry import find as find_consolidation
-from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.runner import run_stages
+from sleepc.passes.pipeline import rewritten
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.steps import Steps
 
@@ -58,7 +57,7 @@ def full_attention(canonical: ProgramGraphs, tokens: int) -> ProgramGraphs:
     """
     window = min(tokens, canonical.max_positions or tokens)
     recipe = make_recipe({"window": window, "sinks": 0, "overrides": [{"layers": "all", "strategy": "leave"}]})
-    return run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+    return rewritten(canonical, recipe)
 
 
 def full_attention_for(canonical: ProgramGraphs, make: Callable[[ProgramGraphs], Steps]) -> Callable[[int], Steps]:

@@ -20,10 +20,9 @@ from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.pipeline import rewritten
 from sleepc.passes.plan import budgets, may_keep
 from sleepc.passes.rewrite.kept_pairs import budget_keys, heads_that_keep
-from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress
 from sleepc.recipe import Budgets, Recipe
 from sleepc.tasks.asking import surprises
@@ -114,7 +113,7 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
 
 def converted_anew(program: Trainable, canonical: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
     """The program as this recipe wants it, which differs from its own in what is kept, with all values that it has."""
-    graphs = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+    graphs = rewritten(canonical, recipe)
     graphs = with_rank(graphs, rank_of(program.graphs))
     new, known = budget_keys(graphs), program.graphs.params
     params = {key: param if key in new else known.get(key, param) for key, param in graphs.params.items()}

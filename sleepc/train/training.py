@@ -20,8 +20,7 @@ from sleepc.errors import SleepcWarning, UsageError
 from sleepc.folder_lock import only_one
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.runner import run_stages
+from sleepc.passes.pipeline import rewritten
 from sleepc.progress import silent
 from sleepc.recipe import Recipe
 from sleepc.tasks.programs import full_attention
@@ -296,7 +295,7 @@ def _programs(program: Trainable, graphs: ProgramGraphs, settings: Settings) -> 
 
 def _with_eviction(program: Trainable, graphs: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
     canonical = program.captured(silent)
-    hard = run_stages(canonical, rewrite_stages(recipe, len(canonical.layout)))
+    hard = rewritten(canonical, recipe)
     hard = with_rank(hard, rank_of(graphs))
     return replace(hard, params=dict(graphs.params))
 

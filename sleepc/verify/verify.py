@@ -13,8 +13,7 @@ from sleepc.backends.table import find_backend
 from sleepc.capture.own_run import require_finite
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.runner import run_stages
+from sleepc.passes.pipeline import rewritten
 from sleepc.progress import Progress, silent
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import IntArray, Steps
@@ -227,7 +226,7 @@ def _check_rebuilt(subject: Subject, report: VerifyReport, progress: Progress) -
     """A window that is too long to be read past its end: the same passes and parameters with a small one."""
     assert subject.canonical is not None
     recipe = subject.recipe.model_copy(update={"window": SMALL, "sinks": min(subject.recipe.sinks, SMALL)})
-    step = run_stages(subject.canonical, rewrite_stages(recipe, len(subject.canonical.layout)))
+    step = rewritten(subject.canonical, recipe)
     program = shaken(with_parameters(step, new_parameters(subject.step)))
     small = Subject(program, subject.canonical, recipe, subject.tokens, None, subject.load)
     bench = Bench(subject.load(program), small.oracle(program), make_streams(subject.tokens, SMALL))
