@@ -124,30 +124,33 @@ Translation = Callable[[Call], "ir.Value | Sequence[ir.Value]"]
 Fusion = Callable[[Call], "ir.Value | None"]
 TRANSLATIONS: dict[Any, Translation] = {}
 """Operator of the program -> how to write it with plain operators of opset 18."""
-FUSED: dict[Any, list[Fusion]] = {}
+FUSED: dict[Any, Fusion] = {}
 """Last operator of a pattern -> how to write the whole pattern with a kernel of ONNX Runtime's, or None if it is
 something else. What the pattern's other calls were translated to is left without readers, and dropped."""
 
 
 T = TypeVar("T", bound=Translation)
+F = TypeVar("F", bound=Fusion)
 
 
 def translates(*targets: Any) -> Callable[[T], T]:
-    """Enter a function into TRANSLATIONS."""
-
-    def enter(function: T) -> T:
-        TRANSLATIONS.update(dict.fromkeys(targets, function))
-        return function
-
-    return enter
+    """Enter a function into TRANSLATIONS. Raises ValueError if there is one already."""
+    return _into(TRANSLATIONS, targets)
 
 
-def fuses(*targets: Any) -> Callable[[Fusion], Fusion]:
-    """Enter a function into FUSED."""
+def fuses(*targets: Any) -> Callable[[F], F]:
+    """Enter a function into FUSED. Raises ValueError if there is one already."""
+    return _into(FUSED, targets)
 
-    def enter(function: Fusion) -> Fusion:
-        for target in targets:
-            FUSED.setdefault(target, []).append(function)
+
+def _into(table: dict[Any, Any], targets: Sequence[Any]) -> Callable[[Any], Any]:
+    """Files are read in the order of their names, which must not decide what an operator becomes."""
+
+    def enter(function: Any) -> Any:
+        twice = [str(target) for target in targets if target in table]
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is translated twice")
+        table.update(dict.fromkeys(targets, function))
         return function
 
     return enter

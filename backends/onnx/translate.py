@@ -81,10 +81,10 @@ def _call(call: Call) -> Any:
     if isinstance(node.meta["type"], IntType):
         return _size(call)
     if call.style.ops == "ort":
-        for fusion in FUSED.get(target, ()):
-            found = fusion(call)
-            if found is not None:
-                return _declared(call.e, found, node)
+        fusion = FUSED.get(target)
+        found = fusion(call) if fusion is not None else None
+        if found is not None:
+            return _declared(call.e, found, node)
     if target not in TRANSLATIONS:
         raise UsageError(
             f"the ONNX backend has no translation of {operator_name(target)}",

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 
-from sleepc.backends.onnx.call import TRANSLATIONS, Style
+from sleepc.backends.onnx.call import TRANSLATIONS, Style, translates
 from sleepc.backends.onnx.emit import Emitter, declare
 from sleepc.backends.onnx.lower import IR_VERSION, OPSETS
 from sleepc.backends.onnx.translate import is_column, translate
@@ -454,3 +454,10 @@ def test_slots_are_written_where_nobody_asks_for_columns(ops: str, tmp_path: Pat
     feed = {"in.ring": ring.numpy(), "in.new": values.numpy(), "in.slots": places.numpy()}
     (found,) = session.run(None, feed)
     torch.testing.assert_close(torch.from_numpy(found), torch.ops.sleepc.write_slots(ring, values, places))
+
+
+def test_an_operator_is_translated_once() -> None:
+    """Otherwise the order of files would decide which one counts."""
+    taken = next(iter(TRANSLATIONS))
+    with pytest.raises(ValueError, match="is translated twice"):
+        translates(taken)(TRANSLATIONS[taken])
