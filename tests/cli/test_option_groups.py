@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -21,6 +21,7 @@ from sleepc.cli.training_options import LoopOptions, StepOptions, TrainedOptions
 from sleepc.memory.registry import RULES
 from sleepc.passes.consolidation.registry import CONSOLIDATIONS
 from sleepc.passes.keep.registry import SCORES
+from sleepc.passes.rewrite.rounded import FORMS
 from sleepc.recipe import Keep, Recipe
 from sleepc.train.settings import Settings
 
@@ -134,3 +135,10 @@ def test_help_and_pages_name_all_that_is_registered(name: str, known: Mapping[st
     words = next(each.metadata[TYPER].help for each in fields(RecipeOptions) if each.name == name)
     text = (PAGES / page).read_text(encoding="utf-8")
     assert [each for each in known if not re.search(rf"\b{each}\b", words) or f"`{each}`" not in text] == []
+
+
+def test_slots_have_the_forms_that_recipes_name() -> None:
+    named = get_args(Keep.model_fields["dtype"].annotation)
+    assert named == ("float", *FORMS)
+    words = next(each.metadata[TYPER].help for each in fields(RecipeOptions) if each.name == "keep_dtype")
+    assert all(name in words for name in named)
