@@ -38,6 +38,9 @@ class DistilOptions:
     planted: float | None = flag(
         "Share of samples made into conversations: their text states facts, which are asked about later.", shown="0"
     )
+    studied: float | None = flag(
+        "Share of other samples made into conversations: the teacher asks itself about their text.", shown="0"
+    )
     weigh: float | None = flag(
         "How much more a token counts per nat by which the teacher predicts it better; 0: all count the same.",
         shown="0",

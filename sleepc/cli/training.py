@@ -74,7 +74,7 @@ def run_training(
         if first:
             _check_work(work, resume=options.resume, force=options.force)
         with live.shown():
-            hooks = Hooks(live.start, live.step, live.judging, lambda: bool(stopped()))
+            hooks = Hooks(live.start, live.step, live.studying, live.judging, lambda: bool(stopped()))
             outcome = learning.learn(work, live.display, hooks)
             if outcome.kept and options.merge:
                 program.merge()
@@ -159,6 +159,11 @@ class _Live:
         self.task = self.bar.add_task(self.name, total=trainer.of, completed=trainer.done, figures="")
         self.bar.start()
 
+    def studying(self, share: float) -> None:
+        """The teacher asks itself, before the first step."""
+        if self.show:
+            self.display("the teacher asks itself", share)
+
     def judging(self, share: float) -> None:
         """It is measured on what was held out."""
         if self.bar is not None:
@@ -182,6 +187,9 @@ def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following:
     if as_json:
         facts = {"output": str(target) if outcome.kept else None, "work": str(work), "seconds": seconds}
         print_json({**outcome.to_json(), **facts})
+        return
+    if not outcome.of:
+        err.print("stopped while the teacher asked itself: the same command goes on from there")
         return
     if not outcome.finished:
         err.print(f"stopped after step {outcome.steps} of {outcome.of}: the same command with --resume continues")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +13,16 @@ from sleepc.tasks.question_prompt import SHORTLY
 from sleepc.train.pieces import Piece
 from sleepc.train.planted_text import FILLERS
 from sleepc.train.told_facts import Told, told_facts
+from sleepc.train.turns import Turn, spelled
+
+Study = Callable[[str, int, int], list[Turn]]
+"""What a teacher asks itself about a text, so many times, and answers; the same for the same number (the last one)."""
 
 PER_QUESTION = 110  # tokens of a piece, at least: of these some 35 are the question and its answer
 TOLD = 0.75  # of a piece, at most: facts and questions; the rest is the text
+READ = 0.6  # of a piece in which the teacher asks: the text; the rest are questions and answers
+PER_TURN = 40  # tokens of such a piece, and
+PER_FACT = 320  # for each fact that is told there
 FILLED = 0.5  # of the facts: with sentences around them that say little
 
 
@@ -30,6 +37,8 @@ class Conversations:
     tokenizer: Tokenizer
     length: int
     opening: int
+    study: Study | None = None
+    studied: float = 0.0
 
     def among(self, pieces: Iterable[Piece], share: float, seed: int, start: int = 0) -> Iterator[Piece]:
         """The same pieces, a `share` of them as conversations. Which, and about what, depends on `seed` and the number
@@ -37,7 +46,12 @@ class Conversations:
         """
         for number, piece in enumerate(pieces, start):
             chance = random.Random(f"{seed} {number}")
-            yield self.of(piece, chance) if chance.random() < share else piece
+            drawn = chance.random()
+            if drawn < share:
+                piece = self.of(piece, chance)
+            elif self.study is not None and drawn < share + self.studied:
+                piece = self._studied(piece, chance, self.study)
+            yield piece
 
     def of(self, piece: Piece, chance: random.Random) -> Piece:
         """A conversation about what a piece says, and facts that are told in between."""
@@ -47,23 +61,35 @@ class Conversations:
         while (used := len(self._ids(" ".join(told), facts, shortly))) > TOLD * self.length and len(facts) > 1:
             del facts[-1], told[-1]
         chance.shuffle(facts)
+        return self._piece(piece, self._text(piece, told, self.length - used, chance), _turns(facts, shortly))
+
+    def _studied(self, piece: Piece, chance: random.Random, study: Study) -> Piece:
+        """A conversation about what a piece says, some facts among it, in which the teacher asks itself."""
+        facts = told_facts(chance, max(self.length // PER_FACT, 1))
+        told = [_amid(fact.told, chance) for fact in facts]
+        room = round(READ * self.length) - len(self.tokenizer.encode(" ".join(told)))
+        text = self._text(piece, told, room, chance)
+        count = max(round((1 - READ) * self.length) // PER_TURN - len(facts), 1)
+        turns = [*_turns(facts, f" {SHORTLY}"), *study(text, count, chance.getrandbits(32))]
+        chance.shuffle(turns)
+        return self._piece(piece, text, turns)
+
+    def _text(self, piece: Piece, told: Sequence[str], room: int, chance: random.Random) -> str:
+        """The beginning of a piece of `room` tokens, with what is told between its lines."""
         body = piece.tokens[self.opening :]
-        lines = self.tokenizer.decode(body[: max(self.length - used, 0)].tolist()).splitlines() or [""]
-        ids = self._ids(_planted(lines, told, chance), facts, shortly)
+        lines = self.tokenizer.decode(body[: max(room, 0)].tolist()).splitlines() or [""]
+        return _planted(lines, told, chance)
+
+    def _piece(self, piece: Piece, text: str, turns: Sequence[Turn]) -> Piece:
+        ids = spelled(self.tokenizer, text, turns)
         return replace(piece, tokens=np.array(ids[: self.length], dtype=np.int64), labels=None, asks=True)
 
     def _ids(self, text: str, facts: Sequence[Told], shortly: str) -> list[int]:
-        """The tokens of the text, and of all questions with their answers."""
-        asked = [fact.question + shortly for fact in facts]
-        if not self.tokenizer.has_template():
-            turns = (f"\nQuestion: {q}\nAnswer: {fact.answer}" for q, fact in zip(asked, facts, strict=True))
-            return self.tokenizer.encode(text + "".join(turns))
-        messages = []
-        for question, fact in zip(asked, facts, strict=True):
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": fact.answer}]
-        messages[0] = {"role": "user", "content": f"{text}\n{asked[0]}"}
-        last = messages.pop()
-        return [*self.tokenizer.chat(messages), *self.tokenizer.encode_next(last["content"])]
+        return spelled(self.tokenizer, text, _turns(facts, shortly))
+
+
+def _turns(facts: Sequence[Told], shortly: str) -> list[Turn]:
+    return [Turn(fact.question + shortly, fact.answer) for fact in facts]
 
 
 def _amid(sentence: str, chance: random.Random) -> str:

@@ -12,6 +12,7 @@ from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer
 from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.lessons import lessons
+from sleepc.tasks.programs import full_attention_for
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.puzzles import PUZZLES, make_puzzle, spell_setting
 from sleepc.tasks.spelling import choose_spelling
@@ -19,7 +20,10 @@ from sleepc.train.program import Trainable
 from sleepc.train.reading import Reading, self_reading, task_reading, text_reading
 from sleepc.train.run import Run
 from sleepc.train.settings import Settings, make_settings
+from sleepc.train.study_file import NAME as STUDY
+from sleepc.train.study_file import StudyFile
 from sleepc.train.texts import Texts
+from sleepc.train.tutor import Tutor
 
 TRIED = 64  # examples that are looked at before the first step
 SCRATCH = {"train": "all", "start": "new", "optimiser": "muon"}
@@ -41,7 +45,7 @@ class Teacher:
 class Learned:
     """What is read, the settings it is learned with, what is to be said of it, and what else a resume must find.
 
-    `adapts`: does an adapter say what was learned?
+    `adapts`: does an adapter say what was learned? `study`: what the teacher asks itself, if it does.
     """
 
     reading: Reading
@@ -50,6 +54,7 @@ class Learned:
     unchanged: dict[str, str] = field(default_factory=dict)
     teacher: Teacher | None = None
     adapts: bool = True
+    study: StudyFile | None = None
 
     @property
     def words(self) -> int | None:
@@ -63,7 +68,7 @@ def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Setti
 
     Raises UsageError for options that are not valid, or have no effect.
     """
-    for name in ("stages", "recall", "planted", "weigh", *(("length", "predict") if task else ())):
+    for name in ("stages", "recall", "planted", "studied", "weigh", *(("length", "predict") if task else ())):
         if name in options:
             what = "a task" if task else "a training without a teacher"
             raise UsageError(f"{what} has no use for {name}", where=f"--{name}", fix="Leave it out.")
@@ -76,14 +81,18 @@ def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Setti
 def learn_teacher(program: Trainable, teacher: Teacher, given: Texts | None, settings: Settings, run: Run) -> Learned:
     """What a teacher says to texts, or with none, to what it writes itself."""
     tokenizer, window = program.tokenizer(), program.graphs.window
+    load = partial(find_trainer(run.backend).steps, device=run.device or "cpu")
+    study = None
+    if settings.studied:
+        tutor = Tutor(full_attention_for(teacher.graphs, load), tokenizer, teacher.graphs.vocab)
+        study = StudyFile(run.folder / STUDY, f"{teacher.name} {teacher.digest or program.identity}", tutor.turns)
     if given is not None:
-        reading = text_reading(given.documents, tokenizer, settings, window)
+        reading = text_reading(given.documents, tokenizer, settings, window, study)
     else:
-        load = partial(find_trainer(run.backend).steps, device=run.device or "cpu")
-        reading = self_reading(teacher.graphs, tokenizer, settings, window, load)
+        reading = self_reading(teacher.graphs, tokenizer, settings, window, load, study)
     facts = {"text": given.names if given is not None else "self", "teacher": teacher.name}
     unchanged = {"content": given.content if given is not None else "", "teacher_sha256": teacher.digest}
-    return Learned(reading, settings, facts, unchanged, teacher)
+    return Learned(reading, settings, facts, unchanged, teacher, study=study)
 
 
 def learn_task(program: Trainable, task: str | Puzzle, chosen: Sequence[str], settings: Settings) -> Learned:

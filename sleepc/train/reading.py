@@ -12,6 +12,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.spelling import Spell
+from sleepc.train.conversations import Study
 from sleepc.train.pieces import Piece, pieces
 from sleepc.train.settings import Settings, parse_stages, phases
 from sleepc.train.streams import Load, self_stream, task_stream, text_stream
@@ -38,7 +39,11 @@ class Reading:
 
 
 def text_reading(
-    documents: Callable[[], Iterable[Document]], tokenizer: Tokenizer, settings: Settings, window: int
+    documents: Callable[[], Iterable[Document]],
+    tokenizer: Tokenizer,
+    settings: Settings,
+    window: int,
+    study: Study | None = None,
 ) -> Reading:
     """Texts: of the pieces that are learned from some are held out, at even distances, every eighth at most, the last
     one of a few. Of one piece nothing can be.
@@ -49,7 +54,7 @@ def text_reading(
     every = max(EVERY, len(first) // count)
     held = first[every - 1 :: every][:count] or first[-1:]
     apart = len(first) > 1
-    stream = text_stream(documents, tokenizer, settings, window, held if apart else ())
+    stream = text_stream(documents, tokenizer, settings, window, held if apart else (), study)
     if _last(settings) == "solve" and settings.predict:
         held = [piece.at_its_end(settings.predict) for piece in held]
     return Reading(stream, lambda: held, apart)
@@ -68,17 +73,22 @@ def task_reading(puzzle: Puzzle, spell: Spell, settings: Settings) -> Reading:
 
 
 def self_reading(
-    canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, load: Load
+    canonical: ProgramGraphs,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    window: int,
+    load: Load,
+    study: Study | None = None,
 ) -> Reading:
     """What the teacher writes; `load` makes its steps. Those held out are of other random numbers."""
-    other = settings.model_copy(update={"seed": settings.seed + OTHER, "recall": 0.0, "planted": 0.0})
+    other = settings.model_copy(update={"seed": settings.seed + OTHER, "recall": 0.0, "planted": 0.0, "studied": 0.0})
 
     @cache
     def held_out() -> list[Piece]:
         first = phases(settings)[0]
         return list(islice(self_stream(canonical, tokenizer, other, window, load)(first, 0), _count(settings)))
 
-    return Reading(self_stream(canonical, tokenizer, settings, window, load), held_out)
+    return Reading(self_stream(canonical, tokenizer, settings, window, load, study), held_out)
 
 
 def _count(settings: Settings) -> int:

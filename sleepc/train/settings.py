@@ -26,10 +26,11 @@ class Settings(BaseModel):
     `batch` counts pieces per step, of all processes and accumulated parts together. `truncate` is how many windows
     gradients go back through sleeps, 0 for all of a piece. `precision` is the dtype that the program runs in; trained
     parameters, gates and states are float32 in any. `recall` is the share of pieces that get stretches which were read
-    more than a window before, `planted` that of pieces that become conversations about facts told in them, and `hard`
-    the share of stages distil and solve that evicts hard. `weigh`: how much more a token counts for each nat that the
-    teacher knows it better (sleepc.train.weighing). `start`: `fresh` sets memories that were never trained to learn
-    fast (sleepc.train.start), `new` makes them as layers of a new model are, `kept` begins from them as they are.
+    more than a window before, `planted` that of pieces that become conversations about facts told in them, `studied`
+    that of others in which the teacher asks itself (sleepc.train.tutor), and `hard` the share of stages distil and
+    solve that evicts hard. `weigh`: how much more a token counts for each nat that the teacher knows it better
+    (sleepc.train.weighing). `start`: `fresh` sets memories that were never trained to learn fast (sleepc.train.start),
+    `new` makes them as layers of a new model are, `kept` begins from them as they are.
 
     `passes` are those of every sleep: "" the program's own, "4", or "1:4", a number that is drawn for each step.
     `predict` is how many tokens at the end of a piece of text stage solve learns, 0 for all of them. Learning rates are
@@ -59,6 +60,7 @@ class Settings(BaseModel):
     hard: float = Field(default=0.0, ge=0, le=1)
     recall: float = Field(default=0.5, ge=0, le=1)
     planted: float = Field(default=0.0, ge=0, le=1)
+    studied: float = Field(default=0.0, ge=0, le=1)
     weigh: float = Field(default=0.0, ge=0, le=100)
     start: Literal["fresh", "new", "kept"] = "fresh"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -85,6 +87,9 @@ def make_settings(options: dict[str, Any]) -> Settings:
     settings = checked(Settings, options, fix)
     parse_stages(settings.stages)
     parse_passes(settings.passes)
+    if settings.planted + settings.studied > 1:
+        both = f"--planted {settings.planted} and --studied {settings.studied}"
+        raise UsageError(f"{both} are shares of the same samples", where="--studied", fix="Together at most 1.")
     return settings
 
 

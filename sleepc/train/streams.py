@@ -13,7 +13,7 @@ from sleepc.tasks.programs import full_attention
 from sleepc.tasks.puzzle import Puzzle, practice
 from sleepc.tasks.source import opening_of
 from sleepc.tasks.spelling import Spell
-from sleepc.train.conversations import Conversations
+from sleepc.train.conversations import Conversations, Study
 from sleepc.train.pieces import Piece, pieces, recalling, repeated, shuffled
 from sleepc.train.self_text import Writer
 from sleepc.train.settings import STAGES, Phase, Settings
@@ -32,6 +32,7 @@ def text_stream(
     settings: Settings,
     window: int,
     without: Sequence[Piece] = (),
+    study: Study | None = None,
 ) -> Stream:
     """Pieces of texts, `without` what is in some, epoch after epoch; those that end inside the first window would teach
     a memory nothing.
@@ -42,7 +43,8 @@ def text_stream(
             cut = pieces(documents(), tokenizer, phase.length, window + 2, without)
             return shuffled(cut, _seed(settings, phase), BUFFER, number)
 
-        every = islice(_recalling(repeated(epoch), tokenizer, settings, phase, window), skip, None)
+        talks = Conversations(tokenizer, phase.length, len(opening_of(tokenizer)), study, settings.studied)
+        every = islice(_asking(repeated(epoch), talks, settings, phase, window), skip, None)
         if phase.stage == "solve" and settings.predict:
             return (piece.at_its_end(settings.predict) for piece in every)
         return every
@@ -64,7 +66,14 @@ def task_stream(puzzle: Puzzle, spell: Spell, seed: int) -> Stream:
     return stream
 
 
-def self_stream(canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settings, window: int, load: Load) -> Stream:
+def self_stream(
+    canonical: ProgramGraphs,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    window: int,
+    load: Load,
+    study: Study | None = None,
+) -> Stream:
     """Pieces that the teacher writes; `load` makes its steps."""
 
     def stream(phase: Phase, skip: int) -> Iterator[Piece]:
@@ -78,23 +87,24 @@ def self_stream(canonical: ProgramGraphs, tokenizer: Tokenizer, settings: Settin
             never=tokenizer.holes(canonical.vocab),
             least=window + 2,
         )
-        return _recalling(map(Piece, writer.pieces(skip)), tokenizer, settings, phase, window, skip)
+        talks = Conversations(tokenizer, phase.length, len(writer.opening), study, settings.studied)
+        return _asking(map(Piece, writer.pieces(skip)), talks, settings, phase, window, skip)
 
     return stream
 
 
-def _recalling(
-    every: Iterator[Piece], tokenizer: Tokenizer, settings: Settings, phase: Phase, window: int, start: int = 0
+def _asking(
+    every: Iterator[Piece], talks: Conversations, settings: Settings, phase: Phase, window: int, start: int = 0
 ) -> Iterator[Piece]:
     """With a teacher, some pieces become conversations, and some get stretches to recall; without one they would be
     learned as if people wrote so.
     """
     if phase.stage not in ("align", "distil"):
         return every
-    opening, seed = len(opening_of(tokenizer)), _seed(settings, phase)
-    if settings.planted:
-        every = Conversations(tokenizer, phase.length, opening).among(every, settings.planted, seed, start)
-    return recalling(every, settings.recall, window, opening, seed, start)
+    seed = _seed(settings, phase)
+    if settings.planted or settings.studied:
+        every = talks.among(every, settings.planted, seed, start)
+    return recalling(every, settings.recall, window, talks.opening, seed, start)
 
 
 def _seed(settings: Settings, phase: Phase) -> int:

@@ -61,10 +61,13 @@ class Step:
 
 @dataclass
 class Hooks:
-    """What a training tells, and asks, while it runs. `on_judging` hears which share of that is done."""
+    """What a training tells, and asks, while it runs. `on_studying` and `on_judging` hear which share of that is
+    done: of what the teacher asks itself before the first step, and of what is judged after the last.
+    """
 
     on_start: Callable[[Trainer], None] = lambda trainer: None
     on_step: Callable[[Step], None] = lambda step: None
+    on_studying: OnShare = lambda share: None
     on_judging: OnShare = lambda share: None
     should_stop: Callable[[], bool] = lambda: False
 

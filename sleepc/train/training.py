@@ -117,6 +117,8 @@ def train(program: Trainable, learned: Learned, run: Run) -> Outcome:
         if learned.teacher is not None:
             taught = _taught(learned.teacher.graphs, settings, backend, accelerator.device)
         job = _Job(program, learned, run, accelerator, backend, taught, facts)
+        if not _studied(job):
+            return Outcome(False, 0, 0, 0, 0)
         outcome, graphs, keys = _fit(job)
         if outcome.finished and (pieces := learned.reading.held_out()):
             outcome.held_out = _judged(job, graphs, pieces)
@@ -125,6 +127,22 @@ def train(program: Trainable, learned: Learned, run: Run) -> Outcome:
             _keep(job, graphs, keys, outcome)
         accelerator.wait_for_everyone()
     return outcome
+
+
+def _studied(job: _Job) -> bool:
+    """Let the teacher ask itself about all texts that will be read, before the first step; False if it was stopped."""
+    if job.learned.study is None:
+        return True
+    job.learned.study.writes = job.accelerator.is_main_process
+    plan = [(phase, phase.steps * job.settings.batch) for phase in phases(job.settings)]
+    done, whole = 0, sum(count for _, count in plan)
+    for phase, count in plan:
+        for _ in islice(job.learned.reading.stream(phase, 0), count):
+            done += 1
+            job.run.told.on_studying(done / whole)
+            if job.accelerator.num_processes == 1 and job.run.told.should_stop():
+                return False
+    return True
 
 
 def _fit(job: _Job) -> tuple[Outcome, ProgramGraphs, list[str]]:
@@ -225,6 +243,9 @@ def _check(program: Trainable, learned: Learned) -> None:
     if settings.hard and program.recipe.keep is not None:
         fix = "Leave --hard out, or convert without keep."
         raise UsageError("hard eviction restarts positions, but kept pairs keep theirs", where="--hard", fix=fix)
+    if program.recipe.keep is not None and program.recipe.keep.dtype != "float":
+        fix = "Train a conversion with slots in float; its adapter fits this one: sleepc adapt ARTIFACT FILE."
+        raise UsageError(f"no gradient goes through slots in {program.recipe.keep.dtype}", where="keep.dtype", fix=fix)
     stages = [name for name, _ in parse_stages(settings.stages)]
     if teacher is None and not {"align", "distil"}.isdisjoint(stages):
         raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from sleepc.api import Program, convert
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.weights import HeldTensor
 from sleepc.memory.parameters import DECAYS
 from sleepc.progress import silent
@@ -247,6 +247,25 @@ def test_hard_evictions_with_kept_pairs_are_refused(tmp_path: Path) -> None:
     program = convert(make_module("llama", torch.float32), {"window": 6, "sinks": 1, "keep": keep})
     with pytest.raises(UsageError, match="kept pairs keep theirs"):
         _train(program, tmp_path, hard=0.5)
+
+
+def test_slots_in_few_bits_are_not_trained_but_adapted(tmp_path: Path) -> None:
+    """Rounding has no gradient: what a training with floats has learned fits them."""
+    keep, module = {"slots": 2, "budgets": "equal"}, make_module("llama", torch.float32)
+    plain, few = (convert(module, {"window": 6, "sinks": 1, "keep": {**keep, **m}}) for m in ({}, {"dtype": "int8"}))
+    four = few.recipe.model_copy(update={"keep": few.recipe.keep.model_copy(update={"dtype": "int4"})})
+    for program, dtype in ((few, "int8"), (replace(few, recipe=four), "int4")):
+        with pytest.raises(UsageError, match=rf"no gradient goes through slots in {dtype} .*\n.*its adapter fits"):
+            _train(program, tmp_path / dtype)
+        assert not (tmp_path / dtype).exists(), "before any work"
+    outcome, _ = _train(plain, tmp_path / "plain", tokens=2 * LENGTH * 4)
+    assert outcome.adapter is not None
+    with pytest.warns(SleepcWarning, match="keep"):
+        few.adapt(outcome.adapter)
+    near, exact = (each.session().feed(list(range(1, 30))) for each in (few, plain))
+    assert 0 < np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
+    for key, param in plain.graphs.params.items():
+        assert torch.equal(param.materialise(), few.graphs.params[key].materialise()), key
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
