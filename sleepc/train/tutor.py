@@ -75,8 +75,8 @@ class Tutor:
         ends = self.tokenizer.ends(self.tokenizer.template(), self.vocab)
         written = session.generate(most, stop_ids=ends, never=self.tokenizer.holes(self.vocab))
         rows = np.stack(list(written), 1).tolist()
-        said = (self.tokenizer.decode([i for i in row if i >= 0 and i not in ends]) for row in rows)
-        return [text.lstrip("\n").partition("\n")[0].rstrip() for text in said]
+        texts = (self.tokenizer.decode([i for i in row if i >= 0 and i not in ends]) for row in rows)
+        return [text.lstrip("\n").partition("\n")[0].rstrip() for text in texts]
 
 
 def _same(prompts: Sequence[Sequence[int]]) -> int:

@@ -259,7 +259,12 @@ def test_a_training_asks_before_its_first_step_and_goes_on_where_it_was_stopped(
         )
         warnings.simplefilter("ignore", SleepcWarning)
         program = replace(converted, report={})
-        told = {"text": [tmp_path / "text.jsonl"], "work": tmp_path / work, "hooks": hooks, "device": "cpu"}
+        told: dict[str, Any] = {
+            "text": [tmp_path / "text.jsonl"],
+            "work": tmp_path / work,
+            "hooks": hooks,
+            "device": "cpu",
+        }
         told |= {"length": 20, "batch": 2, "steps": 4, "studied": 0.6, "force": True}
         return program.distil(**told, **options), shares, losses
 
