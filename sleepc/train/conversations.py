@@ -10,12 +10,12 @@ import numpy as np
 
 from sleepc.hf.tokenizer import Tokenizer
 from sleepc.tasks.question_prompt import SHORTLY
+from sleepc.train.exchanges import Exchange, spelled
 from sleepc.train.pieces import Piece
 from sleepc.train.planted_text import FILLERS
 from sleepc.train.told_facts import Told, told_facts
-from sleepc.train.turns import Turn, spelled
 
-Study = Callable[[str, int, int], list[Turn]]
+Study = Callable[[str, int, int], list[Exchange]]
 """What a teacher asks itself about a text, so many times, and answers; the same for the same number (the last one)."""
 
 PER_QUESTION = 110  # tokens of a piece, at least: of these some 35 are the question and its answer
@@ -80,7 +80,7 @@ class Conversations:
         lines = self.tokenizer.decode(body[: max(room, 0)].tolist()).splitlines() or [""]
         return _planted(lines, told, chance)
 
-    def _piece(self, piece: Piece, text: str, turns: Sequence[Turn]) -> Piece:
+    def _piece(self, piece: Piece, text: str, turns: Sequence[Exchange]) -> Piece:
         ids = spelled(self.tokenizer, text, turns)
         return replace(piece, tokens=np.array(ids[: self.length], dtype=np.int64), labels=None, asks=True)
 
@@ -88,8 +88,8 @@ class Conversations:
         return spelled(self.tokenizer, text, _turns(facts, shortly))
 
 
-def _turns(facts: Sequence[Told], shortly: str) -> list[Turn]:
-    return [Turn(fact.question + shortly, fact.answer) for fact in facts]
+def _turns(facts: Sequence[Told], shortly: str) -> list[Exchange]:
+    return [Exchange(fact.question + shortly, fact.answer) for fact in facts]
 
 
 def _amid(sentence: str, chance: random.Random) -> str:

@@ -10,10 +10,10 @@ from random import Random
 
 from sleepc.errors import SleepcError
 from sleepc.json_file import json_text, parse_json
-from sleepc.train.turns import Turn
+from sleepc.train.exchanges import Exchange
 
 NAME = "self-study.jsonl"
-Ask = Callable[[str, int, Random], list[Turn]]
+Ask = Callable[[str, int, Random], list[Exchange]]
 
 
 class StudyFile:
@@ -25,7 +25,7 @@ class StudyFile:
         self.path, self.teacher, self.ask, self.writes = path, teacher, ask, False
         self.known = _read(path)
 
-    def __call__(self, text: str, count: int, number: int) -> list[Turn]:
+    def __call__(self, text: str, count: int, number: int) -> list[Exchange]:
         """Up to `count` turns about a text, the same ones for the same number."""
         key = hashlib.sha256(json.dumps([self.teacher, text, count, number]).encode()).hexdigest()[:24]
         if key not in self.known:
@@ -38,9 +38,9 @@ class StudyFile:
         return self.known[key]
 
 
-def _read(path: Path) -> dict[str, list[Turn]]:
+def _read(path: Path) -> dict[str, list[Exchange]]:
     """What a file has. Its last line may have been cut off: it is removed then. Raises SleepcError if it is damaged."""
-    found: dict[str, list[Turn]] = {}
+    found: dict[str, list[Exchange]] = {}
     data = path.read_bytes() if path.is_file() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
@@ -49,7 +49,7 @@ def _read(path: Path) -> dict[str, list[Turn]]:
         where, fix = f"{path}, line {number}", "Delete the file: the teacher is asked again."
         row = parse_json(line, what="this line of answers", where=where, fix=fix)
         try:
-            found[row["about"]] = [Turn(str(request), str(answer)) for request, answer in row["turns"]]
+            found[row["about"]] = [Exchange(str(request), str(answer)) for request, answer in row["turns"]]
         except (TypeError, KeyError, ValueError) as error:
             raise SleepcError("this line of answers is damaged", where=where, fix=fix) from error
     return found

@@ -240,12 +240,7 @@ def _accelerator(device: str | None) -> Any:
 def _check(program: Trainable, learned: Learned) -> None:
     """Do the stages fit the program and its teacher?"""
     settings, teacher = learned.settings, learned.teacher.graphs if learned.teacher else None
-    if settings.hard and program.recipe.keep is not None:
-        fix = "Leave --hard out, or convert without keep."
-        raise UsageError("hard eviction restarts positions, but kept pairs keep theirs", where="--hard", fix=fix)
-    if program.recipe.keep is not None and program.recipe.keep.dtype != "float":
-        fix = "Train a conversion with slots in float; its adapter fits this one: sleepc adapt ARTIFACT FILE."
-        raise UsageError(f"no gradient goes through slots in {program.recipe.keep.dtype}", where="keep.dtype", fix=fix)
+    _check_keep(program, settings)
     stages = [name for name, _ in parse_stages(settings.stages)]
     if teacher is None and not {"align", "distil"}.isdisjoint(stages):
         raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")
@@ -285,6 +280,19 @@ def _check(program: Trainable, learned: Learned) -> None:
             where="--length",
             fix=f"Use more than {program.graphs.window}, best several windows.",
         )
+
+
+def _check_keep(program: Trainable, settings: Settings) -> None:
+    """Can what the program keeps be trained?"""
+    keep = program.recipe.keep
+    if keep is None:
+        return
+    if settings.hard:
+        fix = "Leave --hard out, or convert without keep."
+        raise UsageError("hard eviction restarts positions, but kept pairs keep theirs", where="--hard", fix=fix)
+    if keep.dtype != "float":
+        fix = "Train a conversion with slots in float; its adapter fits this one: sleepc adapt ARTIFACT FILE."
+        raise UsageError(f"no gradient goes through slots in {keep.dtype}", where="keep.dtype", fix=fix)
 
 
 def _started(program: Trainable, graphs: ProgramGraphs, stream: Stream, settings: Settings) -> ProgramGraphs:

@@ -15,8 +15,8 @@ from sleepc.hf.tokenizer import Tokenizer
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.tasks.question_prompt import SHORTLY
-from sleepc.train.study_requests import Request, detail, is_question, requests, write_question
-from sleepc.train.turns import Turn, asked
+from sleepc.train.exchanges import Exchange, asked
+from sleepc.train.study_requests import StudyRequest, detail, is_question, requests, write_question
 
 QUESTION, ANSWER = 24, 40  # tokens, at most
 SENTENCE = re.compile(r".+?[.!?][)\"']*(?=\s|$)")
@@ -31,19 +31,19 @@ class Tutor:
     tokenizer: Tokenizer
     vocab: int
 
-    def turns(self, text: str, count: int, chance: random.Random) -> list[Turn]:
+    def turns(self, text: str, count: int, chance: random.Random) -> list[Exchange]:
         """Up to `count` requests about a text, and what the teacher answers to each, greedily: the same ones for the
         same state of `chance`.
         """
         found = self._with_questions(requests(text, count, chance), chance)
         if not found:
             return []
-        prompts = [asked(self.tokenizer, text, [Turn(each.text, each.answer)]) for each in found]
+        prompts = [asked(self.tokenizer, text, [Exchange(each.text, each.answer)]) for each in found]
         answers = self._greedy(prompts, ANSWER)
-        turns = [Turn(each.text, _sentence(each.answer + said)) for each, said in zip(found, answers, strict=True)]
+        turns = [Exchange(each.text, _sentence(each.answer + said)) for each, said in zip(found, answers, strict=True)]
         return [turn for turn in turns if turn.answer]
 
-    def _with_questions(self, found: Sequence[Request], chance: random.Random) -> list[Request]:
+    def _with_questions(self, found: Sequence[StudyRequest], chance: random.Random) -> list[StudyRequest]:
         """Those that need a question with the one that the teacher writes, or if that is none, about a detail."""
         open_ones = [each for each in found if each.about]
         if not open_ones:
@@ -55,7 +55,7 @@ class Tutor:
             if each.about:
                 question = each.begins + next(written)
                 fits = is_question(question, each.about)
-                each = Request(f"{question} {SHORTLY}") if fits else detail(each.about, chance)
+                each = StudyRequest(f"{question} {SHORTLY}") if fits else detail(each.about, chance)
             made.append(each)
         return made
 

@@ -23,12 +23,12 @@ from sleepc.tasks.programs import full_attention_for
 from sleepc.tasks.question_file import own_questions
 from sleepc.tasks.question_prompt import SHORTLY
 from sleepc.train.conversations import Conversations
+from sleepc.train.exchanges import Exchange, asked, spelled
 from sleepc.train.pieces import Piece
 from sleepc.train.settings import make_settings
 from sleepc.train.study_file import NAME, StudyFile
 from sleepc.train.study_requests import ASK, SHOTS, requests, sentences
 from sleepc.train.trainer import Hooks
-from sleepc.train.turns import Turn, asked, spelled
 from sleepc.train.tutor import Tutor
 from tests.cli.models import save_model
 from tests.families import VOCAB, Family, family
@@ -134,10 +134,10 @@ def test_what_is_no_question_about_the_sentence_becomes_a_request_for_a_detail(t
 
 
 def test_turns_are_spelled_as_the_model_knows_them(tokenizer: Tokenizer) -> None:
-    turns = [Turn("Who?", "Ann."), Turn("When?", "At noon.")]
+    turns = [Exchange("Who?", "Ann."), Exchange("When?", "At noon.")]
     whole = spelled(tokenizer, "A text.", turns)
     for count, begun in ((1, ""), (2, ""), (2, "At")):
-        part = [*turns[: count - 1], Turn(turns[count - 1].request, begun)]
+        part = [*turns[: count - 1], Exchange(turns[count - 1].request, begun)]
         prompt = asked(tokenizer, "A text.", part)
         assert prompt == whole[: len(prompt)]
         rest = tokenizer.decode(whole[len(prompt) :]).lstrip(" ")
@@ -166,9 +166,9 @@ def test_the_teacher_is_the_original_with_full_attention(tmp_path: Path) -> None
 def test_a_teacher_is_asked_once(tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
 
-    def ask(text: str, count: int, chance: random.Random) -> list[Turn]:
+    def ask(text: str, count: int, chance: random.Random) -> list[Exchange]:
         calls.append((text, count))
-        return [Turn(f"{text}?", f"{chance.random()} ü\n")] * count
+        return [Exchange(f"{text}?", f"{chance.random()} ü\n")] * count
 
     def file(teacher: str = "t", *, writes: bool = True) -> StudyFile:
         made = StudyFile(tmp_path / "work" / NAME, teacher, ask)
@@ -202,9 +202,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path, line: str) -> None:
 
 
 def test_a_studied_piece_has_told_facts_and_what_the_teacher_said(tokenizer: Tokenizer) -> None:
-    def study(text: str, count: int, number: int) -> list[Turn]:
+    def study(text: str, count: int, number: int) -> list[Exchange]:
         assert "heron of the mill" in text
-        return [Turn(f"Request {n}?", f"Answer {n}.") for n in range(count)]
+        return [Exchange(f"Request {n}?", f"Answer {n}.") for n in range(count)]
 
     ids = np.array(tokenizer.encode(TEXT * 9), dtype=np.int64)
     made = Conversations(tokenizer, 3000, 0, study, 0.5)
@@ -240,9 +240,9 @@ def test_a_training_asks_before_its_first_step_and_goes_on_where_it_was_stopped(
 ) -> None:
     texts: list[str] = []
 
-    def turns(self: Tutor, text: str, count: int, chance: random.Random) -> list[Turn]:
+    def turns(self: Tutor, text: str, count: int, chance: random.Random) -> list[Exchange]:
         texts.append(text)
-        return [Turn("w1 w2", f"w3 w{chance.randrange(9)}")] * count
+        return [Exchange("w1 w2", f"w3 w{chance.randrange(9)}")] * count
 
     monkeypatch.setattr(Tutor, "turns", turns)
     rng = random.Random(0)

@@ -9,14 +9,14 @@ from sleepc.hf.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Turn:
+class Exchange:
     """What is asked, and what is answered."""
 
     request: str
     answer: str
 
 
-def spelled(tokenizer: Tokenizer, text: str, turns: Sequence[Turn]) -> list[int]:
+def spelled(tokenizer: Tokenizer, text: str, turns: Sequence[Exchange]) -> list[int]:
     """The tokens of a text and of all turns about it: by the model's chat template, or after "Question:"."""
     if not tokenizer.has_template():
         asked = (f"\nQuestion: {turn.request}\nAnswer: {turn.answer}" for turn in turns)
@@ -26,7 +26,7 @@ def spelled(tokenizer: Tokenizer, text: str, turns: Sequence[Turn]) -> list[int]
     return [*tokenizer.chat(messages), *tokenizer.encode_next(last["content"])]
 
 
-def asked(tokenizer: Tokenizer, text: str, turns: Sequence[Turn]) -> list[int]:
+def asked(tokenizer: Tokenizer, text: str, turns: Sequence[Exchange]) -> list[int]:
     """The same up to where the last answer goes on from what is there of it, which may be nothing."""
     last = turns[-1].answer
     if not tokenizer.has_template():
@@ -35,13 +35,13 @@ def asked(tokenizer: Tokenizer, text: str, turns: Sequence[Turn]) -> list[int]:
     return [*ids, *tokenizer.encode_next(last)] if last else ids
 
 
-def _open(tokenizer: Tokenizer, text: str, turns: Sequence[Turn]) -> list[int]:
+def _open(tokenizer: Tokenizer, text: str, turns: Sequence[Exchange]) -> list[int]:
     """The tokens before an answer of which there is nothing: no space ends them, since it belongs to what comes."""
     before = "".join(f"\nQuestion: {turn.request}\nAnswer: {turn.answer}" for turn in turns[:-1])
     return tokenizer.encode(f"{text}{before}\nQuestion: {turns[-1].request}\nAnswer:")
 
 
-def _messages(text: str, turns: Sequence[Turn]) -> list[dict[str, str]]:
+def _messages(text: str, turns: Sequence[Exchange]) -> list[dict[str, str]]:
     requests = [turn.request for turn in turns]
     if text:
         requests[0] = f"{text}\n{requests[0]}"
