@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import fx
 
 from sleepc.backends.onnx.call import Call, aten, translates
 from sleepc.errors import UsageError
@@ -14,8 +15,24 @@ from sleepc.errors import UsageError
 
 @translates(aten.gather.default)
 def gather(c: Call) -> ir.Value:
-    """x at indices along one dimension, of the indices' shape."""
-    return c.e("GatherElements", c.tensor(0), c.tensor(2), axis=int(c.raw(1)))
+    """x at indices along one dimension, of the indices' shape. If an index is that of a whole row, rows are copied."""
+    axis, place = c.dim(1, len(c.out.dims)), _place_of_rows(c)
+    if place is None:
+        return c.e("GatherElements", c.tensor(0), c.tensor(2), axis=axis)
+    each = c.e("Reshape", c.value(place), c.e.shape([*place.meta["type"].dims[: axis + 1], 1]))
+    return c.e("GatherND", c.tensor(0), c.e("Expand", each, c.e.shape([*c.out.dims[: axis + 1], 1])), batch_dims=axis)
+
+
+def _place_of_rows(c: Call) -> fx.Node | None:
+    """What the indices were expanded from, if they are the same for all of a row, and rows are copied to their end."""
+    index, axis, x, out = c.node_at(2), c.dim(1, len(c.out.dims)), c.type(0).dims, c.out.dims
+    if index.target is not aten.expand.default or x[:axis] != out[:axis] or x[axis + 1 :] != out[axis + 1 :]:
+        return None
+    place = index.args[0]
+    assert isinstance(place, fx.Node)
+    dims = place.meta["type"].dims
+    of_rows = len(dims) == len(out) and dims[axis] == out[axis] and out[axis + 1 :] and set(dims[axis + 1 :]) == {1}
+    return place if of_rows else None
 
 
 @translates(aten.take_along_dim.default)
