@@ -118,9 +118,8 @@ def fused_attention(c: Call) -> ir.Value | None:
     if c.raw(6) is not None or c.raw("softcap", 0.0):
         return None
     q, k, v, k_window, v_window, mask = (c.tensor(i) for i in range(6))
-    if c.type(5).dtype == torch.bool:  # once for all layers: the kernel would do it in each
-        least = torch.finfo(c.out.dtype).min
-        mask = c.e("Where", mask, c.e.const(0.0, c.out.dtype), c.e.const(least, c.out.dtype))
+    if c.type(5).dtype == torch.bool:
+        mask = _added(c, mask)
     scale = float(c.raw("scale"))
 
     def many() -> ir.Value:
@@ -135,6 +134,12 @@ def fused_attention(c: Call) -> ir.Value | None:
     if c.style.tokens != "any":
         return one() if c.style.tokens == "one" else many()
     return choose(c.e, is_one_token(c.e), lambda: [one()], lambda: [many()], lambda: [c.out])[0]
+
+
+def _added(c: Call, seen: ir.Value) -> ir.Value:
+    """What a mask adds to scores. One of all layers is made once; choosing from the scores themselves takes longer."""
+    least = torch.finfo(c.out.dtype).min
+    return c.e("Where", seen, c.e.const(0.0, c.out.dtype), c.e.const(least, c.out.dtype))
 
 
 def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value) -> ir.Value:
@@ -205,6 +210,38 @@ def _softmax(c: Call, scores: ir.Value, at: int, dims: tuple[int, ...]) -> ir.Va
     powers = c.e("Exp", c.e("Sub", scores, most))
     total = c.e("ReduceSum", powers, c.e.ints(-1), keepdims=1)
     return c.e("Div", powers, c.e("Add", total, c.e("Exp", c.e("Sub", sink_logits, most))))
+
+
+@fuses(ours.kept_attention.default)
+def fused_kept_attention(c: Call) -> ir.Value | None:
+    """As `kept_attention`, masks being added: not with sink logits or a softcap."""
+    if c.raw(9) is not None or c.raw("softcap", 0.0):
+        return None
+    e, (rows, heads, tokens, width), kv = c.e, c.type(0).dims, int(c.type(1).dims[1])
+    slots, length, width_v = c.type(6).dims[1], int(c.type(3).dims[2]), int(c.type(2).dims[3])
+    together, grouped = (rows, scaled(tokens, int(heads))), (rows, kv, scaled(tokens, int(heads) // kv))
+    by_group, each = (rows, kv, int(heads) // kv, tokens), (rows, heads, tokens)
+    q = e("Mul", c.tensor(0), e.const(float(c.raw("scale")), c.out.dtype))
+    mask = _added(c, c.tensor(5)) if c.type(5).dtype == torch.bool else c.tensor(5)
+    of_window, of_new = e.several("Split", 2, mask, e.shape([length, tokens]), axis=3)
+
+    def scored(shape: tuple[int | str, ...], keys: ir.Value, order: tuple[int, ...]) -> ir.Value:
+        return e("MatMul", e.reshape(q, c.type(0).dims, (*shape, width)), e.transpose(keys, order))
+
+    kept = e.reshape(scored(together, c.tensor(6), (0, 2, 1)), None, (*by_group, slots))
+    kept = e("Add", kept, e("Unsqueeze", _added(c, c.tensor(8)), e.ints(2)))
+    window = e.reshape(scored(grouped, c.tensor(3), (0, 1, 3, 2)), (*grouped, length), (*each, length))
+    new = e.reshape(scored(grouped, c.tensor(1), (0, 1, 3, 2)), (*grouped, tokens), (*each, tokens))
+    scores = (e.reshape(kept, None, (*each, slots)), e("Add", window, of_window), e("Add", new, of_new))
+    weights = e("Softmax", e("Concat", *scores, axis=3), axis=-1)
+    parts = e.several("Split", 3, weights, e.shape([slots, length, tokens]), axis=3)
+
+    def answer(own: ir.Value, shape: tuple[int | str, ...], count: int | str, values: ir.Value) -> ir.Value:
+        product = e("MatMul", e.reshape(own, None, (*shape, count)), values)
+        return e.reshape(product, (*shape, width_v), (*each, width_v))
+
+    old, near = answer(parts[0], together, slots, c.tensor(7)), answer(parts[1], grouped, length, c.tensor(4))
+    return e("Add", old, e("Add", near, answer(parts[2], grouped, tokens, c.tensor(2))))
 
 
 @translates(ours.kept_attention.default)
