@@ -205,13 +205,13 @@ def _tokens(batch: int, length: int) -> Tensor:
 def find_fault(folder: Path) -> str:
     """Convert and verify the model in `folder`: what does not hold, or nothing. Raises what the conversion raises."""
     import sleepc
-    from sleepc.api import logits_of
     from sleepc.hf.load import load_module
     from sleepc.hf.resolve import resolve
+    from sleepc.verify.original import Original
     from sleepc.verify.verify import Measuring, verify_program
 
     program = sleepc.convert(folder, RECIPE)
-    original = logits_of(load_module(resolve(folder, _silent), attention="eager"))
+    original = Original(load_module(resolve(folder, _silent), attention="eager"))
     assert program.canonical is not None
     # Inside the window the original is compared below: eager attention computes softmax in float32, in float64 too.
     tokens, how = _tokens(1, 32)[0].tolist(), Measuring(perplexity=False)

@@ -19,13 +19,14 @@ import torch
 from common import Row, arguments, checkpoint_of, console, machine, report
 
 import sleepc
-from sleepc.api import Program, logits_of
+from sleepc.api import Program
 from sleepc.backends.table import find_backend
 from sleepc.errors import UsageError
 from sleepc.hf.load import load_module
 from sleepc.hf.tokenizer import NoTokenizer
 from sleepc.runtime.session import Session
 from sleepc.verify.memory_values import without_memories
+from sleepc.verify.original import Original
 
 COLUMNS = ("from", "to", "full", "sliding", "converted", "converted/sliding")
 BOUNDS = (0, 256, 512, 768, 1024)
@@ -52,7 +53,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         texts = choose_texts(program, options)
         steps, baseline = program.steps(), find_backend().steps(without_memories(program.graphs))
         readers: dict[str, Reader] = {
-            "full": _full(logits_of(load_module(checkpoint))),
+            "full": _full(Original(load_module(checkpoint))),
             "sliding": lambda ids: _read(Session(baseline), ids),
             "converted": lambda ids: _read(Session(steps), ids),
         }

@@ -20,29 +20,26 @@ from sleepc import artifact
 from sleepc.backends.contract import Target
 from sleepc.backends.export import Export
 from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, find_trainer
-from sleepc.capture.export import capture_module
-from sleepc.capture.own_run import require_run
-from sleepc.capture.seam import open_seam
+from sleepc.capturing import DTYPES, capture, captured_in_dtype, in_dtype
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.class_tokenizer import class_reads_otherwise
-from sleepc.hf.load import load_module, max_positions, module_on_meta, refer_to_files, to_answer, to_capture
+from sleepc.hf.load import load_module, refer_to_files, to_answer, to_capture
 from sleepc.hf.resolve import Checkpoint, is_gguf
 from sleepc.hf.template import template_fault
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from sleepc.inspection import Inspection, inspect_program
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import scan
-from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import MANIFEST, RESTORE, Source, identity_of, read_manifest
 from sleepc.models import find_model
 from sleepc.passes.analysis.kv_cache import FACT, kv_cache, noted
 from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.consolidation.registry import find as find_consolidation
-from sleepc.passes.pipeline import check_recipe, front_stages, functional, rewrite_stages, rewritten
+from sleepc.passes.pipeline import check_recipe, rewrite_stages, rewritten
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
-from sleepc.recipe import Factors, Recipe, make_recipe
+from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
@@ -59,8 +56,6 @@ if TYPE_CHECKING:
     from sleepc.train.share_slots import BudgetsReport
     from sleepc.train.training import Outcome
     from sleepc.verify.verify import VerifyReport
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(repr=False)
@@ -190,7 +185,7 @@ class Program:
         canonical = self.captured(progress, original)
         trained = bool(self.report.get("training"))
         how = Measuring(trained=trained, accept_quality=accept_quality, progress=progress)
-        logits = logits_of(original, beyond=self.graphs.beyond)
+        logits = Original(original, self.graphs.beyond)
         with to_answer(checkpoint):
             report = verify_program(self.graphs, canonical, self.recipe, ids, original=logits, measuring=how)
         self.report["verify"] = report.to_json()
@@ -493,7 +488,7 @@ def convert(
     checkpoint = None if isinstance(model, nn.Module) else find_model(model, progress)
     module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
     with to_capture(checkpoint):
-        canonical = _captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
+        canonical = captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
     _refer(canonical, checkpoint, progress)
     captured = time.perf_counter()
     source = _source(model, checkpoint).model_copy(update={"weights_sha256": weights_digest(canonical)})
@@ -541,77 +536,10 @@ def _warn_of_other_ids(checkpoint: Checkpoint | None) -> None:
         warnings.warn(text, SleepcWarning, stacklevel=4)  # who called what is @typed
 
 
-def _captured_in_dtype(
-    module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe, progress: Progress, dump: Path | None
-) -> ProgramGraphs:
-    """The module as a program at level CANONICAL whose ports have the recipe's dtype, with the module's own values."""
-    factors = recipe.rope_factors
-    program = capture(_to_export(module, checkpoint, recipe), progress, dump, factors=factors)
-    _take_values(program, module)
-    if any(isinstance(p, HeldTensor) and p.value.is_meta for p in program.params.values()):
-        # its code makes tensors while it runs: without values if it has none itself
-        program = capture(in_dtype(module, checkpoint, recipe), progress, dump, factors=factors)
-        _take_values(program, module)
-    return program
-
-
-def capture(
-    module: nn.Module, progress: Progress = silent, dump: Path | None = None, *, factors: Factors = "short"
-) -> ProgramGraphs:
-    """A module as a program at level CANONICAL; `factors` are those of short or long calls, if it has both."""
-    progress("export", None)
-    limit = max_positions(getattr(module, "config", None))
-    folder = dump / "front" if dump else None
-
-    def canonical(decomposed: bool) -> ProgramGraphs:
-        with open_seam(module):
-            program = capture_module(module, max_positions=limit, decomposed=decomposed)
-        return run_stages(program, front_stages(factors), progress=progress, dump=folder)
-
-    try:
-        return functional(canonical)
-    except UsageError:
-        raise
-    except SleepcError:  # of what is not understood: is it a model at all?
-        require_run(module)
-        raise
-
-
 def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:
     assert checkpoint is not None
     progress("loading", None)
     return load_module(checkpoint)
-
-
-def in_dtype(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
-    """An original in the dtype that the recipe asks for, with its code's own casts: itself if it has it already."""
-    dtype = DTYPES.get(recipe.dtype)
-    if dtype is None or all(p.dtype == dtype for p in module.parameters()):
-        return module
-    return load_module(checkpoint, dtype=recipe.dtype) if checkpoint else copy.deepcopy(module).to(dtype)
-
-
-def _to_export(module: nn.Module, checkpoint: Checkpoint | None, recipe: Recipe) -> nn.Module:
-    """The module to export: if another dtype is asked for, the same code in that dtype, with its own casts."""
-    dtype = DTYPES.get(recipe.dtype)
-    if dtype is None or all(p.dtype == dtype for p in module.parameters()):
-        return module
-    if checkpoint is not None:
-        return module_on_meta(checkpoint, dtype, module)
-    return copy.deepcopy(module).to(dtype)
-
-
-def _take_values(program: ProgramGraphs, module: nn.Module) -> None:
-    """Let parameters and buffers have the values of `module`, in its dtype; ports say which dtype a backend runs them
-    in.
-    """
-    values = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    for key in program.params:
-        if key in values:
-            program.params[key] = HeldTensor(values[key].detach())
 
 
 def _source(model: str | Path | nn.Module, checkpoint: Checkpoint | None) -> Source:
@@ -628,13 +556,6 @@ def _source(model: str | Path | nn.Module, checkpoint: Checkpoint | None) -> Sou
         config_sha256=hashlib.sha256(config).hexdigest(),
         versions=versions,
     )
-
-
-def logits_of(module: nn.Module, *, beyond: int | None = None) -> Original:
-    """A module as a function tokens [B,T] -> logits [B,T,V], without gradients. With `beyond`, what it computes in a
-    call of more tokens than so many.
-    """
-    return Original(module, beyond)
 
 
 @typed

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sleepc import api, artifact
-from sleepc.capture.export import capture_module
-from sleepc.capture.seam import open_seam
+from sleepc.capturing import capture_flat, in_dtype
 from sleepc.diffing import ProgramDiff, diff_programs
 from sleepc.errors import SleepcError, UsageError
-from sleepc.hf.load import load_module, max_positions
+from sleepc.hf.load import load_module
 from sleepc.ir.compare import absolute_error
 from sleepc.ir.interp import run_program
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.weights import HeldTensor
 from sleepc.models import find_model
 from sleepc.passes.analysis.own_windows import exact_tokens
 from sleepc.passes.base import Pass, Stage
@@ -29,6 +27,7 @@ from sleepc.passes.runner import walk
 from sleepc.progress import Progress
 from sleepc.recipe import Recipe
 from sleepc.train.adapter import merge_maps, trained_weights
+from sleepc.verify.original import Original
 from sleepc.verify.report import TOLERANCES
 
 CAPTURE, STORED = "capture", "the artifact's program"
@@ -117,9 +116,9 @@ def bisect_artifact(
     checkpoint = find_model(against or program.source.folder, progress)
     progress("loading the original", None)
     module = load_module(checkpoint)
-    typed = api.in_dtype(module, checkpoint, program.recipe)
+    typed = in_dtype(module, checkpoint, program.recipe)
     tokens = _tokens(program)
-    wanted, chosen = (api.logits_of(typed, beyond=b)(torch.tensor([tokens]))[0] for b in (None, program.graphs.beyond))
+    wanted, chosen = (Original(typed, b)(torch.tensor([tokens]))[0] for b in (None, program.graphs.beyond))
     allowed = TOLERANCES[program.graphs.dtype].absolute if tolerance is None else tolerance
     probe = Probe(tokens, wanted, allowed, chosen)
     progress(CAPTURE, None)
@@ -149,17 +148,6 @@ def _tokens(program: api.Program) -> list[int]:
     """A few tokens to run a program on, all inside what every layer keeps."""
     exact = exact_tokens(program.recipe, (0,) * len(program.graphs.layout))
     return program.some_tokens(None)[: min(exact, MOST, program.graphs.upto or MOST)]
-
-
-def capture_flat(module: nn.Module, *, values: nn.Module, decomposed: bool = False) -> ProgramGraphs:
-    """A module as a program at level ATEN; `values` is the same in the dtype of its files and gives the parameters."""
-    limit = max_positions(getattr(module, "config", None))
-    with open_seam(module):
-        program = capture_module(module, max_positions=limit, decomposed=decomposed)
-    named = (*values.named_parameters(remove_duplicate=False), *values.named_buffers(remove_duplicate=False))
-    tensors: dict[str, Tensor] = dict(named)
-    program.params |= {key: HeldTensor(tensors[key].detach()) for key in program.params if key in tensors}
-    return program
 
 
 def bisect(

@@ -222,9 +222,9 @@ class Family:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """The original's logits, by its own forward with eager attention."""
-        from sleepc.api import logits_of
+        from sleepc.verify.original import Original
 
-        return logits_of(self.module)(tokens)
+        return Original(self.module)(tokens)
 
     def convert(self, **options: Any) -> tuple[ProgramGraphs, Recipe]:
         """The program at level STEP, with a window of WINDOW unless `options` say otherwise."""
@@ -258,7 +258,7 @@ def make_module(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -
 @cache
 def family(name: str, dtype: torch.dtype = torch.float64) -> Family:
     """The family, captured."""
-    from sleepc.api import capture
+    from sleepc.capturing import capture
 
     module = make_module(name, dtype)
     return Family(module, capture(module))

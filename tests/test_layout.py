@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("ir", "ops", "passes", "backends", "hf", "recipe", "manifest", "digests"),
         *("held_file", "whole_folder"),
     },
+    "capturing": {"ir", "capture", "hf", "passes", "recipe"},
     "inspection": {"masks", "ir", "ops", "passes", "recipe"},
     "diffing": {"ir"},
     "doctor": {"backends", "hf"},

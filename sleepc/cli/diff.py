@@ -42,6 +42,7 @@ def diff(
 def _read(target: str, display: Display) -> tuple[ProgramGraphs, dict[str, Any]]:
     """The program of an artifact with its recipe, or a model's at level CANONICAL with none."""
     from sleepc import api
+    from sleepc.capturing import capture
     from sleepc.hf.load import load_module
     from sleepc.manifest import MANIFEST
     from sleepc.models import find_model
@@ -49,7 +50,7 @@ def _read(target: str, display: Display) -> tuple[ProgramGraphs, dict[str, Any]]
     if (Path(target) / MANIFEST).is_file():
         program = api.load(target)
         return program.graphs, program.recipe.model_dump()
-    return api.capture(load_module(find_model(target, display)), display), {}
+    return capture(load_module(find_model(target, display)), display), {}
 
 
 def _between(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

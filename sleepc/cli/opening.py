@@ -63,7 +63,7 @@ def open_artifact(path: Path) -> Program:
 
 def _kv_cache(program: Program, dtype: str | None) -> KVCache | None:
     """The original's KV cache in the dtype of the conversation, if the artifact says what it is."""
-    from sleepc.api import DTYPES
+    from sleepc.capturing import DTYPES
     from sleepc.passes.analysis.kv_cache import from_report
 
     kind = DTYPES[dtype] if dtype is not None else program.graphs.dtype

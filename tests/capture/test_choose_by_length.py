@@ -14,12 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 import sleepc
-from sleepc.api import Program, logits_of
+from sleepc.api import Program
 from sleepc.capture.export import capture_module
 from sleepc.errors import Refusal, SleepcWarning
 from sleepc.ir.compare import max_error
 from sleepc.passes.pipeline import front_stages
 from sleepc.passes.runner import run_stages
+from sleepc.verify.original import Original
 from tests.capture.flat import captured
 from tests.families import VOCAB, make_module
 
@@ -63,7 +64,7 @@ def test_what_the_original_does_in_calls_of_that_length(kind: str, factors: str,
     assert (converted.graphs.upto, converted.graphs.beyond) == (
         (BORDER, None) if factors == "short" else (None, BORDER)
     )
-    wanted = logits_of(model(kind))(ids)[0]
+    wanted = Original(model(kind))(ids)[0]
     for size in (length, 7, 1):
         session = converted.session()
         found = torch.cat(
@@ -87,7 +88,7 @@ def test_it_is_verified_against_calls_of_that_length(factors: str) -> None:
 def test_nothing_is_left_in_the_model() -> None:
     program("phi3", "short")
     assert not any(isinstance(x, FakeTensor) for part in model("phi3").modules() for x in vars(part).values())
-    assert logits_of(model("phi3"))(tokens(LONG)).isfinite().all()
+    assert Original(model("phi3"))(tokens(LONG)).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -98,7 +99,7 @@ def test_as_files(dtype: str, tmp_path: Path) -> None:
     recipe = {"window": 64, "sinks": 2, "rope_factors": "long", "dtype": dtype}
     made = sleepc.convert(tmp_path / "model", recipe)
     ids = tokens(LONG)
-    wanted = logits_of(original.to(getattr(torch, dtype)))(ids)[0]
+    wanted = Original(original.to(getattr(torch, dtype)))(ids)[0]
     loaded = sleepc.load(made.save(tmp_path / "artifact"))
     assert (loaded.graphs.upto, loaded.graphs.beyond) == (None, BORDER)
     sessions = [loaded.session()]

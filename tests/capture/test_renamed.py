@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sleepc.api import capture
+from sleepc.capturing import capture
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.passes.analysis.find_sites import find_site

@@ -34,8 +34,8 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         raise AssertionError("work was begun")
 
     monkeypatch.setattr("sleepc.api.load", load)
-    for name in ("sleepc.api.convert", "sleepc.api.inspect", "sleepc.api.Program.check_bytes", "sleepc.api.capture"):
-        monkeypatch.setattr(name, work)
+    for name in ("api.convert", "api.inspect", "api.Program.check_bytes", "api.capture", "capturing.capture"):
+        monkeypatch.setattr(f"sleepc.{name}", work)
     (tmp_path / "file").write_text("mine")
     return {
         "a file as parent": tmp_path / "file" / "x.svg",

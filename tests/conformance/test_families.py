@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import sleepc
-from sleepc.api import logits_of
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
 from sleepc.ir.interp import Runner
@@ -21,6 +20,7 @@ from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.original import Original
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import load
@@ -59,7 +59,7 @@ def test_capture_of_the_whole_suites_families(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_family(name: str, tmp_path: Path) -> None:
     module = make_module(name)
-    original = logits_of(module)
+    original = Original(module)
     program = sleepc.convert(module, {"window": WINDOW, "sinks": 2})
     canonical = program.canonical
     assert canonical is not None
@@ -96,7 +96,7 @@ def test_the_other_way_to_tie_weights(name: str, tied: bool) -> None:
     """Families whose models usually have the weights of the table in the head, without, and the other way round."""
     module: Any = make_module(name, tie_word_embeddings=tied)
     assert (module.get_input_embeddings().weight is module.get_output_embeddings().weight) == tied
-    original = logits_of(module)
+    original = Original(module)
     program = sleepc.convert(module, {"window": WINDOW, "sinks": 2})
     stream = Stream(np.random.default_rng(3).integers(0, VOCAB, WINDOW), (WINDOW,))
     assert invariants.inside(load(shaken(program.graphs)), stream, original) <= AGAINST_ORIGINAL

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sleepc import api
+from sleepc.capturing import capture
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
@@ -97,7 +98,7 @@ class ValueEmbeddings(nn.Module):
 
 def test_blocks_that_read_tokens_get_them_again() -> None:
     torch.manual_seed(0)
-    canonical = api.capture(ValueEmbeddings().double().eval())
+    canonical = capture(ValueEmbeddings().double().eval())
     recipe = make_recipe({"window": WINDOW, "sinks": 2, "loop": "1:2", **RECURRENT})
     step = run_stages(canonical, rewrite_stages(recipe, 3))
     assert "window_tokens" in states_of(step)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sleepc.api import capture, logits_of
+from sleepc.capturing import capture
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.masks import Mask
@@ -28,6 +28,7 @@ from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.original import Original
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import load
@@ -169,7 +170,7 @@ def test_nothing_jumps_where_a_stream_passes_the_own_window() -> None:
     module = positional()
     canonical = capture(module)
     tokens = torch.randint(0, VOCAB, (8, 60), generator=torch.Generator().manual_seed(5))
-    wanted = logits_of(module)(tokens)
+    wanted = Original(module)(tokens)
     before, after = divergence(converted(canonical)[0], wanted, tokens)
     assert after < 2 * before
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sleepc.api import capture
 from sleepc.backends.table import DEFAULT
+from sleepc.capturing import capture
 from sleepc.errors import UsageError
 from sleepc.inspection import first_emptied
 from sleepc.runtime.session import Session

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from sleepc.api import logits_of
 from sleepc.ir.parameters import materialise
 from sleepc.memory.parameters import OUT_GATE, key_of
 from sleepc.runtime.session import Session
@@ -16,6 +15,7 @@ from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.original import Original
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import TRAINER, load
 from tests.families import VOCAB, WINDOW, family
@@ -29,7 +29,7 @@ def test_it_starts_as_the_layer_without_its_attention() -> None:
         silent.get_parameter("model.layers.1.self_attn.o_proj.weight").zero_()
     tokens = np.random.default_rng(4).integers(0, VOCAB, (1, WINDOW))
     found = Session(load(step)).feed(tokens[0], logits="all")[0]
-    wanted = logits_of(silent)(torch.from_numpy(tokens))[0]
+    wanted = Original(silent)(torch.from_numpy(tokens))[0]
     assert float((torch.from_numpy(found) - wanted).abs().max()) < 2e-5
 
 

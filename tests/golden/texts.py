@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sleepc.bisecting import capture_flat
+from sleepc.capturing import capture_flat
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec

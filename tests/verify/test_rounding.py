@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from sleepc.api import logits_of
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
@@ -22,6 +21,7 @@ from sleepc.passes.keep.registry import SCORES
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.runtime.steps import Steps
 from sleepc.verify.memory_values import with_parameters
+from sleepc.verify.original import Original
 from sleepc.verify.rounding import rounding_chooses
 from sleepc.verify.verify import Measuring, VerifyReport, verify_program
 from tests.families import VOCAB, family
@@ -45,7 +45,7 @@ def verified(
     made = family(name, dtype)
     step, recipe = made.convert(**options)
     tokens = np.random.default_rng(0).integers(0, VOCAB, 60)
-    original = logits_of(made.module)
+    original = Original(made.module)
     return verify_program(
         step, made.canonical, recipe, tokens.tolist(), original=original, measuring=Measuring(load, perplexity=False)
     )

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sleepc.api import capture
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.cuda import CUDA, DeviceSteps
 from sleepc.backends.onnx.manifest import Columns, ExportManifest
 from sleepc.backends.onnx.steps import OnnxSteps
+from sleepc.capturing import capture
 from sleepc.errors import SleepcError, UsageError
 from sleepc.runtime.session import Session
 from tests.backends.onnx.exports import lower

@@ -13,13 +13,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from sleepc.api import capture
 from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import Operators, Style
 from sleepc.backends.onnx.kernels import TABLE, Table, check_kernels, cuda_table
 from sleepc.backends.onnx.manifest import MANIFEST
 from sleepc.backends.onnx.registry import as_text, registered
 from sleepc.backends.onnx.target import TARGET, Options
+from sleepc.capturing import capture
 from sleepc.errors import SleepcError
 from tests.backends.onnx.exports import lower
 from tests.families import Family, make_module
