@@ -24,7 +24,7 @@ from sleepc.capturing import DTYPES, capture, captured_in_dtype, in_dtype
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.class_tokenizer import class_reads_otherwise
-from sleepc.hf.load import load_module, refer_to_files, to_answer, to_capture
+from sleepc.hf.load import load_module, refer_to_files, require_answer, to_answer, to_capture
 from sleepc.hf.resolve import Checkpoint, is_gguf
 from sleepc.hf.template import template_fault
 from sleepc.hf.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
@@ -486,7 +486,7 @@ def convert(
     check_recipe(recipe)  # before any work
     started = time.perf_counter()
     checkpoint = None if isinstance(model, nn.Module) else find_model(model, progress)
-    module = model if isinstance(model, nn.Module) else _load(checkpoint, progress)
+    module = model if isinstance(model, nn.Module) else _load(checkpoint, progress, recipe.dtype)
     with to_capture(checkpoint):
         canonical = captured_in_dtype(module, checkpoint, recipe, progress, dump_graphs)
     _refer(canonical, checkpoint, progress)
@@ -536,10 +536,13 @@ def _warn_of_other_ids(checkpoint: Checkpoint | None) -> None:
         warnings.warn(text, SleepcWarning, stacklevel=4)  # who called what is @typed
 
 
-def _load(checkpoint: Checkpoint | None, progress: Progress) -> nn.Module:
+def _load(checkpoint: Checkpoint | None, progress: Progress, dtype: str = "auto") -> nn.Module:
+    """The model, once it has answered; if its own dtype is too narrow for that, `dtype` counts."""
     assert checkpoint is not None
     progress("loading", None)
-    return load_module(checkpoint)
+    module = load_module(checkpoint)
+    require_answer(module, checkpoint, dtype)
+    return module
 
 
 def _source(model: str | Path | nn.Module, checkpoint: Checkpoint | None) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -44,9 +45,11 @@ def require_finite(ask: Callable[[], Tensor], name: str) -> None:
 
 
 @quiet()
-def require_finite_answer(model: nn.Module) -> None:
-    """The same of a few tokens. The model has weights."""
-    require_finite(lambda: _answer(*_question(model)), type(model).__name__)
+def require_finite_answer(model: nn.Module, most: int | None = None) -> None:
+    """The same of a few tokens, at most `most`. The model has weights."""
+    call, tokens, positions = _question(model)
+    with warnings.catch_warnings(action="ignore"):  # as it is exported
+        require_finite(lambda: _answer(call, tokens[:, :most], positions[:, :most]), type(model).__name__)
 
 
 FIX = "Call it yourself with tokens [B, T], whole numbers; correct its code, or its configuration."

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sleepc.capture.own_run import require_finite_answer, require_run
+from sleepc.capture.own_run import CannotRun, require_finite_answer, require_run
 from sleepc.capture.seam import EXPERTS, open_seam
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.bounds import bounded, check_computed, check_counts
@@ -23,12 +23,13 @@ from sleepc.hf.finite import check_finite
 from sleepc.hf.fit import check_fit, fit_nothing, load_state
 from sleepc.hf.json_file import read_object
 from sleepc.hf.resolve import CONFIG, Checkpoint
-from sleepc.hf.unbuildable import field_named, own_code, unbuildable
+from sleepc.hf.unbuildable import FIX, field_named, own_code, unbuildable
 from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.ir.weights import FileTensor, HeldTensor
 
+POSITIONS = "max_position_embeddings"  # classes map their own names for it to this one
 WEIGHTS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -52,7 +53,7 @@ def load_module(checkpoint: Checkpoint, *, dtype: str = "auto", attention: str =
     except SleepcError:
         raise
     except Exception as error:
-        raise unbuildable(checkpoint, error, _described) from error
+        raise unbuildable(checkpoint, error, partial(_described, checkpoint)) from error
     say_other_values(model, checkpoint.opened, tables)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(EXPERTS)
@@ -81,7 +82,9 @@ def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module) 
 
 def to_capture(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
     """Within it a CannotRun of the checkpoint's model names the field of config.json that is to blame."""
-    return field_named(checkpoint, _run_without_values) if checkpoint is not None else nullcontext()
+    return (
+        field_named(checkpoint, partial(_run_without_values, checkpoint)) if checkpoint is not None else nullcontext()
+    )
 
 
 def to_answer(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
@@ -89,11 +92,30 @@ def to_answer(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
     return field_named(checkpoint, partial(_answer_with, checkpoint)) if checkpoint is not None else nullcontext()
 
 
-def _answer_with(checkpoint: Checkpoint, folder: Path) -> None:
+def require_answer(model: nn.Module, checkpoint: Checkpoint, dtype: str = "auto") -> None:
+    """Raise CannotRun, with the field of config.json, if a loaded model has no finite logits for a few tokens.
+
+    If those of its own dtype are not finite, those of `dtype` count, which may be one that holds larger numbers.
+    """
+    with to_answer(checkpoint):
+        try:
+            _answer(model)
+        except CannotRun:
+            if dtype == "auto":
+                raise
+            _answer(load_module(checkpoint, dtype=dtype))
+
+
+def _answer(model: nn.Module) -> None:
+    require_finite_answer(model, max_positions(model.config))
+
+
+def _answer_with(checkpoint: Checkpoint, folder: Path, fitting: bool) -> None:
     """Load a checkpoint with the config.json of another folder, and let it answer: fails if it cannot."""
+    del fitting  # what does not fit is not loaded
     other = replace(checkpoint, folder=folder, config=read_object(folder / CONFIG))
     with warnings.catch_warnings(action="ignore"):
-        require_finite_answer(load_module(other))
+        _answer(load_module(other))
 
 
 def _config(checkpoint: Checkpoint) -> Any:
@@ -120,9 +142,21 @@ def _config(checkpoint: Checkpoint) -> Any:
     check_finite(checkpoint.config, transformers.CONFIG_MAPPING[kind] if known else None, checkpoint.folder)
     check_counts(checkpoint.config, checkpoint.opened, checkpoint.folder)
     try:
-        return _config_in(checkpoint.folder)
+        config = _config_in(checkpoint.folder)
     except Exception as error:
-        raise unbuildable(checkpoint, error, _described) from error
+        raise unbuildable(checkpoint, error, partial(_described, checkpoint)) from error
+    _check_positions(config, checkpoint.folder)
+    return config
+
+
+def _check_positions(config: Any, folder: Path) -> None:
+    """Raise UsageError for a model of no positions, with the name that its class has for their number."""
+    text = _text_config(config)
+    value = getattr(text, POSITIONS, None)
+    if isinstance(value, int) and value < 1:
+        name = type(text).attribute_map.get(POSITIONS, POSITIONS)
+        what = f"config.json says {name}: {json.dumps(value)}, and a model has one position at least"
+        raise UsageError(what, where=str(folder), fix=FIX)
 
 
 def _check_dtypes(config: dict[str, Any], folder: Path) -> None:
@@ -146,7 +180,7 @@ def _skeleton(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | None, at
     except SleepcError:
         raise
     except Exception as error:
-        raise unbuildable(checkpoint, error, _described) from error
+        raise unbuildable(checkpoint, error, partial(_described, checkpoint)) from error
 
 
 def _config_in(folder: Path) -> Any:
@@ -164,15 +198,23 @@ def _on_meta(config: Any, dtype: torch.dtype | None, attention: str) -> Any:
         return auto.from_config(copy.deepcopy(config), attn_implementation=attention, trust_remote_code=False, **chosen)
 
 
-def _described(folder: Path) -> None:
-    """Do with the config.json of a folder what is done with that of a model: fails if it cannot be right."""
-    skeleton = _on_meta(_config_in(folder), None, "eager")
-    fit_nothing(skeleton, folder)
+def _described(checkpoint: Checkpoint, folder: Path, fitting: bool) -> nn.Module:
+    """Do with the config.json of a folder what is done with that of a model: fails if it cannot be right. With
+    `fitting`, the checkpoint's tensors have to fit too.
+    """
+    config = _config_in(folder)
+    skeleton: nn.Module = _on_meta(config, None, "eager")
+    if fitting:
+        with warnings.catch_warnings(action="ignore"):
+            check_fit(skeleton, checkpoint.opened, torch.float32, folder, config)
+    else:
+        fit_nothing(skeleton, folder)
+    return skeleton
 
 
-def _run_without_values(folder: Path) -> None:
+def _run_without_values(checkpoint: Checkpoint, folder: Path, fitting: bool) -> None:
     """Build what the config.json of a folder describes, and run it on fakes: fails if it cannot be built or run."""
-    model = _on_meta(_config_in(folder), None, "eager")
+    model = _described(checkpoint, folder, fitting)
     with open_seam(model):  # experts as a graph has them: which of them get tokens does not matter
         require_run(model)
 
@@ -188,9 +230,12 @@ def _own_dtype(config: Any, files: tuple[TensorFile, ...]) -> torch.dtype:
 
 def max_positions(config: Any) -> int | None:
     """How many positions the model was made for, as its configuration says; learned tables are found in the graph."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    value = getattr(text, "max_position_embeddings", None)
+    value = getattr(_text_config(config), POSITIONS, None)
     return int(value) if isinstance(value, int) and value > 0 else None
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def refer_to_files(program: ProgramGraphs, files: list[TensorFile], hashes: dict[Path, dict[str, str]]) -> None:

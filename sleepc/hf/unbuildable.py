@@ -16,8 +16,11 @@ from sleepc.capture.quiet import quiet
 from sleepc.errors import Refusal, SleepcError, UsageError
 from sleepc.hf.resolve import CONFIG, Checkpoint
 
+# Builds (and runs) what the config.json of a folder describes, or fails; the files' tensors have to fit it if so told.
+Build = Callable[[Path, bool], object]
 PATIENCE = 20  # seconds that a field is looked for
 KEPT = ("model_type", "architectures")  # without them it is another model
+SIZES = 6  # so many of the files' smallest
 FIX = "Correct the configuration, or fetch the model again."
 
 
@@ -32,10 +35,8 @@ def own_code(checkpoint: Checkpoint) -> Refusal:
     )
 
 
-def unbuildable(checkpoint: Checkpoint, error: Exception, build: Callable[[Path], object]) -> SleepcError:
-    """The error of a checkpoint that transformers failed at with `error`. `build` builds what the config.json of a
-    folder describes, without values, or fails.
-    """
+def unbuildable(checkpoint: Checkpoint, error: Exception, build: Build) -> SleepcError:
+    """The error of a checkpoint that transformers failed at with `error`. `build` does so without values."""
     text = str(error).strip() or repr(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kind, where = checkpoint.config.get("model_type", "?"), str(checkpoint.folder)
@@ -51,8 +52,8 @@ def unbuildable(checkpoint: Checkpoint, error: Exception, build: Callable[[Path]
     if "alidation error" in lines[0]:  # what is wrong stands in the line after it
         what = f"config.json is not as a {kind} model needs it: {lines[min(1, len(lines) - 1)]}"
         return UsageError(what, where=where, fix=FIX)
-    if _fails(build, checkpoint.config):
-        blamed = _blamed(checkpoint.config, build, text)
+    if _fails(build, checkpoint.config, False):
+        blamed = _blamed(checkpoint, build, text)
         said = f"config.json says {blamed}, which" if blamed else "config.json is what"
         return UsageError(f"{said} transformers cannot build a {kind} model with: {lines[0]}", where=where, fix=FIX)
     return SleepcError(
@@ -63,36 +64,51 @@ def unbuildable(checkpoint: Checkpoint, error: Exception, build: Callable[[Path]
 
 
 @contextmanager
-def field_named(checkpoint: Checkpoint, run: Callable[[Path], object]) -> Iterator[None]:
-    """Name the field of config.json with which a model that can be built cannot run. `run` builds and runs what the
-    config.json of a folder describes, without values, or fails.
-    """
+def field_named(checkpoint: Checkpoint, run: Build) -> Iterator[None]:
+    """Name the field of config.json with which a model that can be built cannot run."""
     try:
         yield
     except CannotRun as error:
         with quiet():
-            blamed = _blamed(checkpoint.config, run, error.reason) if _fails(run, checkpoint.config) else None
+            blamed = _blamed(checkpoint, run, error.reason) if _fails(run, checkpoint.config, False) else None
         said = f"config.json says {blamed}, with which the model cannot be called" if blamed else ""
         raise CannotRun(error.reason, str(checkpoint.folder), FIX, said) from error
 
 
-def _blamed(config: dict[str, Any], build: Callable[[Path], object], reason: str) -> str | None:
-    """The field without which the model can be built, with what it says; None if no single one is found in time."""
-    end = time.monotonic() + PATIENCE
-    for place in sorted(_places(config), key=lambda place: _unlikely(config, place, reason)):
-        if time.monotonic() > end:
-            return None
-        rest = copy.deepcopy(config)
-        inside = _at(rest, place[:-1])
-        value = inside.pop(place[-1])
-        said = json.dumps(value)
-        works = not _fails(build, rest)
-        if not works and type(value) is int and value < 1:  # others may ask for a number there
-            inside[place[-1]] = 2
-            works = not _fails(build, rest)
-        if works:
-            return f"{'.'.join(place)}: {said if len(said) <= 80 else said[:79] + '…'}"
+def _blamed(checkpoint: Checkpoint, build: Build, reason: str) -> str | None:
+    """The field without which the model can be built, or with another number in it, and what it says; None if no single
+    one is found in time. One with which the files' tensors fit the model, too, is asked for first.
+    """
+    end, config = time.monotonic() + PATIENCE, checkpoint.config
+    places = sorted(_places(config), key=lambda place: _unlikely(config, place, reason))
+    for without, fitting in ((True, True), (False, True), (True, False), (False, False)):
+        for place in places:
+            if time.monotonic() > end:
+                return None
+            others = [_without(config, place)] if without else _with_others(config, place, checkpoint)
+            if any(not _fails(build, other, fitting) for other in others):
+                said = json.dumps(_at(config, place))
+                return f"{'.'.join(place)}: {said if len(said) <= 80 else said[:79] + '…'}"
     return None
+
+
+def _without(config: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    rest = copy.deepcopy(config)
+    del _at(rest, place[:-1])[place[-1]]
+    return rest
+
+
+def _with_others(config: dict[str, Any], place: tuple[str, ...], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+    """A configuration with another whole number where it has one: a small one, or a size of the files' tensors. A class
+    may ask for a number there, and what it takes without one may be as wrong.
+    """
+    if type(_at(config, place)) is not int:
+        return
+    sizes = {size for file in checkpoint.opened for entry in file.tensors.values() for size in entry.shape}
+    for number in sorted({2, 4, *sorted(sizes)[:SIZES]} - {_at(config, place)}):
+        other = copy.deepcopy(config)
+        _at(other, place[:-1])[place[-1]] = number
+        yield other
 
 
 def _unlikely(config: dict[str, Any], place: tuple[str, ...], reason: str) -> int:
@@ -118,11 +134,11 @@ def _places(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield (key,)
 
 
-def _fails(build: Callable[[Path], object], config: dict[str, Any]) -> bool:
+def _fails(build: Build, config: dict[str, Any], fitting: bool) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / CONFIG).write_text(json.dumps(config))
         try:
-            build(Path(scratch))
+            build(Path(scratch), fitting)
         except Exception:  # whatever a class of transformers raises
             return True
     return False
