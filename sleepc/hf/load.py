@@ -26,7 +26,7 @@ from sleepc.hf.resolve import CONFIG, Checkpoint
 from sleepc.hf.unbuildable import FIX, field_named, own_code, unbuildable
 from sleepc.ir.locate import Locator
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.tensorfile import TensorFile
+from sleepc.ir.tensorfile import TensorFile, scan
 from sleepc.ir.weights import FileTensor, HeldTensor
 
 POSITIONS = "max_position_embeddings"  # classes map their own names for it to this one
@@ -82,9 +82,9 @@ def module_on_meta(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module) 
 
 def to_capture(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
     """Within it a CannotRun of the checkpoint's model names the field of config.json that is to blame."""
-    return (
-        field_named(checkpoint, partial(_run_without_values, checkpoint)) if checkpoint is not None else nullcontext()
-    )
+    if checkpoint is None:
+        return nullcontext()
+    return field_named(checkpoint, partial(_run_without_values, checkpoint))
 
 
 def to_answer(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
@@ -93,7 +93,8 @@ def to_answer(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
 
 
 def require_answer(model: nn.Module, checkpoint: Checkpoint, dtype: str = "auto") -> None:
-    """Raise CannotRun, with the field of config.json, if a loaded model has no finite logits for a few tokens.
+    """Raise CannotRun, with the field of config.json, if a loaded model has no finite logits for a few tokens, and
+    SleepcError, with the tensor, if that is no wonder.
 
     If those of its own dtype are not finite, those of `dtype` count, which may be one that holds larger numbers.
     """
@@ -101,6 +102,7 @@ def require_answer(model: nn.Module, checkpoint: Checkpoint, dtype: str = "auto"
         try:
             _answer(model)
         except CannotRun:
+            scan(list(checkpoint.opened))
             if dtype == "auto":
                 raise
             _answer(load_module(checkpoint, dtype=dtype))

@@ -14,9 +14,9 @@ from sleepc.hf.weight_files import some
 # What wrappers put before or into names, and who they are.
 WRAPPERS = {
     "_orig_mod.": "torch.compile",
-    "module.": "DataParallel",
     "_fsdp_wrapped_module.": "FSDP",
     "_checkpoint_wrapped_module.": "activation checkpointing",
+    "module.": "DataParallel",
     "base_model.model.": "peft",
     "base_layer.": "peft",
 }
@@ -49,7 +49,7 @@ def misfit_error(misfit: Misfit, skeleton: Any, folder: Path) -> UsageError:
     parts = [f"{len(names)} {what} ({some(names, FIRST)})" for what, names in kinds.items() if names]
     fix = "The checkpoint is incomplete, or of another model than config.json says: fetch it again."
     if prefix:
-        maker = next((who for wrapper, who in WRAPPERS.items() if wrapper in prefix), "a wrapper")
+        maker = next((who for wrapper, who in WRAPPERS.items() if f".{wrapper}" in f".{prefix}"), "a wrapper")
         parts.insert(0, f"names have {prefix!r} in them, as {maker} leaves it")
         fix = "Save the model that is inside the wrapper (with peft after merge_and_unload), and convert that."
     elif misfit.missing and _head_only(misfit.missing, skeleton):

@@ -168,6 +168,7 @@ def test_weights_that_do_not_fit(copy: Callable[..., Path], name: str) -> None:
         ("module.", "DataParallel"),
         ("base_model.model.", "peft"),
         ("module._orig_mod.", "torch.compile"),
+        ("_fsdp_wrapped_module.", "FSDP"),
         ("student.net.", "a wrapper"),
     ],
 )
