@@ -11,6 +11,7 @@ from sleepc.errors import Refusal, SleepcError, SleepcWarning, UsageError
 from sleepc.hf.json_file import read_object
 from sleepc.hf.present import is_there
 from sleepc.hf.quantised import refuse_quantised
+from sleepc.hf.tokenizer import files_to_copy
 from sleepc.hf.weight_files import ADAPTER, adapter_base, only_an_adapter, weight_files
 from sleepc.ir.tensorfile import TensorFile
 from sleepc.manifest import MANIFEST, read_manifest
@@ -114,6 +115,7 @@ def check_folder(name: str, folder: Path) -> Checkpoint:
             where=str(folder),
             fix="sleepc converts decoder-only language models.",
         )
+    files_to_copy(folder)  # fails now, and not after the work
     opened = weight_files(folder, config)
     if base is not None:
         text = f"{ADAPTER} is next to the model: that adapter of {base} is not applied (to apply it, merge it first)"

@@ -238,13 +238,18 @@ def _none(folder: Path | None) -> NoTokenizer:
     )
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a tokenizer and its chat template need from a model directory: what tokenizer.json can be made from, if
-    there is none.
+def files_to_copy(source: Path) -> list[Path]:
+    """What a tokenizer and its chat template need from a model directory: what tokenizer.json can be made from, if
+    there is none. Raises UsageError for what has the name of one and is no file.
     """
-    for name in FILES if is_there(source / MAIN) else (*FILES, *OTHERS):
-        if is_there(source / name):
-            shutil.copyfile(source / name, target / name)
+    names = FILES if is_there(source / MAIN) else (*FILES, *OTHERS)
+    return [source / name for name in names if is_there(source / name)]
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a tokenizer and its chat template need from a model directory. Raises as `files_to_copy`."""
+    for path in files_to_copy(source):
+        shutil.copyfile(path, target / path.name)
     for name in FOLDERS:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, ignore=_all_but_templates)

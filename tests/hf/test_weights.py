@@ -446,9 +446,22 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", NO_FILES)
-@pytest.mark.parametrize("name", [FILE, INDEX, "config.json", "adapter_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        FILE,
+        INDEX,
+        "config.json",
+        "adapter_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+    ],
+)
 def test_what_has_the_name_of_a_file_and_is_none(copy: Callable[..., Path], name: str, what: str) -> None:
-    """A cache that lost a file has links to nothing."""
+    """A cache that lost a file has links to nothing. Said before any work, of the tokenizer's files too."""
     folder = copy()
     (folder / name).unlink(missing_ok=True)
     NO_FILES[what](folder / name)
