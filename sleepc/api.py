@@ -40,6 +40,7 @@ from sleepc.passes.pipeline import check_recipe, rewrite_stages, rewritten
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
 from sleepc.recipe import Recipe, make_recipe
+from sleepc.room import require_room
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import checked_tokens
 from sleepc.runtime.session import Session
@@ -97,7 +98,11 @@ class Program:
     def session(
         self, batch: int = 1, *, backend: str = DEFAULT, device: str = "cpu", dtype: str | None = None
     ) -> Session:
-        """A session of `batch` rows. Raises UsageError for a backend, device or dtype that is not there."""
+        """A session of `batch` rows. Raises UsageError for a backend, device or dtype that is not there, and
+        for more rows than memory has room for.
+        """
+        if device == "cpu":
+            require_room(self.graphs, batch if isinstance(batch, int) else 1)
         steps = self.steps(backend=backend, device=device, dtype=dtype)
         return Session(steps, batch, identity=self.identity, upto=self.graphs.upto)
 
@@ -497,6 +502,7 @@ def convert(
     stages = rewrite_stages(program.recipe, len(canonical.layout))
     dump = dump_graphs / "rewrite" if dump_graphs else None
     program.graphs = run_stages(canonical, stages, progress=progress, dump=dump)
+    require_room(program.graphs)
     if learned is not None:
         apply_adapter(program, learned)
     program.report[FACT] = noted(kv_cache(canonical))

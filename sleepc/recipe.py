@@ -59,7 +59,9 @@ class Override(_Options):
         return "leave" if value == "keep" else value  # what older recipes call it
 
 
-Budgets = Annotated[tuple[tuple[Annotated[int, Field(ge=0, le=MAX_WINDOW)], ...], ...], Field(max_length=4096)]
+Budgets = Annotated[
+    tuple[tuple[Annotated[int, Field(ge=0, le=MAX_WINDOW, strict=True)], ...], ...], Field(max_length=4096)
+]
 """The slots of every KV head, for every layer."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
+from sleepc.held_file import HeldFile
+from sleepc.json_file import parse_json
 from sleepc.recipe import Budgets, make_recipe
 
 MAX_BYTES = 1 << 20
@@ -78,7 +81,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 class _Budgets(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
     budgets: Budgets
 
 
@@ -87,26 +90,32 @@ def read_budgets(path: Path) -> tuple[tuple[int, ...], ...]:
 
     Raises UsageError for a file that is not there or is none of these.
     """
-    text = _text(path, "file of budgets", "JSON")
+    fix = 'Write {"budgets": [[slots of each KV head], one list for each layer]}.'
     try:
+        file = HeldFile(path)
+        if file.size > MAX_BYTES:
+            raise UsageError(f"{file.size} bytes are too many for a file of budgets", where=str(path), fix=fix)
+        text = file.read(0, file.size).removeprefix(codecs.BOM_UTF8)
+        parse_json(text, what="the file of budgets", where=str(path), fix=fix)  # no key twice
         return _Budgets.model_validate_json(text).budgets
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         what = f"not a file of budgets: {place + ': ' if place else ''}{first['msg']}"
-        fix = 'Write {"budgets": [[slots of each KV head], one list for each layer]}.'
         raise UsageError(what, where=str(path), fix=fix) from None
+    except SleepcError as error:
+        raise UsageError(error.what, where=str(path), fix=fix) from error
 
 
-def _text(path: Path, kind: str = "recipe", format_: str = "YAML") -> str:
+def _text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            what = f"a {kind} of {size} bytes is not a {kind}"
-            raise UsageError(what, where=str(path), fix=f"Give a {format_} file.")
+            what = f"a recipe of {size} bytes is not a recipe"
+            raise UsageError(what, where=str(path), fix="Give a YAML file.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the {kind}: {error}", where=str(path), fix=f"Give a {format_} file.") from None
+        raise UsageError(f"cannot read the recipe: {error}", where=str(path), fix="Give a YAML file.") from None
 
 
 def _for_what_it_is(path: Path, text: str) -> str:

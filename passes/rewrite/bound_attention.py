@@ -113,7 +113,11 @@ class BoundAttention(Pass):
         """The slots of every KV head of every layer, () for a layer that keeps no pairs."""
         if self.keep is None:
             return ((),) * len(program.layout)
-        slots = budgets(self.keep, heads_that_keep(program, self.keepers))
+        heads = heads_that_keep(program, self.keepers)
+        slots = budgets(self.keep, heads)
+        if any(heads) and not any(slots):
+            fix = "Give slots to one KV head at least, or convert without keep."
+            raise UsageError("the budgets give no KV head a slot", where="keep.budgets", fix=fix)
         if not any(slots):
             raise UsageError(
                 "no layer can keep pairs: each keeps all tokens, has a window of its own, or has no attention left",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import sleepc
-from sleepc.errors import UsageError
+from sleepc.api import Program
+from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.manifest import Source
 from sleepc.passes.pipeline import rewrite_stages
 from sleepc.passes.plan import budgets
 from sleepc.passes.runner import run_stages
 from sleepc.progress import silent
 from sleepc.recipe import make_recipe
+from sleepc.recipe_file import MAX_BYTES, read_budgets
 from sleepc.train.budgets import FEW, TEXT, _limited, _shares, echo, twice
 from sleepc.train.measured_recipe import measured_recipe
 from tests.families import VOCAB, WINDOW, family
@@ -154,3 +158,80 @@ def test_a_left_layer_is_full_attention() -> None:
 def test_layers_that_cannot_be_left(layers: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         sleepc.convert(family("llama").module, {"window": WINDOW, "layers": layers})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"budgets": [[1]], "budgets": [[2]]}', "the key 'budgets' twice"),
+        ('{"budgets": [[1]], "about": {"a": 1, "a": 2}}', "the key 'a' twice"),
+        ('{"budgets": [["3"]]}', "budgets.0.0: Input should be a valid integer"),
+        ('{"budgets": [[true]]}', "budgets.0.0: Input should be a valid integer"),
+        ('{"budgets": [[3.0]]}', "budgets.0.0: Input should be a valid integer"),
+        ('{"budgets": [[NaN]]}', "budgets.0.0: "),
+        ('{"budgets": [[-1]]}', "budgets.0.0: Input should be greater than or equal to 0"),
+        ('{"budgets": [3]}', "budgets.0: "),
+        ('{"slots": [[3]]}', "budgets: Field required"),
+        ("[[3]]", "should be an object"),
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("\ufeff" * 2 + "{}", "not JSON"),
+        (" " * (MAX_BYTES + 1), "too many for a file of budgets"),
+    ],
+)
+def test_a_file_that_is_none_of_budgets_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "budgets.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        read_budgets(file)
+    assert said in error.value.what
+    assert error.value.where == str(file)
+
+
+@pytest.mark.parametrize("place", ["missing", ".", "/dev/zero"])
+def test_what_is_no_file_has_no_budgets(place: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read|no such file"):
+        read_budgets(tmp_path / place)
+
+
+def test_what_calibrate_writes_is_a_file_of_budgets_with_or_without_a_mark_in_front(tmp_path: Path) -> None:
+    for mark in ("", "\ufeff"):
+        (tmp_path / "found").write_text(mark + '{"slots": 2, "budgets": [[2, 5], [], [0, 1]]}\r\n', encoding="utf-8")
+        assert read_budgets(tmp_path / "found") == ((2, 5), (), (0, 1))
+
+
+@pytest.mark.parametrize("wrong", ["3", True, 2.0, -1, None, 1 << 21])
+def test_slots_are_whole_numbers_in_every_recipe(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="budgets"):
+        make_recipe({"keep": {"budgets": [[1, wrong]]}})
+
+
+def test_given_budgets_say_how_many_slots_there_are() -> None:
+    """As `inspect` has it, and as a calibration shares them anew."""
+    canonical, given = family("llama").canonical, ((4, 1), (0, 1), (0, 0))
+    with pytest.warns(SleepcWarning, match="3 slots on average, and the budgets, which hold, have 1$"):
+        found = measured_recipe(canonical, recipe(keep={"slots": 3, "budgets": given}), list, silent)
+    asked = recipe(keep={"budgets": given})  # without a word about slots
+    for each in (found, measured_recipe(canonical, asked, list, silent)):
+        assert each.keep is not None
+        assert (each.keep.slots, each.keep.budgets) == (1, given)
+
+
+def test_budgets_without_a_slot_are_refused() -> None:
+    asked = recipe(keep={"budgets": [[0, 0], [], [0, 0]]})
+    with pytest.raises(UsageError, match="no KV head a slot"):
+        run_stages(family("llama").canonical, rewrite_stages(asked, 3))
+
+
+def test_a_state_that_memory_has_no_room_for_is_refused_with_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = family("llama")
+    graphs, asked = subject.convert(keep={"slots": 12, "budgets": "equal"})
+    program = Program(graphs, asked, Source(name="llama", kind="module"))
+    needed = program.graphs.state_bytes()
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * needed}.__getitem__)
+    assert program.session(2).batch == 2
+    with pytest.raises(UsageError, match=r"of which \d.kept.k \[3, 24, 8\] .*this machine has"):
+        program.session(3)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": needed - 1}.__getitem__)
+    with pytest.raises(UsageError, match="fewer slots"):
+        sleepc.convert(subject.module, asked)
