@@ -32,6 +32,7 @@ HELP = """\
 /state load FILE  go on with a conversation from a file
 /pin next         keep the message that comes through all sleeps, before it has seen one
 /pin [TURN]       keep what is left of a turn, the last one if none is said, or of the system text (`system`)
+/unpin [TURN]     let later text replace what was pinned
 /drop [TURN]      take one out of window and slots: it is not seen any more
 /spans            what is pinned
 /stats            tokens, sleeps, speed, and what memory they take
@@ -110,6 +111,7 @@ class Talk:
             "/undo": self._undo,
             "/state": self._state,
             "/pin": self._pin,
+            "/unpin": self._unpin,
             "/drop": lambda rest: self._mark(rest, self.conversation.session.drop),
             "/spans": self._spans,
             "/stats": self._stats,
@@ -241,8 +243,14 @@ class Talk:
         self.conversation.pin_next = True
         self.tell("the next message will be pinned")
 
+    def _unpin(self, rest: str) -> None:
+        if rest != "next":
+            return self._mark(rest, self.conversation.session.unpin)
+        self.conversation.pin_next = False
+        self.tell("the next message will not be pinned")
+
     def _mark(self, rest: str, mark: Callable[[tuple[int, int]], object]) -> None:
-        """Pin or drop the turn of that number, the last one, or the system text."""
+        """Pin, unpin or drop the turn of that number, the last one, or the system text."""
         talk = self.conversation
         if rest == "system":
             span = talk.span_of_system()

@@ -35,6 +35,7 @@ class Span:
     pairs: int
 
 
+LEAST_SCORE = -1e29  # of one that was pinned: what it was worth is not known; above NOTHING (passes/keep/contract.py)
 SpanLike: TypeAlias = Span | range | Sequence[int]
 
 
@@ -89,6 +90,24 @@ class Dropped:
         text = f"{self.stop - self.start} tokens: {self.window} went out of the window, and {self.pairs} slots are free"
         text += f"; {self.sinks} are sinks, which stay" if self.sinks else ""
         return text + "; fast weights keep what they took of them"
+
+
+@dataclass(frozen=True)
+class Unpinned:
+    """What taking the pins off tokens start .. stop-1 came to: `window` of them waited for the next sleep, which now
+    chooses among them as among others; `pairs` slots hold one, until a head wants the place for any other pair.
+    """
+
+    start: int
+    stop: int
+    window: int
+    pairs: int
+
+    def __str__(self) -> str:
+        if not self.window + self.pairs:
+            return f"{self.stop - self.start} tokens: none was pinned"
+        text = f"{self.stop - self.start} tokens: {self.window} in the window are not pinned any more"
+        return text + f"; {self.pairs} slots keep theirs until other pairs come"
 
 
 def check_marks(signature: Signature) -> None:
@@ -160,6 +179,17 @@ class Marks:
             heads[i] = tuple(self._share(i, budget, head, (start, stop), kept) for head in range(len(budget)))
         sinks = min(max(self.sinks - start, 0), stop - start)
         return Kept(start, stop, sinks, len(window), heads, stop - start - sinks - len(kept))
+
+    def unpin(self, start: int, stop: int) -> Unpinned:
+        """Take the pins off tokens start .. stop-1."""
+        waiting, pairs = _within(self._waiting(), start, stop), 0
+        self.arrays[PINNED][self.row, waiting - self.first] = False
+        for i in self.steps.budgets:
+            tokens, score = self._of(i, TOKEN), self._of(i, SCORE)
+            pinned = (tokens >= start) & (tokens < stop) & (score == PINNED_SCORE)
+            score[pinned] = LEAST_SCORE
+            pairs += int(pinned.sum())
+        return Unpinned(start, stop, len(waiting), pairs)
 
     def pin_window(self, start: int) -> None:
         """Pin the tokens of this window from number `start` of them on."""

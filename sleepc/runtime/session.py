@@ -15,7 +15,7 @@ import numpy as np
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import Ids, Mask, Packed, Rows, one_row, pack, row_indices, row_mask
-from sleepc.runtime.pins import Dropped, Kept, Marks, Span, SpanLike, bounds, check_marks
+from sleepc.runtime.pins import Dropped, Kept, Marks, Span, SpanLike, Unpinned, bounds, check_marks
 from sleepc.runtime.sampling import Choosing, Sampling, generators, sample, without
 from sleepc.runtime.state_file import Contents, read_state, write_state
 from sleepc.runtime.steps import (
@@ -237,6 +237,15 @@ class Session:
         start, stop = bounds(span, marks.read)
         with self._marking("keep", marks):
             return marks.keep(start, stop)
+
+    def unpin(self, span: SpanLike, row: int | None = None) -> Unpinned:
+        """Take the pins off tokens of a row: nothing is lost by it, but later pairs may replace those that are in
+        slots, which are the first to go. Raises as `keep`.
+        """
+        marks = self._marks(row)
+        start, stop = bounds(span, marks.read)
+        with self._marking("unpin", marks):
+            return marks.unpin(start, stop)
 
     def drop(self, span: SpanLike, row: int | None = None) -> Dropped:
         """Take tokens of a row out of its window and its slots, at once and for good: attention does not see them any

@@ -257,7 +257,7 @@ def test_what_is_no_span_is_refused_and_changes_nothing(span: Any, row: int | No
     session = Session(steps_of(), batch=2)
     session.feed([list(range(9)), []])
     before = state_of(session)
-    for call in (session.keep, session.drop):
+    for call in (session.keep, session.unpin, session.drop):
         with pytest.raises(UsageError, match=said):
             call(span, row=row)
     assert all(torch.equal(value, state_of(session)[name]) for name, value in before.items())
@@ -298,3 +298,32 @@ def test_a_long_text_is_pinned_before_its_sleeps() -> None:
     assert slots_of(session, 0, 1, row=1)[1] == [3, 4]
     with pytest.raises(UsageError, match="keeps no pairs"):
         Session(FakeSteps()).feed([1], pin=True)
+
+
+def test_what_is_unpinned_is_chosen_like_the_rest_and_gives_its_slots_to_what_comes() -> None:
+    """In the window nothing is left of the pin; in slots the pairs stay until others come, and are the first to go."""
+    once, never = (Session(steps_of(budgets="MANY"), batch=2) for _ in range(2))
+    for session in (once, never):
+        session.feed(TOKENS[:, : WINDOW - 1])
+    once.keep((3, 6), row=1)
+    answer = once.unpin((2, 5), row=1)
+    assert (answer.window, answer.pairs) == (2, 0)
+    assert once.unpin((5, 6), row=1).window == 1
+    assert all(torch.equal(value, state_of(never)[name]) for name, value in state_of(once).items())
+    once.keep((3, 6), row=1)
+    once.feed(TOKENS[:, :WINDOW])
+    held = {(i, h): slots_of(once, i, h, row=1) for i in range(3) for h in range(2)}
+    pinned = sum(len(each) for _, each in held.values())
+    assert (once.unpin((0, 1), row=1).pairs, once.unpin((0, 7), row=0).pairs) == (0, 0)  # sinks; the other row
+    assert (once.unpin((4, 6), row=1).pairs, pinned) == (8, 12)
+    for at, (tokens, _) in held.items():
+        assert slots_of(once, *at, row=1) == (tokens, [3] if 3 in tokens else [])
+    assert [s.start for s in once.spans(1) if s.pinned] == [3]
+    once.feed(TOKENS[:, : 2 * WINDOW])
+    for layer, budget in enumerate(MANY):
+        for head, slots in enumerate(budget):
+            tokens, now = slots_of(once, layer, head, row=1)
+            assert len(tokens) == slots
+            assert not {4, 5} & set(tokens)
+            assert now == ([3] if slots else [])
+    assert str(once.unpin((4, 6), row=1)) == "2 tokens: none was pinned"
