@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sleepc.cli.display import Display, number, out, print_json
+from sleepc.cli.display import Display, number, out, print_json, typed
 from sleepc.cli.options import Artifact
 
 if TYPE_CHECKING:
@@ -70,4 +70,6 @@ def _tell(display: Display, target: Path, file: Path, changed: dict[str, Any]) -
         parts.append(f"{changed['weights']} weights of the model itself")
     display.leave("adapt", " · ".join(parts))
     display.leave("saved", f"{target}/")
-    display.leave("next", f'sleepc run {target} "…"   ·   sleepc verify {target}   ·   sleepc eval {target}')
+    display.leave(
+        "next", f'sleepc run {typed(target)} "…"   ·   sleepc verify {typed(target)}   ·   sleepc eval {typed(target)}'
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sleepc.cli.display import Display, cache_in_words, counted, err, number, out, print_json, size
+from sleepc.cli.display import Display, cache_in_words, counted, err, number, out, print_json, size, typed
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.verify import ACCEPT, say_beyond
 from sleepc.errors import SleepcWarning
@@ -244,4 +244,7 @@ def _tell_saved(display: Display, program: Program, seen: Inspection, options: C
             f"near the model's last position ({number(program.graphs.max_positions or 0)}) a sleep empties the window, first "
             f"after {number(emptied)} tokens; {_instead(program)}",
         )
-    display.leave("next", f'sleepc run {output} "…"   ·   sleepc verify {output}   ·   sleepc inspect {output}')
+    display.leave(
+        "next",
+        f'sleepc run {typed(output)} "…"   ·   sleepc verify {typed(output)}   ·   sleepc inspect {typed(output)}',
+    )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
+from rich.errors import MarkupError
 from rich.status import Status
+from rich.text import Text
 
 from sleepc.cli.estimate import Estimate, in_words
 from sleepc.json_file import json_text
@@ -22,8 +27,23 @@ if TYPE_CHECKING:
 WIDE = 240
 # NO_COLOR (no-color.org): no escape codes for colours, and none for bold or dim.
 COLOURS: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE, color_system=COLOURS)
-err = Console(stderr=True, highlight=False, soft_wrap=True, color_system=COLOURS)
+OURS = "(?:bold|dim|green|yellow|red|/)"  # what we write in brackets; in the names of files they are brackets
+FOREIGN = re.compile(rf"(?<!\\)\[(?!{OURS}\])")
+
+
+class Screen(Console):
+    """A console that takes only our own words in brackets for marks."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text with its marks; plain if they do not fit each other, as in a name that looks like one."""
+        try:
+            return super().render_str(FOREIGN.sub(r"\\[", text), **options)
+        except MarkupError:
+            return super().render_str(text, **options | {"markup": False})
+
+
+out = Screen(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE, color_system=COLOURS)
+err = Screen(stderr=True, highlight=False, soft_wrap=True, color_system=COLOURS)
 
 
 class Display:
@@ -112,6 +132,11 @@ def write_words(text: str) -> None:
     if text:
         sys.stdout.write(visible(text) if out.is_terminal else text)
         sys.stdout.flush()
+
+
+def typed(path: Path) -> str:
+    """A path as a person has to type it in a command."""
+    return shlex.quote(str(path))
 
 
 def size(count: float) -> str:

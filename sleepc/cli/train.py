@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sleepc.cli.display import Display
+from sleepc.cli.display import Display, typed
 from sleepc.cli.option_groups import flag, flat, switch, with_options
 from sleepc.cli.options import Artifact
 from sleepc.cli.training import Learning, load_to_train, run_training, settings_among
@@ -63,4 +63,8 @@ def train(artifact: Artifact, options: TrainOptions) -> None:
 
 def _following(target: Path, task: str | None, settings: list[str]) -> str:
     """The command that measures what was learned of a task; of a text, the usual."""
-    return " ".join([f"sleepc eval {target} --task {task}", *(f"--set {each}" for each in settings)]) if task else ""
+    return (
+        " ".join([f"sleepc eval {typed(target)} --task {task}", *(f"--set {each}" for each in settings)])
+        if task
+        else ""
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sleepc.cli.display import Display, err, number, out, print_json
+from sleepc.cli.display import Display, err, number, out, print_json, typed
 from sleepc.cli.ending import ENDS, STARTS_OVER, Ended, signal_of, stopping
 from sleepc.cli.opening import alone_at
 from sleepc.errors import SleepcWarning, UsageError
@@ -212,4 +212,4 @@ def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following:
 
 
 def _usual(target: Path) -> str:
-    return f'sleepc eval {target} --task perplexity   ·   sleepc run {target} "…"'
+    return f'sleepc eval {typed(target)} --task perplexity   ·   sleepc run {typed(target)} "…"'

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import shlex
+from pathlib import Path
+
 import pytest
 
 from sleepc.cli import display
-from sleepc.cli.display import Display
+from sleepc.cli.display import Display, Screen, typed
 from sleepc.cli.estimate import Estimate
 
 
@@ -43,3 +47,15 @@ def test_without_a_terminal_it_is_told_once_a_stage(
     with shown.doing("save"):
         shown("writing")
     assert capsys.readouterr().err == "verify: about 4 min more\n"
+
+
+@pytest.mark.parametrize("name", ["m[b]", "[/x]", "a[/]b", "[bold red]"])
+def test_names_with_brackets_are_shown_as_they_are(name: str) -> None:
+    """Between our own marks."""
+    console = Screen(file=io.StringIO(), width=80)
+    console.print(f"{name}  [dim]1.0 s[/]")
+    assert console.file.getvalue().startswith(name)  # type: ignore[attr-defined]
+
+
+def test_a_command_has_a_path_as_it_is_typed() -> None:
+    assert shlex.split(f"sleepc run {typed(Path('a b/it is'))}") == ["sleepc", "run", "a b/it is"]
