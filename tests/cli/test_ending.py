@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import sleepc as package
+from sleepc import __main__ as command_line
 from sleepc.backends.eager.steps import EagerSteps
 from sleepc.cli.display import counted
 from sleepc.cli.ending import Ended, endable, stopping
@@ -198,6 +199,22 @@ def test_a_command_runs_in_a_thread_that_has_no_signals() -> None:
     thread.start()
     thread.join()
     assert seen == [0]
+
+
+def test_ctrl_c_while_it_imports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "sleepc.cli.main", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted: nothing was begun\n")
+
+
+class Interrupting:
+    """Ctrl-C as soon as the command line is imported."""
+
+    def find_spec(self, name: str, *others: object) -> None:
+        if name == "sleepc.cli.main":
+            raise KeyboardInterrupt
 
 
 def test_in_a_process_of_its_own(artifact: Path, tmp_path: Path) -> None:
