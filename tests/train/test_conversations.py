@@ -19,6 +19,7 @@ from sleepc.tasks.question_file import own_questions
 from sleepc.tasks.question_prompt import SHORTLY
 from sleepc.train.conversations import Conversations
 from sleepc.train.pieces import Piece, recalling
+from sleepc.train.planted_text import planted_text
 from sleepc.train.settings import make_settings, phases
 from sleepc.train.streams import text_stream
 from sleepc.train.told_facts import FACTS, told_facts
@@ -134,3 +135,5 @@ def test_no_sentence_is_one_of_an_evaluation() -> None:
     told = {each for fact in facts for text in (fact.told, fact.question, fact.answer) for each in sentences(text)}
     assert len({fact.told for fact in FACTS}) >= 16
     assert not told & measured
+    planted = {each for seed in range(30) for each in sentences(planted_text(seed))}
+    assert not {each for each in planted & measured if len(each.split()) > 2}
