@@ -246,6 +246,7 @@ class Talk:
     def _unpin(self, rest: str) -> None:
         if rest != "next":
             return self._mark(rest, self.conversation.session.unpin)
+        self.conversation.session.spans()  # raises if nothing can be pinned
         self.conversation.pin_next = False
         self.tell("the next message will not be pinned")
 

@@ -149,12 +149,13 @@ def test_turns_are_pinned_and_dropped(keeping: package.Program, talk: Talk) -> N
     assert keeping.path is not None
     options = ("--max-tokens", 5, "--system", "w9 w8")
     # The first turn has w55 w9 w8 w58 w56, w1 w2 w3 w58 w57, and five of the answer.
-    lines = ("/pin next", "w1 w2 w3", "/spans", "/drop 1", "/spans", "w4 w5 w6 w7 w8 w9", "/pin", "/spans")
+    lines = ("/pin next", "w1 w2 w3", "/spans", "/unpin 1", "/drop 1", "/spans", "w4 w5 w6 w7 w8 w9", "/pin", "/spans")
     answers, told = talk(*lines, options=options, target=keeping.path)
     assert len(answers) == 2
     assert "the next message will be pinned" in told
     assert "tokens 2 to 6 are pinned, in 30 slots" in told  # of three layers with two KV heads
     assert "tokens 7 to 9 are pinned, in the window" in told
+    assert "15 tokens: 2 in the window are not pinned any more; 36 slots keep theirs" in told
     assert "15 tokens: 8 went out of the window, and " in told
     assert "2 are sinks, which stay; fast weights keep what they took of them" in told
     assert told.index("nothing is pinned") > told.index("15 tokens")
@@ -166,7 +167,10 @@ def test_turns_are_pinned_and_dropped(keeping: package.Program, talk: Talk) -> N
     assert "there is no turn 2: 1 so far" in wrong[1]
     assert "'x' is not a turn" in wrong[1]
     assert "no system text was read" in wrong[1]
-    assert talk("/pin next", "/spans")[1].count("this program keeps no pairs") == 2
+    assert talk("/pin next", "/unpin next", "/unpin", "/spans")[1].count("this program keeps no pairs") == 3
+    taken_back = talk("/pin next", "/unpin next", "w1", "/spans", options=("--max-tokens", 1), target=keeping.path)[1]
+    assert "the next message will not be pinned" in taken_back
+    assert "nothing is pinned" in taken_back
 
 
 def test_spans_of_turns_are_where_their_tokens_are(keeping: package.Program) -> None:

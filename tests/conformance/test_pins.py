@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,12 @@ def slots_of(session: Session, layer: int, head: int, row: int = 0) -> tuple[lis
     return tokens[tokens >= 0].tolist(), tokens[score == PINNED_SCORE].tolist()
 
 
-# What a person does once so many tokens were read: keep or drop, row, span.
+# What a person does once so many tokens were read: keep, unpin or drop, row, span.
 SCRIPT: dict[int, list[tuple[str, int, tuple[int, int]]]] = {
     WINDOW - 2: [("keep", 0, (2, 5)), ("drop", 1, (3, 5))],
     2 * WINDOW: [("keep", 1, (WINDOW, WINDOW + 4)), ("drop", 0, (3, 4))],
     2 * WINDOW + 5: [("drop", 0, (WINDOW + 6, 2 * WINDOW + 2)), ("keep", 1, (2 * WINDOW, 2 * WINDOW + 3))],
+    3 * WINDOW + 2: [("unpin", 1, (WINDOW, 3 * WINDOW)), ("keep", 0, (3 * WINDOW, 3 * WINDOW + 2))],
     4 * WINDOW + 1: [("drop", 1, (WINDOW, 2 * WINDOW + 1)), ("drop", 0, (4 * WINDOW, 4 * WINDOW + 1))],
 }
 
@@ -266,7 +267,8 @@ def test_what_is_no_span_is_refused_and_changes_nothing(span: Any, row: int | No
 def test_programs_that_keep_nothing_have_nothing_to_pin() -> None:
     session = Session(FakeSteps())
     session.feed([[1, 2, 3]])
-    for call in (lambda: session.keep((0, 1)), lambda: session.drop((0, 1)), session.spans):
+    marks = (session.keep, session.unpin, session.drop)
+    for call in (*(partial(mark, (0, 1)) for mark in marks), session.spans):
         with pytest.raises(UsageError, match="keeps no pairs"):
             call()
     assert session.position.tolist() == [3]
