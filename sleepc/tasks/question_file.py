@@ -118,6 +118,7 @@ def _parse(line: str, where: str) -> _Line:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
+        said = "input should be an object" if first["type"] == "model_type" else said  # pydantic names the class
         raise UsageError(f"{place or 'it'}: {said[0].lower()}{said[1:]}", where=where, fix=fix) from None
     except SleepcError as error:
         raise UsageError(error.what, where=where, fix=fix) from error

@@ -90,9 +90,10 @@ def test_a_file_is_read_line_by_line() -> None:
     [
         ("{", "not JSON"),
         ("[" * 100_000, "nested too deep"),
-        ("[]", "it: input should be a valid dictionary"),
+        ("[]", "it: input should be an object"),
         ("{}", "text: field required"),
         (json.dumps({**GOOD, "text": " "}), "text: it is empty"),
+        (json.dumps({**GOOD, "questions": ["Who?"]}), "questions.0: input should be an object"),
         (json.dumps({**GOOD, "text": 5}), "text: input should be a valid string"),
         (json.dumps({**GOOD, "text": "\ud800"}), "not JSON"),
         (json.dumps({**GOOD, "questions": []}), "questions: list should have at least 1 item"),
