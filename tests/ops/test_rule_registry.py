@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -154,7 +154,7 @@ GATE = Gate("sigmoid", weight="w_eta", bias="b_eta")
             ({"gates": {"eta": Gate("sigmoid", weight=name, bias="b_eta")}}, "cannot name a parameter of gate eta")
             for name in ("a b", "x.y", "line\n", "ü")
         ),
-        ({"gates": {"eta": replace(GATE, activation="tanh")}}, "activation 'tanh'"),
+        ({"gates": {"eta": replace(GATE, activation=cast("Any", "tanh"))}}, "activation 'tanh'"),
         ({"gates": {"eta": Gate("sigmoid")}}, "needs parameters"),
         ({"gates": {"eta": Gate("decay", weight="w_eta", bias="b_eta")}}, "needs parameters"),
         ({"gates": {"one": Gate("one", weight="w_one")}}, "needs parameters"),
