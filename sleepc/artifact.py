@@ -14,7 +14,7 @@ from typing import Any, cast
 from sleepc import whole_folder
 from sleepc.digests import dtype_name
 from sleepc.errors import SleepcError
-from sleepc.held_file import HeldFile, is_inside, load_whole
+from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.ir.graph import Graph
 from sleepc.ir.older import aged, renewed
 from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
@@ -211,6 +211,7 @@ def load_artifact(folder: Path) -> tuple[ProgramGraphs, Manifest]:
 
 def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
     manifest = read_manifest(folder)
+    refuse_links_out(folder, "artifact", RESTORE)
     files = [_checked_file(folder, entry) for entry in manifest.files]
     program = ProgramGraphs(
         embed=_read_graph(folder, manifest.embed),

@@ -160,3 +160,10 @@ def is_inside(folder: Path, path: Path) -> bool:
     home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     roots = [above.parent for above in home.parents if above.name == SNAPSHOTS]
     return home in real.parents or any(real.parent == root / BLOBS for root in roots)
+
+
+def refuse_links_out(folder: Path, kind: str, fix: str) -> None:
+    """Raises SleepcError for a link in a folder of this kind that leads out of it: a tokenizer, say, has no hash."""
+    for path in folder.iterdir():
+        if path.is_symlink() and not is_inside(folder, path):
+            raise SleepcError(f"{path.name} leads out of the {kind}", where=str(path), fix=fix)

@@ -190,7 +190,7 @@ class TestLinks:
         assert sleepc.load(tmp_path / "link").tokenizer().encode("w3 w4") == [3, 4]
 
     @pytest.mark.parametrize("where", ["out", "blobs", "models--x--y/blobs/deeper", "models--z/blobs"])
-    @pytest.mark.parametrize("file", ["program/head.txt", "new.safetensors"])
+    @pytest.mark.parametrize("file", ["program/head.txt", "new.safetensors", "tokenizer.json"])
     def test_elsewhere(self, artifacts: tuple[Path, Path], tmp_path: Path, where: str, file: str) -> None:
         snapshot = self.in_the_cache(artifacts[0], tmp_path)
         away = tmp_path / where

@@ -12,7 +12,7 @@ from sleepc.backends.export import Export
 from sleepc.backends.onnx.installed import missing_runtime
 from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, ExportManifest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
-from sleepc.held_file import HeldFile, is_inside, load_whole
+from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.manifest import MANIFEST as ARTIFACT
 from sleepc.manifest import identity_of, read_manifest
 from sleepc.runtime.arguments import typed
@@ -125,6 +125,7 @@ def load(path: str | Path) -> OnnxProgram:
 
 def _load(folder: Path) -> OnnxProgram:
     manifest = _read(folder / MANIFEST)
+    refuse_links_out(folder, "export", AGAIN)
     files = [_held(folder, name) for name in manifest.files]
     size = files[-1].size
     if size != manifest.weights_size:
