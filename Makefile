@@ -62,10 +62,12 @@ $(VENV)/.docs: $(READY)
 demo: $(READY) ## Convert a real model and talk to it across sleeps (DEMO=short is faster; MODEL=gemma3 is another)
 	$(BIN)/python examples/demo.py --setting $(DEMO) --model $(MODEL)
 
-adapter: $(READY) ## Train the demo's adapter again, first without keep (an hour on two cores; goes on where it was stopped)
+adapter: $(READY) ## Train the demo's adapter again, first without keep (three hours on two cores; goes on where it was stopped)
 	$(BIN)/python benchmarks/distil_smollm2.py --work build/adapter/first --adapter build/adapter/first.safetensors
 	$(BIN)/python benchmarks/distil_smollm2.py --keep 128 --begin build/adapter/first.safetensors --tokens 120000 \
-		--work build/adapter/second --adapter examples/smollm2.adapter.safetensors
+		--work build/adapter/second --adapter build/adapter/second.safetensors
+	$(BIN)/python benchmarks/distil_smollm2.py --keep 128 --begin build/adapter/second.safetensors --set planted=0.55 \
+		--set studied=0.2 --set weigh=2 --set seed=1 --work build/adapter/third --adapter examples/smollm2.adapter.safetensors
 
 bench: $(READY) ## Run a benchmark of benchmarks/ (BENCH=perplexity, decode_cpu, convert_memory, onnx_cpu, gpu; ARGS=...)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)

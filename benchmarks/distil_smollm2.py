@@ -148,22 +148,31 @@ def _trained(program: Program, curve: Curve, text: list[Path], options: argparse
 def _told(options: argparse.Namespace) -> dict[str, Any]:
     """What an adapter says of its training: texts of no file, and what it began with."""
     name = "prose of Python packages with told facts" if options.keep else "docstrings of Python's standard library"
+    if "studied" in _given(options):
+        name += " and self-study"
     told: dict[str, Any] = {} if options.text else {"text": [name]}
     if options.begin:
-        facts = read_adapter(options.begin).header.facts
-        told["begun"] = {name: facts[name] for name in ("tokens", "text")}
+        header = read_adapter(options.begin).header
+        told["begun"] = {name: header.facts[name] for name in ("tokens", "text", "begun") if name in header.facts}
+        told["begun"]["keep"] = header.recipe.keep is not None
     return told
+
+
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    """Settings of the command line."""
+    return dict(text.split("=", 1) for text in options.set)
 
 
 def _train(
     program: Program, curve: Curve, text: list[Path], variant: dict[str, Any], options: argparse.Namespace
 ) -> None:
-    given = dict(text.split("=", 1) for text in options.set)
     settings = SETTINGS | {"tokens": options.tokens, "length": options.length}
     if options.keep:
         settings |= KEEPING | {"length": round(options.length * LONGER)}
     hooks = Hooks(curve.start, curve.step)
-    program.distil(text=text, work=curve.work, resume=True, force=True, hooks=hooks, **{**settings, **variant, **given})
+    program.distil(
+        text=text, work=curve.work, resume=True, force=True, hooks=hooks, **{**settings, **variant, **_given(options)}
+    )
 
 
 def retrieval(program: Program, before: ProgramGraphs, options: argparse.Namespace) -> Iterator[Row]:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -192,14 +193,18 @@ def adapt(program: sleepc.Program, file: Path) -> None:
     """Give the program what was learned."""
     console.rule("adapt")
     adapter = program.adapt(file)
-    facts, size = adapter.header.facts, file.stat().st_size
-    first = facts.get("begun")
+    header, size = adapter.header, file.stat().st_size
     console.print(
-        f"{file.name}: {size / 1e6:.1f} MB, memories and LoRA matrices of rank {adapter.header.rank}, trained on "
-        + (f"{first['tokens']:,} tokens of {', '.join(first['text'])} without keep, then on " if first else "")
-        + f"{facts['tokens']:,} tokens of {', '.join(facts['text'])}"
-        + (" without keep" if adapter.header.recipe.keep is None else "")
+        f"{file.name}: {size / 1e6:.1f} MB, memories and LoRA matrices of rank {header.rank}, trained on "
+        + _trainings({**header.facts, "keep": header.recipe.keep is not None})
     )
+
+
+def _trainings(facts: dict[str, Any]) -> str:
+    """What was read in a training, after what was read in those that it began with."""
+    before = f"{_trainings(facts['begun'])}, then on " if "begun" in facts else ""
+    kept = "" if facts.get("keep") else " without keep"
+    return f"{before}{facts['tokens']:,} tokens of {', '.join(facts['text'])}{kept}"
 
 
 def measure(program: sleepc.Program, readers: dict[str, Reader], *, short: bool) -> None:

@@ -84,6 +84,9 @@ def test_distil_smollm2_with_kept_pairs(tmp_path: Path) -> None:
     names = [[json.loads(line).get("model") for line in said.splitlines()] for said in (first, again)]
     assert names[0][1:6] == ["full", "sliding", "keep", "untrained", "trained"]
     assert names[1][1:7] == ["full", "sliding", "keep", "untrained", "begun", "trained"]
+    with safe_open(adapter, framework="numpy") as file:
+        begun = json.loads(file.metadata()["facts"])["begun"]
+    assert (begun["text"], begun["keep"]) == ([Path(__file__).name], True)
 
 
 def test_sleep_smollm2() -> None:
