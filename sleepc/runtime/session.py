@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import warnings
@@ -509,4 +510,7 @@ def _state_contents(steps: Steps, batch: int, identity: str) -> Contents:
                 where=name,
             )
     facts = {"window": str(steps.window), "vocab": str(steps.vocab), "identity": identity}
+    if steps.budgets:  # shapes only tell their sums
+        slots = sorted((i, tuple(each)) for i, each in steps.budgets.items())
+        facts["budgets"] = hashlib.sha256(repr(slots).encode()).hexdigest()[:16]
     return Contents(facts, signature, batch)

@@ -229,6 +229,17 @@ def test_another_model(saved: Path) -> None:
     refused(saved, r"another model.*identity \('two'")
 
 
+def test_slots_that_heads_share_otherwise(tmp_path: Path) -> None:
+    """As many in all: the arrays have the same shapes."""
+    steps, other = FakeSteps(), FakeSteps()
+    steps.budgets, other.budgets = {1: (3, 1)}, {1: (1, 3)}
+    session = Session(steps, batch=2, identity="one")
+    session.save_state(tmp_path / "state")
+    with pytest.raises(SleepcError, match=r"another model.*budgets"):
+        Session(other, batch=2, identity="one").load_state(tmp_path / "state")
+    session.load_state(tmp_path / "state")
+
+
 class Wider(FakeSteps):
     def signature(self) -> Signature:
         return {**super().signature(), "1.S": ("f32", ("B", 2, 4))}
