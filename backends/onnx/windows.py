@@ -117,9 +117,8 @@ def fused_attention(c: Call) -> ir.Value | None:
     """As `Attention`, the window being its past; not with sink logits or a softcap, which it orders otherwise."""
     if c.raw(6) is not None or c.raw("softcap", 0.0):
         return None
-    q, k, v, k_window, v_window, mask = (c.tensor(i) for i in range(6))
-    if c.type(5).dtype == torch.bool:
-        mask = _added(c, mask)
+    q, k, v, k_window, v_window = (c.tensor(i) for i in range(5))
+    mask = _added(c, 5)
     scale = float(c.raw("scale"))
 
     def many() -> ir.Value:
@@ -136,10 +135,14 @@ def fused_attention(c: Call) -> ir.Value | None:
     return choose(c.e, is_one_token(c.e), lambda: [one()], lambda: [many()], lambda: [c.out])[0]
 
 
-def _added(c: Call, seen: ir.Value) -> ir.Value:
-    """What a mask adds to scores. One of all layers is made once; choosing from the scores themselves takes longer."""
+def _added(c: Call, at: int) -> ir.Value:
+    """What a mask (argument `at`) adds to scores. One of all layers is made once, and adding takes less time than
+    choosing.
+    """
+    if c.type(at).dtype != torch.bool:
+        return c.tensor(at)
     least = torch.finfo(c.out.dtype).min
-    return c.e("Where", seen, c.e.const(0.0, c.out.dtype), c.e.const(least, c.out.dtype))
+    return c.e("Where", c.tensor(at), c.e.const(0.0, c.out.dtype), c.e.const(least, c.out.dtype))
 
 
 def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value) -> ir.Value:
@@ -212,28 +215,33 @@ def _softmax(c: Call, scores: ir.Value, at: int, dims: tuple[int, ...]) -> ir.Va
     return c.e("Div", powers, c.e("Add", total, c.e("Exp", c.e("Sub", sink_logits, most))))
 
 
-@fuses(ours.kept_attention.default)
-def fused_kept_attention(c: Call) -> ir.Value | None:
-    """As `kept_attention`, masks being added: not with sink logits or a softcap."""
-    if c.raw(9) is not None or c.raw("softcap", 0.0):
-        return None
-    e, (rows, heads, tokens, width), kv = c.e, c.type(0).dims, int(c.type(1).dims[1])
+@translates(ours.kept_attention.default)
+def kept_attention(c: Call) -> ir.Value:
+    """One softmax over kept pairs, window and new tokens, multiplied apart: nothing is copied. All heads' queries meet
+    all kept keys of a layer, of which the mask leaves each its own.
+    """
+    e, dtype, (rows, heads, tokens, width), kv = c.e, c.out.dtype, c.type(0).dims, int(c.type(1).dims[1])
     slots, length, width_v = c.type(6).dims[1], int(c.type(3).dims[2]), int(c.type(2).dims[3])
     together, grouped = (rows, scaled(tokens, int(heads))), (rows, kv, scaled(tokens, int(heads) // kv))
-    by_group, each = (rows, kv, int(heads) // kv, tokens), (rows, heads, tokens)
-    q = e("Mul", c.tensor(0), e.const(float(c.raw("scale")), c.out.dtype))
-    mask = _added(c, c.tensor(5)) if c.type(5).dtype == torch.bool else c.tensor(5)
-    of_window, of_new = e.several("Split", 2, mask, e.shape([length, tokens]), axis=3)
+    each = (rows, heads, tokens)
+    q = e("Mul", c.tensor(0), e.const(float(c.raw("scale")), dtype))
+    of_window, of_new = e.several("Split", 2, _added(c, 5), e.shape([length, tokens]), axis=3)
 
-    def scored(shape: tuple[int | str, ...], keys: ir.Value, order: tuple[int, ...]) -> ir.Value:
-        return e("MatMul", e.reshape(q, c.type(0).dims, (*shape, width)), e.transpose(keys, order))
+    def scored(shape: tuple[int | str, ...], keys: ir.Value, order: tuple[int, ...], count: int | str) -> ir.Value:
+        product = e("MatMul", e.reshape(q, c.type(0).dims, (*shape, width)), e.transpose(keys, order))
+        product = e.reshape(product, (*shape, count), (*each, count))
+        if not c.raw("softcap", 0.0):
+            return product
+        cap = e.const(float(c.raw("softcap")), dtype)
+        return e("Mul", e("Tanh", e("Div", product, cap)), cap)
 
-    kept = e.reshape(scored(together, c.tensor(6), (0, 2, 1)), None, (*by_group, slots))
-    kept = e("Add", kept, e("Unsqueeze", _added(c, c.tensor(8)), e.ints(2)))
-    window = e.reshape(scored(grouped, c.tensor(3), (0, 1, 3, 2)), (*grouped, length), (*each, length))
-    new = e.reshape(scored(grouped, c.tensor(1), (0, 1, 3, 2)), (*grouped, tokens), (*each, tokens))
-    scores = (e.reshape(kept, None, (*each, slots)), e("Add", window, of_window), e("Add", new, of_new))
-    weights = e("Softmax", e("Concat", *scores, axis=3), axis=-1)
+    by_group = (rows, kv, int(heads) // kv, tokens, slots)
+    kept = e.reshape(scored(together, c.tensor(6), (0, 2, 1), slots), None, by_group)
+    kept = e("Add", kept, e("Unsqueeze", _added(c, 8), e.ints(2)))
+    window = e("Add", scored(grouped, c.tensor(3), (0, 1, 3, 2), length), of_window)
+    new = e("Add", scored(grouped, c.tensor(1), (0, 1, 3, 2), tokens), of_new)
+    scores = e("Concat", e.reshape(kept, None, (*each, slots)), window, new, axis=3)
+    weights = _softmax(c, scores, 9, (1, int(heads), 1, 1))
     parts = e.several("Split", 3, weights, e.shape([slots, length, tokens]), axis=3)
 
     def answer(own: ir.Value, shape: tuple[int | str, ...], count: int | str, values: ir.Value) -> ir.Value:
@@ -242,53 +250,6 @@ def fused_kept_attention(c: Call) -> ir.Value | None:
 
     old, near = answer(parts[0], together, slots, c.tensor(7)), answer(parts[1], grouped, length, c.tensor(4))
     return e("Add", old, e("Add", near, answer(parts[2], grouped, tokens, c.tensor(2))))
-
-
-@translates(ours.kept_attention.default)
-def kept_attention(c: Call) -> ir.Value:
-    """One softmax over kept pairs, window and new tokens, multiplied apart: nothing is copied. All heads' queries meet
-    all kept keys of a layer, of which the mask leaves each its own.
-    """
-    e, dtype = c.e, c.out.dtype
-    (rows, heads, tokens, width), kv = c.type(0).dims, int(c.type(1).dims[1])
-    slots, length, width_v = c.type(6).dims[1], int(c.type(3).dims[2]), int(c.type(2).dims[3])
-    together, grouped = (rows, scaled(tokens, int(heads))), (rows, kv, scaled(tokens, int(heads) // kv))
-
-    def scored(shape: tuple[int | str, ...], keys: ir.Value, order: tuple[int, ...], count: int | str) -> ir.Value:
-        product = e("MatMul", e.reshape(c.tensor(0), c.type(0).dims, (*shape, width)), e.transpose(keys, order))
-        return e.reshape(product, (*shape, count), (rows, heads, tokens, count))
-
-    parts = (
-        scored(together, c.tensor(6), (0, 2, 1), slots),
-        scored(grouped, c.tensor(3), (0, 1, 3, 2), length),
-        scored(grouped, c.tensor(1), (0, 1, 3, 2), tokens),
-    )
-    scores = e("Mul", e("Concat", *parts, axis=3), e.const(float(c.raw("scale")), dtype))
-    if c.raw("softcap", 0.0):
-        cap = e.const(float(c.raw("softcap")), dtype)
-        scores = e("Mul", e("Tanh", e("Div", scores, cap)), cap)
-    seen = _seen_by_heads(c)
-    scores = e("Where", seen, scores, e.const(torch.finfo(dtype).min, dtype))
-    weights = e("Where", seen, _softmax(c, scores, 9, (1, int(heads), 1, 1)), e.const(0.0, dtype))
-    edges = [e.ints(0), e.shape([slots]), e("Add", e.shape([slots]), e.ints(length)), e.ints(1 << 62)]
-
-    def answer(i: int, shape: tuple[int | str, ...], count: int | str, values: ir.Value) -> ir.Value:
-        own = e("Slice", weights, edges[i], edges[i + 1], e.ints(3))
-        product = e("MatMul", e.reshape(own, None, (*shape, count)), values)
-        return e.reshape(product, (*shape, width_v), (rows, heads, tokens, width_v))
-
-    old, window = answer(0, together, slots, c.tensor(7)), answer(1, grouped, length, c.tensor(4))
-    return e("Add", old, e("Add", window, answer(2, grouped, tokens, c.tensor(2))))
-
-
-def _seen_by_heads(c: Call) -> ir.Value:
-    """Who sees which kept pair, slot and new token: bool [B, Hq, T, S + W + T]."""
-    e, (rows, heads, tokens, _), kv = c.e, c.type(0).dims, int(c.type(1).dims[1])
-    slots, keys = c.type(6).dims[1], c.type(5).dims[3]
-    several = e.shape((rows, kv, int(heads) // kv, tokens, slots))
-    kept = e("Expand", e("Unsqueeze", c.tensor(8), e.ints(2)), several)
-    kept = e.reshape(kept, None, (rows, heads, tokens, slots))
-    return e("Concat", kept, e("Expand", c.tensor(5), e.shape((rows, heads, tokens, keys))), axis=3)
 
 
 @translates(ours.write_slots.default)
