@@ -237,18 +237,19 @@ class Talk:
         self.tell(f"going on from {path}: {self._length()}")
 
     def _pin(self, rest: str) -> None:
-        if rest != "next":
-            return self._mark(rest, self.conversation.session.keep)
-        self.conversation.session.spans()  # raises if nothing can be pinned
-        self.conversation.pin_next = True
-        self.tell("the next message will be pinned")
+        if rest == "next":
+            return self._pin_next(pinned=True)
+        self._mark(rest, self.conversation.session.keep)
 
     def _unpin(self, rest: str) -> None:
-        if rest != "next":
-            return self._mark(rest, self.conversation.session.unpin)
+        if rest == "next":
+            return self._pin_next(pinned=False)
+        self._mark(rest, self.conversation.session.unpin)
+
+    def _pin_next(self, *, pinned: bool) -> None:
         self.conversation.session.spans()  # raises if nothing can be pinned
-        self.conversation.pin_next = False
-        self.tell("the next message will not be pinned")
+        self.conversation.pin_next = pinned
+        self.tell(f"the next message will {'' if pinned else 'not '}be pinned")
 
     def _mark(self, rest: str, mark: Callable[[tuple[int, int]], object]) -> None:
         """Pin, unpin or drop the turn of that number, the last one, or the system text."""
