@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from tests.golden.same_compare import arrays_differ, exports_differ
+from tests.golden.meant import MEANT, reason
+from tests.golden.same import cases
+from tests.golden.same_compare import PARTS, Arrays, Told, arrays_differ, exports_differ, parts_differ
 from tests.golden.texts import FOLDER, MODELS, RECIPES, differences, made, written
 
 RULE = "If that is meant: python -m tests.golden.write, and CONTRIBUTING.md says what else a commit has to bring."
@@ -54,6 +58,51 @@ def test_a_bit_is_a_difference_and_a_name_is_not() -> None:
     renamed = arrays_differ(base, {"logits": base["logits"], "state M": base["state S"]})
     assert not renamed.differs
     assert renamed.words
+
+
+def test_a_difference_has_a_size() -> None:
+    base: Arrays = {"logits": np.zeros(3), "state": np.ones(2, np.float32), "count": np.array([3])}
+    assert arrays_differ(base, {**base, "logits": np.array([0, 1e-15, 0]), "count": np.array([2])}).size == 1
+    assert arrays_differ(base, {**base, "logits": np.array([0, 1e-15, 0])}).size == 1e-15
+    assert arrays_differ(base, {**base, "logits": np.array([0, np.nan, 1e-15])}).size == np.inf
+    assert arrays_differ(base, {**base, "state": np.ones(2)}).size == np.inf
+
+
+def test_a_state_that_is_refused_hides_nothing_else(tmp_path: Path) -> None:
+    for folder, logits in (("base", 0.0), ("new", 1.0)):
+        (tmp_path / folder).mkdir()
+        for part in ("converted", "loaded", "state"):
+            save_file({"logits": np.full(2, logits if part == "loaded" else 0)}, tmp_path / folder / part)
+    assert parts_differ(tmp_path / "base", tmp_path / "new").keys() == {"loaded"}
+    (tmp_path / "new" / "state.txt").write_text("SleepcError: no\nfix\n")
+    found = parts_differ(tmp_path / "base", tmp_path / "new")
+    assert [part for part, told in found.items() if told.differs] == ["loaded", "state"]
+    assert found["state"].words == "base: works | new: SleepcError: no fix"
+    (tmp_path / "base" / "state.txt").write_text("KeyError: no\n")
+    (tmp_path / "new" / "state.txt").write_text("KeyError: no\n")
+    assert parts_differ(tmp_path / "base", tmp_path / "new")["state"].differs
+    (tmp_path / "new" / "error.txt").write_text("SleepcError: no\n")
+    assert parts_differ(tmp_path / "base", tmp_path / "new").keys() == {"error"}
+
+
+def test_only_what_is_named_is_meant() -> None:
+    """By commit, case, part and size: each alone is not enough."""
+    meant = next(each for each in MEANT if each.most < np.inf)
+    case, part = meant.cases.replace("*", "gpt2"), meant.parts[0]
+    assert reason(case, part, Told(True, size=meant.most), {meant.commit}) == meant
+    assert not reason(case, part, Told(True, size=meant.most * 2), {meant.commit})
+    assert not reason(case, part, Told(True), {meant.commit})
+    assert not reason(case, part, Told(True, size=meant.most), set())
+    assert not reason("gpt2 parallel", part, Told(True, size=meant.most), {meant.commit})
+    assert not reason(case, "error", Told(True, size=meant.most), {meant.commit})
+
+
+def test_what_is_named_is_compared() -> None:
+    names = [case["name"] for case in cases()]
+    for each in MEANT:
+        assert re.fullmatch(r"[0-9a-f]{40}", each.commit), each
+        assert fnmatch.filter(names, each.cases), each
+        assert set(each.parts) <= set(PARTS), each
 
 
 def test_exports_are_the_same_by_what_they_compute(tmp_path: Path) -> None:

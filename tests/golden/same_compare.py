@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,44 +15,42 @@ from safetensors.numpy import load_file
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+# What is compared of a case: that it runs at all, what it computes as converted and as the base's artifact, that it
+# continues from the base's state, and its export.
+PARTS = ("error", "converted", "loaded", "state", "export")
+
+
 @dataclass(frozen=True)
 class Told:
-    """Do they differ, and what there is to say of it."""
+    """Do they differ, and what there is to say of it. `size` is the largest absolute difference if only numbers do."""
 
     differs: bool
     words: str = ""
+    size: float = math.inf
 
 
-def difference(base: Path, new: Path) -> Told:
-    """The first difference between two folders; words of their own have cases that fail in the same way in both."""
-    failed = [_error(folder) for folder in (base, new)]
-    if failed[0] != failed[1]:
-        return Told(True, f"base: {failed[0] or 'works'} | new: {failed[1] or 'works'}")
-    if failed[0]:
-        return Told(not _meant(failed[0]), f"fails in both: {failed[0].splitlines()[0]}")
-    said = []
-    for part in ("made", "loaded"):
-        told = arrays_differ(load_file(base / part), load_file(new / part))
-        if told.differs:
-            return Told(True, f"{'converted' if part == 'made' else 'artifact of the base'}: {told.words}")
-        said += [told.words] if told.words else []
+def parts_differ(base: Path, new: Path) -> dict[str, Told]:
+    """What there is to say of two folders, by part: a difference, or words about what is the same."""
+    failed = _errors_differ(base / "error.txt", new / "error.txt")
+    if failed.words:
+        return {"error": failed}
+    found = {part: arrays_differ(load_file(base / part), load_file(new / part)) for part in ("converted", "loaded")}
+    found["state"] = _errors_differ(base / "state.txt", new / "state.txt")
+    if not found["state"].words:
+        found["state"] = arrays_differ(load_file(base / "state"), load_file(new / "state"))
     exports = [folder / "artifact" / "onnx" for folder in (base, new)]
     if exports[0].exists():
-        told = exports_differ(*exports)
-        if told.differs:
-            return told
-        said += [told.words] if told.words else []
-    return Told(False, ", ".join(dict.fromkeys(said)))
+        found["export"] = exports_differ(*exports)
+    return {part: told for part, told in found.items() if told.words}
 
 
-def _error(folder: Path) -> str:
-    path = folder / "error.txt"
-    return path.read_text().strip() if path.exists() else ""
-
-
-def _meant(error: str) -> bool:
-    """Is it sleepc that says no, for a reason?"""
-    return error.startswith(("UsageError:", "Refusal:", "SleepcError:"))
+def _errors_differ(*files: Path) -> Told:
+    """What two commits said instead of an answer; that it is the same is no excuse if sleepc did not say it."""
+    base, new = (" ".join(file.read_text().split()) if file.exists() else "works" for file in files)
+    if base == new == "works":
+        return Told(False)
+    refused = base.startswith(("UsageError:", "Refusal:", "SleepcError:"))
+    return Told(base != new or not refused, f"base: {base} | new: {new}")
 
 
 def arrays_differ(base: Arrays, new: Arrays) -> Told:
@@ -62,17 +61,30 @@ def arrays_differ(base: Arrays, new: Arrays) -> Told:
             return Told(False, "states have other names")
         names = sorted(base.keys() ^ new.keys())
         return Told(True, f"only one has {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
-    for name, a in base.items():
-        b = new[name]
-        if (a.dtype, a.shape) != (b.dtype, b.shape):
-            return Told(True, f"{name} is {a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)}")
-        if a.tobytes() != b.tobytes():
-            return Told(True, f"{name}: {_numbers(a, b)}")
-    return Told(False)
+    other = [name for name, a in base.items() if _kind(a) != _kind(new[name])]
+    if other:
+        kinds = [f"{a.dtype}{list(a.shape)}" for a in (base[other[0]], new[other[0]])]
+        return Told(True, f"{other[0]} is {' and '.join(kinds)}")
+    other = [name for name, a in base.items() if a.tobytes() != new[name].tobytes()]
+    if not other:
+        return Told(False)
+    size = max(_size(base[name], new[name]) for name in other)
+    words = f"{other[0]}: {_numbers(base[other[0]], new[other[0]])}"
+    return Told(True, f"{words}; {len(other)} of {len(base)} arrays differ, by at most {size:.1e}", size)
+
+
+def _kind(value: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...]]:
+    return str(value.dtype), value.shape
+
+
+def _size(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """The largest absolute difference; without end if one has a number that is not finite."""
+    size = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+    return float(size) if np.isfinite(size) else math.inf
 
 
 def _digest(value: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], bytes]:
-    return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).digest()
+    return *_kind(value), hashlib.sha256(value.tobytes()).digest()
 
 
 def _numbers(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> str:
@@ -89,17 +101,17 @@ def exports_differ(base: Path, new: Path) -> Told:
     """
     files = [{p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} for folder in (base, new)]
     if files[0] != files[1]:
-        return Told(True, f"export: only one has {', '.join(sorted(files[0] ^ files[1]))}")
+        return Told(True, f"only one has {', '.join(sorted(files[0] ^ files[1]))}")
     other = [f for f in sorted(files[0]) if not f.endswith(".json") and _bytes_differ(base / f, new / f)]
     if not other:
         return Told(False)
     for file in sorted(f for f in files[0] if f.endswith(".onnx")):
         words = _graphs_differ(base / file, new / file)
         if words:
-            return Told(True, f"export, {file}: {words}")
+            return Told(True, f"{file}: {words}")
     if all(file.endswith((".onnx", ".bin")) for file in other):
         return Told(False, f"{', '.join(other)} differ in bytes, and not in nodes and initialisers")
-    return Told(True, f"export: {', '.join(other)} differ")
+    return Told(True, f"{', '.join(other)} differ")
 
 
 def _bytes_differ(a: Path, b: Path) -> bool:

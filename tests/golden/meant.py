@@ -1,0 +1,72 @@
+"""Changes of numbers, files or states that an issue made on purpose, for `python -m tests.golden.same`.
+
+A difference between two commits is meant if a change between them is named here with the case, the part of it that
+differs, and a bound: that numbers differ by more, or that anything else differs, is a fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from tests.golden.same_compare import Told
+
+
+class Meant(NamedTuple):
+    """One such change: a commit of main; its cases, as a pattern; which of PARTS differ, and by how much at most."""
+
+    commit: str
+    cases: str
+    parts: tuple[str, ...]
+    why: str
+    most: float = math.inf
+
+
+MEANT = (
+    Meant(
+        "d98a3ff3174a95178f5dab7c7046d5efa7b2399e",
+        "* keep",
+        ("converted", "loaded", "state"),
+        "PyTorch's fused kernel adds up attention over kept pairs in another order",
+        1e-13,
+    ),
+    Meant(
+        "76e4a404b0d72d7dfc80fd7a4c8d105186b75622",
+        "* keep onnx",
+        ("export",),
+        "sleeps that keep pairs copy whole rows",
+    ),
+    Meant(
+        "9c88b9d69359019c8a3c4f876b9d807e049cc1a9",
+        "* keep onnx",
+        ("export",),
+        "attention over kept pairs adds masks to scores",
+    ),
+    Meant(
+        "9c88b9d69359019c8a3c4f876b9d807e049cc1a9",
+        "* keep onnx",
+        ("converted", "loaded", "state"),
+        "attention over kept pairs adds masks to scores, in float32",
+        2e-5,
+    ),
+    Meant(
+        "3616c74142616708b31edd9e0940659e601d1134",
+        "* keep onnx",
+        ("export",),
+        "attention over kept pairs is spelled once",
+    ),
+    Meant(
+        "6b39899b8da92e26ab6794d6d2bf400696c71258",
+        "* keep*",
+        ("state",),
+        "states name how heads share slots, and those of before do not",
+    ),
+)
+
+
+def reason(case: str, part: str, told: Told, commits: Collection[str]) -> Meant | None:
+    """The change among `commits` that this difference is meant by, if one is."""
+    named = (m for m in MEANT if m.commit in commits and fnmatchcase(case, m.cases) and part in m.parts)
+    return next((m for m in named if told.size <= m.most), None)
