@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sleepc.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from sleepc.api import Program, convert, inspect, load
+    from sleepc.api import Program, load
+    from sleepc.converting import convert, inspect
     from sleepc.errors import Refusal, SleepcError, UsageError
     from sleepc.inspection import Inspection
     from sleepc.recipe import Recipe
@@ -27,8 +28,8 @@ _HOMES = {
     "Refusal": "sleepc.errors",
     "SleepcError": "sleepc.errors",
     "UsageError": "sleepc.errors",
-    "convert": "sleepc.api",
-    "inspect": "sleepc.api",
+    "convert": "sleepc.converting",
+    "inspect": "sleepc.converting",
     "load": "sleepc.api",
 }
 __all__ = [

@@ -80,7 +80,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"backends", "hf"},
 }
 ANYWHERE = {"errors", "names", "progress", "version"}  # may be imported by all
-ABOVE = ("exporting", "api", "bisecting", "__init__", "cli", "__main__")  # each may import all before it, and the table
+ABOVE = (
+    "exporting",
+    "api",
+    "converting",
+    "bisecting",
+    "__init__",
+    "cli",
+    "__main__",
+)  # each may import all before it, and the table
 # The rooms of passes/, in order: each may import those before it. `runner` and `pipeline` stand above all.
 PASS_ROOMS = (
     *("facts", "base", "plan", "lib", "analysis", "front", "blocks", "rewrite"),

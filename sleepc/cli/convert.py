@@ -113,11 +113,11 @@ def convert(
     dump, as_json = options.dump_graphs, options.as_json
     if dump is not None:
         check_folder_inside(dump, "--dump-graphs")
-    from sleepc import api
+    from sleepc import converting
 
     display = Display(err if as_json else out)
     with display.doing("convert"):
-        program = api.convert(model, recipe, adapter=options.adapter, progress=display, dump_graphs=dump)
+        program = converting.convert(model, recipe, adapter=options.adapter, progress=display, dump_graphs=dump)
     seen = program.inspect()
     _tell_conversion(display, program, seen)
     _tell_factors(display, program)

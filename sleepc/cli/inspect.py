@@ -35,10 +35,10 @@ def inspect(
 
 def _look(target: str, svg: Path | None, display: Display) -> Inspection:
     """Inspect, and draw if `svg` asks for it."""
-    from sleepc import api
+    from sleepc import converting
 
     if svg is None:
-        return api.inspect(target, progress=display)
+        return converting.inspect(target, progress=display)
     from sleepc.cli.picture.make import check_picture_file, make_picture
     from sleepc.whole_file import write_whole
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sleepc import api, artifact
+from sleepc.converting import convert
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcWarning
 from sleepc.ir.weights import HeldTensor
@@ -29,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its conversion `plain`, and an `adapter` with maps of rank 2 and one trained weight."""
     folder = tmp_path_factory.mktemp("adapt")
     model = save_model(folder / "model", module=make_module("olmo2", torch.float32))
-    program = api.convert(model, {"window": 6, "sinks": 2})
+    program = convert(model, {"window": 6, "sinks": 2})
     program.save(folder / "plain")
     keys = trained(program, rank=2, weights=True)
     write_adapter(folder / "adapter", program, keys, {"settings": {"tokens": 64}})
@@ -87,7 +88,7 @@ def test_another_artifact_is_made(made: Path, tmp_path: Path, capsys: pytest.Cap
 def test_merging_says_what_rounding_took(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float
 ) -> None:
-    program = api.convert(made / "model", {"window": 6, "sinks": 2, "dtype": "bfloat16"})
+    program = convert(made / "model", {"window": 6, "sinks": 2, "dtype": "bfloat16"})
     program.save(tmp_path / "low")
     trained(program, rank=2)
     small = {key: p.materialise() * scale for key, p in program.graphs.params.items() if key.endswith(".low_b")}

@@ -34,7 +34,13 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         raise AssertionError("work was begun")
 
     monkeypatch.setattr("sleepc.api.load", load)
-    for name in ("api.convert", "api.inspect", "api.Program.check_bytes", "api.capture", "capturing.capture"):
+    for name in (
+        "converting.convert",
+        "converting.inspect",
+        "api.Program.check_bytes",
+        "api.capture",
+        "capturing.capture",
+    ):
         monkeypatch.setattr(f"sleepc.{name}", work)
     (tmp_path / "file").write_text("mine")
     return {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sleepc import api
 from sleepc.capturing import capture
+from sleepc.converting import convert
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.text import print_graph
@@ -140,7 +140,7 @@ def test_half_lives_are_as_many_times_longer() -> None:
 def test_an_untrained_program_is_warned_of() -> None:
     module = family("nanogpt").module
     with pytest.warns(SleepcWarning, match="2 recurrent passes on a program that was not trained"):
-        program = api.convert(module, {"window": WINDOW, "sinks": 2, **RECURRENT})
+        program = convert(module, {"window": WINDOW, "sinks": 2, **RECURRENT})
     assert program.graphs.loop is not None
 
 

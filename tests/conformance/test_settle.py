@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sleepc import api
 from sleepc.backends.training_steps import Tensors, TrainingSteps
+from sleepc.converting import convert
 from sleepc.errors import UsageError
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
@@ -169,7 +170,7 @@ def test_a_session_counts_passes() -> None:
 
 @pytest.mark.filterwarnings("ignore::sleepc.errors.SleepcWarning")  # recurrent passes that nobody trained
 def test_it_is_saved(tmp_path: Path) -> None:
-    program = api.convert(family("nanogpt").module, {"window": WINDOW, "sinks": 2, **RECURRENT, "settle": SETTLE})
+    program = convert(family("nanogpt").module, {"window": WINDOW, "sinks": 2, **RECURRENT, "settle": SETTLE})
     again = api.load(program.save(tmp_path / "artifact"))
     assert again.graphs.loop is not None
     assert again.graphs.loop.settle == SETTLE

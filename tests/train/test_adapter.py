@@ -18,6 +18,7 @@ from torch import nn
 
 from sleepc import api
 from sleepc.api import Program
+from sleepc.converting import convert
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.manifest import Source
 from sleepc.memory.parameters import MIX_BIAS
@@ -41,7 +42,7 @@ def fresh(model: nn.Module, **options: Any) -> Program:
     """A conversion of its own, of which only the first of its kind takes time."""
     name = f"{id(model)} {options}"
     if name not in CONVERTED:
-        CONVERTED[name] = api.convert(model, {**OPTIONS, **options})
+        CONVERTED[name] = convert(model, {**OPTIONS, **options})
     return replace(CONVERTED[name], graphs=CONVERTED[name].graphs.clone(), report={}, path=None, identity="")
 
 
@@ -168,7 +169,7 @@ def test_a_trained_program_is_not_warned_of(model: nn.Module, tmp_path: Path) ->
     write_adapter(tmp_path / "a", program, trained(program), FACTS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = api.convert(model, adapter=tmp_path / "a")
+        again = convert(model, adapter=tmp_path / "a")
         assert again.recipe == program.recipe
         assert np.array_equal(logits(again), logits(program))
         api.load(again.save(tmp_path / "out"))
@@ -178,7 +179,7 @@ def test_given_options_win_and_differences_are_told(model: nn.Module, tmp_path: 
     program = fresh(model)
     write_adapter(tmp_path / "a", program, trained(program), FACTS)
     with pytest.warns(SleepcWarning, match="window 6 → 7, eviction sliding → hard"):
-        found = api.convert(model, {"window": 7, "eviction": "hard", "seed": 4}, adapter=tmp_path / "a")
+        found = convert(model, {"window": 7, "eviction": "hard", "seed": 4}, adapter=tmp_path / "a")
     assert (found.recipe.window, found.recipe.sinks) == (7, 2)
 
 

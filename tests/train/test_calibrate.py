@@ -181,7 +181,7 @@ def test_layers_behind_a_loop_are_left_alone() -> None:
     assert report.notes
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        package.api._warn_untrained(program)
+        package.api.warn_untrained(program)
     assert len(caught) == 1, "a calibration is no training"
 
 

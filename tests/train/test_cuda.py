@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sleepc.api import Program, convert, load
+from sleepc.api import Program, load
+from sleepc.converting import convert
 from sleepc.errors import SleepcWarning
 from sleepc.tasks.rule110 import Rule110
 from sleepc.train.trainer import Hooks, Step

@@ -16,7 +16,8 @@ import torch
 
 import sleepc as package
 from examples.nanogpt import GPT
-from sleepc.api import Program, convert
+from sleepc.api import Program
+from sleepc.converting import convert
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.tasks.lessons import lessons
 from sleepc.tasks.puzzle import Example, Question, examples

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from sleepc import api, artifact
+from sleepc import artifact
 from sleepc.backends.eager.backend import load
+from sleepc.converting import convert
 from sleepc.errors import UsageError
 from sleepc.ir.program import Block, ProgramGraphs
 from sleepc.ir.text import print_graph
@@ -131,7 +132,7 @@ def test_seed_and_block_decide_the_values() -> None:
 
 def test_a_half_precision_program_runs_its_maps_in_half() -> None:
     model = family("llama").module
-    step = api.convert(model, {"window": 8, "sinks": 2, "dtype": "bfloat16"}).graphs
+    step = convert(model, {"window": 8, "sinks": 2, "dtype": "bfloat16"}).graphs
     low = with_random_maps(apply(step, AddLowRank(2, 0)))
     port = next(p for p in low.layout[0].params if p.endswith(LOW_B))
     assert low.classes[low.layout[0].cls].wake.ports()[port].meta["type"].dtype == torch.bfloat16
@@ -163,7 +164,7 @@ class Tied(nn.Module):
 
 def test_blocks_that_share_a_weight_part_when_maps_are_merged() -> None:
     torch.manual_seed(0)
-    step = api.convert(Tied().double().eval(), {"window": 8, "sinks": 2}).graphs
+    step = convert(Tied().double().eval(), {"window": 8, "sinks": 2}).graphs
     assert set(step.layout[0].params.values()) & set(step.layout[1].params.values())
     low = with_random_maps(apply(step, AddLowRank(2, 0)))
     merged = apply(low, MergeLowRank())

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sleepc.api import Program, convert
+from sleepc.api import Program
+from sleepc.converting import convert
 from sleepc.errors import SleepcWarning
 from sleepc.memory.parameters import STRENGTHS, key_of
 from sleepc.tasks.lessons import NOTHING

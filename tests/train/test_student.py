@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sleepc.api import Program, convert
+from sleepc.api import Program
 from sleepc.backends.eager.backend import load
+from sleepc.converting import convert
 from sleepc.memory.parameters import STRENGTHS, parameter_in
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from sleepc.api import Program, convert
+from sleepc.api import Program
+from sleepc.converting import convert
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.weights import HeldTensor
 from sleepc.memory.parameters import DECAYS

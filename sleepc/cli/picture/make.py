@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sleepc import api
 from sleepc.cli.display import Display
 from sleepc.cli.picture.draw import draw
 from sleepc.cli.picture.facts import facts_of
+from sleepc.converting import look_at
 from sleepc.errors import UsageError
 from sleepc.inspection import Inspection
 from sleepc.output_place import check_file_place
@@ -27,5 +27,5 @@ def _starts_as_svg(path: Path) -> bool:
 
 def make_picture(target: str, display: Display) -> tuple[Inspection, str]:
     """What `inspect` tells of a model or an artifact, and its picture; a model is drawn as the defaults convert it."""
-    seen, graphs, recipe = api.look_at(target, None, display)
+    seen, graphs, recipe = look_at(target, None, display)
     return seen, draw(facts_of(Path(target).resolve().name, seen, graphs, recipe))
