@@ -55,7 +55,7 @@ class Report:
         failed = [row for row in self.rows if not row.ok]
         more = f"; and {len(failed) - 4} more" if len(failed) > 4 else ""
         found = "; ".join(row.words() for row in failed[:4])
-        return f"the exported files do not do what the program does: {found}{more}"
+        return f"the exported files do not compute what the program does: {found}{more}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

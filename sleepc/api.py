@@ -71,8 +71,8 @@ class Program:
     def __repr__(self) -> str:
         recipe, place = self.recipe, f" in {self.path}" if self.path else ""
         return (
-            f"<sleepc.Program of {self.source.name}{place}: {len(self.graphs.layout)} blocks, "
-            f"{self.graphs.vocab} words; window {recipe.window}, {recipe.sinks} sinks, {recipe.strategy} {recipe.rule}>"
+            f"<sleepc.Program of {self.source.name}{place}: {len(self.graphs.layout)} blocks, vocabulary "
+            f"{self.graphs.vocab}; window {recipe.window}, {recipe.sinks} sinks, {recipe.strategy} {recipe.rule}>"
         )
 
     def __getstate__(self) -> NoReturn:
@@ -214,7 +214,7 @@ class Program:
             return checked_tokens(tokens, self.graphs.vocab)
         if text is not None:
             return self.tokenizer().encode(text)
-        words: Sequence[int] = range(self.graphs.vocab)
+        known: Sequence[int] = range(self.graphs.vocab)
         try:
             tokenizer = self.tokenizer()
         except NoTokenizer as error:
@@ -225,9 +225,9 @@ class Program:
             ids = tokenizer.encode(default_text())
             if says_something(ids):
                 return ids
-            words = sorted(set(words).difference(tokenizer.holes(self.graphs.vocab)))
+            known = sorted(set(known).difference(tokenizer.holes(self.graphs.vocab)))
         generator = torch.Generator().manual_seed(0)
-        return [words[i] for i in torch.randint(0, len(words), (4096,), generator=generator).tolist()]
+        return [known[i] for i in torch.randint(0, len(known), (4096,), generator=generator).tolist()]
 
     def load_original(self, against: str | Path | nn.Module | None, progress: Progress) -> nn.Module:
         """The original, with transformers' own attention, in the dtype that the recipe asks for.
@@ -392,15 +392,15 @@ class Program:
         """The original, or another model. Raises UsageError if its vocabulary differs."""
         from sleepc.train.adapter import name_of
         from sleepc.train.learned import Teacher
-        from sleepc.train.shared_words import shared_words
+        from sleepc.train.shared_tokens import shared_tokens
 
         if teacher is None:
             return Teacher(self.captured(progress), name_of(self.source.name))
         progress("capturing the teacher", None)
         graphs = capture(self.load_original(teacher, progress), progress, factors=self.recipe.rope_factors)
-        words = shared_words(self, graphs, _folder_of(teacher, progress))
+        shared = shared_tokens(self, graphs, _folder_of(teacher, progress))
         name = "module" if isinstance(teacher, nn.Module) else name_of(str(teacher))
-        return Teacher(graphs, name, weights_digest(graphs), words)
+        return Teacher(graphs, name, weights_digest(graphs), shared)
 
     @typed
     def save(

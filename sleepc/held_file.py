@@ -39,7 +39,7 @@ class HeldFile:
             raise SleepcError(f"cannot read {path.name}: it is not a regular file", where=str(path))
         self.size, self.opened = status.st_size, _version(status)
         if len(POINTER) < self.size < POINTED and self.read(0, len(POINTER)) == POINTER:
-            what = f"{path.name} is not there: in its place is a pointer of Git LFS"
+            what = f"{path.name} is only a Git LFS pointer"
             raise SleepcError(
                 what, where=str(path), fix="Fetch the files: git lfs pull, in the folder of the repository."
             )
@@ -57,7 +57,7 @@ class HeldFile:
         with reading(self.path):
             count = os.preadv(self.descriptor, [view], place)
         if count != len(view):
-            raise SleepcError(f"{self.path.name} became shorter while it was read", where=str(self.path), fix=DAMAGED)
+            raise SleepcError(f"{self.path.name} was cut off while it was read", where=str(self.path), fix=DAMAGED)
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes [start, end)."""

@@ -127,7 +127,7 @@ class Recipe(_Options):
         __init__.__pydantic_base_init__ = True  # pydantic validates what it reads without calling it
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise UsageError(f"a recipe does not change: {name} is set when it is made", fix="Make another one.")
+        raise UsageError(f"a recipe is immutable: {name} is set when it is made", fix="Make another one.")
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -257,7 +257,7 @@ def _nearest(first: Any) -> str:
 
 def _check_count(count: object) -> None:
     if not isinstance(count, int) or count < 1:
-        raise UsageError(f"a model has a number of blocks, and not {reprlib.repr(count)}", fix="Give a whole number.")
+        raise UsageError(f"the number of blocks is {reprlib.repr(count)}", fix="Give a whole number.")
 
 
 def parse_layers(text: str, count: int, where: str = "--layers") -> tuple[int, ...]:

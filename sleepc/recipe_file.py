@@ -69,7 +69,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UsageError(f"{line}{what}", where=str(path), fix=_for_what_it_is(path, text)) from None
     if options is None:
         fix = "Write one `option: value` on a line, or leave --recipe out for the defaults."
-        raise UsageError("the recipe gives no option", where=str(path), fix=fix)
+        raise UsageError("the recipe has no options", where=str(path), fix=fix)
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         what, fix = "a recipe is a mapping of options to values", _for_what_it_is(path, text)
         raise UsageError(what, where=str(path), fix=fix)
@@ -111,7 +111,7 @@ def _text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            what = f"a recipe of {size} bytes is not a recipe"
+            what = f"{size} bytes are too many for a recipe"
             raise UsageError(what, where=str(path), fix="Give a YAML file.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

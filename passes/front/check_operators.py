@@ -44,8 +44,8 @@ def _check(node: fx.Node) -> None:
             "OPERATOR",
             f"the shape of what {node.target} makes depends on the values of tokens or weights",
             where=where,
-            fix="sleepc converts models whose shapes follow from batch and length: no tensors of those tokens that an "
-            "expert or a language got.",
+            fix="sleepc converts models whose shapes follow from batch and length: not those that gather the tokens "
+            "routed to an expert or a language.",
         )
     if not is_allowed(node.target, "CANONICAL"):
         raise Refusal(

@@ -39,8 +39,8 @@ def explain(error: Exception, call: nn.Module) -> SleepcError:
             "OPERATOR",
             f"the model has data-dependent control flow ({place_of(causes[-1])})",
             where=where,
-            fix="sleepc converts models whose control flow does not depend on tensor values: no expert or patch "
-            "that runs only for the tokens that chose it.",
+            fix="sleepc converts models whose control flow does not depend on tensor values: not experts that "
+            "run only for the tokens routed to them.",
         )
     if any(isinstance(cause, ConstraintViolationError) for cause in causes):
         return Refusal(

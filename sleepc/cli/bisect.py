@@ -86,7 +86,7 @@ def verdict(found: Bisection, target: Path) -> list[str]:
             f"memories have other values than a new conversion gives (trained, or changed): {_some(found.trained)}"
         )
     if found.ok:
-        lines.append(f"every pass keeps the numbers, and {target} is what they make.")
+        lines.append(f"every pass keeps the numbers, and {target} is what they produce.")
     return lines
 
 

@@ -95,7 +95,7 @@ def _check(options: CalibrateOptions) -> None:
             raise UsageError("only budgets are drawn", where="--plot", fix="Leave it out, or add --only budgets.")
         return
     if options.only != "budgets":
-        raise UsageError(f"nothing named {options.only!r} is measured alone", where="--only", fix="--only budgets.")
+        raise UsageError(f"{options.only!r} cannot be measured alone", where="--only", fix="--only budgets.")
     trains = {"--tokens": options.tokens != TOKENS, "--steps": options.steps != STEPS, "--resume": options.resume}
     for name, given in trains.items():
         if given:

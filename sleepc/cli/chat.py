@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 HELP = """\
 /undo             take the last turn back, in the model's state too
 /state save FILE  keep the conversation in a file
-/state load FILE  go on with a conversation from a file
-/pin next         keep the message that comes through all sleeps, before it has seen one
-/pin [TURN]       keep what is left of a turn, the last one if none is said, or of the system text (`system`)
+/state load FILE  continue a conversation from a file
+/pin next         read the next message as pinned: it is kept through all sleeps
+/pin [TURN]       keep what is left of a turn (by default the last one) or of the system text (`system`)
 /unpin [TURN]     let later text replace what was pinned
-/drop [TURN]      take one out of window and slots: it is not seen any more
+/drop [TURN]      take a turn out of window and slots: it is no longer seen
 /spans            what is pinned
 /stats            tokens, sleeps, speed, and what memory they take
 /reset            begin again
@@ -74,7 +74,7 @@ def chat(artifact: Runnable, options: ChatOptions) -> None:
     if state is not None and state.is_file():
         talk.load(state)
         if options.system and options.system != talk.conversation.system:
-            talk.tell("--system is left aside: the conversation in the file has begun with another")
+            talk.tell("--system is ignored: the conversation in the file began with another one")
     talk.greet(artifact)
     if state is None:
         talk.run()
@@ -189,18 +189,18 @@ class Talk:
             pass
         self.marks.end()
         if len(self.conversation.turns) == count:
-            self.tell("stopped, and this turn was taken back: its answer had not begun, or a step was broken off")
+            self.tell("stopped, and this turn was taken back: its answer had not begun, or a step was interrupted")
         else:
             self._tell_end(bool(stopped()), time.perf_counter() - started)
 
     def _tell_end(self, stopped: bool, seconds: float) -> None:
         turn = self.conversation.turns[-1]
-        self.speed = f"last answer {turn.said} tokens, {len(turn.ids) / seconds:.1f} tokens/s with reading"
+        self.speed = f"last answer {turn.said} tokens, {len(turn.ids) / seconds:.1f} tokens/s including reading"
         ended = turn.ids[-1:] and turn.ids[-1] in self.conversation.ends
         if stopped:
             self.tell("stopped: what was said so far is kept (/undo takes the turn back)")
         elif turn.said == 1 and ended:
-            self.tell("the model ended its answer at once, before a word")
+            self.tell("the model ended its answer at once, without any text")
         elif turn.said >= self.manner.max_tokens and not ended:
             self.tell(f"cut off after {turn.said} tokens (--max-tokens)")
 
@@ -222,7 +222,7 @@ class Talk:
     def _state(self, rest: str) -> None:
         what, _, name = rest.partition(" ")
         if what not in ("save", "load") or not name.strip():
-            raise UsageError("/state needs to know what to do", fix="/state save FILE or /state load FILE")
+            raise UsageError("/state needs a subcommand", fix="/state save FILE or /state load FILE")
         path = Path(name.strip()).expanduser()
         (self.save if what == "save" else self.load)(path)
 
@@ -234,7 +234,7 @@ class Talk:
     def load(self, path: Path) -> None:
         """Go on with the conversation of a file, and say so."""
         self.conversation.load(path)
-        self.tell(f"going on from {path}: {self._length()}")
+        self.tell(f"continuing from {path}: {self._length()}")
 
     def _pin(self, rest: str) -> None:
         if rest == "next":

@@ -143,7 +143,7 @@ def _given(options: RecipeOptions) -> dict[str, Any]:
     given = {name: value for name, value in vars(options).items() if value is not None}
     how = {key: given.pop(f"keep_{key}") for key in ("score", "budgets", "dtype") if f"keep_{key}" in given}
     if how and "keep" not in given:
-        what, option = "it says how pairs are kept, and none are", f"--keep-{next(iter(how))}"
+        what, option = "it says how pairs are kept, but no pairs are kept", f"--keep-{next(iter(how))}"
         raise UsageError(what, where=option, fix="Add --keep 128.")
     if how.get("budgets", "auto") not in ("auto", "equal"):
         how["budgets"] = read_budgets(Path(how["budgets"]))
@@ -211,7 +211,7 @@ def _check(display: Display, program: Program, accept: bool) -> tuple[bool, dict
     for check in failed:
         display.leave("", f"[red]invariant {check.invariant}: {check.name}: {check.detail}[/]")
     if failed:
-        err.print("error: the converted program does not do what it should: nothing was saved")
+        err.print("error: the converted program does not compute what it should: nothing was saved")
         err.print("       Please report the model; --no-verify saves it anyway.")
     elif not report.ok:
         err.print("       Nothing was saved; --accept-quality saves it anyway.")

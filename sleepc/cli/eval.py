@@ -45,7 +45,7 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
         return
     for option, value in (("--questions", options.questions), ("--answer", options.answer)):
         if value is not None:
-            raise UsageError(f"{options.task} has no use for {option}", where=option, fix=f"Leave {option} out.")
+            raise UsageError(f"{options.task} does not take {option}", where=option, fix=f"Leave {option} out.")
     text, seed, plot = options.text, options.seed, options.plot
     asked = read_asked(options.task, options.samples, seed, options.distances, text, options.settings)
     passes = _passes(options.sweep)

@@ -61,7 +61,7 @@ def read_asked(
     if name in PUZZLES:
         for option, value in (("--text", text), ("--distances", distances)):
             if value is not None:
-                raise UsageError(f"{name} has no use for {option}", where=option, fix=f"Leave {option} out.")
+                raise UsageError(f"{name} does not take {option}", where=option, fix=f"Leave {option} out.")
         return Asked(name, samples or EXAMPLES, seed, [], None, make_puzzle(name, settings or ()))
     if settings:
         raise UsageError(f"{name} has no settings", where="--set", fix="Leave --set out.")
@@ -95,7 +95,7 @@ def prepare(subject: EvalSubject, asked: Asked) -> Evaluation:
     task = make_task(cast("TaskName", asked.name), source, setup, window)
     found = Evaluation(task, asked.name, window, notes=list(subject.notes))
     if source.tokenizer is None:
-        found.notes.append("the model cannot read words: streams are random tokens")
+        found.notes.append("the model cannot read text: streams are random tokens")
     return found
 
 
@@ -118,6 +118,6 @@ def _prepare_puzzle(subject: EvalSubject, asked: Asked, puzzle: Puzzle) -> Evalu
     spell, as_text = choose_spelling(subject.tokenizer_or_none(), puzzle.vocabulary, subject.vocab, made)
     notes = list(subject.notes)
     if not as_text:
-        notes.append(f"the model cannot read words: tokens are the task's own, 0 to {len(puzzle.vocabulary) - 1}")
+        notes.append(f"the model cannot read text: tokens are the task's own, 0 to {len(puzzle.vocabulary) - 1}")
     task = Solving(puzzle.by, made, spell(made))
     return Evaluation(task, asked.name, subject.window, settings_of(puzzle), notes=notes)

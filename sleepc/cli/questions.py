@@ -75,7 +75,7 @@ def _check(options: EvalOptions) -> None:
     for name in (*NOT_OURS, *(OF_TEXTS if options.task == QUESTIONS else OF_RULER)):
         if getattr(options, name) is not None:
             option = "--set" if name == "settings" else f"--{name}"
-            raise UsageError(f"{options.task} has no use for {option}", where=option, fix=f"Leave {option} out.")
+            raise UsageError(f"{options.task} does not take {option}", where=option, fix=f"Leave {option} out.")
     if isinstance(checked_runner(options.backend), Target):
         fix = f"Leave it out: {DEFAULT} runs the artifact."
         raise UsageError("full attention is measured by PyTorch", where=f"--backend {options.backend}", fix=fix)

@@ -99,7 +99,7 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
     manifest = program.manifest
     if passes and not manifest.replays:
         raise UsageError(
-            "this export's sleeps are made for their number of passes: none replays its window with a rule that "
+            "this export's number of passes is fixed: no layer replays its window with a rule that "
             "corrects what it wrote",
             where="--sweep",
             fix="Convert once per number of --passes, and evaluate each export.",

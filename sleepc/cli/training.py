@@ -189,7 +189,7 @@ def _tell(outcome: Outcome, target: Path, work: Path, seconds: float, following:
         print_json({**outcome.to_json(), **facts})
         return
     if not outcome.of:
-        err.print("stopped while the teacher asked itself: the same command goes on from there")
+        err.print("stopped while the teacher asked itself: the same command continues from there")
         return
     if not outcome.finished:
         err.print(f"stopped after step {outcome.steps} of {outcome.of}: the same command with --resume continues")

@@ -38,7 +38,7 @@ def verify_an_export(
         print_json({**report.to_json(), "at_export": program.manifest.report})
     else:
         out.print(table(report.to_json()["checks"]))
-        verdict = "the export is whole" if report.ok else "[red]the export does not do what it should[/]"
+        verdict = "the export is whole" if report.ok else "[red]the export does not compute what it should[/]"
         out.print(f"{verdict}   {report.seconds:.1f} s")
     if not report.ok:
         raise typer.Exit(1)
@@ -52,20 +52,20 @@ def _tokens(program: Export, text: str | None, tokens: list[int] | None) -> list
     vocab = program.manifest.vocab
     if tokens is not None:
         return checked_tokens(tokens, vocab)
-    words: Sequence[int] = range(vocab)
+    known: Sequence[int] = range(vocab)
     try:
         tokenizer = program.tokenizer()
         found = tokenizer.encode(default_text() if text is None else text)
         if found and (text is not None or says_something(found)):
             return found
-        words = sorted(set(words).difference(tokenizer.holes(vocab)))
+        known = sorted(set(known).difference(tokenizer.holes(vocab)))
     except NoTokenizer as error:
         if text is not None:
             raise
         warnings.warn(f"{error.what}: reading random tokens instead", SleepcWarning, stacklevel=2)
     if text is not None:
         raise UsageError("the text has no token", where="--text", fix="Give a longer one.")
-    return [int(token) for token in np.random.default_rng(0).choice(words, 512)]
+    return [int(token) for token in np.random.default_rng(0).choice(known, 512)]
 
 
 def _artifact(program: Export) -> Steps | None:

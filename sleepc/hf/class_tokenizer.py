@@ -35,7 +35,7 @@ def class_reads_otherwise(folder: Path) -> str | None:
         control = next(iter(ours.control.values()), "")
         for text in (*TEXTS, *(f"{control}{text}" for text in TEXTS if control)):
             if _by_class(theirs, text) != _as_it_says(ours, text):
-                return f"transformers' {name} has other ids for {text!r} than {MAIN}, which is what is read"
+                return f"transformers' {name} encodes {text!r} with other ids than {MAIN}, which sleepc reads"
     return None
 
 

@@ -48,7 +48,7 @@ def check_fit(skeleton: Any, files: Iterable[TensorFile], dtype: torch.dtype, fo
 
     Returns the names of tensors that the model computes for itself. Says in a warning which parts of the checkpoint are
     left out. Raises Refusal if weights are quantised, UsageError
-    if one is missing, is used by nobody or has another shape.
+    if one is missing, is not used or has another shape.
     """
     tensors = {name: Described(entry) for file in files for name, entry in file.tensors.items()}
     matched, info = load_state(_without_values(type(skeleton)), skeleton.config, tensors, dtype, folder)

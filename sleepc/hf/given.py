@@ -72,7 +72,7 @@ def _message(message: object, where: str) -> dict[str, Any]:
     }
     role = found.get(ROLE)
     if not isinstance(role, str) or not is_word(role):
-        raise UsageError(f"{where} has no role: it is a word, as user or assistant", fix=_FORM)
+        raise UsageError(f"{where} has no role: a role is a word such as user or assistant", fix=_FORM)
     content = found.get(CONTENT)
     others = any(value not in (None, [], {}) for key, value in found.items() if key not in (ROLE, CONTENT))
     if content is None and not others:

@@ -157,7 +157,7 @@ def _check_positions(config: Any, folder: Path) -> None:
     value = getattr(text, POSITIONS, None)
     if isinstance(value, int) and value < 1:
         name = type(text).attribute_map.get(POSITIONS, POSITIONS)
-        what = f"config.json says {name}: {json.dumps(value)}, and a model has one position at least"
+        what = f"config.json says {name}: {json.dumps(value)}, and a model has at least one position"
         raise UsageError(what, where=str(folder), fix=FIX)
 
 

@@ -1,4 +1,4 @@
-"""What is said of weights that do not fit: which are missing, used by nobody, of another shape, and why that may be."""
+"""What is said of weights that do not fit: which are missing, not used, of another shape, and why that may be."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def misfit_error(misfit: Misfit, skeleton: Any, folder: Path) -> UsageError:
     prefix = _prefix(misfit)
     kinds = {
         "missing": misfit.missing,
-        "used by nobody": misfit.unused,
+        "not used": misfit.unused,
         "of another shape or kind": misfit.unlike,
-        "of a weight that is there already": misfit.dropped,
+        "of a weight that is already there": misfit.dropped,
     }
     parts = [f"{len(names)} {what} ({some(names, FIRST)})" for what, names in kinds.items() if names]
     fix = "The checkpoint is incomplete, or of another model than config.json says: fetch it again."

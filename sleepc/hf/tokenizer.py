@@ -113,13 +113,13 @@ class Tokenizer:
         return self.encode_turns(template(messages))
 
     def ends(self, template: Template | None, vocab: int) -> tuple[int, ...]:
-        """The tokens that end an answer of a model of `vocab` words: with a template, also what closes a turn there."""
+        """The tokens that end an answer of a model with `vocab` tokens; with a template what closes a turn, too."""
         turns = self.encode_turns(template.closing()) if template is not None else []
         closing = [i for i in turns if i in self.control][:1]
         found = sorted({*self.eos_ids, *closing})
         for i in found:
             if i >= vocab:
-                warn_of_end(f"{self.name_of(i)} has the id {i}, and the model has {vocab} words")
+                warn_of_end(f"{self.name_of(i)} has the id {i}, and the model's vocabulary size is {vocab}")
         return tuple(i for i in found if i < vocab)
 
     def name_of(self, token: int) -> str:
@@ -130,7 +130,7 @@ class Tokenizer:
         """The ids of a vocabulary of `vocab` that stand for no token: its table may be wider than its tokenizer."""
         return sorted(set(range(vocab)).difference(self.inner.get_vocab().values()))
 
-    def same_words(self, other: Tokenizer) -> bool:
+    def same_vocabulary(self, other: Tokenizer) -> bool:
         """Do all tokens, but those that were added later, have the same ids?"""
         mine, theirs = (each.inner.get_vocab(with_added_tokens=False) for each in (self, other))
         return bool(mine == theirs)
@@ -195,7 +195,7 @@ def _say_other_space(inner: Any, config: Mapping[str, Any]) -> None:
     ids = _ids(inner, "a") if isinstance(said, bool) else []
     first = inner.id_to_token(ids[0]) if ids else ""
     if first.startswith(SPACES) != said and first.lstrip("".join(SPACES))[:1] in ("", "a") and first:
-        text = f"{CONFIG} says {SPACE}: {json.dumps(said)}, and {MAIN} does otherwise: {MAIN} is what is read"
+        text = f"{CONFIG} says {SPACE}: {json.dumps(said)}, and {MAIN} differs: {MAIN} is what sleepc reads"
         warnings.warn(text, SleepcWarning, stacklevel=3)
 
 

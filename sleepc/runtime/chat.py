@@ -35,7 +35,7 @@ class ChatTokenizer(Decoder, Protocol):
     """The part of a tokenizer that a conversation needs."""
 
     def ends(self, template: Any, vocab: int, /) -> Collection[int]:
-        """The tokens that end an answer of a model of `vocab` words."""
+        """The tokens that end an answer of a model with `vocab` tokens."""
 
     def holes(self, vocab: int, /) -> Collection[int]:
         """The ids of the model that stand for nothing."""

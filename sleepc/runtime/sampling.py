@@ -24,7 +24,7 @@ class Choosing(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn; `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 leave all words in.
+    """How a token is drawn; `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 leave all tokens in.
 
     Raises UsageError for a value outside its range.
     """
@@ -105,7 +105,7 @@ def top_k(logits: FloatArray, k: int) -> IntArray:
 
 
 def nucleus(sorted_probabilities: npt.NDArray[np.float64], p: float) -> int:
-    """How many of the most likely words make up at least p (one or more; all for p = 1).
+    """How many of the most likely tokens make up at least p (one or more; all for p = 1).
 
     Holtzman et al., *The Curious Case of Neural Text Degeneration*, arXiv 1904.09751, section 3.1.
     """

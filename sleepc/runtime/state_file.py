@@ -123,7 +123,9 @@ def _open(file: Path, most: int | None = None) -> tuple[dict[str, dict[str, Any]
     except SleepcError as error:
         raise UsageError(error.what, where=str(file), fix=AGAIN) from error
     if most is not None and held.size > most:
-        raise SleepcError(f"the file has {held.size} bytes: no state of this model", where=str(file), fix=AGAIN)
+        raise SleepcError(
+            f"the file has {held.size} bytes, too many for a state of this model", where=str(file), fix=AGAIN
+        )
     data = held.read(0, held.size)
     try:
         tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]  # as published

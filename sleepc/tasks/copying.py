@@ -23,6 +23,6 @@ def copying(source: StreamSource, setup: Setup) -> list[Sample]:
     cue = max(length // 4, 1)
     rows = []
     for _ in range(setup.samples):
-        segments = [tuple(rng.choice(source.words, length).tolist()) for _ in setup.distances]
+        segments = [tuple(rng.choice(source.vocabulary, length).tolist()) for _ in setup.distances]
         rows.append([Item(s, s[:cue], (s[cue:],)) for s in segments])
     return plant(source, setup, rows, rng)

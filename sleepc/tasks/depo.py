@@ -50,7 +50,7 @@ class Depo:
         if self.questions > self.nodes:
             raise refusal(f"{self.questions} questions start at different nodes, and there are {self.nodes}")
         if self.tail and (self.fewer or self.questions + self.tail > self.nodes):
-            raise refusal(f"there is a tail of {self.tail} where there are always as many more nodes as questions")
+            raise refusal(f"a tail of {self.tail} needs {self.questions + self.tail} nodes in every example")
 
     @property
     def vocabulary(self) -> Words:

@@ -101,7 +101,7 @@ def parse_questions(content: str, where: str) -> tuple[list[Document], list[str]
     parsed = [_parse(line, f"{where}, line {i}") for i, line in lines]
     documents = [_document(line, i) for line, (i, _) in zip(parsed, lines, strict=True)]
     unread = sorted({name for line in parsed for part in (line, *line.questions) for name in part.model_extra or ()})
-    return documents, [f"{where}: nothing reads {name[:40]!r}" for name in unread]
+    return documents, [f"{where}: unknown key {name[:40]!r}" for name in unread]
 
 
 def own_questions() -> list[Document]:

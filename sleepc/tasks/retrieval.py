@@ -26,7 +26,7 @@ def retrieval(source: StreamSource, setup: Setup) -> list[Sample]:
     if tokenizer is not None and _spells(tokenizer):
         rows = [_in_words(tokenizer, count, rng) for _ in range(setup.samples)]
     else:
-        rows = [_in_tokens(source.words, count, rng) for _ in range(setup.samples)]
+        rows = [_in_tokens(source.vocabulary, count, rng) for _ in range(setup.samples)]
     return plant(source, setup, rows, rng)
 
 
@@ -56,15 +56,15 @@ def _in_words(tokenizer: Tokenizer, count: int, rng: np.random.Generator) -> lis
     ]
 
 
-def _in_tokens(words: IntArray, count: int, rng: np.random.Generator) -> list[Item]:
-    if len(words) < count + DISTRACTORS:
+def _in_tokens(vocabulary: IntArray, count: int, rng: np.random.Generator) -> list[Item]:
+    if len(vocabulary) < count + DISTRACTORS:
         raise UsageError(
             f"{count} pairs and {DISTRACTORS} distractors need {count + DISTRACTORS} different tokens, and there are "
-            f"{len(words)}",
-            fix="Give fewer --distances, or a --text with more different words.",
+            f"{len(vocabulary)}",
+            fix="Give fewer --distances, or a --text with more different tokens.",
         )
-    keys = np.stack([rng.permutation(words)[:count], rng.choice(words, count)], 1).tolist()
-    shuffled = rng.permutation(words).tolist()
+    keys = np.stack([rng.permutation(vocabulary)[:count], rng.choice(vocabulary, count)], 1).tolist()
+    shuffled = rng.permutation(vocabulary).tolist()
     values, others = shuffled[:count], shuffled[count:]
     items = []
     for key, value in zip(keys, values, strict=True):

@@ -16,12 +16,12 @@ ALL = 10_000_000  # characters: the whole of the text that is on every machine
 
 @dataclass(frozen=True)
 class StreamSource:
-    """`ids` [n] of one long text; `words`, the different ids that random tokens are drawn from; `opening`, what the
-    tokenizer puts before every text. `tokenizer` is None if the model cannot read words.
+    """`ids` [n] of one long text; `vocabulary`, the different ids that random tokens are drawn from; `opening`, what
+    the tokenizer puts before every text. `tokenizer` is None if the model cannot read text.
     """
 
     ids: IntArray
-    words: IntArray
+    vocabulary: IntArray
     opening: tuple[int, ...] = ()
     tokenizer: Tokenizer | None = None
 
@@ -53,8 +53,8 @@ def make_source(
         raise UsageError(
             "the tokenizer cannot read this text", where="--text", fix="Give a text in the model's language."
         )
-    words = np.setdiff1d(np.arange(vocab), tokenizer.holes(vocab) if tokenizer is not None else [])
-    return StreamSource(words[rng.integers(0, len(words), tokens)], words)
+    ids = np.setdiff1d(np.arange(vocab), tokenizer.holes(vocab) if tokenizer is not None else [])
+    return StreamSource(ids[rng.integers(0, len(ids), tokens)], ids)
 
 
 def opening_of(tokenizer: Tokenizer) -> tuple[int, ...]:

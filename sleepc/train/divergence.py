@@ -32,10 +32,10 @@ class BeforeHead:
 
 
 def divergence(
-    student: BeforeHead, teacher: BeforeHead, real: Tensor, words: int | None, weighing: Weighing | None = None
+    student: BeforeHead, teacher: BeforeHead, real: Tensor, shared: int | None, weighing: Weighing | None = None
 ) -> Tensor:
-    """Forward KL(teacher ‖ student) over the first `words`, summed over the tokens that are real, bool [B,T] -> scalar.
-    With `weighing`, of the real tokens, it is the weighted sum.
+    """Forward KL(teacher ‖ student) over the first `shared` tokens of the vocabulary, summed over the tokens that are
+    real, bool [B,T] -> scalar. With `weighing`, of the real tokens, it is the weighted sum.
 
     student, teacher: programs for which `alone` is true, and what their heads read. The gradient is computed here and
     now, so that the backward pass needs no logits; there are no second derivatives.
@@ -43,7 +43,7 @@ def divergence(
     h, taught = student.values["h"][real], teacher.values["h"][real]
     weighed = weighing.split(ROWS) if weighing is not None else repeat(None)
     parts = zip(h.split(ROWS), taught.split(ROWS), weighed, strict=False)
-    found = [_part(student.of(own), teacher.of(wanted), words, each) for own, wanted, each in parts]
+    found = [_part(student.of(own), teacher.of(wanted), shared, each) for own, wanted, each in parts]
     losses, slopes = zip(*found, strict=True)
     loss: Tensor = _Known.apply(h, torch.stack(losses).sum(), torch.cat(slopes))  # type: ignore[no-untyped-call]
     return loss
@@ -57,14 +57,14 @@ def alone(steps: TrainingSteps) -> bool:
 
 
 def _part(
-    student: BeforeHead, teacher: BeforeHead, words: int | None, weighing: Weighing | None
+    student: BeforeHead, teacher: BeforeHead, shared: int | None, weighing: Weighing | None
 ) -> tuple[Tensor, Tensor]:
     """Of some tokens, h [n,d]: (the divergence, its gradient [n,d])."""
     h = student.values["h"].detach().requires_grad_()
     with torch.no_grad():
-        wanted = teacher.logits()[..., :words]
+        wanted = teacher.logits()[..., :shared]
     with torch.enable_grad():
-        logits = student.of(h).logits()[..., :words]
+        logits = student.of(h).logits()[..., :shared]
     with torch.no_grad():
         wide = torch.promote_types(logits.dtype, torch.float32)
         log_p, log_q = wanted.log_softmax(-1, dtype=wide), logits.log_softmax(-1, dtype=wide)

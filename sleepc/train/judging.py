@@ -79,7 +79,7 @@ class Judgement(BaseModel):
 @dataclass(frozen=True)
 class Exam:
     """What is read to judge a training, by which backend, `rows` pieces at a time. `apart` and `goal`: see Judgement. A
-    teacher is compared over the first `words`, all by default.
+    teacher is compared over the first `shared` tokens of the vocabulary, all by default.
     """
 
     pieces: Sequence[Piece]
@@ -87,7 +87,7 @@ class Exam:
     apart: bool
     goal: Goal
     rows: int
-    words: int | None = None
+    shared: int | None = None
 
 
 def judge(
@@ -109,7 +109,7 @@ def judge(
         for group in groups:
             if share == 1 and hooks.should_stop():
                 return None
-            sums[name] += read(steps, teacher, group, exam.words)
+            sums[name] += read(steps, teacher, group, exam.shared)
             done += 1
             hooks.on_judging(done / (2 * len(groups)))
     found = torch.stack(list(sums.values()))
@@ -128,7 +128,7 @@ def judge(
 
 @torch.no_grad()
 def read(
-    steps: TrainingSteps, teacher: TrainingSteps | None, pieces: Sequence[Piece], words: int | None = None
+    steps: TrainingSteps, teacher: TrainingSteps | None, pieces: Sequence[Piece], shared: int | None = None
 ) -> torch.Tensor:
     """Sums over pieces, read side by side: the surprise at their labels, the divergence from the teacher on all their
     tokens, the teacher's surprise, and the number of labels: float64 [4].
@@ -147,7 +147,7 @@ def read(
             wanted, taught = teacher.wake_tensors(taught, segment.tokens, segment.lengths, "all")
             assert logits is not None
             assert wanted is not None
-            logits, wanted = logits[..., :words], wanted[..., :words]
+            logits, wanted = logits[..., :shared], wanted[..., :shared]
             found[1] += float(kl_sum(wanted, logits, segment.real()))
             found[2] += float(surprise_sum(wanted[places], asked))
             found[0] += float(surprise_sum(logits[places], asked))

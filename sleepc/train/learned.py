@@ -31,14 +31,14 @@ SCRATCH = {"train": "all", "start": "new", "optimiser": "muon"}
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whom a training follows: a program at level CANONICAL. `words` are the first ones that it has in common with the
-    learner, None if their tables are the same; `digest` is that of its weights, if it is not the original.
+    """Whom a training follows: a program at level CANONICAL. `shared`: how many of the vocabulary's first tokens are
+    those of the learner too, None if all are; `digest`: that of its weights, if it is not the original.
     """
 
     graphs: ProgramGraphs
     name: str
     digest: str = ""
-    words: int | None = None
+    shared: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Learned:
     study: StudyFile | None = None
 
     @property
-    def words(self) -> int | None:
-        """The first words that teacher and learner have in common; None for all."""
-        return self.teacher.words if self.teacher is not None else None
+    def shared(self) -> int | None:
+        """How many of the vocabulary's first tokens teacher and learner have in common; None for all."""
+        return self.teacher.shared if self.teacher is not None else None
 
 
 def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Settings:
@@ -71,7 +71,7 @@ def settings_for(options: dict[str, Any], *, task: bool, scratch: bool) -> Setti
     for name in ("stages", "recall", "planted", "studied", "weigh", *(("length", "predict") if task else ())):
         if name in options:
             what = "a task" if task else "a training without a teacher"
-            raise UsageError(f"{what} has no use for {name}", where=f"--{name}", fix="Leave it out.")
+            raise UsageError(f"{what} does not take {name}", where=f"--{name}", fix="Leave it out.")
     if scratch:
         rate = options.get("lr", Settings().lr)
         options = {**SCRATCH, "weights_lr": rate, **options}

@@ -51,7 +51,7 @@ def _with_their_slots(recipe: Recipe, keep: Keep, given: int, heads: int) -> Rec
     """A recipe whose budgets give so many slots to so many KV heads: `slots` is what these have on average."""
     slots = max(round(given / heads), 1)
     if "slots" in keep.model_fields_set and slots != keep.slots:
-        text = f"keep asks for {keep.slots} slots on average, and the budgets, which hold, have {given / heads:.3g}"
+        text = f"keep asks for {keep.slots} slots on average, and the budgets take precedence with {given / heads:.3g}"
         warnings.warn(text, SleepcWarning, stacklevel=2)
     return recipe.model_copy(update={"keep": keep.model_copy(update={"slots": slots})})
 

@@ -20,7 +20,7 @@ ROUNDS = 32  # of sampling for one batch, if texts end early
 class Writer:
     """Writes texts of at most `length` tokens: `opening`, then what the teacher draws at temperature 1.
 
-    If `opening` is empty a text begins with a random word. It ends with a token of `eos_ids` and has none of
+    If `opening` is empty a text begins with a random token. It ends with a token of `eos_ids` and has none of
     `never`; texts that end before `least` tokens are dropped. `batch` texts are written side by side, and piece n
     depends on `seed`, `batch` and n // batch alone.
 
@@ -94,5 +94,5 @@ class Writer:
         """What stands before the first token that is drawn [rows, n]."""
         if self.opening:
             return np.tile(np.array(self.opening, dtype=np.int64), (rows, 1))
-        words = np.setdiff1d(np.arange(self.steps.vocab), sorted({*self.eos_ids, *self.never}))
-        return rng.choice(words, (rows, 1)).astype(np.int64)
+        ids = np.setdiff1d(np.arange(self.steps.vocab), sorted({*self.eos_ids, *self.never}))
+        return rng.choice(ids, (rows, 1)).astype(np.int64)

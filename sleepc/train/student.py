@@ -101,7 +101,7 @@ class Student:
     """Programs of the same parameters (one for each eviction) on float32 masters, and the teacher that they follow.
 
     `masters` by key are what an optimiser changes; all else is frozen. Logits of student and teacher are compared over
-    the first `words`, all by default; `weigh` is how much more a token counts that the teacher knows better.
+    the first `shared` tokens, all by default; `weigh` is how much more a token counts that the teacher knows better.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class Student:
         teacher: TrainingSteps | None,
         how: Computing | None = None,
         *,
-        words: int | None = None,
+        shared: int | None = None,
         weigh: float = 0.0,
     ) -> None:
         how = how or Computing()
-        self.words, self.weigh = words, weigh
+        self.shared, self.weigh = shared, weigh
         self.program = next(iter(programs.values()))
         self.teacher, self.device, self.checkpointing = teacher, torch.device(how.device), how.checkpointing
         frozen, backend = materialise(self.program, str(how.device)), how.backend or find_trainer()
@@ -197,20 +197,20 @@ def _distil(
     student: Student, steps: TrainingSteps, segment: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """KL from the teacher on all logits, weighted by token if the student weighs them."""
-    teacher, words, real, weighing = student.teacher, student.words, segment.real(), None
+    teacher, shared, real, weighing = student.teacher, student.shared, segment.real(), None
     assert teacher is not None
     if student.weigh:
         weighing = Weighing(segment.labels[real], student.weigh)
     values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
     slept = sleep_after(steps, segment, state, passes)
     if alone(steps) and alone(teacher) and real.any() and not student.checkpointing:
-        return divergence(BeforeHead(steps, values), BeforeHead(teacher, lesson), real, words, weighing), 0, slept
+        return divergence(BeforeHead(steps, values), BeforeHead(teacher, lesson), real, shared, weighing), 0, slept
     logits = steps.logits(values, segment.lengths, "all")
     with torch.no_grad():
         wanted = teacher.logits(lesson, segment.lengths, "all")
     assert logits is not None
     assert wanted is not None
-    return kl_sum(wanted[..., :words], logits[..., :words], real, weighing), 0, slept
+    return kl_sum(wanted[..., :shared], logits[..., :shared], real, weighing), 0, slept
 
 
 def _surprise(

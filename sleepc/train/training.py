@@ -156,7 +156,7 @@ def _fit(job: _Job) -> tuple[Outcome, ProgramGraphs, list[str]]:
     low = settings.precision == "bfloat16"
     how = Computing(job.backend, job.accelerator.device, low=low, checkpointing=settings.checkpointing)
     keys, programs = trained_keys(graphs, settings.train), _programs(program, graphs, settings)
-    student = Student(programs, keys, job.taught, how, words=job.learned.words, weigh=settings.weigh)
+    student = Student(programs, keys, job.taught, how, shared=job.learned.shared, weigh=settings.weigh)
     outcome = Outcome(False, 0, 0, 0, sum(m.numel() for m in student.masters.values()))
 
     def told(step: Step) -> None:
@@ -184,7 +184,7 @@ def _judged(job: _Job, graphs: ProgramGraphs, pieces: Sequence[Piece]) -> Judgem
         apart=job.learned.reading.apart,
         goal="divergence" if last in TAUGHT else "surprise",
         rows=rows_at_once(job.settings, job.accelerator.num_processes),
-        words=job.learned.words,
+        shared=job.learned.shared,
     )
     return judge(job.program.graphs, graphs, job.taught, exam, job.accelerator, job.run.told)
 
@@ -250,7 +250,7 @@ def _check(program: Trainable, learned: Learned) -> None:
             where="--passes",
             fix="Convert with --consolidation recurrent and --passes 2 or more, or leave it out.",
         )
-    if teacher is not None and learned.words is None and teacher.vocab != program.graphs.vocab:
+    if teacher is not None and learned.shared is None and teacher.vocab != program.graphs.vocab:
         raise UsageError(
             f"the teacher's vocabulary size is {teacher.vocab} and the program's {program.graphs.vocab}",
             where="--teacher",
@@ -262,7 +262,7 @@ def _check(program: Trainable, learned: Learned) -> None:
     )
     if "align" in stages and not same:
         raise UsageError(
-            "align compares blocks one by one, and the teacher has others",
+            "align compares block by block, and the teacher's blocks differ",
             where="--stages align",
             fix="Align on the program's own original.",
         )

@@ -25,7 +25,7 @@ LOOP = 3  # times the same three words
 
 @dataclass(frozen=True)
 class Tutor:
-    """`steps` makes the teacher, with full attention, for so many tokens; `vocab` are its words."""
+    """`steps` makes the teacher, with full attention, for so many tokens; `vocab` is its vocabulary size."""
 
     steps: Callable[[int], Steps]
     tokenizer: Tokenizer

@@ -28,7 +28,7 @@ class Weighing:
     def weights(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """log p of the teacher and log q of the program [n,V] -> weights of the tokens [n], without a gradient.
 
-        They are 1 + weigh · min(max(log p(label) - log q(label), 0), MOST); 1 where the label is none of the V words.
+        They are 1 + weigh · min(max(log p(label) - log q(label), 0), MOST); 1 where the label is none of the V tokens.
         """
         known = (self.labels != NOTHING) & (self.labels < log_p.shape[-1])
         at = torch.where(known, self.labels, 0)[:, None]

@@ -111,8 +111,8 @@ def test_a_conversation_goes_on_from_its_file(talk: Talk, tmp_path: Path) -> Non
     assert talk("w1 w2 w3", "w4 w5", options=options)[0] == answers[:2]
     last, told = talk("/stats", "w6", options=(*options, "--system", "w3"))
     assert last == answers[2:]
-    assert "going on from" in told
-    assert "--system is left aside" in told
+    assert "continuing from" in told
+    assert "--system is ignored" in told
     assert re.search(r"2 turns, \d+ tokens, [1-9] sleeps?", told)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my talk", "state"]
 

@@ -58,7 +58,7 @@ def test_json_has_a_row_for_every_model_and_place(
     }
     assert (data["task"], data["window"], data["samples"]) == (task, 8, 2)
     assert data["models"] == ["converted", "sliding", *([] if task == "copy" else ["full"])]
-    assert data["notes"] == ["the model cannot read words: streams are random tokens"]
+    assert data["notes"] == ["the model cannot read text: streams are random tokens"]
     for name in data["models"]:
         rows = rows_of(data, name)
         assert [row.get("distance", row.get("to")) for row in rows] == places

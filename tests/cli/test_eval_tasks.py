@@ -53,7 +53,7 @@ def test_json_has_a_row_for_every_model_and_depth(
         assert sum(row["count"] for row in rows) == sum(len(example["questions"]) for example in shown["examples"])
         assert all(0 <= row["constant_accuracy"] <= 1 for row in rows)
     words = len(shown["vocabulary"])
-    assert data["notes"] == [f"the model cannot read words: tokens are the task's own, 0 to {words - 1}"]
+    assert data["notes"] == [f"the model cannot read text: tokens are the task's own, 0 to {words - 1}"]
     assert found(capsys, artifact, "--task", name, *chosen(name), "--samples", 6) == data
 
 
@@ -62,7 +62,7 @@ def test_a_model_with_the_tasks_own_vocabulary_and_no_tokenizer_is_scored(
 ) -> None:
     program = package.convert(GPT(vocab=3, width=16, heads=2, blocks=2, context=64), {"window": 5, "sinks": 0})
     data = found(capsys, program.save(tmp_path / "own"), "--task", "rule110", *chosen("rule110"), "--samples", 3)
-    assert data["notes"] == ["the model cannot read words: tokens are the task's own, 0 to 2"]
+    assert data["notes"] == ["the model cannot read text: tokens are the task's own, 0 to 2"]
     assert len(data["rows"]) == 6
 
 
@@ -103,8 +103,8 @@ def test_a_model_that_reads_the_words_gets_text(artifact: Path, capsys: pytest.C
     ("options", "said"),
     [
         (("rule110", "--set", "height=8"), "rule110 cannot be set 'height=8' (--set)"),
-        (("rule110", "--distances", "1,2"), "rule110 has no use for --distances"),
-        (("rule110", "--text", "book.txt"), "rule110 has no use for --text"),
+        (("rule110", "--distances", "1,2"), "rule110 does not take --distances"),
+        (("rule110", "--text", "book.txt"), "rule110 does not take --text"),
         (("copy", "--set", "width=8"), "copy has no settings (--set)"),
         (("khop", "--set", "entities=70"), "the task has 74 different words, and the model 61 tokens (--task)"),
         (("sudoku",), "unknown task 'sudoku' (--task)"),

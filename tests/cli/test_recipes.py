@@ -67,8 +67,8 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
         ("window: [", "line 1", ""),
         ("window: !!python/object/apply:os.system [true]", "could not determine a constructor", ""),
         ("x: &a [1]\ny: *b", "undefined alias", ""),
-        ("", "gives no option", "Write one `option: value`"),
-        ("# later", "gives no option", ""),
+        ("", "has no options", "Write one `option: value`"),
+        ("# later", "has no options", ""),
         ("window: 8\nsinks: 2\n'window': 9", "line 3: 'window' is given twice", ""),
         ("overrides: [{layers: '0', rule: delta, rule: gated}]", "'rule' is given twice", ""),
         ("window = 8", "a recipe is a mapping", "looks like TOML"),
@@ -85,7 +85,7 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
         ("window: " + "9" * 5000, "not YAML", ""),
         ("a: &a [1]\nb: &b [*a, *a]\nwindow: *b", "no option named 'a'", ""),
         ("1: 2", "a recipe is a mapping", ""),
-        ("#" * (MAX_BYTES + 1), "is not a recipe", ""),
+        ("#" * (MAX_BYTES + 1), "too many for a recipe", ""),
     ],
 )
 def test_mistakes_are_named(text: str, said: str, fix: str, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_end_of_pieces_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ((), "no training data is given"),
         (("--task", "chess"), "unknown task 'chess' to learn"),
-        (("--task", "rule110", "--length", "9"), "has no use for length"),
+        (("--task", "rule110", "--length", "9"), "does not take length"),
         ((*TASK, "--passes", "many"), "cannot read passes"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
         ((*TASK, "--resume"), "there is no training to resume"),

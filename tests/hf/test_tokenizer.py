@@ -294,7 +294,7 @@ def test_ends_that_the_tokenizer_does_not_have_are_left_out(name: str, value: in
 
 def test_ends_that_the_model_does_not_have_are_left_out(tmp_path: Path) -> None:
     found = load_tokenizer(save(with_control(wordlevel()), tmp_path, {"chat_template": CHATML, "eos_token": "</s>"}))
-    with pytest.warns(SleepcWarning, match=rf"<\|im_end\|> has the id {END}, and the model has {END} words"):
+    with pytest.warns(SleepcWarning, match=rf"<\|im_end\|> has the id {END}, and the model's vocabulary size is {END}"):
         assert found.ends(found.template(), END) == (2,)
 
 
@@ -478,8 +478,8 @@ def test_holes_are_the_ids_without_a_token(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     holed = load_tokenizer(tmp_path)
     assert holed.holes(size) == [gone]
-    assert not holed.same_words(found)
-    assert found.same_words(load_tokenizer(save(wordlevel(), tmp_path)))
+    assert not holed.same_vocabulary(found)
+    assert found.same_vocabulary(load_tokenizer(save(wordlevel(), tmp_path)))
 
 
 # ------------------------------------------------------------------------------------------------- what callers give

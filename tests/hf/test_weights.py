@@ -134,14 +134,14 @@ MISFITS: dict[str, tuple[str, Change, tuple[str, ...]]] = {
     "no norm": ("llama", without(NORM), (f"1 missing ({NORM})",)),
     "a tied pair lacks both": ("llama-tied", without("model.embed_tokens.weight"), ("missing", "embed_tokens")),
     "no layer": ("gpt2", lambda t: {k: v for k, v in t.items() if ".h.2." not in k}, ("12 missing", ".h.2.")),
-    "nothing": ("llama", lambda t: {"other": torch.ones(3)}, ("30 missing", "used by nobody (other)")),
-    "a bias too many": ("llama", plus("model.layers.0.self_attn.q_proj.bias", 32), ("q_proj.bias", "1 used by nobody")),
+    "nothing": ("llama", lambda t: {"other": torch.ones(3)}, ("30 missing", "not used (other)")),
+    "a bias too many": ("llama", plus("model.layers.0.self_attn.q_proj.bias", 32), ("q_proj.bias", "1 not used")),
     "a layer too many": ("llama", plus("model.layers.3.mlp.up_proj.weight", 48, 32), ("layers.3.mlp.up_proj",)),
     "a head of its own": ("llama", plus("v_head.weight", 1, 32), ("v_head.weight",)),
     "another shape": ("llama", plus(NORM, 31), (f"{NORM} is [31] in the file, [32] in the model",)),
     "another table": ("llama", plus(HEAD, 70, 32), ("[70, 32] in the file, [61, 32] in the model",)),
     "transposed": ("gpt2", plus("transformer.h.0.attn.c_attn.weight", 96, 32), ("[96, 32] in the file",)),
-    "one weight under two names": ("llama", plus("norm.weight", 32), ("norm.weight", "there already")),
+    "one weight under two names": ("llama", plus("norm.weight", 32), ("norm.weight", "already there")),
     "one expert missing": ("mixtral", without(f"{EXPERT}.1.w1.weight"), ("experts.*.w1.weight is there 5 times of 6",)),
     "no experts": ("mixtral", lambda t: {k: v for k, v in t.items() if ".experts." not in k}, ("missing", "experts")),
     "an expert of another shape": (
@@ -679,7 +679,7 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a function that there is not": ({"hidden_act": "sleep"}, 'hidden_act: "sleep"'),
     "heads that do not divide": ({"num_attention_heads": 5}, "multiple of the number of attention heads"),
     "another vocabulary": ({"vocab_size": 99}, r"\[61, 32\] in the file, \[99, 32\] in the model"),
-    "fewer layers": ({"num_hidden_layers": 2}, r"9 used by nobody \(model\.layers\.2\."),
+    "fewer layers": ({"num_hidden_layers": 2}, r"9 not used \(model\.layers\.2\."),
     "more layers": ({"num_hidden_layers": 4}, r"9 missing \(model\.layers\.3\."),
     "biases": ({"attention_bias": True}, r"12 missing \(model\.layers\.0\.self_attn\.k_proj\.bias"),
     "a dtype of whole numbers": ({"dtype": "int8"}, r'dtype: "int8"'),
@@ -857,7 +857,7 @@ def test_a_weight_of_the_language_model_is_not_left_out(seeing: Path, tmp_path: 
     folder = tmp_path / "model"
     shutil.copytree(seeing, folder)
     save_file({**load_file(folder / FILE), name: torch.ones(32)}, folder / FILE)
-    with pytest.raises(UsageError, match=rf"1 used by nobody \({name}\)"):
+    with pytest.raises(UsageError, match=rf"1 not used \({name}\)"):
         load(folder)
 
 

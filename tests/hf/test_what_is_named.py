@@ -27,7 +27,7 @@ def test_a_pointer_of_git_lfs_is_no_file(saved: Path, tmp_path: Path, name: str)
     """A clone without git-lfs has them for all large files."""
     folder = shutil.copytree(saved, tmp_path / "model")
     (folder / name).write_text(POINTER)
-    with pytest.raises(SleepcError, match=rf"{name} is not there: in its place is a pointer of Git LFS") as caught:
+    with pytest.raises(SleepcError, match=rf"{name} is only a Git LFS pointer") as caught:
         _read(folder)
     assert "git lfs pull" in caught.value.fix
 
@@ -35,7 +35,7 @@ def test_a_pointer_of_git_lfs_is_no_file(saved: Path, tmp_path: Path, name: str)
 @pytest.mark.parametrize("name", ["x.gguf", "x.GGUF"])
 def test_a_pointer_to_a_gguf_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(POINTER)
-    with pytest.raises(SleepcError, match="pointer of Git LFS"):
+    with pytest.raises(SleepcError, match="Git LFS pointer"):
         resolve(tmp_path / name, silent)
     (tmp_path / name).write_bytes(b"no such thing")
     with pytest.raises(UsageError, match="is not a GGUF file"):

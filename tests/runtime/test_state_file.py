@@ -200,7 +200,7 @@ def test_what_is_no_file_or_far_too_large(tmp_path: Path, kind: str) -> None:
         os.truncate(path, 1 << 40)
     else:
         path.symlink_to(path if kind == "itself" else kind)
-    refused(path, "cannot read state|no state of this model")
+    refused(path, "cannot read state|too many for a state of this model")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

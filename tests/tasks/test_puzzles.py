@@ -369,7 +369,7 @@ def test_khop_relations_are_permutations() -> None:
         ("tracking", "tail=89", "128 words have no room for 10 lines of 4 and a tail of 89"),
         ("tracking", "names=9", "chains have 10 different names and 2 values, and there are 9 and 64"),
         ("khop", "tail=21", "24 facts are too few for 4 questions and a tail of 21"),
-        ("depo", "tail=66", "a tail of 66 where there are always as many more nodes as questions"),
+        ("depo", "tail=66", "a tail of 66 needs 76 nodes in every example"),
         ("gsm-symbolic", "tail=16", "a tail of 16 needs more names of noise than 16"),
         ("gsm-worded", "tail=9", "a tail of 9 needs as much noise, and there is 8"),
         ("multikey", "keys=31", "32 pairs need as many keys and values, and there are 31 and 64"),

@@ -82,7 +82,7 @@ def test_a_file_is_read_line_by_line() -> None:
     documents, notes = parse_questions(f"\ufeff{json.dumps(GOOD)}\n\n{json.dumps(other, ensure_ascii=False)}\n", "f")
     assert [d.name for d in documents] == ["text 1", "doors"]
     assert documents[0].questions == (TextQuestion("Which?", ("red",)),)
-    assert notes == ["f: nothing reads 'source'"]
+    assert notes == ["f: unknown key 'source'"]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,6 @@ def test_pieces_come_from_all_parts_of_a_text() -> None:
 
 def test_without_a_tokenizer_streams_are_random_and_a_text_is_refused() -> None:
     made = make_source(None, None, 61, 200, np.random.default_rng(0))
-    assert (len(made.ids), len(made.words), made.tokenizer) == (200, 61, None)
+    assert (len(made.ids), len(made.vocabulary), made.tokenizer) == (200, 61, None)
     with pytest.raises(UsageError, match="cannot read this text"):
         make_source(None, "some text", 61, 200, np.random.default_rng(0))

@@ -209,7 +209,7 @@ def test_slots_are_whole_numbers_in_every_recipe(wrong: Any) -> None:
 def test_given_budgets_say_how_many_slots_there_are() -> None:
     """As `inspect` has it, and as a calibration shares them anew."""
     canonical, given = family("llama").canonical, ((4, 1), (0, 1), (0, 0))
-    with pytest.warns(SleepcWarning, match="3 slots on average, and the budgets, which hold, have 1$"):
+    with pytest.warns(SleepcWarning, match="3 slots on average, and the budgets take precedence with 1$"):
         found = measured_recipe(canonical, recipe(keep={"slots": 3, "budgets": given}), list, silent)
     asked = recipe(keep={"budgets": given})  # without a word about slots
     for each in (found, measured_recipe(canonical, asked, list, silent)):

@@ -197,8 +197,8 @@ def test_matrices_of_blocks_are_muons() -> None:
         ({"task": "depo", "set": []}, "different words, and the model 5 tokens"),
         ({"passes": "4:1"}, "cannot read passes '4:1'"),
         ({"passes": "0"}, "cannot read passes '0'"),
-        ({"stages": "distil"}, "has no use for stages"),
-        ({"length": 32}, "has no use for length"),
+        ({"stages": "distil"}, "does not take stages"),
+        ({"length": 32}, "does not take length"),
         ({"optimiser": "sgd"}, "optimiser = 'sgd'"),
     ],
 )

@@ -94,12 +94,12 @@ def test_the_distillation_loss_is_the_divergence_of_a_session_from_the_original(
 
 
 @pytest.mark.parametrize("options", [{}, {"strategy": "replace"}, {"strategy": "insert"}, {"keep": KEEP}], ids=str)
-@pytest.mark.parametrize(("words", "weigh"), [(None, 0.0), (VOCAB - 5, 2.0)])
+@pytest.mark.parametrize(("shared", "weigh"), [(None, 0.0), (VOCAB - 5, 2.0)])
 def test_a_gradient_that_is_computed_with_the_loss_is_that_of_the_whole_logits(
-    options: dict[str, Any], words: int | None, weigh: float, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], shared: int | None, weigh: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = _student(_program(**options))
-    student.words, student.weigh = words, weigh
+    student.shared, student.weigh = shared, weigh
     assert alone(student.bound("own"))
     monkeypatch.setattr("sleepc.train.divergence.ROWS", 4)
     found = _loss(student, "distil", _pieces(LENGTH, 13)), _gradients(student, "distil")

@@ -10,10 +10,10 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.train.program import Trainable
 
 
-def shared_words(program: Trainable, teacher: ProgramGraphs, folder: Path | None) -> int:
+def shared_tokens(program: Trainable, teacher: ProgramGraphs, folder: Path | None) -> int:
     """How many ids mean the same to both: all of the narrower table. `folder` is the teacher's, None for a module.
 
-    Raises UsageError if the teacher's tokenizer has other words, if it lacks some of the program's, and if the
+    Raises UsageError if the teacher's tokenizer has another vocabulary, if it lacks some of the program's, and if the
     tables differ in width and no tokenizer can tell.
     """
     own, other = _of_program(program), _of_folder(folder)
@@ -22,8 +22,8 @@ def shared_words(program: Trainable, teacher: ProgramGraphs, folder: Path | None
         if wide == program.graphs.vocab:
             return wide
         raise _unfit(f"the teacher's vocabulary size is {wide} and the program's {program.graphs.vocab}")
-    if not own.same_words(other):
-        raise _unfit("the teacher's tokenizer has other words than the program's")
+    if not own.same_vocabulary(other):
+        raise _unfit("the teacher's tokenizer has another vocabulary than the program's")
     most = max(own.inner.get_vocab().values())
     if most >= wide:
         raise _unfit(f"the teacher's vocabulary size is {wide}, and the program's tokenizer has {most + 1} tokens")
@@ -45,4 +45,4 @@ def _of_folder(folder: Path | None) -> Tokenizer | None:
 
 
 def _unfit(what: str) -> UsageError:
-    return UsageError(what, where="--teacher", fix="A teacher needs the tokenizer that the program has.")
+    return UsageError(what, where="--teacher", fix="A teacher must have the program's own tokenizer.")

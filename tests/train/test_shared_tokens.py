@@ -19,7 +19,7 @@ from sleepc.errors import UsageError
 from sleepc.tasks.programs import full_attention
 from sleepc.train.losses import kl_sum
 from sleepc.train.self_text import Writer
-from sleepc.train.shared_words import shared_words
+from sleepc.train.shared_tokens import shared_tokens
 from tests.cli.models import save_model
 from tests.families import VOCAB, make_module
 
@@ -75,7 +75,7 @@ def test_a_wider_table_teaches_the_same(program: package.Program, folder: Path, 
 
 
 def test_a_wider_table_learns_the_same(program: package.Program, wide: package.Program) -> None:
-    """Logits over the words that both have, whatever the others say."""
+    """Logits over the tokens that both have, whatever the others say."""
     tokens = torch.arange(20)[None]
     one, other = (load(full_attention(p.captured(lambda *_: None), 20)) for p in (program, wide))
     real = torch.ones(1, 20, dtype=torch.bool)
@@ -87,16 +87,16 @@ def test_a_wider_table_learns_the_same(program: package.Program, wide: package.P
     assert kl_sum(found[0], found[1][..., :VOCAB], real).item() == pytest.approx(0, abs=1e-4)
 
 
-def test_words_that_are_shared(program: package.Program, wide: package.Program, folder: Path, tmp_path: Path) -> None:
+def test_tokens_that_are_shared(program: package.Program, wide: package.Program, folder: Path, tmp_path: Path) -> None:
     narrower = replace(program.graphs, vocab=VOCAB - 1)
-    assert shared_words(program, wide.graphs, folder / "wide") == VOCAB
-    assert shared_words(wide, program.graphs, folder / "model") == VOCAB
-    assert shared_words(program, program.graphs, None) == VOCAB
+    assert shared_tokens(program, wide.graphs, folder / "wide") == VOCAB
+    assert shared_tokens(wide, program.graphs, folder / "model") == VOCAB
+    assert shared_tokens(program, program.graphs, None) == VOCAB
     with pytest.raises(UsageError, match=f"is {VOCAB - 1}, and the program's tokenizer has {VOCAB} tokens"):
-        shared_words(program, narrower, folder / "model")
+        shared_tokens(program, narrower, folder / "model")
     for nowhere in (None, tmp_path):
         with pytest.raises(UsageError, match=f"vocabulary size is {VOCAB + WIDER} and the program's {VOCAB}"):
-            shared_words(program, wide.graphs, nowhere)
+            shared_tokens(program, wide.graphs, nowhere)
 
 
 def test_a_teacher_with_other_words_is_refused(program: package.Program, folder: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_teacher_with_other_words_is_refused(program: package.Program, folder:
     vocab = data["model"]["vocab"]
     vocab["w1"], vocab["w2"] = vocab["w2"], vocab["w1"]
     (other / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(UsageError, match="other words than"):
+    with pytest.raises(UsageError, match="another vocabulary than"):
         losses(program, folder, tmp_path / "work", other)
 
 
