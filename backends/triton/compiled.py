@@ -1,0 +1,151 @@
+"""Kernels compiled ahead of time, for GPUs that need not be here, and what the code takes: shared memory, registers,
+spills. `python -m sleepc.backends.triton.compiled [--size 64] [sm_90 gfx942]` prints a table. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sleepc.backends.triton.choices import Problem, choose, types
+from sleepc.backends.triton.kernels import chunked
+from sleepc.errors import SleepcError, UsageError
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950", "gfx1100", "gfx1201")
+"""GPUs that kernels are checked for."""
+SHARED_LIMITS = {
+    **{"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376},
+    **{"gfx942": 65536, "gfx950": 163840, "gfx1100": 65536, "gfx1201": 65536},
+}
+"""Bytes of shared memory that a program may have, which the compiler for AMD does not look at."""
+KERNELS = (chunked.prepare, chunked.carry, chunked.read)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a compiled kernel takes: bytes of shared memory, registers of a thread, bytes that it spills."""
+
+    kernel: str
+    target: str
+    size: int
+    shared: int
+    registers: int
+    spilled: int
+
+    def __str__(self) -> str:
+        """A line of the table."""
+        numbers = (self.shared, self.registers, self.spilled)
+        return f"| {self.kernel} | {self.target} | {self.size} | {' | '.join(f'{n:,}' for n in numbers)} |"
+
+    @property
+    def fits(self) -> bool:
+        """Nothing is spilled, and its shared memory is there."""
+        return not self.spilled and self.shared <= SHARED_LIMITS[self.target]
+
+
+def target_of(name: str) -> GPUTarget:
+    """Triton's word for a target. Raises UsageError for one that kernels are not checked for."""
+    if name not in TARGETS:
+        raise UsageError(f"unknown target {name!r}", where="--target", fix=f"Targets: {', '.join(TARGETS)}.")
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+    return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+
+
+def compile_for(kernel: Any, it: Problem, name: str) -> Any:
+    """One kernel for a target, as Triton compiles it."""
+    how = choose(kernel.fn.__name__, it)
+    options = {"num_warps": how.warps, "num_stages": how.stages, "enable_fp_fusion": True}
+    source = ASTSource(kernel, types(tuple(kernel.arg_names), it), {**how.constants, "DOT": _type(it.dot)})
+    return triton.compile(source, target=target_of(name), options=options)
+
+
+def _type(name: str) -> Any:
+    return {"fp32": triton.language.float32, "bf16": triton.language.bfloat16, "fp16": triton.language.float16}[name]
+
+
+def taken(kernel: Any, it: Problem, name: str) -> Taken:
+    """Compile a kernel for a target, and read what it takes."""
+    made = compile_for(kernel, it, name)
+    read = _of_nvidia if name.startswith("sm_") else _of_amd
+    registers, spilled = read(made, name)
+    return Taken(kernel.fn.__name__, name, it.dk, made.metadata.shared, registers, spilled)
+
+
+def _of_nvidia(made: Any, name: str) -> tuple[int, int]:
+    """As ptxas says it: the one for Blackwell knows the PTX of today, of which the other refuses the version."""
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
+    suffix = "a" if name in ("sm_90", "sm_100", "sm_120") else ""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(made.asm["ptx"], encoding="utf-8")
+        command: list[str | Path] = [
+            assembler,
+            "-v",
+            f"--gpu-name={name}{suffix}",
+            source,
+            "-o",
+            source.with_suffix(".cubin"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = done.stdout + done.stderr
+    if done.returncode:
+        raise SleepcError(f"ptxas does not assemble {made.metadata.name} for {name}: {words.strip()}")
+    return _number(r"Used (\d+) registers", words), _number(r"(\d+) bytes spill stores", words)
+
+
+def _of_amd(made: Any, name: str) -> tuple[int, int]:
+    """As the metadata in the assembly says it; what is spilled lies in scratch memory of the thread."""
+    words = made.asm["amdgcn"]
+    return _number(r"\.vgpr_count:\s+(\d+)", words), _number(r"\.private_segment_fixed_size:\s+(\d+)", words)
+
+
+def _number(pattern: str, words: str) -> int:
+    found = re.search(pattern, words)
+    if found is None:
+        raise SleepcError(f"no {pattern!r} in what the compiler says")
+    return int(found[1])
+
+
+def problems(size: int, name: str) -> Problem:
+    """The problem of the table: the gated delta rule in bfloat16, heads of `size`."""
+    exact = "tf32x3" if name.startswith("sm_") else "ieee"
+    return Problem(size, size, 64, "bf16", corrects=True, decays=True, exact=exact)
+
+
+def table(names: Sequence[str], sizes: Sequence[int]) -> Iterator[Taken]:
+    """Every kernel for every target and head size."""
+    for kernel in KERNELS:
+        for name in names:
+            for size in sizes:
+                yield taken(kernel, problems(size, name), name)
+
+
+def read_table(words: str) -> Iterator[Taken]:
+    """The lines of the table in a text."""
+    for kernel, target, *numbers in re.findall(r"^\| (\w+) \| (\w+)" + r" \| ([\d,]+)" * 4 + r" \|$", words, re.M):
+        yield Taken(kernel, target, *(int(number.replace(",", "")) for number in numbers))
+
+
+def main() -> None:
+    """Print the table for the targets that are named, or all."""
+    parser = argparse.ArgumentParser(description="What kernels take, compiled for GPUs that need not be here.")
+    parser.add_argument("--size", type=int, action="append", help="size of a head (64 and 128)")
+    parser.add_argument("targets", nargs="*", help=f"one or more of {', '.join(TARGETS)} (all)")
+    given = parser.parse_args()
+    for row in table(given.targets or TARGETS, given.size or (64, 128)):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

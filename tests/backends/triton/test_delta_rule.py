@@ -1,0 +1,142 @@
+"""The kernels of the delta rule, in Triton's interpreter on the CPU, against the loop over tokens in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install '.[triton]'")
+
+from sleepc.backends.triton.delta_rule import delta_rule
+from sleepc.backends.triton.launch import WrittenTokens, advance, answer, problem
+from sleepc.ops import functional, naive
+from tests.ops.cases import RULES, Memory, memory, worst
+
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def single(x: Memory, dtype: torch.dtype = torch.float32) -> Memory:
+    """In the types of a model: the state, g and beta are float32."""
+    return x.to(dtype, torch.float32)
+
+
+def differences(x: Memory, rule: str, chunk: int = 16) -> tuple[float, float]:
+    """How far what is read, and the state, are from the loop."""
+    want = naive.delta_rule(*x.stream, [x.state], rule=rule, scale=0.5)
+    got = delta_rule(*x.stream, [x.state], rule=rule, scale=0.5, chunk=chunk)
+    assert [y.dtype for y in got] == [x.q.dtype, torch.float32]
+    return worst(got[0], want[0]), worst(got[1], want[1])
+
+
+@pytest.fixture
+def no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's form is not to be used."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("there is no kernel for this")
+
+    monkeypatch.setattr(functional, "delta_rule", refuse)
+
+
+pytestmark = pytest.mark.usefixtures("no_other_way")
+
+
+@every_rule
+@pytest.mark.parametrize(
+    ("tokens", "chunk"), [(1, 16), (16, 16), (35, 16), (40, 32), (70, 64)], ids=lambda value: str(value)
+)
+def test_equals_the_loop(rule: str, tokens: int, chunk: int) -> None:
+    """One token, whole chunks, and a last chunk that is not full; heads of 20 and 24."""
+    x = single(memory(tokens, rows=1, heads=2, memories=2, dk=20, dv=24))
+    assert max(differences(x, rule, chunk)) < 2e-6
+
+
+@pytest.mark.parametrize(("dk", "dv"), [(16, 40), (80, 16), (200, 256)])
+def test_head_sizes(dk: int, dv: int) -> None:
+    """Blocks of columns, the last of which are not full, too."""
+    x = single(memory(18, rows=1, heads=1, memories=1, dk=dk, dv=dv))
+    assert max(differences(x, "gated_delta")) < 2e-6
+
+
+@pytest.mark.parametrize("strength", [0.99, 1.0, 1.99])
+def test_repeated_tokens(strength: float) -> None:
+    """Equal keys and beta near 1: what an inverse by doubling is off by 1e10 with."""
+    x = memory(64, rows=1, heads=1, memories=1, dk=16, repeated=True, decay=1e-3)
+    x = single(replace(x, beta=torch.full_like(x.beta, strength)))
+    assert max(differences(x, "gated_delta", 64)) < 1e-4
+
+
+@pytest.mark.parametrize("decay", [1e-4, 20.0, 1000.0])
+@pytest.mark.parametrize("rule", ["gated", "gated_delta"])
+def test_slow_and_strong_decay(rule: str, decay: float) -> None:
+    """Differences of sums of g near -600 are off by 6e-5 in float32."""
+    x = single(memory(64, rows=1, heads=1, memories=1, dk=16, decay=decay))
+    assert max(differences(x, rule, 64)) < 5e-5
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 5e-3), (torch.float16, 3e-3)])
+@every_rule
+def test_narrow_activations(rule: str, dtype: torch.dtype, bound: float) -> None:
+    """float16 is multiplied as it is; bfloat16, which the interpreter cannot, in float32, and then rounded."""
+    x = single(memory(40, rows=1, heads=2, memories=2, dk=16, dv=16), dtype)
+    assert max(differences(x, rule)) < bound
+
+
+@pytest.mark.parametrize("heads", [2, 4, 6])
+def test_queries_share_memories(heads: int) -> None:
+    x = single(memory(20, rows=2, heads=heads, memories=2, dk=16, dv=16))
+    assert max(differences(x, "gated_delta")) < 2e-6
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (2, 2), (4, 2), (2, 4)])
+def test_memories_share_keys_and_queries(queries: int, keys: int) -> None:
+    """Four memories with a value each, and fewer keys or queries than these."""
+    x = single(memory(20, rows=2, heads=4, memories=4, dk=16, dv=16))
+    q, k = x.q[:, :queries].contiguous(), x.k[:, :keys].contiguous()
+    it = problem(WrittenTokens(k, x.v, x.g, x.beta), chunk=16, corrects=True, decays=True)
+    starts, writes, end = advance(WrittenTokens(k, x.v, x.g, x.beta), x.state, it)
+    got = answer(q, WrittenTokens(k, x.v, x.g, x.beta), starts, writes, 0.5, it)
+    whole = replace(x, q=q.repeat_interleave(4 // queries, 1), k=k.repeat_interleave(4 // keys, 1))
+    want = naive.delta_rule(*whole.stream, [x.state], rule="gated_delta", scale=0.5)
+    assert worst(got, want[0]) < 2e-6
+    assert worst(end, want[1]) < 2e-6
+
+
+def test_ragged_rows() -> None:
+    """A row that is padded ends in the state that it has alone; padding alone changes nothing, to the bit."""
+    x = single(memory(40, rows=3, heads=2, memories=2, dk=16, dv=16))
+    lengths = torch.tensor([40, 19, 0])
+    real = (torch.arange(40) < lengths[:, None]).float()[:, None]
+    q, k, v, g, beta = x.stream
+    out, end = delta_rule(
+        q, k * real[..., None], v, g * real, beta * real, [x.state], rule="gated_delta", scale=1.0, chunk=16
+    )
+    short = x.map(lambda y: y[1:2]).tokens(slice(0, 19))
+    want = naive.delta_rule(*short.stream, [short.state], rule="gated_delta", scale=1.0)
+    assert worst(out[1:2, :, :19], want[0]) < 2e-6
+    assert worst(end[1:2], want[1]) < 2e-6
+    assert torch.equal(end[2], x.state[2])
+
+
+@every_rule
+@pytest.mark.parametrize("cut", [1, 20])
+def test_two_calls_equal_one(rule: str, cut: int) -> None:
+    x = single(memory(33, rows=1, heads=2, memories=2, dk=16, dv=16))
+    how: dict[str, Any] = {"rule": rule, "scale": 1.0, "chunk": 16}
+    whole = delta_rule(*x.stream, [x.state], **how)
+    a, state = delta_rule(*x.tokens(slice(0, cut)).stream, [x.state], **how)
+    b, state = delta_rule(*x.tokens(slice(cut, None)).stream, [state], **how)
+    assert worst(torch.cat([a, b], 2), whole[0]) < 2e-6
+    assert worst(state, whole[1]) < 2e-6
+
+
+def test_what_lies_otherwise_in_memory() -> None:
+    """[B, T, H, d] as the layers make it."""
+    x = single(memory(20, rows=2, heads=2, memories=2, dk=16, dv=16))
+    want = delta_rule(*x.stream, [x.state], rule="gated_delta", scale=1.0, chunk=16)
+    turned = x.map(lambda y: y.transpose(1, 2).contiguous().transpose(1, 2))
+    got = delta_rule(*turned.stream, [turned.state], rule="gated_delta", scale=1.0, chunk=16)
+    assert all(map(torch.equal, got, want))
