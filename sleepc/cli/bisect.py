@@ -17,7 +17,7 @@ MANY = 6  # names in one line
 
 
 def bisect(
-    target: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory.")],
+    target: Annotated[Path, typer.Argument(metavar="artifact", help="An artifact directory.")],
     against: Annotated[str | None, typer.Option(help="The original model, if it has moved.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest allowed error of a logit; by default what the program's dtype allows.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from sleepc.hf.tokenizer import Tokenizer
+from sleepc.tasks.exchanges import Exchange, spelled
 from sleepc.tasks.keywords import last_end
 from sleepc.tasks.planting import Ids
 from sleepc.tasks.question_file import Document
@@ -47,9 +48,8 @@ def make_prompts(tokenizer: Tokenizer, document: Document) -> Prompts:
 
 def asked(tokenizer: Tokenizer, text: str, question: str) -> list[int]:
     """The tokens of a question about a text, asked in the way that the model knows."""
-    if not tokenizer.has_template():
-        return tokenizer.encode(f"{text}\nQuestion: {question}\nAnswer:")
-    return tokenizer.chat([{"role": "user", "content": f"{text}\n{question} {SHORTLY}"}])
+    shortly = f" {SHORTLY}" if tokenizer.has_template() else ""
+    return spelled(tokenizer, text, [Exchange(question + shortly, "")])
 
 
 def _same(prompts: Sequence[Sequence[int]]) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sleepc.hf.tokenizer import Tokenizer
+from sleepc.tasks.exchanges import Exchange, spelled
 from sleepc.tasks.question_prompt import SHORTLY
-from sleepc.train.exchanges import Exchange, spelled
 from sleepc.train.pieces import Piece
 from sleepc.train.planted_text import FILLERS
 from sleepc.train.told_facts import Told, told_facts

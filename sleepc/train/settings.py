@@ -15,6 +15,8 @@ Kind = TypeVar("Kind", bound=BaseModel)
 StageName = Literal["align", "distil", "lengthen", "solve"]
 What = Literal["new", "low-rank", "all"]
 STAGES: tuple[StageName, ...] = ("align", "distil", "lengthen", "solve")
+TAUGHT: tuple[StageName, ...] = ("align", "distil")  # those that follow a teacher
+HARD: tuple[StageName, ...] = ("distil", "solve")  # those of which a share may run with hard eviction
 SHARES = {"align": 1.0, "distil": 3.0, "lengthen": 1.0, "solve": 1.0}  # of the tokens, if --stages does not say
 MOST_PASSES = 64
 DOUBLINGS = 2  # how often `lengthen` doubles the length of pieces

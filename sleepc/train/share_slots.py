@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,13 @@ from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.pipeline import rewritten
 from sleepc.passes.plan import budgets, may_keep
-from sleepc.passes.rewrite.kept_pairs import budget_keys, heads_that_keep
+from sleepc.passes.rewrite.kept_pairs import heads_that_keep
 from sleepc.progress import Progress
 from sleepc.recipe import Budgets, Recipe
 from sleepc.tasks.asking import surprises
 from sleepc.tasks.programs import full_attention
-from sleepc.train.adapter import rank_of, with_rank
+from sleepc.train.anew import converted_anew
 from sleepc.train.budgets import measured_worth
 from sleepc.train.planted_text import planted_text
 from sleepc.train.texts import Document
@@ -97,7 +95,7 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
     }
     shares = _shares(program, canonical, every, apart, progress)
     recipe = _with_slots(program.recipe, keep.slots, every[keep.slots])
-    program.graphs, program.recipe = converted_anew(program, canonical, recipe), recipe
+    program.graphs, program.recipe = converted_anew(program.graphs, canonical, recipe), recipe
     found = BudgetsReport(
         slots=keep.slots,
         budgets=every[keep.slots],
@@ -109,15 +107,6 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
     )
     program.report["budgets"] = found.to_json()
     return found
-
-
-def converted_anew(program: Trainable, canonical: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
-    """The program as this recipe wants it, which differs from its own in what is kept, with all values that it has."""
-    graphs = rewritten(canonical, recipe)
-    graphs = with_rank(graphs, rank_of(program.graphs))
-    new, known = budget_keys(graphs), program.graphs.params
-    params = {key: param if key in new else known.get(key, param) for key, param in graphs.params.items()}
-    return replace(graphs, params=params)
 
 
 def _with_slots(recipe: Recipe, slots: int, budgets: Budgets) -> Recipe:
@@ -175,7 +164,7 @@ def _shares(
     """With each number of slots: memories are off, so that only what is kept counts."""
     window, sinks = program.graphs.window, program.recipe.sinks
     text = np.array([apart + apart[sinks : sinks + window]])
-    plain = converted_anew(program, canonical, program.recipe.model_copy(update={"keep": None}))
+    plain = converted_anew(program.graphs, canonical, program.recipe.model_copy(update={"keep": None}))
 
     def surprise(graphs: ProgramGraphs) -> float:
         steps = find_trainer().steps(graphs)
@@ -185,7 +174,7 @@ def _shares(
     gain = nothing - surprise(full_attention(canonical, text.shape[1]))
     found = []
     for slots, shared in every.items():
-        graphs = converted_anew(program, canonical, _with_slots(program.recipe, slots, shared))
+        graphs = converted_anew(program.graphs, canonical, _with_slots(program.recipe, slots, shared))
         share = (nothing - surprise(without_memories(graphs))) / gain if gain > 0 else None
         found.append(Recall(slots=slots, share=share, state_bytes=graphs.state_bytes()))
     return tuple(found)

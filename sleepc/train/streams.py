@@ -16,7 +16,7 @@ from sleepc.tasks.spelling import Spell
 from sleepc.train.conversations import Conversations, Study
 from sleepc.train.pieces import Piece, pieces, recalling, repeated, shuffled
 from sleepc.train.self_text import Writer
-from sleepc.train.settings import STAGES, Phase, Settings
+from sleepc.train.settings import STAGES, TAUGHT, Phase, Settings
 from sleepc.train.texts import Document
 from sleepc.train.trainer import Stream
 
@@ -99,7 +99,7 @@ def _asking(
     """With a teacher, some pieces become conversations, and some get stretches to recall; without one they would be
     learned as if people wrote so.
     """
-    if phase.stage not in ("align", "distil"):
+    if phase.stage not in TAUGHT:
         return every
     seed = _seed(settings, phase)
     if settings.planted or settings.studied:

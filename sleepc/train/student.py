@@ -21,7 +21,7 @@ from sleepc.tasks.lessons import NOTHING
 from sleepc.train.divergence import BeforeHead, alone, divergence
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
 from sleepc.train.parameters import linear_keys, tied_keys
-from sleepc.train.settings import StageName
+from sleepc.train.settings import TAUGHT, StageName
 from sleepc.train.weighing import Weighing
 
 LOW = torch.bfloat16
@@ -164,7 +164,7 @@ class Student:
         for segment in part.cut(steps.window, steps.window):
             segment = segment.to(self.device)
             lesson: Any = None
-            if goal in ("align", "distil"):
+            if goal in TAUGHT:
                 lesson, taught = self._teach(goal, segment, taught)
             found, more, state = self._maybe_again(_GOALS[goal], self, steps, segment, lesson, state, passes)
             loss = loss + found

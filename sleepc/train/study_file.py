@@ -10,7 +10,7 @@ from random import Random
 
 from sleepc.errors import SleepcError
 from sleepc.json_file import json_text, parse_json
-from sleepc.train.exchanges import Exchange
+from sleepc.tasks.exchanges import Exchange
 
 NAME = "self-study.jsonl"
 Ask = Callable[[str, int, Random], list[Exchange]]

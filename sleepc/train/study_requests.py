@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sleepc.tasks.exchanges import Exchange
 from sleepc.tasks.question_prompt import SHORTLY
-from sleepc.train.exchanges import Exchange
 
 ENDS = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n(?=[-*>#] )")
 SENTENCE = re.compile(r"\W{0,2}[A-Z0-9].*[a-z0-9)\"'][.!]")

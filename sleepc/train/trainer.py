@@ -21,7 +21,7 @@ from sleepc.tasks.lessons import NOTHING
 from sleepc.train.checkpoint import Standing, checkpoints, read_standing, read_tensors, write_checkpoint
 from sleepc.train.optimisers import make_optimisers
 from sleepc.train.pieces import Piece, batch_of
-from sleepc.train.settings import Phase, Settings, StageName, passes_of, phases
+from sleepc.train.settings import HARD, TAUGHT, Phase, Settings, StageName, passes_of, phases
 from sleepc.train.student import Student, parts_of
 from sleepc.whole_file import write_whole
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Stream = Callable[[Phase, int], Iterator[Piece]]
 """The pieces of a phase, without its first so many."""
 
-LABELLED = ("lengthen", "solve")
 METRICS = "metrics.jsonl"
 
 
@@ -185,7 +184,7 @@ class Trainer:
     def _step(self, phase: Phase, i: int, batch: list[Piece]) -> Step:
         started = time.perf_counter()
         lr = self._schedule(phase, i)
-        hard = phase.stage in ("distil", "solve") and i < self.settings.hard * phase.whole
+        hard = phase.stage in HARD and i < self.settings.hard * phase.whole
         plan = Plan(phase.stage, "hard" if hard else "own", passes_of(self.settings, self.done), _counted(phase, batch))
         mine = self._mine(batch)
         try:
@@ -210,7 +209,7 @@ class Trainer:
         self.done, read = self.done + 1, sum(map(len, batch))
         self.tokens += read
         seconds = time.perf_counter() - started
-        labelled = phase.stage in LABELLED
+        labelled = phase.stage not in TAUGHT
         return Step(
             step=self.done,
             of=self.of,
@@ -311,7 +310,7 @@ def _first_sentence(error: Exception) -> str:
 
 def _counted(phase: Phase, batch: list[Piece]) -> int:
     """Tokens, or labels, over which the loss is a mean."""
-    if phase.stage not in LABELLED:
+    if phase.stage in TAUGHT:
         return sum(map(len, batch))
     return max(sum(int((piece.asked() != NOTHING).sum()) for piece in batch), 1)
 

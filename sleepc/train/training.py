@@ -20,18 +20,17 @@ from sleepc.errors import SleepcWarning, UsageError
 from sleepc.folder_lock import only_one
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.pipeline import rewritten
 from sleepc.progress import silent
-from sleepc.recipe import Recipe
 from sleepc.tasks.programs import full_attention
-from sleepc.train.adapter import note_training, rank_of, with_rank, with_values, write_adapter
+from sleepc.train.adapter import note_training, with_rank, with_values, write_adapter
+from sleepc.train.anew import converted_anew
 from sleepc.train.checkpoint import forget_checkpoints
 from sleepc.train.judging import Exam, Judgement, judge
 from sleepc.train.learned import Learned
 from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.run import Run
-from sleepc.train.settings import Settings, parse_passes, parse_stages, phases
+from sleepc.train.settings import TAUGHT, Settings, parse_passes, parse_stages, phases
 from sleepc.train.start import new_layers, start_memories
 from sleepc.train.student import Computing, Student
 from sleepc.train.trainer import METRICS, Step, Stream, Trainer, Workplace, rows_at_once
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter.safetensors"
 DEVICES = ("cpu", "cuda")
-TAUGHT = ("align", "distil")  # stages that follow a teacher
 START = 4  # pieces that are looked at before the first step
 
 
@@ -242,8 +240,8 @@ def _check(program: Trainable, learned: Learned) -> None:
     settings, teacher = learned.settings, learned.teacher.graphs if learned.teacher else None
     _check_keep(program, settings)
     stages = [name for name, _ in parse_stages(settings.stages)]
-    if teacher is None and not {"align", "distil"}.isdisjoint(stages):
-        raise UsageError("align and distil need a teacher", where="--teacher", fix="Or use --stages lengthen.")
+    if teacher is None and not set(TAUGHT).isdisjoint(stages):
+        raise UsageError(f"{' and '.join(TAUGHT)} need a teacher", where="--teacher", fix="Or use --stages lengthen.")
     if parse_passes(settings.passes) is not None and program.graphs.loop is None:
         raise UsageError(
             "sleeps of this program run no block again, so they have no passes to choose",
@@ -316,17 +314,11 @@ def _programs(program: Trainable, graphs: ProgramGraphs, settings: Settings) -> 
     made = {"own": graphs}
     recipe = program.recipe
     if settings.hard and recipe.eviction != "hard" and all(p.window for p in recipe.plan(len(graphs.layout))):
-        made["hard"] = _with_eviction(program, graphs, recipe.model_copy(update={"eviction": "hard"}))
+        hard = recipe.model_copy(update={"eviction": "hard"})
+        made["hard"] = converted_anew(graphs, program.captured(silent), hard)
     else:
         made["hard"] = graphs
     return made
-
-
-def _with_eviction(program: Trainable, graphs: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
-    canonical = program.captured(silent)
-    hard = rewritten(canonical, recipe)
-    hard = with_rank(hard, rank_of(graphs))
-    return replace(hard, params=dict(graphs.params))
 
 
 def _note(outcome: Outcome, step: Step) -> None:

@@ -14,8 +14,8 @@ from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import Tokenizer
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
+from sleepc.tasks.exchanges import Exchange, spelled
 from sleepc.tasks.question_prompt import SHORTLY
-from sleepc.train.exchanges import Exchange, asked
 from sleepc.train.study_requests import StudyRequest, detail, is_question, requests, write_question
 
 QUESTION, ANSWER = 24, 40  # tokens, at most
@@ -38,7 +38,7 @@ class Tutor:
         found = self._with_questions(requests(text, count, chance), chance)
         if not found:
             return []
-        prompts = [asked(self.tokenizer, text, [Exchange(each.text, each.answer)]) for each in found]
+        prompts = [spelled(self.tokenizer, text, [Exchange(each.text, each.answer)]) for each in found]
         answers = self._greedy(prompts, ANSWER)
         turns = [Exchange(each.text, _sentence(each.answer + said)) for each, said in zip(found, answers, strict=True)]
         return [turn for turn in turns if turn.answer]
@@ -48,7 +48,7 @@ class Tutor:
         open_ones = [each for each in found if each.about]
         if not open_ones:
             return list(found)
-        prompts = [asked(self.tokenizer, "", write_question(each)) for each in open_ones]
+        prompts = [spelled(self.tokenizer, "", write_question(each)) for each in open_ones]
         written = iter(self._greedy(prompts, QUESTION))
         made = []
         for each in found:

@@ -19,11 +19,11 @@ import sleepc as package
 from sleepc.backends.table import find_trainer
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
+from sleepc.tasks.exchanges import Exchange, spelled
 from sleepc.tasks.programs import full_attention_for
 from sleepc.tasks.question_file import own_questions
 from sleepc.tasks.question_prompt import SHORTLY
 from sleepc.train.conversations import Conversations
-from sleepc.train.exchanges import Exchange, asked, spelled
 from sleepc.train.pieces import Piece
 from sleepc.train.settings import make_settings
 from sleepc.train.study_file import NAME, StudyFile
@@ -138,7 +138,7 @@ def test_turns_are_spelled_as_the_model_knows_them(tokenizer: Tokenizer) -> None
     whole = spelled(tokenizer, "A text.", turns)
     for count, begun in ((1, ""), (2, ""), (2, "At")):
         part = [*turns[: count - 1], Exchange(turns[count - 1].request, begun)]
-        prompt = asked(tokenizer, "A text.", part)
+        prompt = spelled(tokenizer, "A text.", part)
         assert prompt == whole[: len(prompt)]
         rest = tokenizer.decode(whole[len(prompt) :]).lstrip(" ")
         assert rest.startswith(turns[count - 1].answer.removeprefix(begun).lstrip(" "))

@@ -159,7 +159,7 @@ def test_the_picture_names_every_layer(capsys: pytest.CaptureFixture[str], artif
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--only", "gates"), "nothing named 'gates'"),
+        (("--only", "gates"), "'gates' cannot be measured alone"),
         (("--only", "budgets", "--steps", 3), "nothing is trained"),
         (("--only", "budgets", "--resume"), "nothing is trained"),
         (("--plot", "x.svg", "--text", "README.md"), "only budgets are drawn"),
