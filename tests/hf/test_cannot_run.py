@@ -85,7 +85,7 @@ def test_a_field_of_a_model_that_cannot_be_built(family: str, field: str, tmp_pa
     ("family", "field"), [("gptj", "n_positions"), ("llama", "max_position_embeddings"), ("gpt2", "n_positions")]
 )
 def test_a_model_of_no_positions(family: str, field: str, value: int, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"config.json says {field}: {value}, and a model has one position"):
+    with pytest.raises(UsageError, match=rf"config.json says {field}: {value}, and a model has at least one position"):
         load_module(find_model(configured(tmp_path, family, field, value), silent))
 
 

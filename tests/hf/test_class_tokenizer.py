@@ -58,5 +58,5 @@ def test_what_they_read_otherwise_is_said(made: Any, config: dict[str, Any], dif
 def test_a_conversion_says_it(tmp_path: Path) -> None:
     folder = save_model(tmp_path)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    with pytest.warns(SleepcWarning, match=r"transformers' GPT2Tokenizer has other ids for .The year 2026"):
+    with pytest.warns(SleepcWarning, match=r"transformers' GPT2Tokenizer encodes .The year 2026"):
         convert(folder, {"window": 8, "sinks": 2})
