@@ -46,7 +46,7 @@ def test_what_they_read_otherwise_is_said(made: Any, config: dict[str, Any], dif
     said = class_reads_otherwise(folder)
     assert (said is not None) == differs
     if said is not None:
-        text = ast.literal_eval(said.split(" for ")[1].split(" than ")[0])
+        text = ast.literal_eval(said.split(" encodes ")[1].split(" with ")[0])
         theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         assert (
             theirs(text, add_special_tokens=False).input_ids
