@@ -45,7 +45,7 @@ class Judgement(BaseModel):
 
     @property
     def worse(self) -> bool:
-        """Did the goal's figure rise, or is it no number? Towards a teacher perplexity may rise too, but as far as the
+        """Did the goal's figure rise, or is it not a number? Towards a teacher perplexity may rise too, but as far as the
         teacher's own.
         """
         figures = self.surprise if self.goal == "surprise" else self.divergence
@@ -64,7 +64,7 @@ class Judgement(BaseModel):
         """For people."""
         before, after = self.surprise["before"], self.surprise["after"]
         if not self.divergence:
-            return f"surprise {before:.4f} → {after:.4f} nats · perplexity {_exp(before)} → {_exp(after)}"
+            return f"NLL {before:.4f} → {after:.4f} nats · perplexity {_exp(before)} → {_exp(after)}"
         far, near = self.divergence["before"], self.divergence["after"]
         teacher = _exp(self.surprise["teacher"])
         return (
