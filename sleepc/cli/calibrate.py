@@ -13,8 +13,8 @@ import typer
 from sleepc.cli.display import Display, counted, err, number, out, print_json
 from sleepc.cli.ending import ENDS, STARTS_OVER, Ended, signal_of
 from sleepc.cli.opening import alone_at
-from sleepc.cli.option_groups import flag, switch, with_options
-from sleepc.cli.options import Artifact
+from sleepc.cli.option_groups import flag, several, switch, with_options
+from sleepc.cli.options import TEXTS, Artifact
 
 if TYPE_CHECKING:
     from sleepc.train.calibrate import CalibrationReport
@@ -27,7 +27,7 @@ TOKENS, STEPS = 2048, 100
 class CalibrateOptions:
     """What memories are set by, and where the program goes."""
 
-    text: list[Path] | None = flag("A text file, a .jsonl file, or a folder of them; may be given several times.")
+    text: list[Path] | None = several(TEXTS, each="<path>")
     only: str | None = flag(
         "budgets: only share out the slots of kept pairs among KV heads again, and train nothing; --text is then optional.",
         metavar="budgets",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sleepc.backends.table import DEFAULT
 from sleepc.cli.evaluation_task import ANSWER, DISTANCES, EXAMPLES, STREAMS
-from sleepc.cli.option_groups import flag, switch
-from sleepc.cli.options import BACKEND
+from sleepc.cli.option_groups import flag, several, switch
+from sleepc.cli.options import BACKEND, SETTING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,7 @@ class EvalOptions:
         min=1,
         max=10000,
     )
-    settings: list[str] | None = flag(
-        "A setting of the task, such as width=8 or steps=1,2,4; may be given several times.", "--set"
-    )
+    settings: list[str] | None = several(SETTING, "--set", each="NAME=VALUE")
     questions: Path | None = flag(
         "Texts with questions, as JSON lines (--task questions); the project's own by default."
     )

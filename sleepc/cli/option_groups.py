@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import typer
 
 TYPER = "typer"  # the key of a field's metadata
+SEVERAL = "; may be given several times."
 
 
 def flag(words: str, *names: str, default: Any = None, shown: bool | str = True, **limits: Any) -> Any:
@@ -19,6 +20,11 @@ def flag(words: str, *names: str, default: Any = None, shown: bool | str = True,
     """
     option = typer.Option(default, *names, help=words, show_default=shown, **limits)
     return field(default=MISSING if default is ... else default, metadata={TYPER: option})
+
+
+def several(words: str, *names: str, each: str) -> Any:
+    """A field that is a flag which may be given several times; help shows that it takes `each`."""
+    return flag(f"{words}{SEVERAL}", *names, metavar=each)
 
 
 def switch(words: str, *names: str) -> Any:

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from sleepc.backends.table import BACKENDS, DEFAULT, TARGETS, by_export
-from sleepc.cli.option_groups import flag
+from sleepc.cli.option_groups import flag, several
 from sleepc.errors import SleepcError, UsageError
 from sleepc.json_file import KeyTwice, parse_json
 
+TEXTS = "A text file, a .jsonl file, or a folder of them"
+SETTING = "A setting of the task, such as width=8 or steps=1,2,4"
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
 Runnable = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
@@ -28,7 +30,7 @@ class SamplingOptions:
     )
     top_k: int = flag("Sample from this number of most likely tokens; 0: all.", default=0, min=0)
     seed: int | None = flag("Sampling seed.")
-    stop: list[str] | None = flag("Stop before this text; may be given several times.")
+    stop: list[str] | None = several("Stop before this text", each="<str>")
 
     def choosing(self) -> dict[str, Any]:
         """How a token is chosen, by the names of Session.generate."""
@@ -40,11 +42,7 @@ class TemplateOptions:
     """How a conversation is spelled."""
 
     template: str | None = flag("Name of the chat template to use, if the model has several.", "--template")
-    template_arg: list[str] | None = flag(
-        "A variable of the chat template, as NAME=VALUE; may be given several times.",
-        "--template-arg",
-        metavar="NAME=VALUE",
-    )
+    template_arg: list[str] | None = several("A variable of the chat template", "--template-arg", each="NAME=VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)

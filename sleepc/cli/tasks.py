@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sleepc.cli.display import out, print_json
+from sleepc.cli.option_groups import SEVERAL
+from sleepc.cli.options import SETTING
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting of the task, such as width=8 or steps=1,2,4; may be given several times."),
+    typer.Option("--set", metavar="NAME=VALUE", help=f"{SETTING}{SEVERAL}"),
 ]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepc.cli.display import Display, typed
-from sleepc.cli.option_groups import flag, flat, switch, with_options
-from sleepc.cli.options import Artifact
+from sleepc.cli.option_groups import flag, flat, several, switch, with_options
+from sleepc.cli.options import SETTING, Artifact
 from sleepc.cli.training import Learning, load_to_train, run_training, settings_among
 from sleepc.cli.training_options import LoopOptions, StepOptions, TextOptions, TrainedOptions, WorkOptions
 from sleepc.errors import UsageError
@@ -23,9 +23,7 @@ class TrainOptions:
     """What is learned, and where it goes."""
 
     task: str | None = flag("A task that `sleepc tasks` lists.")
-    settings: list[str] | None = flag(
-        "A setting of the task, such as width=8 or steps=1,2,4; may be given several times.", "--set"
-    )
+    settings: list[str] | None = several(SETTING, "--set", each="NAME=VALUE")
     texts: TextOptions
     predict: int | None = flag("Number of tokens at the end of each text to learn; 0: all.", shown="0")
     output: Path | None = flag("The artifact directory to make; without it ARTIFACT is replaced.", "--output", "-o")

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from sleepc.backends.table import DEFAULT
-from sleepc.cli.option_groups import flag, switch
+from sleepc.cli.option_groups import flag, several, switch
+from sleepc.cli.options import TEXTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
     """Texts that are read."""
 
-    text: list[Path] | None = flag("A text file, a .jsonl file, or a folder of them; may be given several times.")
+    text: list[Path] | None = several(TEXTS, each="<path>")
     dataset: str | None = flag("A Hugging Face dataset: NAME or NAME:SPLIT.")
     field: str = flag("The field that holds the text in .jsonl files and datasets.", default="text")
 

@@ -45,8 +45,8 @@ class Judgement(BaseModel):
 
     @property
     def worse(self) -> bool:
-        """Did the goal's figure rise, or is it not a number? Towards a teacher perplexity may rise too, but as far as the
-        teacher's own.
+        """Did the goal's figure rise, or is it not a number? Towards a teacher perplexity may rise too, but as far as
+        the teacher's own.
         """
         figures = self.surprise if self.goal == "surprise" else self.divergence
         if not figures["after"] <= figures["before"]:
