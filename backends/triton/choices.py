@@ -6,24 +6,31 @@ and shared memory of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 SHORTEST, LONGEST, WIDEST = 16, 64, 256
 """The fewest and most tokens of a chunk, and the largest head: what the kernels are written and checked for."""
-GATES = ("g", "beta")
-STATES = ("state", "end")
-NUMBERS: Mapping[str, str] = {
-    **dict.fromkeys(("tokens", "shared_queries", "shared_keys", "shared_memories"), "i32"),
-    "scale": "fp32",
+SINGLE = ("g", "beta", "total", "scores", "made", "state", "end")
+"""Arguments that are float32 whatever is multiplied."""
+COUNTS = ("tokens", "firsts", "passes", "shared_queries", "shared_keys", "shared_memories", "shared_rows")
+STAGES = 1
+"""Loads that are under way at once in a loop: more take more registers, and what they bring needs a GPU to be seen."""
+WAYS: Mapping[str, tuple[int, int]] = {
+    **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (32, 8)},
+    **{"sums": (0, 4), "scores": (0, 4), "step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
 }
+"""Columns of the values that a program computes at once, and its warps: with these nothing is spilled."""
+IN_ONE = ("solve", "prepare", "sums", "scores")
+"""Kernels whose programs have all columns, one after the other, or none."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """What a kernel is compiled for: head sizes, tokens of a chunk, the type of what is multiplied (of Triton's names,
-    bf16, fp16 or fp32) and what the rule does. `exact` is how float32 is multiplied.
+    bf16, fp16 or fp32), what the rule does, and whose its decay is ("", "head" or "channel"). `exact` is how float32 is
+    multiplied.
     """
 
     dk: int
@@ -31,17 +38,17 @@ class Problem:
     chunk: int
     dot: str
     corrects: bool
-    decays: bool
+    decay: str
     exact: str
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """The constants of a kernel (DOT by its name), and how many warps and stages it has."""
+    """A kernel's constants by name (DOT by its own name), its warps, and into how many programs columns are split."""
 
     constants: Mapping[str, Any]
     warps: int
-    stages: int
+    columns: int
 
 
 def power(size: int) -> int:
@@ -54,30 +61,26 @@ def chunk_of(tokens: int, hint: int) -> int:
     return max(SHORTEST, min(LONGEST, power(min(tokens, hint))))
 
 
-WAYS: Mapping[str, tuple[int, int, int]] = {"prepare": (64, 8, 1), "carry": (32, 4, 1), "read": (32, 4, 1)}
-"""Columns of the values that a program has, warps and stages: with these nothing is spilled."""
-
-
-def choose(kernel: str, it: Problem) -> Compilation:
-    """How `kernel`, by its name, is compiled for a problem."""
-    width, warps, stages = WAYS[kernel]
+def choose(kernel: str, names: Sequence[str], it: Problem) -> Compilation:
+    """How `kernel`, with arguments of these names, is compiled for a problem."""
+    width, warps = WAYS[kernel]
+    width = min(power(it.dv), width)
     constants = {
-        **{"DK": it.dk, "DV": it.dv, "C": it.chunk, "BK": power(it.dk), "BV": min(power(it.dv), width)},
-        **{"DECAYS": it.decays, "DOT": it.dot, "EXACT": it.exact},
+        **{"DK": it.dk, "DV": it.dv, "C": it.chunk, "BK": power(it.dk), "BV": width, "DOT": it.dot},
+        **{"EXACT": it.exact, "DECAY": it.decay, "CORRECTS": it.corrects},
     }
-    if kernel == "carry":
-        constants["CORRECTS"] = it.corrects
-    return Compilation(constants, warps, stages)
+    columns = 1 if kernel in IN_ONE else -(-it.dv // width)
+    return Compilation({name: constants[name] for name in names if name in constants}, warps, columns)
 
 
-def types(names: tuple[str, ...], it: Problem) -> dict[str, str]:
+def types(names: Sequence[str], it: Problem) -> dict[str, str]:
     """The type of every argument of a kernel, as Triton writes it."""
     return {name: _type(name, it) for name in names}
 
 
 def _type(name: str, it: Problem) -> str:
-    if name in NUMBERS:
-        return NUMBERS[name]
     if name.isupper():
         return "constexpr"
-    return "*fp32" if name in GATES or name in STATES else f"*{it.dot}"
+    if name in COUNTS or name == "scale":
+        return "fp32" if name == "scale" else "i32"
+    return "*fp32" if name in SINGLE else f"*{it.dot}"

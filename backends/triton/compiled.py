@@ -1,5 +1,5 @@
 """Kernels compiled ahead of time, for GPUs that need not be here, and what the code takes: shared memory, registers,
-spills. `python -m sleepc.backends.triton.compiled [--size 64] [sm_90 gfx942]` prints a table. Imports no torch.
+spills. `python -m sleepc.backends.triton.compiled [--short] [sm_90 gfx942]` prints a table. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sleepc.backends.triton.choices import Problem, choose, types
-from sleepc.backends.triton.kernels import chunked
+from sleepc.backends.triton.choices import STAGES, Problem, choose, types
+from sleepc.backends.triton.kernels import channels, chunked, replayed, single
 from sleepc.errors import SleepcError, UsageError
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950", "gfx1100", "gfx1201")
@@ -28,29 +28,37 @@ SHARED_LIMITS = {
     **{"gfx942": 65536, "gfx950": 163840, "gfx1100": 65536, "gfx1201": 65536},
 }
 """Bytes of shared memory that a program may have, which the compiler for AMD does not look at."""
-KERNELS = (chunked.prepare, chunked.carry, chunked.read)
+CHUNKED = (chunked.solve, chunked.prepare, chunked.carry, chunked.read)
+KERNELS = {
+    "head": (*CHUNKED, single.step, single.recall, replayed.replay),
+    "channel": (channels.sums, channels.scores, *CHUNKED),
+}
+"""Kernels by the form of decay that they are compiled for in the table."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a compiled kernel takes: bytes of shared memory, registers of a thread, bytes that it spills."""
+    """What a kernel takes, compiled for a form of decay, heads of `size` and a target: registers of a thread, bytes of
+    shared memory of a program, bytes that a thread spills.
+    """
 
     kernel: str
-    target: str
+    decay: str
     size: int
-    shared: int
+    target: str
     registers: int
+    shared: int
     spilled: int
 
-    def __str__(self) -> str:
-        """A line of the table."""
-        numbers = (self.shared, self.registers, self.spilled)
-        return f"| {self.kernel} | {self.target} | {self.size} | {' | '.join(f'{n:,}' for n in numbers)} |"
+    @property
+    def starts(self) -> bool:
+        """Is there as much shared memory?"""
+        return self.shared <= SHARED_LIMITS[self.target]
 
     @property
     def fits(self) -> bool:
-        """Nothing is spilled, and its shared memory is there."""
-        return not self.spilled and self.shared <= SHARED_LIMITS[self.target]
+        """Does it start, and spill nothing?"""
+        return self.starts and not self.spilled
 
 
 def target_of(name: str) -> GPUTarget:
@@ -64,9 +72,10 @@ def target_of(name: str) -> GPUTarget:
 
 def compile_for(kernel: Any, it: Problem, name: str) -> Any:
     """One kernel for a target, as Triton compiles it."""
-    how = choose(kernel.fn.__name__, it)
-    options = {"num_warps": how.warps, "num_stages": how.stages, "enable_fp_fusion": True}
-    source = ASTSource(kernel, types(tuple(kernel.arg_names), it), {**how.constants, "DOT": _type(it.dot)})
+    how = choose(kernel.fn.__name__, kernel.arg_names, it)
+    constants = {name: _type(it.dot) if name == "DOT" else value for name, value in how.constants.items()}
+    options = {"num_warps": how.warps, "num_stages": STAGES, "enable_fp_fusion": True}
+    source = ASTSource(kernel, types(kernel.arg_names, it), constants)
     return triton.compile(source, target=target_of(name), options=options)
 
 
@@ -79,7 +88,7 @@ def taken(kernel: Any, it: Problem, name: str) -> Taken:
     made = compile_for(kernel, it, name)
     read = _of_nvidia if name.startswith("sm_") else _of_amd
     registers, spilled = read(made, name)
-    return Taken(kernel.fn.__name__, name, it.dk, made.metadata.shared, registers, spilled)
+    return Taken(kernel.fn.__name__, it.decay, it.dk, name, registers, made.metadata.shared, spilled)
 
 
 def _of_nvidia(made: Any, name: str) -> tuple[int, int]:
@@ -117,34 +126,53 @@ def _number(pattern: str, words: str) -> int:
     return int(found[1])
 
 
-def problems(size: int, name: str) -> Problem:
+def problem(decay: str, size: int, name: str) -> Problem:
     """The problem of the table: the gated delta rule in bfloat16, heads of `size`."""
     exact = "tf32x3" if name.startswith("sm_") else "ieee"
-    return Problem(size, size, 64, "bf16", corrects=True, decays=True, exact=exact)
+    return Problem(size, size, 64, "bf16", corrects=True, decay=decay, exact=exact)
 
 
-def table(names: Sequence[str], sizes: Sequence[int]) -> Iterator[Taken]:
-    """Every kernel for every target and head size."""
-    for kernel in KERNELS:
-        for name in names:
-            for size in sizes:
-                yield taken(kernel, problems(size, name), name)
+def rows(targets: Sequence[str], short: bool) -> Iterator[list[Taken]]:
+    """What every kernel takes on all targets, for heads of 64 and 128 and both forms of decay; `short` has one row of
+    every kernel.
+    """
+    seen: set[Any] = set()
+    for decay, kernels in KERNELS.items():
+        for kernel in kernels:
+            for size in () if short and kernel in seen else (64,) if short else (64, 128):
+                yield [taken(kernel, problem(decay, size, name), name) for name in targets]
+            seen.add(kernel)
+
+
+HEAD = "| kernel | decay per | head |"
+
+
+def table(targets: Sequence[str], short: bool) -> Iterator[str]:
+    """The lines of the table: registers / shared memory / what is spilled."""
+    yield f"{HEAD} {' | '.join(targets)} |"
+    yield "| --- " * (3 + len(targets)) + "|"
+    for row in rows(targets, short):
+        cells = [f"{it.registers} / {it.shared} / {it.spilled}" for it in row]
+        yield f"| {row[0].kernel} | {row[0].decay} | {row[0].size} | {' | '.join(cells)} |"
 
 
 def read_table(words: str) -> Iterator[Taken]:
-    """The lines of the table in a text."""
-    for kernel, target, *numbers in re.findall(r"^\| (\w+) \| (\w+)" + r" \| ([\d,]+)" * 4 + r" \|$", words, re.M):
-        yield Taken(kernel, target, *(int(number.replace(",", "")) for number in numbers))
+    """What the table in a text says."""
+    lines = words[words.index(HEAD) :].split("\n\n")[0].splitlines()
+    split = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    for kernel, decay, size, *cells in split[2:]:
+        for target, cell in zip(split[0][3:], cells, strict=True):
+            yield Taken(kernel, decay, int(size), target, *map(int, cell.split("/")))
 
 
 def main() -> None:
     """Print the table for the targets that are named, or all."""
     parser = argparse.ArgumentParser(description="What kernels take, compiled for GPUs that need not be here.")
-    parser.add_argument("--size", type=int, action="append", help="size of a head (64 and 128)")
+    parser.add_argument("--short", action="store_true", help="heads of 64 and one form of decay only")
     parser.add_argument("targets", nargs="*", help=f"one or more of {', '.join(TARGETS)} (all)")
     given = parser.parse_args()
-    for row in table(given.targets or TARGETS, given.size or (64, 128)):
-        print(row, flush=True)
+    for line in table(given.targets or TARGETS, given.short):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sleepc.backends.triton import launch
 from sleepc.backends.triton.choices import WIDEST, chunk_of
-from sleepc.backends.triton.launch import NAMES, WrittenTokens, advance, answer, problem
+from sleepc.backends.triton.launch import NAMES, WrittenTokens
 from sleepc.memory.registry import find
 from sleepc.ops import functional
 
@@ -16,11 +17,14 @@ FAMILY = ("linear", "gated", "delta", "gated_delta")
 """The rules that the kernels know."""
 
 
-def has_kernel(k: Tensor, v: Tensor, g: Tensor, state: Sequence[Tensor], rule: str) -> bool:
-    """Is there a kernel for tokens of these shapes and types?"""
-    sizes = max(k.shape[3], v.shape[3]) <= WIDEST and v.numel() > 0
-    types = k.dtype in NAMES and v.dtype == k.dtype and all(x.dtype == torch.float32 for x in state)
-    return rule in FAMILY and sizes and types and g.dim() == 3
+def has_kernel(x: Tensor, state: Sequence[Tensor], rule: str) -> bool:
+    """Is there a kernel for keys or queries x [B, .., T, dk], and such a state?"""
+    fits = rule in FAMILY and x.dtype in NAMES and x.numel() > 0
+    return fits and state[0].dtype == torch.float32 and max(state[0].shape[2:]) <= WIDEST
+
+
+def _tokens(k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> WrittenTokens:
+    return WrittenTokens(k.contiguous(), v.to(k.dtype).contiguous(), g.contiguous(), beta.contiguous())
 
 
 def delta_rule(
@@ -39,9 +43,44 @@ def delta_rule(
     """See `sleepc.ops.functional.delta_rule`. The state is float32; bfloat16 and float16 are multiplied as they are.
     `chunk` is rounded to what there is a kernel for.
     """
-    if not has_kernel(k, v, g, state, rule):
+    if not has_kernel(k, state, rule):
         return functional.delta_rule(q, k, v, g, beta, state, gates, rule=rule, scale=scale, chunk=chunk)
-    how, tokens = find(rule), WrittenTokens(*(x.contiguous() for x in (k, v, g, beta)))
-    it = problem(tokens, chunk=chunk_of(v.shape[2], chunk), corrects=how.corrects, decays=how.decays)
-    starts, writes, end = advance(tokens, state[0].contiguous(), it)
-    return [answer(q.to(k.dtype).contiguous(), tokens, starts, writes, scale, it).to(q.dtype), end]
+    how, t, asked = find(rule), _tokens(k, v, g, beta), q.to(k.dtype).contiguous()
+    it = launch.problem(t, chunk=chunk_of(v.shape[2], chunk), corrects=how.corrects, decays=how.decays)
+    held = state[0].contiguous()
+    if v.shape[2] == 1:
+        out, end = launch.step(asked, t, held, scale, it)
+    else:
+        done = launch.advance(t, held, it)
+        out, end = launch.answer(asked, t, done, scale, it), done.end
+    return [out.to(q.dtype), end]
+
+
+def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
+    """See `sleepc.ops.functional.delta_rule_read`."""
+    if not has_kernel(q, state, rule):
+        return functional.delta_rule_read(q, state, rule=rule, scale=scale)
+    it = launch.reading(q, state[0], chunk_of(q.shape[2], 64))
+    return launch.recall(q.contiguous(), state[0].contiguous(), scale, it).to(q.dtype)
+
+
+def replay(
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Sequence[Tensor],
+    gates: Sequence[Tensor] | None = None,
+    *,
+    rule: str,
+    passes: int,
+    written: bool,
+    chunk: int = 64,
+) -> list[Tensor]:
+    """See `sleepc.ops.functional.replay`: here every pass is made, from the state on the chip."""
+    if passes < 1 or not has_kernel(k, state, rule):
+        given = (k, v, g, beta, state, gates)
+        return functional.replay(*given, rule=rule, passes=passes, written=written, chunk=chunk)
+    how, t = find(rule), _tokens(k, v, g, beta)
+    it = launch.problem(t, chunk=chunk_of(v.shape[2], chunk), corrects=how.corrects, decays=how.decays)
+    return [launch.replay(t, state[0].contiguous(), 0 if written else 1, passes - 1, it)]

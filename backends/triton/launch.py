@@ -1,8 +1,8 @@
-"""The chunked kernels started on tensors: room for results, grids, and which kernel follows which."""
+"""Kernels started on tensors: room for results, grids, and which kernel follows which."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleepc.backends.triton.choices import Problem, choose
-from sleepc.backends.triton.kernels import chunked
+from sleepc.backends.triton.choices import STAGES, Problem, choose
+from sleepc.backends.triton.kernels import channels, chunked, replayed, single
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Do kernels run in Triton's interpreter, on the CPU? It multiplies bfloat16 wrongly, without an error: there all is
@@ -22,7 +22,9 @@ TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 
 @dataclass(frozen=True)
 class WrittenTokens:
-    """What is written: k [B, Hk, T, dk], v [B, H, T, dv], g and beta [B, H, T]; H is a multiple of Hk."""
+    """What is written: k [B, Hk, T, dk], v [B, H, T, dv], g [B, H, T] or [B, H, T, dk], beta [B, H, T]; H is a multiple
+    of Hk. All are contiguous.
+    """
 
     k: Tensor
     v: Tensor
@@ -39,6 +41,23 @@ class WrittenTokens:
         """The memories that have a key in common."""
         return self.v.shape[1] // self.k.shape[1]
 
+    @property
+    def empty(self) -> Tensor:
+        """Makes tensors of the type in which these tokens are multiplied, and results are stored."""
+        return torch.empty(0, dtype=working(self.k), device=self.k.device)
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What all chunks of some tokens gave: decay as the kernels take it (sums, where it is per channel), the states
+    that chunks began from [B, H, chunks, dk, dv], what they wrote [B, H, T, dv], and the state after them.
+    """
+
+    g: Tensor
+    starts: Tensor
+    writes: Tensor
+    end: Tensor
+
 
 def working(x: Tensor) -> torch.dtype:
     """The type in which x is multiplied, and results are stored."""
@@ -47,46 +66,123 @@ def working(x: Tensor) -> torch.dtype:
 
 def problem(t: WrittenTokens, *, chunk: int, corrects: bool, decays: bool) -> Problem:
     """What the kernels for these tokens are compiled for."""
-    exact = "ieee" if torch.version.hip or INTERPRETED else "tf32x3"
-    return Problem(t.k.shape[3], t.v.shape[3], chunk, NAMES[working(t.k)], corrects, decays, exact)
+    decay = ("channel" if t.g.dim() == 4 else "head") if decays else ""
+    return Problem(t.k.shape[3], t.v.shape[3], chunk, NAMES[working(t.k)], corrects, decay, _exact())
+
+
+def reading(q: Tensor, state: Tensor, chunk: int) -> Problem:
+    """What the kernel for these queries is compiled for."""
+    dk, dv = state.shape[2:]
+    return Problem(dk, dv, chunk, NAMES[working(q)], corrects=False, decay="", exact=_exact())
+
+
+def _exact() -> str:
+    return "ieee" if torch.version.hip or INTERPRETED else "tf32x3"
 
 
 def start(kernel: Any, it: Problem, blocks: int, *arguments: Any) -> None:
-    """Start a kernel on as many programs as `blocks`, times the column blocks of the values where it has these."""
-    how = choose(kernel.fn.__name__, it)
-    constants = {**how.constants, "DOT": TYPES[it.dot]}
-    columns = 1 if kernel is chunked.prepare else triton.cdiv(it.dv, constants["BV"])
-    kernel[(blocks * columns,)](
-        *arguments, **constants, num_warps=how.warps, num_stages=how.stages, enable_fp_fusion=True
-    )
+    """Start a kernel on as many programs as `blocks`, times the parts of the values' columns where it has these."""
+    how = choose(kernel.fn.__name__, kernel.arg_names, it)
+    constants = {name: TYPES[it.dot] if name == "DOT" else value for name, value in how.constants.items()}
+    options = {"num_warps": how.warps, "num_stages": STAGES, "enable_fp_fusion": True}
+    kernel[(blocks * how.columns,)](*arguments, **constants, **options)
 
 
-def advance(t: WrittenTokens, state: Tensor, it: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """All chunks of the tokens: state [B, H, dk, dv] -> the states that they begin from [B, H, chunks, dk, dv], what
-    they write [B, H, T, dv], and the state after them.
-    """
+def sums(t: WrittenTokens, it: Problem) -> Tensor:
+    """Decay as the kernels take it: summed from the start of every chunk, if it is per channel."""
+    if it.decay != "channel":
+        return t.g
+    total = torch.empty(t.g.shape, dtype=torch.float32, device=t.g.device)
+    start(channels.sums, it, t.memories * triton.cdiv(t.g.shape[2], it.chunk), t.g, total, t.g.shape[2])
+    return total
+
+
+def _scores(rows: Tensor, t: WrittenTokens, g: Tensor, heads: int, it: Problem) -> Tensor:
+    """With decay per channel, what rows [B, H', T, dk] make with keys in a chunk, for `heads` heads; else nothing."""
+    if it.decay != "channel":
+        return g
+    count = g.shape[2]
+    made = torch.empty(g.shape[0], heads, count, it.chunk, dtype=torch.float32, device=g.device)
+    blocks = g.shape[0] * heads * triton.cdiv(count, it.chunk) * (it.chunk // 16)
+    shared = (heads // rows.shape[1], t.shared_keys, heads // g.shape[1])
+    start(channels.scores, it, blocks, rows, t.k, g, made, count, *shared)
+    return made
+
+
+def prepare(t: WrittenTokens, g: Tensor, it: Problem) -> tuple[Tensor, Tensor]:
+    """W and U, of which a chunk's V' is made: U - W S."""
+    if not it.corrects:
+        return t.k, t.v
+    rows, heads, count = t.v.shape[:3]
+    x = t.empty.new_empty(rows, heads, count, it.chunk)
+    w, u = t.empty.new_empty(rows, heads, count, it.dk), t.empty.new_empty(t.v.shape)
+    scores = _scores(t.k, t, g, heads, it)
+    blocks = t.memories * triton.cdiv(count, it.chunk)
+    start(chunked.solve, it, blocks, t.k, g, t.beta, scores, x, count, t.shared_keys)
+    start(chunked.prepare, it, blocks, t.k, t.v, g, t.beta, x, w, u, count, t.shared_keys)
+    return w, u
+
+
+def advance(t: WrittenTokens, state: Tensor, it: Problem) -> Advance:
+    """All chunks of the tokens, from state [B, H, dk, dv]."""
+    g = sums(t, it)
+    w, u = prepare(t, g, it)
     count = t.v.shape[2]
-    chunks = triton.cdiv(count, it.chunk)
-    like = torch.empty(0, dtype=working(t.k), device=t.k.device)
-    starts = like.new_empty(*t.v.shape[:2], chunks, it.dk, it.dv)
-    writes, end = like.new_empty(t.v.shape), torch.empty_like(state)
-    w, u = t.k, t.v
-    if it.corrects:
-        w, u = like.new_empty(*t.v.shape[:3], it.dk), like.new_empty(t.v.shape)
-        start(chunked.prepare, it, t.memories * chunks, t.k, t.v, t.g, t.beta, w, u, count, t.shared_keys)
-    arguments = (t.k, w, u, t.g, t.beta, state, starts, writes, end, count, t.shared_keys)
-    start(chunked.carry, it, t.memories, *arguments)
-    return starts, writes, end
+    starts = t.empty.new_empty(*t.v.shape[:2], triton.cdiv(count, it.chunk), it.dk, it.dv)
+    done = Advance(g, starts, t.empty.new_empty(t.v.shape), torch.empty_like(state))
+    start(
+        chunked.carry, it, t.memories, t.k, w, u, g, t.beta, state, starts, done.writes, done.end, count, t.shared_keys
+    )
+    return done
 
 
-def answer(q: Tensor, t: WrittenTokens, starts: Tensor, writes: Tensor, scale: float, it: Problem) -> Tensor:
+def answer(q: Tensor, t: WrittenTokens, done: Advance, scale: float, it: Problem) -> Tensor:
     """What queries [B, Hq, T, dk] read on the way -> [B, max(Hq, H), T, dv]; one of Hq and H is a multiple of the
     other.
     """
-    rows, memories, count = t.v.shape[:3]
+    heads, shared = _shared(q, t.v.shape[1])
+    count = q.shape[2]
+    out = t.empty.new_empty(q.shape[0], heads, count, it.dv)
+    scores = _scores(q, t, done.g, heads, it)
+    blocks = q.shape[0] * heads * triton.cdiv(count, it.chunk)
+    counts = (shared[0], t.shared_keys, shared[1])
+    start(chunked.read, it, blocks, q, t.k, done.writes, done.g, scores, done.starts, out, count, scale, *counts)
+    return out
+
+
+def _shared(q: Tensor, memories: int) -> tuple[int, tuple[int, int]]:
+    """The heads that read, and how many of them share a query and a memory."""
     heads = max(q.shape[1], memories)
-    out = torch.empty(rows, heads, count, it.dv, dtype=working(q), device=q.device)
-    shared = (heads // q.shape[1], t.shared_keys, heads // memories)
-    blocks = rows * heads * triton.cdiv(count, it.chunk)
-    start(chunked.read, it, blocks, q, t.k, writes, t.g, starts, out, count, scale, *shared)
-    return out.to(q.dtype)
+    return heads, (heads // q.shape[1], heads // memories)
+
+
+def step(q: Tensor, t: WrittenTokens, state: Tensor, scale: float, it: Problem) -> tuple[Tensor, Tensor]:
+    """One token: what its queries [B, Hq, 1, dk] read after it was written, and the state."""
+    heads, shared = _shared(q, t.v.shape[1])
+    out, end = t.empty.new_empty(q.shape[0], heads, 1, it.dv), torch.empty_like(state)
+    counts = (shared[0], t.shared_keys, shared[1])
+    start(single.step, it, t.memories, q, t.k, t.v, t.g, t.beta, state, end, out, scale, *counts)
+    return out, end
+
+
+def recall(q: Tensor, state: Tensor, scale: float, it: Problem) -> Tensor:
+    """What queries [B, Hq, T, dk] read from a memory [B, H, dk, dv] as it is -> [B, max(Hq, H), T, dv]."""
+    heads, shared = _shared(q, state.shape[1])
+    count = q.shape[2]
+    out = torch.empty(q.shape[0], heads, count, it.dv, dtype=working(q), device=q.device)
+    blocks = q.shape[0] * heads * triton.cdiv(count, it.chunk)
+    start(single.recall, it, blocks, q, state, out, count, scale, *shared)
+    return out
+
+
+def replay(t: WrittenTokens, state: Tensor, firsts: int, passes: int, it: Problem) -> Tensor:
+    """The state after `firsts` passes (1, or 0) over a window, and `passes` without decay."""
+    g, still = sums(t, it), replace(it, decay="")
+    w, u = prepare(t, g, it) if firsts else (t.k, t.v)
+    again = (w, u)
+    if passes and (it.decay or not firsts):
+        again = prepare(t, t.g, still)
+    end = torch.empty_like(state)
+    counts = (t.v.shape[2], firsts, passes, t.shared_keys)
+    start(replayed.replay, it, t.memories, t.k, w, u, *again, g, t.beta, state, end, *counts)
+    return end

@@ -1,4 +1,4 @@
-"""Tiles: rows of a matrix in and out, and sums of decay."""
+"""Tiles: rows of a matrix in and out, and decay."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ def store_rows(base, value, first, count, at, ROWS: tl.constexpr, D: tl.constexp
 
 
 @triton.jit
+def load_row(base, row, at, D: tl.constexpr, WIDTH: tl.constexpr):
+    """[WIDTH] of row `row` of a matrix of D columns, in float32, from column `at` on; zeros past the end."""
+    column = at + tl.arange(0, WIDTH)
+    return tl.load(base + row * D + column, mask=column < D, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def load_gates(base, first, count, ROWS: tl.constexpr):
     """[ROWS] numbers in float32, one a token; zeros past the end."""
     row = first + tl.arange(0, ROWS)
@@ -38,6 +45,20 @@ def decay_between(total, ROWS: tl.constexpr):
 
 
 @triton.jit
-def last_of(total, ROWS: tl.constexpr):
-    """The sum of a whole chunk: total [ROWS] -> a number."""
-    return tl.sum(tl.where(tl.arange(0, ROWS) == ROWS - 1, total, 0.0), axis=0)
+def load_total(g, head, first, count, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, DECAY: tl.constexpr):
+    """Sums of decay from the chunk's first token on, of head number `head`: [ROWS] of `g` [heads, count], or [ROWS,
+    WIDTH] of `g` [heads, count, D], which holds them already (`channels.sums`).
+    """
+    if DECAY == "channel":
+        return load_rows(g + head * count * D, first, count, 0, ROWS, D, WIDTH).to(tl.float32)
+    else:  # what is returned has another shape: only one of two may be seen
+        return tl.cumsum(load_gates(g + head * count, first, count, ROWS), axis=0)
+
+
+@triton.jit
+def faded(rows, total, DECAY: tl.constexpr):
+    """exp(total) times the rows, float32: rows [ROWS, WIDTH], total [ROWS] or [ROWS, WIDTH]."""
+    if DECAY == "channel":
+        return rows.to(tl.float32) * tl.exp(total)
+    else:
+        return rows.to(tl.float32) * tl.exp(total)[:, None]

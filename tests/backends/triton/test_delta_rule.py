@@ -10,12 +10,14 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install '.[triton]'")
 
-from sleepc.backends.triton.delta_rule import delta_rule
-from sleepc.backends.triton.launch import WrittenTokens, advance, answer, problem
+from sleepc.backends.triton import launch
+from sleepc.backends.triton.delta_rule import delta_rule, delta_rule_read, replay
+from sleepc.backends.triton.launch import WrittenTokens
 from sleepc.ops import functional, naive
 from tests.ops.cases import RULES, Memory, memory, worst
 
 every_rule = pytest.mark.parametrize("rule", RULES)
+every_decay = pytest.mark.parametrize("channel", [False, True], ids=["head", "channel"])
 
 
 def single(x: Memory, dtype: torch.dtype = torch.float32) -> Memory:
@@ -38,7 +40,8 @@ def no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("there is no kernel for this")
 
-    monkeypatch.setattr(functional, "delta_rule", refuse)
+    for name in ("delta_rule", "delta_rule_read", "replay"):
+        monkeypatch.setattr(functional, name, refuse)
 
 
 pytestmark = pytest.mark.usefixtures("no_other_way")
@@ -51,6 +54,14 @@ pytestmark = pytest.mark.usefixtures("no_other_way")
 def test_equals_the_loop(rule: str, tokens: int, chunk: int) -> None:
     """One token, whole chunks, and a last chunk that is not full; heads of 20 and 24."""
     x = single(memory(tokens, rows=1, heads=2, memories=2, dk=20, dv=24))
+    assert max(differences(x, rule, chunk)) < 2e-6
+
+
+@pytest.mark.parametrize("rule", ["gated", "gated_delta"])
+@pytest.mark.parametrize(("tokens", "chunk"), [(1, 16), (35, 16), (40, 32)])
+def test_decay_per_channel_equals_the_loop(rule: str, tokens: int, chunk: int) -> None:
+    """Rows of 16 alone, with earlier ones, and the last ones, which are not full."""
+    x = single(memory(tokens, rows=1, heads=2, memories=1, dk=20, dv=24, channel=True))
     assert max(differences(x, rule, chunk)) < 2e-6
 
 
@@ -70,10 +81,11 @@ def test_repeated_tokens(strength: float) -> None:
 
 
 @pytest.mark.parametrize("decay", [1e-4, 20.0, 1000.0])
-@pytest.mark.parametrize("rule", ["gated", "gated_delta"])
-def test_slow_and_strong_decay(rule: str, decay: float) -> None:
+@pytest.mark.parametrize(("rule", "channel"), [("gated", False), ("gated_delta", False), ("gated_delta", True)])
+def test_slow_and_strong_decay(rule: str, channel: bool, decay: float) -> None:
     """Differences of sums of g near -600 are off by 6e-5 in float32."""
-    x = single(memory(64, rows=1, heads=1, memories=1, dk=16, decay=decay))
+    tokens = 38 if channel else 64
+    x = single(memory(tokens, rows=1, heads=1, memories=1, dk=16, decay=decay, channel=channel))
     assert max(differences(x, rule, 64)) < 5e-5
 
 
@@ -85,35 +97,40 @@ def test_narrow_activations(rule: str, dtype: torch.dtype, bound: float) -> None
     assert max(differences(x, rule)) < bound
 
 
-@pytest.mark.parametrize("heads", [2, 4, 6])
+@pytest.mark.parametrize("heads", [4, 6])
 def test_queries_share_memories(heads: int) -> None:
-    x = single(memory(20, rows=2, heads=heads, memories=2, dk=16, dv=16))
+    x = single(memory(18, rows=1, heads=heads, memories=2, dk=16, dv=16))
     assert max(differences(x, "gated_delta")) < 2e-6
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (2, 2), (4, 2), (2, 4)])
-def test_memories_share_keys_and_queries(queries: int, keys: int) -> None:
-    """Four memories with a value each, and fewer keys or queries than these."""
-    x = single(memory(20, rows=2, heads=4, memories=4, dk=16, dv=16))
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize(("queries", "keys", "channel"), [(1, 1, False), (2, 1, True), (1, 2, False)])
+def test_memories_share_keys_and_queries(tokens: int, queries: int, keys: int, channel: bool) -> None:
+    """Two memories with a value each, and fewer keys or queries than these."""
+    x = single(memory(tokens, rows=2, heads=2, memories=2, dk=16, dv=16, channel=channel))
     q, k = x.q[:, :queries].contiguous(), x.k[:, :keys].contiguous()
-    it = problem(WrittenTokens(k, x.v, x.g, x.beta), chunk=16, corrects=True, decays=True)
-    starts, writes, end = advance(WrittenTokens(k, x.v, x.g, x.beta), x.state, it)
-    got = answer(q, WrittenTokens(k, x.v, x.g, x.beta), starts, writes, 0.5, it)
-    whole = replace(x, q=q.repeat_interleave(4 // queries, 1), k=k.repeat_interleave(4 // keys, 1))
+    t = WrittenTokens(k, x.v, x.g, x.beta)
+    it = launch.problem(t, chunk=16, corrects=True, decays=True)
+    if tokens == 1:
+        got, end = launch.step(q, t, x.state, 0.5, it)
+    else:
+        done = launch.advance(t, x.state, it)
+        got, end = launch.answer(q, t, done, 0.5, it), done.end
+    whole = replace(x, q=q.repeat_interleave(2 // queries, 1), k=k.repeat_interleave(2 // keys, 1))
     want = naive.delta_rule(*whole.stream, [x.state], rule="gated_delta", scale=0.5)
     assert worst(got, want[0]) < 2e-6
     assert worst(end, want[1]) < 2e-6
 
 
-def test_ragged_rows() -> None:
+@every_decay
+def test_ragged_rows(channel: bool) -> None:
     """A row that is padded ends in the state that it has alone; padding alone changes nothing, to the bit."""
-    x = single(memory(40, rows=3, heads=2, memories=2, dk=16, dv=16))
+    x = single(memory(40, rows=3, heads=1, memories=1, dk=16, dv=16, channel=channel))
     lengths = torch.tensor([40, 19, 0])
     real = (torch.arange(40) < lengths[:, None]).float()[:, None]
     q, k, v, g, beta = x.stream
-    out, end = delta_rule(
-        q, k * real[..., None], v, g * real, beta * real, [x.state], rule="gated_delta", scale=1.0, chunk=16
-    )
+    g = g * (real[..., None] if channel else real)
+    out, end = delta_rule(q, k * real[..., None], v, g, beta * real, [x.state], rule="gated_delta", scale=1.0, chunk=16)
     short = x.map(lambda y: y[1:2]).tokens(slice(0, 19))
     want = naive.delta_rule(*short.stream, [short.state], rule="gated_delta", scale=1.0)
     assert worst(out[1:2, :, :19], want[0]) < 2e-6
@@ -135,8 +152,37 @@ def test_two_calls_equal_one(rule: str, cut: int) -> None:
 
 def test_what_lies_otherwise_in_memory() -> None:
     """[B, T, H, d] as the layers make it."""
-    x = single(memory(20, rows=2, heads=2, memories=2, dk=16, dv=16))
+    x = single(memory(18, rows=1, heads=2, memories=2, dk=16, dv=16))
     want = delta_rule(*x.stream, [x.state], rule="gated_delta", scale=1.0, chunk=16)
     turned = x.map(lambda y: y.transpose(1, 2).contiguous().transpose(1, 2))
     got = delta_rule(*turned.stream, [turned.state], rule="gated_delta", scale=1.0, chunk=16)
     assert all(map(torch.equal, got, want))
+
+
+@every_decay
+@pytest.mark.parametrize(("passes", "written"), [(1, False), (1, True), (2, False), (4, True)])
+@pytest.mark.parametrize("rule", ["linear", "gated_delta"])
+def test_replay(rule: str, passes: int, written: bool, channel: bool) -> None:
+    """The first pass with decay, the others without, over chunks of which the last is not full."""
+    x = single(memory(20, rows=1, heads=2, memories=2, dk=16, dv=20, channel=channel))
+    (got,) = replay(*x.record, [x.state], rule=rule, passes=passes, written=written, chunk=16)
+    (want,) = naive.replay(*x.record, [x.state], rule=rule, passes=passes, written=written)
+    assert got.data_ptr() != x.state.data_ptr()
+    assert worst(got, want) < 2e-6
+
+
+def test_replay_of_repeated_tokens() -> None:
+    x = memory(64, rows=1, heads=1, memories=1, dk=16, repeated=True, decay=1e-3)
+    x = single(replace(x, beta=torch.full_like(x.beta, 1.99)))
+    (got,) = replay(*x.record, [x.state], rule="gated_delta", passes=4, written=False)
+    (want,) = naive.replay(*x.record, [x.state], rule="gated_delta", passes=4, written=False)
+    assert worst(got, want) < 1e-4
+
+
+@pytest.mark.parametrize(("tokens", "heads", "dtype"), [(1, 2, torch.float32), (21, 4, torch.bfloat16)])
+def test_read_alone(tokens: int, heads: int, dtype: torch.dtype) -> None:
+    x = single(memory(tokens, heads=heads, memories=2, dk=20, dv=40), dtype)
+    got = delta_rule_read(x.q, [x.state], rule="delta", scale=0.5)
+    assert got.dtype == dtype
+    want = naive.delta_rule_read(x.q, [x.state], rule="delta", scale=0.5)
+    assert worst(got, want) < (2e-6 if dtype == torch.float32 else 5e-3)
