@@ -12,7 +12,7 @@ from typing import Any
 
 SHORTEST, LONGEST, WIDEST = 16, 64, 256
 """The fewest and most tokens of a chunk, and the largest head: what the kernels are written and checked for."""
-SINGLE = ("g", "beta", "total", "scores", "made", "state", "end")
+SINGLE = ("g", "beta", "total", "scores", "made", "state", "end", "d_end", "d_state", "d_g", "d_beta")
 """Arguments that are float32 whatever is multiplied."""
 COUNTS = ("tokens", "firsts", "passes", "shared_queries", "shared_keys", "shared_memories", "shared_rows")
 STAGES = 1
@@ -20,9 +20,11 @@ STAGES = 1
 WAYS: Mapping[str, tuple[int, int]] = {
     **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (32, 8)},
     **{"sums": (0, 4), "scores": (0, 4), "step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
+    **{"spread": (32, 8), "carry_back": (16, 8), "of_queries": (64, 8)},
+    **{"of_states": (64, 8), "unsolve": (32, 8), "of_rights": (32, 8)},
 }
 """Columns of the values that a program computes at once, and its warps: with these nothing is spilled."""
-IN_ONE = ("solve", "prepare", "sums", "scores")
+IN_ONE = ("solve", "prepare", "sums", "scores", "of_queries", "of_states", "of_rights")
 """Kernels whose programs have all columns, one after the other, or none."""
 
 

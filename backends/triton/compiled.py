@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sleepc.backends.triton.choices import STAGES, Problem, choose, types
-from sleepc.backends.triton.kernels import channels, chunked, replayed, single
+from sleepc.backends.triton.kernels import channels, chunked, gradients, replayed, single
 from sleepc.errors import SleepcError, UsageError
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950", "gfx1100", "gfx1201")
@@ -28,9 +28,17 @@ SHARED_LIMITS = {
     **{"gfx942": 65536, "gfx950": 163840, "gfx1100": 65536, "gfx1201": 65536},
 }
 """Bytes of shared memory that a program may have, which the compiler for AMD does not look at."""
+GRADIENTS = (
+    gradients.spread,
+    gradients.carry_back,
+    gradients.of_queries,
+    gradients.of_states,
+    gradients.unsolve,
+    gradients.of_rights,
+)
 CHUNKED = (chunked.solve, chunked.prepare, chunked.carry, chunked.read)
 KERNELS = {
-    "head": (*CHUNKED, single.step, single.recall, replayed.replay),
+    "head": (*CHUNKED, single.step, single.recall, replayed.replay, *GRADIENTS),
     "channel": (channels.sums, channels.scores, *CHUNKED),
 }
 """Kernels by the form of decay that they are compiled for in the table."""

@@ -1,4 +1,6 @@
-"""The memory's operators by kernels, where these have a form for them; else as PyTorch computes them."""
+"""The memory's operators by kernels, where these have a form for them; else as PyTorch computes them. Gradients go
+through the kernels of `delta_rule` with decay per head or none.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from sleepc.backends.triton import launch
 from sleepc.backends.triton.choices import WIDEST, chunk_of
 from sleepc.backends.triton.launch import NAMES, WrittenTokens
+from sleepc.backends.triton.training import DeltaRule
 from sleepc.memory.registry import find
 from sleepc.ops import functional
 
@@ -21,6 +24,11 @@ def has_kernel(x: Tensor, state: Sequence[Tensor], rule: str) -> bool:
     """Is there a kernel for keys or queries x [B, .., T, dk], and such a state?"""
     fits = rule in FAMILY and x.dtype in NAMES and x.numel() > 0
     return fits and state[0].dtype == torch.float32 and max(state[0].shape[2:]) <= WIDEST
+
+
+def wants_gradients(*given: Tensor) -> bool:
+    """Do gradients go through these?"""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
 def _tokens(k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> WrittenTokens:
@@ -43,12 +51,15 @@ def delta_rule(
     """See `sleepc.ops.functional.delta_rule`. The state is float32; bfloat16 and float16 are multiplied as they are.
     `chunk` is rounded to what there is a kernel for.
     """
-    if not has_kernel(k, state, rule):
+    by_channel = g.dim() == 4 and wants_gradients(q, k, v, g, beta, *state)
+    if by_channel or not has_kernel(k, state, rule):
         return functional.delta_rule(q, k, v, g, beta, state, gates, rule=rule, scale=scale, chunk=chunk)
     how, t, asked = find(rule), _tokens(k, v, g, beta), q.to(k.dtype).contiguous()
     it = launch.problem(t, chunk=chunk_of(v.shape[2], chunk), corrects=how.corrects, decays=how.decays)
     held = state[0].contiguous()
-    if v.shape[2] == 1:
+    if wants_gradients(q, k, v, g, beta, *state):
+        out, end = DeltaRule.apply(asked, t.k, t.v, t.g, t.beta, held, scale, it)  # type: ignore[no-untyped-call]
+    elif v.shape[2] == 1:
         out, end = launch.step(asked, t, held, scale, it)
     else:
         done = launch.advance(t, held, it)
@@ -58,7 +69,7 @@ def delta_rule(
 
 def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
     """See `sleepc.ops.functional.delta_rule_read`."""
-    if not has_kernel(q, state, rule):
+    if wants_gradients(q, *state) or not has_kernel(q, state, rule):
         return functional.delta_rule_read(q, state, rule=rule, scale=scale)
     it = launch.reading(q, state[0], chunk_of(q.shape[2], 64))
     return launch.recall(q.contiguous(), state[0].contiguous(), scale, it).to(q.dtype)
@@ -78,7 +89,7 @@ def replay(
     chunk: int = 64,
 ) -> list[Tensor]:
     """See `sleepc.ops.functional.replay`: here every pass is made, from the state on the chip."""
-    if passes < 1 or not has_kernel(k, state, rule):
+    if passes < 1 or wants_gradients(k, v, g, beta, *state) or not has_kernel(k, state, rule):
         given = (k, v, g, beta, state, gates)
         return functional.replay(*given, rule=rule, passes=passes, written=written, chunk=chunk)
     how, t = find(rule), _tokens(k, v, g, beta)

@@ -49,11 +49,14 @@ class WrittenTokens:
 
 @dataclass(frozen=True)
 class Advance:
-    """What all chunks of some tokens gave: decay as the kernels take it (sums, where it is per channel), the states
-    that chunks began from [B, H, chunks, dk, dv], what they wrote [B, H, T, dv], and the state after them.
+    """What all chunks of some tokens gave: decay as the kernels take it (sums, where it is per channel), X and W of
+    `chunked.py`, the states that chunks began from [B, H, chunks, dk, dv], what they wrote [B, H, T, dv], and the state
+    after them.
     """
 
     g: Tensor
+    x: Tensor
+    w: Tensor
     starts: Tensor
     writes: Tensor
     end: Tensor
@@ -104,15 +107,15 @@ def _scores(rows: Tensor, t: WrittenTokens, g: Tensor, heads: int, it: Problem) 
     count = g.shape[2]
     made = torch.empty(g.shape[0], heads, count, it.chunk, dtype=torch.float32, device=g.device)
     blocks = g.shape[0] * heads * triton.cdiv(count, it.chunk) * (it.chunk // 16)
-    shared = (heads // rows.shape[1], t.shared_keys, heads // g.shape[1])
-    start(channels.scores, it, blocks, rows, t.k, g, made, count, *shared)
+    shares = (heads // rows.shape[1], t.shared_keys, heads // g.shape[1])
+    start(channels.scores, it, blocks, rows, t.k, g, made, count, *shares)
     return made
 
 
-def prepare(t: WrittenTokens, g: Tensor, it: Problem) -> tuple[Tensor, Tensor]:
-    """W and U, of which a chunk's V' is made: U - W S."""
+def prepare(t: WrittenTokens, g: Tensor, it: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """X, W and U, of which a chunk's V' is made: U - W S."""
     if not it.corrects:
-        return t.k, t.v
+        return t.k, t.k, t.v
     rows, heads, count = t.v.shape[:3]
     x = t.empty.new_empty(rows, heads, count, it.chunk)
     w, u = t.empty.new_empty(rows, heads, count, it.dk), t.empty.new_empty(t.v.shape)
@@ -120,16 +123,16 @@ def prepare(t: WrittenTokens, g: Tensor, it: Problem) -> tuple[Tensor, Tensor]:
     blocks = t.memories * triton.cdiv(count, it.chunk)
     start(chunked.solve, it, blocks, t.k, g, t.beta, scores, x, count, t.shared_keys)
     start(chunked.prepare, it, blocks, t.k, t.v, g, t.beta, x, w, u, count, t.shared_keys)
-    return w, u
+    return x, w, u
 
 
 def advance(t: WrittenTokens, state: Tensor, it: Problem) -> Advance:
     """All chunks of the tokens, from state [B, H, dk, dv]."""
     g = sums(t, it)
-    w, u = prepare(t, g, it)
+    x, w, u = prepare(t, g, it)
     count = t.v.shape[2]
     starts = t.empty.new_empty(*t.v.shape[:2], triton.cdiv(count, it.chunk), it.dk, it.dv)
-    done = Advance(g, starts, t.empty.new_empty(t.v.shape), torch.empty_like(state))
+    done = Advance(g, x, w, starts, t.empty.new_empty(t.v.shape), torch.empty_like(state))
     start(
         chunked.carry, it, t.memories, t.k, w, u, g, t.beta, state, starts, done.writes, done.end, count, t.shared_keys
     )
@@ -140,17 +143,17 @@ def answer(q: Tensor, t: WrittenTokens, done: Advance, scale: float, it: Problem
     """What queries [B, Hq, T, dk] read on the way -> [B, max(Hq, H), T, dv]; one of Hq and H is a multiple of the
     other.
     """
-    heads, shared = _shared(q, t.v.shape[1])
+    heads, shares = shared(q, t.v.shape[1])
     count = q.shape[2]
     out = t.empty.new_empty(q.shape[0], heads, count, it.dv)
     scores = _scores(q, t, done.g, heads, it)
     blocks = q.shape[0] * heads * triton.cdiv(count, it.chunk)
-    counts = (shared[0], t.shared_keys, shared[1])
+    counts = (shares[0], t.shared_keys, shares[1])
     start(chunked.read, it, blocks, q, t.k, done.writes, done.g, scores, done.starts, out, count, scale, *counts)
     return out
 
 
-def _shared(q: Tensor, memories: int) -> tuple[int, tuple[int, int]]:
+def shared(q: Tensor, memories: int) -> tuple[int, tuple[int, int]]:
     """The heads that read, and how many of them share a query and a memory."""
     heads = max(q.shape[1], memories)
     return heads, (heads // q.shape[1], heads // memories)
@@ -158,30 +161,30 @@ def _shared(q: Tensor, memories: int) -> tuple[int, tuple[int, int]]:
 
 def step(q: Tensor, t: WrittenTokens, state: Tensor, scale: float, it: Problem) -> tuple[Tensor, Tensor]:
     """One token: what its queries [B, Hq, 1, dk] read after it was written, and the state."""
-    heads, shared = _shared(q, t.v.shape[1])
+    heads, shares = shared(q, t.v.shape[1])
     out, end = t.empty.new_empty(q.shape[0], heads, 1, it.dv), torch.empty_like(state)
-    counts = (shared[0], t.shared_keys, shared[1])
+    counts = (shares[0], t.shared_keys, shares[1])
     start(single.step, it, t.memories, q, t.k, t.v, t.g, t.beta, state, end, out, scale, *counts)
     return out, end
 
 
 def recall(q: Tensor, state: Tensor, scale: float, it: Problem) -> Tensor:
     """What queries [B, Hq, T, dk] read from a memory [B, H, dk, dv] as it is -> [B, max(Hq, H), T, dv]."""
-    heads, shared = _shared(q, state.shape[1])
+    heads, shares = shared(q, state.shape[1])
     count = q.shape[2]
     out = torch.empty(q.shape[0], heads, count, it.dv, dtype=working(q), device=q.device)
     blocks = q.shape[0] * heads * triton.cdiv(count, it.chunk)
-    start(single.recall, it, blocks, q, state, out, count, scale, *shared)
+    start(single.recall, it, blocks, q, state, out, count, scale, *shares)
     return out
 
 
 def replay(t: WrittenTokens, state: Tensor, firsts: int, passes: int, it: Problem) -> Tensor:
     """The state after `firsts` passes (1, or 0) over a window, and `passes` without decay."""
     g, still = sums(t, it), replace(it, decay="")
-    w, u = prepare(t, g, it) if firsts else (t.k, t.v)
+    w, u = prepare(t, g, it)[1:] if firsts else (t.k, t.v)
     again = (w, u)
     if passes and (it.decay or not firsts):
-        again = prepare(t, t.g, still)
+        again = prepare(t, t.g, still)[1:]
     end = torch.empty_like(state)
     counts = (t.v.shape[2], firsts, passes, t.shared_keys)
     start(replayed.replay, it, t.memories, t.k, w, u, *again, g, t.beta, state, end, *counts)

@@ -1,0 +1,220 @@
+"""Gradients of `chunked.py`, for decay per head or none. With dX for the gradient of X, d_out and d_end being given:
+
+    spread       dV' = scale P^T dO  (P = Q K^T D), summed over the heads that share a memory
+    carry_back   from the last chunk to the first: dV' += exp(G_C - G) K dS',
+                 dS = exp(G_C) dS' + scale (exp(G) Q)^T dO - W^T dV'
+    of_queries   dP = scale dO V'^T,  dQ = exp(G) scale dO S^T + (dP D) K,  and dK = (dP D)^T Q
+    of_states    dK = exp(G_C - G) V' dS'^T
+    unsolve      dR = X^T dV',  dV = beta dR
+    of_rights    dA = -strict_lower(dR V'^T) D,  dK = beta dA K + (beta dA)^T K - beta exp(G) dR S^T
+
+since V' = X R with R = beta (V - exp(G) K S). All dK are added. Of a pair exp(G_i - G_j) x_i y_j the gradients of G are
+x_i dx_i and -y_j dy_j; those of g are their sums from a token to the end of its chunk. Rules that do not correct have
+dR = dV'.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sleepc.backends.triton.kernels.chunked import products
+from sleepc.backends.triton.kernels.tiles import decay_between, load_gates, load_rows, load_total, store_rows
+
+
+@triton.jit
+def spread(
+    q, k, g, d_out, d_writes, tokens, scale, shared_queries, shared_keys, shared_memories,
+    DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """d_out [B, heads, T, DV] -> the part of d_writes [B, memories, T, DV] that comes from reads of the same chunk."""
+    columns, chunks = tl.cdiv(DV, BV), tl.cdiv(tokens, C)
+    at = (tl.program_id(0) % columns) * BV
+    first = (tl.program_id(0) // columns) % chunks * C
+    memory = (tl.program_id(0) // columns // chunks).to(tl.int64)
+    keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+    total = tl.zeros([C], tl.float32)
+    if DECAY != "":
+        total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+    new = tl.zeros([C, BV], tl.float32)
+    for head in range(memory * shared_memories, (memory + 1) * shared_memories):
+        queries = load_rows(q + head // shared_queries * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+        seen = products(queries, keys, total, g, head, first, tokens, C, DECAY, EXACT) * scale
+        answers = load_rows(d_out + head * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
+        new += tl.dot(tl.trans(seen.to(DOT)), answers, input_precision=EXACT)
+    store_rows(d_writes + memory * tokens * DV, new, first, tokens, at, C, DV, BV)
+
+
+@triton.jit
+def carry_back(
+    q, k, w, g, d_out, d_writes, d_end, ends, d_state, tokens, scale, shared_queries, shared_keys, shared_memories,
+    DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    CORRECTS: tl.constexpr, DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """One memory, from the last chunk to the first: d_end [B, memories, DK, DV] -> d_state, with the gradients of what
+    chunks end with in `ends` [B, memories, chunks, DK, DV]; d_writes becomes whole.
+    """
+    columns, chunks = tl.cdiv(DV, BV), tl.cdiv(tokens, C)
+    at = (tl.program_id(0) % columns) * BV
+    memory = (tl.program_id(0) // columns).to(tl.int64)
+    held = load_rows(d_end + memory * DK * DV, 0, DK, at, BK, DV, BV).to(tl.float32)
+    d_writes += memory * tokens * DV
+    for back in range(0, chunks):
+        first = (chunks - 1 - back) * C
+        store_rows(ends + (memory * chunks + chunks - 1 - back) * DK * DV, held, 0, DK, at, BK, DV, BV)
+        keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+        new = tl.dot(keys, held.to(DOT), input_precision=EXACT)
+        fade = tl.full([C], 1.0, tl.float32)
+        if DECAY != "":
+            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+            last = tl.min(total, axis=0)
+            new *= tl.exp(last - total)[:, None]
+            held *= tl.exp(last)
+            fade = tl.exp(total)
+        new += load_rows(d_writes, first, tokens, at, C, DV, BV).to(tl.float32)
+        store_rows(d_writes, new, first, tokens, at, C, DV, BV)
+        for head in range(memory * shared_memories, (memory + 1) * shared_memories):
+            rows = load_rows(q + head // shared_queries * tokens * DK, first, tokens, 0, C, DK, BK)
+            rows = (rows.to(tl.float32) * (fade * scale)[:, None]).to(DOT)
+            answers = load_rows(d_out + head * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
+            held += tl.dot(tl.trans(rows), answers, input_precision=EXACT)
+        if CORRECTS:
+            rows = load_rows(w + memory * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+            held -= tl.dot(tl.trans(rows), new.to(DOT), input_precision=EXACT)
+    store_rows(d_state + memory * DK * DV, held, 0, DK, at, BK, DV, BV)
+
+
+@triton.jit
+def store_decay(d_g, value, head, first, tokens, C: tl.constexpr):
+    """[C] of d_g [.., T]."""
+    row = first + tl.arange(0, C)
+    tl.store(d_g + head * tokens + row, value, mask=row < tokens)
+
+
+@triton.jit
+def of_queries(
+    q, k, g, starts, writes, d_out, d_q, d_k, d_g, tokens, scale, shared_queries, shared_keys, shared_memories,
+    DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """What reading gives, a head for itself: d_q and d_k [B, heads, T, DK], d_g [B, heads, T]."""
+    chunks = tl.cdiv(tokens, C)
+    chunk = tl.program_id(0) % chunks
+    first = chunk * C
+    head = (tl.program_id(0) // chunks).to(tl.int64)
+    memory = head // shared_memories
+    inner, outer = tl.zeros([C, C], tl.float32), tl.zeros([C, BK], tl.float32)
+    for at in range(0, DV, BV):
+        answers = load_rows(d_out + head * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
+        new = load_rows(writes + memory * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
+        inner += tl.dot(answers, tl.trans(new), input_precision=EXACT)
+        held = load_rows(starts + (memory * chunks + chunk) * DK * DV, 0, DK, at, BK, DV, BV).to(DOT)
+        outer += tl.dot(answers, tl.trans(held), input_precision=EXACT)
+    row = tl.arange(0, C)
+    if DECAY != "":
+        total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+        outer *= tl.exp(total)[:, None]
+        inner *= decay_between(total, C)
+    inner = (tl.where(row[:, None] >= row[None, :], inner, 0.0) * scale).to(DOT)
+    keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+    rows = outer * scale + tl.dot(inner, keys, input_precision=EXACT)
+    store_rows(d_q + head * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+    queries = load_rows(q + head // shared_queries * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+    by_total = tl.sum(queries.to(tl.float32) * rows, axis=1)
+    rows = tl.dot(tl.trans(inner), queries, input_precision=EXACT)
+    store_rows(d_k + head * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+    if DECAY != "":
+        by_total -= tl.sum(keys.to(tl.float32) * rows, axis=1)
+        store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), head, first, tokens, C)
+
+
+@triton.jit
+def of_states(
+    k, g, starts, ends, writes, d_k, d_g, tokens, shared_keys,
+    DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """What the state that a chunk ends with gives: d_k [B, memories, T, DK], d_g [B, memories, T]."""
+    chunks = tl.cdiv(tokens, C)
+    first = (tl.program_id(0) % chunks) * C
+    tile = tl.program_id(0).to(tl.int64) * DK * DV
+    memory = (tl.program_id(0) // chunks).to(tl.int64)
+    rows, by_last = tl.zeros([C, BK], tl.float32), 0.0
+    for at in range(0, DV, BV):
+        new = load_rows(writes + memory * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
+        end = load_rows(ends + tile, 0, DK, at, BK, DV, BV).to(DOT)
+        rows += tl.dot(new, tl.trans(end), input_precision=EXACT)
+        held = load_rows(starts + tile, 0, DK, at, BK, DV, BV).to(tl.float32)
+        by_last += tl.sum(held * end.to(tl.float32))
+    if DECAY != "":
+        total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+        last = tl.min(total, axis=0)
+        rows *= tl.exp(last - total)[:, None]
+        keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(tl.float32)
+        # G_C takes what every G_i gives: up to a token, that is the sum over those before it
+        by_total = tl.sum(keys * rows, axis=1)
+        earlier = tl.cumsum(by_total, axis=0) - by_total
+        store_decay(d_g, earlier + by_last * tl.exp(last), memory, first, tokens, C)
+    store_rows(d_k + memory * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+
+
+@triton.jit
+def unsolve(
+    x, beta, d_writes, d_right, d_v, tokens,
+    DV: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    CORRECTS: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """dR in `d_right`, and d_v: both are like v."""
+    columns, chunks = tl.cdiv(DV, BV), tl.cdiv(tokens, C)
+    at = (tl.program_id(0) % columns) * BV
+    first = (tl.program_id(0) // columns) % chunks * C
+    memory = (tl.program_id(0) // columns // chunks).to(tl.int64)
+    right = load_rows(d_writes + memory * tokens * DV, first, tokens, at, C, DV, BV).to(tl.float32)
+    if CORRECTS:
+        solved = load_rows(x + memory * tokens * C, first, tokens, 0, C, C, C).to(DOT)
+        right = tl.dot(tl.trans(solved), right.to(DOT), input_precision=EXACT)
+    store_rows(d_right + memory * tokens * DV, right, first, tokens, at, C, DV, BV)
+    right *= load_gates(beta + memory * tokens, first, tokens, C)[:, None]
+    store_rows(d_v + memory * tokens * DV, right, first, tokens, at, C, DV, BV)
+
+
+@triton.jit
+def of_rights(
+    k, v, g, beta, starts, writes, d_right, d_k, d_g, d_beta, tokens, shared_keys,
+    DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    CORRECTS: tl.constexpr, DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """What R and A give: d_k [B, memories, T, DK], d_g and d_beta [B, memories, T]."""
+    chunks = tl.cdiv(tokens, C)
+    first = (tl.program_id(0) % chunks) * C
+    tile = tl.program_id(0).to(tl.int64) * DK * DV
+    memory = (tl.program_id(0) // chunks).to(tl.int64)
+    between, lost = tl.zeros([C, C], tl.float32), tl.zeros([C, BK], tl.float32)
+    by_beta, row = tl.zeros([C], tl.float32), tl.arange(0, C)
+    for at in range(0, DV, BV):
+        right = load_rows(d_right + memory * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
+        values = load_rows(v + memory * tokens * DV, first, tokens, at, C, DV, BV).to(tl.float32)
+        by_beta += tl.sum(right.to(tl.float32) * values, axis=1)
+        if CORRECTS:
+            new = load_rows(writes + memory * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
+            between -= tl.dot(right, tl.trans(new), input_precision=EXACT)
+            held = load_rows(starts + tile, 0, DK, at, BK, DV, BV).to(DOT)
+            lost += tl.dot(right, tl.trans(held), input_precision=EXACT)
+    if CORRECTS:
+        if DECAY != "":
+            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+            lost *= tl.exp(total)[:, None]
+            between *= decay_between(total, C)
+        strength = load_gates(beta + memory * tokens, first, tokens, C)
+        between = tl.where(row[:, None] > row[None, :], between, 0.0)
+        keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+        as_row = tl.dot(between.to(DOT), keys, input_precision=EXACT) - lost
+        by_row = tl.sum(keys.to(tl.float32) * as_row, axis=1)
+        as_column = tl.dot(tl.trans((between * strength[:, None]).to(DOT)), keys, input_precision=EXACT)
+        store_rows(d_k + memory * tokens * DK, as_row * strength[:, None] + as_column, first, tokens, 0, C, DK, BK)
+        by_beta += by_row
+        if DECAY != "":
+            by_total = by_row * strength - tl.sum(keys.to(tl.float32) * as_column, axis=1)
+            store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), memory, first, tokens, C)
+    tl.store(d_beta + memory * tokens + first + row, by_beta, mask=first + row < tokens)
