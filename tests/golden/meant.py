@@ -34,9 +34,9 @@ MEANT = (
     ),
     Meant(
         "76e4a404b0d72d7dfc80fd7a4c8d105186b75622",
-        "* keep onnx",
+        "* onnx*",
         ("export",),
-        "sleeps that keep pairs copy whole rows",
+        "sleeps copy whole rows by one index each; what is computed is the same to the bit",
     ),
     Meant(
         "9c88b9d69359019c8a3c4f876b9d807e049cc1a9",
