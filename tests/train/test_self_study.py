@@ -21,7 +21,6 @@ from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
 from sleepc.tasks.exchanges import Exchange, spelled
 from sleepc.tasks.programs import full_attention_for
-from sleepc.tasks.question_file import own_questions
 from sleepc.tasks.question_prompt import SHORTLY
 from sleepc.train.conversations import Conversations
 from sleepc.train.pieces import Piece
@@ -30,6 +29,7 @@ from sleepc.train.study_file import NAME, StudyFile
 from sleepc.train.study_requests import ASK, SHOTS, requests, sentences
 from sleepc.train.trainer import Hooks
 from sleepc.train.tutor import Tutor
+from tests import evaluations
 from tests.cli.models import save_model
 from tests.families import VOCAB, Family, family
 from tests.train.test_conversations import TEMPLATE, save_letters
@@ -229,9 +229,7 @@ def test_shares_that_are_more_than_all_are_refused() -> None:
 
 
 def test_no_sentence_is_one_of_an_evaluation() -> None:
-    measured = " ".join(f"{d.text} {' '.join(q.question for q in d.questions)}" for d in own_questions())
-    measured += (Path(__file__).parents[2] / "examples" / "demo_text.txt").read_text()
-    measured = " ".join(measured.split())
+    measured = " ".join(" ".join(evaluations.texts()).split())
     assert not any(part in measured for shot in SHOTS for part in (shot.request, shot.answer))
 
 
