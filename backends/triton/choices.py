@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import triton.language as tl
+
 SHORTEST, LONGEST, WIDEST = 16, 64, 256
 """The fewest and most tokens of a chunk, and the largest head: what the kernels are written and checked for."""
 SINGLE = ("g", "beta", "total", "scores", "made", "state", "end", "d_end", "d_state", "d_g", "d_beta")
@@ -17,6 +19,8 @@ SINGLE = ("g", "beta", "total", "scores", "made", "state", "end", "d_end", "d_st
 COUNTS = ("tokens", "firsts", "passes", "shared_queries", "shared_keys", "shared_memories", "shared_rows")
 STAGES = 1
 """Loads that are under way at once in a loop: more take more registers, and what they bring needs a GPU to be seen."""
+TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
+"""What Triton calls the types that are multiplied."""
 WAYS: Mapping[str, tuple[int, int]] = {
     **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (32, 8)},
     **{"sums": (0, 4), "scores": (0, 4), "step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
@@ -46,11 +50,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Compilation:
-    """A kernel's constants by name (DOT by its own name), its warps, and into how many programs columns are split."""
+    """A kernel's constants by name, its warps, and into how many programs columns are split."""
 
     constants: Mapping[str, Any]
     warps: int
     columns: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told in addition."""
+        return {"num_warps": self.warps, "num_stages": STAGES, "enable_fp_fusion": True}
 
 
 def power(size: int) -> int:
@@ -68,7 +77,7 @@ def choose(kernel: str, names: Sequence[str], it: Problem) -> Compilation:
     width, warps = WAYS[kernel]
     width = min(power(it.dv), width)
     constants = {
-        **{"DK": it.dk, "DV": it.dv, "C": it.chunk, "BK": power(it.dk), "BV": width, "DOT": it.dot},
+        **{"DK": it.dk, "DV": it.dv, "C": it.chunk, "BK": power(it.dk), "BV": width, "DOT": TYPES[it.dot]},
         **{"EXACT": it.exact, "DECAY": it.decay, "CORRECTS": it.corrects},
     }
     columns = 1 if kernel in IN_ONE else -(-it.dv // width)

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sleepc.backends.triton.choices import STAGES, Problem, choose, types
+from sleepc.backends.triton.choices import Problem, choose, types
 from sleepc.backends.triton.kernels import channels, chunked, gradients, replayed, single
 from sleepc.errors import SleepcError, UsageError
 
@@ -81,14 +81,8 @@ def target_of(name: str) -> GPUTarget:
 def compile_for(kernel: Any, it: Problem, name: str) -> Any:
     """One kernel for a target, as Triton compiles it."""
     how = choose(kernel.fn.__name__, kernel.arg_names, it)
-    constants = {name: _type(it.dot) if name == "DOT" else value for name, value in how.constants.items()}
-    options = {"num_warps": how.warps, "num_stages": STAGES, "enable_fp_fusion": True}
-    source = ASTSource(kernel, types(kernel.arg_names, it), constants)
-    return triton.compile(source, target=target_of(name), options=options)
-
-
-def _type(name: str) -> Any:
-    return {"fp32": triton.language.float32, "bf16": triton.language.bfloat16, "fp16": triton.language.float16}[name]
+    source = ASTSource(kernel, types(kernel.arg_names, it), how.constants)
+    return triton.compile(source, target=target_of(name), options=how.options)
 
 
 def taken(kernel: Any, it: Problem, name: str) -> Taken:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sleepc.backends.triton import launch
-from sleepc.backends.triton.choices import WIDEST, chunk_of
+from sleepc.backends.triton.choices import WIDEST, Problem, chunk_of
 from sleepc.backends.triton.launch import NAMES, WrittenTokens
 from sleepc.backends.triton.training import DeltaRule
 from sleepc.memory.registry import find
@@ -31,8 +31,11 @@ def wants_gradients(*given: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
-def _tokens(k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> WrittenTokens:
-    return WrittenTokens(k.contiguous(), v.to(k.dtype).contiguous(), g.contiguous(), beta.contiguous())
+def _prepared(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, rule: str, chunk: int) -> tuple[WrittenTokens, Problem]:
+    """What is written as the kernels take it, and what these are compiled for."""
+    how = find(rule)
+    t = WrittenTokens(k.contiguous(), v.to(k.dtype).contiguous(), g.contiguous(), beta.contiguous())
+    return t, launch.problem(t, chunk=chunk_of(v.shape[2], chunk), corrects=how.corrects, decays=how.decays)
 
 
 def delta_rule(
@@ -51,13 +54,12 @@ def delta_rule(
     """See `sleepc.ops.functional.delta_rule`. The state is float32; bfloat16 and float16 are multiplied as they are.
     `chunk` is rounded to what there is a kernel for.
     """
-    by_channel = g.dim() == 4 and wants_gradients(q, k, v, g, beta, *state)
-    if by_channel or not has_kernel(k, state, rule):
+    trained = wants_gradients(q, k, v, g, beta, *state)
+    if (trained and g.dim() == 4) or not has_kernel(k, state, rule):
         return functional.delta_rule(q, k, v, g, beta, state, gates, rule=rule, scale=scale, chunk=chunk)
-    how, t, asked = find(rule), _tokens(k, v, g, beta), q.to(k.dtype).contiguous()
-    it = launch.problem(t, chunk=chunk_of(v.shape[2], chunk), corrects=how.corrects, decays=how.decays)
-    held = state[0].contiguous()
-    if wants_gradients(q, k, v, g, beta, *state):
+    t, it = _prepared(k, v, g, beta, rule, chunk)
+    asked, held = q.to(k.dtype).contiguous(), state[0].contiguous()
+    if trained:
         out, end = DeltaRule.apply(asked, t.k, t.v, t.g, t.beta, held, scale, it)  # type: ignore[no-untyped-call]
     elif v.shape[2] == 1:
         out, end = launch.step(asked, t, held, scale, it)
@@ -92,6 +94,5 @@ def replay(
     if passes < 1 or wants_gradients(k, v, g, beta, *state) or not has_kernel(k, state, rule):
         given = (k, v, g, beta, state, gates)
         return functional.replay(*given, rule=rule, passes=passes, written=written, chunk=chunk)
-    how, t = find(rule), _tokens(k, v, g, beta)
-    it = launch.problem(t, chunk=chunk_of(v.shape[2], chunk), corrects=how.corrects, decays=how.decays)
+    t, it = _prepared(k, v, g, beta, rule, chunk)
     return [launch.replay(t, state[0].contiguous(), 0 if written else 1, passes - 1, it)]

@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from sleepc.backends.triton.choices import STAGES, Problem, choose
+from sleepc.backends.triton.choices import Problem, choose
 from sleepc.backends.triton.kernels import channels, chunked, replayed, single
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Do kernels run in Triton's interpreter, on the CPU? It multiplies bfloat16 wrongly, without an error: there all is
 multiplied, and stored, in float32."""
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,7 @@ def _exact() -> str:
 def start(kernel: Any, it: Problem, blocks: int, *arguments: Any) -> None:
     """Start a kernel on as many programs as `blocks`, times the parts of the values' columns where it has these."""
     how = choose(kernel.fn.__name__, kernel.arg_names, it)
-    constants = {name: TYPES[it.dot] if name == "DOT" else value for name, value in how.constants.items()}
-    options = {"num_warps": how.warps, "num_stages": STAGES, "enable_fp_fusion": True}
-    kernel[(blocks * how.columns,)](*arguments, **constants, **options)
+    kernel[(blocks * how.columns,)](*arguments, **how.constants, **how.options)
 
 
 def sums(t: WrittenTokens, it: Problem) -> Tensor:
