@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]  # it comes with torch, without types
@@ -19,8 +20,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from sleepc.errors import SleepcError
 from sleepc.ir import dims
 from sleepc.ir.diagnose import fault
-from sleepc.ir.graph import Graph, graph_key
-from sleepc.ir.levels import SIZE_OPERATORS
+from sleepc.ir.graph import Graph
+from sleepc.ir.levels import SIZE_OPERATORS, mutates
 from sleepc.ir.types import DTYPE_NAMES, IntType, TensorType, TupleType, Type
 
 # Example sizes are pairwise different: a comparison of two of them cannot be true by accident.
@@ -29,10 +30,9 @@ MORE_HINTS = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67)
 MAX_SIZE_OPERATIONS = 256
 
 
-# Types follow from operators, arguments and the ports' types alone, and block classes are often alike: what was
-# inferred for a graph is kept for its equals.
-_KNOWN: OrderedDict[tuple[object, ...], tuple[Type | None, ...]] = OrderedDict()
-KEPT = 256
+# Sizes by their names and examples, with what is known of operators over them; the latest last.
+_SIZES: OrderedDict[object, _Symbols] = OrderedDict()
+KEPT, MOST_KNOWN = 8, 20_000
 
 
 def infer_types(graph: Graph) -> None:
@@ -42,38 +42,92 @@ def infer_types(graph: Graph) -> None:
     V10 a port without type, V11 an operator that refuses its arguments or gives what no type
     describes, V13 a size that is not one, V14 a graph that is right for particular sizes only.
     """
-    key = graph_key(graph)
-    if key not in _KNOWN:
-        _infer(graph)
-        _KNOWN[key] = tuple(node.meta.get("type") for node in graph.fx.nodes)
-        if len(_KNOWN) > KEPT:
-            _KNOWN.popitem(last=False)
-    for node, type_ in zip(graph.fx.nodes, _KNOWN[key], strict=True):
-        if node.op != "output":
-            node.meta["type"] = type_
-
-
-def _infer(graph: Graph) -> None:
-    environment = ShapeEnv()
-    symbols = _make_symbols(graph, environment)
-    names = {size.node.expr: name for name, size in symbols.items()}
-    values: dict[fx.Node, Any] = {}
+    hints = _hints_of(graph)
+    key = torch.get_default_dtype(), *hints.items()
+    sizes = _SIZES.pop(key, None) or _Symbols(hints)  # where an error is raised, they are not put back
+    values: dict[fx.Node, _Typed] = {}
     # The Python dispatcher has decompositions that keep sizes symbolic where those in C++ ask for numbers (torch 2.11).
-    with FakeTensorMode(shape_env=environment), enable_python_dispatcher(), torch.no_grad(), _quiet():
+    with sizes.mode, enable_python_dispatcher(), torch.no_grad(), _quiet():
         for node in graph.fx.nodes:
             if node.op == "output":
                 continue
             try:
-                values[node] = _value(node, values, symbols)
-                node.meta["type"] = _type_of(node, values[node], names)
+                values[node] = sizes.result(node, values)
             except SleepcError as error:
                 raise fault("V11", error.what, graph, node) from error
             except Exception as error:  # torch raises any class for arguments that do not fit
                 raise fault("V11", f"the operator refuses its arguments: {_first_line(error)}", graph, node) from error
-            _check_general(graph, node, environment, names)
+            node.meta["type"] = values[node].type
+            _check_general(graph, node, sizes.environment, sizes.names)
+    # What one graph compares sizes with changes no answer for the next.
+    if not sizes.environment.guards and len(sizes.known) < MOST_KNOWN:
+        _SIZES[key] = sizes
+        if len(_SIZES) > KEPT:
+            _SIZES.popitem(last=False)
 
 
-def _make_symbols(graph: Graph, environment: ShapeEnv) -> dict[str, torch.SymInt]:
+@dataclass(eq=False)
+class _Typed:
+    """A fake value and its type, one for all that are alike."""
+
+    value: Any
+    type: Type
+
+
+class _Symbols:
+    """Symbols for the names of sizes, and what operators gave for arguments over them.
+
+    A graph differs from the one before a pass in a few nodes, and most blocks of a model are alike. What follows from
+    a fake value is in its dtype, shape, strides and offset: arguments that agree in these give the same.
+    """
+
+    def __init__(self, hints: Mapping[str, int]) -> None:
+        self.environment = ShapeEnv()
+        self.symbols = {name: _make_symbol(self.environment, name, hint) for name, hint in hints.items()}
+        self.names: dict[sympy.Expr, str] = {size.node.expr: name for name, size in self.symbols.items()}
+        self.mode = FakeTensorMode(shape_env=self.environment)
+        self.mode.cache_enabled = False  # for symbolic sizes it takes longer than most operators
+        self.known: dict[object, _Typed] = {}
+        self.alike: dict[object, _Typed] = {}
+
+    def result(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> _Typed:
+        """The node's value; computed if its operator has not been called with such arguments."""
+        if node.op == "placeholder":
+            key: object = str(node.meta["type"])
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            _check_arguments(node, args)
+            key = node.target, _frozen(args), _frozen(list(kwargs.items()))
+        if key not in self.known:
+            value = _value(node, values, self.symbols)
+            known = _Typed(value, _type_of(node, value, self.names))
+            self.known[key] = self.alike.setdefault(_properties(value), known)
+        return self.known[key]
+
+
+def _frozen(argument: Any) -> object:
+    """An argument for a key; 1, 1.0 and True are three."""
+    if isinstance(argument, (list, tuple)):
+        return tuple(map(_frozen, argument))
+    return argument if isinstance(argument, _Typed) else (type(argument), argument)
+
+
+def _properties(value: Any) -> object:
+    """All that an operator can tell of a fake value."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_properties, value))
+    if not isinstance(value, torch.Tensor):
+        return "size", _expression(value)
+    sizes = (*value.shape, *value.stride(), value.storage_offset())
+    return value.dtype, *map(_expression, sizes)
+
+
+def _expression(size: int | torch.SymInt) -> int | sympy.Expr:
+    return size if isinstance(size, int) else size.node.expr
+
+
+def _hints_of(graph: Graph) -> dict[str, int]:
+    """The names of sizes in the ports' types, with an example of each."""
     names: dict[str, None] = {}
     for node in graph.ports().values():
         if not isinstance(node.meta.get("type"), TensorType):
@@ -87,7 +141,7 @@ def _make_symbols(graph: Graph, environment: ShapeEnv) -> dict[str, torch.SymInt
     if len(others) > len(MORE_HINTS):
         raise fault("V13", f"{len(names)} names of sizes are too many", graph)
     hints = {**HINTS, **dict(zip(others, MORE_HINTS, strict=False))}
-    return {name: _make_symbol(environment, name, hints[name]) for name in names}
+    return {name: hints[name] for name in names}
 
 
 def _make_symbol(environment: ShapeEnv, name: str, hint: int) -> torch.SymInt:
@@ -100,17 +154,24 @@ def _make_symbol(environment: ShapeEnv, name: str, hint: int) -> torch.SymInt:
     return made
 
 
-def _value(node: fx.Node, values: Mapping[fx.Node, Any], symbols: Mapping[str, torch.SymInt]) -> Any:
+def _check_arguments(node: fx.Node, args: Sequence[Any]) -> None:
+    if mutates(node.target):
+        raise SleepcError("the operator writes to its arguments")
+    if node.target in SIZE_OPERATORS.values() and not all(_is_size(getattr(a, "value", a)) for a in args):
+        raise SleepcError("arithmetic of sizes takes only sizes")
+    if node.target is operator.getitem:
+        several = isinstance(args[0], _Typed) and isinstance(args[0].type, TupleType)
+        if not several or type(args[1]) is not int:
+            raise SleepcError("getitem takes the value of an operator with several results, and a number")
+
+
+def _value(node: fx.Node, values: Mapping[fx.Node, _Typed], symbols: Mapping[str, torch.SymInt]) -> Any:
     """The node's value over fake tensors and symbolic sizes."""
     if node.op == "placeholder":
         type_ = node.meta["type"]
         shape = [dims.evaluate(dims.parse_dim(str(d)), symbols) for d in type_.dims]
-        return torch.empty(shape, dtype=type_.dtype)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    if node.target in SIZE_OPERATORS.values() and not all(_is_size(a) for a in args):
-        raise SleepcError("arithmetic of sizes takes only sizes")
-    if node.target is operator.getitem and not (isinstance(args[0], (tuple, list)) and type(args[1]) is int):
-        raise SleepcError("getitem takes the value of an operator with several results, and a number")
+        return torch.empty(shape, dtype=type_.dtype, device="cpu")
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n].value)
     assert callable(node.target)
     return node.target(*args, **kwargs)
 

@@ -70,6 +70,42 @@ def test_arithmetic_of_sizes_reaches_shapes() -> None:
     assert types_of(g) == ["f32[B,T]", "int", "int", "int", "i64[2*T-1]"]
 
 
+def test_arguments_that_are_equal_and_of_other_types_are_told_apart() -> None:
+    g = Graph("g")
+    g.add_port("input", "x", tensor("B"))
+    g.set_returns({str(n): call(g, aten.full.default, [2], n) for n in (1, 1.0, True)})
+    infer_types(g)
+    assert types_of(g)[1:] == ["i64[2]", "f32[2]", "bool[2]"]
+
+
+def test_values_of_one_type_with_other_strides_are_told_apart() -> None:
+    g = Graph("g")
+    x = g.add_port("input", "x", tensor("B", 4, 4))
+    g.set_returns({"y": call(g, aten.view.default, x, [-1])})
+    infer_types(g)
+    assert types_of(g)[-1] == "f32[16*B]"
+    turned = call(g, aten.transpose.int, x, 1, 2)
+    g.set_returns({"y": call(g, aten.view.default, turned, [-1])})
+    with pytest.raises(InvalidProgram, match="refuses its arguments"):
+        infer_types(g)
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_one_graph_compares_its_sizes_with_changes_no_other(turn: int) -> None:
+    """T >= 5 in one graph and T < 6 in the next are not T = 5; what was refused is refused again."""
+    first, second = (one(1, 0, end, target=aten.slice.Tensor) for end in (5, 6))
+    infer_types(first)
+    infer_types(second)
+    assert (types_of(first)[-1], types_of(second)[-1]) == ("f32[B,5,12]", "f32[B,T,12]")
+    with pytest.raises(InvalidProgram, match="particular sizes"):
+        infer_types(one(["B", 5, WIDTH], target=aten.view.default))
+
+
+def test_an_operator_that_writes_is_refused() -> None:
+    with pytest.raises(InvalidProgram, match="writes to its arguments"):
+        infer_types(one(1, 0, target=aten.transpose_.default))
+
+
 def test_port_types_become_canonical_and_our_operators_infer() -> None:
     assert types_of(window_step())[-1] == "f32[B,2,8,4]"
     graph = one(target=aten.relu.default, dims=("B", "3+T"))
