@@ -18,7 +18,15 @@ from sleepc.passes.keep.contract import NOTHING, STEP, Score, WindowPairs
 from sleepc.passes.keep.drop import Parts, drop
 from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
-from sleepc.passes.rewrite.kept_pairs import RECORD, head_port, read_slots, slot_form, slot_specs, write_slots_of
+from sleepc.passes.rewrite.kept_pairs import (
+    RECORD,
+    head_port,
+    probe_port,
+    read_slots,
+    slot_form,
+    slot_specs,
+    write_slots_of,
+)
 from sleepc.passes.rewrite.turn_keys import turn
 
 
@@ -71,7 +79,8 @@ def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: 
     heads, form = block.kv_heads, slot_form(block.cls.states)
     there, dtype = _not(e, block.gaps()), specs["score"].dtype
     read = e.call(aten.logical_and.default, e.call(aten.ge.Scalar, position, 0), there)
-    wide = WindowPairs(e.cast(k, dtype), e.cast(v, dtype), position, read, heads)
+    probe = probe_port(e.graph, block.cls.states, dtype) if score.probed else None
+    wide = WindowPairs(e.cast(k, dtype), e.cast(v, dtype), position, read, heads, probe)
     scores = e.mul(e.call(aten.round.default, e.mul(score.emit(e, wide), 1 / STEP)), STEP)
     place = block.model_positions()
     scores = e.where(e.unsqueeze(_not(e, block.pinned()), 1), scores, PINNED_SCORE)

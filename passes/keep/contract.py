@@ -19,7 +19,8 @@ STEP = 2.0**-16
 class WindowPairs:
     """The L pairs of the window in a sleep graph, of every KV head, in float32 or wider: k [B,Hkv,L,d_k] before
     positions, v [B,Hkv,L,d_v]. `position` [B,L]: those of the tokens, which grow as long as pairs are kept, -1 for what
-    was not read; `read` bool [B,L]: what was, and is still to be seen. `heads` is Hkv.
+    was not read; `read` bool [B,L]: what was, and is still to be seen. `heads` is Hkv. `probe` [Hkv,d_k] is the block's
+    own, for scores that are `probed`.
     """
 
     k: fx.Node
@@ -27,23 +28,39 @@ class WindowPairs:
     position: fx.Node
     read: fx.Node
     heads: int
+    probe: fx.Node | None = None
+
+
+@dataclass(frozen=True)
+class HeadPairs:
+    """The pairs of the n tokens of a window that were read, of one row and head, as numbers: k [n,d_k] before
+    positions, v [n,d_v], the tokens' positions. `head` is the KV head's number, `probe` [d_k] its probe, if it has one.
+    """
+
+    k: Tensor
+    v: Tensor
+    positions: Sequence[int]
+    head: int = 0
+    probe: Tensor | None = None
 
 
 class Score:
     """Of the pairs that it has, a head keeps those with the greatest scores (docs/keep.md). A pair gets its score when
     its window ends, and keeps it. What a session has pinned has PINNED_SCORE instead.
+
+    A score that is `probed` reads a vector of each KV head, constant `keep.probe` of a block, which is zero until
+    `calibrate` measures it.
     """
 
     name: ClassVar[str]
+    probed: ClassVar[bool] = False
 
     def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
         """Graph: scores [B,Hkv,L]; any for what was not read."""
         raise NotImplementedError
 
-    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
-        """The same on numbers, for the oracle, of one head of one row: k [n,d_k], v [n,d_v] of the n tokens that were
-        read -> [n]. It calls nothing that `emit` calls.
-        """
+    def naive(self, pairs: HeadPairs) -> Tensor:
+        """The same on numbers, for the oracle: [n]. It calls nothing that `emit` calls."""
         raise NotImplementedError
 
     def in_words(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, fx
 
-from sleepc.passes.keep.contract import Score, WindowPairs
+from sleepc.passes.keep.contract import HeadPairs, Score, WindowPairs
 from sleepc.passes.lib.emit import Emit, aten
 
 TINY = 1e-12  # added to the squared length of a key, which may be zero
@@ -20,12 +19,13 @@ class KeyScore(Score):
 
     def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
         """With the mean's direction by the sum of unit keys."""
-        unit = _unit(e, pairs.k)
-        sums = e.call(aten.sum.dim_IntList, e.where(e.unsqueeze(pairs.read, 1, -1), unit, 0.0), [2], True)
-        return e.neg(e.call(aten.sum.dim_IntList, e.mul(unit, _unit(e, sums)), [-1], False))
+        keys = unit(e, pairs.k)
+        sums = e.call(aten.sum.dim_IntList, e.where(e.unsqueeze(pairs.read, 1, -1), keys, 0.0), [2], True)
+        return e.neg(e.call(aten.sum.dim_IntList, e.mul(keys, unit(e, sums)), [-1], False))
 
-    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
+    def naive(self, pairs: HeadPairs) -> Tensor:
         """As the formula stands there."""
+        k = pairs.k
         length = (k.square().sum(1) + TINY).sqrt()
         mean = (k / length[:, None]).mean(0)
         size = (mean.square().sum() + TINY / len(k) ** 2).sqrt()
@@ -36,7 +36,7 @@ class KeyScore(Score):
         return "those whose keys are least like the others of their window"
 
 
-def _unit(e: Emit, x: fx.Node) -> fx.Node:
-    """x / |x| over the last dimension."""
+def unit(e: Emit, x: fx.Node) -> fx.Node:
+    """Graph: x / |x| over the last dimension."""
     squares = e.call(aten.sum.dim_IntList, e.mul(x, x), [-1], True)
     return e.mul(x, e.call(aten.rsqrt.default, e.call(aten.add.Scalar, squares, TINY)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
-from sleepc.passes.keep.contract import Score, WindowPairs
+from sleepc.passes.keep.contract import HeadPairs, Score, WindowPairs
 from sleepc.passes.lib.emit import Emit, aten
 
 
@@ -22,9 +21,9 @@ class NewestScore(Score):
         position = e.unsqueeze(e.cast(pairs.position, torch.float32), 1)
         return e.call(aten.expand.default, position, [-1, pairs.heads, -1])
 
-    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
+    def naive(self, pairs: HeadPairs) -> Tensor:
         """As a number."""
-        return torch.tensor(list(positions), dtype=torch.float64)
+        return torch.tensor(list(pairs.positions), dtype=torch.float64)
 
     def in_words(self) -> str:
         """The latest."""

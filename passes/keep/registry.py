@@ -7,6 +7,7 @@ from sleepc.names import check_new
 from sleepc.passes.keep.contract import Score
 from sleepc.passes.keep.key import KeyScore
 from sleepc.passes.keep.newest import NewestScore
+from sleepc.passes.keep.probe import ProbeScore
 from sleepc.recipe import Recipe
 
 SCORES: dict[str, Score] = {}
@@ -39,5 +40,5 @@ def check(recipe: Recipe) -> None:
         )
 
 
-for _made in (KeyScore(), NewestScore()):
+for _made in (KeyScore(), NewestScore(), ProbeScore()):
     register(_made)

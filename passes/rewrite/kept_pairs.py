@@ -3,7 +3,8 @@
 Each KV head keeps as many as its budget says. All heads' slots lie one after the other in one store of S slots, in
 which every head's pairs stand in order of position, empty slots first. Which token a slot holds does not follow from
 how much was read: it is state, and so is who sees it. S and whose slot it is belong to the block and not to its class:
-constant `keep.head` i64 [S] has the KV head of every slot.
+constant `keep.head` i64 [S] has the KV head of every slot. So do the probes of a score that reads some (passes/keep),
+constant `keep.probe` [Hkv,d_k] in float32, zero until they are measured.
 
 Vectors may be held in few bits (rounded.py): then a part has two states, and `slot_specs` says what it is of.
 """
@@ -31,6 +32,7 @@ from sleepc.passes.rewrite.rounded import PEAK, Form, form_of, read_rounded, rou
 
 QUERIES = "query_positions"  # what embed hands on: positions [B,T] of the new tokens as the model counts, -1 at padding
 HEAD = "keep.head"
+PROBE = "keep.probe"
 SLOTS = "S"
 SEEN = ("k", "v", "position")  # what attention reads of slots
 RECORD = PREFIX["record"]  # begins the parts that a memory will write of a pair once it is dropped
@@ -145,9 +147,24 @@ def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) ->
             program.layout[i] = Block(cls, {**block.params, HEAD: key})
 
 
+def add_probes(program: ProgramGraphs, cls: str) -> None:
+    """Give every block of a class its probes, if sleeps read them: zeros."""
+    port = program.classes[cls].parameters().get(PROBE)
+    for i, block in enumerate(program.layout):
+        if block.cls == cls and port is not None:
+            key = block_key(i, PROBE)
+            program.params[key] = HeldTensor(torch.zeros([int(n) for n in port.meta["type"].dims]), new=True)
+            program.layout[i] = Block(cls, {**block.params, PROBE: key})
+
+
 def budget_keys(program: ProgramGraphs) -> set[str]:
     """Keys of the constants that say whose slots are whose."""
     return {block.params[HEAD] for block in program.layout if HEAD in block.params}
+
+
+def probe_keys(program: ProgramGraphs) -> set[str]:
+    """Keys of the probes."""
+    return {block.params[PROBE] for block in program.layout if PROBE in block.params}
 
 
 def slots_of_heads(program: ProgramGraphs) -> dict[int, Budget]:
@@ -170,6 +187,13 @@ def head_port(graph: Graph) -> fx.Node:
     """The port of `keep.head`, added if it is not there."""
     found: fx.Node | None = graph.ports().get(HEAD)
     return found or graph.add_port("const", HEAD, TensorType(torch.int64, (SLOTS,)))
+
+
+def probe_port(graph: Graph, states: Iterable[StateSpec], dtype: torch.dtype) -> fx.Node:
+    """The port of `keep.probe` [Hkv,d_k], added to a graph of blocks with such states."""
+    keys = find_state(states, "kv", "k")
+    assert keys is not None
+    return graph.add_port("const", PROBE, TensorType(dtype, (keys.dims[1], keys.dims[3])))
 
 
 def see_kept(graph: Graph, site: Site, states: tuple[StateSpec, ...], length: int) -> tuple[fx.Node, fx.Node, fx.Node]:

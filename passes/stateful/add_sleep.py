@@ -33,7 +33,7 @@ from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups
 from sleepc.passes.rewrite.bound_attention import CLOCK, OFFSET, POSITION, SLEPT, slots_name
-from sleepc.passes.rewrite.kept_pairs import most_slots
+from sleepc.passes.rewrite.kept_pairs import add_probes, most_slots
 from sleepc.recipe import Eviction
 
 
@@ -75,6 +75,7 @@ class AddSleep(Pass):
             block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers, resets)
             self._sleep(block, most)
             cls.sleep, cls.turn = graph, None
+            add_probes(program, name)
         program.clock = self._clock(program, most)
         return 1 + len(program.classes)
 

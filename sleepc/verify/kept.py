@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sleepc.ir.parameters import block_key
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.consolidation.contract import Layer, Pairs
-from sleepc.passes.keep.contract import NOTHING, STEP
+from sleepc.passes.keep.contract import NOTHING, STEP, HeadPairs
 from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.plan import Budget
+from sleepc.passes.rewrite.kept_pairs import PROBE
 from sleepc.passes.rewrite.key_positions import on_tokens
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify.rounded import rounded, stored
@@ -25,6 +28,7 @@ class OracleView(Protocol):
 
     program: ProgramGraphs
     recipe: Recipe
+    parameters: Mapping[str, Tensor]
     plans: tuple[LayerPlan, ...]
     budgets: tuple[Budget, ...]
     most: int
@@ -135,7 +139,7 @@ def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: 
         for head, budget in enumerate(pairs.budget):
             before = dict(zip(heads[head], pairs.places[row][head], strict=True))
             first_places = dict(zip(heads[head], pairs.first_places[row][head], strict=True))
-            new = _window_scores(oracle, layer, time, (row, head), range(start, end))
+            new = _window_scores(oracle, i, layer, time, (row, head), range(start, end))
             found = [*zip(heads[head], pairs.scores[row][head], strict=True), *new]
             best = sorted(found, key=lambda pair: -pair[1])[: 0 if hard else budget]
             tokens = sorted(token for token, _ in best)
@@ -153,15 +157,17 @@ def keep_pairs(oracle: OracleView, i: int, layer: Layer, time: Timeline, start: 
 
 
 def _window_scores(
-    oracle: OracleView, layer: Layer, time: Timeline, at: tuple[int, int], tokens: range
+    oracle: OracleView, i: int, layer: Layer, time: Timeline, at: tuple[int, int], tokens: range
 ) -> list[tuple[int, float]]:
-    """(token, score) of a window's pairs of one row and head, but for sinks and what is not to be kept."""
+    """(token, score) of a window's pairs of one row and head of block i, but for sinks and what is not to be kept."""
     assert layer.k is not None
     assert layer.v is not None
     assert oracle.recipe.keep is not None
     (row, head), positions = at, time.position[tokens.start : tokens.stop].tolist()
     k, v = (oracle.wide(x[row, head, tokens.start : tokens.stop]) for x in (layer.k, layer.v))
-    scores = find_score(oracle.recipe.keep.score).naive(k, v, positions, head).tolist()
+    score = find_score(oracle.recipe.keep.score)
+    probe = oracle.parameters[block_key(i, PROBE)][head] if score.probed else None
+    scores = score.naive(HeadPairs(k, v, positions, head, None if probe is None else oracle.wide(probe))).tolist()
     steps = [round(score / STEP) * STEP for score in scores]
     each = zip(tokens, steps, positions, strict=True)
     return [(t, score) for t, score, p in each if p >= oracle.recipe.sinks and score > NOTHING / 2]

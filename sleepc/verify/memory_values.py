@@ -1,4 +1,4 @@
-"""Other values for the memories' parameters, under which a converted program shows more of them, or nothing."""
+"""Other values for what a conversion adds, under which a converted program shows more of them, or nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
 from sleepc.memory.parameters import OF_LAYERS, OUTPUT, Parameter, parameter_in
+from sleepc.passes.rewrite.kept_pairs import probe_keys
 
 NOISE = 0.3
 
 
 def new_parameters(program: ProgramGraphs) -> dict[str, Tensor]:
-    """The parameters that the conversion added, by key."""
-    return {key: param.materialise() for key, param in program.params.items() if parameter_in(key)}
+    """The parameters that the conversion added, by key: memories' and probes."""
+    probes = probe_keys(program)
+    return {key: p.materialise() for key, p in program.params.items() if parameter_in(key) or key in probes}
 
 
 def with_parameters(program: ProgramGraphs, values: dict[str, Tensor]) -> ProgramGraphs:

@@ -39,7 +39,7 @@ from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.plan import budgets, may_keep
-from sleepc.passes.rewrite.kept_pairs import can_keep
+from sleepc.passes.rewrite.kept_pairs import can_keep, probe_keys
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.dropped import dropped, slots_hold
@@ -462,14 +462,17 @@ class Mixer:
 
 
 def parameters_of(canonical: ProgramGraphs, step: ProgramGraphs, *, double: bool = False) -> dict[str, Tensor]:
-    """All that the oracle needs: the model's parameters from `canonical`, the memories' from `step`, as ports say."""
+    """All that the oracle needs: the model's parameters from `canonical`, the memories' and probes from `step`, as
+    ports say.
+    """
     dtypes: dict[str, torch.dtype] = {}
     for graph in (canonical.embed, canonical.head):
         dtypes |= {key: _dtype(graph, key) for key in (*graph.ports("param"), *graph.ports("const"))}
     for block in canonical.layout:
         wake = canonical.classes[block.cls].wake
         dtypes |= {key: _dtype(wake, port) for port, key in block.params.items()}
-    new = {key: wide_dtype(canonical.dtype) for key in step.params if parameter_in(key) and key not in dtypes}
+    added = {key for key in step.params if parameter_in(key)} | probe_keys(step)
+    new = {key: wide_dtype(canonical.dtype) for key in step.params if key in added and key not in dtypes}
     result = {}
     for key, dtype in {**dtypes, **new}.items():
         value = (canonical if key in dtypes else step).params[key].materialise()

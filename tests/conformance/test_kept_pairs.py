@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,11 +32,11 @@ from sleepc.passes.consolidation.block_sleep import (
     WINDOW_PINNED,
     WINDOW_POSITIONS,
 )
-from sleepc.passes.keep.contract import NOTHING, Score, WindowPairs
+from sleepc.passes.keep.contract import NOTHING, HeadPairs, Score, WindowPairs
 from sleepc.passes.keep.registry import SCORES, register
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.pipeline import rewrite_stages
-from sleepc.passes.rewrite.kept_pairs import HEAD, QUERIES
+from sleepc.passes.rewrite.kept_pairs import HEAD, QUERIES, probe_keys
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.runtime.session import Session
@@ -66,8 +66,9 @@ class Third(Score):
         newest = e.unsqueeze(e.cast(pairs.position, torch.float32), 1)
         return e.where(e.call(aten.eq.Scalar, turn, 0), newest, NOTHING)
 
-    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
-        return torch.tensor([float(p) if (p - head) % 3 == 0 else NOTHING for p in positions], dtype=torch.float64)
+    def naive(self, pairs: HeadPairs) -> Tensor:
+        each = (float(p) if (p - pairs.head) % 3 == 0 else NOTHING for p in pairs.positions)
+        return torch.tensor(list(each), dtype=torch.float64)
 
     def in_words(self) -> str:
         return "every third pair"
@@ -105,6 +106,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gptj", {"keep": {"slots": 2}}),  # its positions are a table: a key that has one cannot be turned on
     ("gpt-oss", {"keep": {"slots": 2}}),  # learned sink logits
     ("smollm3", {"keep": {"slots": 2}}),  # a layer without positions
+    ("llama", {"keep": {"slots": 3, "score": "probe"}}),
     ("llama", {"overrides": [{"layers": "0", "strategy": "leave", "window": 5}]}),  # it has lost tokens before a sleep
 ]
 
@@ -180,6 +182,12 @@ def _one_budget(program: ProgramGraphs) -> None:
         assert i < 3
 
 
+def _of_another(program: ProgramGraphs) -> None:
+    """Heads have each other's probes."""
+    for key in probe_keys(program):
+        program.params[key] = HeldTensor(program.params[key].materialise().flip(0), new=True)
+
+
 def _as_it_came(program: ProgramGraphs) -> None:
     """Kept keys have no positions."""
     for cls in program.classes.values():
@@ -196,9 +204,10 @@ def _sorts(program: ProgramGraphs, *, descending: bool) -> list[fx.Node]:
     return [node for node in found if node.kwargs["descending"] is descending]
 
 
-@pytest.mark.parametrize("fault", [_blind, _early, _one_head, _oldest, _one_budget, _as_it_came])
+@pytest.mark.parametrize("fault", [_blind, _early, _one_head, _oldest, _one_budget, _as_it_came, _of_another])
 def test_a_fault_is_found(fault: Callable[[ProgramGraphs], None]) -> None:
-    program, recipe = convert(keep=UNEQUAL if fault is _one_budget else {"slots": SLOTS})
+    keep = {"slots": SLOTS, **({"score": "probe"} if fault is _of_another else {})}
+    program, recipe = convert(keep=UNEQUAL if fault is _one_budget else keep)
     wrong = program.clone()
     fault(wrong)
     assert invariants.definition(bench("llama", load(wrong), (program, recipe))) > 1e-4
@@ -243,7 +252,7 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("llama", {"keep": UNEQUAL}),
+        ("llama", {"keep": {**UNEQUAL, "score": "probe"}}),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (CASES[1], CASES[2], CASES[6])),
     ],
 )

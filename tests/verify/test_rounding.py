@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from sleepc.backends.eager.backend import load
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.keep.contract import WindowPairs
+from sleepc.passes.keep.contract import HeadPairs, WindowPairs
 from sleepc.passes.keep.key import KeyScore
 from sleepc.passes.keep.registry import SCORES
 from sleepc.passes.lib.emit import Emit, aten
@@ -102,8 +102,8 @@ class Unsteady(KeyScore):
         score = e.mul(super().emit(e, pairs), 1e6)
         return e.sub(score, e.call(aten.floor.default, score))
 
-    def naive(self, k: Tensor, v: Tensor, positions: Sequence[int], head: int) -> Tensor:
-        score = 1e6 * super().naive(k, v, positions, head)
+    def naive(self, pairs: HeadPairs) -> Tensor:
+        score = 1e6 * super().naive(pairs)
         return score - score.floor()
 
 
