@@ -162,9 +162,9 @@ def budget_keys(program: ProgramGraphs) -> set[str]:
     return {block.params[HEAD] for block in program.layout if HEAD in block.params}
 
 
-def probe_keys(program: ProgramGraphs) -> set[str]:
-    """Keys of the probes."""
-    return {block.params[PROBE] for block in program.layout if PROBE in block.params}
+def probe_keys(program: ProgramGraphs) -> dict[int, str]:
+    """Keys of the probes, by block."""
+    return {i: block.params[PROBE] for i, block in enumerate(program.layout) if PROBE in block.params}
 
 
 def slots_of_heads(program: ProgramGraphs) -> dict[int, Budget]:

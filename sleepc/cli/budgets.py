@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sleepc.cli.display import Display, err, number, out, print_json, size
+from sleepc.cli.display import Display, counted, err, number, out, print_json, size
 from sleepc.cli.opening import alone_at
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def _tell(report: BudgetsReport, target: Path) -> None:
         share = "full attention gains nothing there" if each.share is None else f"{each.share:.0%}"
         out.print(f"{each.slots:>5} slots   recall {share}   state {size(each.state_bytes)}", highlight=False)
     out.print("recall: the share of full attention's gain on a window that comes again after it was evicted")
-    out.print(f"{target}   [dim]{number(report.tokens)} tokens, {report.seconds:.1f} s[/]")
+    asked = f", {counted(report.questions, 'question')}" if report.questions else ""
+    out.print(f"{target}   [dim]{number(report.tokens)} tokens{asked}, {report.seconds:.1f} s[/]")
 
 
 def _shade(slots: int, most: int) -> str:

@@ -1,5 +1,7 @@
 """`sleepc calibrate --only budgets`: share a program's slots anew among its KV heads, and say what it then remembers.
 
+If its score has probes, these are measured first.
+
 Nothing is trained. What is remembered is measured on a text that was not read for it, whose beginning comes again at
 the end: how much of what full attention gains by having it in view, over a window that has lost it, kept pairs give.
 """
@@ -19,8 +21,9 @@ from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.plan import budgets, may_keep
-from sleepc.passes.rewrite.kept_pairs import heads_that_keep
+from sleepc.passes.rewrite.kept_pairs import heads_that_keep, probe_keys
 from sleepc.progress import Progress
 from sleepc.recipe import Budgets, Recipe
 from sleepc.tasks.asking import surprises
@@ -28,8 +31,9 @@ from sleepc.tasks.programs import full_attention
 from sleepc.train.anew import converted_anew
 from sleepc.train.budgets import measured_worth
 from sleepc.train.planted_text import planted_text
+from sleepc.train.probes import asked_texts, measured_probes
 from sleepc.train.texts import Document
-from sleepc.verify.memory_values import without_memories
+from sleepc.verify.memory_values import with_parameters, without_memories
 
 if TYPE_CHECKING:
     from sleepc.train.program import Trainable
@@ -52,9 +56,9 @@ class Recall(BaseModel):
 
 
 class BudgetsReport(BaseModel):
-    """The slots of every KV head of every layer; `before` those that the program had. `tokens` were read for them, and
-    `tokens_apart` to see what is remembered: `recall`, with half the slots, the slots
-    and, if positions allow it, twice as many.
+    """The slots of every KV head of every layer; `before` those that the program had. `tokens` were read for them,
+    `questions` asked for probes (0: the score has none, or the model no tokenizer), and `tokens_apart` read to see
+    what is remembered: `recall`, with half the slots, the slots and, if positions allow it, twice as many.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +67,7 @@ class BudgetsReport(BaseModel):
     budgets: Budgets
     before: Budgets
     tokens: int
+    questions: int
     tokens_apart: int
     recall: tuple[Recall, ...]
     seconds: float
@@ -73,8 +78,8 @@ class BudgetsReport(BaseModel):
 
 
 def share_slots(program: Trainable, documents: Iterator[Document] | None, progress: Progress) -> BudgetsReport:
-    """Measure budgets on texts (made-up ones for None), and give the program them: `graphs` and `recipe` change, and
-    trained values stay.
+    """Measure budgets on texts (made-up ones for None), and probes if its score has some, and give the program them:
+    `graphs` and `recipe` change, and trained values stay.
 
     Raises UsageError for a program that keeps no pairs, and texts that are too short.
     """
@@ -87,26 +92,49 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
     apart = _returning(program, tokens)
     learn = tokens[len(apart) :]
     heads = heads_that_keep(canonical, may_keep(program.recipe.plan(len(canonical.layout)), program.recipe.window))
+    graphs, questions = _with_probes(program, canonical, heads, progress)
     worth = measured_worth(canonical, program.recipe, heads, learn, progress, READ)
     every = {
         slots: worth.budgets(slots)
         for slots in sorted({max(keep.slots // 2, 1), keep.slots, 2 * keep.slots})
         if slots <= max(keep.slots, worth.room)
     }
-    shares = _shares(program, canonical, every, apart, progress)
+    shares = _shares(graphs, program.recipe, canonical, every, apart, progress)
     recipe = _with_slots(program.recipe, keep.slots, every[keep.slots])
-    program.graphs, program.recipe = converted_anew(program.graphs, canonical, recipe), recipe
+    program.graphs, program.recipe = converted_anew(graphs, canonical, recipe), recipe
     found = BudgetsReport(
         slots=keep.slots,
         budgets=every[keep.slots],
         before=budgets(keep, heads),
         tokens=min(len(learn), READ),
+        questions=questions,
         tokens_apart=len(apart),
         recall=shares,
         seconds=time.perf_counter() - started,
     )
     program.report["budgets"] = found.to_json()
     return found
+
+
+def _with_probes(
+    program: Trainable, canonical: ProgramGraphs, heads: Sequence[int], progress: Progress
+) -> tuple[ProgramGraphs, int]:
+    """The program with its probes measured, and on how many questions: 0 if its score has none, or no text with
+    questions can be read.
+    """
+    score = find_score(program.recipe.keep.score if program.recipe.keep else "")
+    keys = probe_keys(program.graphs)
+    if not keys:
+        return program.graphs, 0
+    try:
+        texts = asked_texts(program.tokenizer(), canonical.max_positions)
+    except NoTokenizer:
+        texts = []
+    if not texts:
+        return program.graphs, 0
+    probes = measured_probes(canonical, texts, program.recipe, score, heads, progress)
+    given = {key: probes[i] for i, key in keys.items()}
+    return with_parameters(program.graphs, given), sum(each.questions for each in texts)
 
 
 def _with_slots(recipe: Recipe, slots: int, budgets: Budgets) -> Recipe:
@@ -159,12 +187,17 @@ def _returning(program: Trainable, tokens: Sequence[int]) -> list[int]:
 
 
 def _shares(
-    program: Trainable, canonical: ProgramGraphs, every: dict[int, Budgets], apart: list[int], progress: Progress
+    own: ProgramGraphs,
+    recipe: Recipe,
+    canonical: ProgramGraphs,
+    every: dict[int, Budgets],
+    apart: list[int],
+    progress: Progress,
 ) -> tuple[Recall, ...]:
     """With each number of slots: memories are off, so that only what is kept counts."""
-    window, sinks = program.graphs.window, program.recipe.sinks
+    window, sinks = own.window, recipe.sinks
     text = np.array([apart + apart[sinks : sinks + window]])
-    plain = converted_anew(program.graphs, canonical, program.recipe.model_copy(update={"keep": None}))
+    plain = converted_anew(own, canonical, recipe.model_copy(update={"keep": None}))
 
     def surprise(graphs: ProgramGraphs) -> float:
         steps = find_trainer().steps(graphs)
@@ -174,7 +207,7 @@ def _shares(
     gain = nothing - surprise(full_attention(canonical, text.shape[1]))
     found = []
     for slots, shared in every.items():
-        graphs = converted_anew(program.graphs, canonical, _with_slots(program.recipe, slots, shared))
+        graphs = converted_anew(own, canonical, _with_slots(recipe, slots, shared))
         share = (nothing - surprise(without_memories(graphs))) / gain if gain > 0 else None
         found.append(Recall(slots=slots, share=share, state_bytes=graphs.state_bytes()))
     return tuple(found)

@@ -17,7 +17,7 @@ NOISE = 0.3
 
 def new_parameters(program: ProgramGraphs) -> dict[str, Tensor]:
     """The parameters that the conversion added, by key: memories' and probes."""
-    probes = probe_keys(program)
+    probes = {*probe_keys(program).values()}
     return {key: p.materialise() for key, p in program.params.items() if parameter_in(key) or key in probes}
 
 

@@ -471,7 +471,7 @@ def parameters_of(canonical: ProgramGraphs, step: ProgramGraphs, *, double: bool
     for block in canonical.layout:
         wake = canonical.classes[block.cls].wake
         dtypes |= {key: _dtype(wake, port) for port, key in block.params.items()}
-    added = {key for key in step.params if parameter_in(key)} | probe_keys(step)
+    added = {key for key in step.params if parameter_in(key)} | {*probe_keys(step).values()}
     new = {key: wide_dtype(canonical.dtype) for key in step.params if key in added and key not in dtypes}
     result = {}
     for key, dtype in {**dtypes, **new}.items():

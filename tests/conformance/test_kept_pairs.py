@@ -184,7 +184,7 @@ def _one_budget(program: ProgramGraphs) -> None:
 
 def _of_another(program: ProgramGraphs) -> None:
     """Heads have each other's probes."""
-    for key in probe_keys(program):
+    for key in probe_keys(program).values():
         program.params[key] = HeldTensor(program.params[key].materialise().flip(0), new=True)
 
 

@@ -86,8 +86,10 @@ def attention_weights(
     sees: str = "",
     slopes: Sequence[float] = (),
 ) -> Tensor:
-    """What `attention` gives the values, with its arguments: [B, Hq, T, T] in float32 (float64 for float64)."""
-    tokens = q.shape[2]
+    """What `attention` gives the values, with its arguments: [B, Hq, T, T] in float32 (float64 for float64). Without
+    `causal` q may be of some of the tokens, [B, Hq, n, D], with their rows of the mask.
+    """
+    tokens = k.shape[2]
     if causal:
         token = torch.arange(tokens, device=q.device)
         past = Mask.parse(sees).sees(token[:, None], token)[None, None]
