@@ -17,7 +17,7 @@ from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.keep.registry import find as find_score
-from sleepc.passes.rewrite.kept_pairs import writes_dropped
+from sleepc.passes.rewrite.kept_pairs import probes_are_zero, writes_dropped
 from sleepc.recipe import LayerPlan, Recipe
 
 
@@ -107,7 +107,8 @@ def _sleep(recipe: Recipe, converted: ProgramGraphs) -> str:
     if recipe.keep is not None:
         slots, score = recipe.keep.slots, find_score(recipe.keep.score)
         form = "" if recipe.keep.dtype == "float" else f" in {recipe.keep.dtype}"
-        what += f"; {slots} pairs for every KV head are kept on average{form}, {score.in_words()}"
+        yet = " (nothing has measured that yet: until then as key)" if probes_are_zero(converted) else ""
+        what += f"; {slots} pairs for every KV head are kept on average{form}, {score.in_words()}{yet}"
         if any(writes_dropped(cls) for cls in converted.classes.values()):
             what += ", and memories are written with those that are dropped"
     return f"after every {recipe.window} tokens: {what}, then {recipe.eviction} eviction; {recipe.sinks} sinks stay"

@@ -167,6 +167,12 @@ def probe_keys(program: ProgramGraphs) -> dict[int, str]:
     return {i: block.params[PROBE] for i, block in enumerate(program.layout) if PROBE in block.params}
 
 
+def probes_are_zero(program: ProgramGraphs) -> bool:
+    """Does the program have probes that nothing has measured yet?"""
+    keys = probe_keys(program).values()
+    return bool(keys) and not any(program.params[key].materialise().any() for key in keys)
+
+
 def slots_of_heads(program: ProgramGraphs) -> dict[int, Budget]:
     """The slots of every KV head of the blocks that keep pairs."""
     found = {}

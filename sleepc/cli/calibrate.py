@@ -29,7 +29,7 @@ class CalibrateOptions:
 
     text: list[Path] | None = several(TEXTS, each="<path>")
     only: str | None = flag(
-        "budgets: only share out the slots of kept pairs among KV heads again, and train nothing; --text is then optional.",
+        "budgets: measure what the score of kept pairs needs, share out their slots among KV heads again, and train nothing; --text is then optional.",
         metavar="budgets",
     )
     plot: Path | None = flag("With --only budgets, plot the budgets into this file (.svg or .png).")

@@ -62,7 +62,7 @@ class RecipeOptions:
         "Average number of (key, value) pairs that each KV head keeps of what leaves its window; sleeps choose them.",
         shown="none",
     )
-    keep_score: str | None = flag("What makes a pair worth keeping: key or newest.", shown="key")
+    keep_score: str | None = flag("What makes a pair worth keeping: key, newest or probe.", shown="key")
     keep_budgets: str | None = flag(
         "How heads share the slots: auto (measured on a little text), equal, or a file.", shown="auto"
     )
@@ -227,6 +227,7 @@ def _instead(program: Program) -> str:
 
 def _tell_saved(display: Display, program: Program, seen: Inspection, options: ConvertOptions) -> None:
     from sleepc.inspection import first_emptied
+    from sleepc.passes.rewrite.kept_pairs import probes_are_zero
 
     output = options.output
     added = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
@@ -243,6 +244,10 @@ def _tell_saved(display: Display, program: Program, seen: Inspection, options: C
             "",
             f"near the model's last position ({number(program.graphs.max_positions or 0)}) a sleep empties the window, first "
             f"after {number(emptied)} tokens; {_instead(program)}",
+        )
+    if probes_are_zero(program.graphs):
+        display.leave(
+            "", f"score probe is as key until sleepc calibrate {typed(output)} --only budgets has measured it"
         )
     display.leave(
         "next",
