@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 import sleepc
-from tests.cli.models import save_model
+from tests.cli.models import run_here, save_model
+
+Here = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Run a command to its end, in this process, with nothing on standard input."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+
+    def run(*arguments: object) -> CompletedProcess[str]:
+        return CompletedProcess([*map(str, arguments)], *run_here(capsys, *arguments))
+
+    return run
 
 
 @pytest.fixture(scope="session")

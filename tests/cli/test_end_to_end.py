@@ -1,4 +1,4 @@
-"""The commands as a person runs them, on a tiny checkpoint."""
+"""The commands as a person runs them, on a tiny checkpoint; in a process of their own where that proves more."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cli.conftest import Here
 from tests.cli.models import ROOT, json_of, save_model, sleepc
 
 WORDS = " ".join(f"w{i % 60 + 1}" for i in range(30))
@@ -35,86 +36,86 @@ def artifact(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_inspect_tells_the_same_of_model_and_artifact(model: Path, artifact: Path) -> None:
-    seen = json_of(sleepc("inspect", artifact, "--json"))
+def test_inspect_tells_the_same_of_model_and_artifact(here: Here, model: Path, artifact: Path) -> None:
+    seen = json_of(here("inspect", artifact, "--json"))
     assert (seen["sites"], seen["convertible"], len(seen["blocks"])) == (3, 3, 3)
     assert seen["new_parameters"] > 0
     assert seen["state_bytes"] > 0
-    original = json_of(sleepc("inspect", model, "--json"))
+    original = json_of(here("inspect", model, "--json"))
     assert [b["kv_heads"] for b in original["blocks"]] == [b["kv_heads"] for b in seen["blocks"]]
-    shown = sleepc("inspect", artifact, "--why").stdout
+    shown = here("inspect", artifact, "--why").stdout
     assert "breaks even" in shown
 
 
-def test_verify_holds_and_prints_perplexity(artifact: Path, tmp_path: Path) -> None:
+def test_verify_holds_and_prints_perplexity(here: Here, artifact: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text(WORDS * 2)
-    report = json_of(sleepc("verify", artifact, "--text", text, "--hash", "--json"))
+    report = json_of(here("verify", artifact, "--text", text, "--hash", "--json"))
     assert report["ok"]
     assert {c["invariant"] for c in report["checks"]} == set(range(1, 10))
     assert report["perplexity"]
-    shown = sleepc("verify", artifact, "--text", text)
+    shown = here("verify", artifact, "--text", text)
     assert shown.returncode == 0
     assert "all invariants hold" in shown.stdout
 
 
-def test_a_state_goes_on_in_another_process(artifact: Path, tmp_path: Path) -> None:
+def test_a_state_goes_on_in_another_process(here: Here, artifact: Path, tmp_path: Path) -> None:
     options = ("--max-tokens", 3, "--json")
-    whole = json_of(sleepc("run", artifact, WORDS, "--max-tokens", 6, "--json"))
+    whole = json_of(here("run", artifact, WORDS, "--max-tokens", 6, "--json"))
     assert whole["sleeps"] > 2
     state = tmp_path / "state"
-    first = json_of(sleepc("run", artifact, WORDS, "--state", state, *options))
+    first = json_of(here("run", artifact, WORDS, "--state", state, *options))
     second = json_of(sleepc("run", artifact, "--state", state, *options))
     assert first["text"].split() + second["text"].split() == whole["text"].split()
     assert second["state_bytes"] == whole["state_bytes"]
 
 
-def test_a_state_of_another_conversion_is_refused(model: Path, artifact: Path, tmp_path: Path) -> None:
+def test_a_state_of_another_conversion_is_refused(here: Here, model: Path, artifact: Path, tmp_path: Path) -> None:
     """Its tensors have the same shapes, and would mean something else."""
     other, state = tmp_path / "other", tmp_path / "state"
-    assert sleepc("convert", model, "-o", other, "--window", 8, "--sinks", 2, "--rule", "delta").returncode == 0
-    assert sleepc("run", artifact, "w1 w2", "--state", state, "--max-tokens", 1).returncode == 0
+    assert here("convert", model, "-o", other, "--window", 8, "--sinks", 2, "--rule", "delta").returncode == 0
+    assert here("run", artifact, "w1 w2", "--state", state, "--max-tokens", 1).returncode == 0
     before = state.read_bytes()
-    done = sleepc("run", other, "--state", state, "--max-tokens", 1)
+    done = here("run", other, "--state", state, "--max-tokens", 1)
     assert (done.returncode, state.read_bytes()) == (1, before)
     assert done.stderr.startswith("error:")
     assert "another model" in done.stderr
 
 
-def test_prompt_file_and_standard_input_read_the_same(artifact: Path, tmp_path: Path) -> None:
+def test_prompt_file_and_standard_input_read_the_same(here: Here, artifact: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompt"
     file.write_text(WORDS)
-    by_file = sleepc("run", artifact, "-f", file, "--max-tokens", 4)
+    by_file = here("run", artifact, "-f", file, "--max-tokens", 4)
     by_pipe = sleepc("run", artifact, "--max-tokens", 4, stdin=WORDS)
     assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr + by_pipe.stderr
     assert by_file.stdout == by_pipe.stdout
     assert by_file.stdout.strip()
 
 
-def test_sampling_options_and_stats(artifact: Path) -> None:
+def test_sampling_options_and_stats(here: Here, artifact: Path) -> None:
     options = ("--temperature", 1.5, "--top-k", 20, "--top-p", 0.95, "--max-tokens", 8)
-    one = sleepc("run", artifact, WORDS, *options, "--seed", 1, "--stats")
-    again = sleepc("run", artifact, WORDS, *options, "--seed", 1)
-    other = sleepc("run", artifact, WORDS, *options, "--seed", 2)
+    one = here("run", artifact, WORDS, *options, "--seed", 1, "--stats")
+    again = here("run", artifact, WORDS, *options, "--seed", 1)
+    other = here("run", artifact, WORDS, *options, "--seed", 2)
     assert one.stdout == again.stdout != other.stdout
     assert "ms/token" in one.stderr
     first = one.stdout.split()[0]
-    stopped = sleepc("run", artifact, WORDS, *options, "--seed", 1, "--stop", first)
+    stopped = here("run", artifact, WORDS, *options, "--seed", 1, "--stop", first)
     assert stopped.stdout.strip() == ""
 
 
-def test_standalone_needs_nothing_else(model: Path, tmp_path: Path) -> None:
+def test_standalone_needs_nothing_else(here: Here, model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     save_model(copy)
-    done = sleepc("convert", copy, "-o", tmp_path / "out", "--window", 8, "--sinks", 2, "--standalone", "--no-verify")
+    done = here("convert", copy, "-o", tmp_path / "out", "--window", 8, "--sinks", 2, "--standalone", "--no-verify")
     assert done.returncode == 0, done.stderr
     copy.rename(tmp_path / "elsewhere")
     assert sleepc("run", tmp_path / "out", WORDS, "--max-tokens", 2).returncode == 0
 
 
-def test_graphs_are_dumped_and_json_is_one_object(model: Path, tmp_path: Path) -> None:
+def test_graphs_are_dumped_and_json_is_one_object(here: Here, model: Path, tmp_path: Path) -> None:
     options = ("--window", 8, "--sinks", 2, "--no-verify", "--json", "--strategy", "insert", "--layers", "every:2")
-    done = sleepc("convert", model, "-o", tmp_path / "out", "--dump-graphs", tmp_path / "graphs", *options)
+    done = here("convert", model, "-o", tmp_path / "out", "--dump-graphs", tmp_path / "graphs", *options)
     assert json_of(done)["inspection"]["sites"] == 3
     assert "insert-memory" in " ".join(str(p) for p in (tmp_path / "graphs").rglob("*"))
     recipe = json.loads((tmp_path / "out" / "sleepc.json").read_text())["recipe"]
@@ -170,7 +171,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
     assert "convert" in sleepc("--help").stdout
 
 
-def test_verify_fails_for_a_planted_fault(artifact: Path, tmp_path: Path) -> None:
+def test_verify_fails_for_a_planted_fault(here: Here, artifact: Path, tmp_path: Path) -> None:
     from sleepc.api import load
     from sleepc.artifact import About, save_artifact
     from sleepc.verify.mutations import MUTATIONS
@@ -179,12 +180,12 @@ def test_verify_fails_for_a_planted_fault(artifact: Path, tmp_path: Path) -> Non
     mutant = MUTATIONS["scale wrong"](program.graphs)
     assert mutant is not None
     save_artifact(tmp_path / "mutant", mutant, About(program.recipe, program.source), tokenizer=artifact)
-    done = sleepc("verify", tmp_path / "mutant", "--json")
+    done = here("verify", tmp_path / "mutant", "--json")
     assert done.returncode == 1, done.stderr
     assert not json.loads(done.stdout)["ok"]
 
 
-def test_many_files_and_hub_ids_from_the_cache(model: Path, tmp_path: Path) -> None:
+def test_many_files_and_hub_ids_from_the_cache(here: Here, model: Path, tmp_path: Path) -> None:
     from tests.families import make_module
 
     folder = tmp_path / "hub" / "models--org--tiny" / "snapshots" / "abc"
@@ -194,7 +195,7 @@ def test_many_files_and_hub_ids_from_the_cache(model: Path, tmp_path: Path) -> N
     (folder.parents[1] / "refs" / "main").write_text("abc")
     environment = {"HF_HUB_CACHE": str(tmp_path / "hub")}
     many = json_of(sleepc("inspect", "org/tiny", "--json", environment=environment))
-    one = json_of(sleepc("inspect", model, "--json"))
+    one = json_of(here("inspect", model, "--json"))
     assert many == one
     absent = sleepc("inspect", "org/absent", environment=environment)
     assert absent.returncode == 1
