@@ -43,7 +43,9 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
     positions = torch.arange(LENGTH, device=device).expand(BATCH, LENGTH).contiguous()
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     try:
-        with torch.no_grad(), left_alone(wrapped), warnings.catch_warnings():
+        # torch's cache of fake results takes longer than it saves where sizes are symbols
+        uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+        with torch.no_grad(), left_alone(wrapped), uncached, warnings.catch_warnings():
             # what the model assigns while it runs is taken out of it again
             warnings.filterwarnings("ignore", "The tensor attribute")
             exported = export(
