@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 REQUESTS = (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+AGAIN = 0.01  # seconds until a signal that got lost is sent again
 STARTS_OVER = "nothing half-written was left; the same command starts over"
 
 
@@ -65,13 +68,33 @@ def _held_back(kinds: tuple[signal.Signals, ...]) -> Iterator[None]:
 
 
 @contextmanager
+def _sent_again() -> Iterator[None]:
+    """A signal that came while something was being freed is sent again: what its handler raises there is not raised
+    further, and the command would go on (seen with weak references of PyTorch's).
+    """
+    before = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, ENDS):
+            threading.Timer(AGAIN, os.kill, (os.getpid(), signal_of(lost.exc_value))).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@contextmanager
 def endable() -> Iterator[None]:
     """Within it a request to end raises Ended, so that what was begun is cleared away, as after Ctrl-C."""
 
     def end(signum: int, frame: object) -> None:
         raise Ended(signum)
 
-    with _handled(end, REQUESTS):
+    with _handled(end, REQUESTS), _sent_again():
         yield
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -47,6 +48,24 @@ def _as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert [signal.getsignal(kind) for kind in SIGNALS] == usual, "a command puts them back"
     for kind, handler in zip(SIGNALS, before, strict=True):
         signal.signal(kind, handler)
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_a_signal_that_comes_while_something_is_freed_is_not_lost(kind: signal.Signals) -> None:
+    """Python prints what is raised there, and goes on."""
+
+    class Freed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), kind)
+            raise AssertionError("the handler has raised before")
+
+    def command() -> None:
+        Freed()
+        time.sleep(5)
+        pytest.fail("it went on")
+
+    with pytest.raises((Ended, KeyboardInterrupt)), endable():
+        command()
 
 
 @pytest.fixture
