@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from sleepc.errors import UsageError
 from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -60,6 +61,19 @@ class Backend(ABC):
         """Steps of a program, computed in `dtype` (the program's own by default). With `train`, which is asked of a
         TrainingBackend only, they are TrainingSteps. Raises UsageError if the device is not there.
         """
+
+    def compiled_steps(
+        self,
+        program: ProgramGraphs,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> Steps:
+        """The same by code that is compiled for this machine, which `progress` hears of, with its seconds. Raises
+        UsageError if the backend has none, or what compiles is not there.
+        """
+        raise not_compiled(self.name)
 
 
 class TrainingBackend(Backend):
@@ -114,6 +128,11 @@ class Written:
 
     report: dict[str, Any]
     files: Sequence[str]
+
+
+def not_compiled(name: str) -> UsageError:
+    """What is said of a backend or a target without code that is compiled when it is loaded."""
+    return UsageError(f"the backend {name} compiles nothing", where="--compile", fix="Leave it out.")
 
 
 def option(default: Any, words: str) -> Any:

@@ -3,7 +3,8 @@
 Same weights (float32), same machine, same process; the two take turns, a few tokens at a time, and medians are
 compared. The converted model really reads its context. The KV cache of transformers is filled with random keys and
 values of the right shape, which take the same time as real ones (`--prefill` computes real ones; minutes at 16k).
-Beyond the model's max_position_embeddings its rotary positions are simply counted on.
+Beyond the model's max_position_embeddings its rotary positions are simply counted on. With `--compile` the converted
+model is run a second time, by compiled code (docs/performance.md), and all three take turns.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ COLUMNS = (
 )
 CHUNK = 8  # tokens of one before the other's turn
 PIECE = 512  # tokens of a prefill call
+COMPILED = ("context", "sleepc_ms", "compiled_ms", "transformers_ms", "compiled_by_sleepc", "compiled_by_transformers")
 WARM = 2
 # The argument has another name from transformers 5.40 on; this one is right in all versions that sleepc works with.
 warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
@@ -79,42 +81,55 @@ def main() -> None:
     parser.add_argument("--contexts", type=numbers, default="1024,16384", help="lengths of context in tokens")
     parser.add_argument("--tokens", type=int, default=48, help="tokens measured at each context")
     parser.add_argument("--prefill", action="store_true", help="let transformers read the context, too")
+    parser.add_argument("--compile", action="store_true", help="measure compiled code beside it")
     options = parser.parse_args()
     if options.tiny:
         options.contexts, options.tokens = [300, 600], 8
-    report([machine(), *measure(options, options.contexts)], as_json=options.json, title="decode, CPU", columns=COLUMNS)
+    columns = COMPILED if options.compile else COLUMNS
+    report([machine(), *measure(options, options.contexts)], as_json=options.json, title="decode, CPU", columns=columns)
 
 
 def measure(options: argparse.Namespace, contexts: list[int]) -> list[Row]:
     """A row for each context."""
     with checkpoint_of(options) as checkpoint:
-        steps = sleepc.convert(checkpoint.folder).steps()
+        program = sleepc.convert(checkpoint.folder)
+        steps = program.steps()
+        compiled = program.steps(compile=True, progress=lambda what, _: console.log(what)) if options.compile else None
         model: Any = load_module(checkpoint, dtype="float32", attention="sdpa")
         console.log("converted")
         rows = []
         for context in contexts:
             tokens = np.random.default_rng(0).integers(0, steps.vocab, context + options.tokens + WARM)
             session, original = Session(steps), Original(model, DynamicCache(config=model.config))
-            session.feed(tokens[None, :context])
             original.fill(tokens[:context], real=options.prefill)
             console.log(f"read {context} tokens")
-            rows.append(compare(session, original, tokens[context:], context) | {"prefill": options.prefill})
+            other = None if compiled is None else Session(compiled)
+            for each in (session, other):
+                if each is not None:
+                    each.feed(tokens[None, :context])
+            row = compare(session, other, original, tokens[context:], context)
+            rows.append(row | {"prefill": options.prefill})
         return rows
 
 
-def compare(session: Session, original: Original, tokens: np.ndarray, context: int) -> Row:
-    """Both read `tokens`, in turns."""
+def compare(session: Session, compiled: Session | None, original: Original, tokens: np.ndarray, context: int) -> Row:
+    """All read `tokens`, in turns."""
     ours: list[float] = []
     theirs: list[float] = []
-    one = _timed(lambda token: session.feed([[token]]), ours)
-    other = _timed(original.step, theirs)
+    native: list[float] = []
+    steps = [_timed(lambda token: session.feed([[token]]), ours)]
+    if compiled is not None:
+        steps.append(_timed(lambda token: compiled.feed([[token]]), native))
+    steps.append(_timed(original.step, theirs))
     for start in range(0, len(tokens), CHUNK):
-        for step in (one, other):
+        for step in steps:
             for token in tokens[start : start + CHUNK].tolist():
                 step(token)
     a, b = median(ours[WARM:]), median(theirs[WARM:])
     asleep = sleep_ms(session)
-    return {
+    c = median(native[WARM:]) if native else None
+    more = {} if c is None else {"compiled_ms": c, "compiled_by_sleepc": c / a, "compiled_by_transformers": c / b}
+    return more | {
         "kind": "decode_cpu",
         "context": context,
         "tokens": len(ours) - WARM,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sleepc import artifact
-from sleepc.backends.contract import Target
+from sleepc.backends.contract import Target, not_compiled
 from sleepc.backends.export import Export
 from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, find_trainer
 from sleepc.capturing import DTYPES, capture, in_dtype
@@ -87,31 +87,53 @@ class Program:
 
     @typed
     def session(
-        self, batch: int = 1, *, backend: str = DEFAULT, device: str = "cpu", dtype: str | None = None
+        self,
+        batch: int = 1,
+        *,
+        backend: str = DEFAULT,
+        device: str = "cpu",
+        dtype: str | None = None,
+        compile: bool = False,
+        progress: Progress = silent,
     ) -> Session:
         """A session of `batch` rows. Raises UsageError for a backend, device or dtype that is not there, and
-        for more rows than memory has room for.
+        for more rows than memory has room for. `compile` as in `steps`.
         """
         if device == "cpu":
             require_room(self.graphs, batch if isinstance(batch, int) else 1)
-        steps = self.steps(backend=backend, device=device, dtype=dtype)
+        steps = self.steps(backend=backend, device=device, dtype=dtype, compile=compile, progress=progress)
         return Session(steps, batch, identity=self.identity, upto=self.graphs.upto)
 
     @typed
     def steps(
-        self, *, backend: str = DEFAULT, device: str = "cpu", dtype: str | None = None, train: bool = False
+        self,
+        *,
+        backend: str = DEFAULT,
+        device: str = "cpu",
+        dtype: str | None = None,
+        train: bool = False,
+        compile: bool = False,
+        progress: Progress = silent,
     ) -> Steps:
         """The program as steps of a backend; with `train`, differentiable (TrainingSteps of backends.contract). The
-        name of a target is the artifact's export (see `export`).
+        name of a target is the artifact's export (see `export`). With `compile`, code for this machine is compiled, or
+        taken from the cache, and `progress` hears how long that took (docs/performance.md).
         """
+        if compile and train:
+            raise UsageError("what is compiled is not trained", where="compile", fix="Give compile or train.")
         runs = find_trainer(backend) if train else find_runner(backend)
         if isinstance(runs, Target):
+            if compile:
+                raise not_compiled(runs.name)
             return self._exported(runs).steps(device=device, dtype=dtype)
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
         runs.check_device(device)  # before all bytes are read
         self.check_bytes()
-        return runs.steps(self.graphs, device=device, dtype=DTYPES[dtype] if dtype else None, train=train)
+        kind = DTYPES[dtype] if dtype else None
+        if compile:
+            return runs.compiled_steps(self.graphs, device=device, dtype=kind, progress=progress)
+        return runs.steps(self.graphs, device=device, dtype=kind, train=train)
 
     def _exported(self, target: Target) -> Export:
         """The export in the artifact's folder. Raises UsageError if it is missing, or not of this program."""

@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "manifest",
         "held_file",
         "sealed_json",
+        "whole_file",
         "whole_folder",
     },
     "hf": {"ir", "ops", "capture", "held_file", "json_file", "manifest", "whole_folder"},

@@ -35,7 +35,7 @@ def kept_attention(q: Tensor, k: Tensor, v: Tensor, *held: Any, scale: float, so
         torch.cat([kept.unsqueeze(1).expand(-1, heads, -1, -1), window, new], 2)
         for kept, window, new in ((k_kept, k_window, k), (v_kept, v_window, v))
     )
-    seen = torch.cat([kept_mask, mask.expand(len(q), heads, *mask.shape[2:])], -1)
+    seen = torch.cat([kept_mask, mask.expand(q.shape[0], heads, *mask.shape[2:])], -1)
     return _fused(q, keys, values, seen, scale)
 
 

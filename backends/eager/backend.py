@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sleepc.backends.contract import Kernels, TrainingBackend
 from sleepc.errors import UsageError
+from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -64,14 +65,28 @@ class EagerBackend(TrainingBackend):
     ) -> EagerSteps:
         """See `Backend.steps`. Parameters stay mapped if neither device nor dtype asks for a copy."""
         from sleepc.ir.parameters import materialise
-        from sleepc.passes.adapt.retype import Retype
-        from sleepc.passes.base import Stage
-        from sleepc.passes.runner import run_stages
 
         self.check_device(device)
-        if dtype is not None and dtype != program.dtype:
-            program = run_stages(program, (Stage("retype", "STEP", (Retype(dtype),)),))
+        program = retyped(program, dtype)
         return self.steps_on(program, materialise(program, device), device=device, train=train)
+
+    def compiled_steps(
+        self,
+        program: ProgramGraphs,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> EagerSteps:
+        """See `Backend.compiled_steps`: one token at a time, on the CPU."""
+        from sleepc.backends.eager.compiled import CompiledSteps
+        from sleepc.ir.parameters import materialise
+
+        self.check_device(device)
+        if device != "cpu":
+            raise UsageError("code is compiled for the CPU only", where="--compile", fix="Leave it, or --device, out.")
+        program = retyped(program, dtype)
+        return CompiledSteps(program, materialise(program, device), self.kernels(train=False), progress)
 
     def steps_on(
         self,
@@ -94,6 +109,17 @@ class EagerBackend(TrainingBackend):
         from sleepc.backends.eager.executor import Executor
 
         return Executor(graph, {**self.kernels(train=True), **(replaced or {})}, torch.device(device))
+
+
+def retyped(program: ProgramGraphs, dtype: torch.dtype | None) -> ProgramGraphs:
+    """The program in another dtype, if it is one."""
+    from sleepc.passes.adapt.retype import Retype
+    from sleepc.passes.base import Stage
+    from sleepc.passes.runner import run_stages
+
+    if dtype is None or dtype == program.dtype:
+        return program
+    return run_stages(program, (Stage("retype", "STEP", (Retype(dtype),)),))
 
 
 BACKEND = EagerBackend()

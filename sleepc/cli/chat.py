@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from sleepc.cli.display import Display, counted, err, number, size, sleeps, visible
+from sleepc.cli.display import Display, counted, err, number, size, sleeps, tell, visible
 from sleepc.cli.ending import REQUESTS, Ended, stopping
 from sleepc.cli.input_text import check_words
 from sleepc.cli.option_groups import flag, with_options
@@ -98,7 +98,7 @@ def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[
     template = tokenizer.template(options.template.template, arguments)
     if template is not None:
         template(QUESTION)  # before all is loaded
-    session = program.session(device=on.device, dtype=on.dtype)
+    session = program.session(device=on.device, dtype=on.dtype, compile=on.compile, progress=tell)
     return Talk(Conversation(session, tokenizer, template, options.system), manner, program.kv_cache(on.dtype))
 
 

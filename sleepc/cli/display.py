@@ -86,6 +86,12 @@ class Display:
         self.console.print(f"{stage:12} {text}{took}")
 
 
+def tell(what: str, share: float | None = None) -> None:
+    """A line on stderr beside what is printed; as a progress callback, of each thing that is done."""
+    del share
+    err.print(Text(what, style="dim"))
+
+
 _json: list[Any] = []  # what this command has printed
 
 

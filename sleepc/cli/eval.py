@@ -11,7 +11,7 @@ from sleepc.cli.display import Display, err, number, out, print_json
 from sleepc.cli.eval_options import EvalOptions
 from sleepc.cli.evaluation_task import QUESTIONS, Evaluation, prepare, read_asked
 from sleepc.cli.option_groups import with_options
-from sleepc.cli.options import Runnable
+from sleepc.cli.options import Runnable, RunsOn
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
     if plot is not None:
         check_plot(plot)
     display = Display(err)
-    subject = subject_of(artifact, options.backend, passes, options.against, options.device, display)
+    on = RunsOn(device=options.device, backend=options.backend, compile=options.compile)
+    subject = subject_of(artifact, on, passes, options.against, display)
     with display.doing("eval"):
         found = prepare(subject, asked)
         for model, steps, limit in subject.models(found.task.length):

@@ -8,7 +8,7 @@ from pathlib import Path
 from sleepc.backends.table import DEFAULT
 from sleepc.cli.evaluation_task import ANSWER, DISTANCES, EXAMPLES, STREAMS
 from sleepc.cli.option_groups import flag, several, switch
-from sleepc.cli.options import BACKEND, SETTING
+from sleepc.cli.options import BACKEND, COMPILE, SETTING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,4 +34,5 @@ class EvalOptions:
     plot: Path | None = flag("Draw the figures into this file (.svg or .png).")
     device: str = flag("cpu or cuda.", default="cpu")
     backend: str = flag(BACKEND, default=DEFAULT)
+    compile: bool = switch(COMPILE, "--compile")
     as_json: bool = switch("Print one JSON object.", "--json")

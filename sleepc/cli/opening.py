@@ -7,22 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sleepc.backends.contract import Backend, Target
+from sleepc.backends.contract import Backend, Target, not_compiled
 from sleepc.backends.table import by_export, find_runner, target_of
+from sleepc.cli.display import tell
 from sleepc.errors import UsageError
+from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
     from sleepc.api import Program
+    from sleepc.backends.export import Export
     from sleepc.hf.tokenizer import Tokenizer
+    from sleepc.ir.program import ProgramGraphs
     from sleepc.passes.analysis.kv_cache import KVCache
     from sleepc.runtime.session import Session
+    from sleepc.runtime.steps import Steps
 
 
 @dataclass(frozen=True)
 class Opened:
-    """`session` takes device and dtype; `kv_cache` gives that of the original in a dtype, if it is known."""
+    """`session` takes the options of Program.session; `kv_cache` gives that of the original in a dtype, if it is known."""
 
     tokenizer: Callable[[], Tokenizer]
     session: Callable[..., Session]
@@ -45,9 +50,26 @@ def open_program(path: Path, backend: str) -> Opened:
     found = checked_runner(backend)
     if isinstance(found, Target):
         export = found.open(path)
-        return Opened(export.tokenizer, export.session)
+        return Opened(export.tokenizer, partial(_session_of, export, found.name))
     program = open_artifact(path)
     return Opened(program.tokenizer, partial(program.session, backend=backend), partial(_kv_cache, program))
+
+
+def _session_of(
+    export: Export, name: str, *, compile: bool = False, progress: Progress = silent, **options: Any
+) -> Session:
+    """A session of an export. Raises UsageError if its code is to be compiled."""
+    del progress  # there is nothing to wait for
+    if compile:
+        raise not_compiled(name)
+    return export.session(**options)
+
+
+def steps_by(runs: Backend, device: str, *, compile: bool) -> Callable[[ProgramGraphs], Steps]:
+    """What makes the steps of a program on a device; compiled, with a line for each that is."""
+    if compile:
+        return partial(runs.compiled_steps, device=device, progress=tell)
+    return partial(runs.steps, device=device)
 
 
 def open_artifact(path: Path) -> Program:

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from sleepc.backends.table import BACKENDS, DEFAULT, TARGETS, by_export
-from sleepc.cli.option_groups import flag, several
+from sleepc.cli.option_groups import flag, several, switch
 from sleepc.errors import SleepcError, UsageError
 from sleepc.json_file import KeyTwice, parse_json
 
 TEXTS = "A text file, a .jsonl file, or a folder of them"
 SETTING = "A setting of the task, such as width=8 or steps=1,2,4"
+COMPILE = "Compile what reads a token, once for this machine (some seconds, said; needs a C++ compiler)."
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
 Runnable = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
@@ -52,6 +53,7 @@ class RunsOn:
     device: str = flag("cpu or cuda.", default="cpu")
     dtype: str | None = flag(f"Run in this dtype: the artifact's own or a wider one (not with {by_export()}).")
     backend: str = flag(BACKEND, default=DEFAULT)
+    compile: bool = switch(COMPILE, "--compile")
 
 
 SPELLED = {"True": True, "False": False, "None": None}

@@ -13,7 +13,7 @@ from sleepc.backends.table import DEFAULT
 from sleepc.cli.display import Display, err, number, out, print_json
 from sleepc.cli.evaluation_task import ANSWER, QUESTIONS
 from sleepc.cli.input_text import read_text
-from sleepc.cli.opening import checked_runner, open_artifact
+from sleepc.cli.opening import checked_runner, open_artifact, steps_by
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _ask(
     assert isinstance(runs, Backend), "others are refused before"
     runs.check_device(options.device)
     program.steps(backend=runs.name, device=options.device)  # is it there, and are the bytes those of the conversion?
-    make = partial(runs.steps, device=options.device)
+    make = steps_by(runs, options.device, compile=options.compile)
     tokenizer, graphs, recipe = program.tokenizer(), program.graphs, program.recipe
     original = None if options.against is None else program.load_original(options.against, display)
     canonical = program.captured(display, original)

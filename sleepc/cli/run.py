@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
-from sleepc.cli.display import counted, err, number, print_json, size, sleeps, write_words
+from sleepc.cli.display import counted, err, number, print_json, size, sleeps, tell, write_words
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
 from sleepc.cli.input_text import check_words, read_input, read_text
 from sleepc.cli.option_groups import argument, flag, switch, with_options
@@ -62,7 +60,7 @@ def run(artifact: Runnable, options: RunOptions) -> None:
     tokenizer = program.tokenizer()
     template = _template(tokenizer, options)
     text = _prompt(options.prompt, options.file, resumes=state is not None and state.is_file())
-    session = program.session(device=on.device, dtype=on.dtype)
+    session = program.session(device=on.device, dtype=on.dtype, compile=on.compile, progress=tell)
     reading = reading_of(session, tokenizer, template)
     if state is not None and state.is_file():
         _tell(reading.resume(state))
@@ -116,7 +114,7 @@ def _template(tokenizer: Tokenizer, options: RunOptions) -> Template | None:
 def _tell(remark: str) -> None:
     """A line on stderr, if there is something to say."""
     if remark:
-        err.print(Text(remark, style="dim"))
+        tell(remark)
 
 
 def _why_nothing(answer: AnswerPrinter, tokenizer: Tokenizer, template: Template | None) -> str:

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sleepc.backends.contract import Backend, Target
+from sleepc.backends.contract import Backend, Target, not_compiled
 from sleepc.backends.table import DEFAULT
-from sleepc.cli.opening import checked_runner
+from sleepc.cli.opening import checked_runner, steps_by
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
     from sleepc.cli.display import Display
+    from sleepc.cli.options import RunsOn
     from sleepc.hf.tokenizer import Tokenizer
     from sleepc.runtime.steps import Steps
 
@@ -44,26 +45,27 @@ class EvalSubject:
             return None
 
 
-def subject_of(
-    path: Path, backend: str, passes: list[int], against: str | None, device: str, display: Display
-) -> EvalSubject:
+def subject_of(path: Path, on: RunsOn, passes: list[int], against: str | None, display: Display) -> EvalSubject:
     """What is measured by a backend. Raises UsageError for what the backend cannot measure."""
-    runs = checked_runner(backend)
-    if isinstance(runs, Target):
-        return _of_export(path, runs, passes, against, device)
-    return _of_artifact(path, runs, passes, against, device, display)
+    runs = checked_runner(on.backend)
+    if not isinstance(runs, Target):
+        return _of_artifact(path, runs, on, passes, against, display)
+    if on.compile:
+        raise not_compiled(runs.name)
+    return _of_export(path, runs, passes, against, on.device)
 
 
 def _of_artifact(
-    path: Path, runs: Backend, passes: list[int], against: str | None, device: str, display: Display
+    path: Path, runs: Backend, on: RunsOn, passes: list[int], against: str | None, display: Display
 ) -> EvalSubject:
     """The program, with other numbers of passes if they are asked for; with memories off; full attention."""
     from sleepc.cli.opening import open_artifact
     from sleepc.tasks.programs import full_attention, with_passes
     from sleepc.verify.memory_values import without_memories
 
+    device = on.device
     runs.check_device(device)
-    program = open_artifact(path)
+    program, make = open_artifact(path), steps_by(runs, device, compile=on.compile)
 
     def models(length: int) -> list[Model]:
         converted = {"converted": program.graphs}
@@ -78,7 +80,7 @@ def _of_artifact(
             canonical = program.captured(display, program.load_original(against, display))
             full = full_attention(canonical, length)
             graphs.append(("full", full, full.window))
-        return [(name, partial(runs.steps, each, device=device), limit) for name, each, limit in graphs]
+        return [(name, partial(make, each), limit) for name, each, limit in graphs]
 
     notes = []
     if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:

@@ -148,6 +148,18 @@ def test_one_token_of_one_row(slot: int) -> None:
     assert torch.equal(buffer, want)
 
 
+@few
+@given(slots=st.lists(st.integers(-1, 4), min_size=1, max_size=3), flat=st.booleans())
+def test_one_token_of_every_row(slots: list[int], flat: bool) -> None:
+    rows = len(slots)
+    buffer, new, at = normal(rows, 2, 5, 3), normal(rows, 2, 1, 3, seed=1), torch.tensor(slots)[:, None]
+    if flat:
+        buffer, new = buffer[..., 0].contiguous(), new[..., 0]
+    want = naive.write_slots(buffer, new.float(), at)
+    assert functional.write_slot_(buffer, new.float(), at) is buffer
+    assert torch.equal(buffer, want)
+
+
 def test_write_in_place_leaves_no_graph() -> None:
     buffer, new = normal(1, 1, 4, 2), normal(1, 1, 2, 2).requires_grad_()
     functional.write_slots_(buffer, new, torch.tensor([[0, 1]]))

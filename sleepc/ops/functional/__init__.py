@@ -2,14 +2,14 @@
 
 Heads first: q [B, Hq, T, D], k and v [B, Hkv, T, D]; Hq is a multiple of Hkv, query head h uses KV
 head h // (Hq // Hkv). B batch, T tokens, L window, s sinks, W = s + L slots. No result shares
-memory with an argument (except `write_slots_`).
+memory with an argument (except `write_slots_`, `write_slot_`).
 """
 
 from sleepc.ops.functional.attention import attention, attention_weights, kept_attention, window_attention
 from sleepc.ops.functional.features import l2norm, short_conv
 from sleepc.ops.functional.lowered import linears, rms_norm, rotary
 from sleepc.ops.functional.memory import delta_rule, delta_rule_read, replay
-from sleepc.ops.functional.windows import window_bias, window_mask, window_slots, write_slots, write_slots_
+from sleepc.ops.functional.windows import window_bias, window_mask, window_slots, write_slot_, write_slots, write_slots_
 
 __all__ = [
     "attention",
@@ -27,6 +27,7 @@ __all__ = [
     "window_bias",
     "window_mask",
     "window_slots",
+    "write_slot_",
     "write_slots",
     "write_slots_",
 ]

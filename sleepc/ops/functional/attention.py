@@ -163,7 +163,7 @@ def kept_attention(
     parts = (q.flatten(1, 2) @ k_kept.mT, rows @ k_window.mT, rows @ k.mT)  # a head's few slots: no copies for each
     scores = torch.cat([part.reshape(*q.shape[:3], part.shape[-1]) for part in parts], -1)
     kept = kept_mask.repeat_interleave(q.shape[1] // heads, 1)
-    seen = torch.cat([kept, mask.expand(len(q), q.shape[1], *mask.shape[2:])], -1)
+    seen = torch.cat([kept, mask.expand(q.shape[0], q.shape[1], *mask.shape[2:])], -1)
     p = _weights(scores, seen, sink_logits, scale, softcap).to(v.dtype)
     out = (p[..., :slots].flatten(1, 2) @ v_kept).view(*q.shape[:3], v.shape[3])
     others = group(p[..., slots:], heads).flatten(2, 3)

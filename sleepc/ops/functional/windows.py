@@ -103,3 +103,15 @@ def write_slots_(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     rows, tokens = (slots >= 0).nonzero(as_tuple=True)
     target[rows, :, slots[rows, tokens]] = new[rows, :, tokens].to(buffer.dtype)
     return buffer
+
+
+def write_slot_(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """`write_slots_` of one token per row, slots [B, 1], that asks for no value of a tensor: it can be compiled, and a
+    GPU is not waited for.
+    """
+    rest = [1] * (buffer.dim() - 3)
+    at = slots.view(slots.shape[0], 1, 1, *rest).expand(new.shape)
+    there = at.clamp(min=0)
+    written = torch.where(at >= 0, new.to(buffer.dtype), buffer.gather(2, there))
+    buffer.scatter_(2, there, written)
+    return buffer

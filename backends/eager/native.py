@@ -1,0 +1,186 @@
+"""Functions as native code: traced by torch.export, compiled ahead of time by PyTorch's inductor, kept in the user's
+own cache under the hash of all that the code depends on. An artifact holds none of it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sleepc.backends.eager.executor import Executor
+from sleepc.errors import SleepcError, UsageError
+from sleepc.hf.gguf import cache_folder, writing_to_cache
+from sleepc.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.export import ExportedProgram
+
+LEAVE = "Leave --compile out."
+# In this process, and with no headers compiled first for a folder that is used once.
+SETTINGS = {"compile_threads": 1, "aot_inductor.precompile_headers": False}
+
+
+class Function(nn.Module):
+    """A graph as what torch.export traces: its ports, in order, to its results but for `in_place`, which it writes into
+    its arguments. `rows` has the dimensions of ports that are rows: free if there are two or more in `inputs`.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        inputs: Mapping[str, Any],
+        rows: Mapping[str, Sequence[int]],
+        in_place: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.executor, self.in_place = executor, in_place
+        self.ports = list(executor.ports)
+        self.results = [name for name in executor.results if name not in in_place]
+        self.inputs = tuple(inputs[name] for name in self.ports)
+        self.rows = [rows[name] if len(inputs["h"]) > 1 else [] for name in self.ports]
+
+    def forward(self, *args: Any) -> tuple[Any, ...]:
+        """The results by their order in `results`."""
+        found = self.executor(dict(zip(self.ports, args, strict=True)))
+        return tuple(found[name] for name in self.results)
+
+    def shapes(self) -> str:
+        """Dtypes and sizes of the arguments, as text; B for rows that are free."""
+        texts = []
+        for value, rows in zip(self.inputs, self.rows, strict=True):
+            sizes = ["B" if at in rows else str(size) for at, size in enumerate(value.shape)]
+            texts.append(f"{value.dtype}[{','.join(sizes)}]")
+        return " ".join(texts)
+
+    def traced(self) -> ExportedProgram:
+        """The function as PyTorch's own operators."""
+        batch = torch.export.Dim("B", min=2)
+        free = tuple({at: batch for at in rows} for rows in self.rows)
+        inputs = tuple(value.contiguous() for value in self.inputs)
+        with _quiet():
+            return torch.export.export(self, inputs, dynamic_shapes=(free,))
+
+
+@dataclass(eq=False)
+class Native:
+    """Loaded code. `new` if it was compiled for this call."""
+
+    run: Any
+    function: Function
+    new: bool
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by port -> results by name; those that are written in place are the tensors given."""
+        args = {name: inputs[name].contiguous() for name in self.function.ports}
+        results = dict(zip(self.function.results, self.run(*args.values()), strict=True))
+        return results | {name: args[name] for name in self.function.in_place}
+
+
+def load_native(function: Function, name: str) -> Native:
+    """The code of a function called `name`, compiled if it is not in the cache. Raises UsageError if there is no C++
+    compiler, SleepcError if the function cannot be compiled or the cache not be written.
+    """
+    try:
+        traced = function.traced()
+    except Exception as error:  # whatever an operator of a rule or a model of one's own raises while it is traced
+        raise _refused(name, error) from error
+    place = cache_folder() / "compiled" / f"{digest(traced, function.shapes())}.pt2"
+    new = not place.is_file()
+    if new:
+        code = compiled(traced, name)
+        with writing_to_cache(place.parent):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, code)
+    try:
+        run = torch._inductor.aoti_load_package(str(place))
+    except RuntimeError as error:
+        raise SleepcError(
+            f"compiled code cannot be loaded: {_first_line(error)}", where=str(place), fix="Remove the file."
+        ) from error
+    return Native(run, function, new)
+
+
+def digest(traced: ExportedProgram, shapes: str) -> str:
+    """What the code depends on: operators and constants, sizes, the versions and settings of what compiles it, this
+    CPU.
+    """
+    facts = [str(traced.graph), str(traced.graph_signature), shapes, torch.__version__, str(torch.get_num_threads())]
+    facts += [platform.platform(), platform.machine(), _instructions(), os.environ.get("CXX", ""), str(SETTINGS)]
+    found = sha256("\0".join(facts).encode())
+    for key, value in sorted(traced.constants.items()):
+        found.update(f"{key} {value!r}".encode())
+        if isinstance(value, Tensor):
+            found.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:32]
+
+
+def _instructions() -> str:
+    """What this CPU can do, as Linux lists it: code is made for all of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def compiled(traced: ExportedProgram, name: str) -> bytes:
+    """A package of native code. Raises UsageError if there is no C++ compiler, SleepcError for what is refused."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        fix = "Install g++ (on Debian and Ubuntu: apt-get install g++), or name a compiler in CXX."
+        raise UsageError("there is no C++ compiler", where="--compile", fix=fix) from error
+    with TemporaryDirectory(prefix="sleepc-compile-") as scratch, _working_in(scratch), _quiet():
+        path = Path(scratch) / "code.pt2"
+        try:
+            torch._inductor.aoti_compile_and_package(traced, package_path=str(path), inductor_configs={**SETTINGS})
+        except Exception as error:  # of the compiler, whatever it cannot do
+            raise _refused(name, error) from error
+        return path.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it torch may use what it calls deprecated itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextmanager
+def _working_in(folder: str) -> Iterator[None]:
+    """Within it inductor keeps what it writes in `folder`."""
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        if before is not None:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+
+
+def _refused(name: str, error: Exception) -> SleepcError:
+    return SleepcError(f"{name} cannot be compiled: {_first_line(error)}", where="--compile", fix=LEAVE)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
