@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
+import pytest
 import torch
+from torch.export import export
+
+from tests.exports import once
 
 
 def pytest_configure() -> None:
@@ -13,6 +18,14 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_models_are_exported_once() -> Iterator[None]:
+    """Half of what the tests compute, else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sleepc.capture.export.export", once(export))
+        yield
 
 
 def pytest_runtest_teardown() -> None:
