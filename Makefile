@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO ?= full
 MODEL ?= smollm2
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH ?= perplexity
 
 BIN := $(VENV)/bin
