@@ -10,7 +10,10 @@ from sleepc.errors import UsageError
 from sleepc.manifest import MANIFEST
 from sleepc.names import check_new
 
-BACKENDS: dict[str, Backend | str] = {"eager": "sleepc.backends.eager.backend"}
+BACKENDS: dict[str, Backend | str] = {
+    "eager": "sleepc.backends.eager.backend",
+    "triton": "sleepc.backends.triton.backend",
+}
 """A backend, or the module that has it as BACKEND. The first is what runs, verifies and trains by default."""
 TARGETS: dict[str, Target | str] = {"onnx": "sleepc.backends.onnx.target"}
 """A target, or the module that has it as TARGET. The first is what is exported to by default."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -78,14 +78,14 @@ class Function(nn.Module):
 class Native:
     """Loaded code. `new` if it was compiled for this call."""
 
-    run: Any
+    run: Callable[[list[Tensor]], list[Tensor]]
     function: Function
     new: bool
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Values by port -> results by name; those that are written in place are the tensors given."""
         args = {name: inputs[name].contiguous() for name in self.function.ports}
-        results = dict(zip(self.function.results, self.run(*args.values()), strict=True))
+        results = dict(zip(self.function.results, self.run([*args.values()]), strict=True))
         return results | {name: args[name] for name in self.function.in_place}
 
 
@@ -105,12 +105,14 @@ def load_native(function: Function, name: str) -> Native:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_whole(place, code)
     try:
-        run = torch._inductor.aoti_load_package(str(place))
+        # What torch._inductor.aoti_load_package gives reads its own description at every call, and asks a compiler what
+        # this CPU can do: the file's name says that already.
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(place), "model", False, 1, -1)
     except RuntimeError as error:
         raise SleepcError(
             f"compiled code cannot be loaded: {_first_line(error)}", where=str(place), fix="Remove the file."
         ) from error
-    return Native(run, function, new)
+    return Native(loader.boxed_run, function, new)
 
 
 def digest(traced: ExportedProgram, shapes: str) -> str:

@@ -452,8 +452,7 @@ def test_a_backend_says_what_it_misses(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_every_backend_has_a_line() -> None:
     folders = {p.name for p in Path(table.__file__).parent.glob("*") if (p / "__init__.py").is_file()}
-    kernels = {"triton"}  # a folder of kernels that no backend runs yet
-    assert set(findings("backends")) == set(table.runners()) == folders - kernels
+    assert set(findings("backends")) == set(table.runners()) == folders
 
 
 def test_disk_caches_and_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

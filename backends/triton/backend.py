@@ -1,0 +1,79 @@
+"""The backend for GPUs: PyTorch as the eager backend runs it, with kernels for the memory's operators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sleepc.backends.contract import Kernels, not_compiled
+from sleepc.backends.eager.backend import EagerBackend
+from sleepc.errors import UsageError
+from sleepc.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from sleepc.backends.eager.steps import EagerSteps
+    from sleepc.ir.program import ProgramGraphs
+
+
+class TritonBackend(EagerBackend):
+    """EagerBackend, but for `delta_rule`, `delta_rule_read` and `replay`. In Triton's interpreter (TRITON_INTERPRET=1)
+    it runs on the CPU, very slowly: that is for tests.
+    """
+
+    name = "triton"
+    dtype = "float32"  # the kernels keep states in float32
+    devices: ClassVar[Mapping[str, float]] = {"cuda": 1e-5}
+
+    def missing(self) -> str | None:
+        """See `Backend.missing`."""
+        return super().missing() or (
+            None if find_spec("triton") else "Triton is not installed: pip install 'sleepc[triton]'"
+        )
+
+    def about(self) -> str:
+        """See `Backend.about`."""
+        from importlib.metadata import version
+
+        return f"Triton {version('triton')}, {super().about()}"
+
+    def check_device(self, device: str) -> None:
+        """See `Backend.check_device`."""
+        if (reason := self.missing()) is not None:
+            raise UsageError(reason, where=f"--backend {self.name}")
+        super().check_device(device)
+        if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise UsageError(
+                f"the backend {self.name} runs on a GPU",
+                where=f"--device {device}",
+                fix="Give --device cuda where there is one, or leave --backend out.",
+            )
+
+    def kernels(self, *, train: bool) -> Kernels:
+        """See `TrainingBackend.kernels`."""
+        import torch
+
+        from sleepc.backends.triton.delta_rule import delta_rule, delta_rule_read, replay
+
+        made: dict[Any, Callable[..., Any]] = {**super().kernels(train=train)}
+        made[torch.ops.sleepc.delta_rule.default] = delta_rule
+        made[torch.ops.sleepc.delta_rule_read.default] = delta_rule_read
+        made[torch.ops.sleepc.replay.default] = replay
+        return made
+
+    def compiled_steps(
+        self,
+        program: ProgramGraphs,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> EagerSteps:
+        """See `Backend.compiled_steps`: there are none yet."""
+        raise not_compiled(self.name)
+
+
+BACKEND = TritonBackend()

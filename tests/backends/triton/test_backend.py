@@ -1,0 +1,82 @@
+"""The backend with these kernels, in Triton's interpreter on one tiny model, with what a sleep keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install '.[triton]'")
+
+import sleepc
+from examples.nanogpt import GPT
+from sleepc.backends import table
+from sleepc.backends.triton import delta_rule as kernels
+from sleepc.backends.triton import launch
+from sleepc.backends.triton.backend import BACKEND
+from sleepc.errors import UsageError
+from sleepc.ir.graph import Graph
+from sleepc.ir.program import ProgramGraphs
+from sleepc.runtime.session import Session
+from sleepc.verify.memory_values import shaken
+
+VOCAB, WINDOW = 31, 8
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The kernels that were started."""
+    names: set[str] = set()
+    start = launch.start
+
+    def counting(kernel: Any, *arguments: Any) -> None:
+        names.add(kernel.fn.__name__)
+        start(kernel, *arguments)
+
+    monkeypatch.setattr(launch, "start", counting)
+    return names
+
+
+@pytest.mark.parametrize(("write", "used"), [("online", {"step", "carry", "read"}), ("sleep", {"recall", "replay"})])
+def test_a_session_equals_eager(started: set[str], write: str, used: set[str]) -> None:
+    """Two rows that sleep on their own clocks; logits and states, with kept pairs, across sleeps."""
+    torch.manual_seed(0)
+    recipe = {"window": WINDOW, "sinks": 2, "passes": 3, "write": write, "keep": 3}
+    program = sleepc.convert(GPT(vocab=VOCAB, width=16, heads=2, blocks=1, context=64), recipe)
+    program.graphs = shaken(program.graphs)
+    found = []
+    for backend in ("eager", "triton"):
+        steps = program.steps(backend=backend)
+        session = Session(steps, 2)
+        logits = [session.feed([list(range(1, 12)), list(range(3, 16))])]
+        logits += [session.feed([[step], [step + 5]]) for step in range(WINDOW // 2)]
+        found.append((np.stack(logits), steps.to_named_arrays(session.snapshot().state)))
+    (want, states), (got, others) = found
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+    assert states.keys() == others.keys()
+    for name, value in states.items():
+        assert np.abs(others[name].astype(float) - value).max() <= 1e-5 * max(1, np.abs(value).max()), name
+    assert used <= started
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(UsageError, match="the backend triton runs on a GPU"):
+        BACKEND.check_device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no CUDA device"):
+        BACKEND.check_device("cuda")
+
+
+def test_it_trains_and_compiles_nothing() -> None:
+    assert table.find_trainer("triton") is BACKEND
+    with pytest.raises(UsageError, match="the backend triton compiles nothing"):
+        BACKEND.compiled_steps(ProgramGraphs(Graph("embed"), Graph("head")))
+
+
+def test_the_kernels_are_those_of_this_folder() -> None:
+    made = BACKEND.kernels(train=False)
+    for name in ("delta_rule", "delta_rule_read", "replay"):
+        assert made[getattr(torch.ops.sleepc, name).default] is getattr(kernels, name)
