@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict
 from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import NoTokenizer
+from sleepc.ir.parameters import block_key
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.plan import budgets, may_keep
-from sleepc.passes.rewrite.kept_pairs import heads_that_keep, probe_keys
+from sleepc.passes.rewrite.kept_pairs import PROBE, heads_that_keep
 from sleepc.progress import Progress
 from sleepc.recipe import Budgets, Recipe
 from sleepc.tasks.asking import surprises
@@ -120,20 +121,17 @@ def _with_probes(
     program: Trainable, canonical: ProgramGraphs, heads: Sequence[int], progress: Progress
 ) -> tuple[ProgramGraphs, int]:
     """The program with its probes measured, and on how many questions: 0 if its score has none, or no text with
-    questions can be read.
+    questions can be read. Layers that have no slots yet may get some, and have theirs among the parameters too.
     """
     score = find_score(program.recipe.keep.score if program.recipe.keep else "")
-    keys = probe_keys(program.graphs)
-    if not keys:
-        return program.graphs, 0
     try:
-        texts = asked_texts(program.tokenizer(), canonical.max_positions)
+        texts = asked_texts(program.tokenizer(), canonical.max_positions) if score.probed else []
     except NoTokenizer:
         texts = []
     if not texts:
         return program.graphs, 0
     probes = measured_probes(canonical, texts, program.recipe, score, heads, progress)
-    given = {key: probes[i] for i, key in keys.items()}
+    given = {block_key(i, PROBE): probe for i, probe in probes.items()}
     return with_parameters(program.graphs, given), sum(each.questions for each in texts)
 
 

@@ -91,8 +91,9 @@ def test_two_texts_say_something_else_than_one() -> None:
 
 @pytest.mark.parametrize("texts", [TEXTS, []])
 def test_a_program_gets_them_with_its_budgets(texts: list[AskedText], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or keeps those that it has where no text can be read."""
-    program = converted()
+    """Or keeps those that it has where no text can be read. Its second layer had no slots."""
+    budgets: Any = [[4, 5], [], [4, 5]] if texts else "equal"
+    program = converted(keep={"slots": 3, "budgets": budgets, "score": "probe"})
     fresh = inspect_program(family("llama").canonical, program.graphs, program.recipe)
     assert "questions would look at (nothing has measured that yet" in fresh.sleep
     program.graphs = shaken(program.graphs)
@@ -103,6 +104,7 @@ def test_a_program_gets_them_with_its_budgets(texts: list[AskedText], monkeypatc
     report = share_slots.share_slots(program, None, silent)
     assert report.questions == sum(each.questions for each in texts)
     whole = measured_probes(family("llama").canonical, TEXTS, program.recipe, find_score("probe"), (2, 2, 2), silent)
+    assert 1 in probe_keys(program.graphs)
     for i, key in probe_keys(program.graphs).items():
         wanted = whole[i] if texts else before[key]
         assert torch.equal(program.graphs.params[key].materialise().float(), wanted.float())
