@@ -63,6 +63,8 @@ def _tell(report: BudgetsReport, target: Path) -> None:
         share = "full attention gains nothing there" if each.share is None else f"{each.share:.0%}"
         out.print(f"{each.slots:>5} slots   recall {share}   state {size(each.state_bytes)}", highlight=False)
     out.print("recall: the share of full attention's gain on a window that comes again after it was evicted")
+    if report.questions == 0:
+        out.print("the probes are as they were: the model has no tokenizer, or no room for a text with questions")
     asked = f", {counted(report.questions, 'question')}" if report.questions else ""
     out.print(f"{target}   [dim]{number(report.tokens)} tokens{asked}, {report.seconds:.1f} s[/]")
 

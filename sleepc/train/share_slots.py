@@ -58,8 +58,8 @@ class Recall(BaseModel):
 
 class BudgetsReport(BaseModel):
     """The slots of every KV head of every layer; `before` those that the program had. `tokens` were read for them,
-    `questions` asked for probes (0: the score has none, or the model no tokenizer), and `tokens_apart` read to see
-    what is remembered: `recall`, with half the slots, the slots and, if positions allow it, twice as many.
+    `questions` asked for probes (None: the score has none; 0: the model can read no text with some), `tokens_apart`
+    read to see what is remembered: `recall`, with half the slots, the slots and, if positions allow it, twice as many.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,7 +68,7 @@ class BudgetsReport(BaseModel):
     budgets: Budgets
     before: Budgets
     tokens: int
-    questions: int
+    questions: int | None
     tokens_apart: int
     recall: tuple[Recall, ...]
     seconds: float
@@ -119,13 +119,15 @@ def share_slots(program: Trainable, documents: Iterator[Document] | None, progre
 
 def _with_probes(
     program: Trainable, canonical: ProgramGraphs, heads: Sequence[int], progress: Progress
-) -> tuple[ProgramGraphs, int]:
-    """The program with its probes measured, and on how many questions: 0 if its score has none, or no text with
+) -> tuple[ProgramGraphs, int | None]:
+    """The program with its probes measured, and on how many questions: None if its score has none, 0 if no text with
     questions can be read. Layers that have no slots yet may get some, and have theirs among the parameters too.
     """
     score = find_score(program.recipe.keep.score if program.recipe.keep else "")
+    if not score.probed:
+        return program.graphs, None
     try:
-        texts = asked_texts(program.tokenizer(), canonical.max_positions) if score.probed else []
+        texts = asked_texts(program.tokenizer(), canonical.max_positions)
     except NoTokenizer:
         texts = []
     if not texts:

@@ -14,6 +14,7 @@ import torch
 import sleepc
 from sleepc.api import Program
 from sleepc.backends.eager.backend import load
+from sleepc.cli.budgets import _tell
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.manifest import Source
@@ -154,6 +155,16 @@ def test_the_picture_names_every_layer(capsys: pytest.CaptureFixture[str], artif
     assert code == 0, err
     assert [line.split()[1] for line in said.splitlines() if line.startswith("layer")] == ["0", "1", "2"]
     assert "recall" in said
+
+
+def test_probes_that_nothing_can_measure_are_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Texts with questions do not fit into 64 positions."""
+    program = converted(keep={"slots": 3, "budgets": "equal", "score": "probe"})
+    report = share_slots(program, None, quiet)
+    assert report.questions == 0
+    assert share_slots(converted(), None, quiet).questions is None
+    _tell(report, tmp_path)
+    assert "the probes are as they were" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
