@@ -38,6 +38,7 @@ OWN = Path(__file__).with_name("asked.jsonl")
 LONGEST = 3072  # tokens of a text with its questions; longer ones are cut
 LEAST = 0.01  # weights far below say nothing
 RIDGE = 1.0
+SHOWN = "shown."  # begins the names of what blocks give in addition: no port's name does
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def measured_probes(
         wake = program.classes[block.cls].wake
         site, own = find_site(wake), materialise(only_block(program, i), "cpu")
         bound = {port: own[key] for port, key in block.params.items()}
-        shown = run(_showing(wake, site) if heads[i] else wake)
+        shown = run(_showing(wake) if heads[i] else wake)
         sums = _Sums(site, recipe, score)
         for text, values in zip(texts, given, strict=True):
             seen = shown({**values, **bound})
@@ -107,15 +108,12 @@ def measured_probes(
     return found
 
 
-SHOWN = "shown."
-
-
-def _showing(wake: Graph, site: Site) -> Graph:
+def _showing(wake: Graph) -> Graph:
     """The graph with what its attention gets as further results."""
     graph = wake.clone()
-    there = find_site(graph)
-    q, k, v, _, sink_logits = there.node.args
-    shown = {"q": q, "k": k, "plain": there.k, "v": v, "sink_logits": sink_logits}
+    site = find_site(graph)
+    q, k, v, _, sink_logits = site.node.args
+    shown = {"q": q, "k": k, "plain": site.k, "v": v, "sink_logits": sink_logits}
     nodes = {SHOWN + name: node for name, node in shown.items() if isinstance(node, fx.Node)}
     graph.set_returns({**graph.results(), **nodes})
     return graph
