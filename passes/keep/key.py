@@ -20,8 +20,7 @@ class KeyScore(Score):
     def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
         """With the mean's direction by the sum of unit keys."""
         keys = unit(e, pairs.k)
-        sums = e.call(aten.sum.dim_IntList, e.where(e.unsqueeze(pairs.read, 1, -1), keys, 0.0), [2], True)
-        return e.neg(e.call(aten.sum.dim_IntList, e.mul(keys, unit(e, sums)), [-1], False))
+        return e.neg(e.call(aten.sum.dim_IntList, e.mul(keys, direction(e, keys, pairs.read)), [-1], False))
 
     def naive(self, pairs: HeadPairs) -> Tensor:
         """As the formula stands there."""
@@ -34,6 +33,11 @@ class KeyScore(Score):
     def in_words(self) -> str:
         """Unlike the others."""
         return "those whose keys are least like the others of their window"
+
+
+def direction(e: Emit, keys: fx.Node, read: fx.Node) -> fx.Node:
+    """Graph: the direction [B,Hkv,1,d_k] of the mean of unit keys [B,Hkv,L,d_k] that were read, bool [B,L]."""
+    return unit(e, e.call(aten.sum.dim_IntList, e.where(e.unsqueeze(read, 1, -1), keys, 0.0), [2], True))
 
 
 def unit(e: Emit, x: fx.Node) -> fx.Node:

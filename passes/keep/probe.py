@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, fx
 
 from sleepc.passes.keep.contract import HeadPairs, Score, WindowPairs
-from sleepc.passes.keep.key import TINY, KeyScore, unit
+from sleepc.passes.keep.key import TINY, KeyScore, direction, unit
 from sleepc.passes.lib.emit import Emit, aten
 
 
@@ -21,10 +21,11 @@ class ProbeScore(Score):
     probed: ClassVar[bool] = True
 
     def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
-        """`key`, and what the probe says."""
+        """One product of unit keys: with the probe less the direction that `key` takes off."""
         assert pairs.probe is not None
-        along = e.mul(unit(e, pairs.k), e.unsqueeze(pairs.probe, 0, 2))
-        return e.add(KeyScore().emit(e, pairs), e.call(aten.sum.dim_IntList, along, [-1], False))
+        keys = unit(e, pairs.k)
+        wanted = e.sub(e.unsqueeze(pairs.probe, 0, 2), direction(e, keys, pairs.read))
+        return e.call(aten.sum.dim_IntList, e.mul(keys, wanted), [-1], False)
 
     def naive(self, pairs: HeadPairs) -> Tensor:
         """With the mean that `key` has."""

@@ -33,17 +33,17 @@ from sleepc.memory.parameters import (
     PREFIX,
     PROJECTION,
     QUERY_MAP,
-    parameter_in,
 )
 from sleepc.passes.analysis.find_sites import Site, find_site
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.plan import budgets, may_keep
-from sleepc.passes.rewrite.kept_pairs import can_keep, probe_keys
+from sleepc.passes.rewrite.kept_pairs import can_keep
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
 from sleepc.verify.dropped import dropped, slots_hold
 from sleepc.verify.kept import dtype_of, keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
+from sleepc.verify.memory_values import new_parameters
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
@@ -471,8 +471,7 @@ def parameters_of(canonical: ProgramGraphs, step: ProgramGraphs, *, double: bool
     for block in canonical.layout:
         wake = canonical.classes[block.cls].wake
         dtypes |= {key: _dtype(wake, port) for port, key in block.params.items()}
-    added = {key for key in step.params if parameter_in(key)} | {*probe_keys(step).values()}
-    new = {key: wide_dtype(canonical.dtype) for key in step.params if key in added and key not in dtypes}
+    new = {key: wide_dtype(canonical.dtype) for key in new_parameters(step) if key not in dtypes}
     result = {}
     for key, dtype in {**dtypes, **new}.items():
         value = (canonical if key in dtypes else step).params[key].materialise()
