@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sleepc.backends.eager.steps import EagerSteps
     from sleepc.ir.graph import Graph
     from sleepc.ir.program import ProgramGraphs
+    from sleepc.runtime.steps import Steps
 
 
 class EagerBackend(TrainingBackend):
@@ -77,7 +78,7 @@ class EagerBackend(TrainingBackend):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         progress: Progress = silent,
-    ) -> EagerSteps:
+    ) -> Steps:
         """See `Backend.compiled_steps`: one token at a time, on the CPU."""
         from sleepc.backends.eager.compiled import CompiledSteps
         from sleepc.ir.parameters import materialise

@@ -7,16 +7,12 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sleepc.backends.contract import Kernels, not_compiled
+from sleepc.backends.contract import Kernels, TrainingBackend
 from sleepc.backends.eager.backend import EagerBackend
 from sleepc.errors import UsageError
-from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
-    import torch
-
-    from sleepc.backends.eager.steps import EagerSteps
-    from sleepc.ir.program import ProgramGraphs
+    pass
 
 
 class TritonBackend(EagerBackend):
@@ -64,16 +60,7 @@ class TritonBackend(EagerBackend):
         made[torch.ops.sleepc.replay.default] = replay
         return made
 
-    def compiled_steps(
-        self,
-        program: ProgramGraphs,
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-        progress: Progress = silent,
-    ) -> EagerSteps:
-        """See `Backend.compiled_steps`: there are none yet."""
-        raise not_compiled(self.name)
+    compiled_steps = TrainingBackend.compiled_steps  # there are none yet
 
 
 BACKEND = TritonBackend()
