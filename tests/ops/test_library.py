@@ -172,11 +172,22 @@ def test_gradients(case: Case, through: str) -> None:
     assert torch.autograd.gradcheck(run, leaves)
 
 
-# one case of every operator: a check traces it and takes about a second
-@pytest.mark.parametrize("case", list({c.op: c for c in _cases(3)}.values()), ids=_name)
+one_of_each = pytest.mark.parametrize("case", list({c.op: c for c in _cases(3)}.values()), ids=_name)
+CONTRACT = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+@one_of_each
 def test_contract(case: Case) -> None:
     args, _ = _differentiable(case.args)
-    torch.library.opcheck(case.registered, args, case.options)
+    torch.library.opcheck(case.registered, args, case.options, test_utils=(*CONTRACT, "test_aot_dispatch_static"))
+
+
+# every size of every argument as a symbol; rows and tokens, which are symbols in use, are tested below
+@pytest.mark.slow
+@one_of_each
+def test_contract_with_symbols(case: Case) -> None:
+    args, _ = _differentiable(case.args)
+    torch.library.opcheck(case.registered, args, case.options, test_utils="test_aot_dispatch_dynamic")
 
 
 def test_second_derivatives() -> None:
