@@ -1,7 +1,8 @@
 """What a converted model recalls beyond its window: questions on texts, codes, RULER; untrained, and with an adapter.
 
 For every budget of kept pairs (`--keep 128,256`; 0 keeps none) the model is converted and asked; so are full attention
-and a sliding window of as many bytes of state. `--questions FILE` takes texts of your own (docs/tasks.md); else the
+and a sliding window of as many bytes of state. `--calibrate` measures budgets and probes as `sleepc calibrate --only
+budgets` does, for each budget. `--questions FILE` takes texts of your own (docs/tasks.md); else the
 project's are read. `--only` does a part: questions, retrieval, ruler-single, ruler-multikey, ruler-tracking.
 `--model trained` is a tiny Qwen3 that learns here to say again what it has read; it only has codes.
 """
@@ -45,6 +46,8 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--window", type=int, default=128, help="tokens of the window")
     parser.add_argument("--keep", type=numbers, default="128,256", help="budgets: pairs for every KV head, on average")
+    parser.add_argument("--score", default="probe", help="what makes a pair worth keeping (docs/keep.md)")
+    parser.add_argument("--calibrate", action="store_true", help="measure budgets and probes first (minutes)")
     parser.add_argument("--adapter", type=Path, help="what a training has learned, for every budget")
     parser.add_argument("--questions", type=Path, help="texts with questions, as JSON lines")
     parser.add_argument("--only", type=some_of(PARTS), default=",".join(PARTS), help="parts to do")
@@ -94,12 +97,16 @@ def converted(folder: Path, budget: int, options: argparse.Namespace) -> Program
     """Programs with so many kept pairs: untrained, and with the adapter if there is one."""
     recipe: dict[str, Any] = {"window": options.window}
     if budget:
-        recipe["keep"] = {"slots": budget}
+        recipe["keep"] = {"slots": budget, "score": options.score}
     name = f"keep {budget}" if budget else "memory alone"
     console.log(f"converting: {name}")
-    found = {name: sleepc.convert(folder, recipe)}
+    program = sleepc.convert(folder, recipe)
+    if budget and options.calibrate:
+        console.log("calibrating")
+        program.share_slots()
+    found = {name: program}
     if options.adapter is not None:
-        trained = found[f"{name}, trained"] = sleepc.convert(folder, recipe)
+        trained = found[f"{name}, trained"] = replace(program, graphs=program.graphs.clone(), report={})
         trained.adapt(options.adapter)
     return found
 

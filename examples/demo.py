@@ -6,7 +6,8 @@ Up to four models are compared: full attention, a sliding window (with sinks) th
 converted program, which keeps pairs of what has left its window, and, for SmolLM2, the same with trained memories: its
 adapter, examples/smollm2.adapter.safetensors, is the training of docs/quality.md (`make adapter`). They answer ten
 questions about a text that is longer than the window, greedily and unedited; a model without a chat template goes on
-after "Answer:".
+after "Answer:". In the short setting nothing measures which heads need slots and what is worth keeping, which takes
+some minutes: kept pairs then recall less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import logging
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,7 @@ def main() -> None:
     started, short = time.perf_counter(), options.setting == "short"
     with tempfile.TemporaryDirectory() as scratch:
         subject = find_model(options.model, Path(scratch))
-        program = convert(subject, Path(scratch) / "converted")
+        program = convert(subject, Path(scratch) / "converted", short=short)
         report = verify(program, short=short)
         if subject.real:
             asked = questions(program, short=short)
@@ -131,12 +133,11 @@ def say(what: str, share: float | None = None) -> None:
         console.print(f"  [dim]{what}[/]")
 
 
-def convert(subject: Subject, out: Path) -> sleepc.Program:
-    """`sleepc convert --window N --keep N`, from Python."""
+def convert(subject: Subject, out: Path, *, short: bool) -> sleepc.Program:
+    """`sleepc convert --window N --keep N`, and `sleepc calibrate --only budgets`, from Python."""
     console.rule("convert")
     keep = {"slots": subject.slots}
     program = sleepc.convert(subject.folder, {"window": subject.window, "sinks": SINKS, "keep": keep}, progress=say)
-    program.save(out)
     seen = program.inspect()
     console.print(
         f"{seen.sites} attention layers → window {program.recipe.window} + {subject.slots} kept pairs + "
@@ -144,6 +145,15 @@ def convert(subject: Subject, out: Path) -> sleepc.Program:
         f"+{seen.new_parameters / 1e6:.2f} M parameters ({100 * seen.new_parameters / seen.parameters:.1f} %)   "
         f"{sum(program.timings.values()):.1f} s"
     )
+    if short:
+        console.print("not calibrated in the short setting: pairs are kept by their keys alone, and recall less")
+    elif subject.real:
+        found = program.share_slots(progress=say)
+        console.print(
+            f"calibrated: which heads need slots, on {found.tokens:,} tokens, and what questions look at, on "
+            f"{found.questions} of them   {found.seconds:.0f} s"
+        )
+    program.save(out)
     return program
 
 
@@ -192,7 +202,11 @@ def to_compare(program: sleepc.Program, subject: Subject, asked: Recalling) -> d
 def adapt(program: sleepc.Program, file: Path) -> None:
     """Give the program what was learned."""
     console.rule("adapt")
-    adapter = program.adapt(file)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        adapter = program.adapt(file)
+    for each in told:
+        console.print(f"[dim]{each.message}[/]")
     header, size = adapter.header, file.stat().st_size
     console.print(
         f"{file.name}: {size / 1e6:.1f} MB, memories and LoRA matrices of rank {header.rank}, trained on "

@@ -107,7 +107,8 @@ def _sleep(recipe: Recipe, converted: ProgramGraphs) -> str:
     if recipe.keep is not None:
         slots, score = recipe.keep.slots, find_score(recipe.keep.score)
         form = "" if recipe.keep.dtype == "float" else f" in {recipe.keep.dtype}"
-        yet = " (nothing has measured that yet: until then as key)" if probes_are_zero(converted) else ""
+        yet = " (once calibrate --only budgets has measured that: until then as score key)"
+        yet = yet if probes_are_zero(converted) else ""
         what += f"; {slots} pairs for every KV head are kept on average{form}, {score.in_words()}{yet}"
         if any(writes_dropped(cls) for cls in converted.classes.values()):
             what += ", and memories are written with those that are dropped"

@@ -73,7 +73,7 @@ class Keep(_Options):
     """
 
     slots: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 128
-    score: Name = "key"
+    score: Name = "probe"
     budgets: Literal["auto", "equal"] | Budgets = "auto"
     dtype: Literal["float", "int8", "int4"] = "float"
 

@@ -62,7 +62,7 @@ class RecipeOptions:
         "Average number of (key, value) pairs that each KV head keeps of what leaves its window; sleeps choose them.",
         shown="none",
     )
-    keep_score: str | None = flag("What makes a pair worth keeping: key, newest or probe.", shown="key")
+    keep_score: str | None = flag("What makes a pair worth keeping: probe, key or newest.", shown="probe")
     keep_budgets: str | None = flag(
         "How heads share the slots: auto (measured on a little text), equal, or a file.", shown="auto"
     )
@@ -247,7 +247,9 @@ def _tell_saved(display: Display, program: Program, seen: Inspection, options: C
         )
     if probes_are_zero(program.graphs):
         display.leave(
-            "", f"score probe is as key until sleepc calibrate {typed(output)} --only budgets has measured it"
+            "",
+            "kept pairs are chosen by their keys alone so far; more is recalled after some minutes of "
+            f"sleepc calibrate {typed(output)} --only budgets   (docs/keep.md)",
         )
     display.leave(
         "next",

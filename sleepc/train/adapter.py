@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from sleepc.manifest import Sha256
 from sleepc.passes.adapt.add_low_rank import AddLowRank, low_rank_keys
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Pass, Stage
+from sleepc.passes.rewrite.kept_pairs import PROBE, probe_keys, probes_are_zero
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe
 from sleepc.sealed_json import Strict
@@ -153,8 +155,9 @@ def write_adapter(
     path: Path, program: Trainable, keys: Iterable[str], facts: Mapping[str, Any], dtype: torch.dtype | None = None
 ) -> None:
     """Write what differs from a plain conversion: everything new, and the source's weights among `keys`, or trained
-    before. `facts` (plain data: settings, figures) go with it. The training is also noted in the program's report.
-    With `dtype` values are rounded to it: float16 is half the size.
+    before. Probes of a score that nothing has measured are left out. `facts` (plain data: settings, figures) go with
+    it. The training is also noted in the program's report. With `dtype` values are rounded to it: float16 is half the
+    size.
 
     The file is written whole or not at all. Raises OSError if the disk refuses.
     """
@@ -162,7 +165,8 @@ def write_adapter(
 
     note_training(program, keys, facts)
     params, training = program.graphs.params, program.report["training"]
-    chosen = sorted({*(key for key, param in params.items() if is_learned(param)), *training["weights"]})
+    idle = set(probe_keys(program.graphs).values()) if probes_are_zero(program.graphs) else set()
+    chosen = sorted({key for key, param in params.items() if is_learned(param)} - idle | set(training["weights"]))
     values = {key: params[key].materialise().detach().to("cpu", dtype).contiguous() for key in chosen}
     rows = [(k, dtype_name(v.dtype), tuple(v.shape), sha256_of(v)) for k, v in values.items()]
     header = {
@@ -236,6 +240,7 @@ def apply_adapter(program: Trainable, adapter: Adapter) -> None:
     _check_source(program, adapter)
     _check_restorable(program, adapter)
     graphs = with_rank(program.graphs, adapter.header.rank)
+    adapter = _without_idle_probes(graphs, adapter)
     _check_fit(graphs, adapter)
     _warn_of_options(program.recipe, adapter)
     values = {key: value.to(graphs.params[key].dtype) for key, value in adapter.values.items()}
@@ -275,14 +280,22 @@ def _check_restorable(program: Trainable, adapter: Adapter) -> None:
         )
 
 
+def _without_idle_probes(graphs: ProgramGraphs, adapter: Adapter) -> Adapter:
+    """Probes are measured as budgets are, and not learned: an adapter with some goes with a program that has none."""
+    used = {key: value for key, value in adapter.values.items() if key in graphs.params or not key.endswith(PROBE)}
+    return replace(adapter, values=used)
+
+
 def _check_fit(graphs: ProgramGraphs, adapter: Adapter) -> None:
-    values, params = adapter.values, graphs.params
+    values, params, probes = adapter.values, graphs.params, set(probe_keys(graphs).values())
     problems = {
         "the program has no parameters": [key for key in values if key not in params],
         "the conversion alone decides": [
             key for key in values if key in params and params[key].new and not is_learned(params[key])
         ],
-        "the adapter has no values for": [key for key, p in params.items() if is_learned(p) and key not in values],
+        "the adapter has no values for": [
+            k for k, p in params.items() if is_learned(p) and k not in {*values, *probes}
+        ],
         "other shapes have": [
             f"{key} {list(values[key].shape)} instead of {list(params[key].shape)}"
             for key in values
@@ -304,11 +317,19 @@ def _some(names: list[str]) -> str:
 
 
 def _warn_of_options(recipe: Recipe, adapter: Adapter) -> None:
-    ours, theirs = (r.model_dump(mode="json", exclude=NOT_TRAINED_FOR) for r in (recipe, adapter.recipe))
-    other = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    ours, theirs = _in_words(recipe), _in_words(adapter.recipe)
+    other = [f"{n} {theirs.get(n)} → {ours.get(n)}" for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
     if other:
         warnings.warn(
             f"the adapter was trained with other options: {', '.join(other)}. What it learned may not apply here.",
             SleepcWarning,
             stacklevel=4,
         )
+
+
+def _in_words(recipe: Recipe) -> dict[str, str]:
+    """What training depends on, each option of `keep` by itself, and of long lists the beginning."""
+    options = recipe.model_dump(mode="json", exclude=NOT_TRAINED_FOR)
+    keep = options.pop("keep") or {}
+    every = {**options, **{f"keep.{name}": value for name, value in keep.items()}}
+    return {name: value if isinstance(value, str) else reprlib.repr(value) for name, value in every.items()}

@@ -106,7 +106,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gptj", {"keep": {"slots": 2}}),  # its positions are a table: a key that has one cannot be turned on
     ("gpt-oss", {"keep": {"slots": 2}}),  # learned sink logits
     ("smollm3", {"keep": {"slots": 2}}),  # a layer without positions
-    ("llama", {"keep": {"slots": 3, "score": "probe"}}),
+    ("llama", {"keep": {"slots": 3, "score": "key"}}),
     ("llama", {"overrides": [{"layers": "0", "strategy": "leave", "window": 5}]}),  # it has lost tokens before a sleep
 ]
 
@@ -252,7 +252,7 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("llama", {"keep": {**UNEQUAL, "score": "probe"}}),
+        ("llama", {"keep": UNEQUAL}),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (CASES[1], CASES[2], CASES[6])),
     ],
 )

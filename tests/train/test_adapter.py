@@ -22,6 +22,7 @@ from sleepc.converting import convert
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.manifest import Source
 from sleepc.memory.parameters import MIX_BIAS
+from sleepc.passes.rewrite.kept_pairs import PROBE, probe_keys
 from sleepc.train.adapter import apply_adapter, merge_maps, rank_of, read_adapter, with_rank, with_values, write_adapter
 from tests.families import VOCAB, make_module
 from tests.train.changes import trained
@@ -301,10 +302,26 @@ def test_an_adapter_has_no_constants_of_keep(model: nn.Module, tmp_path: Path) -
         with pytest.warns(SleepcWarning, match="other options: keep"):
             program.adapt(tmp_path / "a")
         after = {key: param.materialise() for key, param in program.graphs.params.items()}
-        assert not [
-            key for key, value in {**before, **values}.items() if not torch.equal(after[key].to(value.dtype), value)
-        ]
+        wanted = {**before, **{k: v for k, v in values.items() if program is other or not k.endswith(PROBE)}}
+        assert not [key for key, value in wanted.items() if not torch.equal(after[key].to(value.dtype), value)]
     adapter = read_adapter(tmp_path / "a")
     head = next(key for key in other.graphs.params if not other.graphs.params[key].dtype.is_floating_point)
     with pytest.raises(UsageError, match="the conversion alone decides"):
         apply_adapter(other, replace(adapter, values={**adapter.values, head: torch.zeros(4)}))
+
+
+def test_measured_probes_come_with_an_adapter_and_stay_without(model: nn.Module, tmp_path: Path) -> None:
+    first, second, third = (fresh(model, keep={"slots": 2, "budgets": "equal"}) for _ in range(3))
+    probes = set(probe_keys(first.graphs).values())
+    assert probes
+    trained(first)
+    measured = {key: first.graphs.params[key].materialise() for key in probes}
+    second.graphs = with_values(second.graphs, measured)
+    first.graphs = with_values(first.graphs, {key: torch.zeros_like(value) for key, value in measured.items()})
+    write_adapter(tmp_path / "unmeasured", first, [], FACTS)
+    assert not probes & load_file(tmp_path / "unmeasured").keys()
+    second.adapt(tmp_path / "unmeasured")
+    write_adapter(tmp_path / "measured", second, [], FACTS)
+    third.adapt(tmp_path / "measured")
+    for program in (second, third):
+        assert all(torch.equal(program.graphs.params[key].materialise(), measured[key]) for key in probes)

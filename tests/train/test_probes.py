@@ -37,7 +37,7 @@ TEXTS = [made(44, 33, 0), made(30, 24, 1)]
 
 def converted(**options: Any) -> Program:
     subject = family("llama")
-    keep = {"slots": 3, "budgets": "equal", "score": "probe"}
+    keep = {"slots": 3, "budgets": "equal"}
     graphs, recipe = subject.convert(**{"window": WINDOW, "sinks": SINKS, "keep": keep, **options})
     return Program(graphs, recipe, Source(name="llama", kind="module"), canonical=subject.canonical)
 
@@ -93,9 +93,9 @@ def test_two_texts_say_something_else_than_one() -> None:
 def test_a_program_gets_them_with_its_budgets(texts: list[AskedText], monkeypatch: pytest.MonkeyPatch) -> None:
     """Or keeps those that it has where no text can be read. Its second layer had no slots."""
     budgets: Any = [[4, 5], [], [4, 5]] if texts else "equal"
-    program = converted(keep={"slots": 3, "budgets": budgets, "score": "probe"})
+    program = converted(keep={"slots": 3, "budgets": budgets})
     fresh = inspect_program(family("llama").canonical, program.graphs, program.recipe)
-    assert "questions would look at (nothing has measured that yet" in fresh.sleep
+    assert "questions would look at (once calibrate" in fresh.sleep
     program.graphs = shaken(program.graphs)
     before = {key: program.graphs.params[key].materialise() for key in probe_keys(program.graphs).values()}
     monkeypatch.setattr(share_slots, "asked_texts", lambda *_: texts)
@@ -108,9 +108,7 @@ def test_a_program_gets_them_with_its_budgets(texts: list[AskedText], monkeypatc
     for i, key in probe_keys(program.graphs).items():
         wanted = whole[i] if texts else before[key]
         assert torch.equal(program.graphs.params[key].materialise().float(), wanted.float())
-    assert (
-        "nothing has measured" not in inspect_program(family("llama").canonical, program.graphs, program.recipe).sleep
-    )
+    assert "once calibrate" not in inspect_program(family("llama").canonical, program.graphs, program.recipe).sleep
 
 
 class Words:

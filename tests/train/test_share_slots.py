@@ -159,10 +159,10 @@ def test_the_picture_names_every_layer(capsys: pytest.CaptureFixture[str], artif
 
 def test_probes_that_nothing_can_measure_are_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Texts with questions do not fit into 64 positions."""
-    program = converted(keep={"slots": 3, "budgets": "equal", "score": "probe"})
-    report = share_slots(program, None, quiet)
+    report = share_slots(converted(), None, quiet)
     assert report.questions == 0
-    assert share_slots(converted(), None, quiet).questions is None
+    by_key = converted(keep={"slots": 3, "budgets": "equal", "score": "key"})
+    assert share_slots(by_key, None, quiet).questions is None
     _tell(report, tmp_path)
     assert "the probes are as they were" in capsys.readouterr().out
 
