@@ -49,6 +49,10 @@ class ChatOptions:
     system: str = flag("System prompt.", default="")
     state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
     max_tokens: int = flag("Maximum number of tokens in an answer.", default=512, min=0)
+    idle_sleep: int | None = flag(
+        "Sleep while you type, once so many tokens were read since the last sleep (by default those of a full window).",
+        min=1,
+    )
     sampling: SamplingOptions
     template: TemplateOptions
     on: RunsOn
@@ -99,14 +103,29 @@ def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[
     if template is not None:
         template(QUESTION)  # before all is loaded
     session = program.session(device=on.device, dtype=on.dtype, compile=on.compile, progress=tell)
-    return Talk(Conversation(session, tokenizer, template, options.system), manner, program.kv_cache(on.dtype))
+    return Talk(
+        Conversation(session, tokenizer, template, options.system),
+        manner,
+        program.kv_cache(on.dtype),
+        _tokens_to_rest(options.idle_sleep, session.steps.window),
+    )
+
+
+def _tokens_to_rest(asked: int | None, window: int) -> int:
+    """After how many tokens to sleep while nothing is asked."""
+    if asked is not None and asked > window:
+        what = f"--idle-sleep {asked} is more than the window, after whose {window} tokens the model sleeps anyway"
+        raise UsageError(what, where="--idle-sleep", fix=f"Give fewer than {window}, or leave it out.")
+    return asked or window
 
 
 class Talk:
-    """The conversation as a person sees it: answers on stdout, everything else on stderr."""
+    """The conversation as a person sees it: answers on stdout, everything else on stderr. The model sleeps while the next
+    message is written, after `rest` tokens.
+    """
 
-    def __init__(self, conversation: Conversation, manner: Manner, cache: KVCache | None) -> None:
-        self.conversation, self.manner, self.cache = conversation, manner, cache
+    def __init__(self, conversation: Conversation, manner: Manner, cache: KVCache | None, rest: int) -> None:
+        self.conversation, self.manner, self.cache, self.rest = conversation, manner, cache, rest
         self.commands: dict[str, Callable[[str], None]] = {
             "/undo": self._undo,
             "/state": self._state,
@@ -121,6 +140,7 @@ class Talk:
         self.lines, self.marks = Lines(), SleepMarks()
         self.speed = ""  # of the last answer
         conversation.session.on_sleep = lambda rows: self.marks.add()
+        conversation.session.defers = True
 
     def greet(self, artifact: Path) -> None:
         """One line on a terminal; on a pipe only what has to be known."""
@@ -163,6 +183,7 @@ class Talk:
                     self._command(line)
                 elif line.strip():
                     self._answer(line, stopped)
+                    self.conversation.rest(self.rest)
             if stopped() in REQUESTS:
                 raise Ended(stopped(), "")
         except SleepcError as error:

@@ -6,7 +6,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from sleepc.errors import SleepcError, UsageError
@@ -66,7 +66,8 @@ class Manner:
 class Turn:
     """A message and its answer. `prompt` is the text that was put before the answer, after the answer before.
 
-    `ids` is all that the model read in this turn, the last `said` of it being the answer.
+    `ids` is all that the model read in this turn, the last `said` of it being the answer. `rested` says that the model
+    slept after it, before its window was full.
     """
 
     user: str
@@ -74,6 +75,7 @@ class Turn:
     answer: str
     ids: list[int]
     said: int
+    rested: bool = False
 
 
 @dataclass
@@ -124,7 +126,17 @@ class Conversation:
     @property
     def sleeps(self) -> int:
         """How often the model slept over these ids, also in the process that a loaded file comes from."""
-        return len(self.ids) // self.session.steps.window
+        return self._clock()[0]
+
+    def _clock(self) -> tuple[int, int]:
+        """Sleeps over these ids, and how many ids came after the last one."""
+        count, since = 0, 0
+        for turn in self.turns:
+            more, since = divmod(since + len(turn.ids), self.session.steps.window)
+            count += more
+            if turn.rested:
+                count, since = count + 1, 0
+        return count, since
 
     # -- speaking --------------------------------------------------------------------------------
 
@@ -184,6 +196,14 @@ class Conversation:
         self._before.append(before)
         self.turns.append(turn)
         self.pin_next = False
+
+    def rest(self, at_least: int) -> None:
+        """Sleep in the background, if `at_least` so many tokens were read since the last sleep: while the next message
+        is being written, which waits for its end. With the window's length this changes no answer.
+        """
+        slept = self.session.sleep(background=True, at_least=at_least)
+        if len(slept) and self._clock()[1]:
+            self.turns[-1] = replace(self.turns[-1], rested=True)
 
     # -- what is new -----------------------------------------------------------------------------
 
@@ -348,7 +368,8 @@ def _turn(entry: dict[str, Any], vocab: int) -> Turn:
         raise ValueError("ids that are not tokens of this model")
     if type(said) is not int or not 0 <= said <= len(ids):
         raise ValueError(f"an answer of {said!r} in {len(ids)} tokens")
-    return Turn(_text(entry["user"]), _text(entry["prompt"]), _text(entry["answer"]), ids, said)
+    rested = entry.get("rested") is True
+    return Turn(_text(entry["user"]), _text(entry["prompt"]), _text(entry["answer"]), ids, said, rested)
 
 
 def _text(value: object) -> str:

@@ -7,9 +7,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn, Unpack, overload
+from typing import Literal, NoReturn, TypeVar, Unpack, overload
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from sleepc.runtime.steps import (
 )
 from sleepc.runtime.values import whole
 
+T = TypeVar("T")
 OnSleep = Callable[[IntArray], None]
 LAST, KNOWN = "session.logits", "session.known"  # in addition to the backend's arrays in a state file
 
@@ -57,6 +59,17 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class _Asleep:
+    """A sleep in the background: which rows, all positions before it, and what it will give: the state, and the seconds
+    that it took.
+    """
+
+    rows: BoolArray
+    before: IntArray
+    found: Future[tuple[State, float]]
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A copy of everything that a session's answers depend on; restore it as often as you like."""
 
@@ -79,6 +92,9 @@ class Session:
     leaves a state of which nothing is known: the backend may write in place. Until `restore` or
     `load_state` every other use raises UsageError. Errors in what was asked for come before, and
     change nothing.
+
+    With `defers` set, a sleep that a call would end with, its last token being a row's L-th, is left
+    for the next use of the session: it comes first there, unless `sleep(background=True)` has done it.
     """
 
     def __init__(
@@ -97,7 +113,9 @@ class Session:
         self._contents = _state_contents(steps, batch, identity)
         self._stats = Stats(self._contents.nbytes())
         self._state = steps.new_state(batch)
-        self._since = np.zeros(batch, dtype=np.int64)  # always below steps.window between calls
+        self.defers = False
+        self._since = np.zeros(batch, dtype=np.int64)  # steps.window between calls only where a sleep was deferred
+        self._asleep: _Asleep | None = None
         self._last: FloatArray = np.zeros((batch, steps.vocab), dtype=np.float32)
         self._known = np.zeros(batch, dtype=np.bool_)  # is _last that of the row's last token?
         self._upto = upto  # None once it was reported
@@ -149,15 +167,28 @@ class Session:
             return self._last.copy() if read.all() else np.where(read[:, None], self._last, 0)
         return every
 
-    def sleep(self, rows: Rows | None = None) -> IntArray:
+    def sleep(self, rows: Rows | None = None, *, background: bool = False, at_least: int = 1) -> IntArray:
         """Sleep now, before L tokens: `rows` (indices or a bool mask; all by default).
 
-        Rows that hold no token since their last sleep are left as they are. Returns the indices
-        of those that slept.
+        Rows that hold fewer than `at_least` tokens since their last sleep are left as they are; with
+        L, only those sleep whose next token would be preceded by it (see `defers`). Returns the
+        indices of those that sleep.
+
+        In the `background` it runs in a thread of its own, and this returns at once. The next use of the session
+        waits for its end, and raises what it raised; `on_sleep` is called there. Its state is that of a sleep in the
+        foreground, bit for bit. `restore` and `load_state` drop what it gives.
         """
         asked = row_mask(range(self.batch) if rows is None else rows, self.batch)
-        with self._changing("sleep"):
-            return self._sleep_rows(asked & (self._since > 0))
+        if whole(at_least, "at_least") < 1:
+            raise UsageError(f"at_least {at_least}: a sleep is over one token at least", fix="Give 1 or more.")
+        with self._changing("sleep", due=False):
+            tired = asked & (self._since >= at_least)
+            if not background:
+                return self._sleep_rows(tired)
+            if tired.any():
+                before = self.steps.positions(self._state)
+                self._asleep = _Asleep(tired, before, _in_background(lambda: self._timed_sleep(tired)))
+            return np.flatnonzero(tired).astype(np.int64)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -329,11 +360,13 @@ class Session:
     @property
     def stats(self) -> Stats:
         """A copy of the counts so far. They go on through `restore` and `load_state`."""
+        self._settle()
         return replace(self._stats)
 
     @property
     def since(self) -> IntArray:
         """Tokens of each row since its last sleep [B], a copy."""
+        self._settle()
         return self._since.copy()
 
     @property
@@ -341,6 +374,7 @@ class Session:
         """The number of each row's next token in its stream [B], a copy: how many it has read, or, since a sleep that
         emptied its window, how many it has read since then and the sinks.
         """
+        self._settle()
         return self.steps.positions(self._state)
 
     # -- inside ----------------------------------------------------------------------------------
@@ -367,7 +401,8 @@ class Session:
             self._keep_last(out, ending, count)
             if pin:
                 self._pin_last(count)
-            self._sleep_rows(self._since == self.steps.window)
+            if not self.defers or (done < packed.lengths).any():
+                self._sleep_rows(self._since == self.steps.window)
         return every
 
     def _pin_last(self, count: IntArray) -> None:
@@ -415,13 +450,21 @@ class Session:
             warnings.warn(text, SleepcWarning, stacklevel=2)
 
     def _sleep_rows(self, rows: BoolArray) -> IntArray:
-        slept = np.flatnonzero(rows).astype(np.int64)
-        if not len(slept):
-            return slept
-        start = time.perf_counter()
+        if not rows.any():
+            return np.zeros(0, np.int64)
         before = self.steps.positions(self._state)
-        self._state = self.steps.sleep(self._state, rows)
-        self._stats.seconds += time.perf_counter() - start
+        return self._slept(rows, before, *self._timed_sleep(rows))
+
+    def _timed_sleep(self, rows: BoolArray) -> tuple[State, float]:
+        """The state after a sleep, and the seconds that it took. In the background this is all that is done."""
+        start = time.perf_counter()
+        return self.steps.sleep(self._state, rows), time.perf_counter() - start
+
+    def _slept(self, rows: BoolArray, before: IntArray, state: State, seconds: float) -> IntArray:
+        """Rows have slept, whose positions were `before`: indices of them."""
+        slept = np.flatnonzero(rows).astype(np.int64)
+        self._state = state
+        self._stats.seconds += seconds
         self._stats.sleeps += len(slept)
         self._stats.emptied += int((self.steps.positions(self._state) < before).sum())
         taken = self.steps.passes_taken(self._state)
@@ -430,6 +473,22 @@ class Session:
         if self.on_sleep is not None:
             self.on_sleep(slept.copy())
         return slept
+
+    def _settle(self, *, due: bool = True) -> None:
+        """What every use of the session begins with: wait for the sleep in the background, and let rows sleep that are
+        `due`. Ctrl-C while it waits changes nothing. A session that is broken stays as it is.
+        """
+        if self._unfinished:
+            return
+        if self._asleep is not None:
+            wait([self._asleep.found])
+            with self._marked("sleep"):
+                asleep, self._asleep = self._asleep, None
+                self._slept(asleep.rows, asleep.before, *asleep.found.result())
+        tired = self._since == self.steps.window
+        if due and tired.any():
+            with self._marked("sleep"):
+                self._sleep_rows(tired)
 
     def _marks(self, row: int | None) -> Marks:
         self._require_whole()
@@ -448,7 +507,10 @@ class Session:
         return Snapshot(self.steps, state, self._since[rows], self._last[rows], self._known[rows])
 
     def _become(self, other: Snapshot) -> None:
-        with self._changing("restore", recovering=True):
+        if self._asleep is not None:  # nobody needs what it gives; but two at once would take longer
+            wait([self._asleep.found])
+        with self._marked("restore"):
+            self._asleep = None
             self._state, self._since = other.state, other.since.copy()
             self._last, self._known = other.last.copy(), other.known.copy()
 
@@ -459,17 +521,21 @@ class Session:
         return replace(self._contents, arrays={**self._contents.arrays, **own}, notes=notes)
 
     @contextmanager
-    def _changing(self, call: str, *, recovering: bool = False) -> Iterator[None]:
-        """Marks the session as broken until the body has come to its end; only what is `recovering` may begin while it
-        is.
-        """
-        if not recovering:
-            self._require_whole()
+    def _changing(self, call: str, *, due: bool = True) -> Iterator[None]:
+        """A call that changes the state of a session that is whole; `due` as in `_settle`."""
+        self._require_whole(due=due)
+        with self._marked(call):
+            yield
+
+    @contextmanager
+    def _marked(self, call: str) -> Iterator[None]:
+        """Marks the session as broken until the body has come to its end."""
         self._unfinished = call
         yield
         self._unfinished = ""
 
-    def _require_whole(self) -> None:
+    def _require_whole(self, *, due: bool = True) -> None:
+        self._settle(due=due)
         if self._unfinished:
             raise UsageError(
                 f"the session's last call ({self._unfinished}) did not finish: what its state holds is not known",
@@ -495,6 +561,17 @@ class Session:
                 f"there is nothing to continue from in row {', '.join(map(str, missing))}",
                 fix='feed tokens first, with logits="last" or "all", or name other rows',
             )
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """A function in a thread that ends with it. A new thread has its maker's way with numbers too small for others, on
+    which bits depend; one that waited for work from before would not.
+    """
+    pool = ThreadPoolExecutor(1, "sleepc-sleep")
+    try:
+        return pool.submit(work)
+    finally:
+        pool.shutdown(wait=False)
 
 
 _LOGITS = (np.dtype(np.float32), np.dtype(np.float64))

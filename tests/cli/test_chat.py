@@ -137,6 +137,17 @@ def test_stats_say_what_there_is(talk: Talk) -> None:
     assert f"would be {11 * 3 * 2 * 16 * 4 / 1e3:.1f} kB" in told
 
 
+def test_it_sleeps_while_nothing_is_asked(talk: Talk) -> None:
+    lines, due = ("w1 w2", "w3", "w4 w5"), ("--max-tokens", 3)  # the first two turns have 8 tokens, a window each
+    assert talk(*lines, options=(*due, "--idle-sleep", 8)) == talk(*lines, options=due)
+    assert "2 turns, 16 tokens, 2 sleeps" in talk(*lines[:2], "/stats", options=(*due, "--idle-sleep", 1))[1]
+    early = ("--max-tokens", 4, "--idle-sleep", 2)  # 9 tokens each: after the second turn two are in the window
+    answers, told = talk(*lines[:2], "/stats", lines[2], "/undo", lines[2], options=early)
+    assert answers[2] == answers[3], "/undo brings back what was before"
+    assert "2 turns, 18 tokens, 3 sleeps" in told
+    assert "2 turns, 18 tokens, 2 sleeps" in talk(*lines[:2], "/stats", options=early[:2])[1]
+
+
 @pytest.fixture(scope="module")
 def keeping(program: package.Program, tmp_path_factory: pytest.TempPathFactory) -> package.Program:
     keep = {"slots": 12, "budgets": "equal"}
@@ -248,6 +259,8 @@ def test_tokenizers_and_templates_that_cannot_be_used(
         (("--stop", ""), "empty"),
         (("--dtype", "int3"), "dtype"),
         (("--backend", "abacus"), "abacus"),
+        (("--idle-sleep", "9"), "--idle-sleep 9 is more than the window"),
+        (("--idle-sleep", "0"), "--idle-sleep"),
     ],
 )
 def test_options_that_do_not_fit(

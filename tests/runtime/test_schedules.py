@@ -76,11 +76,26 @@ class World:
             return sorted(order[:count])
         return list(range(count))
 
+    def rest(self, draw: Callable[..., Any]) -> None:
+        """A schedule of sleeps before the window is full, in the background; whatever comes next may come too early."""
+        self.session._settle(due=False)
+        at_least = draw(st.integers(1, self.steps.window))
+        before, full = len(self.slept), self.session._since == self.steps.window
+        slept = self.session.sleep(background=True, at_least=at_least)
+        assert len(self.slept) == before, "on_sleep is called by the next use"
+        tired = [i for i, row in enumerate(self.rows) if full[i] or len(row.window) >= at_least]
+        assert slept.tolist() == tired
+        for i in tired:
+            self.rows[i].sleep()
+
     def sleep(self, draw: Callable[..., Any]) -> None:
         mask = draw(st.lists(st.booleans(), min_size=len(self.rows), max_size=len(self.rows)))
-        holding = [i for i, row in enumerate(self.rows) if mask[i] and row.window]
+        self.session._settle(due=False)
+        full = self.session._since == self.steps.window  # their sleep was deferred; plain rows have slept already
+        holding = [i for i, row in enumerate(self.rows) if mask[i] and (row.window or full[i])]
         indices = [i for i, asked in enumerate(mask) if asked]
-        slept = self.session.sleep(draw(st.sampled_from([mask, indices, np.array(mask)])))
+        background = draw(st.booleans())
+        slept = self.session.sleep(draw(st.sampled_from([mask, indices, np.array(mask)])), background=background)
         assert slept.tolist() == holding
         for i in holding:
             self.rows[i].sleep()
@@ -108,6 +123,7 @@ class World:
 
     def save_and_load(self) -> None:
         other = Session(self.steps, len(self.rows), on_sleep=self.session.on_sleep)
+        other.defers = self.session.defers
         with tempfile.TemporaryDirectory() as folder:
             self.session.save_state(Path(folder) / "state.safetensors")
             other.feed([[1, 2, 3, 4, 5]] * len(self.rows))  # forgotten by what follows
@@ -116,12 +132,32 @@ class World:
 
     def permute(self, draw: Callable[..., Any]) -> None:
         order = draw(st.permutations(range(len(self.rows))))
-        callback = self.session.on_sleep
+        callback, defers = self.session.on_sleep, self.session.defers
         self.session = self.session.select_rows(order)
-        self.session.on_sleep = callback
+        self.session.on_sleep, self.session.defers = callback, defers
         self.rows = [self.rows[i] for i in order]
 
+    def act(self, action: str, draw: Callable[..., Any]) -> None:
+        match action:
+            case "feed":
+                self.feed(draw, draw(st.sampled_from(["last", "all", "none"])))
+            case "sleep":
+                self.sleep(draw)
+            case "rest":
+                self.rest(draw)
+            case "generate":
+                self.generate(draw)
+            case "snapshot":
+                self.kept = (self.session.snapshot(), [row.copy() for row in self.rows])
+            case "undo":
+                self.undo()
+            case "file":
+                self.save_and_load()
+            case "permute":
+                self.permute(draw)
+
     def check(self) -> None:
+        self.session.snapshot()  # what was deferred or lies in the background comes first
         arrays = self.steps.to_named_arrays(self.session._state)
         assert arrays["position"].tolist() == [row.position for row in self.rows]
         assert arrays["since"].tolist() == [len(row.window) for row in self.rows]
@@ -135,30 +171,19 @@ class World:
                 assert self.session._last[i].tolist() == row.last
 
 
-ACTIONS = ["feed", "feed", "feed", "sleep", "generate", "snapshot", "undo", "file", "permute"]
+ACTIONS = ["feed", "feed", "feed", "sleep", "rest", "generate", "snapshot", "undo", "file", "permute"]
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(1, 3), st.integers(1, 5))
 def test_a_schedule_equals_single_rows(data: st.DataObject, batch: int, window: int) -> None:
     world = World(batch, window)
+    world.session.defers = data.draw(st.booleans())
     for _ in range(data.draw(st.integers(1, 8))):
-        match data.draw(st.sampled_from(ACTIONS)):
-            case "feed":
-                world.feed(data.draw, data.draw(st.sampled_from(["last", "all", "none"])))
-            case "sleep":
-                world.sleep(data.draw)
-            case "generate":
-                world.generate(data.draw)
-            case "snapshot":
-                world.kept = (world.session.snapshot(), [row.copy() for row in world.rows])
-            case "undo":
-                world.undo()
-            case "file":
-                world.save_and_load()
-            case "permute":
-                world.permute(data.draw)
-        world.check()
+        world.act(data.draw(st.sampled_from(ACTIONS)), data.draw)
+        if data.draw(st.booleans()):
+            world.check()
+    world.check()
 
 
 @settings(max_examples=60, deadline=None)
@@ -168,10 +193,16 @@ def test_the_split_does_not_matter(stream: list[int], data: st.DataObject) -> No
     expected = whole.session.feed(stream, logits="all")
     places = st.lists(st.integers(0, len(stream)), max_size=6)
     cuts = [0, *sorted(data.draw(places)), len(stream)]
-    got = [parts.session.feed(stream[a:b], logits="all") for a, b in itertools.pairwise(cuts)]
+    parts.session.defers = True
+    got = []
+    for a, b in itertools.pairwise(cuts):
+        got.append(parts.session.feed(stream[a:b], logits="all"))
+        if data.draw(st.booleans()):
+            parts.session.sleep(background=True, at_least=4)
     np.testing.assert_array_equal(np.concatenate(got, axis=1), expected)
-    assert parts.slept == whole.slept == [0] * (len(stream) // 4)
     assert parts.session.stats.tokens_read == len(stream)
+    assert parts.session.stats.sleeps == whole.session.stats.sleeps
+    assert parts.slept == whole.slept == [0] * (len(stream) // 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
