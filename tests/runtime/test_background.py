@@ -78,7 +78,12 @@ def test_every_use_waits_for_the_one_sleep(steps: SlowSteps, tmp_path: Path, use
     assert steps.threads == [], "its last token does not wait"
     assert session.sleep(background=True, at_least=4).tolist() == [0]
     done = threading.Event()
-    user = threading.Thread(target=lambda: (USES[use](session, tmp_path), done.set()))
+
+    def used() -> None:
+        USES[use](session, tmp_path)
+        done.set()
+
+    user = threading.Thread(target=used)
     user.start()
     assert not done.wait(0.02)
     steps.released.set()
@@ -148,7 +153,11 @@ def test_what_a_sleep_raises_is_raised_by_the_next_use(steps: SlowSteps, error: 
 def test_a_failing_callback_breaks_the_use_that_calls_it(steps: SlowSteps) -> None:
     session = deferring(steps)
     steps.released.set()
-    session.on_sleep = lambda rows: session.feed([1])
+
+    def feed_again(rows: object) -> None:
+        session.feed([1])
+
+    session.on_sleep = feed_again
     session.feed([1])
     session.sleep(background=True)
     for _ in range(2):
