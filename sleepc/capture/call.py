@@ -29,7 +29,7 @@ class TokensToLogits(nn.Module):
         self.model = model
         accepted = inspect.signature(model.forward).parameters
         self.hugging_face = "input_ids" in accepted and "position_ids" in accepted
-        self.cached = "use_cache" in accepted
+        self.cached = "use_cache" in accepted or _hands_on(model, "use_cache")
         self.start = 0
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
@@ -38,9 +38,10 @@ class TokensToLogits(nn.Module):
         if positions is not None:
             for mine, theirs in zip(tokens.shape, positions.shape, strict=True):
                 torch._check(mine == theirs)  # type: ignore[no-untyped-call]
-            options["position_ids"] = positions + self.start if self.start else positions
+            if self.hugging_face:
+                options["position_ids"] = positions + self.start if self.start else positions
         try:
-            result = self.model(input_ids=tokens, **options) if self.hugging_face else self.model(tokens)
+            result = self.model(input_ids=tokens, **options) if self.hugging_face else self.model(tokens, **options)
         except VALUES as error:
             raise Unfollowed from error
         logits = getattr(result, "logits", result)
@@ -53,3 +54,11 @@ class TokensToLogits(nn.Module):
                 fix="sleepc converts decoder-only language models: a module called with tokens [B, T].",
             )
         return logits
+
+
+def _hands_on(model: nn.Module, option: str) -> bool:
+    """Does the model take what it does not name, for the model inside it, which names this option?"""
+    takes = inspect.signature(model.forward).parameters.values()
+    inner = getattr(model, "base_model", model)
+    named = inspect.signature(inner.forward).parameters if isinstance(inner, nn.Module) else {}
+    return any(each.kind is each.VAR_KEYWORD for each in takes) and option in named

@@ -22,6 +22,7 @@ from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.graph import Graph, PortKind, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
+from sleepc.ops import RECURRENCES
 
 
 @quiet()
@@ -36,7 +37,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
     """
     wrapped = TokensToLogits(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    looked = refuse_recurrence(wrapped, device)
+    ran = refuse_recurrence(wrapped, device)
     if wrapped.hugging_face:
         wrapped.start = counting_start(wrapped)
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)
@@ -54,8 +55,8 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
                 dynamic_shapes={"tokens": dynamic, "positions": dynamic},
                 strict=False,
             )
-            if not looked:
-                refuse_recurrence(exported.module(), device)
+            if ran is None:
+                ran = refuse_recurrence(exported.module(), device)
             if decomposed:
                 exported = exported.run_decompositions({})  # operators stay what they are
             program = _to_program(exported, max_positions)
@@ -65,7 +66,15 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
         if not has_attention(wrapped, tokens, positions):
             raise no_attention(type(model).__name__) from error
         raise explain(error, wrapped) from error
+    _check_count(program.embed, ran)
     return program
+
+
+def _check_count(graph: Graph, ran: int | None) -> None:
+    """Raises Refusal(RECURRENT) if more or fewer recurrences stand in the graph than ran."""
+    found = sum(is_call(node, *RECURRENCES) for node in graph.calls())
+    if ran is not None and ran != found:
+        raise Refusal("RECURRENT", f"{ran} convolutions and recurrences of layers ran, and {found} are in the graph")
 
 
 def _to_program(exported: ExportedProgram, max_positions: int | None) -> ProgramGraphs:

@@ -1,4 +1,7 @@
-"""Models with layers that carry a state of their own from token to token: recognised before they are exported."""
+"""Models with layers that carry a state of their own from token to token: recognised before they are exported.
+
+Those that came through the seam (kernel_seam.py) are known, and counted; all others are refused.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sleepc.capture.fake_run import fake_run
 from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.levels import aten
+from sleepc.ops import RECURRENCES
 
 PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 STEPS = 3  # as many single tokens taken out one by one are a loop over tokens
@@ -29,8 +33,10 @@ class _RecurrenceWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.length = length
         self.taken: set[int] = set()
+        self.known = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.known += func in RECURRENCES
         if func is aten.convolution.default and _over_tokens(args[0], args[1], self.length):
             raise _Found("a convolution over tokens")
         if func in RUNNING and args[0].is_floating_point() and args[0].dim() > COUNTS:
@@ -59,29 +65,30 @@ def _takes_a_token(x: Tensor, dim: int, length: int) -> bool:
     return x.is_floating_point() and x.dim() > 1 and x.shape[dim] == length
 
 
-def refuse_recurrence(model: nn.Module, device: torch.device) -> bool:
-    """Run the model once on fake tensors (no weight is read). Raises Refusal(RECURRENT) if a layer shows a sign of a
-    recurrence.
+def refuse_recurrence(model: nn.Module, device: torch.device) -> int | None:
+    """Run the model once on fake tensors (no weight is read): how many RECURRENCES ran. Raises Refusal(RECURRENT) if a
+    layer shows a sign of a recurrence that none of them is.
 
-    False if the model's code cannot be run like this: whoever exports it has the error to report, or a graph to
+    None if the model's code cannot be run like this: whoever exports it has the error to report, or a graph to
     look at instead.
     """
     length = _length(model)
     tokens = torch.zeros(2, length, dtype=torch.int64, device=device)
     positions = torch.arange(length, device=device).expand(2, length)
+    watch = _RecurrenceWatch(length)
     try:
-        fake_run(model, tokens, positions, _RecurrenceWatch(length))
+        fake_run(model, tokens, positions, watch)
     except _Found as sign:
         raise Refusal(
             "RECURRENT",
             f"a layer is recurrent: it carries state from token to token ({sign})",
-            fix="sleepc converts models in which only softmax attention passes information between tokens.",
+            fix="sleepc converts recurrent layers that call transformers' kernel functions, whose rules it knows.",
         ) from None
     except SleepcError:  # attention is called in a way that sleepc does not know: no export would help
         raise
     except Exception:  # the model's own code, which may raise anything
-        return False
-    return True
+        return None
+    return watch.known
 
 
 def _length(model: nn.Module) -> int:

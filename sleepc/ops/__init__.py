@@ -4,6 +4,11 @@ Importing this package registers every operator as `torch.ops.sleepc.NAME`; `fun
 same as plain functions.
 """
 
+import torch
+
 from sleepc.ops import functional, library
 
-__all__ = ["functional", "library"]
+RECURRENCES = (torch.ops.sleepc.short_conv.default, torch.ops.sleepc.delta_rule.default)
+"""Those that carry a state from token to token."""
+
+__all__ = ["RECURRENCES", "functional", "library"]
