@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sleepc.errors import Refusal
     from sleepc.verify.report import Check
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,11 +44,11 @@ _PROMISED = (
 )
 PROMISED = frozenset(_PROMISED.split())
 STATUSES = ("verified", "refused", "failed", "no model")
-NO_SOFTMAX = ("RECURRENT", "NO_ATTENTION")  # refused with these codes: not families of softmax attention
 RECIPE = {"window": 8, "sinks": 2}
 # Of the scale of what is compared. Many float64 models compute scores or norms in float32 (GPT-Neo is off by 1.8e-6
-# from itself in float64 throughout); tests/conformance/test_families.py holds the promised families to 1e-6.
-TOLERANCES = {"torch.float64": 5e-6, "torch.float32": 1e-4}
+# from itself in float64 throughout, and recurrences in float32 by 6e-6); tests/conformance/test_families.py holds the
+# promised families to 1e-6.
+TOLERANCES = {"torch.float64": 2e-5, "torch.float32": 1e-4}
 SHAPES = ((2, 7), (1, 24))  # batch, tokens: neither is what the export saw
 MEMORY = 12 << 30  # bytes of address space
 TIMEOUT = 240  # seconds
@@ -121,14 +122,29 @@ def try_family(family: str) -> Row:
         try:
             fault = find_fault(Path(scratch))
         except Refusal as error:
-            return _row(family, "refused", error.what, error.code)
+            return _row(family, "refused", error.what, error.code, softmax=_attends(error, Path(scratch)))
         except Exception as error:  # the same: a fault of any kind is what is looked for
             return _row(family, "failed", _first_line(error))
     return _row(family, "failed" if fault else "verified", fault)
 
 
-def _row(family: str, status: str, reason: str, code: str | None = None) -> Row:
-    softmax = status != "no model" and code not in NO_SOFTMAX
+def _attends(refusal: Refusal, folder: Path) -> bool:
+    """Has a model that was refused softmax attention? Recurrent ones may or may not have some."""
+    import torch
+
+    from sleepc.capture.attention_free import has_attention
+    from sleepc.capture.call import TokensToLogits
+    from sleepc.hf.load import load_module
+    from sleepc.hf.resolve import resolve
+
+    if refusal.code != "RECURRENT":
+        return refusal.code != "NO_ATTENTION"
+    tokens = torch.zeros(1, 5, dtype=torch.int64)
+    return has_attention(TokensToLogits(load_module(resolve(folder, _silent), attention="eager")), tokens, tokens)
+
+
+def _row(family: str, status: str, reason: str, code: str | None = None, *, softmax: bool = True) -> Row:
+    softmax = softmax and status != "no model"
     return {"family": family, "status": status, "code": code, "reason": reason, "softmax": softmax}
 
 
@@ -387,8 +403,8 @@ fails if one of them is not verified.
 
 - *verified*: converted with a window of 8; the capture equals the model, the program equals it inside the window, and
   all invariants hold over several sleeps.
-- *refused*: sleepc does not convert it and says why, with a code. Families refused with RECURRENT or NO_ATTENTION do
-  not count as families with softmax attention.
+- *refused*: sleepc does not convert it and says why, with a code. Hybrids count as families with softmax attention,
+  models without any do not.
 - *failed*: anything else. *no model*: transformers itself cannot build or run a small one; not counted.
 
 {summary}

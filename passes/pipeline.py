@@ -42,6 +42,7 @@ from sleepc.passes.lower.join_linears import JoinLinears
 from sleepc.passes.plan import Groups, check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
+from sleepc.passes.rewrite.carry_states import CarryStates
 from sleepc.passes.rewrite.insert_memory import InsertMemory
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
@@ -121,6 +122,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             "CONVERTED",
             (
                 _bounded(recipe, plans),
+                CarryStates(),  # once the clock says which tokens are real
                 *consolidation.rewrites(recipe, plans),
                 ReplaceAttention(replaced),
                 AddMemory(parallel),

@@ -24,6 +24,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import scan
 from sleepc.manifest import MANIFEST, Source
 from sleepc.models import find_model
+from sleepc.passes.analysis.hybrid import fit_hybrid
 from sleepc.passes.analysis.kv_cache import FACT, kv_cache, noted
 from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.pipeline import check_recipe, rewrite_stages, rewritten
@@ -152,7 +153,8 @@ def look_at(
     _warn_of_template(checkpoint.folder if checkpoint is not None else None)
     with to_capture(checkpoint):
         canonical = capture(module, progress, factors=make_recipe(recipe).rope_factors)
-    made = leave_own_windows(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
+    made = fit_hybrid(make_recipe(recipe) if recipe is not None else fitting_recipe(canonical), canonical)
+    made = leave_own_windows(made, canonical)
     graphs = rewritten(canonical, made)
     return inspect_program(canonical, graphs, made), graphs, made
 

@@ -13,7 +13,7 @@ from sleepc.ir.states import find_state
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.ir.weights import is_learned
 from sleepc.masks import Mask
-from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_sites
 from sleepc.passes.analysis.kv_cache import KVCache, kv_cache
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.keep.registry import find as find_score
@@ -23,7 +23,7 @@ from sleepc.recipe import LayerPlan, Recipe
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """One block: its attention, and what the recipe makes of it."""
+    """One block: its attention (no heads if it has none), and what the recipe makes of it."""
 
     index: int
     cls: str
@@ -77,9 +77,12 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
 
     `break_even` is the context length from which the state is smaller than the original's KV cache of the same dtype.
     """
-    sites = {name: find_site(cls.wake) for name, cls in canonical.classes.items()}
+    sites = find_sites(canonical)
     plans = recipe.plan(len(canonical.layout))
-    blocks = [_block(i, b.cls, sites[b.cls], plans[i], recipe, canonical) for i, b in enumerate(canonical.layout)]
+    blocks = [
+        _block(i, b.cls, sites[b.cls], plans[i], recipe, canonical) if b.cls in sites else _recurrent(i, b.cls)
+        for i, b in enumerate(canonical.layout)
+    ]
     cache, state = kv_cache(canonical), converted.state_bytes()
     return Inspection(
         blocks=blocks,
@@ -89,8 +92,8 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
         tied=is_tied(canonical),
         dtype=DTYPE_NAMES[canonical.dtype],
         max_positions=canonical.max_positions,
-        sites=len(blocks),
-        convertible=len(blocks),
+        sites=sum(b.q_heads > 0 for b in blocks),
+        convertible=sum(b.q_heads > 0 for b in blocks),
         parameters=sum(prod(p.shape) for p in canonical.params.values()),
         new_parameters=new_parameters(converted),
         state_bytes=state,
@@ -176,6 +179,26 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
         bias=has_bias(graph, site),
         becomes=_becomes(site, plan),
         why=_why(site, plan, recipe),
+    )
+
+
+def _recurrent(index: int, cls: str) -> BlockInfo:
+    """A layer without attention."""
+    return BlockInfo(
+        index=index,
+        cls=cls,
+        q_heads=0,
+        kv_heads=0,
+        head_size=0,
+        sees="",
+        window=0,
+        softcap=0.0,
+        sink_logits=False,
+        positions="none in the block",
+        mask="recurrent",
+        bias=False,
+        becomes="as it is, from state to state",
+        why="it has no attention: its own recurrence carries what it knows, through sleeps too",
     )
 
 

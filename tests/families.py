@@ -186,11 +186,24 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "v_head_dim": 8,
         },
     ),
+    "qwen3-5": (
+        "Qwen3_5TextConfig",
+        "Qwen3_5ForCausalLM",
+        {
+            **SMALL,
+            "layer_types": ["linear_attention", "full_attention"],
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 6,
+        },
+    ),
     "falcon-alibi": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": True}),
 }
 
 
-# To be refused: a convolution and a state space, a gated delta rule, a loop over tokens, linear attention.
+# To be refused: a selective scan, a loop over tokens, linear attention in plain operators.
 LINEAR: dict[str, Any] = {**SMALL, "layer_types": ["linear_attention", "full_attention"]}
 RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba": (
@@ -198,7 +211,6 @@ RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MambaForCausalLM",
         {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **SPECIAL},
     ),
-    "qwen3-next": ("Qwen3NextConfig", "Qwen3NextForCausalLM", {**LINEAR, "head_dim": 8, "num_experts": 4}),
     "rwkv": ("RwkvConfig", "RwkvForCausalLM", {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}),
     "minimax": ("MiniMaxConfig", "MiniMaxForCausalLM", {**LINEAR, **SPECIAL, "num_local_experts": 2}),
 }
@@ -228,11 +240,12 @@ class Family:
 
     def convert(self, **options: Any) -> tuple[ProgramGraphs, Recipe]:
         """The program at level STEP, with a window of WINDOW unless `options` say otherwise."""
+        from sleepc.passes.analysis.hybrid import fit_hybrid
         from sleepc.passes.pipeline import rewrite_stages
         from sleepc.passes.runner import run_stages
         from sleepc.recipe import make_recipe
 
-        recipe = make_recipe({"window": WINDOW, "sinks": 2, **options})
+        recipe = fit_hybrid(make_recipe({"window": WINDOW, "sinks": 2, **options}), self.canonical)
         return run_stages(self.canonical, rewrite_stages(recipe, len(self.canonical.layout))), recipe
 
 

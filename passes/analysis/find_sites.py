@@ -1,4 +1,6 @@
-"""Attention sites of block classes: heads, what q and k are before positions, the input that gates can read."""
+"""Sites of block classes: attention, with its heads, what q and k are before positions and the input that gates can
+read, and the convolutions and recurrences of the model's own.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ from torch import fx
 
 from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.masks import Mask
+from sleepc.ops import RECURRENCES
 from sleepc.passes.analysis.dependence import Dependence, find_dependence
 from sleepc.passes.lib.emit import aten
 
@@ -76,13 +80,37 @@ def find_site(graph: Graph) -> Site:
     )
 
 
+def find_sites(program: ProgramGraphs) -> dict[str, Site]:
+    """The attention sites of the classes that have one, by the classes' names. Raises as `find_site` does."""
+    return {name: find_site(cls.wake) for name, cls in program.classes.items() if find_attention(cls.wake)}
+
+
 def attention_of(graph: Graph) -> fx.Node:
-    """The attention of a block class (a block has one). Raises SleepcError if something else took its place."""
-    found = (n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default) or is_windowed(n))
-    node = next(found, None)
+    """The attention of a block class that has one. Raises SleepcError if it has none."""
+    node = find_attention(graph)
     if node is None:
         raise SleepcError("a block without attention has no heads to go by", where=graph.name)
     return node
+
+
+def find_attention(graph: Graph) -> fx.Node | None:
+    """The attention of a block class (a block has at most one), None in a layer that is recurrent by itself."""
+    found = (n for n in graph.calls() if is_call(n, torch.ops.sleepc.attention.default) or is_windowed(n))
+    return next(found, None)
+
+
+def recurrences_of(graph: Graph) -> dict[str, fx.Node]:
+    """The model's own convolutions and recurrences in a block class that has no memory yet, in order, by the names of
+    their states: "tail.0", "own.0".
+    """
+    found: dict[str, fx.Node] = {}
+    count = {"tail": 0, "own": 0}
+    for node in graph.calls():
+        if is_call(node, *RECURRENCES):
+            kind = "tail" if is_call(node, torch.ops.sleepc.short_conv.default) else "own"
+            found[f"{kind}.{count[kind]}"] = node
+            count[kind] += 1
+    return found
 
 
 def is_windowed(node: fx.Node) -> bool:

@@ -1,4 +1,6 @@
-"""What the original's own KV cache takes, as it grows: layers with a window or chunks of their own stop at them."""
+"""What the original's own cache takes, as it grows: layers with a window or chunks of their own stop at them, and
+recurrent layers keep as much from the first token on.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import fx
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
-from sleepc.passes.analysis.find_sites import Site, dependence_of, dims, find_site
+from sleepc.passes.analysis.find_sites import Site, dependence_of, dims, find_sites, recurrences_of
 from sleepc.passes.lib.emit import aten
 
 LINEAR = (aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default)
@@ -24,7 +26,8 @@ FACT = "kv_cache"  # its name in an artifact's report
 @dataclass(frozen=True)
 class KVCache:
     """`layers`: how many numbers the keys and values of a token are in layers that keep so many tokens (0: all), in
-    the order of what they keep; `itemsize`: bytes of a number. No two layers share keys: such models are refused.
+    the order of what they keep; `itemsize`: bytes of a number. What recurrent layers carry is like a token's in layers
+    that keep one. No two layers share keys: such models are refused.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -65,13 +68,24 @@ class KVCache:
 def kv_cache(canonical: ProgramGraphs) -> KVCache:
     """That of a program at level CANONICAL, in its dtype."""
     found: Counter[int] = Counter()
-    sites = {name: find_site(cls.wake) for name, cls in canonical.classes.items()}
+    sites = find_sites(canonical)
     kept = {name: _numbers(canonical.classes[name].wake, site) for name, site in sites.items()}
     for block in canonical.layout:
-        site = sites[block.cls]
-        found[site.mask.reach or 0] += kept[block.cls]
-    layers = tuple((numbers, window) for window, numbers in sorted(found.items()))
+        if block.cls in sites:
+            found[sites[block.cls].mask.reach or 0] += kept[block.cls]
+        found[1] += _carried(canonical.classes[block.cls].wake)
+    layers = tuple((numbers, window) for window, numbers in sorted(found.items()) if numbers)
     return KVCache(layers, canonical.dtype.itemsize)
+
+
+def _carried(graph: Graph) -> int:
+    """How many numbers the block's own convolutions and recurrences carry from token to token."""
+    total = 0
+    for name, node in recurrences_of(graph).items():
+        args: Any = node.args
+        before = args[2] if name.startswith("tail") else args[5][0]
+        total += prod(int(size) for size in dims(before)[1:])
+    return total
 
 
 def _numbers(graph: Graph, site: Site) -> int:

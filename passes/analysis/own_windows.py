@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_attention, find_sites
 from sleepc.recipe import Override, Recipe, parse_layers
 
 FACTOR = 4  # of the recipe's window: if a layer's own is longer than that, leaving it costs too much state
@@ -21,9 +21,10 @@ def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
     Raises UsageError for "leave" if every layer has a window of its own: nothing would be converted.
     """
     own = own_windows(canonical)
+    attending = [bool(find_attention(canonical.classes[block.cls].wake)) for block in canonical.layout]
     if recipe.own_windows == "narrow" or not any(own):
         return recipe
-    if all(own):
+    if all(window for window, attends in zip(own, attending, strict=True) if attends):
         if recipe.own_windows == "auto":
             return recipe
         raise UsageError(
@@ -33,14 +34,14 @@ def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
         )
     most = FACTOR * recipe.window if recipe.own_windows == "auto" else max(own)
     room = (canonical.max_positions or max(own) + recipe.sinks) - recipe.sinks
-    asked, decided = _asked(recipe, len(own)), _decided(recipe, len(own))
+    asked, decided = asked_by_number(recipe, len(own)), _decided(recipe, len(own))
     left: dict[tuple[int, bool], list[int]] = {}
     for i, window in enumerate(own):
         if 0 < window <= most and i not in decided:
             kept = max(window, recipe.window) if i in asked else window
             left.setdefault((min(kept, room), i in asked), []).append(i)
     new = tuple(
-        Override(layers=_numbers(layers), window=window, strategy=None if with_memory else "leave")
+        Override(layers=numbers(layers), window=window, strategy=None if with_memory else "leave")
         for (window, with_memory), layers in left.items()
     )
     return recipe.model_copy(update={"overrides": (*new, *recipe.overrides)}) if new else recipe
@@ -49,8 +50,8 @@ def leave_own_windows(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
 def own_windows(canonical: ProgramGraphs) -> tuple[int, ...]:
     """How many tokens each layer sees at most, by its own mask; 0 for all that the model has positions for."""
     limit = canonical.max_positions
-    reach = {name: _reach(find_site(cls.wake)) for name, cls in canonical.classes.items()}
-    own = (reach[block.cls] for block in canonical.layout)
+    reach = {name: _reach(site) for name, site in find_sites(canonical).items()}
+    own = (reach.get(block.cls, 0) for block in canonical.layout)
     return tuple(window if limit is None or window < limit else 0 for window in own)
 
 
@@ -67,7 +68,7 @@ def _reach(site: Site) -> int:
     return site.mask.reach or 0
 
 
-def _asked(recipe: Recipe, count: int) -> frozenset[int]:
+def asked_by_number(recipe: Recipe, count: int) -> frozenset[int]:
     """The layers for which a memory is asked by number."""
     names = [o.layers for o in recipe.overrides if o.strategy not in (None, "leave")]
     if recipe.layers != "all" and not recipe.layers.startswith("every:"):
@@ -81,7 +82,7 @@ def _decided(recipe: Recipe, count: int) -> frozenset[int]:
     return frozenset(i for layers in given for i in parse_layers(layers, count, where="overrides"))
 
 
-def _numbers(layers: list[int]) -> str:
+def numbers(layers: list[int]) -> str:
     """Layer numbers as a recipe has them: "0-4,6"."""
     parts: list[list[int]] = []
     for i in layers:

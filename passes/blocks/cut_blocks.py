@@ -16,18 +16,22 @@ from sleepc.ir.graph import Graph, graph_key, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
+from sleepc.ops import RECURRENCES
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FLAT, FUNCTIONAL, MASKS_KNOWN, REAL, Fact
 from sleepc.passes.lib.region import Extractor, Given, between, operators
 from sleepc.passes.lib.values import is_size, is_tensor, val
 
+ATTENTION = torch.ops.sleepc.attention.default
+
 
 @dataclass(frozen=True)
 class CutBlocks(Pass):
     """Borders are dominators: tensors [B,T,d] that every path from the tokens to the logits passes (networkx, on the
-    graph of values that depend on the tokens). A block holds one attention; its border is the last dominator before
-    the next attention, and the last block ends at the value up to which it is built like the one before it.
+    graph of values that depend on the tokens). A block holds what stands between two of them: an attention, or
+    convolutions and recurrences of the model's own, or both; its border is the last dominator before the next of these,
+    and the last block ends at the value up to which it is built like the one before it.
 
     Blocks of equal graphs share a class. What does not depend on the tokens (rotary tables) and is read by several
     parts is computed once, in embed, and handed on as an extra.
@@ -42,8 +46,8 @@ class CutBlocks(Pass):
     def run(self, program: ProgramGraphs) -> int:
         """The number of blocks."""
         flat = program.embed
-        sites = [n for n in flat.calls() if is_call(n, torch.ops.sleepc.attention.default)]
-        if not sites:
+        sites = [n for n in flat.calls() if is_call(n, ATTENTION, *RECURRENCES)]
+        if not any(is_call(n, ATTENTION) for n in sites):
             raise no_attention("")
         borders = find_borders(flat, sites)
         place = _place(flat, borders)
@@ -52,24 +56,32 @@ class CutBlocks(Pass):
 
 
 def find_borders(flat: Graph, sites: list[fx.Node]) -> list[fx.Node]:
-    """The borders h_0 .. h_D: block i maps border i to border i + 1."""
+    """The borders h_0 .. h_D: block i maps border i to border i + 1. Sites without a border between share a block."""
     order = {node: i for i, node in enumerate(flat.fx.nodes)}
     chain = _dominators(flat, sites, order)
-    found_between: list[list[fx.Node]] = []
-    for i in range(len(sites) + 1):
-        after = order[sites[i - 1]] if i else -1
-        before = order[sites[i]] if i < len(sites) else len(order)
-        found = [n for n in chain if after < order[n] < before and is_border(n)]
-        if not found:
-            raise Refusal(
-                "BLOCKS",
-                "two attention layers lie in one block: no single tensor separates them",
-                where=", ".join(str(s.meta.get("source", "")) for s in sites[max(i - 1, 0) : i + 1]),
-                fix="sleepc cuts models whose blocks pass on one tensor [B, T, d].",
-            )
-        found_between.append(found)
-    borders = [found[-1] for found in found_between[:-1]]
-    return [*borders, _last_border(flat, borders, found_between[-1])]
+    borders: list[fx.Node] = []
+    block: list[fx.Node] = []
+    for site in sites:
+        after = order[block[-1]] if block else -1
+        found = [n for n in chain if after < order[n] < order[site] and is_border(n)]
+        block = [site] if found else [*block, site]
+        attentions = [n for n in block if is_call(n, ATTENTION)]
+        if not (found or borders) or len(attentions) > 1:
+            raise _no_border(attentions or block)
+        borders += found[-1:]
+    found = [n for n in chain if order[n] > order[sites[-1]] and is_border(n)]
+    if not found:
+        raise _no_border(block)
+    return [*borders, _last_border(flat, borders, found)]
+
+
+def _no_border(sites: list[fx.Node]) -> Refusal:
+    return Refusal(
+        "BLOCKS",
+        "two attention layers lie in one block: no single tensor separates them",
+        where=", ".join(str(s.meta.get("source", "")) for s in sites),
+        fix="sleepc cuts models whose blocks pass on one tensor [B, T, d].",
+    )
 
 
 def _last_border(flat: Graph, borders: list[fx.Node], candidates: list[fx.Node]) -> fx.Node:
@@ -91,7 +103,7 @@ def _last_border(flat: Graph, borders: list[fx.Node], candidates: list[fx.Node])
 def _dominators(flat: Graph, sites: list[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
     """Tensors that every path from the tokens to the logits passes, in order.
 
-    Values that are made of the tokens before the first attention and read by later blocks too (embeddings that are
+    Values that are made of the tokens before the first site and read by later blocks too (embeddings that are
     added to every layer's values) are not such paths: embed passes them on in addition to h.
     """
     dependence = find_dependence(flat, ("tokens",), ("positions",))
@@ -101,8 +113,7 @@ def _dominators(flat: Graph, sites: list[fx.Node], order: dict[fx.Node, int]) ->
         graph.add_edges_from((source, node) for source in node.all_input_nodes if source in dependence.tokens)
     after = nx.descendants(graph, sites[0]) | {sites[0]}
     late = _chain(graph.subgraph(after), sites[0], logits)
-    second = order[sites[1]] if len(sites) > 1 else len(order)
-    first_border = next((n for n in reversed(late) if is_border(n) and order[n] < second), None)
+    first_border = _first_border(graph, sites, late, order)
     if first_border is None:
         return late
     beyond = nx.descendants(graph, first_border)
@@ -110,6 +121,30 @@ def _dominators(flat: Graph, sites: list[fx.Node], order: dict[fx.Node, int]) ->
         if beyond.intersection(graph.successors(node)):
             _bypass(graph, node, tokens, first_border)
     return [*_chain(graph, tokens, first_border), *late[late.index(first_border) + 1 :]]
+
+
+def _first_border(
+    graph: nx.DiGraph[fx.Node], sites: list[fx.Node], late: list[fx.Node], order: dict[fx.Node, int]
+) -> fx.Node | None:
+    """The end of the first block: of what `late` has between two sites, the last that all sites before lead to, that
+    leads to all others, and that is as wide as what the last block adds to. (One that is in the block itself, behind a
+    first of two mixers side by side or between a convolution and its recurrence, is not.)
+    """
+    sums = [n for n in late if is_call(n, torch.ops.aten.add.Tensor) and is_border(n) and _adds_tokens(graph, n)]
+    width = str(val(sums[-1]).shape[-1]) if sums else ""
+    for i in range(1, len(sites) + 1):
+        end = order[sites[i]] if i < len(sites) else len(order)
+        found = [n for n in late if order[sites[i - 1]] < order[n] < end and is_border(n)]
+        for node in reversed(found):
+            if str(val(node).shape[-1]) == (width or str(val(node).shape[-1])) and (
+                nx.ancestors(graph, node).issuperset(sites[:i]) and nx.descendants(graph, node).issuperset(sites[i:])
+            ):
+                return node
+    return None
+
+
+def _adds_tokens(graph: nx.DiGraph[fx.Node], node: fx.Node) -> bool:
+    return len(node.all_input_nodes) == 2 and all(n in graph for n in node.all_input_nodes)
 
 
 def _bypass(graph: nx.DiGraph[fx.Node], node: fx.Node, tokens: fx.Node, border: fx.Node) -> None:

@@ -10,7 +10,7 @@ from torch import fx
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.find_sites import Dominators, attention_of, dependence_of, dims, turned
+from sleepc.passes.analysis.find_sites import Dominators, dependence_of, dims, find_attention, turned
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, UNCLOCKED, Fact
 from sleepc.passes.lib.emit import aten
@@ -32,9 +32,12 @@ class ExposeHeads(Pass):
 
 
 def _expose(graph: Graph) -> int:
+    attention = find_attention(graph)
+    if attention is None:
+        return 0
     tree = Dominators(graph, dependence_of(graph))
     found: dict[fx.Node, None] = {}
-    for value in attention_of(graph).args[:2]:
+    for value in attention.args[:2]:
         assert isinstance(value, fx.Node)
         origin = tree.origin(value)
         if dims(origin) == turned(value):

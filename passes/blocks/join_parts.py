@@ -11,7 +11,7 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.find_sites import Dominators, attention_of, dependence_of, dims, turned
+from sleepc.passes.analysis.find_sites import Dominators, dependence_of, dims, find_attention, turned
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, UNCLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
@@ -49,8 +49,8 @@ class JoinParts(Pass):
 
 
 def _join_parts(graph: Graph) -> int:
-    count = 0
-    for value in attention_of(graph).args[:2]:
+    count, attention = 0, find_attention(graph)
+    for value in attention.args[:2] if attention else ():
         assert isinstance(value, fx.Node)
         tree = Dominators(graph, dependence_of(graph))
         if is_call(value, aten.cat.default) and dims(tree.origin(value)) not in (dims(value), turned(value)):

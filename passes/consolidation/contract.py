@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from torch import Tensor, fx
@@ -48,7 +48,8 @@ class Layer:
     """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
     positions, if it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
     what is to be written into it: what the window's tokens have made or, in the sleep of a layer that keeps pairs, what
-    it drops. `kept`: the pairs that it keeps, or None. `made`: what all of the stream's tokens have.
+    it drops. `kept`: the pairs that it keeps, or None. `made`: what all of the stream's tokens have. `own`: what its
+    own convolutions have seen and its own recurrences hold, by the names of their states.
     """
 
     k: Tensor | None = None
@@ -58,6 +59,7 @@ class Layer:
     written: dict[str, Tensor] | None = None
     kept: Pairs | None = None
     made: dict[str, Tensor] | None = None
+    own: dict[str, Tensor] = field(default_factory=dict)
 
 
 class StreamSleep(Protocol):

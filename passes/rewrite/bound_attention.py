@@ -17,7 +17,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.passes.analysis.dependence import find_dependence
-from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_attention, find_site
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, MASKS_KNOWN, UNCLOCKED, Fact
 from sleepc.passes.lib.classes import chosen_classes
@@ -97,7 +97,7 @@ class BoundAttention(Pass):
         for length, layers in self.rings:
             window = self._window(program, length)
             for some in _split(layers, slots):
-                for name in chosen_classes(program, some):
+                for name in (n for n in chosen_classes(program, some) if find_attention(program.classes[n].wake)):
                     pairs = {i: slots[i] for i in some if slots[i]}
                     self._bind_block(program, name, (window, pairs), shared, renumber)
                     rewritten += 1

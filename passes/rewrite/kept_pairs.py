@@ -25,7 +25,7 @@ from sleepc.ir.roles import PREFIX
 from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
-from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_sites
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Budget
 from sleepc.passes.rewrite.rounded import PEAK, Form, form_of, read_rounded, rounded_specs, write_rounded
@@ -45,9 +45,9 @@ def can_keep(site: Site) -> bool:
 
 def heads_that_keep(program: ProgramGraphs, keepers: frozenset[int]) -> list[int]:
     """How many KV heads of every layer can keep pairs: those of `keepers` that see distant tokens."""
-    sites = {name: find_site(cls.wake) for name, cls in program.classes.items()}
-    each = [sites[block.cls] for block in program.layout]
-    return [site.kv_heads if i in keepers and can_keep(site) else 0 for i, site in enumerate(each)]
+    sites = find_sites(program)
+    each = [sites.get(block.cls) for block in program.layout]
+    return [site.kv_heads if i in keepers and site and can_keep(site) else 0 for i, site in enumerate(each)]
 
 
 def check_can_keep(site: Site) -> None:

@@ -67,9 +67,8 @@ def _table(seen: Inspection, why: bool) -> None:
             "yes" if b.sink_logits else "–",
             "yes" if b.bias else "–",
         ]
-        table.add_row(
-            str(b.index), b.cls, f"{b.q_heads}/{b.kv_heads}", str(b.head_size), *marks, b.positions, b.becomes
-        )
+        heads = (f"{b.q_heads}/{b.kv_heads}", str(b.head_size)) if b.q_heads else ("–", "–")
+        table.add_row(str(b.index), b.cls, *heads, *marks, b.positions, b.becomes)
     out.print(table)
     out.print(f"sleep {seen.sleep}")
     out.print(f"{seen.convertible} of {seen.sites} sites convertible   +{number(seen.new_parameters)} parameters")

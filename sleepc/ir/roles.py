@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from sleepc.errors import SleepcError
 
 Update = Literal["overwrite", "ring", "accumulate"]
-Role = Literal["clock", "kv", "kept", "pin", "gap", "record", "loop", "memory", "start", "tail", "count"]
+Role = Literal["clock", "kv", "kept", "pin", "gap", "record", "loop", "memory", "start", "tail", "own", "count"]
 AtSleep = Literal["counted", "evicted", "chosen", "emptied", "consolidated", "left"]
 
 # What a sleep does to the states of each role.
@@ -24,10 +24,11 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
     "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are if nothing was recorded
     "start": "left",  # a memory as it was when the window began, by the same names. Passes of a loop write it.
-    "tail": "left",  # the last inputs of a causal convolution
+    "tail": "left",  # the last inputs of a causal convolution; those of the model's own are tail.0, tail.1
+    "own": "left",  # what a recurrent layer of the model itself carries from token to token: own.0, own.1
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
 }
-PREFIX: dict[Role, str] = {"kept": "kept.", "gap": "gap.", "record": "record.", "start": "start."}
+PREFIX: dict[Role, str] = {"kept": "kept.", "gap": "gap.", "record": "record.", "start": "start.", "own": "own."}
 TAKEN, PINNED = "passes_taken", "pinned"
 PINNED_SCORE = 3.4028234663852886e38  # the score of a kept pair that is pinned: the greatest float32; others are less
 

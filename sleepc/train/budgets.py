@@ -117,10 +117,9 @@ def echo(canonical: ProgramGraphs, rows: Tensor, sinks: int, progress: Progress)
 class _Echo:
     """Stands in for `sleepc::attention`, and notes what the last L queries give to the L tokens before them."""
 
-    worth: Tensor  # [B,Hkv,L]
-
     def __init__(self, window: int) -> None:
         self.window = window
+        self.worth = torch.zeros(0)  # [B,Hkv,L]; nothing in a block without attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
         """attention(q, k, v, ..): [B,Hq,T,dv]."""

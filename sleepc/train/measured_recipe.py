@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.analysis.hybrid import fit_hybrid
 from sleepc.passes.analysis.own_windows import leave_own_windows
 from sleepc.passes.plan import may_keep
 from sleepc.passes.rewrite.kept_pairs import heads_that_keep
@@ -34,7 +35,7 @@ def measured_recipe(
     def heard() -> list[Tensor]:
         return echo(canonical, twice(canonical, recipe, tokens(), FEW), recipe.sinks, progress)
 
-    found = leave_own_windows(_leave_layers(canonical, recipe, heard), canonical)
+    found = leave_own_windows(_leave_layers(canonical, fit_hybrid(recipe, canonical), heard), canonical)
     keep = found.keep
     if keep is None or keep.budgets == "equal":
         return found

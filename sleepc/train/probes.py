@@ -93,16 +93,16 @@ def measured_probes(
     for i, block in enumerate(program.layout):
         progress("measuring probes", i / len(program.layout))
         wake = program.classes[block.cls].wake
-        site, own = find_site(wake), materialise(only_block(program, i), "cpu")
+        own = materialise(only_block(program, i), "cpu")
         bound = {port: own[key] for port, key in block.params.items()}
         shown = run(_showing(wake) if heads[i] else wake)
-        sums = _Sums(site, recipe, score)
+        sums = _Sums(find_site(wake), recipe, score) if heads[i] else None
         for text, values in zip(texts, given, strict=True):
             seen = shown({**values, **bound})
             values["h"] = seen["h"]
-            if heads[i]:
+            if sums is not None:
                 sums.add(seen, text.read)
-        if heads[i]:
+        if sums is not None:
             found[i] = sums.probes()
     progress("measuring probes", 1.0)
     return found

@@ -21,7 +21,7 @@ from sleepc.memory.parameters import (
     STRENGTHS,
     Parameter,
 )
-from sleepc.passes.analysis.find_sites import find_site
+from sleepc.passes.analysis.find_sites import find_attention, find_site
 from sleepc.train.adapter import with_values
 
 WRITES = 1 / 16  # of d_k / L: the write strength
@@ -106,13 +106,14 @@ def _passes_on(graphs: ProgramGraphs, block: Block) -> bool:
 
 def mean_keys(canonical: ProgramGraphs, tokens: Tensor) -> list[Tensor]:
     """The mean of every KV head's unit keys before positions, [Hkv,d_k] for each block, with full attention over
-    tokens [B,T].
+    tokens [B,T]; nothing for a block without attention.
     """
     backend, parameters = find_trainer(), materialise(canonical, "cpu")
     blocks = {}
     for name, cls in canonical.classes.items():
         graph = cls.wake.clone()
-        graph.set_returns({**graph.results(), "keys": find_site(graph).k})
+        if find_attention(graph):
+            graph.set_returns({**graph.results(), "keys": find_site(graph).k})
         blocks[name] = backend.runner(graph)
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     found = []
@@ -121,7 +122,7 @@ def mean_keys(canonical: ProgramGraphs, tokens: Tensor) -> list[Tensor]:
         for block in canonical.layout:
             own = {port: parameters[key] for port, key in block.params.items()}
             results = blocks[block.cls]({**values, **own})
-            keys = results.pop("keys")
+            keys = results.pop("keys", torch.zeros(0, 0, 0, 0))
             keys = torch.nn.functional.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
             found.append(keys.mean((0, 2)))
             values |= results

@@ -6,7 +6,7 @@ import warnings
 
 from sleepc.errors import SleepcError, SleepcWarning
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.find_sites import find_site
+from sleepc.passes.analysis.find_sites import find_attention, find_site
 from sleepc.passes.rewrite.key_positions import is_held
 from sleepc.recipe import Recipe
 from sleepc.verify.oracle import brings_near
@@ -45,9 +45,10 @@ def _far_sinks(step: ProgramGraphs, canonical: ProgramGraphs, recipe: Recipe) ->
 
 
 def _is_near_by_recipe(canonical: ProgramGraphs, recipe: Recipe, i: int) -> bool:
-    plan, site = recipe.plan(len(canonical.layout))[i], find_site(canonical.classes[canonical.layout[i].cls].wake)
-    attends = plan.strategy != "replace" and plan.window is not None
-    return attends and brings_near(recipe, site, plan.window or 0)
+    plan, wake = recipe.plan(len(canonical.layout))[i], canonical.classes[canonical.layout[i].cls].wake
+    if plan.strategy == "replace" or plan.window is None or not find_attention(wake):
+        return False
+    return brings_near(recipe, find_site(wake), plan.window)
 
 
 def _is_near(step: ProgramGraphs, i: int) -> bool:

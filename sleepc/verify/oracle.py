@@ -34,7 +34,7 @@ from sleepc.memory.parameters import (
     PROJECTION,
     QUERY_MAP,
 )
-from sleepc.passes.analysis.find_sites import Site, find_site
+from sleepc.passes.analysis.find_sites import Site, find_site, find_sites, recurrences_of
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.plan import budgets, may_keep
@@ -44,6 +44,7 @@ from sleepc.verify import reference
 from sleepc.verify.dropped import dropped, slots_hold
 from sleepc.verify.kept import dtype_of, keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
 from sleepc.verify.memory_values import new_parameters
+from sleepc.verify.own_states import own_answer, own_states
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
@@ -131,6 +132,7 @@ class ReadStream:
                 with_v, rule = self.oracle.plans[i].strategy != "parallel", self.oracle.plans[i].rule
                 waiting = slots_hold(rule, layer.made, layer.kept, with_v=with_v, dtype=dtype_of(self.oracle))
                 found |= {name_of("kept", n): x for n, x in waiting.items()}
+        found |= own_states(self.oracle.program.classes[self.oracle.program.layout[i].cls].wake, layer.own)
         if layer.memory is not None:
             names = memory_names(self.oracle.plans[i].rule)
             found |= {name_of("memory", n): x for n, x in zip(names, layer.memory, strict=True)}
@@ -153,11 +155,12 @@ class Oracle:
         self.consolidation = find_consolidation(recipe.consolidation)
         self.embed, self.ending = Runner(canonical.embed), Runner(canonical.head)
         self.runner = cache(lambda name: Runner(canonical.classes[name].wake))
-        self.site = cache(lambda name: find_site(canonical.classes[name].wake))
+        self.sites = find_sites(canonical)
+        self.own = {name: recurrences_of(cls.wake) for name, cls in canonical.classes.items()}
         self.turner = cache(lambda name: _Turner(canonical.classes[name].wake))
-        sites = [self.site(block.cls) for block in canonical.layout]
+        sites = [self.sites.get(block.cls) for block in canonical.layout]
         may = may_keep(self.plans, recipe.window)
-        heads = [site.kv_heads if i in may and can_keep(site) else 0 for i, site in enumerate(sites)]
+        heads = [site.kv_heads if i in may and site and can_keep(site) else 0 for i, site in enumerate(sites)]
         self.budgets = budgets(recipe.keep, heads)
         self.most = max((n for budget in self.budgets for n in budget), default=0)
         self.renumbers = self._renumbers()
@@ -171,7 +174,7 @@ class Oracle:
     def __call__(self, tokens: Tensor, cuts: Sequence[int] | None = None) -> ReadStream:
         """Read tokens [B,T], with sleeps after every L-th, or after as many tokens as `cuts` says."""
         rows, length = tokens.shape
-        longest = max((self.ring(i) for i, plan in enumerate(self.plans) if plan.strategy != "replace"), default=0)
+        longest = max((self.ring(i) for i in range(len(self.plans)) if self._attends(i)), default=0)
         last, room = self.program.max_positions, longest + self.most
         time = make_timeline(length, self.recipe, last, cuts, room, renumbers=self.renumbers)
         stream = ReadStream(self, rows, time, [Layer(kept=no_pairs(budget, rows)) for budget in self.budgets])
@@ -216,8 +219,12 @@ class Oracle:
         return logits if alone else logits[:, at]
 
     def site_of(self, i: int) -> Site:
-        """The attention of block i."""
-        return self.site(self.program.layout[i].cls)
+        """The attention of block i, which has one."""
+        return self.sites[self.program.layout[i].cls]
+
+    def _attends(self, i: int) -> bool:
+        """Has block i a KV window?"""
+        return self.plans[i].strategy != "replace" and self.program.layout[i].cls in self.sites
 
     def ring(self, i: int) -> int:
         """How many tokens the attention of block i keeps."""
@@ -256,7 +263,10 @@ class Oracle:
         """Block i over a window -> h [B,n,d]."""
         block = self.program.layout[i]
         values = {**{port: self.parameters[key] for port, key in block.params.items()}, **values}
-        watch = _BlockHook(self, i, self.site(block.cls), window, stream, values)
+        if block.cls not in self.sites:
+            alone: Tensor = self.runner(block.cls)(values, _OwnHook(self, i, window, stream.layers[i]))["h"]
+            return alone
+        watch = _BlockHook(self, i, self.sites[block.cls], window, stream, values)
         h: Tensor = self.runner(block.cls)(values, watch)["h"]
         return watch.mixer.insert(h) if self.plans[i].strategy == "insert" else h
 
@@ -331,13 +341,30 @@ class _Turner:
         return found
 
 
+class _OwnHook:
+    """The hook of a block's own convolutions and recurrences; while asleep they leave nothing behind."""
+
+    def __init__(self, oracle: Oracle, i: int, window: Window, layer: Layer) -> None:
+        self.oracle, self.layer, self.window = oracle, layer, window
+        self.names = {node: name for name, node in oracle.own[oracle.program.layout[i].cls].items()}
+
+    def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node not in self.names:
+            return self.oracle._widen(node, args, kwargs)
+        out, own = own_answer(self.names[node], args, kwargs, self.layer.own)
+        if not self.window.asleep:
+            self.layer.own = own
+        return [out]
+
+
 class _BlockHook:
-    """The hook of one block: notes q, k, v and x on the way, and answers for the attention."""
+    """The hook of one block with attention: notes q, k, v and x on the way, and answers for the attention."""
 
     def __init__(
         self, oracle: Oracle, i: int, site: Site, window: Window, stream: ReadStream, values: Mapping[str, Any]
     ) -> None:
         self.oracle, self.i, self.site, self.window, self.stream = oracle, i, site, window, stream
+        self.own = _OwnHook(oracle, i, window, stream.layers[i])
         self.layer, self.plan = stream.layers[i], oracle.plans[i]
         self.mixer = Mixer(oracle, i, site, window, self.layer, self.plan)
         self.wanted = {site.q, site.k, site.v, site.x}
@@ -346,7 +373,7 @@ class _BlockHook:
     def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node is self.site.node:
             return self._attention(args, kwargs)
-        value = self.oracle._widen(node, args, kwargs)
+        value = self.own(node, args, kwargs)
         if node in self.wanted:
             value = node.target(*args, **kwargs) if value is NotImplemented else value  # type: ignore[operator]
             self.found[node] = value

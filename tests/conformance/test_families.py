@@ -29,6 +29,7 @@ from tests.same import assert_same_logits, assert_same_program
 
 # Some of these models compute norms, rotations or experts in float32, also as float64 models.
 TOLERANCE = 1e-6
+RECURRENT_IN_FLOAT32 = {"qwen3-5": 2e-5}  # and these their recurrences, chunk by chunk
 AGAINST_ORIGINAL = 2e-5
 SHAPES = ((2, 11), (1, 17))
 
@@ -68,7 +69,8 @@ def test_family(name: str, tmp_path: Path) -> None:
     # the capture holds for other shapes, beyond windows and chunks of the layers' own
     for shape in SHAPES:
         tokens = torch.from_numpy(rng.integers(0, VOCAB, shape))
-        assert max_error(canonical_logits(canonical, tokens), original(tokens)) <= TOLERANCE
+        tolerance = RECURRENT_IN_FLOAT32.get(name, TOLERANCE)
+        assert max_error(canonical_logits(canonical, tokens), original(tokens)) <= tolerance
 
     # exact inside the window, whatever the memories' parameters are
     shaken_program = shaken(program.graphs)

@@ -23,11 +23,14 @@ def draw_card(c: Canvas, x: float, y: float, part: BlockGroup, title: str, sinks
     """Draw a part of the program with its top left corner at (x, y), and the token's way on to what comes below."""
     c.box(x, y, WIDTH, HEIGHT, "card")
     c.heading(x + 18, y + 26, title, size=14)
-    c.text(x + 20, y + HEIGHT - 13, f"the original: attention over {_before(part.info)}", "soft", 12)
+    before = f"attention over {_before(part.info)}" if part.info.q_heads else "recurrent as well"
+    c.text(x + 20, y + HEIGHT - 13, f"the original: {before}", "soft", 12)
     state = f"state of each block: {size(part.state_bytes)} per sequence"
     c.text(x + WIDTH - 28, y + HEIGHT - 13, state, "soft", 12, "end")
     c.arrow([(x + ENTRY, y - GAP / 2), (x + ENTRY, y + MIDDLE - 20)])
-    if part.memory.place == "instead":
+    if not part.info.q_heads:
+        end = _recurrent(c, x, y)
+    elif part.memory.place == "instead":
         _instead(c, x, y, part)
         end = x + 642
     else:
@@ -94,6 +97,15 @@ def _without(c: Canvas, x: float, y: float, part: BlockGroup) -> float:
     unchanged = part.everything or 0 < part.info.reach <= part.kept
     after = "attention is as in the original" if unchanged else "what leaves the window is gone"
     c.text(x + 20, y + LOWER + 30, f"no memory here: {after}")
+    return x + 642
+
+
+def _recurrent(c: Canvas, x: float, y: float) -> float:
+    """recurrence -> feed-forward; where the way ends."""
+    _step(c, x + 304, y, "recurrence")
+    _step(c, x + 532, y, "feed-forward")
+    c.arrow([(x + 414, y + MIDDLE), (x + 532, y + MIDDLE)])
+    c.text(x + 20, y + LOWER + 30, "the model's own: every token writes what it carries, and a sleep leaves it")
     return x + 642
 
 

@@ -1,0 +1,65 @@
+"""Convolutions and recurrences of the model's own, in blocks with attention and without, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sleepc
+from sleepc.ir.states import with_role
+from sleepc.passes.analysis.kv_cache import kv_cache
+from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
+from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.verify import make_streams
+from tests.conformance.backends import load
+from tests.conformance.test_invariants import hold_invariants
+from tests.hybrids import VOCAB, WIDTH, Hybrid
+
+WINDOW = 8
+OWN = {"tail.0": (3 * WIDTH, 2), "own.0": (2, WIDTH // 2, WIDTH // 2)}
+
+
+def converted(*, beside: bool, **options: Any) -> sleepc.Program:
+    torch.manual_seed(3)
+    return sleepc.convert(Hybrid(beside=beside).double(), {"window": WINDOW, "sinks": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("beside", "options"),
+    [
+        (False, {"keep": {"slots": 3, "budgets": "equal"}}),
+        (True, {"eviction": "hard", "write": "online"}),
+    ],
+)
+def test_invariants(beside: bool, options: dict[str, Any]) -> None:
+    program = converted(beside=beside, **options)
+    graphs = shaken(program.graphs)
+    assert program.canonical is not None
+    oracle = Oracle(program.canonical, program.recipe, parameters_of(program.canonical, graphs))
+    tokens = np.random.default_rng(3).integers(0, VOCAB, 3 * WINDOW + 3)
+    bench = Bench(load(graphs), oracle, make_streams(tokens, WINDOW))
+    assert set(OWN) <= {name.partition(".")[2] for name in bench.alone[0].state}
+    hold_invariants(bench, 1e-9)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_a_hybrid_carries(beside: bool) -> None:
+    """Blocks, states, and what they cost, beside what the original's cache does."""
+    program = converted(beside=beside)
+    classes = [program.graphs.classes[block.cls] for block in program.graphs.layout]
+    own = [{s.name: s.dims[1:] for s in with_role(cls.states, "tail", "own")} for cls in classes]
+    assert own == ([OWN, OWN] if beside else [OWN, {}])
+    assert [bool(with_role(cls.states, "kv")) for cls in classes] == ([True, True] if beside else [False, True])
+    assert [plan.strategy for plan in program.recipe.plan(2)] == ["parallel" if beside else "leave", "parallel"]
+    assert program.canonical is not None
+    cache, count = kv_cache(program.canonical), 1 + beside
+    carried = 3 * WIDTH * 2 + 2 * (WIDTH // 2) ** 2
+    assert cache.bytes(10) == 8 * count * (10 * 2 * WIDTH + carried)
+    assert cache.bytes_per_token == 8 * count * 2 * WIDTH
+    seen = program.inspect()
+    assert (len(seen.blocks), seen.sites) == (2, 1 + beside)
+    assert seen.blocks[0].becomes == ("window 8 + gated_delta memory" if beside else "as it is, from state to state")
