@@ -63,6 +63,12 @@ MEANT = (
         ("state",),
         "states name how heads share slots, and those of before do not",
     ),
+    Meant(
+        "1e520a0afdc6f1a9bd068e9646682bfbb3f3830a",
+        "* keep*",
+        ("converted", "export"),
+        "the default score is probe, whose probes the comparison draws at random; artifacts of before keep score key",
+    ),
 )
 
 
