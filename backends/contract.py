@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from sleepc.backends.tunable import TRIED, Setting, Tunable, check_settings
 from sleepc.errors import UsageError
 from sleepc.progress import Progress, silent
 
@@ -75,6 +76,25 @@ class Backend(ABC):
         """
         raise not_compiled(self.name)
 
+    def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
+        """What may be set of how it runs on a device that is here: what `sleepc tune` tries."""
+        del device
+        return ()
+
+    def tuned_steps(
+        self,
+        program: ProgramGraphs,
+        settings: Mapping[str, Setting],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> Steps:
+        """`steps` with settings of `tunables`; what is not named has its default. Raises UsageError for others."""
+        del progress
+        check_settings(self.name, self.tunables(device), settings)
+        return self.steps(program, device=device, dtype=dtype)
+
 
 class TrainingBackend(Backend):
     """A backend whose steps gradients go through, on parameters that are given and change."""
@@ -135,9 +155,11 @@ def not_compiled(name: str) -> UsageError:
     return UsageError(f"the backend {name} compiles nothing", where="--compile", fix="Leave it out.")
 
 
-def option(default: Any, words: str) -> Any:
-    """A field of a target's `options`: a flag of `sleepc export` that is called --like-it; `words` are its help."""
-    return field(default=default, metadata={"help": words})
+def option(default: Any, words: str, *, tried: tuple[Setting, ...] = ()) -> Any:
+    """A field of a target's `options`: a flag of `sleepc export` that is called --like-it; `words` are its help.
+    `tried` are the values that `sleepc tune` tries: they change how fast files run, and nothing that they compute.
+    """
+    return field(default=default, metadata={"help": words, TRIED: tried})
 
 
 class Target(ABC):
@@ -196,6 +218,16 @@ class Target(ABC):
     @abstractmethod
     def verify(self, export: Export, tokens: Sequence[int], progress: Progress, like: Steps | None) -> Report:
         """Check an export in place, reading `tokens`; against the steps of its artifact, if these are given."""
+
+    def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
+        """What may be set of how its exports run on a device that is here (see `Export.tuned_steps`)."""
+        del device
+        return ()
+
+    def options_of(self, export: Export) -> Mapping[str, Setting]:
+        """The options that an export was written with, as far as the export says."""
+        del export
+        return {}
 
     def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
         """Every way to write files, by name: a program at level STEP and an empty folder -> its steps, unchecked, on

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from sleepc.backends.tunable import Setting, check_settings
 from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.session import Session
@@ -71,6 +73,10 @@ class Export(ABC):
         steps = self.steps(device=device, dtype=dtype)
         return Session(steps, batch, identity=self.identity, upto=self.manifest.upto)
 
+    def nbytes(self) -> int:
+        """How many bytes its files have."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
     @abstractmethod
     def check(self, device: str = "cpu", dtype: str | None = None) -> object:
         """Raises UsageError if it cannot run so here, before anything is opened."""
@@ -78,3 +84,8 @@ class Export(ABC):
     @abstractmethod
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> Steps:
         """Its steps; `passes` other than its own are for comparing them (see ExportFacts.replays)."""
+
+    def tuned_steps(self, settings: Mapping[str, Setting], *, device: str = "cpu", dtype: str | None = None) -> Steps:
+        """`steps` with settings of its target's `tunables`. Raises UsageError for others."""
+        check_settings("this export", (), settings)
+        return self.steps(device=device, dtype=dtype)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
 from sleepc.backends.contract import Kernels, TrainingBackend
+from sleepc.backends.tunable import Setting, Tunable, check_settings, threads_of
 from sleepc.errors import UsageError
 from sleepc.progress import Progress, silent
 
@@ -88,6 +89,39 @@ class EagerBackend(TrainingBackend):
             raise UsageError("code is compiled for the CPU only", where="--compile", fix="Leave it, or --device, out.")
         program = retyped(program, dtype)
         return CompiledSteps(program, materialise(program, device), self.kernels(train=False), progress)
+
+    def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
+        """See `Backend.tunables`."""
+        import torch
+
+        if device != "cpu" or "cpu" not in self.devices:
+            return ()
+        compiles = type(self).compiled_steps is not TrainingBackend.compiled_steps
+        compiled = (Tunable("compile", (False, True), "compile what reads a token"),) if compiles else ()
+        return (threads_of(torch.get_num_threads()), *compiled)
+
+    def tuned_steps(
+        self,
+        program: ProgramGraphs,
+        settings: Mapping[str, Setting],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> EagerSteps:
+        """See `Backend.tuned_steps`."""
+        from sleepc.backends.eager.steps import EagerSteps, on_threads
+
+        check_settings(self.name, self.tunables(device), settings)
+        threads = int(settings.get("threads", 0))
+        with on_threads(threads):  # compiled code is for a number of them
+            if settings.get("compile"):
+                made: Steps = self.compiled_steps(program, device=device, dtype=dtype, progress=progress)
+            else:
+                made = self.steps(program, device=device, dtype=dtype)
+        assert isinstance(made, EagerSteps)
+        made.threads = threads
+        return made
 
     def steps_on(
         self,

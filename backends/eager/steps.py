@@ -48,6 +48,7 @@ class EagerSteps:
     ) -> None:
         assert program.clock is not None, "not a program at level STEP"
         self.program, self.device, self.train = program, torch.device(device), train
+        self.threads = 0  # PyTorch's own number, or that of `wake` and `sleep`
         functions = last = kernels
         if low is not None:
             functions = {**kernels, LINEAR: mixed_linear}
@@ -182,7 +183,7 @@ class EagerSteps:
         self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits
     ) -> tuple[FloatArray | None, State]:
         """See `Steps.wake`."""
-        with _told("wake"), torch.set_grad_enabled(self.train):
+        with on_threads(self.threads), _told("wake"), torch.set_grad_enabled(self.train):
             out, state = self.wake_tensors(state, self._tensor(tokens), self._tensor(lengths), logits)
         if out is None:
             return None, state
@@ -191,7 +192,7 @@ class EagerSteps:
 
     def sleep(self, state: State, rows: BoolArray) -> State:
         """See `Steps.sleep`."""
-        with _told("sleep"), torch.set_grad_enabled(self.train):
+        with on_threads(self.threads), _told("sleep"), torch.set_grad_enabled(self.train):
             if rows.all():
                 return self.sleep_tensors(state)
             at = self._tensor(np.flatnonzero(rows))
@@ -231,6 +232,20 @@ class EagerSteps:
         """See `Steps.from_named_arrays`."""
         dtypes = {s.name: s.dtype for s in self.program.all_states()}
         return {name: _from_array(arrays[name], dtype).to(self.device) for name, dtype in dtypes.items()}
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Within it PyTorch computes on so many threads; 0: as many as before."""
+    before = torch.get_num_threads()
+    if count in (0, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

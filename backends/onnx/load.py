@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sleepc.backends.export import Export
 from sleepc.backends.onnx.installed import missing_runtime
 from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, ExportManifest
+from sleepc.backends.tunable import Setting, Tunable, available_threads, check_settings, threads_of
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.manifest import MANIFEST as ARTIFACT
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = "onnx"  # of an artifact
 MAX_MANIFEST = 16 << 20
+PIECES = (32, 64, 128, 256, 512)  # numbers of tokens that are tried
 AGAIN = "The export is damaged or was edited: make it again with `sleepc export ARTIFACT --to onnx --force`."
 KIND = FileKind("export", FORMAT, MAX_MANIFEST, "export again", AGAIN)
 
@@ -39,13 +42,32 @@ class OnnxProgram(Export):
     @typed
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> OnnxSteps:
         """Its steps; `passes` other than the export's own are for who compares them."""
+        steps = self._steps(device, dtype)
+        steps.passes = passes
+        return steps
+
+    def tuned_steps(
+        self, settings: Mapping[str, Setting], *, device: str = "cpu", dtype: str | None = None
+    ) -> OnnxSteps:
+        """See `Export.tuned_steps`."""
+        check_settings("an export", tunables() if device == "cpu" else (), settings)
+        threads, spins = int(settings.get("threads", 0)) or None, bool(settings.get("spins", True))
+        steps = self._steps(device, dtype, threads=threads, spins=spins)
+        steps.piece = int(settings.get("piece", steps.piece))
+        return steps
+
+    def _steps(self, device: str, dtype: str | None, **options: Any) -> OnnxSteps:
         from sleepc.backends.onnx.cuda import CUDA, DeviceSteps
         from sleepc.backends.onnx.steps import OnnxSteps
 
         provider = self.check(device, dtype)
         kind = DeviceSteps if provider == CUDA else OnnxSteps
         self.check_bytes()
-        return kind(self.folder, self.manifest, provider=provider, passes=passes, in_place=self.require_in_place)
+        return kind(self.folder, self.manifest, provider=provider, in_place=self.require_in_place, **options)
+
+    def nbytes(self) -> int:
+        """See `Export.nbytes`: of graphs and weights."""
+        return sum(file.size for file in self.files)
 
     def check_bytes(self) -> None:
         """Once: are the files' bytes those that were exported? Raises SleepcError if they are not."""
@@ -77,6 +99,16 @@ class OnnxProgram(Export):
             )
         require_runtime()
         return provider_of(device, self.manifest)
+
+
+def tunables() -> tuple[Tunable, ...]:
+    """What may be set of how exports run on the CPU."""
+    from sleepc.backends.onnx.steps import PIECE
+
+    pieces = (PIECE, *(piece for piece in PIECES if piece != PIECE))
+    waits = Tunable("spins", (True, False), "threads look for work all the time while they wait")
+    threads = threads_of(available_threads())
+    return (threads, waits, Tunable("piece", pieces, "tokens that are read at once"))
 
 
 def require_runtime() -> None:

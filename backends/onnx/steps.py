@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,26 +11,18 @@ import numpy as np
 
 from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced, Tensor
 from sleepc.backends.onnx.state import NUMPY, OnnxState, empty, from_arrays, put_rows, selected, write_columns
+from sleepc.backends.tunable import available_threads
 from sleepc.errors import SleepcError
 from sleepc.ir.roles import TAKEN
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
-PIECE = 128  # tokens that a graph reads at once: as fast as more, in less memory
-
-
-def available_threads() -> int:
-    """OMP_NUM_THREADS, which PyTorch heeds too, or as many as this process may use processors."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isascii() and asked.isdigit() and 0 < int(asked) < 1024:
-        return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+PIECE = 128  # tokens that a graph reads at once by default: as fast as more, in less memory
 
 
 class OnnxSteps:
     """The `Steps` of an export. A subclass for another device has a way of its own to `open` graphs and to `place`
-    values; `provider` is ONNX Runtime's name of what runs them.
+    values; `provider` is ONNX Runtime's name of what runs them, `piece` the tokens that a graph reads at once. Threads
+    that have nothing to do look for more all the time (`spins`), or sleep.
     """
 
     def __init__(
@@ -40,13 +31,14 @@ class OnnxSteps:
         manifest: ExportManifest,
         *,
         threads: int | None = None,
+        spins: bool = True,
         provider: str = "CPUExecutionProvider",
-        passes: int | None = None,
         in_place: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.manifest, self.provider, self.passes = folder, manifest, provider, passes
+        self.folder, self.manifest, self.provider = folder, manifest, provider
+        self.passes: int | None = None  # of a sleep, instead of the program's own
         self.in_place = in_place  # raises SleepcError if a file is not the one that was checked
-        self.threads = threads or available_threads()
+        self.threads, self.spins, self.piece = threads or available_threads(), spins, PIECE
         self._opened: dict[str, Any] = {}
         self._rings = {output: _slots_of(states[0].wake) for output, states in manifest.rings.items()}
         self.replaced = {s.name: s.wake.output for s in manifest.states if isinstance(s.wake, Replaced)}
@@ -86,6 +78,7 @@ class OnnxSteps:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spins)))
         options.log_severity_level = 3
         # an arena keeps the memory of the longest call, and is no faster here
         options.enable_cpu_mem_arena = False
@@ -120,9 +113,9 @@ class OnnxSteps:
         """See `Steps.wake`. Long calls are read in pieces: as fast, and the memory of a piece is all that it takes."""
         every = []
         last = np.zeros((len(lengths), 0 if logits == "none" else 1, self.vocab), np.float32)
-        for at in range(0, tokens.shape[1], PIECE):
-            part, have = tokens[:, at : at + PIECE], (lengths - at).clip(0, PIECE)
-            ends = (lengths > at) & (lengths <= at + PIECE)
+        for at in range(0, tokens.shape[1], self.piece):
+            part, have = tokens[:, at : at + self.piece], (lengths - at).clip(0, self.piece)
+            ends = (lengths > at) & (lengths <= at + self.piece)
             wanted = {"last": int(ends.any()), "all": part.shape[1], "none": 0}[logits]
             out = self._read(state, part, have, wanted)
             if logits == "all":

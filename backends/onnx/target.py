@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from sleepc.backends.contract import Draft, Target, Written, option
 from sleepc.backends.export import Export
 from sleepc.backends.onnx.installed import EXPORTERS, about, missing_exporter, missing_runtime
-from sleepc.backends.onnx.load import OnnxProgram, load
+from sleepc.backends.onnx.load import OnnxProgram, load, tunables
 from sleepc.backends.onnx.manifest import MANIFEST
+from sleepc.backends.tunable import Setting, Tunable
 from sleepc.errors import SleepcError, UsageError
 from sleepc.held_file import HeldFile
 from sleepc.progress import Progress
@@ -40,7 +41,11 @@ class Options:
     precision: str = option(
         "fp32", "Precision of linear layers and embeddings: fp32, fp16, int8 or int4. All else is float32."
     )
-    ops: str = option("ort", "ort (ONNX Runtime's kernels, opset 23) or portable (plain operators of opset 18).")
+    ops: str = option(
+        "ort",
+        "ort (ONNX Runtime's kernels, opset 23) or portable (plain operators of opset 18).",
+        tried=("ort", "portable"),
+    )
     ep: str = option("cpu", "The execution provider that the files are for: cpu or cuda.")
 
 
@@ -128,6 +133,15 @@ class OnnxTarget(Target):
 
         assert isinstance(export, OnnxProgram)
         return verify_export(export, tokens, progress, like)
+
+    def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
+        """See `Target.tunables`."""
+        return tunables() if device == "cpu" else ()
+
+    def options_of(self, export: Export) -> Mapping[str, Setting]:
+        """See `Target.options_of`."""
+        assert isinstance(export, OnnxProgram)
+        return {name: getattr(export.manifest, name) for name in KNOWN}
 
     def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
         """See `Target.forms`."""

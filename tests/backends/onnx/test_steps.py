@@ -18,7 +18,8 @@ from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.host_instructions import instructions_of
 from sleepc.backends.onnx.manifest import Columns
 from sleepc.backends.onnx.state import write_columns
-from sleepc.backends.onnx.steps import OnnxSteps, available_threads
+from sleepc.backends.onnx.steps import OnnxSteps
+from sleepc.backends.tunable import available_threads
 from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.sampling import Sampling, candidates
@@ -214,7 +215,8 @@ def test_a_state_is_free_when_nobody_has_it(steps: OnnxSteps) -> None:
 
 
 def test_other_numbers_of_passes(program: ProgramGraphs, steps: OnnxSteps) -> None:
-    many = OnnxSteps(steps.folder, steps.manifest, threads=1, passes=5)
+    many = OnnxSteps(steps.folder, steps.manifest, threads=1)
+    many.passes = 5
     found = []
     for each in (steps, many):
         _, state = each.wake(each.new_state(1), tokens(1, 8), lengths(8), "none")

@@ -1,0 +1,66 @@
+"""This machine, as far as measured times depend on it. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from sleepc.backends.contract import Backend, Target
+from sleepc.backends.tunable import available_threads
+from sleepc.sealed_json import Strict
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+class Device(Strict):
+    """What times are of: its kind and name for people, the threads that it has for a process, and a digest of what its
+    processor can do.
+    """
+
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,15}$")]
+    name: Annotated[str, Field(max_length=200)]
+    threads: Annotated[int, Field(ge=1, lt=1 << 16)]
+    features: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+    @property
+    def slug(self) -> str:
+        """A name of a file."""
+        return f"{self.kind}-{_short(repr(self))}"
+
+
+def this_cpu() -> Device:
+    """The processors of this machine that this process may use."""
+    facts = _cpuinfo()
+    name = facts.get("model name") or facts.get("Model") or platform.processor() or platform.machine()
+    features = " ".join([platform.machine(), *sorted((facts.get("flags") or facts.get("Features") or "").split())])
+    return Device(kind="cpu", name=name[:200], threads=available_threads(), features=_short(features))
+
+
+@cache
+def source_digest(runner: Backend | Target) -> str:
+    """A digest of the code of a backend or target: all files of the folder of its module."""
+    folder = Path(inspect.getfile(type(runner))).parent
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor."""
+    try:
+        first = CPUINFO.read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
