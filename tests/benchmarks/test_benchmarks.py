@@ -121,6 +121,16 @@ def test_onnx_cpu(tmp_path: Path) -> None:
     assert first["ratio"] is None
 
 
+@pytest.mark.slow
+def test_tune_cpu() -> None:
+    _, tuning, *found = [json.loads(line) for line in run("tune_cpu", "--json", "--rounds", "2").splitlines()]
+    assert (tuning["kind"], tuning["measured"]) == ("tuning", tuning["entries"])
+    *pairs, fastest = found
+    assert {row["kind"] for row in pairs} >= {"change"}
+    assert all(min(row["token_ratio"], row["read_ratio"]) > 0 for row in pairs)
+    assert fastest["kind"] == "fastest defaults"
+
+
 def test_gpu() -> None:
     """Where nothing has CUDA, rows say why; the same on the CPU shows that the benchmark runs."""
     first, *found = [json.loads(line) for line in run("gpu", "--json").splitlines()]
