@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from sleepc import artifact
 from sleepc.backends.contract import Target, not_compiled
 from sleepc.backends.export import Export
 from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, find_trainer
+from sleepc.backends.tunable import Setting
 from sleepc.capturing import DTYPES, capture, in_dtype
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
@@ -126,14 +127,33 @@ class Program:
             if compile:
                 raise not_compiled(runs.name)
             return self._exported(runs).steps(device=device, dtype=dtype)
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
+        kind = _dtype(dtype)
         runs.check_device(device)  # before all bytes are read
         self.check_bytes()
-        kind = DTYPES[dtype] if dtype else None
         if compile:
             return runs.compiled_steps(self.graphs, device=device, dtype=kind, progress=progress)
         return runs.steps(self.graphs, device=device, dtype=kind, train=train)
+
+    @typed
+    def tuned_steps(
+        self,
+        settings: Mapping[str, Setting],
+        *,
+        backend: str = DEFAULT,
+        device: str = "cpu",
+        dtype: str | None = None,
+        progress: Progress = silent,
+    ) -> Steps:
+        """`steps` with settings of a backend (docs/tuning.md), which change speed alone. Raises UsageError for
+        others.
+        """
+        runs = find_runner(backend)
+        if isinstance(runs, Target):
+            return self._exported(runs).tuned_steps(settings, device=device, dtype=dtype)
+        kind = _dtype(dtype)
+        runs.check_device(device)
+        self.check_bytes()
+        return runs.tuned_steps(self.graphs, settings, device=device, dtype=kind, progress=progress)
 
     def _exported(self, target: Target) -> Export:
         """The export in the artifact's folder. Raises UsageError if it is missing, or not of this program."""
@@ -498,6 +518,13 @@ def warn_untrained(program: Program) -> None:
     untrained = find_consolidation(program.recipe.consolidation).untrained(program.recipe)
     if untrained is not None and not program.report.get("training"):
         warnings.warn(untrained.warning, SleepcWarning, stacklevel=4)  # who called what is @typed
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of that name. Raises UsageError if there is none."""
+    if name is not None and name not in DTYPES:
+        raise UsageError(f"unknown dtype {name!r}", where="--dtype", fix=f"One of: {', '.join(DTYPES)}.")
+    return DTYPES[name] if name else None
 
 
 def _folder_of(model: str | Path | nn.Module, progress: Progress) -> Path | None:

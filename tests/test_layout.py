@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("recipe", "manifest", "digests", "artifact", "whole_file", "whole_folder", "json_file", "sealed_json"),
         "folder_lock",
     },
+    "tune": {"ir", "backends", "runtime", "hf", "owned", "sealed_json", "json_file", "whole_file"},
     "artifact": {
         *("ir", "ops", "passes", "backends", "hf", "recipe", "manifest", "digests"),
         *("held_file", "whole_folder"),
@@ -83,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ANYWHERE = {"errors", "names", "progress", "version"}  # may be imported by all
 ABOVE = (
     "exporting",
+    "tuning",
     "api",
     "converting",
     "bisecting",
@@ -101,10 +103,12 @@ NO_TORCH = (
     *("sleepc/__init__.py", "sleepc/errors.py", "sleepc/manifest.py", "sleepc/names.py", "sleepc/progress.py"),
     *("sleepc/recipe.py", "sleepc/version.py", "sleepc/whole_file.py"),
     *("sleepc/ir/roles.py", "sleepc/held_file.py", "sleepc/json_file.py", "sleepc/owned.py", "sleepc/whole_folder.py"),
+    *("sleepc/tune/here.py", "sleepc/tune/record.py", "sleepc/tune/space.py"),
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
     *("backends/onnx/cuda.py", "backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),
     *("backends/onnx/state.py", "backends/onnx/steps.py", "backends/table.py", "backends/export.py"),
     "backends/report.py",
+    "backends/tunable.py",
 )
 NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),
@@ -112,6 +116,7 @@ NO_TORCH_LOADED = (
     *("sleepc.backends.table", "sleepc.backends.export", "sleepc.backends.eager.backend"),
     *("sleepc.backends.onnx.target", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
     *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.evaluation_task"),
+    "sleepc.tune.record",
     *("sleepc.cli.tasks", "sleepc.tasks.puzzles", "sleepc.tasks.solving", "sleepc.tasks.spelling"),
 )
 HEAVY = {"torch", "transformers", "huggingface_hub", "networkx"}

@@ -19,6 +19,7 @@ from sleepc.cli.input_text import check_words
 from sleepc.cli.option_groups import flag, with_options
 from sleepc.cli.options import Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import Lines, SleepMarks, of_passes
+from sleepc.cli.tuned import way_of
 from sleepc.errors import SleepcError, UsageError
 from sleepc.output_place import check_file_place
 
@@ -97,7 +98,7 @@ def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[
     from sleepc.runtime.chat import Conversation
 
     on = options.on
-    program = open_program(artifact, on.backend)
+    program = open_program(artifact, way_of(artifact, on, tell))
     tokenizer = program.tokenizer()
     template = tokenizer.template(options.template.template, arguments)
     if template is not None:

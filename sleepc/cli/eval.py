@@ -52,7 +52,7 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
     if plot is not None:
         check_plot(plot)
     display = Display(err)
-    on = RunsOn(device=options.device, backend=options.backend, compile=options.compile)
+    on = RunsOn(device=options.device, backend=options.backend, compile=options.compile, tuned=options.tuned)
     subject = subject_of(artifact, on, passes, options.against, display)
     with display.doing("eval"):
         found = prepare(subject, asked)

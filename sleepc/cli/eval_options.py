@@ -8,7 +8,7 @@ from pathlib import Path
 from sleepc.backends.table import DEFAULT
 from sleepc.cli.evaluation_task import ANSWER, DISTANCES, EXAMPLES, STREAMS
 from sleepc.cli.option_groups import flag, several, switch
-from sleepc.cli.options import BACKEND, COMPILE, SETTING
+from sleepc.cli.options import BACKEND, COMPILE, SETTING, TUNED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,4 +35,5 @@ class EvalOptions:
     device: str = flag("cpu or cuda.", default="cpu")
     backend: str = flag(BACKEND, default=DEFAULT)
     compile: bool = switch(COMPILE, "--compile")
+    tuned: bool = flag(TUNED, "--tuned/--no-tuned", default=True)
     as_json: bool = switch("Print one JSON object.", "--json")

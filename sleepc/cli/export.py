@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from sleepc.backends.table import TARGETS, find_target
-from sleepc.cli.display import Display, err, out, print_json, size
+from sleepc.cli.display import Display, err, out, print_json, size, tell
 from sleepc.cli.input_text import read_options
 from sleepc.cli.option_groups import flag, switch, with_options
 from sleepc.cli.options import Artifact
+from sleepc.cli.tuned import options_by_tuning
 from sleepc.output_place import check_folder_inside
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ class ExportOptions:
     text: Path | None = flag("A text file to read in the checks; Python's help topics by default.")
     tokens: Path | None = flag("A file of token ids to read instead of a text: 12 7 30 …", "--tokens")
     dump_graphs: Path | None = flag("Write the program's text after every pass of the lowering into this directory.")
+    tuned: bool = flag(
+        "Choose what changes speed alone by what `sleepc tune` found, if it is not given.",
+        "--tuned/--no-tuned",
+        default=True,
+    )
     as_json: bool = switch("Print one JSON object.", "--json")
 
 
@@ -69,6 +75,8 @@ def export(
     if options.dump_graphs is not None:
         check_folder_inside(options.dump_graphs, "--dump-graphs")
     chosen = {name: value for name, value in vars(given).items() if value is not None}
+    if options.tuned:
+        chosen |= options_by_tuning(artifact, find_target(to), chosen, tell)
     asked = Request(options.output, to, chosen, words, ids, options.force, options.dump_graphs)
     program = api.load(artifact)
     with display.doing("export"):

@@ -29,11 +29,12 @@ from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.tasks import tasks
 from sleepc.cli.train import train
+from sleepc.cli.tune import tune
 from sleepc.cli.verify import verify
 from sleepc.errors import SleepcWarning
 from sleepc.version import __version__
 
-COMMANDS = (convert, inspect, verify, calibrate, distil, train, run, chat, diff, bisect, doctor)
+COMMANDS = (convert, inspect, verify, calibrate, distil, train, tune, run, chat, diff, bisect, doctor)
 
 
 def make_app() -> typer.Typer:

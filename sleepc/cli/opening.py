@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from sleepc.backends.contract import Backend, Target, not_compiled
 from sleepc.backends.table import by_export, find_runner, target_of
 from sleepc.cli.display import tell
+from sleepc.cli.tuned import Way
 from sleepc.errors import UsageError
 from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
     from sleepc.api import Program
     from sleepc.backends.export import Export
+    from sleepc.backends.tunable import Setting
     from sleepc.hf.tokenizer import Tokenizer
     from sleepc.ir.program import ProgramGraphs
     from sleepc.passes.analysis.kv_cache import KVCache
@@ -45,28 +47,55 @@ def checked_runner(name: str) -> Backend | Target:
     return found
 
 
-def open_program(path: Path, backend: str) -> Opened:
-    """The artifact, or for a target its export (or an export's own folder). Raises UsageError if there is none."""
-    found = checked_runner(backend)
+def open_program(path: Path, way: Way) -> Opened:
+    """The artifact, or for a target its export (or an export's own folder), run in a way. Raises UsageError if there is
+    none.
+    """
+    found = checked_runner(way.backend)
     if isinstance(found, Target):
         export = found.open(path)
-        return Opened(export.tokenizer, partial(_session_of, export, found.name))
+        return Opened(export.tokenizer, partial(_session_of, export, way))
     program = open_artifact(path)
-    return Opened(program.tokenizer, partial(program.session, backend=backend), partial(_kv_cache, program))
+    return Opened(program.tokenizer, partial(_session_by, program, way), partial(_kv_cache, program))
+
+
+def _session_by(program: Program, way: Way, *, compile: bool = False, **options: Any) -> Session:
+    """A session of an artifact by a backend, with the settings of a way."""
+    if not way.settings:
+        return program.session(backend=way.backend, compile=compile, **options)
+    from sleepc.room import require_room
+    from sleepc.runtime.session import Session
+
+    require_room(program.graphs)
+    settings = {**way.settings, "compile": True} if compile else way.settings
+    steps = program.tuned_steps(settings, backend=way.backend, **options)
+    return Session(steps, identity=program.identity, upto=program.graphs.upto)
 
 
 def _session_of(
-    export: Export, name: str, *, compile: bool = False, progress: Progress = silent, **options: Any
+    export: Export, way: Way, *, compile: bool = False, progress: Progress = silent, **options: Any
 ) -> Session:
     """A session of an export. Raises UsageError if its code is to be compiled."""
+    from sleepc.runtime.session import Session
+
     del progress  # there is nothing to wait for
     if compile:
-        raise not_compiled(name)
-    return export.session(**options)
+        raise not_compiled(way.backend)
+    if not way.settings:
+        return export.session(**options)
+    steps = export.tuned_steps(way.settings, **options)
+    return Session(steps, identity=export.identity, upto=export.manifest.upto)
 
 
-def steps_by(runs: Backend, device: str, *, compile: bool) -> Callable[[ProgramGraphs], Steps]:
-    """What makes the steps of a program on a device; compiled, with a line for each that is."""
+def steps_by(
+    runs: Backend, device: str, *, compile: bool, settings: Mapping[str, Setting] | None = None
+) -> Callable[[ProgramGraphs], Steps]:
+    """What makes the steps of a program on a device; compiled, with a line for each that is; with settings of the
+    backend.
+    """
+    if settings:
+        settings = {**settings, "compile": True} if compile else settings
+        return partial(runs.tuned_steps, settings=settings, device=device, progress=tell)
     if compile:
         return partial(runs.compiled_steps, device=device, progress=tell)
     return partial(runs.steps, device=device)

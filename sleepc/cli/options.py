@@ -16,6 +16,7 @@ from sleepc.json_file import KeyTwice, parse_json
 TEXTS = "A text file, a .jsonl file, or a folder of them"
 SETTING = "A setting of the task, such as width=8 or steps=1,2,4"
 COMPILE = "Compile what reads a token, once for this machine (some seconds, said; needs a C++ compiler)."
+TUNED = "Run as `sleepc tune` found to be fastest on this machine, where no other option says how."
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
 Runnable = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
@@ -52,8 +53,9 @@ class RunsOn:
 
     device: str = flag("cpu or cuda.", default="cpu")
     dtype: str | None = flag(f"Run in this dtype: the artifact's own or a wider one (not with {by_export()}).")
-    backend: str = flag(BACKEND, default=DEFAULT)
+    backend: str | None = flag(BACKEND, shown=f"{DEFAULT}, or the fastest by the tuning record")
     compile: bool = switch(COMPILE, "--compile")
+    tuned: bool = flag(TUNED, "--tuned/--no-tuned", default=True)
 
 
 SPELLED = {"True": True, "False": False, "None": None}

@@ -15,6 +15,7 @@ from sleepc.cli.input_text import check_words, read_input, read_text
 from sleepc.cli.option_groups import argument, flag, switch, with_options
 from sleepc.cli.options import Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import of_passes
+from sleepc.cli.tuned import way_of
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place
 
@@ -56,7 +57,7 @@ def run(artifact: Runnable, options: RunOptions) -> None:
         check_words(word, "--stop")
     if state is not None:
         check_file_place(state, "--state")  # before any work
-    program = open_program(artifact, on.backend)
+    program = open_program(artifact, way_of(artifact, on, tell))
     tokenizer = program.tokenizer()
     template = _template(tokenizer, options)
     text = _prompt(options.prompt, options.file, resumes=state is not None and state.is_file())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepc.backends.contract import Backend, Target, not_compiled
 from sleepc.backends.table import DEFAULT
+from sleepc.cli.display import tell
 from sleepc.cli.opening import checked_runner, steps_by
+from sleepc.cli.tuned import way_of
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,12 +49,12 @@ class EvalSubject:
 
 def subject_of(path: Path, on: RunsOn, passes: list[int], against: str | None, display: Display) -> EvalSubject:
     """What is measured by a backend. Raises UsageError for what the backend cannot measure."""
-    runs = checked_runner(on.backend)
+    runs = checked_runner(on.backend or DEFAULT)
     if not isinstance(runs, Target):
         return _of_artifact(path, runs, on, passes, against, display)
     if on.compile:
         raise not_compiled(runs.name)
-    return _of_export(path, runs, passes, against, on.device)
+    return _of_export(path, runs, passes, against, on)
 
 
 def _of_artifact(
@@ -65,7 +67,8 @@ def _of_artifact(
 
     device = on.device
     runs.check_device(device)
-    program, make = open_artifact(path), steps_by(runs, device, compile=on.compile)
+    settings = way_of(path, replace(on, backend=runs.name), tell).settings
+    program, make = open_artifact(path), steps_by(runs, device, compile=on.compile, settings=settings)
 
     def models(length: int) -> list[Model]:
         converted = {"converted": program.graphs}
@@ -89,7 +92,7 @@ def _of_artifact(
     return EvalSubject(recipe.window, recipe.sinks, program.graphs.vocab, program.tokenizer, models, notes)
 
 
-def _of_export(path: Path, target: Target, passes: list[int], against: str | None, device: str) -> EvalSubject:
+def _of_export(path: Path, target: Target, passes: list[int], against: str | None, on: RunsOn) -> EvalSubject:
     """The export, with other numbers of passes if they are asked for."""
     if against is not None:
         raise UsageError(
@@ -97,7 +100,7 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
             where="--against",
             fix=f"Leave --backend {target.name} or --against out.",
         )
-    program = target.open(path)
+    program, device = target.open(path), on.device
     manifest = program.manifest
     if passes and not manifest.replays:
         raise UsageError(
@@ -109,6 +112,8 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
 
     def models(length: int) -> list[Model]:
         program.check(device)
+        if not passes and (settings := way_of(path, on, tell).settings):
+            return [("converted", partial(program.tuned_steps, settings, device=device), length)]
         numbers: dict[str, int | None] = {f"passes={n}": n for n in passes} or {"converted": None}
         return [(name, partial(program.steps, device=device, passes=n), length) for name, n in numbers.items()]
 

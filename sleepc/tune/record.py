@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from sleepc.backends.contract import Backend, Target
 from sleepc.backends.table import find_runner, runners
+from sleepc.backends.tunable import Setting
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.gguf import cache_folder
 from sleepc.owned import locked
@@ -154,13 +155,29 @@ def keep(paths: Sequence[Path], entries: Sequence[Entry], limits: Limits | None,
 
 
 def current(entries: Iterable[Entry], program: str, device: Device) -> list[Entry]:
-    """Those that hold for a program on a device now: with this code, in these versions of what is installed."""
-    keys: dict[str, Key | None] = {}
-    for name in {each.candidate.runner for each in entries}:
+    """Those that hold for a program on a device now: with this code, in these versions of what is installed, and with
+    settings that are declared, since an artifact may come from anywhere.
+    """
+    found = list(entries)
+    for name in {each.candidate.runner for each in found}:
+        key, known = None, {}
         runner = find_runner(name) if name in runners() else None
-        missing = runner.missing() if isinstance(runner, Backend) else runner and runner.missing_runtime()
-        keys[name] = key_of(runner, program, device) if runner and not missing else None
-    return [each for each in entries if each.key == keys[each.candidate.runner]]
+        if runner is not None and _can_run(runner):
+            key = key_of(runner, program, device)
+            known = {each.name: each.values for each in runner.tunables(device.kind)}
+        found = [
+            each for each in found if each.candidate.runner != name or (each.key == key and _declared(each, known))
+        ]
+    return found
+
+
+def _can_run(runner: Backend | Target) -> bool:
+    return (runner.missing() if isinstance(runner, Backend) else runner.missing_runtime()) is None
+
+
+def _declared(entry: Entry, known: Mapping[str, Sequence[Setting]]) -> bool:
+    """Are all its settings among the values that are tried? True is not 1."""
+    return all(repr(value) in map(repr, known.get(name, ())) for name, value in entry.candidate.settings.items())
 
 
 def taken_over(

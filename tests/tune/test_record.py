@@ -12,7 +12,18 @@ from sleepc.backends.contract import Backend
 from sleepc.backends.table import find_runner, runners
 from sleepc.errors import SleepcError, UsageError
 from sleepc.tune.here import source_digest, this_cpu
-from sleepc.tune.record import Entry, Figures, Limits, TuningRecord, keep, key_of, places, read_record, read_records
+from sleepc.tune.record import (
+    Entry,
+    Figures,
+    Limits,
+    TuningRecord,
+    current,
+    keep,
+    key_of,
+    places,
+    read_record,
+    read_records,
+)
 from sleepc.tune.space import Candidate, space_of
 
 RUNNER = find_runner(runners()[0])
@@ -60,6 +71,15 @@ def test_settings_keep_their_types(tmp_path: Path) -> None:
     assert found.entries == (given,)
     assert [type(value) for value in found.entries[0].candidate.settings.values()] == [int, bool, str, bool]
     assert found.limits == Limits(pause_ms=5)
+
+
+def test_only_what_is_declared_is_believed() -> None:
+    threads = next(each for each in RUNNER.tunables() if each.name == "threads").values[0]
+    good = [entry(), entry(threads=threads)]
+    bad = [entry(threads=10**9), entry(threads=True), entry(wheels=4)]
+    other = entry().model_copy(update={"key": key_of(RUNNER, "0" * 64, this_cpu())})
+    unknown = entry().model_copy(update={"candidate": Candidate(runner="car")})
+    assert current([*bad, *good, other, unknown], "f" * 64, this_cpu()) == good
 
 
 def test_the_later_entry_of_one_candidate_stays() -> None:

@@ -1,0 +1,244 @@
+"""`sleepc tune ARTIFACT`: measure how a program runs best on this machine, and keep that for what runs it."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepc.cli.display import Display, counted, err, out, print_json, size, tell
+from sleepc.cli.ending import ENDS, Ended, signal_of
+from sleepc.cli.option_groups import flag, switch, with_options
+from sleepc.cli.options import Artifact
+from sleepc.errors import UsageError
+from sleepc.output_place import check_file_place
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sleepc.tune.record import Entry, Figures
+    from sleepc.tuning import Schedule, Tuned, Tuning
+
+HERE = ("auto", "cpu")
+BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms", "memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """What is wanted, and how long it may take."""
+
+    target: str = flag("The device: auto or cpu, which is this machine.", default="auto")
+    budget_memory: str | None = flag("The most memory for weights and the state of one sequence: 2GiB, 500MB.")
+    max_pause: str | None = flag("The longest sleep, of 99 in 100: 50ms, 0.2s.")
+    quality: Path | None = flag(
+        "What `sleepc eval --sweep passes=1,2,4 --json` printed: which number of passes is worth its pause?"
+    )
+    time: str = flag("Begin no measurement after this time: 90s, 5m.", default="5m")
+    again: bool = switch("Measure again what the record has.", "--again")
+    explain: bool = switch("Say why, and what was left out.", "--explain")
+    report: Path | None = flag("Write the candidates as an HTML page with a plot.")
+    export_to: Path | None = flag("Write the record to this file, to take it to an equal machine.", "--export")
+    import_from: Path | None = flag("Take over a record of an equal machine first.", "--import")
+    as_json: bool = switch("Print one JSON object.", "--json")
+
+
+@with_options
+def tune(artifact: Artifact, options: TuneOptions) -> None:
+    """Measure how a program runs best on this machine: run, chat, eval and export use what was found."""
+    from sleepc.tune.record import Limits
+
+    if options.target not in HERE:
+        raise UsageError(f"unknown device {options.target!r}", where="--target", fix=f"Known: {', '.join(HERE)}.")
+    pause = None if options.max_pause is None else 1e3 * seconds(options.max_pause, "--max-pause")
+    memory = None if options.budget_memory is None else bytes_of(options.budget_memory, "--budget-memory")
+    deadline = time.monotonic() + seconds(options.time, "--time")
+    for place, name in ((options.report, "--report"), (options.export_to, "--export")):
+        if place is not None:
+            check_file_place(place, name)  # before any work
+    tuned = _tuned(artifact, options, Limits(memory=memory, pause_ms=pause), deadline)
+    if options.report is not None:
+        from sleepc.tune.report import page
+        from sleepc.whole_file import write_whole
+
+        title = f"{artifact.resolve().name} on {tuned.device.name}"
+        write_whole(options.report, page(title, tuned.entries, tuned.choice).encode())
+    if options.as_json:
+        print_json(to_json(tuned))
+    else:
+        _show(tuned, options)
+        if tuned.schedule is not None:
+            _show_schedule(tuned.schedule, artifact)
+    if tuned.choice.entry is None:
+        raise _nothing_fits(tuned)
+
+
+def _tuned(artifact: Path, options: TuneOptions, limits: Any, deadline: float) -> Tuned:
+    """Measure, with records taken over before it and given away after it."""
+    from sleepc.cli.opening import open_artifact
+    from sleepc.tune.quality import read_quality
+    from sleepc.tune.record import given_away, taken_over
+    from sleepc.tuning import Tuning
+
+    quality = None if options.quality is None else read_quality(options.quality)
+    display = Display(err if options.as_json else out)
+    program = open_artifact(artifact)
+    program.check_bytes()
+    tuning = Tuning(program, deadline, display, tell)
+    if options.import_from is not None:
+        counts = taken_over(options.import_from, tuning.paths, program.identity, tuning.device, tell)
+        tell(f"{counted(counts[0], 'figure')} taken over, {counts[1]} of another machine, program or version left out")
+    try:
+        with display.doing("tune"), tuning:
+            tuned = tuning.run(limits, again=options.again)
+            if quality is not None:
+                tuned.schedule = tuning.schedule(quality, limits)
+    except ENDS as end:
+        raise Ended(signal_of(end), _kept(tuning)) from None
+    if options.export_to is not None:
+        given_away(options.export_to, tuned.entries, limits)
+    return tuned
+
+
+def _kept(tuning: Tuning) -> str:
+    """What is left of a tuning that was ended."""
+    done = len(tuning.measured)
+    if not done:
+        return "nothing was measured yet"
+    return f"{counted(done, 'candidate')} measured and kept; the same command goes on"
+
+
+def _show(tuned: Tuned, options: TuneOptions) -> None:
+    out.print(table(tuned))
+    if tuned.not_tried:
+        out.print(f"[yellow]{counted(tuned.not_tried, 'candidate')} not measured: --time {options.time} had passed[/]")
+    if tuned.choice.entry is not None:
+        out.print(f"chosen       {tuned.choice.entry.candidate.words()}{_against_default(tuned)}")
+    for words in tuned.choice.costs:
+        out.print(f"limit        {words}")
+    if options.explain:
+        for line in explained(tuned):
+            out.print(f"[dim]{line}[/]")
+    where = f", kept in {tuned.place}" if tuned.place else ": all that there is was measured before"
+    out.print(f"measured     {counted(len(tuned.measured), 'candidate')}{where}")
+
+
+def _show_schedule(found: Schedule, artifact: Path) -> None:
+    """A line for each number of passes, and what is chosen."""
+    for passes, value in sorted(found.quality.by_passes.items()):
+        took = f"{found.pauses[passes].pause_ms:.1f} ms" if passes in found.pauses else "not measured"
+        out.print(f"passes={passes:<5} {found.quality.metric} {value:.4g}, pause {took}")
+    if found.chosen == found.now:
+        out.print(f"schedule     passes={found.now} stays: nothing that fits was measured to be better")
+    else:
+        more = f"convert with --passes {found.chosen} for it ({artifact} has {found.now})"
+        out.print(f"schedule     passes={found.chosen}: {more}")
+
+
+def _against_default(tuned: Tuned) -> str:
+    """How fast the choice is, next to the defaults of the default backend."""
+    first, chosen = _default(tuned), tuned.choice.entry
+    if first is None or first.figures is None or chosen is None or chosen.figures is None or first is chosen:
+        return ""
+    a, b = chosen.figures, first.figures
+    return f": {a.decode_ms / b.decode_ms:.2f} of the time of a token and {a.read_ms / b.read_ms:.2f} of that of reading with the defaults"
+
+
+def _default(tuned: Tuned) -> Entry | None:
+    return next((each for each in tuned.entries if not each.candidate.options and not each.candidate.settings), None)
+
+
+def explained(tuned: Tuned) -> list[str]:
+    """Why the choice is what it is, and why others are not."""
+    lines = [
+        "a token: read alone; reading: per token of a call of many; pause: a sleep. Times are medians, taken in turns "
+        "with the defaults, at the level of their first measurement.",
+        "chosen: of the candidates that compute the same and are within the limits, the one whose worse ratio (of a "
+        "token or of reading) to the best is smallest.",
+    ]
+    lines += [f"{each.candidate.words()}: {each.reason}" for each in tuned.entries if each.figures is None]
+    return lines + [f"{candidate.words()}: {reason}" for candidate, reason in tuned.left_out]
+
+
+def table(tuned: Tuned) -> Table:
+    """All candidates, the fastest in decoding first; ● is the chosen one, ○ others of the front."""
+    from rich.table import Table
+
+    from sleepc.tune.choose import equal
+
+    found = Table(box=None, pad_edge=False)
+    for name in ("", "candidate", "token ms", "p99", "reading ms", "pause ms", "p99", "memory", ""):
+        found.add_column(name, justify="left" if name in ("", "candidate") else "right")
+    for entry in sorted(tuned.entries, key=lambda e: e.figures.decode_ms if e.figures else float("inf")):
+        mark = "●" if entry is tuned.choice.entry else "○" if entry in tuned.choice.front else ""
+        if entry.figures is None:
+            found.add_row(mark, entry.candidate.words(), *[""] * 6, "[red]failed[/]")
+        else:
+            note = "" if equal(entry) else "rounded weights"
+            found.add_row(mark, entry.candidate.words(), *_cells(entry.figures), f"[dim]{note}[/]")
+    return found
+
+
+def _cells(figures: Figures) -> list[str]:
+    return [
+        *(f"{getattr(figures, name):.2f}" for name in MEASURED if name != "memory"),
+        size(figures.memory),
+    ]
+
+
+def to_json(tuned: Tuned) -> dict[str, Any]:
+    """Plain data."""
+    choice = tuned.choice
+    return {
+        "device": tuned.device.model_dump(),
+        "chosen": choice.entry.candidate.model_dump() if choice.entry else None,
+        "front": [each.candidate.model_dump() for each in choice.front],
+        "limits": list(choice.costs),
+        "measured": len(tuned.measured),
+        "not_tried": tuned.not_tried,
+        "place": str(tuned.place) if tuned.place else None,
+        "passes": tuned.schedule.chosen if tuned.schedule else None,
+        "candidates": [each.model_dump(exclude={"key"}) for each in tuned.entries],
+        "left_out": [{"candidate": c.model_dump(), "reason": reason} for c, reason in tuned.left_out],
+    }
+
+
+def _nothing_fits(tuned: Tuned) -> UsageError:
+    nearest = tuned.choice.nearest
+    if nearest is None or nearest.figures is None:
+        fix = "`sleepc tune --explain` says why; give it more --time."
+        return UsageError("nothing could be measured", where="tune", fix=fix)
+    found = f"{size(nearest.figures.memory)} of memory and sleeps of {nearest.figures.pause_p99_ms:.1f} ms"
+    return UsageError(
+        f"nothing is within these limits; {nearest.candidate.words()} comes nearest, with {found}",
+        where="--budget-memory, --max-pause",
+        fix="Give more, or convert with a smaller --window, or export with --precision int8 and tune that.",
+    )
+
+
+def bytes_of(text: str, where: str) -> int:
+    """2GiB, 500MB, 1000 -> bytes. Raises UsageError for anything else."""
+    number, unit = _number_and_unit(text)
+    if unit not in BYTES or not number:
+        raise UsageError(
+            f"cannot read {text!r}", where=where, fix=f"Give a number with a unit: 2GiB ({', '.join(list(BYTES)[1:])})."
+        )
+    return max(int(number * BYTES[unit]), 1)
+
+
+def seconds(text: str, where: str) -> float:
+    """50ms, 90s, 5m -> seconds. Raises UsageError for anything else."""
+    number, unit = _number_and_unit(text)
+    if unit not in SECONDS or not number:
+        raise UsageError(
+            f"cannot read {text!r}", where=where, fix=f"Give a number with a unit: 5m ({', '.join(SECONDS)})."
+        )
+    return number * SECONDS[unit]
+
+
+def _number_and_unit(text: str) -> tuple[float, str]:
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([A-Za-z]{0,3})", text, re.ASCII)
+    return (float(found[1]), found[2]) if found else (0.0, "?")

@@ -1,0 +1,112 @@
+"""How long steps take, in turns with a reference that computes the same. Imports no torch.
+
+A round reads a text in one call, then tokens one by one, sleeps, and reads a few more: what a session does, on any
+window. The first round of each is not timed, and its logits are compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+
+from sleepc.errors import SleepcError
+from sleepc.runtime.session import Session
+from sleepc.runtime.steps import FloatArray, Steps
+from sleepc.tune.record import Figures
+
+CALL = 256  # tokens of the call at most: a window's, if that is shorter
+ALONE = 8  # tokens that are read one by one before the sleep, and after it
+ROUNDS = 5
+
+
+@dataclass
+class Times:
+    """Seconds: of every token that was read alone, of a token of every call, of every sleep."""
+
+    decode: list[float] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)
+    pause: list[float] = field(default_factory=list)
+
+
+class Runs:
+    """Steps that are measured; `memory` is what they hold, in bytes."""
+
+    def __init__(self, steps: Steps, tokens: Sequence[int], memory: int) -> None:
+        self.steps, self.memory = steps, memory
+        self.call = max(min(CALL, steps.window - ALONE), 1)
+        needed = self.call + 2 * ALONE
+        self.tokens = [int(t) for t in np.resize(np.asarray(tokens, np.int64), needed)]
+        self.times, self.logits = Times(), self.round(Times())
+
+    def round(self, times: Times) -> FloatArray:
+        """Read it all from the beginning; the logits of every token that was read alone [n, V]."""
+        session = Session(self.steps)
+        first, alone = self.tokens[: self.call], self.tokens[self.call :]
+        times.read.append(_timed(lambda: session.feed(first)) / len(first))
+        found = [self._alone(session, token, times.decode) for token in alone[:ALONE]]
+        times.pause.append(_timed(session.sleep))
+        found += [self._alone(session, token, times.decode) for token in alone[ALONE:]]
+        return np.concatenate(found)
+
+    def _alone(self, session: Session, token: int, times: list[float]) -> FloatArray:
+        if session.since.max() + 1 == session.steps.window:  # the time of a token has no sleep in it
+            session.sleep()
+        started = time.perf_counter()
+        out = session.feed([token])
+        times.append(time.perf_counter() - started)
+        return out
+
+
+def figures(runs: Runs, reference: Runs, level: Figures | None, rounds: int = ROUNDS) -> Figures:
+    """Times of `runs` as they are relative to the reference's in the same minutes, at the level of the reference's
+    figures of another time (`level`), if there are any: other processes slow down both.
+    """
+    if runs is reference:
+        for _ in range(rounds):
+            reference.round(reference.times)
+        return _figures(reference.times, None, None, reference.memory)
+    ours, theirs = Times(), Times()
+    for _ in range(rounds):
+        reference.round(theirs)
+        runs.round(ours)
+    return _figures(ours, theirs, level, runs.memory).model_copy(update={"error": difference(runs, reference)})
+
+
+def difference(runs: Runs, other: Runs) -> float:
+    """The largest difference of their logits, as a share of the other's scale. Raises SleepcError for what is not
+    finite.
+    """
+    if not np.isfinite(runs.logits).all():
+        raise SleepcError("its logits are not finite")
+    scale = float(np.abs(other.logits).max()) or 1.0
+    return float(np.abs(runs.logits.astype(np.float64) - other.logits).max()) / scale
+
+
+def _figures(ours: Times, theirs: Times | None, level: Figures | None, memory: int) -> Figures:
+    def at(kind: str, name: str, share: float | None = None) -> float:
+        """Milliseconds: the median, or a quantile, at the reference's level."""
+        own: list[float] = getattr(ours, kind)
+        found = 1e3 * (median(own) if share is None else float(np.quantile(own, share)))
+        if theirs is None or level is None:
+            return found
+        other: list[float] = getattr(theirs, kind)
+        return found * float(getattr(level, name)) / (1e3 * median(other))
+
+    return Figures(
+        decode_ms=at("decode", "decode_ms"),
+        decode_p99_ms=at("decode", "decode_ms", 0.99),
+        read_ms=at("read", "read_ms"),
+        pause_ms=at("pause", "pause_ms"),
+        pause_p99_ms=at("pause", "pause_ms", 0.99),
+        memory=memory,
+    )
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -1,0 +1,274 @@
+"""A program tuned for this machine: every form that it has here, measured beside the reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+from sleepc.backends.contract import Backend, Target
+from sleepc.backends.export import Export
+from sleepc.backends.table import DEFAULT, find_runner, runners
+from sleepc.backends.tunable import TRIED, Setting
+from sleepc.errors import SleepcError, UsageError
+from sleepc.exporting import ENOUGH, Exportable, Request, export_program
+from sleepc.hf.gguf import cache_folder
+from sleepc.progress import Progress
+from sleepc.recipe import Recipe
+from sleepc.runtime.steps import Steps
+from sleepc.tasks.programs import with_passes
+from sleepc.tune.choose import EQUAL, Selection, choose, equal
+from sleepc.tune.here import Device, this_cpu
+from sleepc.tune.measure import CALL, Runs, difference, figures
+from sleepc.tune.quality import PassQuality
+from sleepc.tune.record import Entry, Figures, Key, Limits, current, keep, key_of, places, read_records
+from sleepc.tune.space import Candidate, RunForm, Space, space_of
+
+DEVICE = "cpu"
+FAILURES = (SleepcError, OSError, RuntimeError, MemoryError, ValueError)  # of a candidate, which is then left out
+
+
+class Tunes(Exportable, Protocol):
+    """What is tuned (sleepc.api.Program is one)."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The number of passes to choose by a quality that was measured, and the program's own (`now`)."""
+
+    quality: PassQuality
+    pauses: Mapping[int, Figures]
+    now: int
+    chosen: int
+
+
+@dataclass
+class Tuned:
+    """What is known of a program on this machine. `measured`: the entries that are new."""
+
+    device: Device
+    entries: list[Entry]
+    choice: Selection
+    place: Path | None
+    measured: list[Entry] = field(default_factory=list)
+    left_out: Sequence[tuple[Candidate, str]] = ()
+    not_tried: int = 0
+    schedule: Schedule | None = None
+
+
+class Tuning:
+    """Candidates of one program, measured one after another until `deadline` (time.monotonic)."""
+
+    def __init__(self, program: Tunes, deadline: float, progress: Progress, tell: Callable[[str], None]) -> None:
+        self.program, self.deadline, self.progress, self.tell = program, deadline, progress, tell
+        self.device = this_cpu()
+        self.runners = {name: find_runner(name) for name in runners()}
+        self.existing = dict(_exports(program, self.runners))
+        self.space = self._space()
+        self.paths = places(program.path, program.identity, self.device)
+        self.keys: dict[str, Key] = {}
+        self.known: dict[str, Entry] = {}
+        self.measured: list[Entry] = []
+        self._place: Path | None = None
+        self._scratch = ExitStack()
+        self._opened: dict[str, Export] = {}
+        self._reference: Runs | None = None
+        self._first: dict[str, Runs] = {}  # of forms that are rounded: those that others of the same rounding equal
+
+    def __enter__(self) -> Tuning:
+        """Itself, until whose end files that it wrote for measuring stay."""
+        self._scratch.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.clear()
+        self._scratch.close()
+
+    def run(self, limits: Limits, *, again: bool = False) -> Tuned:
+        """Measure what the record does not know yet, or all of it `again`, and choose."""
+        record = read_records(self.paths, self.tell)
+        if not again:
+            found = current(record.entries, self.program.identity, self.device)
+            self.known = {each.candidate.words(): each for each in found if each.candidate in self.space}
+        missed = 0
+        for candidate in self.candidates(limits):
+            if time.monotonic() < self.deadline:
+                self._add(candidate, limits)
+            else:
+                missed += 1
+        if not self.measured and limits != record.limits:
+            self._place = keep(self.paths, [], limits, self.tell)
+        entries = list(self.known.values())
+        choice = choose([each for each in entries if equal(each)], limits)
+        return Tuned(self.device, entries, choice, self._place, self.measured, self.space.left_out, missed)
+
+    def _key(self, runner: str) -> Key:
+        """What figures of a runner depend on."""
+        if runner not in self.keys:
+            self.keys[runner] = key_of(self.runners[runner], self.program.identity, self.device)
+        return self.keys[runner]
+
+    def candidates(self, limits: Limits) -> Iterator[Candidate]:
+        """The defaults of every form and their single changes, then single changes of what is best, until nothing is
+        better; those alone that are not known. What comes depends on what was measured meanwhile.
+        """
+        for form in self.space.forms:
+            default = form.candidate()
+            yield from (each for each in (default, *form.changes(default)) if each.words() not in self.known)
+        tried: set[str] = set()
+        while True:
+            best = choose([each for each in self.known.values() if equal(each)], limits).entry
+            of = self.space.form_of(best.candidate) if best is not None else None
+            if best is None or of is None or best.candidate.words() in tried:
+                return
+            tried.add(best.candidate.words())
+            yield from (each for each in of.changes(best.candidate) if each.words() not in self.known)
+
+    def schedule(self, quality: PassQuality, limits: Limits) -> Schedule:
+        """How many passes a sleep should take. Raises UsageError if sleeps of this program do not replay."""
+        pauses = self._pauses(quality.by_passes)
+        return Schedule(quality, pauses, self.program.recipe.passes, quality.choose(pauses, limits))
+
+    def _pauses(self, numbers: Iterable[int]) -> dict[int, Figures]:
+        """Figures of sleeps of so many passes, by the default backend."""
+        runner = self.runners[DEFAULT]
+        assert isinstance(runner, Backend)
+        found = {}
+        for passes in numbers:
+            self.progress(f"sleeps of {passes} passes", None)
+            graphs = with_passes(self.program.graphs, self.program.recipe, passes)
+            runs = Runs(runner.steps(graphs), self.reference().tokens, self.reference().memory)
+            level = self.known.get(self.space.forms[0].candidate().words())
+            found[passes] = figures(runs, self.reference(), level.figures if level else None)
+        return found
+
+    def _space(self) -> Space:
+        """What is declared; of targets in the precision that is their default, and in that of the artifact's export."""
+        every = list(self.runners.values())
+        found = space_of(every, DEVICE)
+        more = space_of(
+            [self.runners[name] for name in self.existing],
+            DEVICE,
+            {name: _fixed(self.runners[name], options) for name, (_, options) in self.existing.items()},
+        )
+        forms = [*found.forms, *(form for form in more.forms if form not in found.forms)]
+        default = next((form for form in forms if form.runner == DEFAULT), None)
+        if default is None:
+            raise UsageError(f"the backend {DEFAULT}, which others are compared with, does not run here", where="tune")
+        forms.sort(key=lambda form: form != default)  # the reference is measured first
+        return Space(tuple(forms), found.left_out)
+
+    def _add(self, candidate: Candidate, limits: Limits) -> None:
+        """Measure a candidate and keep that at once: what was measured is not lost, whatever comes."""
+        done = len(self.measured)
+        self.progress(f"{candidate.words()} ({done} measured)", None)
+        found, reason = None, ""
+        try:
+            found = self._figures(candidate)
+        except FAILURES as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:2000]
+        key = self._key(candidate.runner)
+        entry = Entry(key=key, candidate=candidate, figures=found, reason=reason, at=time.time())
+        self.known[candidate.words()] = entry
+        self.measured.append(entry)
+        self._place = keep(self.paths, [entry], limits, self.tell)
+
+    def _figures(self, candidate: Candidate) -> Figures:
+        """Raises SleepcError if it does not compute what the reference does."""
+        runs, reference = self.runs(candidate), self.reference()
+        form = self.space.form_of(candidate)
+        assert form is not None
+        if _rounded(self.runners[form.runner], form):
+            first = self._first.setdefault(repr(form), runs)
+            off = difference(runs, first)
+        else:
+            off = difference(runs, reference)
+        if off > self._bound():
+            raise SleepcError(f"its logits differ by {off:.2g} of their scale: at most {self._bound():g} is right")
+        level = self.known.get(self.space.forms[0].candidate().words())
+        return figures(runs, reference, level.figures if level else None)
+
+    def _bound(self) -> float:
+        """What rounding may do to a program's logits."""
+        return EQUAL if self.program.graphs.dtype.itemsize > 2 else 5e-2
+
+    def reference(self) -> Runs:
+        """The default backend with its defaults."""
+        if self._reference is None:
+            self._reference = self._open(self.space.forms[0].candidate())
+        return self._reference
+
+    def runs(self, candidate: Candidate) -> Runs:
+        """A candidate, opened. Raises whatever it raises if it cannot run."""
+        return self.reference() if candidate == self.space.forms[0].candidate() else self._open(candidate)
+
+    def _open(self, candidate: Candidate) -> Runs:
+        runner, graphs = self.runners[candidate.runner], self.program.graphs
+        tokens = self.program.some_tokens(None)[: CALL * 2]
+        steps: Steps
+        if isinstance(runner, Backend):
+            steps = runner.tuned_steps(graphs, candidate.settings, progress=self.progress)
+            size = graphs.dtype.itemsize
+            weights = sum(size * _count(each.shape) for each in graphs.params.values())
+        else:
+            export = self._export(runner, candidate)
+            steps, weights = export.tuned_steps(candidate.settings), export.nbytes()
+        return Runs(steps, tokens, weights + graphs.state_bytes())
+
+    def _export(self, target: Target, candidate: Candidate) -> Export:
+        """The artifact's own export if it has these options, or one that is written for this and removed in the end."""
+        if target.name in self.existing and self.existing[target.name][1] == candidate.options:
+            return self.existing[target.name][0]
+        name = repr((target.name, candidate.options))
+        if name not in self._opened:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            folder = self._scratch.enter_context(TemporaryDirectory(prefix="tuning-", dir=cache_folder()))
+            tokens = self.program.some_tokens(None)[:ENOUGH]
+            place = Path(folder) / target.name
+            asked = Request(place, target.name, candidate.options, None, tokens, force=False)
+            self.progress(f"writing {candidate.words()}", None)
+            export_program(self.program, asked, self.progress)
+            self._opened[name] = target.open(place)
+        return self._opened[name]
+
+
+def _exports(
+    program: Exportable, every: Mapping[str, Backend | Target]
+) -> Iterator[tuple[str, tuple[Export, dict[str, Setting]]]]:
+    """Exports in the artifact that are of what it is now, with their options."""
+    for name, runner in every.items():
+        if isinstance(runner, Backend) or program.path is None:
+            continue
+        try:
+            export = runner.open(program.path)
+        except SleepcError:  # there is none, or none that could run: tuning writes its own
+            continue
+        if export.identity == program.identity:
+            yield name, (export, dict(runner.options_of(export)))
+
+
+def _fixed(runner: Backend | Target, options: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Those of the options that change what is computed."""
+    assert isinstance(runner, Target)
+    fixed = {each.name for each in fields(runner.options) if not each.metadata.get(TRIED)}
+    return {name: value for name, value in options.items() if name in fixed}
+
+
+def _rounded(runner: Backend | Target, form: RunForm) -> bool:
+    """Is it written with other options than the default ones that change what is computed?"""
+    if isinstance(runner, Backend):
+        return False
+    return _fixed(runner, form.options) != _fixed(runner, vars(runner.options()))
+
+
+def _count(shape: Sequence[int]) -> int:
+    found = 1
+    for size in shape:
+        found *= size
+    return found

@@ -1,0 +1,167 @@
+"""`sleepc tune` on a tiny model: measured, kept, used, and not measured again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sleepc
+from sleepc.backends.table import DEFAULT, find_runner, runners
+from sleepc.backends.tunable import Tunable
+from sleepc.cli import tune as command
+from sleepc.errors import SleepcError, UsageError
+from sleepc.tune import measure, space
+from sleepc.tune.record import Limits, read_record
+from sleepc.tune.space import Candidate
+from sleepc.tuning import Tuning
+from tests.cli.models import run_here, save_model
+
+PROMPT = " ".join(f"w{i}" for i in range(1, 20))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact, its export beside it in the artifact, and nothing measured."""
+    model = save_model(tmp_path_factory.mktemp("tune") / "model")
+    program = sleepc.convert(model, {"window": 8, "sinks": 2})
+    place = program.save(model.parent / "artifact")
+    program.export()
+    return place
+
+
+@pytest.fixture
+def artifact(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, with a space of few candidates, each of which takes few rounds."""
+    monkeypatch.setenv("SLEEPC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measure.figures, "__defaults__", (1,))
+    for name in runners():
+        runner = find_runner(name)
+        few = (Tunable("threads", (2, 1), "threads"),) if runner.tunables() else ()
+        monkeypatch.setattr(type(runner), "tunables", lambda self, device="cpu", few=few: few)
+    monkeypatch.setattr(space, "TRIED", "no key")  # of options: the default form alone
+    shutil.copytree(made, tmp_path / "artifact")
+    return tmp_path / "artifact"
+
+
+def words(found: dict[str, Any]) -> list[str]:
+    return [Candidate.model_validate(each["candidate"]).words() for each in found["candidates"]]
+
+
+def test_tuning_and_using_it(artifact: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wanted = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5)
+    code, said, told = run_here(capsys, "tune", artifact, "--json", "--report", tmp_path / "r.html")
+    assert code == 0, told
+    first = json.loads(said)
+    assert first["measured"] == len(first["candidates"]) == 4
+    assert all(each["figures"] for each in first["candidates"])
+    assert all(each["figures"]["error"] < 1e-3 for each in first["candidates"])
+    assert (tmp_path / "r.html").read_text().count("<circle") == 4
+    again = json.loads(run_here(capsys, "tune", artifact, "--json")[1])
+    assert (again["measured"], again["chosen"]) == (0, first["chosen"])
+    assert sorted(words(again)) == sorted(words(first))
+    code, text, told = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5)
+    assert (code, text) == wanted[:2]
+    chosen = Candidate.model_validate(first["chosen"]).words()
+    assert (f"tuned: {chosen} (" in told) == (chosen != DEFAULT)
+    for options in (("--no-tuned",), ("--dtype", "float32")):
+        assert run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5, *options) == wanted
+    code, shown, _ = run_here(capsys, "tune", artifact, "--explain")
+    assert (code, "measured before" in shown, f"chosen       {chosen}" in shown) == (0, True, True)
+
+
+def test_what_is_wrong_is_left_out_with_its_reason(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Tuning._open
+
+    def wrong(tuning: Tuning, candidate: Candidate) -> measure.Runs:
+        found = right(tuning, candidate)
+        found.logits = found.logits + (candidate.settings.get("threads") == 1)
+        return found
+
+    monkeypatch.setattr(Tuning, "_open", wrong)
+    tuned = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print).run(Limits())
+    failed = {each.candidate.settings.get("threads") for each in tuned.entries if each.figures is None}
+    assert failed == {1}
+    assert all("logits differ by" in each.reason for each in tuned.entries if each.figures is None)
+    assert tuned.choice.entry is not None
+    assert tuned.choice.entry.candidate.settings == {}
+
+
+def test_what_was_measured_is_kept(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print)
+    add = tuning._add
+
+    def interrupted(candidate: Candidate, limits: Limits) -> None:
+        if len(tuning.measured) == 2:
+            raise KeyboardInterrupt
+        add(candidate, limits)
+
+    monkeypatch.setattr(tuning, "_add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run(Limits())
+    assert len(read_record(tuning.paths[0]).entries) == 2
+    tuned = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print).run(Limits())
+    assert (len(tuned.measured), len(tuned.entries)) == (2, 4)
+    late = Tuning(sleepc.load(artifact), time.monotonic() - 1, lambda *_: None, print).run(Limits(), again=True)
+    assert (len(late.measured), late.not_tried) == (0, 4)
+
+
+def test_records_of_equal_machines(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "record.json"
+    code, _, told = run_here(capsys, "tune", artifact, "--export", file)
+    assert code == 0, told
+    shutil.rmtree(artifact / "tuning")
+    code, said, told = run_here(capsys, "tune", artifact, "--import", file, "--json")
+    assert (code, json.loads(said)["measured"]) == (0, 0)
+    assert "4 figures taken over, 0 of another" in told
+    file.write_text(file.read_text().replace('"decode_ms": ', '"decode_ms": 1'))
+    assert run_here(capsys, "tune", artifact, "--import", file)[0] == 1  # which was edited
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--target", "toaster"), "Known: auto, cpu"),
+        (("--budget-memory", "much"), "2GiB"),
+        (("--max-pause", "5"), "5m (ms"),
+        (("--time", "0s"), "5m (ms"),
+        (("--report", "nowhere/r.html"), "not a folder"),
+        (("--budget-memory", "1kB"), "comes nearest, with"),
+    ],
+)
+def test_what_does_not_fit(
+    artifact: Path, options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, told = run_here(capsys, "tune", artifact, *options)
+    assert (code, said in told) == (2, True), told
+
+
+@pytest.mark.parametrize(("text", "value"), [("2GiB", 1 << 31), ("1.5 kB", 1500), ("7", 7), ("500MB", 500_000_000)])
+def test_sizes(text: str, value: int) -> None:
+    assert command.bytes_of(text, "") == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("50ms", 0.05), ("90s", 90), ("5m", 300), ("0.5h", 1800)])
+def test_times(text: str, value: float) -> None:
+    assert np.isclose(command.seconds(text, ""), value)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-5s", "5 weeks", "1e9s", "٣s", "nan s"])
+def test_other_texts_are_refused(text: str) -> None:
+    for read in (command.seconds, command.bytes_of):
+        with pytest.raises(UsageError, match="cannot read"):
+            read(text, "--time")
+
+
+def test_logits_that_are_not_finite(artifact: Path) -> None:
+    runs = measure.Runs(sleepc.load(artifact).steps(), [1, 2, 3], 0)
+    assert measure.difference(runs, runs) == 0
+    other = measure.Runs(sleepc.load(artifact).steps(), [1, 2, 3], 0)
+    other.logits = other.logits * np.nan
+    with pytest.raises(SleepcError, match="not finite"):
+        measure.difference(other, runs)
