@@ -12,6 +12,7 @@ from sleepc.errors import UsageError
 TRIED = "tried"  # the key of the metadata of a target's option
 Setting: TypeAlias = bool | int | str
 """A value of a Tunable, or of a target's option."""
+SettingsByName: TypeAlias = Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def threads_of(most: int) -> Tunable:
 
 def check_settings(name: str, known: Sequence[Tunable], settings: Mapping[str, Setting]) -> None:
     """Raises UsageError for a setting that `name` does not have, or a value of another type than its values."""
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"settings are a dictionary, and not {settings!r}", where="settings")
     types = {each.name: type(each.values[0]) for each in known}
     for key, value in settings.items():
         if types.get(key) is not type(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from sleepc import artifact
 from sleepc.backends.contract import Target, not_compiled
 from sleepc.backends.export import Export
 from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, find_trainer
-from sleepc.backends.tunable import Setting
+from sleepc.backends.tunable import SettingsByName
 from sleepc.capturing import DTYPES, capture, in_dtype
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
@@ -137,7 +137,7 @@ class Program:
     @typed
     def tuned_steps(
         self,
-        settings: Mapping[str, Setting],
+        settings: SettingsByName,
         *,
         backend: str = DEFAULT,
         device: str = "cpu",

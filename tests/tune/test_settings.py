@@ -64,6 +64,17 @@ def test_threads_are_those_of_the_steps(program: Program, monkeypatch: pytest.Mo
     assert (seen, torch.get_num_threads()) == ([2], before)
 
 
+def test_steps_of_a_program_with_settings(program: Program) -> None:
+    wanted = Session(program.steps()).feed(TOKENS)
+    for name in (name for name in runners() if find_runner(name).tunables()):
+        steps = program.tuned_steps({"threads": 1}, backend=name)
+        assert steps.threads == 1  # type: ignore[attr-defined]
+        np.testing.assert_allclose(Session(steps).feed(TOKENS), wanted, atol=1e-4)
+        for odd in (5, ["threads"], {"threads": object()}, {1: 2}):
+            with pytest.raises(UsageError, match="setting"):
+                program.tuned_steps(odd, backend=name)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("settings", [{"wheels": 4}, {"threads": "two"}, {"threads": True}])
 @pytest.mark.parametrize("name", [name for name in runners() if find_runner(name).tunables()])
 def test_other_settings_are_refused(program: Program, name: str, settings: dict[str, Setting], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sleepc.backends.tunable import Tunable
 from sleepc.cli import tune as command
 from sleepc.errors import SleepcError, UsageError
 from sleepc.tune import measure, space
-from sleepc.tune.record import Limits, read_record
+from sleepc.tune.record import Entry, Figures, Limits, keep, read_record
 from sleepc.tune.space import Candidate
 from sleepc.tuning import Tuning
 from tests.cli.models import run_here, save_model
@@ -73,6 +73,26 @@ def test_tuning_and_using_it(artifact: Path, capsys: pytest.CaptureFixture[str],
         assert run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5, *options) == wanted
     code, shown, _ = run_here(capsys, "tune", artifact, "--explain")
     assert (code, "measured before" in shown, f"chosen       {chosen}" in shown) == (0, True, True)
+
+
+@pytest.mark.parametrize("fast", runners())
+def test_each_way_is_used(artifact: Path, fast: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5)
+    tuning = Tuning(sleepc.load(artifact), 0, lambda *_: None, print)
+    forms = {form.runner: form for form in tuning.space.forms}
+    if fast not in forms:
+        pytest.skip("it does not run here")
+    for name, form in forms.items():
+        key, ms = tuning._key(name), 1 if name == fast else 2
+        figures = Figures(decode_ms=ms, decode_p99_ms=ms, read_ms=ms, pause_ms=ms, pause_p99_ms=ms, memory=1)
+        keep(tuning.paths, [Entry(key=key, candidate=form.candidate({"threads": 1}), figures=figures)], None, print)
+    chosen, asked = (forms[name].candidate({"threads": 1}).words() for name in (fast, DEFAULT))
+    for options, words in (((), chosen), (("--backend", DEFAULT), asked), (("--backend", fast), chosen)):
+        code, said, told = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5, *options)
+        assert (code, said, f"tuned: {words} (" in told) == (0, wanted[1], True), told
+    evaluated = ("eval", artifact, "--task", "perplexity", "--samples", 1, "--distances", "1", "--json")
+    rows = [json.loads(run_here(capsys, *evaluated, *more)[1])["rows"] for more in ((), ("--no-tuned",))]
+    assert rows[0] == rows[1]  # threads change nothing of so small a model
 
 
 def test_what_is_wrong_is_left_out_with_its_reason(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
