@@ -75,7 +75,7 @@ def movedim(c: Call) -> ir.Value:
     return c.e.transpose(c.tensor(0), order)
 
 
-@translates(aten.cat.default, aten.concat.default)
+@translates(aten.cat.default, aten.concat.default, aten.concatenate.default)
 def cat(c: Call) -> ir.Value:
     """Tensors in a row; one of shape [0] is nothing, whatever the others' rank is."""
     parts = []
@@ -142,13 +142,25 @@ def slice_scatter(c: Call) -> ir.Value:
     """x, but part of one dimension is that of another tensor."""
     axis, start, end, step = (c.option(i, n, d) for i, n, d in SLICE)
     if step != 1:
-        raise UsageError("the ONNX backend writes into slices of step 1 only", where=str(c.node.meta.get("source", "")))
+        return _every(c, int(axis), slice(start, end, step))
     x, start = c.tensor(0), 0 if start is None else start
     parts = [] if start == 0 else [_part(c, x, int(axis), 0, start)]
     parts.append(c.tensor(1, c.out.dtype))
     if end is not None and (isinstance(end, str) or end < END):
         parts.append(_part(c, x, int(axis), end, END))
     return c.e("Concat", *parts, axis=int(axis))
+
+
+def _every(c: Call, axis: int, places: slice) -> ir.Value:
+    """x, but every n-th place of a dimension of known size is that of another tensor."""
+    size, dims = c.out.dims[axis], [1] * len(c.out.dims)
+    if isinstance(size, str) or isinstance(places.start, str) or isinstance(places.stop, str):
+        where = str(c.node.meta.get("source", ""))
+        raise UsageError("the ONNX backend writes into slices of step 1 only, where sizes are open", where=where)
+    new, at = c.tensor(1, c.out.dtype), c.e.ints(*range(*places.indices(size)))
+    dims[axis] = -1
+    at = c.e("Expand", c.e("Reshape", at, c.e.ints(*dims)), c.e("Shape", new))
+    return c.e("ScatterElements", c.tensor(0), at, new, axis=axis)
 
 
 SLICE = ((2, "dim", 0), (3, "start", None), (4, "end", None), (5, "step", 1))

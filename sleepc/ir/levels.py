@@ -60,7 +60,7 @@ _ATEN = {
         logical_xor lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor ne.Scalar ne.Tensor
         nan_to_num where.Scalar where.ScalarOther where.ScalarSelf where.self""",
     "shapes": """
-        alias broadcast_tensors broadcast_to cat chunk clone concat constant_pad_nd contiguous detach
+        alias broadcast_tensors broadcast_to cat chunk clone concat concatenate constant_pad_nd contiguous detach
         diagonal diff expand expand_as flatten.using_ints flip movedim.int movedim.intlist narrow
         pad permute pixel_shuffle repeat repeat_interleave.self_int reshape roll select.int
         slice.Tensor split.Tensor split.sizes split_with_sizes squeeze squeeze.dim squeeze.dims

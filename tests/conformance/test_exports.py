@@ -25,6 +25,7 @@ STRATEGIES = ("parallel", "insert", "replace")
 # for all heads.
 EIGHT = ("llama", "gpt2", "gemma2", "qwen3", "nanogpt", "bloom", "gpt-oss", "falcon")
 FIRST: list[tuple[str, str]] = [  # for a target's first form
+    ("qwen3-5", "parallel"),
     *((name, STRATEGIES[i % 3]) for i, name in enumerate(EIGHT) if name not in ("qwen3", "nanogpt", "falcon")),
     *(("llama", recipe) for recipe in ("recurrent-hard", "recurrent-online", "replace-channel", "recurrent-settle")),
     *(("gpt2", recipe) for recipe in ("linear", "delta", "insert-sleep", "layer-by-layer")),
