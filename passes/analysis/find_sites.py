@@ -4,6 +4,7 @@ read, and the convolutions and recurrences of the model's own.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from sleepc.ops import RECURRENCES
 from sleepc.passes.analysis.dependence import Dependence, find_dependence
 from sleepc.passes.lib.emit import aten
 
+OF_TOKENS = re.compile(r"h|e\d+")  # ports for what is made of the tokens
 RELAYOUTS = (aten.reshape.default, aten.transpose.int, aten.to.dtype)  # the numbers stay, they only stand elsewhere
 
 
@@ -119,8 +121,8 @@ def is_windowed(node: fx.Node) -> bool:
 
 
 def dependence_of(graph: Graph) -> Dependence:
-    """What in a block depends on h, and what on the positions that embed hands on."""
-    return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if n != "h"))
+    """What in a block depends on h, and what on the positions that embed hands on (of the tokens it hands on "e0")."""
+    return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if not OF_TOKENS.fullmatch(n)))
 
 
 def positions_reach(graph: Graph, value: fx.Node) -> bool:

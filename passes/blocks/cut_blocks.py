@@ -50,7 +50,7 @@ class CutBlocks(Pass):
         if not any(is_call(n, ATTENTION) for n in sites):
             raise no_attention("")
         borders = find_borders(flat, sites)
-        place = _place(flat, borders)
+        place = _place(flat, borders, sites)
         _build(program, flat, borders, place)
         return len(program.layout)
 
@@ -169,11 +169,11 @@ def is_border(node: fx.Node) -> bool:
     return val(node).dim() == 3 and val(node).is_floating_point()
 
 
-def _place(flat: Graph, borders: list[fx.Node]) -> dict[fx.Node, int]:
+def _place(flat: Graph, borders: list[fx.Node], sites: list[fx.Node]) -> dict[fx.Node, int]:
     """The part of each call: 0 embed, i + 1 block i, D + 1 head. Sizes are in no part; each part computes its own.
 
     Crossing a border leads into the next part. What does not depend on the tokens belongs to its users' part, or to
-    embed if several parts use it.
+    embed if several parts use it; and so does what the first block and others make of a token alone, before any site.
     """
     tokens = find_dependence(flat, ("tokens",), ("positions",)).tokens
     crossed = set(borders)
@@ -181,6 +181,8 @@ def _place(flat: Graph, borders: list[fx.Node]) -> dict[fx.Node, int]:
     for node in flat.calls():
         if node in tokens:
             place[node] = max(place.get(n, 0) + (n in crossed) for n in node.all_input_nodes if n in tokens)
+    for node in _made_of_one_token(flat, place, sites):
+        place[node] = 0
     for node in reversed(list(flat.calls())):
         if node not in place and not is_size(node):
             users = {place[u] for u in node.users if u in place}
@@ -188,12 +190,25 @@ def _place(flat: Graph, borders: list[fx.Node]) -> dict[fx.Node, int]:
     return place
 
 
+def _made_of_one_token(flat: Graph, place: dict[fx.Node, int], sites: list[fx.Node]) -> set[fx.Node]:
+    """What stands in the first block, is behind no site, and is read by later parts."""
+    behind, found = set(sites), set[fx.Node]()
+    for node in flat.calls():
+        if behind.intersection(node.all_input_nodes):
+            behind.add(node)
+    for node in reversed(list(flat.calls())):
+        early = place.get(node) == 1 and node not in behind
+        if early and any(place.get(user, 0) > 1 or user in found for user in node.users):
+            found.add(node)
+    return found
+
+
 def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: dict[fx.Node, int]) -> None:
     parts: list[list[fx.Node]] = [[] for _ in range(len(borders) + 1)]
     for node in flat.calls():
         if node in place:
             parts[place[node]].append(node)
-    extras = _extras(parts, place, borders[0])
+    extras = _extras(parts, place, borders[0], find_dependence(flat, ("tokens",), ("positions",)).tokens)
     embed = _embed(flat, parts[0], {"h": borders[0], **extras})
     given = {node: Given(name, embed.results()[name].meta["type"]) for name, node in extras.items()}
     h_type = embed.results()["h"].meta["type"]
@@ -227,15 +242,19 @@ def _embed(flat: Graph, nodes: list[fx.Node], results: dict[str, fx.Node]) -> Gr
     return out.graph
 
 
-def _extras(parts: list[list[fx.Node]], place: dict[fx.Node, int], border: fx.Node) -> dict[str, fx.Node]:
-    """Values of embed, other than h, that later parts read, and inputs that they read."""
+def _extras(
+    parts: list[list[fx.Node]], place: dict[fx.Node, int], border: fx.Node, tokens: frozenset[fx.Node]
+) -> dict[str, fx.Node]:
+    """Values of embed that later parts read, other than the first one's h, and inputs that they read: "x0", or "e0" if
+    it is made of the tokens.
+    """
     found: dict[fx.Node, None] = {}
-    for node in (n for part in parts[1:] for n in part):
-        for source in node.all_input_nodes:
+    for number, part in enumerate(parts[1:], 1):
+        for source in (source for node in part for source in node.all_input_nodes):
             port = source.meta.get("port")
-            if source is not border and (place.get(source) == 0 or (port and port.kind == "input")):
+            if (number > 1 or source is not border) and (place.get(source) == 0 or (port and port.kind == "input")):
                 found.setdefault(source)
-    return {f"x{i}": node for i, node in enumerate(found)}
+    return {f"{'e' if node in tokens else 'x'}{i}": node for i, node in enumerate(found)}
 
 
 def structure_of(graph: Graph) -> tuple[object, ...]:

@@ -7,6 +7,8 @@ import inspect
 import torch
 from torch import Tensor, nn
 
+from sleepc.capture.quiet import quiet
+
 KEEP = "logits_to_keep"  # transformers' name for the places whose logits are wanted
 
 
@@ -34,7 +36,7 @@ class Original:
             own = torch.arange(length).expand(rows, length)
             options["position_ids"] = torch.cat([own, own + self.beyond])
             tokens = tokens.repeat(2, 1)
-        with torch.no_grad():
+        with quiet(), torch.no_grad():
             result = self.module(tokens, **options)
         logits = getattr(result, "logits", result)
         found: Tensor = logits[0] if isinstance(logits, tuple) else logits
