@@ -13,11 +13,17 @@ def fit_hybrid(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
     """The recipe for this model, with an override that leaves layers without attention as they are: they carry their
     own state at any length, and have no window to bound. The recipe itself if all layers have attention.
 
-    Raises UsageError if a memory is asked for in such a layer, by its number, or for further passes of a sleep, which
-    would have to write a model's own states again.
+    Raises UsageError if a memory is asked for in such a layer, by its number, or replayed passes, which would have to
+    write a model's own states again.
     """
-    if recipe.passes > 1 and any(recurrences_of(cls.wake) for cls in canonical.classes.values()):
-        raise _passes(recipe)
+    hybrid = any(recurrences_of(cls.wake) for cls in canonical.classes.values())
+    if hybrid and recipe.passes > 1 and recipe.consolidation == "replay":
+        raise UsageError(
+            "recurrent layers of the model's own have written the window while they read it: replaying it would let "
+            "their convolutions and decays act on the same tokens twice",
+            where=f"--passes {recipe.passes}",
+            fix="Use --passes 1, or --consolidation recurrent.",
+        )
     without = [i for i, block in enumerate(canonical.layout) if not find_attention(canonical.classes[block.cls].wake)]
     asked = sorted(asked_by_number(recipe, len(canonical.layout)).intersection(without))
     if asked:
@@ -31,13 +37,3 @@ def fit_hybrid(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
         return recipe
     left = Override(layers=numbers(without), strategy="leave")
     return recipe.model_copy(update={"overrides": (left, *recipe.overrides)})
-
-
-def _passes(recipe: Recipe) -> UsageError:
-    """Why only one pass: for now of `recurrent`, for good of `replay`."""
-    what = "recurrent layers of the model's own have written the window while they read it"
-    if recipe.consolidation == "recurrent":
-        what += ", and passes that run them again over it are not there yet"
-    else:
-        what += ": replaying it would let their convolutions and decays act on the same tokens twice"
-    return UsageError(what, where=f"--passes {recipe.passes}", fix="Use --passes 1.")

@@ -72,7 +72,7 @@ class AddLoop(Pass):
         infer_types(cls.wake)
 
     def _run_again(self, program: ProgramGraphs, cls: BlockClass, name: str, *, from_start: bool) -> None:
-        graph = cls.again or _only_h(cls.wake)  # without a memory there is only h
+        graph = cls.again or _without_new(cls)
         graph.name = f"{name}.again"
         states = graph.ports("state")
         e = Emit(graph, "loop", next(iter(graph.calls())))
@@ -98,9 +98,9 @@ class AddLoop(Pass):
     def _from_start(self, cls: BlockClass, graph: Graph) -> None:
         """Memories that wake writes are kept as they were at the window's start, and `graph` continues from there."""
         states, results = graph.ports("state"), graph.results()
-        for memory in with_role(cls.states, "memory"):
+        for memory in with_role(cls.states, "memory", "own"):
             if memory.name in cls.wake.returns:
-                spec = replace(memory, role="start", update="overwrite")
+                spec = replace(memory, role="start", part=memory.name, update="overwrite")
                 cls.states = (*cls.states, spec)
                 _replace(states[memory.name], graph.add_port("state", spec.name, spec.type()))
                 results[spec.name] = results[memory.name]
@@ -165,9 +165,10 @@ def _put(dims: tuple[int | str, ...], at: int, size: int) -> tuple[int | str, ..
     return (*dims[:at], size, *dims[at + 1 :])
 
 
-def _only_h(wake: Graph) -> Graph:
-    copy = wake.clone()
-    copy.set_returns({"h": copy.results()["h"]})
+def _without_new(cls: BlockClass) -> Graph:
+    """Wake's h and the memories of the model's own: all that passes make of a block without a new memory."""
+    copy, own = cls.wake.clone(), [spec.name for spec in with_role(cls.states, "own")]
+    copy.set_returns({name: copy.results()[name] for name in ("h", *own)})
     copy.drop_dead()
     return copy
 

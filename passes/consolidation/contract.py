@@ -61,6 +61,18 @@ class Layer:
     made: dict[str, Tensor] | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def memories(self) -> list[Tensor]:
+        """What passes change: its memory, and what its own recurrences hold."""
+        return [*(self.memory or []), *(x for name, x in self.own.items() if name.startswith("own"))]
+
+    @memories.setter
+    def memories(self, new: list[Tensor]) -> None:
+        count = len(self.memory or [])
+        self.memory = None if self.memory is None else new[:count]
+        names = [name for name in self.own if name.startswith("own")]
+        self.own |= dict(zip(names, new[count:], strict=True))
+
 
 class StreamSleep(Protocol):
     """A window that the oracle has read, and that a sleep ends: what `remember` changes, and what it may ask for."""
@@ -81,9 +93,8 @@ class StreamSleep(Protocol):
     def layers(self) -> list[Layer]:
         """What the blocks hold; `remember` gives them their memories."""
 
-    @property
-    def before(self) -> list[Memory | None]:
-        """The memories when the window began."""
+    def restart(self, i: int) -> None:
+        """What block i remembers is again as it was when the window began."""
 
     @property
     def block_outputs(self) -> list[Tensor]:

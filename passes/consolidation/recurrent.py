@@ -86,7 +86,7 @@ class Recurrent(Consolidation):
             return
         h = self._passes(sleep)
         for i in range(end, count):
-            sleep.layers[i].memory = sleep.before[i]
+            sleep.restart(i)
             h = sleep.run(i, h)
             _write(sleep, i)
 
@@ -96,17 +96,16 @@ class Recurrent(Consolidation):
         layers, h = [sleep.layers[i] for i in loop], sleep.block_outputs[loop[-1]]
         moving, taken = [True] * sleep.rows, torch.ones(sleep.rows, dtype=torch.int64)
         for _ in range(2, sleep.recipe.passes + 1):
-            old_h, old = h, [layer.memory or [] for layer in layers]
+            old_h, old = h, [layer.memories for layer in layers]
             for i in loop:
                 h = sleep.run(i, h, live=True)
                 _write(sleep, i)
             h = put_back(h, old_h, moving)
             for layer, before in zip(layers, old, strict=True):
-                if layer.memory is not None:
-                    layer.memory = [put_back(*pair, moving) for pair in zip(layer.memory, before, strict=True)]
+                layer.memories = [put_back(*pair, moving) for pair in zip(layer.memories, before, strict=True)]
             taken += torch.tensor(moving)
             if sleep.recipe.settle:
-                changed = change(old, [layer.memory or [] for layer in layers])
+                changed = change(old, [layer.memories for layer in layers])
                 moving = [go and c > sleep.recipe.settle for go, c in zip(moving, changed, strict=True)]
         sleep.taken = taken
         return h

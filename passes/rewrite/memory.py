@@ -205,7 +205,8 @@ class MemoryBuilder:
             e, old = Emit(self.graph, "memory"), [self.graph.ports("state")[name] for name in names]
             new = e.ours("replay", *operands(self.rule, written, old), rule=self.rule.name, passes=1, written=False)
             results = {**results, **{name: e.item(new, i) for i, name in enumerate(names)}}
-        self.graph.set_returns({name: results[name] for name in ("h", *names)})
+        own = (spec.name for spec in with_role(self.cls.states, "own"))
+        self.graph.set_returns({name: results[name] for name in ("h", *names, *own)})
         copy = self.graph.clone()
         copy.drop_dead()
         return copy

@@ -25,7 +25,7 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are if nothing was recorded
     "start": "left",  # a memory as it was when the window began, by the same names. Passes of a loop write it.
     "tail": "left",  # the last inputs of a causal convolution; those of the model's own are tail.0, tail.1
-    "own": "left",  # what a recurrent layer of the model itself carries from token to token: own.0, own.1
+    "own": "left",  # what the model's own recurrences carry: own.0, own.1. Every token and passes of a loop write it.
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
 }
 PREFIX: dict[Role, str] = {"kept": "kept.", "gap": "gap.", "record": "record.", "start": "start.", "own": "own."}

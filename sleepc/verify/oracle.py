@@ -44,7 +44,7 @@ from sleepc.verify import reference
 from sleepc.verify.dropped import dropped, slots_hold
 from sleepc.verify.kept import dtype_of, keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
 from sleepc.verify.memory_values import new_parameters
-from sleepc.verify.own_states import own_answer, own_states
+from sleepc.verify.own_states import Own, own_answer, own_states
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
@@ -179,7 +179,7 @@ class Oracle:
         time = make_timeline(length, self.recipe, last, cuts, room, renumbers=self.renumbers)
         stream = ReadStream(self, rows, time, [Layer(kept=no_pairs(budget, rows)) for budget in self.budgets])
         for start, end in time.windows():
-            before = [layer.memory for layer in stream.layers]
+            before = [(layer.memory, layer.own) for layer in stream.layers]
             positions = (time.position - time.offset)[start:end]
             given = self._given(tokens[:, start:end], positions)
             window = Window(start, end, asleep=False, live=bool(time.slept[start] > 0))
@@ -295,7 +295,7 @@ class _Sleep:
     window: Window
     given: dict[str, Any]
     block_outputs: list[Tensor]
-    before: list[Memory | None]
+    before: list[tuple[Memory | None, Own]]
     taken: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -306,6 +306,12 @@ class _Sleep:
         layer = self.layers[i]
         if layer.written is not None:
             layer.memory = reference.replay(self.plans[i].rule, layer.memory, layer.written, first, passes)
+
+    def restart(self, i: int) -> None:
+        layer, (memory, own) = self.layers[i], self.before[i]
+        layer.memory, layer.own = memory, {**layer.own, **{n: x for n, x in own.items() if n.startswith("own")}}
+        for name in [n for n in layer.own if n.startswith("own") and n not in own]:
+            del layer.own[name]
 
     def run(self, i: int, h: Tensor, *, live: bool | None = None) -> Tensor:
         live = self.window.live if live is None else live
@@ -342,7 +348,9 @@ class _Turner:
 
 
 class _OwnHook:
-    """The hook of a block's own convolutions and recurrences; while asleep they leave nothing behind."""
+    """The hook of a block's own convolutions and recurrences. While asleep a convolution sees zeros before the window,
+    and what it sees is not what it goes on from.
+    """
 
     def __init__(self, oracle: Oracle, i: int, window: Window, layer: Layer) -> None:
         self.oracle, self.layer, self.window = oracle, layer, window
@@ -351,8 +359,9 @@ class _OwnHook:
     def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node not in self.names:
             return self.oracle._widen(node, args, kwargs)
-        out, own = own_answer(self.names[node], args, kwargs, self.layer.own)
-        if not self.window.asleep:
+        name, fresh = self.names[node], self.window.asleep and self.names[node].startswith("tail")
+        out, own = own_answer(name, args, kwargs, {} if fresh else self.layer.own)
+        if not fresh:
             self.layer.own = own
         return [out]
 

@@ -104,7 +104,6 @@ def test_what_ran_is_in_the_graph() -> None:
     ("options", "words"),
     [
         ({"passes": 2}, "replaying it would let their convolutions and decays act on the same tokens twice"),
-        ({"passes": 2, "consolidation": "recurrent"}, "passes that run them again over it are not there yet"),
         ({"layers": "0-1"}, "layer 0 has no attention to bound or to give a memory"),
     ],
 )

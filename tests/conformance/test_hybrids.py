@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import sleepc
+from sleepc.errors import SleepcWarning
 from sleepc.ir.states import with_role
 from sleepc.passes.analysis.kv_cache import kv_cache
 from sleepc.verify.invariants import Bench
@@ -25,7 +27,9 @@ OWN = {"tail.0": (3 * WIDTH, 2), "own.0": (2, WIDTH // 2, WIDTH // 2)}
 
 def converted(*, beside: bool, **options: Any) -> sleepc.Program:
     torch.manual_seed(3)
-    return sleepc.convert(Hybrid(beside=beside).double(), {"window": WINDOW, "sinks": 2, **options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SleepcWarning)  # recurrent passes need training
+        return sleepc.convert(Hybrid(beside=beside).double(), {"window": WINDOW, "sinks": 2, **options})
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,8 @@ def converted(*, beside: bool, **options: Any) -> sleepc.Program:
     [
         (False, {"keep": {"slots": 3, "budgets": "equal"}}),
         (True, {"eviction": "hard", "write": "online"}),
+        (False, {"consolidation": "recurrent", "passes": 2, "sinks": 0, "settle": 0.1}),
+        (True, {"consolidation": "recurrent", "passes": 3, "loop": "0:1"}),
     ],
 )
 def test_invariants(beside: bool, options: dict[str, Any]) -> None:
