@@ -95,6 +95,13 @@ class Backend(ABC):
         check_settings(self.name, self.tunables(device), settings)
         return self.steps(program, device=device, dtype=dtype)
 
+    def taken_on(self, program: ProgramGraphs, target: str, shared: int) -> list[str]:
+        """What its own kernels take for a program, compiled for a GPU that need not be here: a line for each; [] if it
+        has none. Raises SleepcError if one wants more than `shared` bytes of shared memory.
+        """
+        del program, target, shared
+        return []
+
 
 class TrainingBackend(Backend):
     """A backend whose steps gradients go through, on parameters that are given and change."""
@@ -119,7 +126,9 @@ class TrainingBackend(Backend):
         low: torch.dtype | None = None,
     ) -> TrainingSteps:
         """Steps on `parameters` by key, which are on `device` in the dtypes of their ports. With `low`, linear maps
-        whose weights are bound in that dtype, and those of the head, are computed in it (docs/decisions/0007).
+        whose weights are bound in that dtype, and those of the head, are computed in it (docs/decisions/0007). On
+        PyTorch's device `meta` nothing is computed, and what it would take is counted: there an operator with a kernel
+        of the backend's own is called as itself.
         """
 
     @abstractmethod

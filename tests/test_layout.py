@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("recipe", "manifest", "digests", "artifact", "whole_file", "whole_folder", "json_file", "sealed_json"),
         "folder_lock",
     },
-    "tune": {"ir", "backends", "runtime", "hf", "owned", "sealed_json", "json_file", "whole_file"},
+    "tune": {"ir", "ops", "backends", "runtime", "hf", "owned", "sealed_json", "json_file", "whole_file"},
     "artifact": {
         *("ir", "ops", "passes", "backends", "hf", "recipe", "manifest", "digests"),
         *("held_file", "whole_folder"),
@@ -103,7 +103,7 @@ NO_TORCH = (
     *("sleepc/__init__.py", "sleepc/errors.py", "sleepc/manifest.py", "sleepc/names.py", "sleepc/progress.py"),
     *("sleepc/recipe.py", "sleepc/version.py", "sleepc/whole_file.py"),
     *("sleepc/ir/roles.py", "sleepc/held_file.py", "sleepc/json_file.py", "sleepc/owned.py", "sleepc/whole_folder.py"),
-    *("sleepc/tune/here.py", "sleepc/tune/record.py", "sleepc/tune/space.py"),
+    *("sleepc/tune/here.py", "sleepc/tune/profile.py", "sleepc/tune/record.py", "sleepc/tune/space.py"),
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
     *("backends/onnx/cuda.py", "backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),
     *("backends/onnx/state.py", "backends/onnx/steps.py", "backends/table.py", "backends/export.py"),

@@ -12,7 +12,10 @@ from sleepc.backends.eager.backend import EagerBackend
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
-    pass
+    import torch
+
+    from sleepc.backends.eager.steps import EagerSteps
+    from sleepc.ir.program import ProgramGraphs
 
 
 class TritonBackend(EagerBackend):
@@ -59,6 +62,39 @@ class TritonBackend(EagerBackend):
         made[torch.ops.sleepc.delta_rule_read.default] = delta_rule_read
         made[torch.ops.sleepc.replay.default] = replay
         return made
+
+    def steps_on(
+        self,
+        program: ProgramGraphs,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        device: str | torch.device = "cpu",
+        train: bool = False,
+        low: torch.dtype | None = None,
+    ) -> EagerSteps:
+        """See `TrainingBackend.steps_on`."""
+        import torch
+
+        from sleepc.backends.eager.steps import EagerSteps
+
+        if torch.device(device).type != "meta":
+            return super().steps_on(program, parameters, device=device, train=train, low=low)
+        ours = torch.ops.sleepc
+        kernels: dict[Any, Callable[..., Any]] = {**super().kernels(train=train)}
+        for own in (ours.delta_rule.default, ours.delta_rule_read.default, ours.replay.default):
+            kernels[own] = own
+        return EagerSteps(program, parameters, kernels, device=device, train=train, low=low)
+
+    def taken_on(self, program: ProgramGraphs, target: str, shared: int) -> list[str]:
+        """See `Backend.taken_on`. Where Triton is missing, or interprets, a line says that nothing was compiled."""
+        reason = self.missing() or (
+            "TRITON_INTERPRET is set" if os.environ.get("TRITON_INTERPRET", "0") != "0" else None
+        )
+        if reason is not None:
+            return [f"kernels were not compiled for {target}: {reason}"]
+        from sleepc.backends.triton.compiled import of_program
+
+        return of_program(program, target, shared)
 
     compiled_steps = TrainingBackend.compiled_steps  # there are none yet
 

@@ -31,7 +31,7 @@ MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms",
 class TuneOptions:
     """What is wanted, and how long it may take."""
 
-    target: str = flag("The device: auto or cpu, which is this machine.", default="auto")
+    target: str = flag("The device: auto or cpu, which is this machine; h100 and others are predicted.", default="auto")
     budget_memory: str | None = flag("The most memory for weights and the state of one sequence: 2GiB, 500MB.")
     max_pause: str | None = flag("The longest sleep, of 99 in 100: 50ms, 0.2s.")
     quality: Path | None = flag(
@@ -51,15 +51,20 @@ def tune(artifact: Artifact, options: TuneOptions) -> None:
     """Measure how a program runs best on this machine: run, chat, eval and export use what was found."""
     from sleepc.tune.record import Limits
 
-    if options.target not in HERE:
-        raise UsageError(f"unknown device {options.target!r}", where="--target", fix=f"Known: {', '.join(HERE)}.")
     pause = None if options.max_pause is None else 1e3 * seconds(options.max_pause, "--max-pause")
     memory = None if options.budget_memory is None else bytes_of(options.budget_memory, "--budget-memory")
+    limits = Limits(memory=memory, pause_ms=pause)
     deadline = time.monotonic() + seconds(options.time, "--time")
+    if options.target not in HERE:
+        from sleepc.cli.elsewhere import tune_elsewhere
+
+        _refuse_what_is_measured(options)
+        tune_elsewhere(artifact, options.target, limits, explain=options.explain, as_json=options.as_json)
+        return
     for place, name in ((options.report, "--report"), (options.export_to, "--export")):
         if place is not None:
             check_file_place(place, name)  # before any work
-    tuned = _tuned(artifact, options, Limits(memory=memory, pause_ms=pause), deadline)
+    tuned = _tuned(artifact, options, limits, deadline)
     if options.report is not None:
         from sleepc.tune.report import page
         from sleepc.whole_file import write_whole
@@ -74,6 +79,16 @@ def tune(artifact: Artifact, options: TuneOptions) -> None:
             _show_schedule(tuned.schedule, artifact)
     if tuned.choice.entry is None:
         raise _nothing_fits(tuned)
+
+
+def _refuse_what_is_measured(options: TuneOptions) -> None:
+    """Raises UsageError for options that have no meaning for a device that is not here."""
+    given: dict[str, object] = {"--quality": options.quality, "--report": options.report}
+    given |= {"--export": options.export_to, "--import": options.import_from, "--again": options.again or None}
+    for name, value in given.items():
+        if value is not None:
+            what = f"{name} is of what was measured, and for --target {options.target} everything is predicted"
+            raise UsageError(what, where=name, fix="Leave one of them out.")
 
 
 def _tuned(artifact: Path, options: TuneOptions, limits: Any, deadline: float) -> Tuned:
