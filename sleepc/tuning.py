@@ -29,6 +29,10 @@ from sleepc.tune.record import Entry, Figures, Key, Limits, current, keep, key_o
 from sleepc.tune.space import Candidate, RunForm, Space, space_of
 
 DEVICE = "cpu"
+SLOWER = (
+    "its settings were not tried: with its defaults it takes more than four times as long as the best in everything"
+)
+SLOW = 4.0  # what a change of a setting does not make good: on a busy machine fewer threads were three times as fast
 FAILURES = (SleepcError, OSError, RuntimeError, MemoryError, ValueError)  # of a candidate, which is then left out
 
 
@@ -106,7 +110,9 @@ class Tuning:
             self._place = keep(self.paths, [], limits, self.tell)
         entries = list(self.known.values())
         choice = choose([each for each in entries if equal(each)], limits)
-        return Tuned(self.device, entries, choice, self._place, self.measured, self.space.left_out, missed)
+        slow = [default for form in self.space.forms if self.is_slow(default := form.candidate())]
+        left_out = [*self.space.left_out, *((each, SLOWER) for each in slow if self.known[each.words()].figures)]
+        return Tuned(self.device, entries, choice, self._place, self.measured, left_out, missed)
 
     def _key(self, runner: str) -> Key:
         """What figures of a runner depend on."""
@@ -116,11 +122,14 @@ class Tuning:
 
     def candidates(self, limits: Limits) -> Iterator[Candidate]:
         """The defaults of every form and their single changes, then single changes of what is best, until nothing is
-        better; those alone that are not known. What comes depends on what was measured meanwhile.
+        better; those alone that are not known. What comes depends on what was measured meanwhile: a form whose
+        defaults are slow is left at that.
         """
+        yield from (each for each in (form.candidate() for form in self.space.forms) if each.words() not in self.known)
         for form in self.space.forms:
             default = form.candidate()
-            yield from (each for each in (default, *form.changes(default)) if each.words() not in self.known)
+            if not self.is_slow(default):
+                yield from (each for each in form.changes(default) if each.words() not in self.known)
         tried: set[str] = set()
         while True:
             best = choose([each for each in self.known.values() if equal(each)], limits).entry
@@ -129,6 +138,17 @@ class Tuning:
                 return
             tried.add(best.candidate.words())
             yield from (each for each in of.changes(best.candidate) if each.words() not in self.known)
+
+    def is_slow(self, candidate: Candidate) -> bool:
+        """Does it take more than SLOW times as long as the best, for a token and for reading? Or has it failed?"""
+        known = [each.figures for each in self.known.values() if each.figures is not None and equal(each)]
+        entry = self.known.get(candidate.words())
+        if entry is None or not known:
+            return False
+        if entry.figures is None:
+            return True
+        decode, read = min(each.decode_ms for each in known), min(each.read_ms for each in known)
+        return entry.figures.decode_ms > SLOW * decode and entry.figures.read_ms > SLOW * read
 
     def schedule(self, quality: PassQuality, limits: Limits) -> Schedule:
         """How many passes a sleep should take. Raises UsageError if sleeps of this program do not replay."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import sleepc
+from sleepc import tuning as tuning_module
 from sleepc.backends.table import DEFAULT, find_runner, runners
 from sleepc.backends.tunable import Tunable
 from sleepc.cli import tune as command
@@ -44,6 +45,7 @@ def artifact(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         runner = find_runner(name)
         few = (Tunable("threads", (2, 1), "threads"),) if runner.tunables() else ()
         monkeypatch.setattr(type(runner), "tunables", lambda self, device="cpu", few=few: few)
+    monkeypatch.setattr(tuning_module, "SLOW", 1e9)
     monkeypatch.setattr(space, "TRIED", "no key")  # of options: the default form alone
     shutil.copytree(made, tmp_path / "artifact")
     return tmp_path / "artifact"
@@ -110,6 +112,23 @@ def test_what_is_wrong_is_left_out_with_its_reason(artifact: Path, monkeypatch: 
     assert all("logits differ by" in each.reason for each in tuned.entries if each.figures is None)
     assert tuned.choice.entry is not None
     assert tuned.choice.entry.candidate.settings == {}
+
+
+def test_changes_of_what_is_slow_are_not_tried(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_module, "SLOW", 4.0)
+    tuning = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print)
+    taken = {form.candidate().words(): 4.5 ** (form.runner == DEFAULT) for form in tuning.space.forms}
+
+    def figures_of(candidate: Candidate) -> Figures:
+        ms = taken.get(candidate.words(), 1.0)
+        return Figures(decode_ms=ms, decode_p99_ms=ms, read_ms=ms, pause_ms=ms, pause_p99_ms=ms, memory=1)
+
+    monkeypatch.setattr(tuning, "_figures", figures_of)
+    tuned = tuning.run(Limits())
+    tried = [each.candidate for each in tuned.entries]
+    assert [each.words() for each in tried if each.runner == DEFAULT] == [DEFAULT]
+    assert len(tried) == 3
+    assert (Candidate(runner=DEFAULT), tuning_module.SLOWER) in tuned.left_out
 
 
 def test_what_was_measured_is_kept(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
