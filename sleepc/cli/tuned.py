@@ -39,12 +39,10 @@ def way_of(path: Path, on: RunsOn, tell: Callable[[str], None]) -> Way:
     here = options_here(path)
     asked_for = [each for each in entries if not on.compile or each.candidate.settings.get("compile") is True]
     best, chosen = (choose(some, limits).entry for some in (asked_for, [e for e in asked_for if _is_here(e, here)]))
-    if chosen is None:
-        return asked
-    way = Way(chosen.candidate.runner, chosen.candidate.settings)
+    way = Way(chosen.candidate.runner, chosen.candidate.settings) if chosen is not None else asked
     if on.backend is None and best is not None and best is not chosen:
         tell(f"`sleepc export {path} --to {best.candidate.runner}` makes what is faster here: {best.candidate.words()}")
-    if way != asked:
+    if chosen is not None and way != asked:
         tell(f"tuned: {chosen.candidate.words()} (--no-tuned leaves the tuning out)")
     return way
 

@@ -97,6 +97,24 @@ def test_each_way_is_used(artifact: Path, fast: str, capsys: pytest.CaptureFixtu
     assert rows[0] == rows[1]  # threads change nothing of so small a model
 
 
+def test_exports_are_written_as_the_record_says(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tuning = Tuning(sleepc.load(artifact), 0, lambda *_: None, print)
+    (target,) = (each for each in tuning.space.forms if each.options)
+    options = {**target.options, "ops": "portable"}
+    figures = Figures(decode_ms=1, decode_p99_ms=1, read_ms=1, pause_ms=1, pause_p99_ms=1, memory=1)
+    key, candidate = tuning._key(target.runner), Candidate(runner=target.runner, options=options)
+    keep(tuning.paths, [Entry(key=key, candidate=candidate, figures=figures)], None, print)
+    written = []
+    for given in ((), ("--no-tuned",), ("--ops", "ort"), ("--precision", "int8")):
+        code, _, told = run_here(capsys, "export", artifact, "--to", target.runner, "--force", *given)
+        assert code == 0, told
+        manifest = json.loads((artifact / target.runner / f"{target.runner}.json").read_text())
+        written.append((manifest["ops"], "tuned: --ops portable (" in told))
+    assert written == [("portable", True), ("ort", False), ("ort", False), ("ort", False)]
+    told = run_here(capsys, "run", artifact, PROMPT, "--max-tokens", 5)[2]
+    assert f"export {artifact} --to {target.runner}" in told  # what is faster is not there any more
+
+
 def test_what_is_wrong_is_left_out_with_its_reason(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Tuning._open
 
