@@ -1,5 +1,5 @@
 """What a backend is, and a target: a `Backend` runs programs in this process, a `Target` writes them as files, and runs
-those. docs/backends.md has how to add one.
+those, a `HostTarget` only writes them. docs/backends.md has how to add one.
 
 Imports no torch: what runs exports, and what says why something cannot run here, works without it.
 """
@@ -171,11 +171,11 @@ def option(default: Any, words: str, *, tried: tuple[Setting, ...] = ()) -> Any:
     return field(default=default, metadata={"help": words, TRIED: tried})
 
 
-class Target(ABC):
-    """Writes programs as files, and runs these without PyTorch. --backend takes its name too: an artifact's export."""
+class Exporter(ABC):
+    """Writes programs as files."""
 
     name: ClassVar[str]
-    """What --to and --backend call it, and the folder of an artifact that its export is written to."""
+    """What --to calls it, and the folder of an artifact that its export is written to."""
     runtime: ClassVar[str]
     """What runs the files, for people."""
     mark: ClassVar[str]
@@ -184,22 +184,10 @@ class Target(ABC):
     """What writing needs, brought by the extra of sleepc of the same name as the target."""
     options: ClassVar[type]
     """A frozen dataclass of `option`s: strings, numbers and bools."""
-    dtype: ClassVar[str] = "float32"
-    """The dtype of the programs of the conformance suite."""
-    tolerance: ClassVar[float] = 1e-4
-    """The largest error of logits and states there, as a share of their scale."""
 
     @abstractmethod
     def missing(self) -> str | None:
         """Why programs cannot be written and checked here, with what to install; None if they can."""
-
-    @abstractmethod
-    def missing_runtime(self) -> str | None:
-        """Why exports cannot run here, with what to install; None if they can."""
-
-    @abstractmethod
-    def about(self) -> str:
-        """The versions of what runs them, for people."""
 
     @abstractmethod
     def check(self, options: Any) -> None:
@@ -217,6 +205,31 @@ class Target(ABC):
         """Write a lowered program, and check what the files compute. Raises SleepcError if that is not what the program
         before it was lowered does: the folder is then not to be used.
         """
+
+
+class HostTarget(Exporter):
+    """Writes files for a host program of one's own. Nothing here runs them, or reads tokens with them."""
+
+    @abstractmethod
+    def verify(self, folder: Path) -> Report:
+        """Check an export's files in place. Raises UsageError if there is none, SleepcError if it is damaged."""
+
+
+class Target(Exporter):
+    """Writes programs as files, and runs these without PyTorch. --backend takes its name too: an artifact's export."""
+
+    dtype: ClassVar[str] = "float32"
+    """The dtype of the programs of the conformance suite."""
+    tolerance: ClassVar[float] = 1e-4
+    """The largest error of logits and states there, as a share of their scale."""
+
+    @abstractmethod
+    def missing_runtime(self) -> str | None:
+        """Why exports cannot run here, with what to install; None if they can."""
+
+    @abstractmethod
+    def about(self) -> str:
+        """The versions of what runs them, for people."""
 
     @abstractmethod
     def open(self, path: Path) -> Export:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sleepc.backends.tunable import Setting, check_settings
+from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import Tokenizer, load_tokenizer
+from sleepc.manifest import MANIFEST, identity_of, read_manifest
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
@@ -89,3 +91,16 @@ class Export(ABC):
         """`steps` with settings of its target's `tunables`. Raises UsageError for others."""
         check_settings("this export", (), settings)
         return self.steps(device=device, dtype=dtype)
+
+
+def check_still_of(folder: Path, name: str, identity: str) -> None:
+    """An export that lies in an artifact, in its folder `name`, is of what the artifact is now, or UsageError."""
+    artifact = folder.resolve().parent
+    if folder.resolve().name != name or not (artifact / MANIFEST).is_file():
+        return
+    if identity_of(read_manifest(artifact)) != identity:
+        raise UsageError(
+            "the export is of another state of this artifact, which was changed since",
+            where=str(folder),
+            fix=f"`sleepc export {artifact} --to {name} --force` makes it again.",
+        )

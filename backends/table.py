@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from sleepc.backends.contract import Backend, Target, TrainingBackend
+from sleepc.backends.contract import Backend, Exporter, HostTarget, Target, TrainingBackend
 from sleepc.errors import UsageError
 from sleepc.manifest import MANIFEST
 from sleepc.names import check_new
@@ -17,16 +17,20 @@ BACKENDS: dict[str, Backend | str] = {
 """A backend, or the module that has it as BACKEND. The first is what runs, verifies and trains by default."""
 TARGETS: dict[str, Target | str] = {"onnx": "sleepc.backends.onnx.target"}
 """A target, or the module that has it as TARGET. The first is what is exported to by default."""
+HOST_TARGETS: dict[str, HostTarget | str] = {"triton": "sleepc.backends.triton.target"}
+"""The same, of those whose files are for a host program of one's own. One may be called as a backend is."""
 DEFAULT, DEFAULT_TARGET = next(iter(BACKENDS)), next(iter(TARGETS))
 
 
-def register(it: Backend | Target) -> None:
+def register(it: Backend | Exporter) -> None:
     """Add a backend or a target of one's own. Raises UsageError if its name is taken or not valid."""
-    check_new("backend or target", it.name, runners())
+    check_new("backend or target", it.name, {*runners(), *HOST_TARGETS})
     if isinstance(it, Backend):
         BACKENDS[it.name] = it
-    else:
+    elif isinstance(it, Target):
         TARGETS[it.name] = it
+    elif isinstance(it, HostTarget):
+        HOST_TARGETS[it.name] = it
 
 
 def runners() -> tuple[str, ...]:
@@ -56,18 +60,33 @@ def find_trainer(name: str = DEFAULT) -> TrainingBackend:
 
 
 def find_target(name: str) -> Target:
-    """The target of that name. Raises UsageError if there is none."""
+    """The target of that name whose exports run here. Raises UsageError if there is none."""
     found = TARGETS.get(name)
     if found is None:
         raise UsageError(f"unknown export target {name!r}", where="--to", fix=f"Targets: {', '.join(TARGETS)}.")
     return import_module(found).TARGET if isinstance(found, str) else found
 
 
-def target_of(folder: Path) -> Target | None:
+def exporters() -> tuple[str, ...]:
+    """What --to takes."""
+    return (*TARGETS, *HOST_TARGETS)
+
+
+def find_exporter(name: str) -> Exporter:
+    """The target of that name. Raises UsageError if there is none."""
+    found = HOST_TARGETS.get(name)
+    if found is None:
+        if name not in TARGETS:
+            raise UsageError(f"unknown export target {name!r}", where="--to", fix=f"Targets: {', '.join(exporters())}.")
+        return find_target(name)
+    return import_module(found).TARGET if isinstance(found, str) else found
+
+
+def exporter_of(folder: Path) -> Exporter | None:
     """The target that a folder is an export of; None if it is none, or an artifact."""
     if (folder / MANIFEST).is_file():
         return None
-    return next((each for each in map(find_target, TARGETS) if (folder / each.mark).is_file()), None)
+    return next((each for each in map(find_exporter, exporters()) if (folder / each.mark).is_file()), None)
 
 
 def by_export() -> str:

@@ -33,11 +33,12 @@ class Sleepc:
     """An export of sleepc's, run by sleepc's session in the runtime of its target."""
 
     def __init__(self, folder: str, threads: int) -> None:
-        from sleepc.backends.table import target_of
+        from sleepc.backends.contract import Target
+        from sleepc.backends.table import exporter_of
 
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        target = target_of(Path(folder))
-        assert target is not None, f"{folder} is no export"
+        target = exporter_of(Path(folder))
+        assert isinstance(target, Target), f"{folder} is no export that runs"
         self.steps = target.open(Path(folder)).steps()
         self.facts = {"window": self.steps.window, "onnxruntime": version("onnxruntime")}
 

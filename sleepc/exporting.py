@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from sleepc.backends.contract import Draft, Target
-from sleepc.backends.table import find_target
+from sleepc.backends.contract import Draft, Exporter, HostTarget
+from sleepc.backends.table import find_exporter
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import copy_tokenizer
 from sleepc.ir.program import ProgramGraphs
@@ -64,23 +64,33 @@ class Request:
 def export_program(program: Exportable, asked: Request, progress: Progress) -> Exported:
     """See `Program.export`."""
     started = time.perf_counter()
-    target = find_target(asked.to)
+    target = find_exporter(asked.to)
     chosen = options_of(target, asked.options)
     target.check(chosen)  # before any work
     folder = _folder(program, asked.path, asked.to)
     check_free(folder, force=asked.force, mark=target.mark)
-    read = program.some_tokens(asked.text, asked.tokens)
-    if len(read) < ENOUGH:
-        where = "--text" if asked.tokens is None else "--tokens"
-        raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give at least {ENOUGH} tokens.")
+    read = _tokens(program, target, asked)
     program.check_bytes()
     step, lowered = lower(program.graphs, target.lowering(program.graphs, chosen), progress, asked.dump_graphs)
     with written_beside(folder, force=asked.force, mark=target.mark) as draft:
         written = target.write(lowered, chosen, Draft(draft, step, read, program.identity, progress))
         tokenizer = program.folder()
-        if tokenizer is not None:
+        if tokenizer is not None and not isinstance(target, HostTarget):
             copy_tokenizer(tokenizer, draft)
     return Exported(folder, written.files, written.report, time.perf_counter() - started)
+
+
+def _tokens(program: Exportable, target: Exporter, asked: Request) -> list[int]:
+    """What is read in the checks; nothing for files that run nowhere here."""
+    where = "--text" if asked.tokens is None else "--tokens"
+    if isinstance(target, HostTarget):
+        if asked.text is not None or asked.tokens is not None:
+            raise UsageError(f"--to {target.name} reads no tokens", where=where, fix="Leave it out.")
+        return []
+    read = program.some_tokens(asked.text, asked.tokens)
+    if len(read) < ENOUGH:
+        raise UsageError(f"the text has {len(read)} tokens", where=where, fix=f"Give at least {ENOUGH} tokens.")
+    return read
 
 
 def lower(
@@ -93,7 +103,7 @@ def lower(
     return step, run_stages(step, rest, progress=progress, dump=dump / "lower" if dump else None)
 
 
-def options_of(target: Target, given: Mapping[str, Any]) -> Any:
+def options_of(target: Exporter, given: Mapping[str, Any]) -> Any:
     """What was given as the target's options. Raises UsageError for what is none of them."""
     known = [each.name for each in fields(target.options)]
     for name in given:

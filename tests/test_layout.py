@@ -107,14 +107,16 @@ NO_TORCH = (
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
     *("backends/onnx/cuda.py", "backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),
     *("backends/onnx/state.py", "backends/onnx/steps.py", "backends/table.py", "backends/export.py"),
-    "backends/report.py",
     "backends/tunable.py",
+    *("backends/triton/devices.py", "backends/triton/files.py", "backends/triton/launcher.py"),
+    *("backends/triton/manifest.py", "backends/triton/target.py", "backends/report.py"),
 )
 NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),
     *("sleepc.runtime.chat", "sleepc.tasks.task", "sleepc.tasks.source", "sleepc.hf.tokenizer"),
     *("sleepc.backends.table", "sleepc.backends.export", "sleepc.backends.eager.backend"),
     *("sleepc.backends.onnx.target", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
+    "sleepc.backends.triton.target",
     *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.evaluation_task"),
     "sleepc.tune.record",
     *("sleepc.cli.tasks", "sleepc.tasks.puzzles", "sleepc.tasks.solving", "sleepc.tasks.spelling"),

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepc.backends.export import Export
+from sleepc.backends.export import Export, check_still_of
 from sleepc.backends.onnx.installed import missing_runtime
 from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, ExportManifest
 from sleepc.backends.tunable import Setting, Tunable, available_threads, check_settings, threads_of
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.manifest import MANIFEST as ARTIFACT
-from sleepc.manifest import identity_of, read_manifest
 from sleepc.runtime.arguments import typed
 from sleepc.sealed_json import FileKind, read_sealed
 
@@ -164,7 +163,7 @@ def _load(folder: Path) -> OnnxProgram:
         raise SleepcError(
             f"{manifest.weights} has {size} bytes instead of {manifest.weights_size}", where=str(folder), fix=AGAIN
         )
-    _check_identity(folder, manifest)
+    check_still_of(folder, FOLDER, manifest.identity)
     return OnnxProgram(folder, manifest, files)
 
 
@@ -194,16 +193,3 @@ def _read(path: Path) -> ExportManifest:
     if manifest.hashes and found != manifest.sha256:
         raise SleepcError(f"{MANIFEST} was changed after it was written", where=str(path), fix=AGAIN)
     return manifest
-
-
-def _check_identity(folder: Path, manifest: ExportManifest) -> None:
-    """An export that lies in an artifact is of what the artifact is now."""
-    artifact = folder.resolve().parent
-    if folder.resolve().name != FOLDER or not (artifact / ARTIFACT).is_file():
-        return
-    if identity_of(read_manifest(artifact)) != manifest.identity:
-        raise UsageError(
-            "the export is of another state of this artifact, which was changed since",
-            where=str(folder),
-            fix=f"`sleepc export {artifact} --to onnx --force` makes it again.",
-        )

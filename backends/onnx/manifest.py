@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sleepc.runtime.steps import CLOCKS, TOKEN
-from sleepc.sealed_json import Strict, digest
+from sleepc.sealed_json import FileName, Strict, digest
 
 MANIFEST = "onnx.json"
 FORMAT = 1
 CALL = ("tokens", "lengths", "logits_at", "passes")  # inputs that are not state
 
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]  # of this folder: no path
 DtypeName = Annotated[str, Field(pattern=r"^(f64|f32|f16|i64|i16|i8|u8|bool)$")]
 Dim = Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
 Dims = Annotated[tuple[Dim, ...], Field(max_length=8)]

@@ -22,9 +22,9 @@ STAGES = 1
 TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 """What Triton calls the types that are multiplied."""
 WAYS: Mapping[str, tuple[int, int]] = {
-    **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (32, 8)},
+    **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (64, 8)},
     **{"sums": (0, 4), "scores": (0, 4), "step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
-    **{"spread": (32, 8), "carry_back": (16, 8), "of_queries": (64, 8)},
+    **{"spread": (32, 8), "carry_back": (16, 4), "of_queries": (64, 8)},
     **{"of_states": (64, 8), "unsolve": (32, 8), "of_rights": (32, 8)},
 }
 """Columns of the values that a program computes at once, and its warps: with these nothing is spilled."""

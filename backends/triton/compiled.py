@@ -18,19 +18,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sleepc.backends.triton.choices import Problem, choose, types
+from sleepc.backends.triton.devices import DEVICES, find_device
 from sleepc.backends.triton.kernels import channels, chunked, gradients, replayed, single
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError
 
 if TYPE_CHECKING:
     from sleepc.ir.program import ProgramGraphs
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950", "gfx1100", "gfx1201")
-"""GPUs that kernels are checked for."""
-SHARED_LIMITS = {
-    **{"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376},
-    **{"gfx942": 65536, "gfx950": 163840, "gfx1100": 65536, "gfx1201": 65536},
-}
-"""Bytes of shared memory that a program may have, which the compiler for AMD does not look at."""
+ALIGNED = 16
+"""Bytes that every address is a multiple of, as PyTorch's tensors are: without it numbers are loaded one by one."""
 GRADIENTS = (
     gradients.spread,
     gradients.carry_back,
@@ -64,7 +60,7 @@ class Taken:
     @property
     def starts(self) -> bool:
         """Is there as much shared memory?"""
-        return self.shared <= SHARED_LIMITS[self.target]
+        return self.shared <= find_device(self.target).shared
 
     @property
     def fits(self) -> bool:
@@ -72,53 +68,48 @@ class Taken:
         return self.starts and not self.spilled
 
 
-def target_of(name: str) -> GPUTarget:
-    """Triton's word for a target. Raises UsageError for one that kernels are not checked for."""
-    if name not in TARGETS:
-        raise UsageError(f"unknown target {name!r}", where="--target", fix=f"Targets: {', '.join(TARGETS)}.")
-    if name.startswith("sm_"):
-        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
-    return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
-
-
 def compile_for(kernel: Any, it: Problem, name: str) -> Any:
-    """One kernel for a target, as Triton compiles it."""
-    how = choose(kernel.fn.__name__, kernel.arg_names, it)
-    source = ASTSource(kernel, types(kernel.arg_names, it), how.constants)
-    return triton.compile(source, target=target_of(name), options=how.options)
+    """One kernel for a kind of GPU, as Triton compiles it, without the names of source files."""
+    device, how, kinds = (
+        find_device(name),
+        choose(kernel.fn.__name__, kernel.arg_names, it),
+        types(kernel.arg_names, it),
+    )
+    aligned = [["tt.divisibility", ALIGNED]]
+    pointers = {(at,): aligned for at, kind in enumerate(kinds.values()) if kind.startswith("*")}
+    arch = int(name.removeprefix("sm_")) if device.nvidia else name
+    target = GPUTarget("cuda" if device.nvidia else "hip", arch, device.warp)
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True
+        return triton.compile(ASTSource(kernel, kinds, how.constants, pointers), target=target, options=how.options)
 
 
 def taken(kernel: Any, it: Problem, name: str) -> Taken:
-    """Compile a kernel for a target, and read what it takes."""
+    """Compile a kernel for a kind of GPU, and read what it takes."""
     made = compile_for(kernel, it, name)
-    read = _of_nvidia if name.startswith("sm_") else _of_amd
-    registers, spilled = read(made, name)
+    registers, spilled = registers_of(made, name)
     return Taken(kernel.fn.__name__, it.decay, it.dk, name, registers, made.metadata.shared, spilled)
 
 
-def _of_nvidia(made: Any, name: str) -> tuple[int, int]:
-    """As ptxas says it: the one for Blackwell knows the PTX of today, of which the other refuses the version."""
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
-    suffix = "a" if name in ("sm_90", "sm_100", "sm_120") else ""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(made.asm["ptx"], encoding="utf-8")
-        command: list[str | Path] = [
-            assembler,
-            "-v",
-            f"--gpu-name={name}{suffix}",
-            source,
-            "-o",
-            source.with_suffix(".cubin"),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+def registers_of(made: Any, name: str) -> tuple[int, int]:
+    """Registers of a thread of compiled code, and the bytes that it spills."""
+    return _of_nvidia(made) if find_device(name).nvidia else _of_amd(made)
+
+
+def _of_nvidia(made: Any) -> tuple[int, int]:
+    """As the code itself says it, read by NVIDIA's tool that comes with Triton; what is spilled lies in the stack."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=False)
     words = done.stdout + done.stderr
     if done.returncode:
-        raise SleepcError(f"ptxas does not assemble {made.metadata.name} for {name}: {words.strip()}")
-    return _number(r"Used (\d+) registers", words), _number(r"(\d+) bytes spill stores", words)
+        raise SleepcError(f"cuobjdump does not read the code of {made.metadata.name}: {words.strip()}")
+    return _number(r"REG:(\d+)", words), _number(r"STACK:(\d+)", words)
 
 
-def _of_amd(made: Any, name: str) -> tuple[int, int]:
+def _of_amd(made: Any) -> tuple[int, int]:
     """As the metadata in the assembly says it; what is spilled lies in scratch memory of the thread."""
     words = made.asm["amdgcn"]
     return _number(r"\.vgpr_count:\s+(\d+)", words), _number(r"\.private_segment_fixed_size:\s+(\d+)", words)
@@ -133,8 +124,7 @@ def _number(pattern: str, words: str) -> int:
 
 def problem(decay: str, size: int, name: str) -> Problem:
     """The problem of the table: the gated delta rule in bfloat16, heads of `size`."""
-    exact = "tf32x3" if name.startswith("sm_") else "ieee"
-    return Problem(size, size, 64, "bf16", corrects=True, decay=decay, exact=exact)
+    return Problem(size, size, 64, "bf16", corrects=True, decay=decay, exact=find_device(name).exact)
 
 
 def rows(targets: Sequence[str], short: bool) -> Iterator[list[Taken]]:
@@ -197,9 +187,9 @@ def main() -> None:
     """Print the table for the targets that are named, or all."""
     parser = argparse.ArgumentParser(description="What kernels take, compiled for GPUs that need not be here.")
     parser.add_argument("--short", action="store_true", help="heads of 64 and one form of decay only")
-    parser.add_argument("targets", nargs="*", help=f"one or more of {', '.join(TARGETS)} (all)")
+    parser.add_argument("targets", nargs="*", help=f"one or more of {', '.join(DEVICES)} (all)")
     given = parser.parse_args()
-    for line in table(given.targets or TARGETS, given.short):
+    for line in table(given.targets or tuple(DEVICES), given.short):
         print(line, flush=True)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +19,30 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 """Do kernels run in Triton's interpreter, on the CPU? It multiplies bfloat16 wrongly, without an error: there all is
 multiplied, and stored, in float32."""
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A kernel, what it is compiled for, on how many programs it is started, and its arguments, in order."""
+
+    kernel: Any
+    problem: Problem
+    programs: int
+    arguments: tuple[Any, ...]
+
+
+_RECORD: ContextVar[list[Started] | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Started]]:
+    """Within it kernels are not started but put down: tensors then need no values, nor a device."""
+    found: list[Started] = []
+    token = _RECORD.set(found)
+    try:
+        yield found
+    finally:
+        _RECORD.reset(token)
 
 
 @dataclass(frozen=True)
@@ -84,7 +111,11 @@ def _exact() -> str:
 def start(kernel: Any, it: Problem, blocks: int, *arguments: Any) -> None:
     """Start a kernel on as many programs as `blocks`, times the parts of the values' columns where it has these."""
     how = choose(kernel.fn.__name__, kernel.arg_names, it)
-    kernel[(blocks * how.columns,)](*arguments, **how.constants, **how.options)
+    record = _RECORD.get()
+    if record is not None:
+        record.append(Started(kernel, it, blocks * how.columns, arguments))
+    else:
+        kernel[(blocks * how.columns,)](*arguments, **how.constants, **how.options)
 
 
 def sums(t: WrittenTokens, it: Problem) -> Tensor:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from sleepc.backends.table import TARGETS, find_target
+from sleepc.backends.contract import Target
+from sleepc.backends.table import exporters, find_exporter
 from sleepc.cli.display import Display, err, out, print_json, size, tell
 from sleepc.cli.input_text import read_options
 from sleepc.cli.option_groups import flag, switch, with_options
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sleepc.exporting import Exported
+
+MANY = 6  # files that are not listed each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def export_command() -> Callable[..., None]:
 def _options_of_targets() -> type:
     """A dataclass of every option of every target: None if it is not given, and the target's own default then."""
     found: dict[str, tuple[Any, list[str], Any]] = {}
-    for target in map(find_target, TARGETS):
+    for target in map(find_exporter, exporters()):
         hints = get_type_hints(target.options)
         for each in fields(target.options):
             _, words, _ = found.get(each.name, (None, [], None))
@@ -62,11 +65,11 @@ def _options_of_targets() -> type:
 
 def export(
     artifact: Artifact,
-    to: Annotated[str, typer.Option("--to", help=f"What to export to: {', '.join(TARGETS)}.")],
+    to: Annotated[str, typer.Option("--to", help=f"What to export to: {', '.join(exporters())}.")],
     given: Any,
     options: ExportOptions,
 ) -> None:
-    """Write files that run without PyTorch, and check them: weights by value, and what a runtime computes with them."""
+    """Write files that run without PyTorch, and check them: weights by value, and what a runtime computes with them; or kernels for GPUs that need not be here."""
     from sleepc import api
     from sleepc.exporting import Request, export_program
 
@@ -75,8 +78,9 @@ def export(
     if options.dump_graphs is not None:
         check_folder_inside(options.dump_graphs, "--dump-graphs")
     chosen = {name: value for name, value in vars(given).items() if value is not None}
-    if options.tuned:
-        chosen |= options_by_tuning(artifact, find_target(to), chosen, tell)
+    target = find_exporter(to)
+    if options.tuned and isinstance(target, Target):
+        chosen |= options_by_tuning(artifact, target, chosen, tell)
     asked = Request(options.output, to, chosen, words, ids, options.force, options.dump_graphs)
     program = api.load(artifact)
     with display.doing("export"):
@@ -95,7 +99,11 @@ def _tell(display: Display, exported: Exported) -> None:
         out.print(f"perplexity of {found['tokens']} tokens: {found['before']:.2f} before, {found['after']:.2f} after")
     weights = f"{report['weights']} weights by value, " if "weights" in report else ""
     display.leave("checked", f"{weights}{len(report['checks'])} figures", report["seconds"])
-    sizes = "   ".join(f"{name} {size((exported.path / name).stat().st_size)}" for name in exported.files)
+    bytes_of = {name: (exported.path / name).stat().st_size for name in exported.files}
+    if len(bytes_of) > MANY:
+        sizes = f"{len(bytes_of)} files, {size(sum(bytes_of.values()))}"
+    else:
+        sizes = "   ".join(f"{name} {size(count)}" for name, count in bytes_of.items())
     display.leave("saved", f"{exported.path}/   {sizes}", exported.seconds)
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepc.backends.contract import Backend, Target, not_compiled
-from sleepc.backends.table import by_export, find_runner, target_of
+from sleepc.backends.contract import Backend, HostTarget, Target, not_compiled
+from sleepc.backends.table import by_export, exporter_of, find_runner
 from sleepc.cli.display import tell
 from sleepc.cli.tuned import Way
 from sleepc.errors import UsageError
@@ -105,7 +105,11 @@ def open_artifact(path: Path) -> Program:
     """An artifact. Raises UsageError if it is none, and says so if it is an export."""
     from sleepc import api
 
-    target = target_of(path)
+    target = exporter_of(path)
+    if isinstance(target, HostTarget):
+        what = f"{path} has {target.runtime}, which sleepc does not run"
+        fix = f"`sleepc verify {path}` checks the files; name the artifact that they were made from to run that."
+        raise UsageError(what, fix=fix)
     if target is not None:
         fix = f"Give --backend {target.name}, or the artifact that it was made from."
         raise UsageError(f"{path} is an export for {target.runtime}", fix=fix)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sleepc.backends.table import target_of
+from sleepc.backends.table import exporter_of
 from sleepc.cli.display import Display, err, out, print_json
 from sleepc.cli.input_text import read_options
 from sleepc.cli.option_groups import flag, switch, with_options
@@ -38,7 +38,7 @@ def verify(
 ) -> None:
     """Measure the invariants on real tokens, and perplexity beyond the window, against the original model. Exit 1 if one fails."""
     words, ids = read_options(options.text, options.tokens)
-    target = target_of(artifact)
+    target = exporter_of(artifact)
     if target is not None:
         return verify_an_export(target, artifact, options.against, words, ids, options.as_json)
     from sleepc import api

@@ -6,23 +6,25 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
 
+from sleepc.backends.contract import HostTarget, Target
 from sleepc.cli.display import Display, err, out, print_json
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.runtime.batch import checked_tokens
 
 if TYPE_CHECKING:
-    from sleepc.backends.contract import Target
+    from sleepc.backends.contract import Exporter
     from sleepc.backends.export import Export
+    from sleepc.backends.report import Report
     from sleepc.runtime.steps import Steps
 
 
 def verify_an_export(
-    target: Target, path: Path, against: str | None, text: str | None, tokens: list[int] | None, as_json: bool
+    target: Exporter, path: Path, against: str | None, text: str | None, tokens: list[int] | None, as_json: bool
 ) -> None:
     """Print what was found; exit 1 if a check fails."""
     if against is not None:
@@ -31,17 +33,31 @@ def verify_an_export(
         )
     from sleepc.cli.export import table
 
-    display, program = Display(err), target.open(path)
-    with display.doing("verify"):
-        report = target.verify(program, _tokens(program, text, tokens), display, _artifact(program))
+    with (display := Display(err)).doing("verify"):
+        report, at_export = _report(target, path, text, tokens, display)
     if as_json:
-        print_json({**report.to_json(), "at_export": program.manifest.report})
+        print_json({**report.to_json(), "at_export": at_export})
     else:
         out.print(table(report.to_json()["checks"]))
         verdict = "the export is whole" if report.ok else "[red]the export does not compute what it should[/]"
         out.print(f"{verdict}   {report.seconds:.1f} s")
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _report(
+    target: Exporter, path: Path, text: str | None, tokens: list[int] | None, display: Display
+) -> tuple[Report, dict[str, Any] | None]:
+    """What is found now, and what was when it was made, if it was run then."""
+    if isinstance(target, Target):
+        program = target.open(path)
+        found = target.verify(program, _tokens(program, text, tokens), display, _artifact(program))
+        return found, program.manifest.report
+    assert isinstance(target, HostTarget)
+    if text is not None or tokens is not None:
+        where = "--text" if tokens is None else "--tokens"
+        raise UsageError(f"{path} has {target.runtime}, which read no tokens here", where=where, fix="Leave it out.")
+    return target.verify(path), None
 
 
 def _tokens(program: Export, text: str | None, tokens: list[int] | None) -> list[int]:

@@ -18,7 +18,7 @@ import sleepc
 from examples.nanogpt import GPT
 from sleepc import doctor
 from sleepc.backends import table
-from sleepc.backends.contract import Draft, Kernels, Target, Written, option
+from sleepc.backends.contract import Draft, HostTarget, Kernels, Target, Written, option
 from sleepc.backends.eager.backend import EagerBackend
 from sleepc.backends.export import Export, ExportFacts
 from sleepc.backends.report import Figure, Report
@@ -139,14 +139,33 @@ class ToyTarget(Target):
         return Report([Figure("the artifact", "there", float(like is not None), 1, least=True)])
 
 
+class ToyHostTarget(HostTarget):
+    """Writes a file that a host runs."""
+
+    name = "toyhost"
+    runtime = "toys for a host"
+    mark = "toyhost.json"
+    options = ToyOptions
+    missing, check, lowering = ToyTarget.missing, ToyTarget.check, ToyTarget.lowering
+
+    def write(self, program: ProgramGraphs, options: ToyOptions, draft: Draft) -> Written:
+        assert not draft.tokens
+        (draft.folder / self.mark).write_text("")
+        return Written(Report().to_json(), [self.mark])
+
+    def verify(self, folder: Path) -> Report:
+        return Report([Figure("toyhost.json", "bytes", (folder / self.mark).stat().st_size, 0)])
+
+
 @pytest.fixture
 def toy() -> Iterator[Toy]:
     made = Toy()
-    for each in (made, Still(), ToyTarget()):
+    for each in (made, Still(), ToyTarget(), ToyHostTarget()):
         table.register(each)
     yield made
-    for name in ("toy", "still", "toyfile"):
-        (table.BACKENDS if name in table.BACKENDS else table.TARGETS).pop(name)
+    for known, name in ((table.BACKENDS, "toy"), (table.BACKENDS, "still"), (table.TARGETS, "toyfile")):
+        known.pop(name)
+    table.HOST_TARGETS.pop("toyhost")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +253,12 @@ def test_a_name_is_taken_once(toy: Toy) -> None:
 
 def test_an_export_with_flags_of_its_own(toy: Toy, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helped = " ".join(run_here(capsys, "export", "--help")[1].split())
-    for words in ("--wheels", "How many wheels it has. [default: (4)]", "--precision", f"{', '.join(table.TARGETS)}."):
+    for words in (
+        "--wheels",
+        "How many wheels it has. [default: (4)]",
+        "--precision",
+        f"{', '.join(table.exporters())}.",
+    ):
         assert words in helped
     code, said, told = run_here(capsys, "export", artifact, "--to", "toyfile", "--wheels", 6, "--json")
     assert code == 0, told
@@ -252,6 +276,21 @@ def test_an_export_with_flags_of_its_own(toy: Toy, artifact: Path, capsys: pytes
     assert run_here(capsys, "verify", folder)[0] == 0
     code, said, _ = run_here(capsys, "export", artifact, "--to", "toyfile", "--colour", "blue", "--force")
     assert (code, "toy.bin" in said) == (0, True)
+
+
+def test_files_for_a_host(toy: Toy, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are written without a text, checked, and not run."""
+    folder = tmp_path / "toys"
+    assert run_here(capsys, "export", artifact, "--to", "toyhost", "-o", folder)[0] == 0
+    assert [path.name for path in folder.iterdir()] == ["toyhost.json"]
+    assert run_here(capsys, "verify", folder)[0] == 0
+    code, _, said = run_here(capsys, "run", folder, "w1")
+    assert (code, f"{folder} has toys for a host, which sleepc does not run" in " ".join(said.split())) == (2, True)
+    tokens = tmp_path / "tokens"
+    tokens.write_text("1 2 3")
+    for command in (("export", artifact, "--to", "toyhost", "-o", tmp_path / "other"), ("verify", folder)):
+        code, _, said = run_here(capsys, *command, "--tokens", tokens)
+        assert (code, "no tokens" in said, "--tokens" in said) == (2, True, True), said
 
 
 @pytest.mark.parametrize(
