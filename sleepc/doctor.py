@@ -51,6 +51,7 @@ def examine() -> list[Finding]:
     found += [_safely("backends", name, partial(_runner, name), _install(name)) for name in runners()]
     found += [_safely("exports", each.runtime, partial(_runtime, each), _install(each.name)) for each in targets()]
     found.append(_safely("device", "CUDA", _device, "pip install --force-reinstall torch"))
+    found.append(_safely("device", "C++ compiler", _compiler, ""))
     for what, look in (("cache", _cache), ("hub", _hub), ("demo model", _demo)):
         found.append(_safely("storage", what, look, "SLEEPC_CACHE=DIR and HF_HOME=DIR name other folders"))
     return found
@@ -143,6 +144,16 @@ def _device() -> tuple[Mark, str, str]:
         return "ok", torch.cuda.get_device_name(0), ""
     why = "no device, or no driver for it" if torch.version.cuda else "this PyTorch was built for the CPU"
     return "note", f"{why}: models run on the CPU", ""
+
+
+def _compiler() -> tuple[Mark, str, str]:
+    """What --compile needs, found as PyTorch finds it."""
+    name = os.environ.get("CXX", "g++")
+    place = shutil.which(name)
+    if place is not None:
+        return "ok", f"{place}: --compile", ""
+    fix = "apt-get install g++, or name one in CXX"
+    return "missing", f"{name or 'CXX is empty'} is not found: --compile needs it, and nothing else does", fix
 
 
 def _cache() -> tuple[Mark, str, str]:

@@ -455,6 +455,19 @@ def test_every_backend_has_a_line() -> None:
     assert set(findings("backends")) == set(table.runners()) == folders
 
 
+def test_the_compiler_is_found_or_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "runners", lambda: ())
+    (tmp_path / "c++").write_text("")
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    found = findings("device")["C++ compiler"]
+    assert (found.mark, found.detail) == ("ok", f"{tmp_path / 'c++'}: --compile")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = findings("device")["C++ compiler"]
+    assert (found.mark, found.detail.split(":")[0]) == ("missing", "no-such-compiler is not found")
+    assert "apt-get install g++" in found.fix
+
+
 def test_disk_caches_and_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLEEPC_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
