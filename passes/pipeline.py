@@ -14,8 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
+import torch
+
+from sleepc.errors import UsageError
 from sleepc.ir.levels import LOWERED
 from sleepc.ir.program import ProgramGraphs
+from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
 from sleepc.passes.blocks.cut_blocks import CutBlocks
 from sleepc.passes.blocks.drop_unused_params import DropUnusedParams
@@ -169,3 +173,12 @@ def lower_stages(kernels: Collection[str] = LOWERED, *, masks: bool = False) -> 
     found = {"rms_norm": FindRmsNorm(), "rotary": FindRotary(), "linears": JoinLinears()}
     chosen = [*(each for name, each in found.items() if name in kernels), *([] if masks else [DropIdleMasks()])]
     return (Stage("lower", "LOWERED", (*chosen, DropUnread())),)
+
+
+def widened(program: ProgramGraphs) -> tuple[Stage, ...]:
+    """What makes a program at level STEP one of float32, for targets that compute in that. Raises UsageError for
+    float64.
+    """
+    if program.dtype == torch.float64:
+        raise UsageError("a float64 program is not exported", fix="Convert it with --dtype float32.")
+    return () if program.dtype == torch.float32 else (Stage("retype", "STEP", (Retype(torch.float32),)),)

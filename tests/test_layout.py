@@ -107,9 +107,10 @@ NO_TORCH = (
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
     *("backends/onnx/cuda.py", "backends/onnx/installed.py", "backends/onnx/load.py", "backends/onnx/manifest.py"),
     *("backends/onnx/state.py", "backends/onnx/steps.py", "backends/table.py", "backends/export.py"),
-    "backends/tunable.py",
+    *("backends/export_files.py", "backends/packages.py", "backends/report.py", "backends/tunable.py"),
+    *("backends/check/in_place.py", "backends/check/measure.py"),
     *("backends/triton/devices.py", "backends/triton/files.py", "backends/triton/launcher.py"),
-    *("backends/triton/manifest.py", "backends/triton/target.py", "backends/report.py"),
+    *("backends/triton/manifest.py", "backends/triton/target.py"),
 )
 NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),

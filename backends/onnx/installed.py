@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from importlib import metadata
+from sleepc.backends.packages import numbers, version_of
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 OLDEST = (1, 25, 1)  # the first with com.microsoft::LinearAttention
 EXPORTERS = ("onnx", "onnx-ir")
-
-
-def version_of(package: str) -> str | None:
-    """The installed version of a package; None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def missing_runtime() -> str | None:
@@ -29,7 +20,7 @@ def missing_runtime() -> str | None:
     if not found:
         return "ONNX Runtime is not installed: pip install 'sleepc[onnx]', or 'sleepc[onnx-gpu]' for CUDA"
     version = version_of(found[0]) or ""
-    if _numbers(version) < OLDEST:
+    if numbers(version) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         return f"{found[0]} {version} is older than {oldest}: pip install -U '{found[0]}>={oldest}'"
     return None
@@ -49,8 +40,3 @@ def about() -> str:
 
     (name,) = (name for name in RUNTIMES if version_of(name))
     return f"{name} {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """1.32.0rc1 -> (1, 32, 0)."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sleepc.runtime.steps import CLOCKS, TOKEN
-from sleepc.sealed_json import FileName, Strict, digest
+from sleepc.backends.export_files import Dims, DtypeName, FilesManifest, StateArray, require
+from sleepc.sealed_json import FileName, Strict
 
 MANIFEST = "onnx.json"
 FORMAT = 1
 CALL = ("tokens", "lengths", "logits_at", "passes")  # inputs that are not state
-
-DtypeName = Annotated[str, Field(pattern=r"^(f64|f32|f16|i64|i16|i8|u8|bool)$")]
-Dim = Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
-Dims = Annotated[tuple[Dim, ...], Field(max_length=8)]
 
 
 class Unchanged(Strict):
@@ -54,15 +49,11 @@ class Tensor(Strict):
     dims: Dims
 
 
-class StateTensor(Strict):
-    """A state tensor, all of it `initial` at first; how a wake step and a sleep change it."""
+class StateTensor(StateArray):
+    """A state tensor, and how a wake step and a sleep change it."""
 
-    name: str
-    dtype: DtypeName
-    dims: Dims
     wake: Change
     sleep: Change
-    initial: float = Field(default=0, allow_inf_nan=False)
 
 
 class ModelFile(Strict):
@@ -73,41 +64,17 @@ class ModelFile(Strict):
     outputs: list[Tensor]
 
 
-class ExportManifest(Strict):
-    """The export as a whole. `sinks` is how many tokens attention keeps forever; `replays` says that a sleep of another
-    number of `passes` has a meaning: what is written again is corrected, and no block runs again. `upto`: beyond so
-    many tokens the original would compute with other factors. `budgets`: the slots of every KV head, by block.
-    """
+class ExportManifest(FilesManifest):
+    """The export as a whole."""
 
-    format: Literal[1] = 1
-    sleepc: str
-    identity: str
-    precision: str
     ops: str
     ep: str
     opsets: dict[str, int]
-    vocab: int = Field(gt=0)
-    window: int = Field(gt=0)
-    sinks: int = Field(default=0, ge=0)
-    upto: int | None = Field(default=None, gt=0)
-    passes: int = Field(ge=1, le=64)
-    replays: bool = False
-    weights: FileName
-    weights_size: int = Field(ge=0)
     wake: ModelFile
     sleep_replay: ModelFile
     sleep_recurrent: ModelFile | None
     states: list[StateTensor]
-    budgets: dict[int, tuple[int, ...]] = Field(default_factory=dict)
     rules: list[str]
-    report: dict[str, Any]
-    hashes: dict[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
-    sha256: str = ""  # of everything else in onnx.json
-
-    def sealed(self, hashes: dict[str, str]) -> ExportManifest:
-        """The same with the sha256 of its files, and its own."""
-        whole = self.model_copy(update={"hashes": hashes})
-        return whole.model_copy(update={"sha256": digest(json.loads(whole.model_dump_json()))})
 
     @property
     def files(self) -> list[str]:
@@ -136,25 +103,19 @@ class ExportManifest(Strict):
     @model_validator(mode="after")
     def _fits(self) -> ExportManifest:
         """Do names, shapes and types agree with each other?"""
+        self.check_states(self.states)
         states = {s.name: s for s in self.states}
-        _require(not self.hashes or set(self.hashes) == set(self.files), "hashes of other files")
-        _require(len(states) == len(self.states), "two states have one name")
-        stores = {i: states[f"{i}.{TOKEN}"].dims if f"{i}.{TOKEN}" in states else () for i in self.budgets}
-        _require(all(stores[i] == ("B", sum(budget)) for i, budget in self.budgets.items()), "budgets of other states")
-        for name, (dtype, dims) in CLOCKS.items():
-            _require(name in states and (states[name].dtype, states[name].dims) == (dtype, dims), f"no clock {name}")
-        _require(all(s.dims[:1] == ("B",) and all(isinstance(d, int) for d in s.dims[1:]) for s in self.states), "dims")
         for graph in self.graphs:
             for tensor in graph.inputs:
                 known = tensor.name in CALL or _same(tensor, states.get(tensor.name))
-                _require(known, f"{graph.file} has an input {tensor.name} that is not a state")
+                require(known, f"{graph.file} has an input {tensor.name} that is not a state")
             for side in (graph.inputs, graph.outputs):
-                _require(len({t.name for t in side}) == len(side), f"{graph.file} has two values of one name")
+                require(len({t.name for t in side}) == len(side), f"{graph.file} has two values of one name")
         known_sizes = all(d in ("B", "T", "M") for t in self.wake.outputs for d in t.dims if isinstance(d, str))
-        _require(known_sizes, f"{self.wake.file} has an output of a size that nobody knows")
-        _require(("logits", ("B", "M", self.vocab)) in {(t.name, t.dims) for t in self.wake.outputs}, "no logits")
+        require(known_sizes, f"{self.wake.file} has an output of a size that nobody knows")
+        require(("logits", ("B", "M", self.vocab)) in {(t.name, t.dims) for t in self.wake.outputs}, "no logits")
         for state in self.states:
-            _require(not isinstance(state.sleep, Columns), f"a sleep writes columns of {state.name}")
+            require(not isinstance(state.sleep, Columns), f"a sleep writes columns of {state.name}")
             self._check_change(state, state.wake, self.wake)
             self._check_change(state, state.sleep, self.sleep)
         for output, ring in self.rings.items():
@@ -164,7 +125,7 @@ class ExportManifest(Strict):
     def _check_change(self, state: StateTensor, change: Change, graph: ModelFile) -> None:
         if isinstance(change, Replaced):
             output = next((t for t in graph.outputs if t.name == change.output), None)
-            _require(_same(output, state), f"{graph.file} has no output {change.output} like {state.name}")
+            require(_same(output, state), f"{graph.file} has no output {change.output} like {state.name}")
 
 
 def _row(state: StateTensor) -> int:
@@ -179,17 +140,12 @@ def _same(tensor: Tensor | None, state: StateTensor | None) -> bool:
 def _check_ring(output: str, ring: list[StateTensor], outputs: dict[str, Tensor]) -> None:
     """States [B, H, W, ..] of one kind, whose new columns stand side by side in an output [B, layers*H, T, ..]."""
     first, slots = ring[0], {s.wake.slots for s in ring if isinstance(s.wake, Columns)}
-    _require([_row(s) for s in ring] == list(range(len(ring))), f"rows of {output} are missing")
-    _require({(s.dtype, s.dims) for s in ring} == {(first.dtype, first.dims)}, f"states of {output} differ")
-    _require(len(first.dims) >= 3 and len(slots) == 1, f"{output} is not written by one tensor of slots")
+    require([_row(s) for s in ring] == list(range(len(ring))), f"rows of {output} are missing")
+    require({(s.dtype, s.dims) for s in ring} == {(first.dtype, first.dims)}, f"states of {output} differ")
+    require(len(first.dims) >= 3 and len(slots) == 1, f"{output} is not written by one tensor of slots")
     (name,) = slots
     at, new = outputs.get(name), outputs.get(output)
-    _require(at is not None and (at.dtype, at.dims) == ("i64", ("B", "T")), f"there are no slots {name}")
+    require(at is not None and (at.dtype, at.dims) == ("i64", ("B", "T")), f"there are no slots {name}")
     heads = int(first.dims[1]) * len(ring)
     wanted = (first.dtype, ("B", heads, "T", *first.dims[3:]))
-    _require(new is not None and (new.dtype, new.dims) == wanted, f"{output} is not of its states' shape")
-
-
-def _require(holds: bool, text: str) -> None:
-    if not holds:
-        raise ValueError(text)
+    require(new is not None and (new.dtype, new.dims) == wanted, f"{output} is not of its states' shape")

@@ -88,17 +88,11 @@ class OnnxTarget(Target):
 
     def lowering(self, program: ProgramGraphs, options: Options) -> tuple[Stage, ...]:
         """See `Target.lowering`: what is exported is in float32; plain operators have no kernels for patterns."""
-        import torch
-
         from sleepc.ir.levels import LOWERED
-        from sleepc.passes.adapt.retype import Retype
-        from sleepc.passes.base import Stage
-        from sleepc.passes.pipeline import lower_stages
+        from sleepc.passes.pipeline import lower_stages, widened
 
-        if program.dtype == torch.float64:
-            raise UsageError("a float64 program is not exported", fix="Convert it with --dtype float32.")
-        typed = () if program.dtype == torch.float32 else (Stage("retype", "STEP", (Retype(torch.float32),)),)
-        return (*typed, *lower_stages(LOWERED if options.ops == "ort" else (), masks=not _columns(options)))
+        kernels = LOWERED if options.ops == "ort" else ()
+        return (*widened(program), *lower_stages(kernels, masks=not _columns(options)))
 
     def write(self, program: ProgramGraphs, options: Options, draft: Draft) -> Written:
         """See `Target.write`: weights are checked by value, and what ONNX Runtime computes against the eager backend.
@@ -129,10 +123,10 @@ class OnnxTarget(Target):
 
     def verify(self, export: Export, tokens: Sequence[int], progress: Progress, like: Steps | None) -> Report:
         """See `Target.verify`."""
-        from sleepc.backends.onnx.verify import verify_export
+        from sleepc.backends.check.in_place import verify_export
 
         assert isinstance(export, OnnxProgram)
-        return verify_export(export, tokens, progress, like)
+        return verify_export(export, self.runtime, tokens, progress, like)
 
     def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
         """See `Target.tunables`."""

@@ -8,18 +8,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from sleepc.backends.check.compare import compare
+from sleepc.backends.check.reading import Found, Other, Shelf, StepsReader, tokens_needed
+from sleepc.backends.check.sleeps import sleeps_of
 from sleepc.backends.onnx.check.accurate import accurate
-from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
-from sleepc.backends.onnx.check.reading import Found, Other, StepsReader, tokens_needed
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
@@ -30,7 +30,6 @@ from sleepc.backends.table import find_trainer
 from sleepc.errors import SleepcError
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.sleeps import passes_of
 from sleepc.progress import Progress
 from sleepc.runtime.steps import IntArray
 
@@ -90,29 +89,6 @@ def _check_provider(subject: CheckedFiles) -> None:
         missing = [line for graph in subject.manifest.graphs for line in check_kernels(subject.folder / graph.file)]
         if missing:
             raise SleepcError(f"CUDA has no kernel for {'; '.join(missing)}", where="--ep cuda", fix="Use --ep cpu.")
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """Keeps what was read on disk: with a large vocabulary it would take as much memory as the model."""
-
-    folder: Path
-
-    def put(self, name: str, found: Found) -> None:
-        """Keep it."""
-        arrays = {f"state.{key}": value for key, value in found.state.items()}
-        np.savez(self._file(name), logits=found.logits, **arrays)  # type: ignore[arg-type]
-
-    def take(self, name: str) -> Found:
-        """What was put, once."""
-        with np.load(self._file(name)) as file:
-            arrays = {key: file[key] for key in file.files}
-        self._file(name).unlink()
-        logits = arrays.pop("logits")
-        return Found(logits, {key.removeprefix("state."): value for key, value in arrays.items()})
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name.replace(' ', '-')}.npz"
 
 
 def _read_text_eager(subject: CheckedFiles, shelf: Shelf) -> None:
@@ -179,33 +155,6 @@ def _told() -> Iterator[None]:
 def _enough(subject: CheckedFiles) -> IntArray:
     """Tokens for the checks, repeated if there are too few."""
     return np.resize(subject.tokens, tokens_needed(subject.program.window))
-
-
-def sleeps_of(program: ProgramGraphs, replays: bool) -> list[tuple[str, ProgramGraphs, int]]:
-    """Sleeps to compare: what each is called, the program that makes it, and its passes.
-
-    N passes, N + 1 if more have a meaning (it `replays`, or runs blocks again), and for a program that runs blocks
-    again also the sleep without that: 0.
-    """
-    passes = passes_of(program)
-    numbers = (passes, passes + 1) if replays or program.loop else (passes,)
-    found = [(f"a sleep of {n} pass{'es' if n > 1 else ''}", with_passes(program, n), n) for n in numbers]
-    if program.loop is not None:
-        found.append(("a sleep that runs no block again", replace(program.clone(), loop=None), 0))
-    return found
-
-
-def with_passes(program: ProgramGraphs, passes: int) -> ProgramGraphs:
-    """The program with another number of passes of its sleeps; itself if they make none."""
-    program = program.clone()
-    if program.loop is not None:
-        program.loop = replace(program.loop, passes=passes)
-        return program
-    for cls in program.classes.values():
-        for node in cls.sleep.calls() if cls.sleep else []:
-            if node.target is torch.ops.sleepc.replay.default:
-                node.kwargs = {**node.kwargs, "passes": passes}
-    return program
 
 
 def _sleeping(steps: OnnxSteps, passes: int) -> OnnxSteps:

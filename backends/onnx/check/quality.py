@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepc.backends.onnx.check.reading import LARGE
+from sleepc.backends.check.reading import LARGE
 from sleepc.backends.report import TEXT as CHECK
 from sleepc.backends.report import Figure
 from sleepc.runtime.session import Session

@@ -17,15 +17,15 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import sleepc
 from sleepc.api import Program
+from sleepc.backends.check.compare import compare
+from sleepc.backends.check.measure import relative
+from sleepc.backends.check.reading import Found, tokens_needed
 from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
 from sleepc.backends.onnx.check import check as checking
 from sleepc.backends.onnx.check.check import check
-from sleepc.backends.onnx.check.compare import compare
 from sleepc.backends.onnx.check.files import Stored, check_files
-from sleepc.backends.onnx.check.measure import relative
 from sleepc.backends.onnx.check.quality import Quality
-from sleepc.backends.onnx.check.reading import Found, tokens_needed
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
 from sleepc.backends.onnx.manifest import ExportManifest
@@ -112,7 +112,7 @@ def test_a_sound_export_passes_every_check(program: Program, tmp_path: Path, pre
 
 def test_numbers_of_passes_make_different_sleeps(lowered: Lowered) -> None:
     """Else a graph that ignores its passes would not be found."""
-    from sleepc.backends.onnx.check.check import sleeps_of
+    from sleepc.backends.check.sleeps import sleeps_of
 
     ((_, once, n), (_, twice, m)) = sleeps_of(lowered.program.graphs, replays=True)
     assert (n, m) == (1, 2)

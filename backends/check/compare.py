@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from sleepc.backends.onnx.check.measure import ERRORS, Array, relative
-from sleepc.backends.onnx.check.reading import Found
+from sleepc.backends.check.measure import ERRORS, Array, relative
+from sleepc.backends.check.reading import Found
 from sleepc.backends.report import Figure
 from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.passes.rewrite.rounded import FORMS, OCTAVE

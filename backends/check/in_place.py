@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sleepc.backends.onnx.check.measure import ERRORS, relative
-from sleepc.backends.onnx.load import OnnxProgram
+from sleepc.backends.check.measure import ERRORS, relative
+from sleepc.backends.export_files import FilesExport
 from sleepc.backends.report import Figure, Report
 from sleepc.progress import Progress
 from sleepc.runtime.session import Session
@@ -23,7 +23,9 @@ PIECES = (1, 2, 3, 1, 7, 16)  # tokens of one call, in turn
 ROUNDED = 0.1  # of the largest logit: kernels that round activations give other sums in calls of other lengths
 
 
-def verify_export(program: OnnxProgram, tokens: Sequence[int], progress: Progress, like: Steps | None = None) -> Report:
+def verify_export(
+    program: FilesExport, runtime: str, tokens: Sequence[int], progress: Progress, like: Steps | None = None
+) -> Report:
     """Check an export's files by their hashes, and its logits: read in one go and in pieces, beside another row, saved
     and loaded; and, if `like` is given (the artifact that it was made from, in PyTorch), against that.
 
@@ -37,7 +39,7 @@ def verify_export(program: OnnxProgram, tokens: Sequence[int], progress: Progres
         report.rows.append(Figure("files", "changed", 0, 0, f"{len(program.files)} by sha256"))
     steps = program.steps()
     ids = np.resize(np.array(tokens, np.int64), min(steps.window, LONG) + AFTER)
-    progress("reading with ONNX Runtime", None)
+    progress(f"reading with {runtime}", None)
     whole = _read(steps, ids, (len(ids),))
     wide = program.manifest.precision in ("int4", "int8")
     bound = ROUNDED if wide else ERRORS[program.manifest.precision]
@@ -78,7 +80,7 @@ def _beside(steps: Steps, ids: IntArray) -> FloatArray:
     return np.concatenate([*found, session.feed(both[:, cut:], logits="all")[1]])
 
 
-def _saved(program: OnnxProgram, steps: Steps, ids: IntArray) -> float:
+def _saved(program: FilesExport, steps: Steps, ids: IntArray) -> float:
     """How far a session that loads a state is from the one that saved it."""
     one, other = (Session(steps, identity=program.identity) for _ in range(2))
     one.feed(ids[None, :-AFTER], logits="none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,29 @@ class Found:
 
     logits: FloatArray
     state: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Keeps what was read on disk: with a large vocabulary it would take as much memory as the model."""
+
+    folder: Path
+
+    def put(self, name: str, found: Found) -> None:
+        """Keep it."""
+        arrays = {f"state.{key}": value for key, value in found.state.items()}
+        np.savez(self._file(name), logits=found.logits, **arrays)  # type: ignore[arg-type]
+
+    def take(self, name: str) -> Found:
+        """What was put, once."""
+        with np.load(self._file(name)) as file:
+            arrays = {key: file[key] for key in file.files}
+        self._file(name).unlink()
+        logits = arrays.pop("logits")
+        return Found(logits, {key.removeprefix("state."): value for key, value in arrays.items()})
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name.replace(' ', '-')}.npz"
 
 
 Other = tuple[str, Steps]
