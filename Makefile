@@ -17,7 +17,7 @@ export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-all check format docs demo adapter bench clean
+.PHONY: help setup test test-all test-mlir check format docs demo adapter bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,13 @@ test: $(READY) ## Run the tests, without the slow ones and those for a GPU
 
 test-all: $(READY) ## Run all tests, with branch coverage
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --cov --cov-report=term-missing:skip-covered
+
+test-mlir: $(VENV)/.mlir ## Run the tests of the target mlir, slow ones too (some minutes; installs 0.7 GB into .venv)
+	$(BIN)/python -m pytest tests/backends/mlir tests/conformance/test_exports.py -k "mlir"
+
+$(VENV)/.mlir: $(READY)
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[mlir]'
+	@touch $@
 
 check: $(READY) ## Check style, format and types
 	$(BIN)/python -m ruff check .

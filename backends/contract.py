@@ -222,6 +222,8 @@ class Target(Exporter):
     """The dtype of the programs of the conformance suite."""
     tolerance: ClassVar[float] = 1e-4
     """The largest error of logits and states there, as a share of their scale."""
+    compiles: ClassVar[bool] = False
+    """Does writing compile code, for many seconds? The conformance suite then does that in slow tests only."""
 
     @abstractmethod
     def missing_runtime(self) -> str | None:

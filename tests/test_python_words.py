@@ -35,7 +35,7 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "dtype": (lambda p, d: p.session(dtype="int3"), "dtype"),
     "backend": (lambda p, d: p.session(backend="abacus"), "backend"),
     "narrower dtype": (lambda p, d: p.session(dtype="bfloat16"), "dtype"),
-    "target": (lambda p, d: p.export(d / "x", to="mlir"), "to"),
+    "target": (lambda p, d: p.export(d / "x", to="tflite"), "to"),
     "precision": (lambda p, d: p.export(d / "x", precision="fp3"), "precision"),
     "window": (lambda p, d: sleepc.convert("x", {"window": 0}), "window"),
     "strategy": (lambda p, d: sleepc.convert("x", {"strategy": "magic"}), "strategy"),

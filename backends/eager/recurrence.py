@@ -69,7 +69,7 @@ class Recurrence:
             written = {name: _where(moving, new, state[name]) for name, new in written.items()}
             moving = moving & (_change(state, written) > self.loop.settle)
             state = state | written
-            if not moving.any():
+            if not torch.compiler.is_exporting() and not moving.any():  # what is exported asks for no value
                 break
         return h, state | {TAKEN: taken}
 

@@ -93,7 +93,7 @@ def test_a_text_that_is_too_short(artifact: Path, tmp_path: Path, capsys: pytest
 def test_other_targets_and_folders_that_are_no_artifact(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, said = run_here(capsys, "export", artifact, "--to", "mlir")
+    code, _, said = run_here(capsys, "export", artifact, "--to", "tflite")
     assert (code, "Targets: onnx" in said) == (2, True)
     code, _, said = export(capsys, tmp_path)
     assert (code, "is not a sleepc artifact" in said) == (2, True)

@@ -77,6 +77,12 @@ ON = [(name, device) for name in table.BACKENDS for device in table.find_backend
 BACKENDS = {name_of(*each): subject_of(table.find_backend(each[0]), each[1]) for each in ON}
 FORMS = {target: forms_of(table.find_target(target)) for target in table.TARGETS}
 EXPORTS = {name: each for forms in FORMS.values() for name, each in forms.items()}
+WRITTEN = [
+    pytest.param(name, marks=pytest.mark.slow if table.find_target(target).compiles else [])
+    for target, forms in FORMS.items()
+    for name in forms
+]
+"""The names of EXPORTS, for parametrisation."""
 SUBJECTS = {**BACKENDS, **EXPORTS}
 load, TRAINER = table.find_backend().steps, table.find_trainer()
 """The default backend: steps of a program; and what trains."""

@@ -48,7 +48,7 @@ from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.rounding import rounding_chooses
 from sleepc.verify.streams import Stream, state_of
 from sleepc.verify.verify import make_streams
-from tests.conformance.backends import EXPORTS, load, runs
+from tests.conformance.backends import WRITTEN, load, runs
 from tests.conformance.test_invariants import hold_invariants
 from tests.families import VOCAB, WINDOW, family
 
@@ -248,7 +248,7 @@ def test_an_artifact_and_a_state_file_go_on_where_they_were(tmp_path: Path) -> N
     np.testing.assert_allclose(found[2], found[0], rtol=0, atol=1e-12)  # weights of a file may be summed otherwise
 
 
-@pytest.mark.parametrize("form", EXPORTS)
+@pytest.mark.parametrize("form", WRITTEN)
 @pytest.mark.parametrize(
     ("name", "options"),
     [

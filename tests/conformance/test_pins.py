@@ -23,7 +23,7 @@ from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify.memory_values import without_memories
 from sleepc.verify.streams import state_of
-from tests.conformance.backends import EXPORTS, RUNNABLE, load, runs
+from tests.conformance.backends import RUNNABLE, WRITTEN, load, runs
 from tests.conformance.test_what_is_kept_is_exact import LENGTHS, SINKS, UNEQUAL, original
 from tests.families import VOCAB, WINDOW, family
 from tests.runtime.fake import FakeSteps
@@ -87,7 +87,7 @@ def held(steps: Any, program: ProgramGraphs) -> tuple[Tensor, list[Tensor]]:
     return torch.cat(logits, 1), seen
 
 
-@pytest.mark.parametrize("backend", [*RUNNABLE, *EXPORTS])
+@pytest.mark.parametrize("backend", [*RUNNABLE, *WRITTEN])
 def test_logits_are_those_of_the_original_that_sees_what_was_held(backend: str) -> None:
     subject = runs(backend)
     program = without_memories(converted(dtype=subject.dtype))

@@ -1,0 +1,56 @@
+"""The folder of an export -> what sessions run. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sleepc.backends.export_files import ExportForm, FilesExport, load_export
+from sleepc.backends.mlir.installed import missing_runtime
+from sleepc.backends.mlir.manifest import MANIFEST, ModuleManifest
+from sleepc.errors import UsageError
+from sleepc.runtime.arguments import typed
+
+if TYPE_CHECKING:
+    from sleepc.backends.mlir.steps import IreeSteps
+
+FORM = ExportForm("mlir", "MLIR", MANIFEST)
+
+
+@dataclass
+class MlirProgram(FilesExport):
+    """An export for IREE."""
+
+    manifest: ModuleManifest
+
+    @typed
+    def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> IreeSteps:
+        """Its steps."""
+        from sleepc.backends.mlir.steps import IreeSteps
+
+        self.check(device, dtype)
+        if passes not in (None, self.manifest.passes):
+            fix = "Leave it out, or convert and export again."
+            raise UsageError(f"these files sleep in {self.manifest.passes} passes", where="passes", fix=fix)
+        self.check_bytes()
+        return IreeSteps(self.folder, self.manifest, in_place=self.require_in_place)
+
+    def check(self, device: str = "cpu", dtype: str | None = None) -> None:
+        """Raises UsageError if it cannot run so here, before anything is opened."""
+        if dtype is not None:
+            raise UsageError(
+                "an export has the precision that it was made with, which is fp32", where=f"--dtype {dtype}"
+            )
+        reason = missing_runtime()
+        if reason is not None:
+            raise UsageError(reason, where=FORM.backend)
+        if device != "cpu":
+            what = "these files run on the CPU; code for other devices is compiled, for hosts of their own"
+            raise UsageError(what, where=f"--device {device}", fix="Use --device cpu.")
+
+
+@typed
+def load(path: str | Path) -> MlirProgram:
+    """See `load_export`."""
+    return load_export(path, FORM, ModuleManifest, MlirProgram)

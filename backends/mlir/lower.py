@@ -1,0 +1,130 @@
+"""A lowered program -> an IREE module, its weights and what is in them, in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sleepc.backends.export_files import StateArray
+from sleepc.backends.mlir.compiling import compile_module, join
+from sleepc.backends.mlir.devices import CPU, DEVICES
+from sleepc.backends.mlir.entries import EntryPoint, entries_of, parts_of
+from sleepc.backends.mlir.importing import DialectFunction, NotLowered, function_of
+from sleepc.backends.mlir.installed import versions
+from sleepc.backends.mlir.manifest import FunctionFile, ModuleManifest, RowTensor
+from sleepc.backends.mlir.weights import FILE, write_weights
+from sleepc.errors import SleepcError
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import DTYPE_NAMES
+from sleepc.passes.analysis.sleeps import passes_of, sinks_of
+from sleepc.passes.rewrite.kept_pairs import slots_of_heads
+from sleepc.progress import Progress, silent
+from sleepc.version import __version__
+
+MODULE = "program.vmfb"
+
+
+@dataclass(frozen=True)
+class ModuleStyle:
+    """How files are written: tokens of a chunk, the device beside this processor (or CPU) and its architecture, the
+    dialect that is compiled, and whether its text is kept.
+    """
+
+    chunk: int = 16
+    device: str = CPU
+    arch: str = ""
+    dialect: str = "linalg"
+    keep_text: bool = False
+
+
+def write_files(
+    program: ProgramGraphs, folder: Path, style: ModuleStyle, *, identity: str = "", progress: Progress = silent
+) -> ModuleManifest:
+    """Write a lowered program as program.vmfb, code for another device if that is asked for, weights.safetensors, and
+    the texts if they are kept. Raises SleepcError, with the operator and the block, for what is not compiled.
+    """
+    chunk = min(style.chunk, program.window)
+    functions = [_lowered(program, chunk, entry, style, progress) for entry in entries_of(program, chunk)]
+    write_weights(program, folder / FILE)
+    text, arch = join(functions), style.arch if style.device == CPU and style.arch else DEVICES[CPU].known[0]
+    _compile(text, folder / MODULE, (CPU, arch), progress)
+    others = [] if style.device == CPU else [f"program.{style.device}.vmfb"]
+    for name in others:
+        _compile(text, folder / name, (style.device, style.arch), progress)
+    texts = {f.name: f"{f.name}.{style.dialect}.mlir" for f in functions} if style.keep_text else {}
+    for function in functions:
+        if texts:
+            (folder / texts[function.name]).write_text(function.text)
+    return ModuleManifest(
+        sleepc=__version__,
+        identity=identity,
+        precision="fp32",
+        vocab=program.vocab,
+        window=program.window,
+        sinks=sinks_of(program),
+        upto=program.upto,
+        passes=passes_of(program),
+        weights=FILE,
+        weights_size=(folder / FILE).stat().st_size,
+        budgets=slots_of_heads(program),
+        module=MODULE,
+        arch=arch,
+        others=others,
+        versions=versions(),
+        chunk=chunk,
+        loops=program.loop is not None,
+        functions={f.name: _described(f, texts.get(f.name)) for f in functions},
+        states=[
+            StateArray(name=s.name, dtype=DTYPE_NAMES[s.dtype], dims=s.dims, initial=s.initial)
+            for s in program.all_states()
+        ],
+        report={},
+    )
+
+
+def _described(function: DialectFunction, text: str | None) -> FunctionFile:
+    return FunctionFile(
+        text=text,
+        parameters=list(function.parameters),
+        inputs=[_tensor(name, value) for name, value in function.inputs.items()],
+        outputs=[_tensor(name, value) for name, value in function.outputs.items()],
+    )
+
+
+def _lowered(
+    program: ProgramGraphs, chunk: int, entry: EntryPoint, style: ModuleStyle, progress: Progress
+) -> DialectFunction:
+    progress(f"importing {entry.name}", None)
+    try:
+        return function_of(entry, style.dialect)
+    except NotLowered as error:
+        where = _blame(program, entry.name, chunk, style.dialect)
+        what = f"{error.operator or 'an operator'} is not lowered to {style.dialect}"
+        fix = "--debug shows what the compiler said. An export for another runtime (--to) may have the operator."
+        raise SleepcError(what, where=f"{entry.name}, {where}" if where else entry.name, fix=fix) from error
+
+
+def _blame(program: ProgramGraphs, name: str, chunk: int, dialect: str) -> str:
+    """The first block that fails on its own; empty if none does, and what stands around the blocks fails."""
+    for said, part in parts_of(program, name, chunk):
+        try:
+            function_of(part, dialect)
+        except NotLowered:
+            return said
+    return ""
+
+
+def _compile(text: str, to: Path, device: tuple[str, str], progress: Progress) -> None:
+    name, arch = device
+    progress(f"compiling for {name}", None)
+    try:
+        compile_module(text, to, name, arch)
+    except NotLowered as error:
+        what = f"IREE does not compile the program for {name}: {error.said}"
+        raise SleepcError(what, where=f"--iree {name}", fix="--debug shows all that it said.") from error
+
+
+def _tensor(name: str, value: torch.Tensor) -> RowTensor:
+    return RowTensor(name=name, dtype=DTYPE_NAMES[value.dtype], sizes=tuple(value.shape))

@@ -1,0 +1,81 @@
+"""mlir.json: what the files are, and what every function takes and gives. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from sleepc.backends.export_files import DtypeName, FilesManifest, StateArray, require
+from sleepc.sealed_json import FileName, Strict
+
+MANIFEST = "mlir.json"
+FUNCTIONS = ("token", "chunk", "logits", "last", "sleep")
+Sizes = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=8)]
+
+
+class RowTensor(Strict):
+    """An input or output, of one row."""
+
+    name: str
+    dtype: DtypeName
+    sizes: Sizes
+
+
+class FunctionFile(Strict):
+    """A function of the module. Its text, if it was kept, takes the `parameters` and then the `inputs`, in this order;
+    compiled, it takes the inputs, and reads the parameters from the file of weights.
+    """
+
+    text: FileName | None = None
+    parameters: list[str]
+    inputs: list[RowTensor]
+    outputs: list[RowTensor]
+
+
+class ModuleManifest(FilesManifest):
+    """The export as a whole: `module` is the code for processors (`arch`), `others` that for other devices; `chunk`
+    tokens are read at once; `loops`: sleeps run blocks again.
+    """
+
+    module: FileName
+    arch: str
+    others: list[FileName] = Field(default_factory=list)
+    versions: dict[str, str]
+    chunk: int = Field(gt=0, le=1 << 16)
+    loops: bool = False
+    functions: dict[str, FunctionFile]
+    states: list[StateArray]
+
+    @property
+    def files(self) -> list[str]:
+        """Every file that was written, but for this."""
+        texts = [function.text for function in self.functions.values() if function.text]
+        return [self.module, *self.others, *texts, self.weights]
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModuleManifest:
+        """Do functions and states agree with each other?"""
+        self.check_states(self.states)
+        require(set(self.functions) == set(FUNCTIONS), "other functions than a session calls")
+        states = {s.name: (s.dtype, (1, *s.dims[1:])) for s in self.states}
+        for name in ("token", "chunk", "sleep"):
+            inputs = {t.name: (t.dtype, t.sizes) for t in self.functions[name].inputs}
+            require(inputs.items() >= states.items(), f"{name} does not take the states")
+            for tensor in self.functions[name].outputs:
+                same = states.get(tensor.name, (tensor.dtype, tensor.sizes)) == (tensor.dtype, tensor.sizes)
+                require(same, f"{name} gives another {tensor.name} than the state is")
+        self._check_logits()
+        return self
+
+    def _check_logits(self) -> None:
+        chunk = {t.name: t for t in self.functions["chunk"].outputs}
+        calls = {"tokens": ("i64", (1, self.chunk)), "lengths": ("i64", (1,))}
+        given = {t.name: (t.dtype, t.sizes) for t in self.functions["chunk"].inputs}
+        require(given.items() >= calls.items(), "chunk does not take tokens")
+        for name, count in (("token", 1), ("last", 1), ("logits", self.chunk)):
+            found = [t.sizes for t in self.functions[name].outputs if t.name == "logits"]
+            require(found == [(1, count, self.vocab)], f"{name} gives no logits")
+        for name in ("last", "logits"):
+            read = [t.name for t in self.functions[name].inputs if t.name != "lengths"]
+            require(set(read) <= set(chunk), f"{name} reads what chunk does not give")

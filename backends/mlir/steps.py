@@ -1,0 +1,196 @@
+"""Wake and sleep of an exported program in IREE: what a session drives. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sleepc.backends.mlir.manifest import ModuleManifest
+from sleepc.backends.tunable import available_threads
+from sleepc.errors import SleepcError
+from sleepc.ir.roles import TAKEN
+from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
+
+SCOPE = "model"
+NUMPY = {
+    "f64": np.float64,
+    "f32": np.float32,
+    "f16": np.float16,
+    "i64": np.int64,
+    "i16": np.int16,
+    "i8": np.int8,
+    "u8": np.uint8,
+    "bool": np.bool_,
+}
+
+
+@dataclass
+class IreeState:
+    """The arrays of every row by name, where IREE computes. Functions write into none of them, so rows may share."""
+
+    rows: list[dict[str, Any]]
+
+
+class IreeSteps:
+    """The `Steps` of an export."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: ModuleManifest,
+        *,
+        threads: int | None = None,
+        in_place: Callable[[], None] = lambda: None,
+    ) -> None:
+        import iree.runtime as iree
+
+        self.manifest, self._iree = manifest, iree
+        self._given = {name: [t.name for t in f.inputs] for name, f in manifest.functions.items()}
+        self._made = {name: [t.name for t in f.outputs] for name, f in manifest.functions.items()}
+        self._device = iree.get_device("local-task" if (threads or available_threads()) > 1 else "local-sync")
+        in_place()
+        try:
+            self._context = self._open(folder)
+        except (RuntimeError, ValueError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise SleepcError(f"IREE cannot open {manifest.module}: {first}", where=str(folder)) from error
+        in_place()
+        self._empty: dict[str, Any] | None = None
+
+    def _open(self, folder: Path) -> Any:
+        iree = self._iree
+        instance = iree.VmInstance()
+        parameters = iree.ParameterIndex()
+        parameters.load(str(folder / self.manifest.weights), format="safetensors")
+        provider = parameters.create_provider(scope=SCOPE)
+        module = iree.VmModule.mmap(instance, str(folder / self.manifest.module))
+        modules = [iree.create_hal_module(instance, self._device)]
+        modules += [iree.create_io_parameters_module(instance, provider), module]
+        self._functions = {name: module.lookup_function(name) for name in self.manifest.functions}
+        return iree.VmContext(instance, modules)
+
+    @property
+    def window(self) -> int:
+        """L."""
+        return self.manifest.window
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.manifest.vocab
+
+    @property
+    def budgets(self) -> Mapping[int, tuple[int, ...]]:
+        """See `Steps.budgets`."""
+        return self.manifest.budgets
+
+    # -- the runtime -----------------------------------------------------------------------------
+
+    def _run(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A function of values by name -> what it gives, by name."""
+        iree, function = self._iree, self._functions[name]
+        arguments, found = iree.VmVariantList(len(self._given[name])), iree.VmVariantList(len(self._made[name]))
+        for each in self._given[name]:
+            arguments.push_ref(values[each])
+        try:
+            self._context.invoke(function, arguments, found)
+        except RuntimeError as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise SleepcError(f"IREE cannot run {name}: {first}", where=self.manifest.module) from error
+        return {key: found.get_as_object(i, iree.HalBufferView) for i, key in enumerate(self._made[name])}
+
+    def _there(self, array: Array) -> Any:
+        """An array as IREE's, which copies it."""
+        return self._iree.asdevicearray(self._device, np.ascontiguousarray(array))._buffer_view
+
+    def _back(self, value: Any) -> Array:
+        """IREE's array as one that is the caller's to keep."""
+        return np.array(self._iree.DeviceArray(self._device, value, implicit_host_transfer=True).to_host())
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def new_state(self, batch: int) -> IreeState:
+        """The state of `batch` rows that have read nothing."""
+        if self._empty is None:
+            self._empty = {
+                s.name: self._there(np.full((1, *map(int, s.dims[1:])), s.initial, NUMPY[s.dtype]))
+                for s in self.manifest.states
+            }
+        return IreeState([dict(self._empty) for _ in range(batch)])
+
+    def wake(
+        self, state: IreeState, tokens: IntArray, lengths: IntArray, logits: Logits
+    ) -> tuple[FloatArray | None, IreeState]:
+        """See `Steps.wake`. Rows are read one after the other, and what is left of a row's tokens as a chunk whose rest
+        changes nothing.
+        """
+        out = np.zeros((*tokens.shape, self.vocab) if logits == "all" else (len(lengths), self.vocab), np.float32)
+        for b, count in enumerate(lengths.tolist()):
+            row, at = state.rows[b], 0
+            while at < count:
+                many = 1 if count - at == 1 else min(self.manifest.chunk, count - at)
+                found = self._read(row, tokens[b, at : at + many], logits, at + many == count)
+                if logits == "all":
+                    out[b, at : at + many] = found
+                elif found is not None:
+                    out[b] = found[-1]
+                at += many
+        return (None if logits == "none" else out), state
+
+    def _read(self, row: dict[str, Any], tokens: IntArray, logits: Logits, ends: bool) -> FloatArray | None:
+        """Tokens [n] of a row, which is changed -> their logits [n, V], those of the last one [1, V], or None."""
+        count = len(tokens)
+        name, room = ("token", 1) if count == 1 else ("chunk", self.manifest.chunk)
+        call = {"tokens": np.zeros((1, room), np.int64), "lengths": np.array([count], np.int64)}
+        call["tokens"][0, :count] = tokens
+        given = {key: self._there(value) for key, value in call.items()}
+        made = self._run(name, row | given)
+        row.update({key: value for key, value in made.items() if key in row})
+        if logits == "none" or (logits == "last" and not ends):
+            return None
+        if name == "chunk":
+            made = self._run("logits" if logits == "all" else "last", made | given)
+        return self._back(made["logits"])[0, :count]
+
+    def sleep(self, state: IreeState, rows: BoolArray) -> IreeState:
+        """See `Steps.sleep`."""
+        for b in np.flatnonzero(rows):
+            state.rows[b].update(self._run("sleep", state.rows[b]))
+        return state
+
+    def select_rows(self, state: IreeState, rows: IntArray) -> IreeState:
+        """See `Steps.select_rows`."""
+        return IreeState([dict(state.rows[b]) for b in rows.tolist()])
+
+    def positions(self, state: IreeState) -> IntArray:
+        """See `Steps.positions`."""
+        return self._array(state, "position")
+
+    def passes_taken(self, state: IreeState) -> IntArray | None:
+        """See `Steps.passes_taken`."""
+        if not self.manifest.loops:
+            return None
+        if any(s.name == TAKEN for s in self.manifest.states):
+            return self._array(state, TAKEN)
+        return np.full(len(state.rows), self.manifest.passes, np.int64)
+
+    def signature(self) -> Signature:
+        """See `Steps.signature`."""
+        return {s.name: (s.dtype, s.dims) for s in self.manifest.states}
+
+    def to_named_arrays(self, state: IreeState) -> dict[str, Array]:
+        """See `Steps.to_named_arrays`."""
+        return {s.name: self._array(state, s.name) for s in self.manifest.states}
+
+    def from_named_arrays(self, arrays: Mapping[str, Array]) -> IreeState:
+        """See `Steps.from_named_arrays`."""
+        batch = len(arrays["position"])
+        names = [s.name for s in self.manifest.states]
+        return IreeState([{name: self._there(arrays[name][b : b + 1]) for name in names} for b in range(batch)])
+
+    def _array(self, state: IreeState, name: str) -> Array:
+        return np.concatenate([self._back(row[name]) for row in state.rows])

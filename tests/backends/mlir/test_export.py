@@ -1,0 +1,109 @@
+"""A tiny model through torch-mlir and IREE: written, checked, opened, run; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sleepc
+from sleepc.api import Program
+from sleepc.backends.mlir import importing
+from sleepc.backends.mlir.devices import DEVICES
+from sleepc.backends.mlir.target import TARGET
+from sleepc.errors import SleepcError, UsageError
+from tests.cli.models import run_here, save_model
+
+pytestmark = pytest.mark.skipif(TARGET.missing() is not None, reason=str(TARGET.missing()))
+ROOT = Path(__file__).resolve().parents[3]
+TOKENS = [i * 7 % 61 for i in range(21)]
+FILES = {"mlir.json", "program.vmfb", "weights.safetensors", "tokenizer.json"}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """An artifact with an export, whose window is longer than a chunk."""
+    made = sleepc.convert(save_model(tmp_path_factory.mktemp("model")), {"window": 8, "sinks": 2, "passes": 2})
+    found = sleepc.load(made.save(tmp_path_factory.mktemp("artifact") / "sleeping"))
+    found.export(to="mlir", chunk=4)
+    return found
+
+
+def test_an_export_computes_what_the_artifact_does(program: Program, tmp_path: Path) -> None:
+    assert program.path is not None
+    folder = program.path / "mlir"
+    manifest = json.loads((folder / "mlir.json").read_text())
+    assert {file.name for file in folder.iterdir()} >= FILES
+    assert manifest["report"]["ok"]
+    assert manifest["report"]["weights"] > 20
+    assert len(manifest["report"]["checks"]) > 10
+    eager, export = program.session(2), program.session(2, backend="mlir")
+    rows = [TOKENS[:9], TOKENS]
+    np.testing.assert_allclose(export.feed(rows), eager.feed(rows), rtol=0, atol=1e-5)
+    export.save_state(tmp_path / "state")
+    eager.load_state(tmp_path / "state")
+    rest = [[5, 6], [7]]
+    np.testing.assert_allclose(export.feed(rest, logits="all")[0], eager.feed(rest, logits="all")[0], rtol=0, atol=1e-5)
+    assert export.stats.sleeps == eager.stats.sleeps > 1
+
+
+def test_commands_run_and_verify_it(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.path is not None
+    code, said, complaint = run_here(capsys, "verify", program.path / "mlir")
+    assert (code, "saved and loaded" in said) == (0, True), complaint
+    code, said, complaint = run_here(capsys, "run", program.path, "w1 w2", "--backend", "mlir", "--max-tokens", "3")
+    assert (code, bool(said.strip())) == (0, True), complaint
+    code, _, complaint = run_here(capsys, "run", program.path, "w1", "--backend", "mlir", "--device", "cuda")
+    assert (code, "run on the CPU" in complaint) == (2, True), complaint
+
+
+def test_a_changed_file_is_refused(program: Program, tmp_path: Path) -> None:
+    assert program.path is not None
+    folder = Path(shutil.copytree(program.path / "mlir", tmp_path / "export"))
+    data = bytearray((folder / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(data)
+    with pytest.raises(SleepcError, match=r"weights.safetensors was changed after the export"):
+        TARGET.open(folder).steps()
+    with pytest.raises(UsageError, match="sleep in 2 passes"):
+        TARGET.open(folder).steps(passes=3)
+
+
+def test_an_operator_that_is_not_lowered_is_named_with_its_block(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "DECOMPOSITIONS", {})
+    with pytest.raises(SleepcError, match=r"aten.linalg_solve_triangular is not lowered .*\(sleep, block 0\)"):
+        program.export(tmp_path / "export", to="mlir", chunk=4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", ["linalg", "torch"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_other_devices_and_dialects_compile(program: Program, tmp_path: Path, device: str, dialect: str) -> None:
+    exported = program.export(tmp_path / "export", to="mlir", iree=device, emit=dialect, chunk=4)
+    assert (exported.path / f"chunk.{dialect}.mlir").read_text().count("func.func @chunk") == 1
+    others = [name for name in exported.files if name.startswith(f"program.{device}")]
+    assert bool(others) == (device != "llvm-cpu")
+    assert all((exported.path / name).stat().st_size > 10_000 for name in others)
+
+
+@pytest.mark.slow
+def test_the_example_fuses_what_was_emitted(program: Program, tmp_path: Path) -> None:
+    folder = program.export(tmp_path / "export", to="mlir", emit="linalg", chunk=4).path
+    command: list[str | Path] = [
+        sys.executable,
+        ROOT / "examples" / "mlir_opt.py",
+        folder / "token.linalg.mlir",
+        tmp_path / "fused",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = [line.split() for line in done.stdout.splitlines() if line.startswith("linalg.generic ")]
+    assert int(line[1]) > int(line[3]) > 0
+    assert "func.func @token" in (tmp_path / "fused").read_text()

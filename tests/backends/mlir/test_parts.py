@@ -1,0 +1,97 @@
+"""What of the target needs neither torch-mlir nor IREE: its decompositions, its weights, what it says of versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from sleepc.backends.mlir import installed
+from sleepc.backends.mlir.decompositions import solve_triangular, stable_sort
+from sleepc.backends.mlir.target import TARGET, IreeOptions
+from sleepc.backends.mlir.weights import ALIGNMENT, check_weights, write_weights
+from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.tensorfile import TensorFile
+from tests.families import family
+
+FITTING = {"torch-mlir": "20261001", "iree-base-compiler": "3.13.0", "iree-base-runtime": "3.13.0"}
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 64])
+@pytest.mark.parametrize("keys", ["random", "repeated", "near"])
+def test_solving_is_exact_for_repeated_keys(tokens: int, keys: str) -> None:
+    make = torch.Generator().manual_seed(tokens)
+    k = normalize(torch.randn(3, tokens, 8, generator=make, dtype=torch.float64), dim=-1)
+    if keys != "random":
+        k = normalize(k[:, :1] + (0.05 * k if keys == "near" else 0), dim=-1).expand_as(k)
+    matrix = (k @ k.mT).tril(-1) + torch.eye(tokens)
+    right = torch.randn(3, tokens, 4, generator=make, dtype=torch.float64)
+    wanted = torch.linalg.solve_triangular(matrix, right, upper=False, unitriangular=True)
+    found = solve_triangular(matrix.float(), right.float(), upper=False, unitriangular=True)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("dim", [1, -1])
+def test_sorting_leaves_ties_as_they_stand(descending: bool, dim: int) -> None:
+    values = torch.randint(0, 4, (2, 9, 5), generator=torch.Generator().manual_seed(1)).float()
+    wanted = torch.sort(values, stable=True, dim=dim, descending=descending)
+    found = stable_sort(values, stable=True, dim=dim, descending=descending)
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])
+
+
+def test_weights_are_the_parameters_and_can_be_mapped(tmp_path: Path) -> None:
+    program, _ = family("llama", torch.float32).convert()
+    path = tmp_path / "weights.safetensors"
+    write_weights(program, path)
+    file = TensorFile(path)
+    assert check_weights(program, path) == len(file.tensors) > 20
+    whole = [entry for entry in file.tensors.values() if (entry.end - entry.start) % ALIGNMENT == 0]
+    assert {entry.start % ALIGNMENT for entry in whole} == {0}
+    assert len(whole) > len(file.tensors) / 2
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SleepcError, match="does not have the values"):
+        check_weights(program, path)
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({}, r"are not installed: pip install 'sleepc\[mlir\]'"),
+        ({"torch-mlir": "20261001"}, "iree-base-compiler and iree-base-runtime are not installed"),
+        ({**FITTING, "torch-mlir": "20260801"}, "torch-mlir 20260801 does not fit, and 20261001 does"),
+        ({**FITTING, "iree-base-runtime": "3.12.1"}, r"iree-base-runtime 3.12.1 does not fit, and 3.13 does"),
+    ],
+)
+def test_versions_that_do_not_fit_are_refused(
+    versions: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "version_of", versions.get)
+    with pytest.raises(UsageError, match=said):
+        TARGET.check(IreeOptions())
+    monkeypatch.setattr(installed, "version_of", FITTING.get)
+    TARGET.check(IreeOptions())
+    assert TARGET.missing() is TARGET.missing_runtime() is None
+    assert "torch-mlir 20261001" in TARGET.about()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"iree": "tpu"}, "unknown device 'tpu'"),
+        ({"emit": "tosa"}, "unknown dialect 'tosa'"),
+        ({"chunk": 1}, "a chunk of 1 tokens"),
+        ({"iree": "cuda", "arch": "sm_90"}, "does not compile for sm_90.*sm_89"),
+        ({"iree": "rocm", "arch": "gfx1"}, "unknown architecture 'gfx1' of rocm.*gfx942, gfx1100"),
+        ({"iree": "metal", "arch": "m1"}, "unknown architecture 'm1' of metal.*Leave it out"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){said}"):
+        TARGET.check(IreeOptions(**options))
