@@ -7,7 +7,7 @@ window. The first round of each is not timed, and its logits are compared.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -21,6 +21,7 @@ from sleepc.tune.record import Figures
 CALL = 256  # tokens of the call at most: a window's, if that is shorter
 ALONE = 8  # tokens that are read one by one before the sleep, and after it
 ROUNDS = 5
+LEAST, PATIENCE = 2, 30.0  # rounds at least, and seconds after which no other begins
 
 
 @dataclass
@@ -66,14 +67,23 @@ def figures(runs: Runs, reference: Runs, level: Figures | None, rounds: int = RO
     figures of another time (`level`), if there are any: other processes slow down both.
     """
     if runs is reference:
-        for _ in range(rounds):
+        for _ in _turns(rounds):
             reference.round(reference.times)
         return _figures(reference.times, None, None, reference.memory)
     ours, theirs = Times(), Times()
-    for _ in range(rounds):
+    for _ in _turns(rounds):
         reference.round(theirs)
         runs.round(ours)
     return _figures(ours, theirs, level, runs.memory).model_copy(update={"error": difference(runs, reference)})
+
+
+def _turns(rounds: int) -> Iterator[int]:
+    """So many, or fewer on a machine that is slow or busy."""
+    started = time.monotonic()
+    for turn in range(rounds):
+        if turn >= LEAST and time.monotonic() - started > PATIENCE:
+            return
+        yield turn
 
 
 def difference(runs: Runs, other: Runs) -> float:
