@@ -111,12 +111,15 @@ NO_TORCH = (
     *("backends/check/in_place.py", "backends/check/measure.py"),
     *("backends/triton/devices.py", "backends/triton/files.py", "backends/triton/launcher.py"),
     *("backends/triton/manifest.py", "backends/triton/target.py"),
+    *("backends/mlir/devices.py", "backends/mlir/installed.py", "backends/mlir/load.py", "backends/mlir/manifest.py"),
+    *("backends/mlir/steps.py", "backends/mlir/target.py"),
 )
 NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),
     *("sleepc.runtime.chat", "sleepc.tasks.task", "sleepc.tasks.source", "sleepc.hf.tokenizer"),
     *("sleepc.backends.table", "sleepc.backends.export", "sleepc.backends.eager.backend"),
     *("sleepc.backends.onnx.target", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
+    *("sleepc.backends.mlir.target", "sleepc.backends.mlir.load", "sleepc.backends.mlir.steps"),
     "sleepc.backends.triton.target",
     *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.evaluation_task"),
     "sleepc.tune.record",
