@@ -18,7 +18,8 @@ from sleepc.errors import SleepcError, UsageError
 from sleepc.sealed_json import Strict
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Value = Annotated[bool | int | Word, Field(union_mode="smart")]
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+Value = Annotated[bool | int | Text, Field(union_mode="smart")]
 Settings = Annotated[dict[Word, Value], Field(max_length=32)]
 
 
@@ -120,6 +121,8 @@ def _missing(runner: Backend | Target, options: Mapping[str, Any], device: str) 
                 return reason
             runner.check_device(device)
             return None
+        if not runner.tunables(device):  # writing its files may take much longer than measuring them
+            return f"it declares nothing that may be set of how its files run on {device}"
         runner.check(runner.options(**options))
         return runner.missing_runtime()
     except SleepcError as error:
