@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ import torch
 
 import sleepc
 from sleepc.errors import SleepcWarning
+from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.infer import infer_types
 from sleepc.ir.states import with_role
 from sleepc.passes.analysis.kv_cache import kv_cache
+from sleepc.passes.lib.emit import Emit, aten
+from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
@@ -69,3 +74,35 @@ def test_what_a_hybrid_carries(beside: bool) -> None:
     seen = program.inspect()
     assert (len(seen.blocks), seen.sites) == (2, 1 + beside)
     assert seen.blocks[0].becomes == ("window 8 + gated_delta memory" if beside else "as it is, from state to state")
+
+
+def _forget(graph: Graph, name: str) -> None:
+    port = graph.ports("state")[name]
+    zeros = Emit(graph, "", next(iter(graph.calls()))).call(aten.zeros_like.default, port)
+    for user in [user for user in port.users if user is not zeros]:
+        user.replace_input_with(port, zeros)
+
+
+def _let_padding_write(graph: Graph) -> None:
+    (real,) = graph.ports("input")["real"].users
+    for mask in [real, *real.users]:
+        for node in [user for user in mask.users if is_call(user, aten.mul.Tensor)]:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("plant", "measure"),
+    [
+        (lambda graph: _forget(graph, "own.0"), invariants.chunking),
+        (lambda graph: _forget(graph, "tail.0"), invariants.chunking),
+        (_let_padding_write, invariants.padding),
+    ],
+)
+def test_what_is_carried_wrongly_is_found(plant: Callable[[Graph], None], measure: Callable[[Bench], float]) -> None:
+    program = converted(beside=False).graphs.clone()
+    wake = program.classes[program.layout[0].cls].wake
+    plant(wake)
+    wake.drop_dead()
+    infer_types(wake)
+    tokens = np.random.default_rng(3).integers(0, VOCAB, 3 * WINDOW + 3)
+    assert measure(Bench(load(program), None, make_streams(tokens, WINDOW))) > 1e-3
