@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 _PROMISED = (
     "llama mistral qwen2 qwen3 gemma2 gemma3 phi3 gpt2 gpt_neox gptj opt olmo2 granite stablelm smollm3 gpt_oss "
-    "llama4_text mixtral qwen3_moe bloom falcon"
+    "llama4_text mixtral qwen3_moe bloom falcon qwen3_5_text"
 )
 PROMISED = frozenset(_PROMISED.split())
 STATUSES = ("verified", "refused", "failed", "no model")
 RECIPE = {"window": 8, "sinks": 2}
 # Of the scale of what is compared. Many float64 models compute scores or norms in float32 (GPT-Neo is off by 1.8e-6
-# from itself in float64 throughout, and recurrences in float32 by 6e-6); tests/conformance/test_families.py holds the
-# promised families to 1e-6.
-TOLERANCES = {"torch.float64": 2e-5, "torch.float32": 1e-4}
+# from itself in float64 throughout); tests/conformance/test_families.py holds the promised families to 1e-6. Recurrent
+# layers compute in float32 always: Qwen3.5-MoE is off by 5.6e-5 from itself, and its capture by 1.1e-7 from that.
+TOLERANCES = {"torch.float64": 5e-6, "torch.float32": 1e-4}
 SHAPES = ((2, 7), (1, 24))  # batch, tokens: neither is what the export saw
 MEMORY = 12 << 30  # bytes of address space
 TIMEOUT = 240  # seconds
@@ -223,6 +223,7 @@ def find_fault(folder: Path) -> str:
     import sleepc
     from sleepc.hf.load import load_module
     from sleepc.hf.resolve import resolve
+    from sleepc.ir.states import with_role
     from sleepc.verify.original import Original
     from sleepc.verify.verify import Measuring, verify_program
 
@@ -233,7 +234,9 @@ def find_fault(folder: Path) -> str:
     tokens, how = _tokens(1, 32)[0].tolist(), Measuring(perplexity=False)
     report = verify_program(program.graphs, program.canonical, program.recipe, tokens, measuring=how)
     tolerance = TOLERANCES[str(program.graphs.dtype)]
-    faults = [_capture_fault(program, original, tolerance), _window_fault(program, original, tolerance)]
+    in_float32 = with_role(program.graphs.all_states(), "own")
+    wide = TOLERANCES["torch.float32"] if in_float32 else tolerance
+    faults = [_capture_fault(program, original, wide), _window_fault(program, original, wide)]
     faults += [_check_fault(check, tolerance) for check in report.checks]
     return "; ".join(fault for fault in faults if fault)
 
