@@ -43,8 +43,8 @@ test: $(READY) ## Run the tests, without the slow ones and those for a GPU
 test-all: $(READY) ## Run all tests, with branch coverage
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --cov --cov-report=term-missing:skip-covered
 
-test-mlir: $(VENV)/.mlir ## Run the tests of the target mlir, slow ones too (some minutes; installs 0.7 GB into .venv)
-	$(BIN)/python -m pytest tests/backends/mlir tests/conformance/test_exports.py -k "mlir"
+test-mlir: $(VENV)/.mlir ## Run the tests of the target mlir, slow ones too (a quarter of an hour; installs 0.7 GB into .venv)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/backends/mlir tests/conformance -k mlir
 
 $(VENV)/.mlir: $(READY)
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[mlir]'

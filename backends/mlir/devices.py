@@ -29,6 +29,7 @@ DEVICES = {
         "cuda", "--iree-cuda-target", ("sm_86", "sm_80", "sm_89"), ("sm_90", "sm_90a", "sm_100", "h100"), "sm_89"
     ),
     "rocm": IreeDevice("rocm", "--iree-rocm-target", ("gfx942", "gfx1100")),
-    "vulkan": IreeDevice("vulkan-spirv"),
+    # of what IREE takes for any device: no integers of 64 bits, which positions are
+    "vulkan": IreeDevice("vulkan-spirv", "--iree-vulkan-target", ("ampere", "rdna3")),
     "metal": IreeDevice("metal-spirv", more=("--iree-metal-compile-to-metallib=false",)),
 }
