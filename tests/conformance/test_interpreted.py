@@ -46,6 +46,10 @@ def test_a_memory_that_sleeps_write_in_the_interpreter() -> None:
     [
         ("llama", {**KEPT, "write": "sleep", "passes": 3}),
         ("llama", {**KEPT, "write": "online", "passes": 2}),
+        ("gpt2", {**KEPT, "write": "online", "decay": "channel"}),
+        ("llama", {"keep": {"budgets": [[2, 5], [0, 1], [3, 0]]}, "layers": "0", "strategy": "insert", "passes": 2}),
+        ("llama", {**KEPT, "consolidation": "recurrent", "passes": 2, "loop": "0:2"}),
+        ("llama", {**KEPT, "rule": "gated", "passes": 1, "write": "online"}),
     ],
 )
 def test_every_invariant_in_the_interpreter(name: str, options: dict[str, Any]) -> None:
