@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sleepc.passes.base import Stage
     from sleepc.runtime.steps import Steps
 
-DIALECTS = ("linalg", "torch", "stablehlo")
+DIALECTS = ("linalg",)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class IreeOptions:
         CPU, f"What IREE compiles for: {', '.join(DEVICES)}. Code for other devices than the CPU is added, and not run."
     )
     arch: str = option("", "The architecture of that device: sm_86, gfx942, x86-64-v3, host …")
-    emit: str = option("", "Keep the functions' text too, in the dialect linalg, torch or stablehlo, and compile that.")
+    emit: str = option("", "Keep the functions' text too, in the dialect linalg.")
     chunk: int = option(16, "Tokens that are read at once.")
 
 
