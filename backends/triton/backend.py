@@ -92,9 +92,9 @@ class TritonBackend(EagerBackend):
         )
         if reason is not None:
             return [f"kernels were not compiled for {target}: {reason}"]
-        from sleepc.backends.triton.compiled import of_program
+        from sleepc.backends.triton.taken_on import taken_on
 
-        return of_program(program, target, shared)
+        return taken_on(program, target, shared)
 
     compiled_steps = TrainingBackend.compiled_steps  # there are none yet
 

@@ -9,9 +9,9 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,9 +21,6 @@ from sleepc.backends.triton.choices import Problem, choose, types
 from sleepc.backends.triton.devices import DEVICES, find_device
 from sleepc.backends.triton.kernels import channels, chunked, gradients, replayed, single
 from sleepc.errors import SleepcError
-
-if TYPE_CHECKING:
-    from sleepc.ir.program import ProgramGraphs
 
 ALIGNED = 16
 """Bytes that every address is a multiple of, as PyTorch's tensors are: without it numbers are loaded one by one."""
@@ -137,29 +134,6 @@ def rows(targets: Sequence[str], short: bool) -> Iterator[list[Taken]]:
             for size in () if short and kernel in seen else (64,) if short else (64, 128):
                 yield [taken(kernel, problem(decay, size, name), name) for name in targets]
             seen.add(kernel)
-
-
-def of_program(program: ProgramGraphs, name: str, shared: int) -> list[str]:
-    """What the kernels of a program's steps take on a target, a line each, for every size of its memories. Raises
-    SleepcError if one wants more than `shared` bytes of shared memory, UsageError for an unknown target.
-    """
-    sizes = {tuple(s.dims[2:]) for s in program.all_states() if s.role == "memory" and len(s.dims) == 4}
-    lines = []
-    for dk, dv in sorted((int(a), int(b)) for a, b in sizes):
-        for kernel in (*CHUNKED, single.step, single.recall, replayed.replay):
-            found = taken(kernel, replace(problem("head", dk, name), dv=dv), name)
-            if found.shared > shared:
-                raise SleepcError(
-                    f"the kernel {found.kernel} wants {found.shared} bytes of shared memory of {shared}",
-                    where=name,
-                    fix="Choose another backend for this device.",
-                )
-            spilled = f", spills {found.spilled} bytes" if found.spilled else ""
-            lines.append(
-                f"{found.kernel}, heads of {dk} and {dv}: {found.registers} registers, {found.shared} bytes of shared "
-                f"memory{spilled}"
-            )
-    return lines
 
 
 HEAD = "| kernel | decay per | head |"

@@ -137,6 +137,36 @@ def test_the_manifest_says_what_the_files_are(exported: Path, target: str) -> No
         assert 0 < each.shared <= DEVICES[target].shared
 
 
+TAKEN = """
+import sys
+import sleepc
+from sleepc.backends.triton.taken_on import taken_on
+from sleepc.errors import SleepcError
+graphs = sleepc.load(sys.argv[1]).graphs
+print("\\n".join(taken_on(graphs, "sm_90", 232448)))
+try:
+    taken_on(graphs, "sm_90", 1000)
+except SleepcError as error:
+    print(error.what)
+"""
+
+
+@pytest.mark.slow
+def test_what_kernels_take_is_told_as_it_is_written(artifact: Path, exported: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(artifact.parent / "cache")}
+    command = [sys.executable, "-c", TAKEN, str(artifact)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    *lines, refused = done.stdout.splitlines()
+    wanted = [
+        f"{it.kernel}: {it.registers} registers, {it.shared} bytes of shared memory"
+        for it in manifest_of(exported, "sm_90").kernels.values()
+    ]
+    assert sorted(re.sub(r", heads of .*?:", ":", line) for line in lines) == sorted(wanted)
+    assert "wants " in refused
+    assert " bytes of shared memory of 1000" in refused
+
+
 def takes(assembly: str, target: str) -> list[int]:
     """Bytes of every argument, as the assembly says."""
     if target.startswith("sm_"):

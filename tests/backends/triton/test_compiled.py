@@ -70,38 +70,3 @@ def test_what_does_not_fit(row: Taken, fits: bool) -> None:
     """Shared memory past the limit, which the compiler for AMD says nothing about, and what is spilled."""
     assert row.fits is fits
     assert row.starts is (row.shared != 232449)
-
-
-OF_PROGRAM = """
-import torch
-import sleepc
-from examples.nanogpt import GPT
-from sleepc.backends.triton.compiled import of_program
-from sleepc.errors import SleepcError
-torch.manual_seed(0)
-graphs = sleepc.convert(GPT(vocab=64, width=64, heads=1, blocks=1, context=32), {"window": 8, "sinks": 2}).graphs
-print("\\n".join(of_program(graphs, "sm_90", 232448)))
-try:
-    of_program(graphs, "sm_90", 1000)
-except SleepcError as error:
-    print(error.what)
-"""
-
-
-@pytest.mark.slow
-def test_what_a_program_s_kernels_take_is_what_the_table_says(tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", OF_PROGRAM], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    *lines, refused = done.stdout.splitlines()
-    assert len(lines) == 7
-    for each in committed() or ():
-        if (each.target, each.size, each.decay) == ("sm_90", 64, "head") and f"{each.kernel}, " in done.stdout:
-            words = (
-                f"{each.kernel}, heads of 64 and 64: {each.registers} registers, {each.shared} bytes of shared memory"
-            )
-            assert words in lines
-    assert "wants " in refused
-    assert " bytes of shared memory of 1000" in refused
