@@ -97,6 +97,7 @@ class TritonBackend(EagerBackend):
         return taken_on(program, target, shared)
 
     compiled_steps = TrainingBackend.compiled_steps  # there are none yet
+    tunables = TrainingBackend.tunables  # on the CPU it is interpreted: nobody is to be led there
 
 
 BACKEND = TritonBackend()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sleepc.errors import UsageError
 from sleepc.ir.program import ProgramGraphs
-from sleepc.passes.analysis.find_sites import find_attention, recurrences_of
+from sleepc.passes.analysis.find_sites import find_attention
 from sleepc.passes.analysis.own_windows import asked_by_number, numbers
 from sleepc.recipe import Override, Recipe
 
@@ -13,17 +13,8 @@ def fit_hybrid(recipe: Recipe, canonical: ProgramGraphs) -> Recipe:
     """The recipe for this model, with an override that leaves layers without attention as they are: they carry their
     own state at any length, and have no window to bound. The recipe itself if all layers have attention.
 
-    Raises UsageError if a memory is asked for in such a layer, by its number, or replayed passes, which would have to
-    write a model's own states again.
+    Raises UsageError if a memory is asked for in such a layer, by its number.
     """
-    hybrid = any(recurrences_of(cls.wake) for cls in canonical.classes.values())
-    if hybrid and recipe.passes > 1 and recipe.consolidation == "replay":
-        raise UsageError(
-            "recurrent layers of the model's own have written the window while they read it: replaying it would let "
-            "their convolutions and decays act on the same tokens twice",
-            where=f"--passes {recipe.passes}",
-            fix="Use --passes 1, or --consolidation recurrent.",
-        )
     without = [i for i, block in enumerate(canonical.layout) if not find_attention(canonical.classes[block.cls].wake)]
     asked = sorted(asked_by_number(recipe, len(canonical.layout)).intersection(without))
     if asked:

@@ -41,11 +41,11 @@ class Recurrent(Consolidation):
             )
 
     def check_layers(self, recipe: Recipe, plans: Plans) -> None:
-        """Something has to be there that settles."""
+        """A memory has to be there that settles; what a hybrid carries itself counts beside one."""
         start, end = recipe.loop_range(len(plans))
         if recipe.settle and all(plan.strategy == "leave" for plan in plans[start:end]):
             raise UsageError(
-                "the blocks that recurrent passes run have no memory, so nothing can settle",
+                "no block that recurrent passes run gets a memory, and without one no sleep ends early",
                 where=f"--settle {recipe.settle:g}",
                 fix="Leave it out, or choose a --loop over blocks with memories.",
             )

@@ -22,7 +22,7 @@ class CarryStates(Pass):
     """short_conv(x, w, zeros, T) -> short_conv(x, w, tail, lengths), and delta_rule(.., zeros) -> delta_rule(.., own),
     whose keys and gates are 0 at padding (semantics.md, sections 3 and 6).
 
-    Every token writes them; sleeps leave them as they are. The states' names are those of `recurrences_of`.
+    Every token writes them; of sleeps only recurrent passes do. The states' names are those of `recurrences_of`.
     """
 
     name: ClassVar[str] = "carry-states"

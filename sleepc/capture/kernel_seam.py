@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any, NoReturn
 
@@ -173,16 +173,26 @@ def contract_of(value: object) -> str:
     return ""
 
 
+def open_kernel_seam(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it the modelling files of the model's layers call CONTRACTS."""
+    return _calling(model, lambda value: _bound(contract_of(value), CONTRACTS.get(contract_of(value))))
+
+
+def plain_kernels(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it they call transformers' own PyTorch functions: a package that is installed may want another device than
+    the model's, and what the model computes is to be compared without it.
+    """
+    return _calling(model, _plain)
+
+
 @contextmanager
-def open_kernel_seam(model: nn.Module) -> Iterator[None]:
-    """Let the modelling files of the model's layers call CONTRACTS, and put back what they called before."""
+def _calling(model: nn.Module, instead: Callable[[Any], Callable[..., Any] | None]) -> Iterator[None]:
+    """Let the files call something instead of each decorated function, if there is, and put back what they called."""
     files = {type(part).__module__ for part in model.modules()}
     spaces = [vars(sys.modules[name]) for name in files if name in sys.modules]
     before = [(space, name, value) for space in spaces for name, value in space.items() if contract_of(value)]
     for space, name, value in before:
-        contract = CONTRACTS.get(contract_of(value))
-        if contract is not None:
-            space[name] = _bound(contract_of(value), contract)
+        space[name] = instead(value) or value
     try:
         yield
     finally:
@@ -190,8 +200,23 @@ def open_kernel_seam(model: nn.Module) -> Iterator[None]:
             space[name] = value
 
 
-def _bound(name: str, contract: Callable[..., Any]) -> Callable[..., Any]:
-    """A contract that says by name which arguments do not fit it."""
+def _plain(value: Any) -> Callable[..., Any] | None:
+    """What was decorated, which is given only the options that it names, as the decorator does."""
+    function = getattr(value, "__wrapped__", None)
+    if function is None:
+        return None
+    named = inspect.signature(function).parameters
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{name: x for name, x in kwargs.items() if name in named})
+
+    return call
+
+
+def _bound(name: str, contract: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """A contract, if it is known, that says by name which arguments do not fit it."""
+    if contract is None:
+        return None
     signature = inspect.signature(contract)
 
     def call(*args: Any, **kwargs: Any) -> Any:

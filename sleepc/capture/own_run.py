@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sleepc.capture.call import BATCH, LENGTH, TokensToLogits
 from sleepc.capture.export_errors import place_of
 from sleepc.capture.fake_run import fake_run, left_alone
+from sleepc.capture.kernel_seam import plain_kernels
 from sleepc.capture.quiet import quiet
 from sleepc.errors import SleepcError, UsageError
 
@@ -75,6 +76,6 @@ def _question(model: nn.Module) -> tuple[TokensToLogits, Tensor, Tensor]:
 
 
 def _answer(call: TokensToLogits, tokens: Tensor, positions: Tensor) -> Tensor:
-    with left_alone(call), torch.no_grad():
+    with left_alone(call), plain_kernels(call), torch.no_grad():
         logits: Tensor = call(tokens, positions)
     return logits

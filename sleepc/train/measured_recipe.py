@@ -35,7 +35,7 @@ def measured_recipe(
     def heard() -> list[Tensor]:
         return echo(canonical, twice(canonical, recipe, tokens(), FEW), recipe.sinks, progress)
 
-    found = leave_own_windows(_leave_layers(canonical, fit_hybrid(recipe, canonical), heard), canonical)
+    found = leave_own_windows(fit_hybrid(_leave_layers(canonical, recipe, heard), canonical), canonical)
     keep = found.keep
     if keep is None or keep.budgets == "equal":
         return found

@@ -120,9 +120,10 @@ def _missing(runner: Backend | Target, options: Mapping[str, Any], device: str) 
             if (reason := runner.missing()) is not None:
                 return reason
             runner.check_device(device)
+        if not runner.tunables(device):  # it may take much longer to write its files than to measure them
+            return f"it declares nothing that may be set of how it runs on {device}"
+        if isinstance(runner, Backend):
             return None
-        if not runner.tunables(device):  # writing its files may take much longer than measuring them
-            return f"it declares nothing that may be set of how its files run on {device}"
         runner.check(runner.options(**options))
         return runner.missing_runtime()
     except SleepcError as error:

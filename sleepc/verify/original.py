@@ -7,6 +7,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
+from sleepc.capture.kernel_seam import plain_kernels
 from sleepc.capture.quiet import quiet
 
 KEEP = "logits_to_keep"  # transformers' name for the places whose logits are wanted
@@ -36,7 +37,7 @@ class Original:
             own = torch.arange(length).expand(rows, length)
             options["position_ids"] = torch.cat([own, own + self.beyond])
             tokens = tokens.repeat(2, 1)
-        with quiet(), torch.no_grad():
+        with quiet(), plain_kernels(self.module), torch.no_grad():
             result = self.module(tokens, **options)
         logits = getattr(result, "logits", result)
         found: Tensor = logits[0] if isinstance(logits, tuple) else logits

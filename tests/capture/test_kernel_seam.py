@@ -11,11 +11,13 @@ from torch import Tensor
 
 import sleepc
 import tests.hybrids
-from sleepc.capture.kernel_seam import CONTRACTS, contract_of, open_kernel_seam
+from sleepc.capture.kernel_seam import CONTRACTS, contract_of, open_kernel_seam, plain_kernels
+from sleepc.capture.own_run import require_finite_answer
 from sleepc.capturing import capture_flat
 from sleepc.errors import Refusal
 from sleepc.ir.graph import is_call
 from sleepc.ops import RECURRENCES
+from sleepc.verify.original import Original
 from tests.hybrids import Hybrid
 
 B, T, K, V, D = 2, 11, 2, 4, 6  # rows, tokens, key and value heads, their width
@@ -100,13 +102,23 @@ def test_what_ran_is_in_the_graph() -> None:
         capture_flat(Hybrid(idle=True))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"passes": 2}, "replaying it would let their convolutions and decays act on the same tokens twice"),
-        ({"layers": "0-1"}, "layer 0 has no attention to bound or to give a memory"),
-    ],
-)
-def test_recipes_that_do_not_fit_a_hybrid(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(sleepc.UsageError, match=words):
-        sleepc.convert(Hybrid(), {"window": 4, "sinks": 1, **options})
+def test_a_memory_is_not_for_layers_without_attention() -> None:
+    with pytest.raises(sleepc.UsageError, match="layer 0 has no attention to bound or to give a memory"):
+        sleepc.convert(Hybrid(), {"window": 4, "sinks": 1, "layers": "0-1"})
+
+
+def test_the_original_answers_without_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is for GPUs has no part in what the model is compared with; options that it alone knows are left
+    out, as the decorator does.
+    """
+    for decorated in (tests.hybrids.conv, tests.hybrids.rule):
+        monkeypatch.setattr(decorated, "__wrapped__", theirs("qwen3_5", contract_of(decorated)))
+    model, before = Hybrid({"cache_params": 1}).eval(), tests.hybrids.rule
+    tokens = torch.arange(5)[None]
+    with pytest.raises(AssertionError, match="installed package"):
+        model(tokens)
+    found = Original(model)(tokens)
+    assert tests.hybrids.rule is before
+    with plain_kernels(model):
+        torch.testing.assert_close(model(tokens), found, rtol=0, atol=0)
+    require_finite_answer(model)

@@ -40,7 +40,7 @@ def converted(*, beside: bool, **options: Any) -> sleepc.Program:
 @pytest.mark.parametrize(
     ("beside", "options"),
     [
-        (False, {"keep": {"slots": 3, "budgets": "equal"}}),
+        (False, {"keep": {"slots": 3, "budgets": "equal"}, "passes": 2}),
         (True, {"eviction": "hard", "write": "online"}),
         (False, {"consolidation": "recurrent", "passes": 2, "sinks": 0, "settle": 0.1}),
         (True, {"consolidation": "recurrent", "passes": 3, "loop": "0:1"}),

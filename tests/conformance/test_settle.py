@@ -192,7 +192,7 @@ def test_it_is_saved(tmp_path: Path) -> None:
         ({"settle": float("nan")}, "settle"),
         (
             {"settle": 0.1, "consolidation": "recurrent", "passes": 3, "loop": "0:1", "layers": "1-2"},
-            "have no memory, so nothing can settle",
+            "gets a memory, and without one no sleep ends early",
         ),
     ],
 )

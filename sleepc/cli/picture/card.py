@@ -105,7 +105,7 @@ def _recurrent(c: Canvas, x: float, y: float) -> float:
     _step(c, x + 304, y, "recurrence")
     _step(c, x + 532, y, "feed-forward")
     c.arrow([(x + 414, y + MIDDLE), (x + 532, y + MIDDLE)])
-    c.text(x + 20, y + LOWER + 30, "the model's own: every token writes what it carries, and a sleep leaves it")
+    c.text(x + 20, y + LOWER + 30, "the model's own: every token writes what it carries")
     return x + 642
 
 
