@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from sleepc.backends.contract import Backend, Target
@@ -27,6 +26,7 @@ from sleepc.tune.measure import CALL, Runs, difference, figures
 from sleepc.tune.quality import PassQuality
 from sleepc.tune.record import Entry, Figures, Key, Limits, current, keep, key_of, places, read_records
 from sleepc.tune.space import Candidate, RunForm, Space, space_of
+from sleepc.whole_folder import draft_beside, put_right
 
 DEVICE = "cpu"
 SLOWER = (
@@ -86,8 +86,9 @@ class Tuning:
         self._first: dict[str, Runs] = {}  # of forms that are rounded: those that others of the same rounding equal
 
     def __enter__(self) -> Tuning:
-        """Itself, until whose end files that it wrote for measuring stay."""
+        """Itself, until whose end files that it wrote for measuring stay. Those of tunings that were killed go now."""
         self._scratch.__enter__()
+        put_right(cache_folder())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -205,14 +206,22 @@ class Tuning:
         form = self.space.form_of(candidate)
         assert form is not None
         if _rounded(self.runners[form.runner], form):
-            first = self._first.setdefault(repr(form), runs)
-            off = difference(runs, first)
+            off = difference(runs, self._rounded_reference(form, candidate, runs))
         else:
             off = difference(runs, reference)
         if off > self._bound():
             raise SleepcError(f"its logits differ by {off:.2g} of their scale: at most {self._bound():g} is right")
         level = self.known.get(self.space.forms[0].candidate().words())
         return figures(runs, reference, level.figures if level else None)
+
+    def _rounded_reference(self, form: RunForm, candidate: Candidate, runs: Runs) -> Runs:
+        """A form's defaults, which its other settings have to equal: opened again, if an earlier tuning measured them.
+        Raises as `runs`.
+        """
+        name, default = repr(form), form.candidate()
+        if name not in self._first:
+            self._first[name] = runs if candidate == default else self._open(default)
+        return self._first[name]
 
     def _bound(self) -> float:
         """What rounding may do to a program's logits."""
@@ -248,9 +257,9 @@ class Tuning:
         name = repr((target.name, candidate.options))
         if name not in self._opened:
             cache_folder().mkdir(parents=True, exist_ok=True)
-            folder = self._scratch.enter_context(TemporaryDirectory(prefix="tuning-", dir=cache_folder()))
+            folder = self._scratch.enter_context(draft_beside(cache_folder() / "tuning-export"))
             tokens = self.program.some_tokens(None)[:ENOUGH]
-            place = Path(folder) / target.name
+            place = folder / "written" / target.name  # not in the folder itself, which is locked
             asked = Request(place, target.name, candidate.options, None, tokens, force=False)
             self.progress(f"writing {candidate.words()}", None)
             export_program(self.program, asked, self.progress)

@@ -34,9 +34,9 @@ def written_beside(target: Path, *, force: bool, mark: str) -> Iterator[Path]:
     target = Path(os.path.realpath(target))  # what a link leads to is replaced, and the link stays
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _put_right(target.parent)
+        put_right(target.parent)
         check_free(target, force=force, mark=mark)
-        with _draft(target) as draft:
+        with draft_beside(target) as draft:
             yield draft
             _put(draft, target, force, mark)
     except Exception as error:
@@ -70,8 +70,10 @@ def moved_away(target: Path) -> Path | None:
 
 
 @contextmanager
-def _draft(target: Path) -> Iterator[Path]:
-    """An empty folder next to `target`, locked by this process; whatever is at its path in the end is removed."""
+def draft_beside(target: Path) -> Iterator[Path]:
+    """An empty folder next to `target`, locked by this process; whatever is at its path in the end is removed. What a
+    killed process left of it, `put_right` removes.
+    """
     while True:
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{DRAFT}")
         with made_folder(draft), locked(draft, wait=True):
@@ -108,7 +110,7 @@ def exchanged(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(other))
 
 
-def _put_right(folder: Path) -> None:
+def put_right(folder: Path) -> None:
     """Put back what a killed process had moved away, and remove the drafts of processes that are gone."""
     with locked(folder, wait=True) as alone:  # nobody is between two renames
         for old in folder.glob(f".*.{OLD}") if alone else ():

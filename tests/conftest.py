@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-import torch
 from torch.export import export
 
 from tests.exports import once
@@ -26,8 +25,3 @@ def equal_models_are_exported_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sleepc.capture.export.export", once(export))
         yield
-
-
-def pytest_runtest_teardown() -> None:
-    """ONNX Runtime's sessions leave denormal numbers off in the thread that opens them."""
-    torch.set_flush_denormal(False)

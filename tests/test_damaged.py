@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import sleepc
 from sleepc.backends.onnx.load import load as load_export
@@ -36,7 +35,7 @@ ROUNDS = 300
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an artifact and its export, a state, an adapter, a checkpoint and a recipe."""
     folder = tmp_path_factory.mktemp("made")
     model = save_model(folder / "model")
@@ -57,8 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     new = {key: param.materialise() for key, param in program.graphs.params.items() if param.new}
     write_checkpoint(folder / "work", Standing(step=3, tokens=9, run={"lr": 0.1, "stages": "distil"}), new, [])
     (folder / "recipe.yaml").write_text("window: 8\nsinks: 2\noverrides:\n- layers: '0'\n  window: 4\n")
-    yield folder
-    torch.set_flush_denormal(False)  # ONNX Runtime's sessions leave it on in this thread
+    return folder
 
 
 def run_artifact(place: Path) -> None:

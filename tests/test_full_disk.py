@@ -29,9 +29,8 @@ def files_of(most: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    yield sleepc.convert(family("llama", torch.float32).module, {"window": 8, "sinks": 2})
-    torch.set_flush_denormal(False)  # ONNX Runtime's sessions leave it on in this thread
+def program() -> Program:
+    return sleepc.convert(family("llama", torch.float32).module, {"window": 8, "sinks": 2})
 
 
 def save(program: Program, target: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sleepc.backends.onnx.denormals import denormals_as_zero
 from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced
 from sleepc.backends.onnx.state import NUMPY, shape_of
 from sleepc.backends.onnx.steps import OnnxSteps, shared, told
@@ -147,7 +148,7 @@ class DeviceSteps(OnnxSteps):
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in others:
             binding.bind_output(name, "cpu")
-        with told(self.folder):
+        with told(self.folder), denormals_as_zero():
             self.open(graph).run_with_iobinding(binding)
         state.swap(replaced)
         found = binding.get_outputs()[len(replaced) :]  # in the order in which they were bound

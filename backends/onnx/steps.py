@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sleepc.backends.onnx.denormals import denormals_as_zero
 from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced, Tensor
 from sleepc.backends.onnx.state import NUMPY, OnnxState, empty, from_arrays, put_rows, selected, write_columns
 from sleepc.backends.tunable import available_threads
@@ -82,11 +83,11 @@ class OnnxSteps:
         options.log_severity_level = 3
         # an arena keeps the memory of the longest call, and is no faster here
         options.enable_cpu_mem_arena = False
-        # softmax leaves numbers of 1e-40, with which processors compute a hundred times slower than with 0;
-        # this can hold for the thread that opens the session too, which is one of those that compute
+        # softmax leaves numbers of 1e-40, with which processors compute a hundred times slower than with 0
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
-            return ort.InferenceSession(str(path), options, providers=self.providers())
+            with denormals_as_zero():
+                return ort.InferenceSession(str(path), options, providers=self.providers())
         except Exception as error:  # its errors have no common class of their own
             text = (str(error) or type(error).__name__).splitlines()[0]
             raise SleepcError(f"ONNX Runtime cannot open {path.name}: {text}", where=str(path.parent)) from error
@@ -130,7 +131,7 @@ class OnnxSteps:
 
     def _read(self, state: OnnxState, tokens: IntArray, lengths: IntArray, wanted: int) -> FloatArray:
         """One call of the graph, of at least one token: logits [B, M, V]."""
-        with told(self.folder):
+        with told(self.folder), denormals_as_zero():
             call = self._call(state)
             out = call.run(tokens, lengths, wanted)
             for output, slots in self._rings.items():
@@ -161,7 +162,7 @@ class OnnxSteps:
         names = [t.name for t in graph.outputs]
         for name in names:
             binding.bind_output(name)
-        with told(self.folder):
+        with told(self.folder), denormals_as_zero():
             session.run_with_iobinding(binding)
         found = dict(zip(names, binding.get_outputs(), strict=True))
         for spec in self.manifest.states:

@@ -1,7 +1,7 @@
 """How long steps take, in turns with a reference that computes the same. Imports no torch.
 
-A round reads a text in one call, then tokens one by one, sleeps, and reads a few more: what a session does, on any
-window. The first round of each is not timed, and its logits are compared.
+A round reads a text in one call, then tokens one by one, sleeps over a whole window, and reads a few more: what a
+session does, on any window. The first round of each is not timed, and its logits are compared.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from statistics import median
 import numpy as np
 
 from sleepc.errors import SleepcError
-from sleepc.runtime.session import Session
+from sleepc.runtime.session import Session, Snapshot
 from sleepc.runtime.steps import FloatArray, Steps
 from sleepc.tune.record import Figures
 
-CALL = 256  # tokens of the call at most: a window's, if that is shorter
+CALL = 256  # tokens of the call at most: if the window is shorter, those that fill it with those that are read alone
 ALONE = 8  # tokens that are read one by one before the sleep, and after it
 ROUNDS = 5
 LEAST, PATIENCE = 2, 30.0  # rounds at least, and seconds after which no other begins
@@ -38,28 +38,48 @@ class Runs:
 
     def __init__(self, steps: Steps, tokens: Sequence[int], memory: int) -> None:
         self.steps, self.memory = steps, memory
-        self.call = max(min(CALL, steps.window - ALONE), 1)
-        needed = self.call + 2 * ALONE
-        self.tokens = [int(t) for t in np.resize(np.asarray(tokens, np.int64), needed)]
+        self.call = call_of(steps.window)
+        self.tokens = [int(t) for t in np.resize(np.asarray(tokens, np.int64), self.call + 2 * ALONE)]
+        self._filled: Snapshot | None = None
         self.times, self.logits = Times(), self.round(Times())
 
     def round(self, times: Times) -> FloatArray:
         """Read it all from the beginning; the logits of every token that was read alone [n, V]."""
         session = Session(self.steps)
+        session.defers = True  # the sleep after the window's last token is for us to time
         first, alone = self.tokens[: self.call], self.tokens[self.call :]
         times.read.append(_timed(lambda: session.feed(first)) / len(first))
+        self._fill(session)
         found = [self._alone(session, token, times.decode) for token in alone[:ALONE]]
         times.pause.append(_timed(session.sleep))
         found += [self._alone(session, token, times.decode) for token in alone[ALONE:]]
         return np.concatenate(found)
 
+    def _fill(self, session: Session) -> None:
+        """Let the window lack just the tokens that are read alone: a long one is read once, and then a copy."""
+        if self.call + ALONE >= self.steps.window:
+            return
+        if self._filled is None:
+            rest = np.resize(self.tokens[: self.call], self.steps.window - ALONE - self.call).tolist()
+            for at in range(0, len(rest), self.call):
+                session.feed(rest[at : at + self.call], logits="none")
+            self._filled = session.snapshot()
+        else:
+            session.restore(self._filled)
+
     def _alone(self, session: Session, token: int, times: list[float]) -> FloatArray:
-        if session.since.max() + 1 == session.steps.window:  # the time of a token has no sleep in it
-            session.sleep()
+        session.sleep(at_least=self.steps.window)  # the time of a token has no sleep in it
         started = time.perf_counter()
         out = session.feed([token])
         times.append(time.perf_counter() - started)
         return out
+
+
+def call_of(window: int) -> int:
+    """How many tokens a round reads in one call: the window is full when it sleeps, if CALL is enough for that."""
+    if window > ALONE:
+        return min(CALL, window - ALONE)
+    return -ALONE % window or window
 
 
 def figures(runs: Runs, reference: Runs, level: Figures | None, rounds: int = ROUNDS) -> Figures:

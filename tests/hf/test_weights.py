@@ -603,7 +603,6 @@ def test_two_matrices_are_exported_as_two(
         manifest = lower(program.graphs, folder, Style(precision=precision))
         session = Session(OnnxSteps(folder, manifest, threads=1), 1)
         found.append(torch.as_tensor(session.feed(EIGHT.tolist())))
-    torch.set_flush_denormal(False)  # ONNX Runtime's sessions leave it on in this thread
     assert torch.equal(found[0], found[1])
     if precision == "fp32":
         assert (found[1] - logits(pair[1])).abs().max() < 1e-4

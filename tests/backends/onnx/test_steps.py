@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 from sleepc.backends.eager.backend import load as load_eager
 from sleepc.backends.onnx.call import Style
+from sleepc.backends.onnx.denormals import KNOWN, denormals_as_zero
 from sleepc.backends.onnx.host_instructions import instructions_of
 from sleepc.backends.onnx.manifest import Columns
 from sleepc.backends.onnx.state import write_columns
@@ -104,13 +107,43 @@ def test_every_call_gives_what_the_eager_backend_gives(steps: OnnxSteps, eager: 
 
 
 def test_sampling_holds_on_a_thread_where_the_least_numbers_are_0() -> None:
-    """Opening a session can make them so."""
+    """Whoever calls sleepc may have made them so."""
     torch.set_flush_denormal(True)
     try:
         ids, weights = candidates(np.array([1.0, 3.0, 2.0], np.float32), Sampling(5e-324))
     finally:
         torch.set_flush_denormal(False)
     assert (ids.tolist(), weights.tolist()) == ([1], [1.0])
+
+
+HALVED = """
+import sys
+from pathlib import Path
+import numpy as np
+from sleepc.backends.onnx.manifest import ExportManifest
+from sleepc.backends.onnx.steps import OnnxSteps
+
+small = np.array([1e-40, 3e-39], np.float32)
+found = [(small * np.float32(0.5)).tobytes()]
+steps = OnnxSteps(Path(sys.argv[1]), ExportManifest.model_validate_json(sys.stdin.read()), threads=1)
+found.append((small * np.float32(0.5)).tobytes())
+_, state = steps.wake(steps.new_state(1), np.ones((1, 3), np.int64), np.array([3]), "last")
+steps.sleep(state, np.array([True]))
+found.append((small * np.float32(0.5)).tobytes())
+assert found[0] != bytes(8) and set(found) == {found[0]}, found
+"""
+
+
+def test_least_numbers_stay_what_they_are_outside(steps: OnnxSteps) -> None:
+    """A process's first session of ONNX Runtime would make them 0 for ever, in what else its thread computes."""
+    command = [sys.executable, "-c", HALVED, str(steps.folder)]
+    subprocess.run(command, input=steps.manifest.model_dump_json(), text=True, check=True, timeout=60)
+    weights, small = torch.full((4, 4), 0.5), torch.full((4,), 1e-39)
+    before = weights @ small
+    with denormals_as_zero():
+        assert not KNOWN or not (weights @ small).any(), "what a run's own thread computes is fast"
+    assert before.all()
+    assert torch.equal(weights @ small, before)
 
 
 @pytest.mark.parametrize("logits", ["last", "all", "none"])
