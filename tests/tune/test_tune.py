@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from sleepc.backends.table import DEFAULT, find_runner, runners
 from sleepc.backends.tunable import Tunable
 from sleepc.cli import tune as command
 from sleepc.cli.tuned import options_by_tuning
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.tune import measure, space
 from sleepc.tune.record import Entry, Figures, Limits, keep, read_record
 from sleepc.tune.space import Candidate
@@ -133,6 +137,69 @@ def test_what_is_wrong_is_left_out_with_its_reason(artifact: Path, monkeypatch: 
     assert all("logits differ by" in each.reason for each in tuned.entries if each.figures is None)
     assert tuned.choice.entry is not None
     assert tuned.choice.entry.candidate.settings == {}
+
+
+def test_what_is_wrong_of_a_rounded_export_is_found_later_too(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its defaults are in the record, and nothing else of it: they are opened again, to compare with."""
+    rounded, right = [2.0], Tuning._open
+
+    def shifted(tuning: Tuning, candidate: Candidate) -> measure.Runs:
+        plain = candidate.runner == DEFAULT
+        found = right(tuning, Candidate(runner=DEFAULT))
+        found.logits = found.logits + (0.0 if plain else rounded[candidate.settings.get("threads") == 1])
+        return found
+
+    monkeypatch.setattr(Tuning, "_open", shifted)
+    monkeypatch.setattr(tuning_module, "_rounded", lambda runner, form: form.runner != DEFAULT)
+    first = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print)
+    defaults = [form.candidate() for form in first.space.forms]
+    for each in defaults:
+        first._add(each, Limits())
+    rounded.append(3.0)  # with one thread
+    tuned = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print).run(Limits())
+    wrong = [each.candidate for each in tuned.entries if each.figures is None]
+    assert wrong == [
+        Candidate(runner=each.runner, options=each.options, settings={"threads": 1}) for each in defaults[1:]
+    ]
+
+
+def test_exports_of_tunings_that_were_killed_are_removed(artifact: Path, tmp_path: Path) -> None:
+    """Those that a living process holds stay, and what is written here goes in the end."""
+    cache = tmp_path / "cache"
+    tuning = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print)
+    (form,) = (form for form in tuning.space.forms if form.options)
+    tuning.existing.clear()
+    with ended_by_force(cache, "big") as left, ended_by_force(cache, "alive", end=False) as alive:
+        with pytest.warns(SleepcWarning, match="killed had left"):
+            tuning.__enter__()
+        assert (left.exists(), (alive / "alive").exists()) == (False, True)
+        tuning.runs(form.candidate())
+        assert len(list(cache.glob(".tuning-export.*"))) == 2
+        tuning.__exit__()
+        assert list(cache.glob(".tuning-export.*")) == [alive]
+
+
+@contextmanager
+def ended_by_force(cache: Path, name: str, *, end: bool = True) -> Iterator[Path]:
+    """The folder of another process's export, which is killed now or after the block."""
+    body = (
+        "import sys\nfrom pathlib import Path\nfrom sleepc.whole_folder import draft_beside\n"
+        "with draft_beside(Path(sys.argv[1]) / 'tuning-export') as folder:\n"
+        "    (folder / sys.argv[2]).touch()\n    print(folder, flush=True)\n    sys.stdin.read()\n"
+    )
+    cache.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", body, str(cache), name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        folder = Path(other.stdout.readline().strip())
+        if end:
+            other.kill()
+            other.wait()
+        assert (folder / name).exists()
+        try:
+            yield folder
+        finally:
+            other.kill()
 
 
 def test_changes_of_what_is_slow_are_not_tried(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
