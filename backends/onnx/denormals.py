@@ -25,9 +25,9 @@ def denormals_as_zero() -> Iterator[None]:
     LIBC.fegetenv(before)
     try:
         if KNOWN:
-            within = ctypes.create_string_buffer(before.raw, SIZE)
-            within[MXCSR] = (int.from_bytes(before.raw[MXCSR], "little") | BITS).to_bytes(4, "little")
-            LIBC.fesetenv(within)
+            within = bytearray(before.raw)
+            within[MXCSR] = (int.from_bytes(within[MXCSR], "little") | BITS).to_bytes(4, "little")
+            LIBC.fesetenv(bytes(within))
         yield
     finally:
         LIBC.fesetenv(before)
