@@ -44,7 +44,7 @@ class CompiledSteps(EagerSteps):
         self._progress = progress
         self._functions: dict[str, Native] = {}  # by what their code depends on
         self._forms: dict[Form, Native] = {}
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             state = self.new_state(1)
             values, _ = self.begin(state, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
             self._prepare(values, state)

@@ -183,7 +183,7 @@ class EagerSteps:
         self, state: State, tokens: IntArray, lengths: IntArray, logits: Logits
     ) -> tuple[FloatArray | None, State]:
         """See `Steps.wake`."""
-        with on_threads(self.threads), _told("wake"), torch.set_grad_enabled(self.train):
+        with self._computing("wake"):
             out, state = self.wake_tensors(state, self._tensor(tokens), self._tensor(lengths), logits)
         if out is None:
             return None, state
@@ -192,12 +192,19 @@ class EagerSteps:
 
     def sleep(self, state: State, rows: BoolArray) -> State:
         """See `Steps.sleep`."""
-        with on_threads(self.threads), _told("sleep"), torch.set_grad_enabled(self.train):
+        with self._computing("sleep"):
             if rows.all():
                 return self.sleep_tensors(state)
             at = self._tensor(np.flatnonzero(rows))
             slept = self.sleep_tensors({name: value[at] for name, value in state.items()})
             return {name: value.index_copy(0, at, slept[name]) for name, value in state.items()}
+
+    @contextmanager
+    def _computing(self, step: str) -> Iterator[None]:
+        """As the graphs say: a caller's autocast would change that, and only in the caller's thread."""
+        plain = torch.autocast(self.device.type, enabled=False)
+        with on_threads(self.threads), _told(step), torch.set_grad_enabled(self.train), plain:
+            yield
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

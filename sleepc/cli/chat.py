@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,14 +81,11 @@ def chat(artifact: Runnable, options: ChatOptions) -> None:
         if options.system and options.system != talk.conversation.system:
             talk.tell("--system is ignored: the conversation in the file began with another one")
     talk.greet(artifact)
-    if state is None:
-        talk.run()
-        return
     try:
         talk.run()
     finally:  # also if the reader of the answers, or the terminal, has gone away
         with stopping():
-            talk.save(state)
+            talk.end(state)
 
 
 def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[str, Any]) -> Talk:
@@ -173,6 +170,14 @@ class Talk:
                 pressed = True
                 self.tell("Ctrl-C once more leaves; so does Ctrl-D. /help lists the commands")
 
+    def end(self, state: Path | None) -> None:
+        """Keep the conversation, if there is a file for it, and say which sleeps came after the last answer."""
+        if state is not None:
+            self.save(state)
+        with suppress(UsageError):  # of a session that broke off, as was said then
+            self.conversation.session.sleep([])  # none begins; that in the background comes to its end
+        self.marks.tell()
+
     def _do(self, line: str) -> None:
         """One message or command, to the end of its step also if a signal comes. What fails is said, and the
         conversation continues.
@@ -184,7 +189,6 @@ class Talk:
                     self._command(line)
                 elif line.strip():
                     self._answer(line, stopped)
-                    self.conversation.rest(self.rest)
             if stopped() in REQUESTS:
                 raise Ended(stopped(), "")
         except SleepcError as error:
@@ -214,6 +218,8 @@ class Talk:
             self.tell("stopped, and this turn was taken back: its answer had not begun, or a step was interrupted")
         else:
             self._tell_end(bool(stopped()), time.perf_counter() - started)
+            if stopped() not in REQUESTS:
+                self.conversation.rest(self.rest)
 
     def _tell_end(self, stopped: bool, seconds: float) -> None:
         turn = self.conversation.turns[-1]

@@ -23,17 +23,16 @@ class SleepMarks:
     """An answer's words on stdout, with a dim mark where the model slept: between words, and on a terminal only."""
 
     def __init__(self) -> None:
-        self.waiting = self.all = 0
+        self.waiting = 0  # sleeps that were not told yet
         self.begun = False
 
     def add(self) -> None:
         """The model has slept."""
         self.waiting += 1
-        self.all += 1
 
     def begin(self) -> None:
         """An answer begins."""
-        self.waiting, self.all, self.begun = 0, 0, False
+        self.begun = False
 
     def write(self, piece: str) -> None:
         """Write a piece of text; a mark goes before its first space, or before the answer."""
@@ -51,8 +50,13 @@ class SleepMarks:
             self._mark()
         sys.stdout.write("\n")
         sys.stdout.flush()
-        if self.all and not out.is_terminal:
-            err.print(Text(f"· {sleeps(self.all)}", style="dim"))
+        self.tell()
+
+    def tell(self) -> None:
+        """Say on stderr how many sleeps no mark stands for."""
+        if self.waiting:
+            err.print(Text(f"· {sleeps(self.waiting)}", style="dim"))
+        self.waiting = 0
 
     def _put(self, text: str) -> None:
         if text:

@@ -309,10 +309,11 @@ class Session:
 
     def select_rows(self, rows: Rows) -> Session:
         """A new session with copies of these rows, in this order, repeats allowed (to try several
-        answers to one prompt, say); it has its own stats and no `on_sleep`."""
+        answers to one prompt, say); it `defers` as this one does, and has its own stats and no `on_sleep`."""
         chosen = row_indices(rows, self.batch)
         self._require_whole()
         session = Session(self.steps, len(chosen), identity=self.identity, upto=self._upto)
+        session.defers = self.defers
         session._become(self._copy(chosen))
         return session
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator
@@ -20,14 +21,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import sleepc as package
+from sleepc.backends.eager.steps import EagerSteps
 from sleepc.cli.main import main
+from sleepc.cli.terminal import SleepMarks
 from sleepc.errors import UsageError
 from sleepc.hf.tokenizer import load_tokenizer
 from sleepc.manifest import identity_of
 from sleepc.passes.analysis.kv_cache import from_report
 from sleepc.runtime.chat import Conversation, Manner
+from sleepc.runtime.steps import BoolArray
 from tests.cli.models import ROOT, save_model
 
 TEMPLATE = (
@@ -137,15 +142,58 @@ def test_stats_say_what_there_is(talk: Talk) -> None:
     assert f"would be {11 * 3 * 2 * 16 * 4 / 1e3:.1f} kB" in told
 
 
-def test_it_sleeps_while_nothing_is_asked(talk: Talk) -> None:
+def test_it_sleeps_while_nothing_is_asked(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     lines, due = ("w1 w2", "w3", "w4 w5"), ("--max-tokens", 3)  # the first two turns have 8 tokens, a window each
-    assert talk(*lines, options=(*due, "--idle-sleep", 8)) == talk(*lines, options=due)
+    slept: list[bool] = []
+    sleep = EagerSteps.sleep
+
+    def seen(steps: EagerSteps, state: dict[str, torch.Tensor], rows: BoolArray) -> dict[str, torch.Tensor]:
+        slept.append(threading.current_thread() is not threading.main_thread())
+        return sleep(steps, state, rows)
+
+    monkeypatch.setattr(EagerSteps, "sleep", seen)
+    found = talk(*lines, options=due)
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversation, "rest", lambda conversation, at_least: None)
+        assert talk(*lines, options=due) == found
+    assert slept == [True, True, False] + 3 * [False], "the last turn's comes before its end"
     assert "2 turns, 16 tokens, 2 sleeps" in talk(*lines[:2], "/stats", options=(*due, "--idle-sleep", 1))[1]
     early = ("--max-tokens", 4, "--idle-sleep", 2)  # 9 tokens each: after the second turn two are in the window
     answers, told = talk(*lines[:2], "/stats", lines[2], "/undo", lines[2], options=early)
     assert answers[2] == answers[3], "/undo brings back what was before"
     assert "2 turns, 18 tokens, 3 sleeps" in told
     assert "2 turns, 18 tokens, 2 sleeps" in talk(*lines[:2], "/stats", options=early[:2])[1]
+
+
+def test_every_sleep_is_told(talk: Talk, tmp_path: Path) -> None:
+    """Also one that a command waited for, and that after the last answer."""
+    state = tmp_path / "state"
+    lines = ("w1 w2", "/stats", "w3", f"/state save {state}", "w4 w5", "w6")  # a sleep after each of the first two
+    for count, wanted in ((1, [1]), (2, [1]), (3, [1, 1]), (4, [1, 1]), (5, [1, 2]), (6, [1, 2, 1])):
+        told = talk(*lines[:count], options=("--max-tokens", 3))[1]
+        assert [int(n) for n in re.findall(r"^· (\d+) sleeps?$", told, re.MULTILINE)] == wanted, count
+    kept = talk(*lines[:3], options=("--max-tokens", 3, "--state", tmp_path / "kept"))[1]
+    assert kept.count("· 1 sleep") == 2
+
+
+@pytest.mark.parametrize(("sent", "at", "code"), [(signal.SIGTERM, 3, 128 + signal.SIGTERM), (signal.SIGINT, 0, 0)])
+def test_no_sleep_begins_when_it_is_to_end_or_the_turn_was_taken_back(
+    artifact: Path, talk: Talk, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, at: int, code: int
+) -> None:
+    pieces, rests, write = [], [], SleepMarks.write
+
+    def written(marks: SleepMarks, piece: str) -> None:
+        write(marks, piece)
+        pieces.append(piece)
+        if len(pieces) == at + 1:
+            signal.raise_signal(sent)
+
+    monkeypatch.setattr(SleepMarks, "write", written)
+    monkeypatch.setattr(Conversation, "rest", lambda conversation, at_least: rests.append(at_least))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w1 w2\n"))
+    with pytest.raises(SystemExit) as caught:
+        main(["chat", str(artifact), "--max-tokens", "5", "--idle-sleep", "1"])
+    assert (caught.value.code, len(pieces), rests) == (code, at + 1, [])
 
 
 @pytest.fixture(scope="module")

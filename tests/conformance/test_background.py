@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Array, Steps
-from tests.conformance.backends import FORMS, RUNNABLE, runs
+from tests.conformance.backends import FORMS, RUNNABLE, load, runs
+from tests.conformance.cases import RECIPES
 from tests.conformance.test_invariants import bench
-from tests.families import VOCAB, WINDOW
+from tests.families import VOCAB, WINDOW, family
 
 CASES = [("llama", "recurrent-settle"), ("gemma2", "parallel-online"), ("gpt2", "linear")]
 EXPORTED = [
@@ -46,3 +48,17 @@ def test_a_sleep_in_the_background_is_the_same(name: str, case: tuple[str, str])
         assert sleeps == as_many
         counts.add(sleeps)
     assert len(counts) == 2
+
+
+def test_a_caller_s_autocast_changes_no_bit() -> None:
+    """It is one thread's own, and graphs say in what they compute."""
+    step, _ = family("nanogpt", torch.float32).convert(**RECIPES["recurrent-settle"])
+    steps = load(step)
+    wanted, state, _ = heard(steps, 2, background=False)
+    for background in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, other, _ = heard(steps, 2, background=background)
+        for one, two in zip(wanted, found, strict=True):
+            np.testing.assert_array_equal(one, two)
+        for key, value in state.items():
+            np.testing.assert_array_equal(value, other[key], key)

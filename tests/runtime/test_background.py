@@ -119,6 +119,15 @@ def test_a_row_that_ends_early_may_sleep_within_the_call(steps: SlowSteps) -> No
     assert session.stats.sleeps == plain.stats.sleeps == 3
 
 
+def test_copies_of_rows_defer_as_their_session_does(steps: SlowSteps) -> None:
+    steps.released.set()
+    for defers in (True, False):
+        session = Session(steps, 2)
+        session.defers = defers
+        session.select_rows([1]).feed([1, 2, 3, 4])
+        assert len(steps.threads) == (not defers)
+
+
 def test_deferring_never_delays_a_token_that_was_read(steps: SlowSteps) -> None:
     session, plain = deferring(steps), Session(FakeSteps())
     session.feed([1, 2])

@@ -132,9 +132,9 @@ class World:
 
     def permute(self, draw: Callable[..., Any]) -> None:
         order = draw(st.permutations(range(len(self.rows))))
-        callback, defers = self.session.on_sleep, self.session.defers
+        callback = self.session.on_sleep
         self.session = self.session.select_rows(order)
-        self.session.on_sleep, self.session.defers = callback, defers
+        self.session.on_sleep = callback
         self.rows = [self.rows[i] for i in order]
 
     def act(self, action: str, draw: Callable[..., Any]) -> None:

@@ -83,6 +83,15 @@ def test_compiled_steps_equal_eager(cache: Path, program: Program, rows: int) ->
     assert len(list(cache.rglob("*.pt2"))) >= len(forms)
 
 
+def test_code_is_made_outside_a_caller_s_autocast(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it would have in it, and others would find it in the cache."""
+    lowered: list[bool] = []
+    monkeypatch.setattr(CompiledSteps, "_prepare", lambda *_: lowered.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        program.steps(compile=True)
+    assert lowered == [False]
+
+
 def test_what_is_written_in_place_is_no_result(program: Program) -> None:
     (block,) = program.graphs.classes.values()
     assert {"k", "v"} < set(in_place(block.wake)) < set(block.wake.results())
