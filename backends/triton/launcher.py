@@ -64,8 +64,9 @@ typedef hipStream_t stream;
 HEAD = """\
 /* Kernels for {target}: {manifest} has their order, the grids, and the shapes of what they are given.
    This file loads native code. It was compiled, and has not been run.
-   load_kernels(folder) once, in a thread with a context; then start_NAME(stream, programs, arguments). Both return
-   the driver's error, 0 if there is none; load_kernels returns -1 if the path is too long. */
+   load_kernels_{target}(folder) once, in a thread with a context; then start_{target}_NAME(stream, programs, arguments).
+   Both return the driver's error, 0 if there is none; load_kernels_{target} returns -1 if the path is too long. Launchers
+   of several kinds of GPU can be linked into one host. */
 #include <stdint.h>
 #include <stdio.h>
 """
@@ -83,7 +84,7 @@ static result load_one(const char *folder, const char *file, const char *symbol,
     return error;
 }}
 
-result load_kernels(const char *folder) {{
+result load_kernels_{target}(const char *folder) {{
     result error = (result)0;
 {loads}
     return error;
@@ -98,8 +99,8 @@ def launcher(target: str, manifest: str, kernels: dict[str, KernelFacts]) -> str
         f'    if (!error) error = load_one(folder, "{it.code}", "{it.symbol}", {it.shared}, &loaded[{at}]);'
         for at, it in enumerate(kernels.values())
     )
-    loading = LOADING.format(count=len(kernels), default=DEFAULT_SHARED, loads=loads)
-    return head + loading + "".join(_starter(at, name, it) for at, (name, it) in enumerate(kernels.items()))
+    loading = LOADING.format(target=target, count=len(kernels), default=DEFAULT_SHARED, loads=loads)
+    return head + loading + "".join(_starter(at, f"{target}_{name}", it) for at, (name, it) in enumerate(kernels.items()))
 
 
 def _starter(at: int, name: str, it: KernelFacts) -> str:

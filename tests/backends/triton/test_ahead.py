@@ -186,17 +186,21 @@ def test_files_are_named_by_what_is_in_them(exported: Path) -> None:
     assert found == named | {"kernels.json"}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_launcher_compiles(exported: Path, target: str, tmp_path: Path) -> None:
+def test_launchers_compile_and_are_linked_into_one_host(exported: Path, tmp_path: Path) -> None:
     """Without the headers of a driver too."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler: apt-get install gcc")
-    options = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-c", str(exported / f"{target}.c")]
-    subprocess.run([compiler, *options, "-o", str(tmp_path / "launcher.o")], check=True)
-    symbols = Elf((tmp_path / "launcher.o").read_bytes()).symbols
-    kernels = manifest_of(exported, target).kernels
-    assert {"load_kernels", *(f"start_{name}" for name in kernels)} <= set(symbols)
+    wanted, made = set(), []
+    for target in TARGETS:
+        options = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-c", str(exported / f"{target}.c")]
+        made.append(str(tmp_path / f"{target}.o"))
+        subprocess.run([compiler, *options, "-o", made[-1]], check=True)
+        wanted |= {f"load_kernels_{target}"}
+        wanted |= {f"start_{target}_{name}" for name in manifest_of(exported, target).kernels}
+    linked = tmp_path / "linked.o"
+    subprocess.run([compiler, "-r", "-nostdlib", *made, "-o", str(linked)], check=True)
+    assert wanted <= set(Elf(linked.read_bytes()).symbols)
 
 
 # -- what a host does ----------------------------------------------------------------------------
