@@ -59,6 +59,9 @@ class Export(ABC):
 
     folder: Path
     manifest: ExportFacts
+    native_code = False
+    """Has the person who opens it said that native code in it may run? Otherwise an export that has some gives no
+    steps."""
 
     @property
     def identity(self) -> str:

@@ -68,6 +68,7 @@ class Program:
     identity: str = ""
     opened: str = ""  # the identity of the artifact at `path` when it was loaded or saved
     checked: bool = True
+    native_code: bool = False  # may native code in the artifact's exports run?
 
     def __repr__(self) -> str:
         recipe, place = self.recipe, f" in {self.path}" if self.path else ""
@@ -164,6 +165,7 @@ class Program:
             raise UsageError(
                 "the program was changed since its export", where=str(self.path), fix="Save it, and export it again."
             )
+        found.native_code = self.native_code
         return found
 
     def tokenizer(self) -> Tokenizer:
@@ -501,14 +503,15 @@ class Program:
 
 
 @typed
-def load(path: str | Path) -> Program:
-    """The program of an artifact. Raises UsageError if there is none or it is newer, SleepcError if it is
-    damaged.
+def load(path: str | Path, *, native_code: bool = False) -> Program:
+    """The program of an artifact. Nothing in it is executed; with `native_code` its exports may be that have some
+    (docs/export.md), as backends. Raises UsageError if there is none or it is newer, SleepcError if it is damaged.
     """
     folder = Path(path)
     graphs, manifest = artifact.load_artifact(folder)
     program = Program(graphs, manifest.recipe, manifest.source, report=manifest.report, path=folder, checked=False)
     program.identity = program.opened = identity_of(manifest)
+    program.native_code = native_code
     warn_untrained(program)
     return program
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # Options that take no value.
-SWITCHES = {"checkpointing", "force", "half", "hash", "merge", "resume", "scratch", "standalone"}
+SWITCHES = {"checkpointing", "force", "half", "hash", "merge", "native-code", "resume", "scratch", "standalone"}
 CALLS = {
     "adapt": "program.adapt",
     "calibrate": "program.calibrate",
@@ -56,7 +56,7 @@ def _keyword(found: re.Match[str]) -> str:
         return found[1]
     if found[2] is None:  # -o
         return "path"
-    return f"{found[2]}=True" if found[2] in SWITCHES else _name(found[2])
+    return f"{_name(found[2])}=True" if found[2] in SWITCHES else _name(found[2])
 
 
 def _call(found: re.Match[str]) -> str:

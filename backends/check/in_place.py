@@ -26,8 +26,9 @@ ROUNDED = 0.1  # of the largest logit: kernels that round activations give other
 def verify_export(
     program: FilesExport, runtime: str, tokens: Sequence[int], progress: Progress, like: Steps | None = None
 ) -> Report:
-    """Check an export's files by their hashes, and its logits: read in one go and in pieces, beside another row, saved
-    and loaded; and, if `like` is given (the artifact that it was made from, in PyTorch), against that.
+    """Check an export's files by their hashes, and its logits: read in one go and in pieces, a prompt's last ones,
+    beside another row, saved and loaded; and, if `like` is given (the artifact that it was made from, in PyTorch),
+    against that.
 
     Raises SleepcError if the files cannot be run at all.
     """
@@ -46,6 +47,7 @@ def verify_export(
     text = f"{len(ids)} tokens"
     report.rows += [
         Figure("read in pieces", "logits", relative(_read(steps, ids, PIECES), whole), bound, text),
+        Figure("a prompt's last token", "logits", relative(_last(steps, ids), whole[[-AFTER - 1, -1]]), bound, text),
         Figure("beside another row", "logits", relative(_beside(steps, ids), whole), bound, text),
         Figure("saved and loaded", "logits", _saved(program, steps, ids), 0, "bit for bit"),
     ]
@@ -69,6 +71,16 @@ def _read(steps: Steps, ids: IntArray, pieces: Sequence[int]) -> FloatArray:
             found.append(session.feed(ids[None, start : start + count], logits="all")[0])
             start, turn = start + count, turn + 1
     return np.concatenate(found)
+
+
+def _last(steps: Steps, ids: IntArray) -> FloatArray:
+    """Of the same stream the logits [2, V] of the last token before the sleep and of the last one after it, each asked
+    for as a prompt's are.
+    """
+    session = Session(steps)
+    before = session.feed(ids[None, :-AFTER])
+    session.sleep()
+    return np.concatenate([before, session.feed(ids[None, -AFTER:])])
 
 
 def _beside(steps: Steps, ids: IntArray) -> FloatArray:

@@ -73,7 +73,7 @@ class StepsReader:
 
     def read_all(self, others: Sequence[Other], progress: Callable[[float], None]) -> None:
         """Every check, in this order."""
-        work = [self.stream, self.one_by_one, self.few_at_once, self.repeated, self.rows]
+        work = [self.stream, self.one_by_one, self.few_at_once, self.prompts, self.repeated, self.rows]
         for i, check in enumerate(work):
             progress(i / (len(work) + 1))
             check()
@@ -110,6 +110,16 @@ class StepsReader:
             logits.append(session.feed(self.tokens[None, at : at + count], logits="all")[0])
             at += count
         self.keep("calls of one, two and three tokens", logits, session)
+
+    def prompts(self) -> None:
+        """Calls of several tokens of which the logits of the last are asked for, as of a prompt: whole chunks, parts of
+        one, and across a sleep.
+        """
+        session, logits, at = Session(self.steps), [], 0
+        for count in (FEW, 3, 16):
+            logits.append(session.feed(self.tokens[None, at : at + count]))
+            at += count
+        self.keep("a prompt's last token", logits, session)
 
     def repeated(self) -> None:
         """One token again and again."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sleepc.backends.eager.executor import Executor
+from sleepc.backends.processor import processor_features
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.gguf import cache_folder, writing_to_cache
 from sleepc.whole_file import write_whole
@@ -120,22 +121,19 @@ def digest(traced: ExportedProgram, shapes: str) -> str:
     CPU.
     """
     facts = [str(traced.graph), str(traced.graph_signature), shapes, torch.__version__, str(torch.get_num_threads())]
-    facts += [platform.platform(), platform.machine(), _instructions(), os.environ.get("CXX", ""), str(SETTINGS)]
+    facts += [
+        platform.platform(),
+        platform.machine(),
+        *sorted(processor_features()),
+        os.environ.get("CXX", ""),
+        str(SETTINGS),
+    ]
     found = sha256("\0".join(facts).encode())
     for key, value in sorted(traced.constants.items()):
         found.update(f"{key} {value!r}".encode())
         if isinstance(value, Tensor):
             found.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:32]
-
-
-def _instructions() -> str:
-    """What this CPU can do, as Linux lists it: code is made for all of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def compiled(traced: ExportedProgram, name: str) -> bytes:

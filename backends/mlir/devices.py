@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import platform
+import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from sleepc.backends.processor import architecture, processor_features
+from sleepc.errors import SleepcWarning, UsageError
 
 CPU = "llvm-cpu"
 
@@ -22,9 +26,11 @@ class IreeDevice:
     more: tuple[str, ...] = ()
 
 
-HERE = "x86-64-v3" if platform.machine() == "x86_64" else "generic"
+HOST = "host"
+NEEDS = {"x86-64-v3": frozenset({"avx2", "bmi2", "fma"})}  # of those that it needs, what older processors do not have
+HERE = "x86-64-v3" if architecture() == "x86_64" else "generic"
 DEVICES = {
-    CPU: IreeDevice(CPU, "--iree-llvmcpu-target-cpu", (HERE, "host", "generic")),
+    CPU: IreeDevice(CPU, "--iree-llvmcpu-target-cpu", (HERE, HOST, "generic")),
     "cuda": IreeDevice(
         "cuda", "--iree-cuda-target", ("sm_86", "sm_80", "sm_89"), ("sm_90", "sm_90a", "sm_100", "h100"), "sm_89"
     ),
@@ -33,3 +39,35 @@ DEVICES = {
     "vulkan": IreeDevice("vulkan-spirv", "--iree-vulkan-target", ("ampere", "rdna3")),
     "metal": IreeDevice("metal-spirv", more=("--iree-metal-compile-to-metallib=false",)),
 }
+
+
+def arch_of_processor(device: str, arch: str) -> str:
+    """What the code for processors is compiled for if `arch` was asked for of `device`."""
+    return arch if device == CPU and arch else DEVICES[CPU].known[0]
+
+
+def features_for(arch: str) -> frozenset[str]:
+    """What a processor has to have for code for `arch` that is compiled here, by Linux's names."""
+    return processor_features() if arch == HOST else NEEDS.get(arch, frozenset())
+
+
+def refuse_other_processor(machine: str, features: Collection[str], where: str, fix: str) -> None:
+    """Raises UsageError if this is not a `machine` (x86_64, aarch64 …) whose processor has all `features`: the code
+    would end the process. Where the system does not say what its processor has, that is a warning.
+    """
+    if machine != architecture():
+        raise UsageError(
+            f"the code is for processors of {machine}, and this one is {architecture()}", where=where, fix=fix
+        )
+    here = processor_features()
+    if features and not here:
+        text = f"this system does not say whether its processor has what the code needs: {_some(features)}"
+        warnings.warn(text, SleepcWarning, stacklevel=3)
+    elif missing := set(features) - here:
+        what = f"the code needs a processor with {_some(missing)}, which this one does not have"
+        raise UsageError(what, where=where, fix=fix)
+
+
+def _some(names: Collection[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + more

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepc.backends.export_files import ExportForm, FilesExport, load_export
+from sleepc.backends.mlir.devices import refuse_other_processor
 from sleepc.backends.mlir.installed import missing_runtime
 from sleepc.backends.mlir.manifest import MANIFEST, ModuleManifest
 from sleepc.errors import UsageError
@@ -37,7 +38,9 @@ class MlirProgram(FilesExport):
         return IreeSteps(self.folder, self.manifest, in_place=self.require_in_place)
 
     def check(self, device: str = "cpu", dtype: str | None = None) -> None:
-        """Raises UsageError if it cannot run so here, before anything is opened."""
+        """Raises UsageError if it cannot run so here, before anything is opened, and if nobody has said that its native
+        code may.
+        """
         if dtype is not None:
             raise UsageError(
                 "an export has the precision that it was made with, which is fp32", where=f"--dtype {dtype}"
@@ -48,6 +51,17 @@ class MlirProgram(FilesExport):
         if device != "cpu":
             what = "these files run on the CPU; code for other devices is compiled, for hosts of their own"
             raise UsageError(what, where=f"--device {device}", fix="Use --device cpu.")
+        where = str(self.folder / self.manifest.module)
+        again = f"`sleepc export ARTIFACT --to {FORM.name} --force`"
+        fix = f"Export again ({again}), with --arch host for this machine or --arch generic for every one of its kind."
+        refuse_other_processor(self.manifest.machine, self.manifest.features, where, fix)
+        if not self.native_code:
+            what = "it is native code, which would run in this process with all that you may do"
+            fix = (
+                "If you trust where the folder comes from, say so with --native-code (in Python, to sleepc.load). Or "
+                "run the artifact without an export."
+            )
+            raise UsageError(what, where=where, fix=fix)
 
 
 @typed

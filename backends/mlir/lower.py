@@ -9,12 +9,13 @@ import torch
 
 from sleepc.backends.export_files import StateArray
 from sleepc.backends.mlir.compiling import compile_module, join
-from sleepc.backends.mlir.devices import CPU, DEVICES
+from sleepc.backends.mlir.devices import CPU, arch_of_processor, features_for
 from sleepc.backends.mlir.entries import EntryPoint, entries_of, parts_of
 from sleepc.backends.mlir.importing import DialectFunction, NotLowered, function_of
 from sleepc.backends.mlir.installed import versions
 from sleepc.backends.mlir.manifest import FunctionFile, ModuleManifest, RowTensor
 from sleepc.backends.mlir.weights import FILE, write_weights
+from sleepc.backends.processor import architecture
 from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
@@ -48,7 +49,7 @@ def write_files(
     chunk = min(style.chunk, program.window)
     functions = [_lowered(program, chunk, entry, style, progress) for entry in entries_of(program, chunk)]
     write_weights(program, folder / FILE)
-    text, arch = join(functions), style.arch if style.device == CPU and style.arch else DEVICES[CPU].known[0]
+    text, arch = join(functions), arch_of_processor(style.device, style.arch)
     _compile(text, folder / MODULE, (CPU, arch), progress)
     others = [] if style.device == CPU else [f"program.{style.device}.vmfb"]
     for name in others:
@@ -71,6 +72,8 @@ def write_files(
         budgets=slots_of_heads(program),
         module=MODULE,
         arch=arch,
+        machine=architecture(),
+        features=sorted(features_for(arch)),
         others=others,
         versions=versions(),
         chunk=chunk,

@@ -34,12 +34,14 @@ class FunctionFile(Strict):
 
 
 class ModuleManifest(FilesManifest):
-    """The export as a whole: `module` is the code for processors (`arch`), `others` that for other devices; `chunk`
-    tokens are read at once; `loops`: sleeps run blocks again.
+    """The export as a whole: `module` is the code for processors (`arch`) of a `machine` (x86_64 …) that have all
+    `features`, `others` that for other devices; `chunk` tokens are read at once; `loops`: sleeps run blocks again.
     """
 
     module: FileName
     arch: str
+    machine: str
+    features: list[str]
     others: list[FileName] = Field(default_factory=list)
     versions: dict[str, str]
     chunk: int = Field(gt=0, le=1 << 16)

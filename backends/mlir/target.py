@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from sleepc.backends.contract import Draft, Target, Written, option
 from sleepc.backends.export import Export
-from sleepc.backends.mlir.devices import CPU, DEVICES
+from sleepc.backends.mlir.devices import CPU, DEVICES, HOST, arch_of_processor, features_for, refuse_other_processor
 from sleepc.backends.mlir.installed import EXPORTERS, about, missing_exporter, missing_runtime
 from sleepc.backends.mlir.load import MlirProgram, load
 from sleepc.backends.mlir.manifest import MANIFEST
+from sleepc.backends.processor import architecture
 from sleepc.errors import SleepcError, UsageError
 from sleepc.held_file import HeldFile
 from sleepc.progress import Progress
@@ -72,6 +73,7 @@ class MlirTarget(Target):
         if not 2 <= options.chunk <= 1024:
             raise UsageError(f"a chunk of {options.chunk} tokens", where="--chunk", fix="Give 2 to 1024.")
         _check_arch(options)
+        _check_processor(options)
         reason = self.missing()
         if reason is not None:
             raise UsageError(reason, where=f"--to {self.name}")
@@ -133,6 +135,16 @@ def _check_arch(options: IreeOptions) -> None:
     if options.arch and options.arch not in device.known:
         fix = f"One of: {', '.join(device.known)}." if device.known else "Leave it out: this device has none."
         raise UsageError(f"unknown architecture {options.arch!r} of {options.iree}", where="--arch", fix=fix)
+
+
+def _check_processor(options: IreeOptions) -> None:
+    """Raises UsageError if the code for processors does not run on this one, where it is checked."""
+    arch = arch_of_processor(options.iree, options.arch)
+    if arch == HOST and not features_for(HOST):
+        what = "this system does not say what its processor can do, and no other could tell whether the code runs there"
+        raise UsageError(what, where=f"--arch {HOST}", fix="Leave it out.")
+    fix = "It is checked where it is made: give --iree llvm-cpu --arch generic, or export on a newer processor."
+    refuse_other_processor(architecture(), features_for(arch), f"--arch {arch}", fix)
 
 
 def _lowered(program: ProgramGraphs, folder: Path) -> Steps:

@@ -64,9 +64,9 @@ typedef hipStream_t stream;
 HEAD = """\
 /* Kernels for {target}: {manifest} has their order, the grids, and the shapes of what they are given.
    This file loads native code. It was compiled, and has not been run.
-   load_kernels_{target}(folder) once, in a thread with a context; then start_{target}_NAME(stream, programs, arguments).
-   Both return the driver's error, 0 if there is none; load_kernels_{target} returns -1 if the path is too long. Launchers
-   of several kinds of GPU can be linked into one host. */
+   load_kernels_{target}(folder) once, in a thread with a context; then start_{target}_NAME(stream, programs,
+   arguments). Both return the driver's error, 0 if there is none; the former -1 if the path is too long. Launchers of
+   several kinds of GPU can be linked into one host. */
 #include <stdint.h>
 #include <stdio.h>
 """
@@ -100,7 +100,9 @@ def launcher(target: str, manifest: str, kernels: dict[str, KernelFacts]) -> str
         for at, it in enumerate(kernels.values())
     )
     loading = LOADING.format(target=target, count=len(kernels), default=DEFAULT_SHARED, loads=loads)
-    return head + loading + "".join(_starter(at, f"{target}_{name}", it) for at, (name, it) in enumerate(kernels.items()))
+    return (
+        head + loading + "".join(_starter(at, f"{target}_{name}", it) for at, (name, it) in enumerate(kernels.items()))
+    )
 
 
 def _starter(at: int, name: str, it: KernelFacts) -> str:

@@ -52,7 +52,13 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
     if plot is not None:
         check_plot(plot)
     display = Display(err)
-    on = RunsOn(device=options.device, backend=options.backend, compile=options.compile, tuned=options.tuned)
+    on = RunsOn(
+        device=options.device,
+        backend=options.backend,
+        compile=options.compile,
+        tuned=options.tuned,
+        native_code=options.native_code,
+    )
     subject = subject_of(artifact, on, passes, options.against, display)
     with display.doing("eval"):
         found = prepare(subject, asked)

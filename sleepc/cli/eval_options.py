@@ -8,7 +8,7 @@ from pathlib import Path
 from sleepc.backends.table import DEFAULT
 from sleepc.cli.evaluation_task import ANSWER, DISTANCES, EXAMPLES, STREAMS
 from sleepc.cli.option_groups import flag, several, switch
-from sleepc.cli.options import BACKEND, COMPILE, SETTING, TUNED
+from sleepc.cli.options import BACKEND, COMPILE, NATIVE_CODE, SETTING, TUNED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +36,5 @@ class EvalOptions:
     backend: str = flag(BACKEND, default=DEFAULT)
     compile: bool = switch(COMPILE, "--compile")
     tuned: bool = flag(TUNED, "--tuned/--no-tuned", default=True)
+    native_code: bool = switch(NATIVE_CODE, "--native-code")
     as_json: bool = switch("Print one JSON object.", "--json")

@@ -54,6 +54,7 @@ def open_program(path: Path, way: Way) -> Opened:
     found = checked_runner(way.backend)
     if isinstance(found, Target):
         export = found.open(path)
+        export.native_code = way.native_code
         return Opened(export.tokenizer, partial(_session_of, export, way))
     program = open_artifact(path)
     return Opened(program.tokenizer, partial(_session_by, program, way), partial(_kv_cache, program))

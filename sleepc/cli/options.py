@@ -18,6 +18,7 @@ SETTING = "A setting of the task, such as width=8 or steps=1,2,4"
 COMPILE = "Compile what reads a token, once for this machine (some seconds, said; needs a C++ compiler)."
 TUNED = "Run as `sleepc tune` found to be fastest on this machine, where no other option says how."
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
+NATIVE_CODE = "Let native code in the export run, as that of mlir is: only if you trust where the folder comes from."
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
 Runnable = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
 
@@ -56,6 +57,7 @@ class RunsOn:
     backend: str | None = flag(BACKEND, shown=f"{DEFAULT}, or the fastest by the tuning record")
     compile: bool = switch(COMPILE, "--compile")
     tuned: bool = flag(TUNED, "--tuned/--no-tuned", default=True)
+    native_code: bool = switch(NATIVE_CODE, "--native-code")
 
 
 SPELLED = {"True": True, "False": False, "None": None}

@@ -101,6 +101,7 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
             fix=f"Leave --backend {target.name} or --against out.",
         )
     program, device = target.open(path), on.device
+    program.native_code = on.native_code
     manifest = program.manifest
     if passes and not manifest.replays:
         raise UsageError(

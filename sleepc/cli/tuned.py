@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Way:
-    """What runs a program: the backend or target, and its settings."""
+    """What runs a program: the backend or target, and its settings; may it be native code that lies in an export?"""
 
     backend: str
     settings: dict[str, Setting] = field(default_factory=dict)
+    native_code: bool = False
 
 
 def way_of(path: Path, on: RunsOn, tell: Callable[[str], None]) -> Way:
     """What was asked for, and for the rest what the record of this machine says, which `tell` hears."""
-    asked = Way(on.backend or DEFAULT)
+    asked = Way(on.backend or DEFAULT, native_code=on.native_code)
     if not on.tuned or on.device != "cpu" or on.dtype is not None:
         return asked
     entries, limits = found_by_tuning(path, on.backend, tell)
@@ -39,7 +40,9 @@ def way_of(path: Path, on: RunsOn, tell: Callable[[str], None]) -> Way:
     here = options_here(path)
     asked_for = [each for each in entries if not on.compile or each.candidate.settings.get("compile") is True]
     best, chosen = (choose(some, limits).entry for some in (asked_for, [e for e in asked_for if _is_here(e, here)]))
-    way = Way(chosen.candidate.runner, chosen.candidate.settings) if chosen is not None else asked
+    way = asked
+    if chosen is not None:
+        way = replace(asked, backend=chosen.candidate.runner, settings=chosen.candidate.settings)
     if on.backend is None and best is not None and best is not chosen:
         tell(f"`sleepc export {path} --to {best.candidate.runner}` makes what is faster here: {best.candidate.words()}")
     if chosen is not None and way != asked:

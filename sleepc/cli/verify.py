@@ -12,6 +12,7 @@ from sleepc.backends.table import exporter_of
 from sleepc.cli.display import Display, err, out, print_json
 from sleepc.cli.input_text import read_options
 from sleepc.cli.option_groups import flag, switch, with_options
+from sleepc.cli.options import NATIVE_CODE
 from sleepc.cli.verify_export import verify_an_export
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class VerifyOptions:
     tokens: Path | None = flag("A file of token ids to read instead of a text: 12 7 30 …", "--tokens")
     hashes: bool = switch("Also check every tensor's bytes.", "--hash")
     accept_quality: bool = switch(ACCEPT, "--accept-quality")
+    native_code: bool = switch(NATIVE_CODE, "--native-code")
     as_json: bool = switch("Print one JSON object.", "--json")
 
 
@@ -40,7 +42,7 @@ def verify(
     words, ids = read_options(options.text, options.tokens)
     target = exporter_of(artifact)
     if target is not None:
-        return verify_an_export(target, artifact, options.against, words, ids, options.as_json)
+        return verify_an_export(target, artifact, options, words, ids)
     from sleepc import api
 
     display = Display(err)

@@ -20,22 +20,23 @@ if TYPE_CHECKING:
     from sleepc.backends.contract import Exporter
     from sleepc.backends.export import Export
     from sleepc.backends.report import Report
+    from sleepc.cli.verify import VerifyOptions
     from sleepc.runtime.steps import Steps
 
 
 def verify_an_export(
-    target: Exporter, path: Path, against: str | None, text: str | None, tokens: list[int] | None, as_json: bool
+    target: Exporter, path: Path, options: VerifyOptions, text: str | None, tokens: list[int] | None
 ) -> None:
     """Print what was found; exit 1 if a check fails."""
-    if against is not None:
+    if options.against is not None:
         raise UsageError(
             "an export is compared with the artifact that it lies in", where="--against", fix="Leave it out."
         )
     from sleepc.cli.export import table
 
     with (display := Display(err)).doing("verify"):
-        report, at_export = _report(target, path, text, tokens, display)
-    if as_json:
+        report, at_export = _report(target, path, options, text, tokens, display)
+    if options.as_json:
         print_json({**report.to_json(), "at_export": at_export})
     else:
         out.print(table(report.to_json()["checks"]))
@@ -46,11 +47,17 @@ def verify_an_export(
 
 
 def _report(
-    target: Exporter, path: Path, text: str | None, tokens: list[int] | None, display: Display
+    target: Exporter,
+    path: Path,
+    options: VerifyOptions,
+    text: str | None,
+    tokens: list[int] | None,
+    display: Display,
 ) -> tuple[Report, dict[str, Any] | None]:
     """What is found now, and what was when it was made, if it was run then."""
     if isinstance(target, Target):
         program = target.open(path)
+        program.native_code = options.native_code
         found = target.verify(program, _tokens(program, text, tokens), display, _artifact(program))
         return found, program.manifest.report
     assert isinstance(target, HostTarget)

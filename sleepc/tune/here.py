@@ -12,10 +12,9 @@ from typing import Annotated
 from pydantic import Field
 
 from sleepc.backends.contract import Backend, Target
+from sleepc.backends.processor import processor_facts, processor_features
 from sleepc.backends.tunable import available_threads
 from sleepc.sealed_json import Strict
-
-CPUINFO = Path("/proc/cpuinfo")
 
 
 class Device(Strict):
@@ -36,9 +35,9 @@ class Device(Strict):
 
 def this_cpu() -> Device:
     """The processors of this machine that this process may use."""
-    facts = _cpuinfo()
+    facts = processor_facts()
     name = facts.get("model name") or facts.get("Model") or platform.processor() or platform.machine()
-    features = " ".join([platform.machine(), *sorted((facts.get("flags") or facts.get("Features") or "").split())])
+    features = " ".join([platform.machine(), *sorted(processor_features())])
     return Device(kind="cpu", name=name[:200], threads=available_threads(), features=_short(features))
 
 
@@ -50,16 +49,6 @@ def source_digest(runner: Backend | Target) -> str:
     for path in sorted(folder.rglob("*.py")):
         found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
-
-
-def _cpuinfo() -> dict[str, str]:
-    """What Linux says of the first processor."""
-    try:
-        first = CPUINFO.read_text().split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _short(text: str) -> str:

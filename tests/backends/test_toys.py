@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +88,7 @@ class Facts:
 
 
 class ToyExport(Export):
-    """Runs what the artifact around it runs."""
+    """Runs what the artifact around it runs. One whose colour is native has native code."""
 
     def __init__(self, folder: Path, manifest: ExportFacts) -> None:
         self.folder, self.manifest = folder, manifest
@@ -93,6 +96,8 @@ class ToyExport(Export):
     def check(self, device: str = "cpu", dtype: str | None = None) -> None:
         if dtype is not None:
             raise UsageError("a toy has no dtype", where="--dtype")
+        if self.manifest.precision == "native" and not self.native_code:
+            raise UsageError("this toy is native", fix="Say so with --native-code.")
 
     def steps(self, *, device: str = "cpu", dtype: str | None = None, passes: int | None = None) -> Steps:
         self.check(device, dtype)
@@ -136,6 +141,7 @@ class ToyTarget(Target):
         return ToyExport(folder, Facts(**json.loads((folder / self.mark).read_text())))
 
     def verify(self, export: Export, tokens: Sequence[int], progress: Progress, like: Steps | None) -> Report:
+        export.check()
         return Report([Figure("the artifact", "there", float(like is not None), 1, least=True)])
 
 
@@ -276,6 +282,29 @@ def test_an_export_with_flags_of_its_own(toy: Toy, artifact: Path, capsys: pytes
     assert run_here(capsys, "verify", folder)[0] == 0
     code, said, _ = run_here(capsys, "export", artifact, "--to", "toyfile", "--colour", "blue", "--force")
     assert (code, "toy.bin" in said) == (0, True)
+
+
+def test_native_code_runs_only_if_a_person_says_so(
+    toy: Toy, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(artifact, tmp_path / "artifact")
+    sleepc.load(place).export(to="toyfile", colour="native", force=True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    by = ("--backend", "toyfile")
+    for command in (
+        ("run", place, "w1", "--max-tokens", 1, *by),
+        ("chat", place, *by),
+        ("eval", place, "--task", "copy", "--samples", 1, "--distances", "1", *by),
+        ("verify", place / "toyfile"),
+    ):
+        code, _, said = run_here(capsys, *command)
+        assert (code, "--native-code" in said) == (2, True), said
+        code, _, said = run_here(capsys, *command, "--native-code")
+        assert code == 0, said
+    with pytest.raises(UsageError, match="native_code=True"):
+        sleepc.load(place).session(backend="toyfile")
+    for make in (sleepc.Program.session, sleepc.Program.steps):
+        make(sleepc.load(place, native_code=True), backend="toyfile")
 
 
 def test_files_for_a_host(toy: Toy, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -398,7 +398,7 @@ def test_verify(artifact: Path, export: Path, bare: Callable[..., Any], capsys: 
     """With the artifact around it, and alone and without PyTorch."""
     code, said, _ = run_here(capsys, "verify", artifact / "onnx", "--json")
     checks = {row["check"]: row for row in json.loads(said)["checks"]}
-    assert (code, len(checks)) == (0, 5)
+    assert (code, len(checks)) == (0, 6)
     assert 0 < checks["the artifact"]["value"] < 1e-3
     assert checks["saved and loaded"]["value"] == 0
     alone = run_bare(make_bare(export.parent / "bare"), "-m", "sleepc", "verify", export, "--json")

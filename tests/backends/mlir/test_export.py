@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import sleepc
 from sleepc.api import Program
 from sleepc.backends.mlir import importing
 from sleepc.backends.mlir.devices import DEVICES
+from sleepc.backends.mlir.steps import IreeSteps
 from sleepc.backends.mlir.target import TARGET
 from sleepc.errors import SleepcError, UsageError
 from tests.cli.models import run_here, save_model
@@ -29,7 +32,7 @@ FILES = {"mlir.json", "program.vmfb", "weights.safetensors", "tokenizer.json"}
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """An artifact with an export, whose window is longer than a chunk."""
     made = sleepc.convert(save_model(tmp_path_factory.mktemp("model")), {"window": 8, "sinks": 2, "passes": 2})
-    found = sleepc.load(made.save(tmp_path_factory.mktemp("artifact") / "sleeping"))
+    found = sleepc.load(made.save(tmp_path_factory.mktemp("artifact") / "sleeping"), native_code=True)
     found.export(to="mlir", chunk=4)
     return found
 
@@ -42,6 +45,7 @@ def test_an_export_computes_what_the_artifact_does(program: Program, tmp_path: P
     assert manifest["report"]["ok"]
     assert manifest["report"]["weights"] > 20
     assert len(manifest["report"]["checks"]) > 10
+    assert "a prompt's last token" in {row["check"] for row in manifest["report"]["checks"]}
     eager, export = program.session(2), program.session(2, backend="mlir")
     rows = [TOKENS[:9], TOKENS]
     np.testing.assert_allclose(export.feed(rows), eager.feed(rows), rtol=0, atol=1e-5)
@@ -54,12 +58,33 @@ def test_an_export_computes_what_the_artifact_does(program: Program, tmp_path: P
 
 def test_commands_run_and_verify_it(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.path is not None
-    code, said, complaint = run_here(capsys, "verify", program.path / "mlir")
+    code, said, complaint = run_here(capsys, "verify", program.path / "mlir", "--native-code")
     assert (code, "saved and loaded" in said) == (0, True), complaint
-    code, said, complaint = run_here(capsys, "run", program.path, "w1 w2", "--backend", "mlir", "--max-tokens", "3")
+    run = ("run", program.path, "w1 w2", "--backend", "mlir", "--max-tokens", "3")
+    code, said, complaint = run_here(capsys, *run, "--native-code")
     assert (code, bool(said.strip())) == (0, True), complaint
     code, _, complaint = run_here(capsys, "run", program.path, "w1", "--backend", "mlir", "--device", "cuda")
     assert (code, "run on the CPU" in complaint) == (2, True), complaint
+    for command in (run, ("verify", program.path / "mlir")):
+        code, _, complaint = run_here(capsys, *command)
+        assert (code, "native code" in complaint, "--native-code" in complaint) == (2, True, True), complaint
+
+
+def test_the_function_of_a_prompts_last_token_is_checked(
+    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program.path is not None
+    run = IreeSteps._run
+
+    def wrong(self: IreeSteps, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        return run(self, name, values | {"lengths": values["lengths"] * 0 + 1} if name == "last" else values)
+
+    monkeypatch.setattr(IreeSteps, "_run", wrong)
+    with pytest.raises(SleepcError, match="a prompt's last token"):
+        program.export(tmp_path / "export", to="mlir", chunk=4)
+    code, said, _ = run_here(capsys, "verify", program.path / "mlir", "--native-code", "--json")
+    assert code == 1
+    assert [row["check"] for row in json.loads(said)["checks"] if not row["ok"]] == ["a prompt's last token"]
 
 
 def test_a_changed_file_is_refused(program: Program, tmp_path: Path) -> None:
@@ -68,10 +93,12 @@ def test_a_changed_file_is_refused(program: Program, tmp_path: Path) -> None:
     data = bytearray((folder / "weights.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "weights.safetensors").write_bytes(data)
+    export = TARGET.open(folder)
+    export.native_code = True
     with pytest.raises(SleepcError, match=r"weights.safetensors was changed after the export"):
-        TARGET.open(folder).steps()
+        export.steps()
     with pytest.raises(UsageError, match="sleep in 2 passes"):
-        TARGET.open(folder).steps(passes=3)
+        export.steps(passes=3)
 
 
 def test_an_operator_that_is_not_lowered_is_named_with_its_block(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from sleepc.backends import processor
 from sleepc.backends.mlir import installed
 from sleepc.backends.mlir.decompositions import solve_triangular, stable_sort
+from sleepc.backends.mlir.devices import features_for
+from sleepc.backends.mlir.load import FORM, MlirProgram
+from sleepc.backends.mlir.manifest import ModuleManifest
 from sleepc.backends.mlir.target import TARGET, IreeOptions
 from sleepc.backends.mlir.weights import ALIGNMENT, check_weights, write_weights
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.tensorfile import TensorFile
 from tests.families import family
 
@@ -95,3 +100,65 @@ def test_versions_that_do_not_fit_are_refused(
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=f"(?s){said}"):
         TARGET.check(IreeOptions(**options))
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, name: str = "x86_64") -> None:
+    """This process finds itself on another one."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags : {flags}\n\nprocessor : 1\n" if flags else "")
+    monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(platform, "machine", lambda: name)
+
+
+def export_of(arch: str) -> MlirProgram:
+    """What an export for that architecture says that is made on this machine."""
+    said = ModuleManifest.model_construct(
+        module="program.vmfb", machine=processor.architecture(), features=sorted(features_for(arch))
+    )
+    found = MlirProgram(Path("export"), said, [], FORM)
+    found.native_code = True
+    return found
+
+
+def test_an_export_runs_on_processors_that_it_was_compiled_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(installed, "version_of", FITTING.get)
+    machine(monkeypatch, tmp_path, "sse2 avx2 fma bmi2 avx512f")
+    made = {arch: export_of(arch) for arch in ("host", "x86-64-v3", "generic")}
+    for each in made.values():
+        each.check()
+    machine(monkeypatch, tmp_path, "sse2 avx2 fma bmi2")
+    made["x86-64-v3"].check()
+    with pytest.raises(UsageError, match=r"(?s)processor with avx512f, which.*export/program.vmfb.*arch generic"):
+        made["host"].check()
+    machine(monkeypatch, tmp_path, "sse2")
+    made["generic"].check()
+    with pytest.raises(UsageError, match="needs a processor with avx2, bmi2, fma, which"):
+        made["x86-64-v3"].check()
+    machine(monkeypatch, tmp_path, "asimd", "aarch64")
+    with pytest.raises(UsageError, match="for processors of x86_64, and this one is aarch64"):
+        made["generic"].check()
+    machine(monkeypatch, tmp_path, "")
+    with pytest.warns(SleepcWarning, match="does not say whether its processor has .*avx2, bmi2, fma"):
+        made["x86-64-v3"].check()
+
+
+def test_what_the_processor_here_cannot_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An export is run where it is made: that is its check."""
+    monkeypatch.setattr(installed, "version_of", FITTING.get)
+    machine(monkeypatch, tmp_path, "sse2")
+    TARGET.check(IreeOptions(arch="generic"))
+    TARGET.check(IreeOptions(arch="host"))
+    with pytest.raises(UsageError, match=r"(?s)avx2, bmi2, fma.*arch=x86-64-v3.*arch generic"):
+        TARGET.check(IreeOptions(arch="x86-64-v3"))
+    machine(monkeypatch, tmp_path, "")
+    with pytest.raises(UsageError, match="does not say what its processor can do"):
+        TARGET.check(IreeOptions(arch="host"))
+
+
+def test_native_code_is_not_loaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "version_of", FITTING.get)
+    found = export_of("generic")
+    found.check()
+    found.native_code = False
+    with pytest.raises(UsageError, match=r"(?s)it is native code.*program.vmfb.*native_code=True"):
+        found.steps()
