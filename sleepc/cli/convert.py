@@ -12,7 +12,8 @@ import typer
 
 from sleepc.cli.display import Display, cache_in_words, counted, err, number, out, print_json, size, typed
 from sleepc.cli.option_groups import flag, switch, with_options
-from sleepc.cli.verify import ACCEPT, say_beyond
+from sleepc.cli.verify import say_beyond
+from sleepc.cli.verify_options import ACCEPT
 from sleepc.errors import SleepcWarning
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ SETTING = "A setting of the task, such as width=8 or steps=1,2,4"
 COMPILE = "Compile what reads a token, once for this machine (some seconds, said; needs a C++ compiler)."
 TUNED = "Run as `sleepc tune` found to be fastest on this machine, where no other option says how."
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
-NATIVE_CODE = "Let native code in the export run, as that of mlir is: only if you trust where the folder comes from."
+NATIVE_CODE = "Let native code in an export run: only if you trust where the folder comes from."
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.")]
 Runnable = Annotated[Path, typer.Argument(help=f"An artifact directory; with {by_export()} also an export.")]
 

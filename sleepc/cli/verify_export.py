@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sleepc.backends.contract import Exporter
     from sleepc.backends.export import Export
     from sleepc.backends.report import Report
-    from sleepc.cli.verify import VerifyOptions
+    from sleepc.cli.verify_options import VerifyOptions
     from sleepc.runtime.steps import Steps
 
 
