@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -94,6 +94,20 @@ class Backend(ABC):
         del progress
         check_settings(self.name, self.tunables(device), settings)
         return self.steps(program, device=device, dtype=dtype)
+
+    def ready_steps(
+        self,
+        program: ProgramGraphs,
+        settings: Mapping[str, Setting],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> Steps:
+        """`tuned_steps` that wait for no compiler: code that is not there yet is left out, which `progress` hears of.
+        Settings of a tuning record, for which nobody asked, come this way.
+        """
+        return self.tuned_steps(program, settings, device=device, dtype=dtype, progress=progress)
 
     def taken_on(self, program: ProgramGraphs, target: str, shared: int) -> list[str]:
         """What its own kernels take for a program, compiled for a GPU that need not be here: a line for each; [] if it
@@ -224,6 +238,9 @@ class Target(Exporter):
     """The largest error of logits and states there, as a share of their scale."""
     compiles: ClassVar[bool] = False
     """Does writing compile code, for many seconds? The conformance suite then does that in slow tests only."""
+    native: ClassVar[bool] = False
+    """Do its files hold code for a processor? Then they run only where a person names the target: tuning records, which
+    come with artifacts, choose none of them."""
 
     @abstractmethod
     def missing_runtime(self) -> str | None:
@@ -252,6 +269,15 @@ class Target(Exporter):
         """The options that an export was written with, as far as the export says."""
         del export
         return {}
+
+    def fixed(self, options: Mapping[str, Setting]) -> dict[str, Setting]:
+        """Those of the options that may change what is computed: all that are not `tried`."""
+        names = {each.name for each in fields(self.options) if not each.metadata.get(TRIED)}
+        return {name: value for name, value in options.items() if name in names}
+
+    def rounds(self, options: Mapping[str, Setting]) -> bool:
+        """May files that are written with these options compute something else than those of the defaults?"""
+        return self.fixed(options) != self.fixed(vars(self.options()))
 
     def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
         """Every way to write files, by name: a program at level STEP and an empty folder -> its steps, unchecked, on

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from sleepc.backends.contract import Backend, Target
 from sleepc.backends.export import Export
 from sleepc.backends.table import DEFAULT, find_runner, runners
-from sleepc.backends.tunable import TRIED, Setting
+from sleepc.backends.tunable import Setting
 from sleepc.errors import SleepcError, UsageError
 from sleepc.exporting import ENOUGH, Exportable, Request, export_program
 from sleepc.hf.gguf import cache_folder
@@ -24,7 +24,7 @@ from sleepc.tune.choose import EQUAL, Selection, choose, equal
 from sleepc.tune.here import Device, this_cpu
 from sleepc.tune.measure import CALL, Runs, difference, figures
 from sleepc.tune.quality import PassQuality
-from sleepc.tune.record import Entry, Figures, Key, Limits, current, keep, key_of, places, read_records
+from sleepc.tune.record import Entry, Figures, Key, Limits, WrongLogits, current, keep, key_of, places, read_records
 from sleepc.tune.space import Candidate, RunForm, Space, space_of
 from sleepc.whole_folder import draft_beside, put_right
 
@@ -189,13 +189,14 @@ class Tuning:
         """Measure a candidate and keep that at once: what was measured is not lost, whatever comes."""
         done = len(self.measured)
         self.progress(f"{candidate.words()} ({done} measured)", None)
-        found, reason = None, ""
+        found, reason, wrong = None, "", False
         try:
             found = self._figures(candidate)
         except FAILURES as error:
+            wrong = isinstance(error, WrongLogits)
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:2000]
         key = self._key(candidate.runner)
-        entry = Entry(key=key, candidate=candidate, figures=found, reason=reason, at=time.time())
+        entry = Entry(key=key, candidate=candidate, figures=found, reason=reason, wrong=wrong, at=time.time())
         self.known[candidate.words()] = entry
         self.measured.append(entry)
         self._place = keep(self.paths, [entry], limits, self.tell)
@@ -210,7 +211,7 @@ class Tuning:
         else:
             off = difference(runs, reference)
         if off > self._bound():
-            raise SleepcError(f"its logits differ by {off:.2g} of their scale: at most {self._bound():g} is right")
+            raise WrongLogits(f"its logits differ by {off:.2g} of their scale: at most {self._bound():g} is right")
         level = self.known.get(self.space.forms[0].candidate().words())
         return figures(runs, reference, level.figures if level else None)
 
@@ -285,15 +286,11 @@ def _exports(
 def _fixed(runner: Backend | Target, options: Mapping[str, Setting]) -> dict[str, Setting]:
     """Those of the options that change what is computed."""
     assert isinstance(runner, Target)
-    fixed = {each.name for each in fields(runner.options) if not each.metadata.get(TRIED)}
-    return {name: value for name, value in options.items() if name in fixed}
+    return runner.fixed(options)
 
 
 def _rounded(runner: Backend | Target, form: RunForm) -> bool:
-    """Is it written with other options than the default ones that change what is computed?"""
-    if isinstance(runner, Backend):
-        return False
-    return _fixed(runner, form.options) != _fixed(runner, vars(runner.options()))
+    return isinstance(runner, Target) and runner.rounds(form.options)
 
 
 def _count(shape: Sequence[int]) -> int:

@@ -6,7 +6,8 @@ inherits EagerBackend, and gives other `kernels`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
@@ -81,14 +82,26 @@ class EagerBackend(TrainingBackend):
         progress: Progress = silent,
     ) -> Steps:
         """See `Backend.compiled_steps`: one token at a time, on the CPU."""
+        return self._by_code(program, device, dtype, progress)
+
+    def _by_code(
+        self,
+        program: ProgramGraphs,
+        device: str,
+        dtype: torch.dtype | None,
+        progress: Progress,
+        *,
+        compiles: bool = True,
+    ) -> Steps:
+        """Steps by code that is compiled; by what is in the cache alone if nothing `compiles`."""
         from sleepc.backends.eager.compiled import CompiledSteps
         from sleepc.ir.parameters import materialise
 
         self.check_device(device)
         if device != "cpu":
             raise UsageError("code is compiled for the CPU only", where="--compile", fix="Leave it, or --device, out.")
-        program = retyped(program, dtype)
-        return CompiledSteps(program, materialise(program, device), self.kernels(train=False), progress)
+        program, kernels = retyped(program, dtype), self.kernels(train=False)
+        return CompiledSteps(program, materialise(program, device), kernels, progress, compiles=compiles)
 
     def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
         """See `Backend.tunables`."""
@@ -110,18 +123,30 @@ class EagerBackend(TrainingBackend):
         progress: Progress = silent,
     ) -> EagerSteps:
         """See `Backend.tuned_steps`."""
-        from sleepc.backends.eager.steps import EagerSteps, on_threads
-
         check_settings(self.name, self.tunables(device), settings)
-        threads = int(settings.get("threads", 0))
-        with on_threads(threads):  # compiled code is for a number of them
-            if settings.get("compile"):
-                made: Steps = self.compiled_steps(program, device=device, dtype=dtype, progress=progress)
-            else:
-                made = self.steps(program, device=device, dtype=dtype)
-        assert isinstance(made, EagerSteps)
-        made.threads = threads
-        return made
+        if settings.get("compile"):
+            make: Callable[[], Steps] = partial(
+                self.compiled_steps, program, device=device, dtype=dtype, progress=progress
+            )
+        else:
+            make = partial(self.steps, program, device=device, dtype=dtype)
+        return _on_threads(int(settings.get("threads", 0)), make)
+
+    def ready_steps(
+        self,
+        program: ProgramGraphs,
+        settings: Mapping[str, Setting],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> EagerSteps:
+        """See `Backend.ready_steps`: by compiled code that is in the cache."""
+        if not settings.get("compile"):
+            return self.tuned_steps(program, settings, device=device, dtype=dtype, progress=progress)
+        check_settings(self.name, self.tunables(device), settings)
+        make = partial(self._by_code, program, device, dtype, progress, compiles=False)
+        return _on_threads(int(settings.get("threads", 0)), make)
 
     def steps_on(
         self,
@@ -144,6 +169,17 @@ class EagerBackend(TrainingBackend):
         from sleepc.backends.eager.executor import Executor
 
         return Executor(graph, {**self.kernels(train=True), **(replaced or {})}, torch.device(device))
+
+
+def _on_threads(threads: int, make: Callable[[], Steps]) -> EagerSteps:
+    """Steps that are made, and run, on so many threads: compiled code is for a number of them."""
+    from sleepc.backends.eager.steps import EagerSteps, on_threads
+
+    with on_threads(threads):
+        made = make()
+    assert isinstance(made, EagerSteps)
+    made.threads = threads
+    return made
 
 
 def retyped(program: ProgramGraphs, dtype: torch.dtype | None) -> ProgramGraphs:

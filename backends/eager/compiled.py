@@ -15,6 +15,7 @@ from sleepc.backends.contract import Kernels
 from sleepc.backends.eager.executor import Executor
 from sleepc.backends.eager.native import Function, Native, load_native
 from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops import functional
@@ -27,21 +28,29 @@ CPU = torch.device("cpu")
 
 class CompiledSteps(EagerSteps):
     """EagerSteps on the CPU that run what reads one token per row in compiled code. There are two forms of it, for one
-    row and for any larger number; that for one row is there from the beginning, the other from its first use on.
+    row and for any larger number; that for one row is there from the beginning, the other from its first use on. If
+    nothing `compiles`, a form that is not in the cache runs as in EagerSteps, which `progress` hears of.
 
     Raises UsageError if there is no C++ compiler and the code is not in the cache, SleepcError for a class that cannot
     be compiled.
     """
 
     def __init__(
-        self, program: ProgramGraphs, parameters: Mapping[str, Tensor], kernels: Kernels, progress: Progress
+        self,
+        program: ProgramGraphs,
+        parameters: Mapping[str, Tensor],
+        kernels: Kernels,
+        progress: Progress,
+        *,
+        compiles: bool = True,
     ) -> None:
         super().__init__(program, parameters, kernels)
         self._executors = {
             name: Executor(each.wake, {**kernels, ours.write_slots.default: functional.write_slot_}, CPU)
             for name, each in program.classes.items()
         }
-        self._progress = progress
+        self._progress, self._compiles = progress, compiles
+        self._left: set[bool] = set()  # forms (rows are many?) that are not compiled
         self._functions: dict[str, Native] = {}  # by what their code depends on
         self._forms: dict[Form, Native] = {}
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -56,10 +65,10 @@ class CompiledSteps(EagerSteps):
     def wake_block(self, i: int, values: Mapping[str, Any], state: State) -> tuple[Tensor, State]:
         """See `EagerSteps.wake_block`."""
         rows, tokens = values["h"].shape[:2]
-        if tokens != 1:
-            return super().wake_block(i, values, state)
-        if (i, rows > 1) not in self._forms:
+        if tokens == 1 and (i, rows > 1) not in self._forms and rows > 1 not in self._left:
             self._prepare(values, state)
+        if tokens != 1 or (i, rows > 1) not in self._forms:
+            return super().wake_block(i, values, state)
         results = self._forms[i, rows > 1](self._inputs(i, values, state))
         h: Tensor = results.pop("h")
         names = self._blocks[i][2]
@@ -72,10 +81,18 @@ class CompiledSteps(EagerSteps):
     def _prepare(self, values: Mapping[str, Any], state: State) -> None:
         """Make the functions of all blocks for as many rows as there are, from the cache if they are in it."""
         started, many = time.perf_counter(), len(values["h"]) > 1
-        found = [self._function(i, self._inputs(i, values, state)) for i in range(len(self._blocks))]
+        try:
+            found = [self._function(i, self._inputs(i, values, state)) for i in range(len(self._blocks))]
+        except SleepcError as error:
+            if self._compiles:
+                raise
+            what, _, fix = error.on_command_line
+            self._left.add(many)
+            self._progress(f"compiled code for {_rows(many)} is left out: {what}. {fix}", None)
+            return
         self._forms |= {(i, many): native for i, native in enumerate(found)}
         made, new = len(set(found)), sum(native.new for native in set(found))
-        what = f"{made} function{'' if made == 1 else 's'} for {'many rows' if many else 'one row'}"
+        what = f"{made} function{'' if made == 1 else 's'} for {_rows(many)}"
         seconds = time.perf_counter() - started
         self._progress(f"compiled code: {what}, {new} compiled, {made - new} from the cache, {seconds:.1f} s", None)
 
@@ -85,8 +102,12 @@ class CompiledSteps(EagerSteps):
         function = Function(self._executors[name], inputs, symbolic_rows(graph), in_place(graph))
         key = f"{name} {function.shapes()}"
         if key not in self._functions:
-            self._functions[key] = load_native(function, name)
+            self._functions[key] = load_native(function, name, compiles=self._compiles)
         return self._functions[key]
+
+
+def _rows(many: bool) -> str:
+    return "many rows" if many else "one row"
 
 
 def in_place(graph: Graph) -> list[str]:

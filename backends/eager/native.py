@@ -90,16 +90,21 @@ class Native:
         return results | {name: args[name] for name in self.function.in_place}
 
 
-def load_native(function: Function, name: str) -> Native:
+def load_native(function: Function, name: str, *, compiles: bool = True) -> Native:
     """The code of a function called `name`, compiled if it is not in the cache. Raises UsageError if there is no C++
-    compiler, SleepcError if the function cannot be compiled or the cache not be written.
+    compiler, SleepcError if the function cannot be compiled or the cache not be written; or if it is not in the cache
+    and nothing `compiles`.
     """
+    if not compiles and not any(_folder().glob("*.pt2")):  # before a function is traced, which takes a second
+        raise _not_there()
     try:
         traced = function.traced()
     except Exception as error:  # whatever an operator of a rule or a model of one's own raises while it is traced
         raise _refused(name, error) from error
-    place = cache_folder() / "compiled" / f"{digest(traced, function.shapes())}.pt2"
+    place = _folder() / f"{digest(traced, function.shapes())}.pt2"
     new = not place.is_file()
+    if new and not compiles:
+        raise _not_there()
     if new:
         code = compiled(traced, name)
         with writing_to_cache(place.parent):
@@ -114,6 +119,10 @@ def load_native(function: Function, name: str) -> Native:
             f"compiled code cannot be loaded: {_first_line(error)}", where=str(place), fix="Remove the file."
         ) from error
     return Native(loader.boxed_run, function, new)
+
+
+def _folder() -> Path:
+    return cache_folder() / "compiled"
 
 
 def digest(traced: ExportedProgram, shapes: str) -> str:
@@ -175,6 +184,10 @@ def _working_in(folder: str) -> Iterator[None]:
         del os.environ["TORCHINDUCTOR_CACHE_DIR"]
         if before is not None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+
+
+def _not_there() -> SleepcError:
+    return SleepcError("it is not in the cache", where="--compile", fix="--compile makes it, once for this machine.")
 
 
 def _refused(name: str, error: Exception) -> SleepcError:

@@ -49,6 +49,7 @@ class MlirTarget(Target):
     packages = EXPORTERS
     options = IreeOptions
     compiles = True
+    native = True
 
     def missing(self) -> str | None:
         """See `Target.missing`."""

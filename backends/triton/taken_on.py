@@ -12,8 +12,8 @@ from sleepc.ir.program import ProgramGraphs
 
 
 def taken_on(program: ProgramGraphs, target: str, shared: int) -> list[str]:
-    """A line for every kernel that the program starts there, or one that says why there is none. Raises SleepcError if
-    one wants more than `shared` bytes of shared memory, UsageError for an unknown target.
+    """A line for every kernel that the program starts there, compiled for `target`, or one that says why there is none.
+    Raises SleepcError if one wants more than `shared` bytes of shared memory, UsageError for an unknown target.
     """
     exact = find_device(target).exact
     try:
@@ -31,7 +31,7 @@ def taken_on(program: ProgramGraphs, target: str, shared: int) -> list[str]:
             )
         spilled = f", spills {found.spilled} bytes" if found.spilled else ""
         lines.append(
-            f"{found.kernel}, heads of {problem.dk} and {problem.dv}, chunks of {problem.chunk}: {found.registers} "
-            f"registers, {found.shared} bytes of shared memory{spilled}"
+            f"{found.kernel} for {target}, heads of {problem.dk} and {problem.dv}, chunks of {problem.chunk}: "
+            f"{found.registers} registers, {found.shared} bytes of shared memory{spilled}"
         )
     return lines

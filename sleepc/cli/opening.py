@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepc.backends.contract import Backend, HostTarget, Target, not_compiled
-from sleepc.backends.table import by_export, exporter_of, find_runner
+from sleepc.backends.table import DEFAULT, by_export, exporter_of, find_runner
 from sleepc.cli.display import tell
-from sleepc.cli.tuned import Way
+from sleepc.cli.tuned import Way, tuned_or_default
 from sleepc.errors import UsageError
 from sleepc.progress import Progress, silent
 
@@ -55,22 +55,47 @@ def open_program(path: Path, way: Way) -> Opened:
     if isinstance(found, Target):
         export = found.open(path)
         export.native_code = way.native_code
-        return Opened(export.tokenizer, partial(_session_of, export, way))
-    program = open_artifact(path)
-    return Opened(program.tokenizer, partial(_session_by, program, way), partial(_kv_cache, program))
+        opened = Opened(export.tokenizer, partial(_session_of, export, way))
+    else:
+        program = open_artifact(path)
+        opened = Opened(program.tokenizer, partial(_session_by, program, found, way), partial(_kv_cache, program))
+    return opened if way.asked is None else replace(opened, session=partial(_session_or_default, opened, path, way))
 
 
-def _session_by(program: Program, way: Way, *, compile: bool = False, **options: Any) -> Session:
+def _session_or_default(opened: Opened, path: Path, way: Way, *, compile: bool = False, **options: Any) -> Session:
+    """A session in a way that a record chose, or with defaults if that fails; it fails for who asked for code."""
+    if compile:
+        return opened.session(compile=True, **options)
+
+    def default() -> Session:
+        asked = Way(way.asked or DEFAULT, native_code=way.native_code)
+        return open_program(path, asked).session(**options)
+
+    return tuned_or_default(partial(opened.session, **options), default, tell)
+
+
+def _session_by(
+    program: Program, runs: Backend, way: Way, *, compile: bool = False, device: str = "cpu", **options: Any
+) -> Session:
     """A session of an artifact by a backend, with the settings of a way."""
     if not way.settings:
-        return program.session(backend=way.backend, compile=compile, **options)
+        return program.session(backend=way.backend, compile=compile, device=device, **options)
     from sleepc.room import require_room
     from sleepc.runtime.session import Session
 
     require_room(program.graphs)
-    settings = {**way.settings, "compile": True} if compile else way.settings
-    steps = program.tuned_steps(settings, backend=way.backend, **options)
+    program.check_bytes()
+    steps = _tuned_by(runs, way.settings, program.graphs, compile=compile, device=device)
     return Session(steps, identity=program.identity, upto=program.graphs.upto)
+
+
+def _tuned_by(
+    runs: Backend, settings: Mapping[str, Setting], program: ProgramGraphs, *, compile: bool, device: str
+) -> Steps:
+    """Steps with settings of a record: nothing is compiled for them that was not asked for."""
+    if compile:
+        return runs.tuned_steps(program, {**settings, "compile": True}, device=device, progress=tell)
+    return runs.ready_steps(program, settings, device=device, progress=tell)
 
 
 def _session_of(
@@ -91,15 +116,16 @@ def _session_of(
 def steps_by(
     runs: Backend, device: str, *, compile: bool, settings: Mapping[str, Setting] | None = None
 ) -> Callable[[ProgramGraphs], Steps]:
-    """What makes the steps of a program on a device; compiled, with a line for each that is; with settings of the
-    backend.
+    """What makes the steps of a program on a device; compiled, with a line for each that is; with settings of a record,
+    or without if that fails and none was to be compiled.
     """
-    if settings:
-        settings = {**settings, "compile": True} if compile else settings
-        return partial(runs.tuned_steps, settings=settings, device=device, progress=tell)
+    default = partial(runs.steps, device=device)
+    if not settings:
+        return partial(runs.compiled_steps, device=device, progress=tell) if compile else default
+    tuned = partial(_tuned_by, runs, settings, compile=compile, device=device)
     if compile:
-        return partial(runs.compiled_steps, device=device, progress=tell)
-    return partial(runs.steps, device=device)
+        return tuned
+    return lambda program: tuned_or_default(partial(tuned, program), partial(default, program), tell)
 
 
 def open_artifact(path: Path) -> Program:

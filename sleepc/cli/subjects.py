@@ -12,7 +12,7 @@ from sleepc.backends.contract import Backend, Target, not_compiled
 from sleepc.backends.table import DEFAULT
 from sleepc.cli.display import tell
 from sleepc.cli.opening import checked_runner, steps_by
-from sleepc.cli.tuned import way_of
+from sleepc.cli.tuned import tuned_or_default, way_of
 from sleepc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
     def models(length: int) -> list[Model]:
         program.check(device)
         if not passes and (settings := way_of(path, on, tell).settings):
-            return [("converted", partial(program.tuned_steps, settings, device=device), length)]
+            tuned = partial(program.tuned_steps, settings, device=device)
+            default = partial(program.steps, device=device)
+            return [("converted", partial(tuned_or_default, tuned, default, tell), length)]
         numbers: dict[str, int | None] = {f"passes={n}": n for n in passes} or {"converted": None}
         return [(name, partial(program.steps, device=device, passes=n), length) for name, n in numbers.items()]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sleepc.tuning import Schedule, Tuned, Tuning
 
 HERE = ("auto", "cpu")
+TIME = "5m"
 BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms", "memory")
@@ -37,7 +38,7 @@ class TuneOptions:
     quality: Path | None = flag(
         "What `sleepc eval --sweep passes=1,2,4 --json` printed: which number of passes is worth its pause?"
     )
-    time: str = flag("Begin no measurement after this time: 90s, 5m.", default="5m")
+    time: str | None = flag("Begin no measurement after this time: 90s, 5m.", shown=TIME)
     again: bool = switch("Measure again what the record has.", "--again")
     explain: bool = switch("Say why, and what was left out.", "--explain")
     report: Path | None = flag("Write the candidates as an HTML page with a plot.")
@@ -54,7 +55,7 @@ def tune(artifact: Artifact, options: TuneOptions) -> None:
     pause = None if options.max_pause is None else 1e3 * seconds(options.max_pause, "--max-pause")
     memory = None if options.budget_memory is None else bytes_of(options.budget_memory, "--budget-memory")
     limits = Limits(memory=memory, pause_ms=pause)
-    deadline = time.monotonic() + seconds(options.time, "--time")
+    deadline = time.monotonic() + seconds(options.time or TIME, "--time")
     if options.target not in HERE:
         from sleepc.cli.elsewhere import tune_elsewhere
 
@@ -83,7 +84,7 @@ def tune(artifact: Artifact, options: TuneOptions) -> None:
 
 def _refuse_what_is_measured(options: TuneOptions) -> None:
     """Raises UsageError for options that have no meaning for a device that is not here."""
-    given: dict[str, object] = {"--quality": options.quality, "--report": options.report}
+    given: dict[str, object] = {"--quality": options.quality, "--report": options.report, "--time": options.time}
     given |= {"--export": options.export_to, "--import": options.import_from, "--again": options.again or None}
     for name, value in given.items():
         if value is not None:
@@ -105,7 +106,8 @@ def _tuned(artifact: Path, options: TuneOptions, limits: Any, deadline: float) -
     tuning = Tuning(program, deadline, display, tell)
     if options.import_from is not None:
         counts = taken_over(options.import_from, tuning.paths, program.identity, tuning.device, tell)
-        tell(f"{counted(counts[0], 'figure')} taken over, {counts[1]} of another machine, program or version left out")
+        left = f"{counts[1]} of another machine, program or version, or failed, left out"
+        tell(f"{counted(counts[0], 'figure')} taken over, {left}")
     try:
         with display.doing("tune"), tuning:
             tuned = tuning.run(limits, again=options.again)
@@ -129,7 +131,8 @@ def _kept(tuning: Tuning) -> str:
 def _show(tuned: Tuned, options: TuneOptions) -> None:
     out.print(table(tuned))
     if tuned.not_tried:
-        out.print(f"[yellow]{counted(tuned.not_tried, 'candidate')} not measured: --time {options.time} had passed[/]")
+        passed = f"--time {options.time or TIME} had passed"
+        out.print(f"[yellow]{counted(tuned.not_tried, 'candidate')} not measured: {passed}[/]")
     if tuned.choice.entry is not None:
         out.print(f"chosen       {tuned.choice.entry.candidate.words()}{_against_default(tuned)}")
     for words in tuned.choice.costs:
@@ -137,7 +140,8 @@ def _show(tuned: Tuned, options: TuneOptions) -> None:
     if options.explain:
         for line in explained(tuned):
             out.print(f"[dim]{line}[/]")
-    where = f", kept in {tuned.place}" if tuned.place else ": all that there is was measured before"
+    none = ": it has to have more --time" if tuned.not_tried else ": all that there is was measured before"
+    where = f", kept in {tuned.place}" if tuned.measured else none
     out.print(f"measured     {counted(len(tuned.measured), 'candidate')}{where}")
 
 

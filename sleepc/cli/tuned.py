@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sleepc.backends.contract import Target
+from sleepc.backends.contract import Backend, Target
 from sleepc.backends.table import DEFAULT, find_runner, runners
 from sleepc.errors import SleepcError
 from sleepc.manifest import MANIFEST, identity_of, read_manifest
@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from sleepc.cli.options import RunsOn
     from sleepc.tune.record import Entry, Limits
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Way:
-    """What runs a program: the backend or target, and its settings; may it be native code that lies in an export?"""
+    """What runs a program: the backend or target, and its settings; may it be native code that lies in an export? If a
+    record chose it, `asked` is what the person did, whose defaults run where the choice cannot.
+    """
 
     backend: str
     settings: dict[str, Setting] = field(default_factory=dict)
     native_code: bool = False
+    asked: str | None = None
 
 
 def way_of(path: Path, on: RunsOn, tell: Callable[[str], None]) -> Way:
@@ -45,9 +50,19 @@ def way_of(path: Path, on: RunsOn, tell: Callable[[str], None]) -> Way:
         way = replace(asked, backend=chosen.candidate.runner, settings=chosen.candidate.settings)
     if on.backend is None and best is not None and best is not chosen:
         tell(f"`sleepc export {path} --to {best.candidate.runner}` makes what is faster here: {best.candidate.words()}")
-    if chosen is not None and way != asked:
-        tell(f"tuned: {chosen.candidate.words()} (--no-tuned leaves the tuning out)")
-    return way
+    if chosen is None or way == asked:
+        return asked
+    tell(f"tuned: {chosen.candidate.words()} (--no-tuned leaves the tuning out)")
+    return replace(way, asked=asked.backend)
+
+
+def tuned_or_default(tuned: Callable[[], Made], default: Callable[[], Made], tell: Callable[[str], None]) -> Made:
+    """What settings of a record make; what the defaults do if that fails, since nobody asked for them."""
+    try:
+        return tuned()
+    except SleepcError as error:
+        tell(f"the tuning is left out: {error.on_command_line[0]} (--no-tuned leaves it out from the beginning)")
+        return default()
 
 
 def found_by_tuning(path: Path, runner: str | None, tell: Callable[[str], None]) -> tuple[list[Entry], Limits]:
@@ -86,7 +101,7 @@ def _options_here(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _is_here(entry: Entry, here: dict[str, dict[str, Any]]) -> bool:
     candidate = entry.candidate
-    return not candidate.options or here.get(candidate.runner) == candidate.options
+    return isinstance(find_runner(candidate.runner), Backend) or here.get(candidate.runner) == candidate.options
 
 
 def options_by_tuning(

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sleepc.backends.contract import Backend
+from sleepc.backends.table import find_runner, runners
 from sleepc.tune.record import Entry, Figures, Limits
 
 EQUAL = 1e-3  # error of logits, as a share of their scale, up to which the same is computed in float32
@@ -14,8 +16,13 @@ AXES = ("decode_ms", "read_ms", "pause_ms", "memory")
 
 
 def equal(entry: Entry) -> bool:
-    """Does it compute what the program does? What a target writes with rounded weights does not."""
-    return entry.figures is not None and (not entry.candidate.options or entry.figures.error <= EQUAL)
+    """Does it compute what the program does? A backend does, and what a target writes in its default precision: that
+    was compared with the reference. What is written in another has rounded weights, however small its error is.
+    """
+    if entry.figures is None or entry.candidate.runner not in runners():
+        return False
+    runner = find_runner(entry.candidate.runner)
+    return isinstance(runner, Backend) or not runner.rounds(entry.candidate.options)
 
 
 @dataclass(frozen=True)

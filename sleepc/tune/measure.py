@@ -13,10 +13,9 @@ from statistics import median
 
 import numpy as np
 
-from sleepc.errors import SleepcError
 from sleepc.runtime.session import Session, Snapshot
 from sleepc.runtime.steps import FloatArray, Steps
-from sleepc.tune.record import Figures
+from sleepc.tune.record import Figures, WrongLogits
 
 CALL = 256  # tokens of the call at most: if the window is shorter, those that fill it with those that are read alone
 ALONE = 8  # tokens that are read one by one before the sleep, and after it
@@ -107,11 +106,11 @@ def _turns(rounds: int) -> Iterator[int]:
 
 
 def difference(runs: Runs, other: Runs) -> float:
-    """The largest difference of their logits, as a share of the other's scale. Raises SleepcError for what is not
+    """The largest difference of their logits, as a share of the other's scale. Raises WrongLogits for what is not
     finite.
     """
     if not np.isfinite(runs.logits).all():
-        raise SleepcError("its logits are not finite")
+        raise WrongLogits("its logits are not finite")
     scale = float(np.abs(other.logits).max()) or 1.0
     return float(np.abs(runs.logits.astype(np.float64) - other.logits).max()) / scale
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,13 +19,13 @@ from pydantic import Field
 
 from sleepc.backends.contract import Backend, Target
 from sleepc.backends.table import find_runner, runners
-from sleepc.backends.tunable import Setting
+from sleepc.backends.tunable import TRIED, Setting
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.gguf import cache_folder
 from sleepc.owned import locked
 from sleepc.sealed_json import FileKind, Strict, digest, read_sealed
 from sleepc.tune.here import Device, source_digest
-from sleepc.tune.space import Candidate
+from sleepc.tune.space import Candidate, not_tuned
 from sleepc.version import __version__
 from sleepc.whole_file import write_whole
 
@@ -59,13 +61,20 @@ class Key(Strict):
     source: str
 
 
+class WrongLogits(SleepcError):
+    """A candidate does not compute what the program does: a failure that another time would have, too."""
+
+
 class Entry(Strict):
-    """A candidate's figures, or the reason why it has none; `at` is when that was (seconds since 1970)."""
+    """A candidate's figures, or the reason why it has none, and whether that is `wrong` logits: other failures, such as
+    a full disk, may pass. `at` is when that was (seconds since 1970).
+    """
 
     key: Key
     candidate: Candidate
     figures: Figures | None
     reason: Annotated[str, Field(max_length=2000)] = ""
+    wrong: bool = False
     at: Number = 0
 
 
@@ -90,7 +99,7 @@ class TuningRecord(Strict):
         return self.model_copy(update={"sha256": digest(json.loads(self.model_dump_json()))})
 
     def merged(self, entries: Iterable[Entry], limits: Limits | None = None) -> TuningRecord:
-        """With more entries: of two of one key and candidate the later stays."""
+        """With more entries: of two of one key and candidate the later stays, of equally late ones the added."""
         found: dict[str, Entry] = {}
         for each in sorted([*self.entries, *entries], key=lambda entry: entry.at):
             found[each.model_dump_json(include={"key", "candidate"})] = each
@@ -114,13 +123,18 @@ def places(artifact: Path | None, program: str, device: Device) -> list[Path]:
 
 
 def read_record(path: Path) -> TuningRecord:
-    """A record. Raises UsageError if it is newer or not there, SleepcError if it is damaged."""
+    """A record. An entry from the future, by this machine's clock, is as old as can be: what is measured now is newer.
+
+    Raises UsageError if it is newer or not there, SleepcError if it is damaged.
+    """
     if not path.is_file():
         raise UsageError("there is no such tuning record", where=str(path), fix=AGAIN)
     record, found = read_sealed(path, KIND, TuningRecord)
     if found != record.sha256:
         raise SleepcError(f"{path.name} was changed after it was written", where=str(path), fix=AGAIN)
-    return record
+    now = time.time()
+    entries = (each if each.at <= now else each.model_copy(update={"at": 0.0}) for each in record.entries)
+    return record.model_copy(update={"entries": tuple(entries)})
 
 
 def read_records(paths: Sequence[Path], tell: Callable[[str], None]) -> TuningRecord:
@@ -156,39 +170,61 @@ def keep(paths: Sequence[Path], entries: Sequence[Entry], limits: Limits | None,
 
 def current(entries: Iterable[Entry], program: str, device: Device) -> list[Entry]:
     """Those that hold for a program on a device now: with this code, in these versions of what is installed, and with
-    settings that are declared, since an artifact may come from anywhere.
+    options and settings that are declared, since an artifact may come from anywhere. Failures that may pass do not.
     """
-    found = list(entries)
-    for name in {each.candidate.runner for each in found}:
-        key, known = None, {}
-        runner = find_runner(name) if name in runners() else None
-        if runner is not None and _can_run(runner):
-            key = key_of(runner, program, device)
-            known = {each.name: each.values for each in runner.tunables(device.kind)}
-        found = [
-            each for each in found if each.candidate.runner != name or (each.key == key and _declared(each, known))
-        ]
-    return found
+    found = [each for each in entries if each.figures is not None or each.wrong]
+    terms = {name: _terms(name, program, device) for name in {each.candidate.runner for each in found}}
+    return [each for each in found if (its := terms[each.candidate.runner]) is not None and its.hold(each)]
 
 
-def _can_run(runner: Backend | Target) -> bool:
-    return (runner.missing() if isinstance(runner, Backend) else runner.missing_runtime()) is None
+@dataclass(frozen=True)
+class _Terms:
+    """What entries of a runner have to agree with: the key, and for all options and settings the values that there are
+    (None for any).
+    """
+
+    key: Key
+    options: Mapping[str, Sequence[Setting] | None]
+    settings: Mapping[str, Sequence[Setting]]
+
+    def hold(self, entry: Entry) -> bool:
+        """Has it every option, no other setting than these, and all of their values? True is not 1."""
+        options, settings = entry.candidate.options, entry.candidate.settings
+        return (
+            entry.key == self.key
+            and options.keys() == self.options.keys()
+            and all(known is None or _among(options[name], known) for name, known in self.options.items())
+            and all(_among(value, self.settings.get(name, ())) for name, value in settings.items())
+        )
 
 
-def _declared(entry: Entry, known: Mapping[str, Sequence[Setting]]) -> bool:
-    """Are all its settings among the values that are tried? True is not 1."""
-    return all(repr(value) in map(repr, known.get(name, ())) for name, value in entry.candidate.settings.items())
+def _terms(name: str, program: str, device: Device) -> _Terms | None:
+    """None if no record is believed of a runner: it is not here, it declares nothing, or its files hold native code."""
+    runner = find_runner(name) if name in runners() else None
+    if runner is None or not_tuned(runner, device.kind) is not None:
+        return None
+    options = () if isinstance(runner, Backend) else fields(runner.options)
+    return _Terms(
+        key_of(runner, program, device),
+        {each.name: each.metadata.get(TRIED) or None for each in options},
+        {each.name: each.values for each in runner.tunables(device.kind)},
+    )
+
+
+def _among(value: Setting, known: Sequence[Setting]) -> bool:
+    return repr(value) in map(repr, known)
 
 
 def taken_over(
     file: Path, paths: Sequence[Path], program: str, device: Device, tell: Callable[[str], None]
 ) -> tuple[int, int]:
-    """Add what is `current` of a file to the record: how many entries that are, and how many are of something else.
+    """Add the figures of a file that are `current` to the record: how many entries that are, and how many are not: of
+    something else, or failures, which each machine finds out for itself.
 
     Raises as `read_record`.
     """
     record = read_record(file)
-    entries = current(record.entries, program, device)
+    entries = current((each for each in record.entries if each.figures is not None), program, device)
     if entries:
         keep(paths, entries, None, tell)
     return len(entries), len(record.entries) - len(entries)

@@ -113,19 +113,27 @@ def _options(runner: Backend | Target, fixed: Mapping[str, Setting]) -> Iterator
         yield dict(zip(names, values, strict=True))
 
 
+def not_tuned(runner: Backend | Target, device: str) -> str | None:
+    """Why nothing of a backend or target is tuned on a device; None if it is."""
+    reason = runner.missing() if isinstance(runner, Backend) else runner.missing_runtime()
+    if reason is not None:
+        return reason
+    if isinstance(runner, Target) and runner.native:
+        return "its files hold native code, which runs only where you name it"
+    if not runner.tunables(device):  # writing files may take much longer than measuring them
+        return f"it declares nothing that may be set of how it runs on {device}"
+    return None
+
+
 def _missing(runner: Backend | Target, options: Mapping[str, Any], device: str) -> str | None:
-    """Why it cannot run here; None if it can."""
+    """Why it cannot run here, or is not tuned; None if it can, and is."""
     try:
-        if isinstance(runner, Backend):
-            if (reason := runner.missing()) is not None:
-                return reason
+        if isinstance(runner, Backend) and runner.missing() is None:
             runner.check_device(device)
-        if not runner.tunables(device):  # it may take much longer to write its files than to measure them
-            return f"it declares nothing that may be set of how it runs on {device}"
-        if isinstance(runner, Backend):
-            return None
-        runner.check(runner.options(**options))
-        return runner.missing_runtime()
+        reason = not_tuned(runner, device)
+        if reason is None and isinstance(runner, Target):
+            runner.check(runner.options(**options))
+        return reason
     except SleepcError as error:
         return error.what
     except TypeError as error:  # an option of another version

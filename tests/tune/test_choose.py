@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from itertools import product
+
 import pytest
 
+from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_target
+from sleepc.backends.tunable import TRIED
 from sleepc.tune.choose import EQUAL, choose, equal, front
 from sleepc.tune.here import Device
 from sleepc.tune.record import Entry, Figures, Key, Limits
@@ -82,9 +87,15 @@ def test_what_comes_nearest_if_nothing_fits() -> None:
 
 def test_what_is_rounded_is_not_equal() -> None:
     figures = (1.0, 1.0, 1.0, 1)
-    rounded = entry("a", figures, error=2 * EQUAL)
-    assert equal(rounded)  # a backend: it was compared with the reference in its own dtype
-    assert not equal(rounded.model_copy(update={"candidate": Candidate(runner="a", options={"precision": "int4"})}))
+    assert equal(entry(DEFAULT, figures, error=2 * EQUAL))  # as far off as its dtype is: it was compared
+    target = find_target(DEFAULT_TARGET)
+    every = {each.name: each.default for each in fields(target.options)}
+    (tried,) = (each for each in fields(target.options) if each.metadata.get(TRIED))
+    cases = [({}, True), ({tried.name: tried.metadata[TRIED][-1]}, True), ({"precision": "fp16"}, False)]
+    for (changes, right), error in product(cases, (0.0, 2 * EQUAL)):  # what was measured of it decides nothing
+        candidate = Candidate(runner=target.name, options={**every, **changes})
+        assert equal(entry(target.name, figures, error).model_copy(update={"candidate": candidate})) == right
+    assert not equal(entry("car", figures))
     assert not equal(FAILED)
 
 

@@ -61,6 +61,7 @@ def test_an_unknown_device_is_refused_before_all_is_loaded(tmp_path: Path) -> No
     ("options", "words"),
     [
         (("--target", "h900"), "unknown device 'h900'"),
+        (("--target", "h100", "--time", "5m"), "--time is of what was measured"),
         (("--target", "h100", "--again"), "--again is of what was measured"),
         (("--target", "h100", "--report", "x.html"), "--report is of what was measured"),
     ],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from sleepc.backends.contract import Backend
+from sleepc.backends.contract import Backend, Target
 from sleepc.backends.table import find_runner, runners
+from sleepc.backends.tunable import TRIED
 from sleepc.errors import SleepcError, UsageError
 from sleepc.tune.here import source_digest, this_cpu
 from sleepc.tune.record import (
@@ -18,13 +21,15 @@ from sleepc.tune.record import (
     Limits,
     TuningRecord,
     current,
+    given_away,
     keep,
     key_of,
     places,
     read_record,
     read_records,
+    taken_over,
 )
-from sleepc.tune.space import Candidate, space_of
+from sleepc.tune.space import Candidate, not_tuned, space_of
 
 RUNNER = find_runner(runners()[0])
 FIGURES = Figures(decode_ms=1, decode_p99_ms=2, read_ms=0.1, pause_ms=3, pause_p99_ms=4, memory=5)
@@ -80,6 +85,45 @@ def test_only_what_is_declared_is_believed() -> None:
     other = entry().model_copy(update={"key": key_of(RUNNER, "0" * 64, this_cpu())})
     unknown = entry().model_copy(update={"candidate": Candidate(runner="car")})
     assert current([*bad, *good, other, unknown], "f" * 64, this_cpu()) == good
+
+
+def test_a_target_is_believed_with_all_its_options_and_without_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    for target in (each for each in map(find_runner, runners()) if isinstance(each, Target)):
+        monkeypatch.setattr(type(target), "missing_runtime", lambda self: None)
+        monkeypatch.setattr(type(target), "about", lambda self: "1")
+        key = key_of(target, "f" * 64, this_cpu())
+        every = {each.name: each.default for each in fields(target.options)}
+        tried = {each.name: "x" for each in fields(target.options) if each.metadata.get(TRIED)}
+        given = [every, {}, {**every, "wheels": 4}, dict(list(every.items())[1:]), {**every, **tried}]
+        found = [Entry(key=key, candidate=Candidate(runner=target.name, options=o), figures=FIGURES) for o in given]
+        right = [] if target.native or not target.tunables() else found[:1]
+        assert current(found, "f" * 64, this_cpu()) == right
+        assert (not_tuned(target, "cpu") is None) == bool(right)
+        monkeypatch.setattr(type(target), "native", True)
+        assert current(found, "f" * 64, this_cpu()) == []
+    assert find_runner("mlir").native  # type: ignore[union-attr]
+
+
+def test_failures_that_may_pass_are_not_believed() -> None:
+    passing, wrong = entry(figures=None), entry(figures=None).model_copy(update={"wrong": True})
+    assert current([passing, wrong], "f" * 64, this_cpu()) == [wrong]
+
+
+def test_failures_are_not_taken_over(tmp_path: Path) -> None:
+    wrong = entry(figures=None, threads=1).model_copy(update={"wrong": True})
+    given_away(tmp_path / "given.json", [entry(), wrong], Limits())
+    place = tmp_path / "a.json"
+    assert taken_over(tmp_path / "given.json", [place], "f" * 64, this_cpu(), print) == (1, 1)
+    assert read_record(place).entries == (entry(),)
+
+
+def test_what_is_measured_now_is_newer_than_the_future(tmp_path: Path) -> None:
+    place, other = tmp_path / "a.json", tmp_path / "b.json"
+    for each in (place, other):
+        keep([each], [entry(1e12)], None, print)
+    new = entry(time.time(), FIGURES.model_copy(update={"decode_ms": 7}))
+    keep([place], [new], None, print)
+    assert read_records([place, other], print).entries == (new,)
 
 
 def test_the_later_entry_of_one_candidate_stays() -> None:

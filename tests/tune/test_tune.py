@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch._inductor import config
 
 import sleepc
 from sleepc import tuning as tuning_module
@@ -24,7 +26,7 @@ from sleepc.cli import tune as command
 from sleepc.cli.tuned import options_by_tuning
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.tune import measure, space
-from sleepc.tune.record import Entry, Figures, Limits, keep, read_record
+from sleepc.tune.record import Entry, Figures, Limits, WrongLogits, keep, read_record
 from sleepc.tune.space import Candidate
 from sleepc.tuning import Tuning
 from tests.cli.models import run_here, save_model
@@ -248,6 +250,75 @@ def test_records_of_equal_machines(artifact: Path, tmp_path: Path, capsys: pytes
     assert "4 figures taken over, 0 of another" in told
     file.write_text(file.read_text().replace('"decode_ms": ', '"decode_ms": 1'))
     assert run_here(capsys, "tune", artifact, "--import", file)[0] == 1  # which was edited
+
+
+def test_no_time_is_not_all_there_is(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run_here(capsys, "tune", artifact, "--time", "1ms")
+    assert (code, "--time 1ms had passed" in said) == (2, True)
+    assert "measured     0 candidates: it has to have more --time" in said
+
+
+def test_failures_may_pass_but_wrong_logits_do_not(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(28, "No space left on device"), WrongLogits("its logits differ")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuning, "_figures", lambda tuning, candidate: (_ for _ in ()).throw(failures[0]))
+        first = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print)
+        default = first.space.forms[0].candidate()
+        first._add(default, Limits())
+        failures.pop(0)
+        second = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print)
+        second._add(other := second.space.forms[-1].candidate(), Limits())
+    third = Tuning(sleepc.load(artifact), 0, lambda *_: None, print)
+    known = {each.candidate.words(): each.reason for each in third.run(Limits()).entries}
+    assert known == {other.words(): "WrongLogits: its logits differ"}
+    assert default.words() not in known
+
+
+def recorded(artifact: Path, settings: dict[str, bool | int | str]) -> None:
+    """Have a record of one entry, by the default backend."""
+    tuning = Tuning(sleepc.load(artifact), 0, lambda *_: None, print)
+    figures = Figures(decode_ms=1, decode_p99_ms=1, read_ms=1, pause_ms=1, pause_p99_ms=1, memory=1)
+    candidate = Candidate(runner=DEFAULT, settings=settings)
+    keep(tuning.paths, [Entry(key=tuning._key(DEFAULT), candidate=candidate, figures=figures)], None, print)
+
+
+RUNS = ("run", PROMPT, "--max-tokens", 5)
+EVALUATES = ("eval", "--task", "perplexity", "--samples", 1, "--distances", "1", "--json")
+
+
+@pytest.mark.parametrize("command", [RUNS, EVALUATES])
+def test_a_record_has_nothing_compiled(
+    made: Path, tmp_path: Path, command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It may be of a machine with a compiler, or of a cache that was emptied: nobody asked for code."""
+    monkeypatch.setenv("SLEEPC_CACHE", str(tmp_path / "cache"))
+    artifact = shutil.copytree(made, tmp_path / "artifact")
+    (name, *options), run = command, partial(run_here, capsys)
+    wanted = run(name, artifact, *options)
+    recorded(artifact, {"compile": True})
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        code, said, told = run(name, artifact, *options)
+        assert run(name, artifact, *options, "--compile")[0] == 2
+    assert (code, said) == wanted[:2]
+    for words in ("tuned: eager compile=true", "it is not in the cache. --compile makes it"):
+        assert words in " ".join(told.split())
+
+
+@pytest.mark.parametrize("command", [RUNS, EVALUATES])
+def test_a_record_that_does_not_run_is_left_out(
+    artifact: Path, command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (name, *options), run = command, partial(run_here, capsys)
+    wanted = run(name, artifact, *options)
+    recorded(artifact, {"threads": 1})
+
+    def refused(*given: Any, **options: Any) -> None:
+        raise SleepcError("it has no room")
+
+    monkeypatch.setattr(type(find_runner(DEFAULT)), "ready_steps", refused)
+    code, said, told = run(name, artifact, *options)
+    assert (code, said) == wanted[:2]
+    assert told.count("the tuning is left out: it has no room") >= 1
 
 
 @pytest.mark.parametrize(

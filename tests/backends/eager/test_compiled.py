@@ -17,6 +17,7 @@ from examples.nanogpt import GPT
 from sleepc.api import Program
 from sleepc.backends.eager.compiled import CompiledSteps, in_place
 from sleepc.backends.eager.kernels import IN_PLACE
+from sleepc.backends.table import find_backend
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.parameters import materialise
 from sleepc.runtime.session import Session
@@ -103,6 +104,33 @@ def test_another_thread_count_is_other_code(cache: Path, program: Program, monke
     with config.patch({"cpp.cxx": (NONE,)}), pytest.raises(UsageError, match="no C\\+\\+ compiler") as caught:
         program.steps(compile=True)
     assert "g++" in str(caught.value.fix)
+
+
+def test_ready_steps_wait_for_no_compiler(
+    cache: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the cache they run, and without what is not they are eager's."""
+    backend, said = find_backend(), list[str]()
+    tokens, tell = list(range(1, 12)), lambda what, share: said.append(re.sub(r"[\d.]+ s$", "S s", what))
+    program.steps(compile=True)
+
+    def read_by(rows: int) -> Any:
+        session = Session(backend.ready_steps(program.graphs, {"compile": True}, progress=tell), rows)
+        return [session.feed([[token]] * rows) for token in tokens]
+
+    with config.patch({"cpp.cxx": (NONE,)}):
+        ready = read_by(1)
+        monkeypatch.setenv("SLEEPC_CACHE", str(tmp_path))
+        without = [read_by(1), read_by(2)]
+    left = "compiled code for {} is left out: it is not in the cache. --compile makes it, once for this machine."
+    one, many = left.format("one row"), left.format("many rows")
+    assert said == ["compiled code: 1 function for one row, 0 compiled, 1 from the cache, S s", one, one, many]
+    assert not list(tmp_path.iterdir())
+    eager = Session(program.steps())
+    wanted = [eager.feed([token]) for token in tokens]
+    np.testing.assert_array_equal(without[0], wanted)
+    np.testing.assert_allclose([each[:1] for each in without[1]], wanted, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ready, wanted, rtol=0, atol=1e-9)
 
 
 def test_without_a_compiler_the_command_says_what_to_install(

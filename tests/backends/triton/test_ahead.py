@@ -162,7 +162,7 @@ def test_what_kernels_take_is_told_as_it_is_written(artifact: Path, exported: Pa
         f"{it.kernel}: {it.registers} registers, {it.shared} bytes of shared memory"
         for it in manifest_of(exported, "sm_90").kernels.values()
     ]
-    assert sorted(re.sub(r", heads of .*?:", ":", line) for line in lines) == sorted(wanted)
+    assert sorted(re.sub(r" for sm_90, heads of .*?:", ":", line) for line in lines) == sorted(wanted)
     assert "wants " in refused
     assert " bytes of shared memory of 1000" in refused
 
