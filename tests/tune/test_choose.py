@@ -89,7 +89,7 @@ def test_what_is_rounded_is_not_equal() -> None:
     figures = (1.0, 1.0, 1.0, 1)
     assert equal(entry(DEFAULT, figures, error=2 * EQUAL))  # as far off as its dtype is: it was compared
     target = find_target(DEFAULT_TARGET)
-    every = {each.name: each.default for each in fields(target.options)}
+    every = dict(vars(target.options()))
     (tried,) = (each for each in fields(target.options) if each.metadata.get(TRIED))
     cases = [({}, True), ({tried.name: tried.metadata[TRIED][-1]}, True), ({"precision": "fp16"}, False)]
     for (changes, right), error in product(cases, (0.0, 2 * EQUAL)):  # what was measured of it decides nothing

@@ -92,7 +92,7 @@ def test_a_target_is_believed_with_all_its_options_and_without_native_code(monke
         monkeypatch.setattr(type(target), "missing_runtime", lambda self: None)
         monkeypatch.setattr(type(target), "about", lambda self: "1")
         key = key_of(target, "f" * 64, this_cpu())
-        every = {each.name: each.default for each in fields(target.options)}
+        every = dict(vars(target.options()))
         tried = {each.name: "x" for each in fields(target.options) if each.metadata.get(TRIED)}
         given = [every, {}, {**every, "wheels": 4}, dict(list(every.items())[1:]), {**every, **tried}]
         found = [Entry(key=key, candidate=Candidate(runner=target.name, options=o), figures=FIGURES) for o in given]
