@@ -87,27 +87,17 @@ class Backend(ABC):
         settings: Mapping[str, Setting],
         *,
         device: str = "cpu",
-        dtype: torch.dtype | None = None,
+        compiles: bool = True,
         progress: Progress = silent,
     ) -> Steps:
-        """`steps` with settings of `tunables`; what is not named has its default. Raises UsageError for others."""
-        del progress
-        check_settings(self.name, self.tunables(device), settings)
-        return self.steps(program, device=device, dtype=dtype)
+        """`steps` with settings of `tunables`; what is not named has its default. Raises UsageError for others.
 
-    def ready_steps(
-        self,
-        program: ProgramGraphs,
-        settings: Mapping[str, Setting],
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-        progress: Progress = silent,
-    ) -> Steps:
-        """`tuned_steps` that wait for no compiler: code that is not there yet is left out, which `progress` hears of.
-        Settings of a tuning record, for which nobody asked, come this way.
+        Settings of a tuning record, for which nobody asked, come without `compiles`: they wait for no compiler, and
+        code that is not there yet is left out, which `progress` hears of.
         """
-        return self.tuned_steps(program, settings, device=device, dtype=dtype, progress=progress)
+        del compiles, progress
+        check_settings(self.name, self.tunables(device), settings)
+        return self.steps(program, device=device)
 
     def taken_on(self, program: ProgramGraphs, target: str, shared: int) -> list[str]:
         """What its own kernels take for a program, compiled for a GPU that need not be here: a line for each; [] if it

@@ -142,19 +142,17 @@ class Program:
         *,
         backend: str = DEFAULT,
         device: str = "cpu",
-        dtype: str | None = None,
         progress: Progress = silent,
     ) -> Steps:
-        """`steps` with settings of a backend (docs/tuning.md), which change speed alone. Raises UsageError for
-        others.
+        """`steps`, in the program's own dtype, with settings of a backend (docs/tuning.md), which change speed alone.
+        Raises UsageError for others.
         """
         runs = find_runner(backend)
         if isinstance(runs, Target):
-            return self._exported(runs).tuned_steps(settings, device=device, dtype=dtype)
-        kind = _dtype(dtype)
+            return self._exported(runs).tuned_steps(settings, device=device)
         runs.check_device(device)
         self.check_bytes()
-        return runs.tuned_steps(self.graphs, settings, device=device, dtype=kind, progress=progress)
+        return runs.tuned_steps(self.graphs, settings, device=device, progress=progress)
 
     def _exported(self, target: Target) -> Export:
         """The export in the artifact's folder. Raises UsageError if it is missing, or not of this program."""

@@ -6,8 +6,7 @@ inherits EagerBackend, and gives other `kernels`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
@@ -119,34 +118,22 @@ class EagerBackend(TrainingBackend):
         settings: Mapping[str, Setting],
         *,
         device: str = "cpu",
-        dtype: torch.dtype | None = None,
+        compiles: bool = True,
         progress: Progress = silent,
     ) -> EagerSteps:
         """See `Backend.tuned_steps`."""
-        check_settings(self.name, self.tunables(device), settings)
-        if settings.get("compile"):
-            make: Callable[[], Steps] = partial(
-                self.compiled_steps, program, device=device, dtype=dtype, progress=progress
-            )
-        else:
-            make = partial(self.steps, program, device=device, dtype=dtype)
-        return _on_threads(int(settings.get("threads", 0)), make)
+        from sleepc.backends.eager.steps import EagerSteps, on_threads
 
-    def ready_steps(
-        self,
-        program: ProgramGraphs,
-        settings: Mapping[str, Setting],
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-        progress: Progress = silent,
-    ) -> EagerSteps:
-        """See `Backend.ready_steps`: by compiled code that is in the cache."""
-        if not settings.get("compile"):
-            return self.tuned_steps(program, settings, device=device, dtype=dtype, progress=progress)
         check_settings(self.name, self.tunables(device), settings)
-        make = partial(self._by_code, program, device, dtype, progress, compiles=False)
-        return _on_threads(int(settings.get("threads", 0)), make)
+        threads = int(settings.get("threads", 0))
+        with on_threads(threads):  # compiled code is for a number of them
+            if settings.get("compile"):
+                made = self._by_code(program, device, None, progress, compiles=compiles)
+            else:
+                made = self.steps(program, device=device)
+        assert isinstance(made, EagerSteps)
+        made.threads = threads
+        return made
 
     def steps_on(
         self,
@@ -169,17 +156,6 @@ class EagerBackend(TrainingBackend):
         from sleepc.backends.eager.executor import Executor
 
         return Executor(graph, {**self.kernels(train=True), **(replaced or {})}, torch.device(device))
-
-
-def _on_threads(threads: int, make: Callable[[], Steps]) -> EagerSteps:
-    """Steps that are made, and run, on so many threads: compiled code is for a number of them."""
-    from sleepc.backends.eager.steps import EagerSteps, on_threads
-
-    with on_threads(threads):
-        made = make()
-    assert isinstance(made, EagerSteps)
-    made.threads = threads
-    return made
 
 
 def retyped(program: ProgramGraphs, dtype: torch.dtype | None) -> ProgramGraphs:

@@ -93,9 +93,8 @@ def _tuned_by(
     runs: Backend, settings: Mapping[str, Setting], program: ProgramGraphs, *, compile: bool, device: str
 ) -> Steps:
     """Steps with settings of a record: nothing is compiled for them that was not asked for."""
-    if compile:
-        return runs.tuned_steps(program, {**settings, "compile": True}, device=device, progress=tell)
-    return runs.ready_steps(program, settings, device=device, progress=tell)
+    settings = {**settings, "compile": True} if compile else settings
+    return runs.tuned_steps(program, settings, device=device, compiles=compile, progress=tell)
 
 
 def _session_of(

@@ -320,7 +320,7 @@ def test_a_record_that_does_not_run_is_left_out(
     def refused(*given: Any, **options: Any) -> None:
         raise SleepcError("it has no room")
 
-    monkeypatch.setattr(type(find_runner(DEFAULT)), "ready_steps", refused)
+    monkeypatch.setattr(type(find_runner(DEFAULT)), "tuned_steps", refused)
     code, said, told = run(name, artifact, *options)
     assert (code, answered(said)) == (0, answered(wanted))
     assert "the tuning is left out: it has no room" in told

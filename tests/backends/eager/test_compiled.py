@@ -106,7 +106,7 @@ def test_another_thread_count_is_other_code(cache: Path, program: Program, monke
     assert "g++" in str(caught.value.fix)
 
 
-def test_ready_steps_wait_for_no_compiler(
+def test_settings_of_a_record_wait_for_no_compiler(
     cache: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in the cache they run, and without what is not they are eager's."""
@@ -115,7 +115,7 @@ def test_ready_steps_wait_for_no_compiler(
     program.steps(compile=True)
 
     def read_by(rows: int) -> Any:
-        session = Session(backend.ready_steps(program.graphs, {"compile": True}, progress=tell), rows)
+        session = Session(backend.tuned_steps(program.graphs, {"compile": True}, compiles=False, progress=tell), rows)
         return [session.feed([[token]] * rows) for token in tokens]
 
     with config.patch({"cpp.cxx": (NONE,)}):
