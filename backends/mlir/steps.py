@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sleepc.backends.arrays import NUMPY
 from sleepc.backends.mlir.manifest import ModuleManifest
 from sleepc.backends.tunable import available_threads
 from sleepc.errors import SleepcError
@@ -16,16 +17,6 @@ from sleepc.ir.roles import TAKEN
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 SCOPE = "model"
-NUMPY = {
-    "f64": np.float64,
-    "f32": np.float32,
-    "f16": np.float16,
-    "i64": np.int64,
-    "i16": np.int16,
-    "i8": np.int8,
-    "u8": np.uint8,
-    "bool": np.bool_,
-}
 
 
 @dataclass

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from sleepc.backends.arrays import NUMPY
 from sleepc.backends.onnx.denormals import denormals_as_zero
 from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced
-from sleepc.backends.onnx.state import NUMPY, shape_of
+from sleepc.backends.onnx.state import shape_of
 from sleepc.backends.onnx.steps import OnnxSteps, shared, told
 from sleepc.errors import UsageError
 from sleepc.ir.roles import TAKEN

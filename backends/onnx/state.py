@@ -8,19 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sleepc.backends.arrays import NUMPY
 from sleepc.backends.onnx.manifest import Columns, ExportManifest, Replaced, StateTensor
 from sleepc.runtime.steps import Array, BoolArray, IntArray
-
-NUMPY = {
-    "f64": np.float64,
-    "f32": np.float32,
-    "f16": np.float16,
-    "i64": np.int64,
-    "i16": np.int16,
-    "i8": np.int8,
-    "u8": np.uint8,
-    "bool": np.bool_,
-}
 
 
 @dataclass

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from sleepc.backends.arrays import NUMPY
 from sleepc.backends.onnx.denormals import denormals_as_zero
 from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Replaced, Tensor
-from sleepc.backends.onnx.state import NUMPY, OnnxState, empty, from_arrays, put_rows, selected, write_columns
+from sleepc.backends.onnx.state import OnnxState, empty, from_arrays, put_rows, selected, write_columns
 from sleepc.backends.tunable import available_threads
 from sleepc.errors import SleepcError
 from sleepc.ir.roles import TAKEN
