@@ -123,7 +123,7 @@ def this_cpu() -> Profile:
     bandwidth = weight.numel() * 4 / of_one(lambda: torch.nn.functional.linear(one, weight), 5)
     flops = 2 * 768**3 / of_one(lambda: square @ square, 20)
     launch = of_an_operator()
-    values = {"memory": 1e12, "bandwidth": bandwidth, "units": 1.0, "launch": launch}
+    values = {"memory": 1e12, "bandwidth": bandwidth, "launch": launch}
     facts = {name: Sourced(value=value, source=SOURCE) for name, value in values.items()}
     return Profile(name="this CPU", kind="cpu", flops={"f32": Sourced(value=flops, source=SOURCE)}, **facts)
 

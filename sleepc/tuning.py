@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -245,7 +246,7 @@ class Tuning:
         if isinstance(runner, Backend):
             steps = runner.tuned_steps(graphs, candidate.settings, progress=self.progress)
             size = graphs.dtype.itemsize
-            weights = sum(size * _count(each.shape) for each in graphs.params.values())
+            weights = sum(size * prod(each.shape) for each in graphs.params.values())
         else:
             export = self._export(runner, candidate)
             steps, weights = export.tuned_steps(candidate.settings), export.nbytes()
@@ -291,10 +292,3 @@ def _fixed(runner: Backend | Target, options: Mapping[str, Setting]) -> dict[str
 
 def _rounded(runner: Backend | Target, form: RunForm) -> bool:
     return isinstance(runner, Target) and runner.rounds(form.options)
-
-
-def _count(shape: Sequence[int]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found

@@ -12,9 +12,11 @@ from typing import Annotated
 from pydantic import Field
 
 from sleepc.backends.contract import Backend, Target
-from sleepc.backends.processor import processor_facts, processor_features
+from sleepc.backends.processor import architecture, processor_facts, processor_features
 from sleepc.backends.tunable import available_threads
 from sleepc.sealed_json import Strict
+
+MEASURE = Path(__file__).with_name("measure.py")
 
 
 class Device(Strict):
@@ -36,16 +38,16 @@ class Device(Strict):
 def this_cpu() -> Device:
     """The processors of this machine that this process may use."""
     facts = processor_facts()
-    name = facts.get("model name") or facts.get("Model") or platform.processor() or platform.machine()
-    features = " ".join([platform.machine(), *sorted(processor_features())])
+    name = facts.get("model name") or facts.get("Model") or platform.processor() or architecture()
+    features = " ".join([architecture(), *sorted(processor_features())])
     return Device(kind="cpu", name=name[:200], threads=available_threads(), features=_short(features))
 
 
 @cache
 def source_digest(runner: Backend | Target) -> str:
-    """A digest of the code of a backend or target: all files of the folder of its module."""
+    """A digest of the code of a backend or target, all files of the folder of its module, and of how it is measured."""
     folder = Path(inspect.getfile(type(runner))).parent
-    found = hashlib.sha256()
+    found = hashlib.sha256(MEASURE.read_bytes())
     for path in sorted(folder.rglob("*.py")):
         found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]

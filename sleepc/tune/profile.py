@@ -25,8 +25,8 @@ class Sourced(Strict):
 
 class Profile(Strict):
     """What a device has: bytes of `memory`, `bandwidth` of it in bytes a second, `flops` a second of products without
-    sparsity by dtype, bytes of `shared` memory of a program, compute `units` (multiprocessors, compute units, threads),
-    seconds of a `launch`: what an operator costs however small it is. `kind` is PyTorch's word for the device, `target`
+    sparsity by dtype, bytes of `shared` memory of a program, seconds of a
+    `launch`: what an operator costs however small it is. `kind` is PyTorch's word for the device, `target`
     what kernels are compiled for. A GPU computes while it is told what is next; a processor `waits`.
     """
 
@@ -37,7 +37,6 @@ class Profile(Strict):
     bandwidth: Sourced
     flops: Annotated[dict[Dtype, Sourced], Field(min_length=1)]
     shared: Sourced | None = None
-    units: Sourced
     launch: Sourced
 
     @property

@@ -15,7 +15,7 @@ H100 = (FOLDER / "h100.toml").read_text()
 @pytest.mark.parametrize("name", profiles())
 def test_all_that_are_known(name: str) -> None:
     it = find_profile(name)
-    facts = [it.memory, it.bandwidth, it.units, it.launch, *it.flops.values()]
+    facts = [it.memory, it.bandwidth, it.launch, *it.flops.values()]
     assert it.kind == "cuda"
     assert it.target
     assert it.shared is not None
