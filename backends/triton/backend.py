@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,15 +54,18 @@ class TritonBackend(EagerBackend):
 
     def kernels(self, *, train: bool) -> Kernels:
         """See `TrainingBackend.kernels`."""
+        return {**super().kernels(train=train), **self._own(None)}
+
+    def _own(self, low: torch.dtype | None) -> dict[Any, Callable[..., Any]]:
+        """Its functions of operators, for a program that computes in `low`."""
         import torch
 
-        from sleepc.backends.triton.delta_rule import delta_rule, delta_rule_read, replay
+        from sleepc.backends.triton import delta_rule as operators
 
-        made: dict[Any, Callable[..., Any]] = {**super().kernels(train=train)}
-        made[torch.ops.sleepc.delta_rule.default] = delta_rule
-        made[torch.ops.sleepc.delta_rule_read.default] = delta_rule_read
-        made[torch.ops.sleepc.replay.default] = replay
-        return made
+        return {
+            getattr(torch.ops.sleepc, name).default: partial(getattr(operators, name), low=low)
+            for name in ("delta_rule", "delta_rule_read", "replay")
+        }
 
     def steps_on(
         self,
@@ -77,12 +81,10 @@ class TritonBackend(EagerBackend):
 
         from sleepc.backends.eager.steps import EagerSteps
 
-        if torch.device(device).type != "meta":
-            return super().steps_on(program, parameters, device=device, train=train, low=low)
-        ours = torch.ops.sleepc
-        kernels: dict[Any, Callable[..., Any]] = {**super().kernels(train=train)}
-        for own in (ours.delta_rule.default, ours.delta_rule_read.default, ours.replay.default):
-            kernels[own] = own
+        own = self._own(program.dtype)
+        if torch.device(device).type == "meta":
+            own = {each: each for each in own}
+        kernels = {**super().kernels(train=train), **own}
         return EagerSteps(program, parameters, kernels, device=device, train=train, low=low)
 
     def taken_on(self, program: ProgramGraphs, target: str, shared: int) -> list[str]:

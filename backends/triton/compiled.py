@@ -119,9 +119,10 @@ def _number(pattern: str, words: str) -> int:
     return int(found[1])
 
 
-def problem(decay: str, size: int, name: str) -> Problem:
-    """The problem of the table: the gated delta rule in bfloat16, heads of `size`."""
-    return Problem(size, size, 64, "bf16", corrects=True, decay=decay, exact=find_device(name).exact)
+def problem(kernel: Any, decay: str, size: int, name: str) -> Problem:
+    """The problem of the table: the gated delta rule in a bfloat16 program, heads of `size`."""
+    dot = "fp32" if kernel is single.step else "bf16"
+    return Problem(size, size, 64, dot, corrects=True, decay=decay, exact=find_device(name).exact)
 
 
 def rows(targets: Sequence[str], short: bool) -> Iterator[list[Taken]]:
@@ -132,7 +133,7 @@ def rows(targets: Sequence[str], short: bool) -> Iterator[list[Taken]]:
     for decay, kernels in KERNELS.items():
         for kernel in kernels:
             for size in () if short and kernel in seen else (64,) if short else (64, 128):
-                yield [taken(kernel, problem(decay, size, name), name) for name in targets]
+                yield [taken(kernel, problem(kernel, decay, size, name), name) for name in targets]
             seen.add(kernel)
 
 

@@ -1,5 +1,8 @@
 """The memory's operators by kernels, where these have a form for them; else as PyTorch computes them. Gradients go
 through the kernels of `delta_rule` with decay per head or none.
+
+`low` is what a program computes in: queries, keys and values, which its graphs hand on in float32, are multiplied in
+bfloat16 or float16 if that is it (docs/decisions/0027). One token is not: its products are no matrices.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from sleepc.ops import functional
 
 FAMILY = ("linear", "gated", "delta", "gated_delta")
 """The rules that the kernels know."""
+NARROW = (torch.bfloat16, torch.float16)
 
 
 def has_kernel(x: Tensor, state: Sequence[Tensor], rule: str) -> bool:
@@ -29,6 +33,11 @@ def has_kernel(x: Tensor, state: Sequence[Tensor], rule: str) -> bool:
 def wants_gradients(*given: Tensor) -> bool:
     """Do gradients go through these?"""
     return torch.is_grad_enabled() and any(x.requires_grad for x in given)
+
+
+def narrowed(x: Tensor, low: torch.dtype | None) -> Tensor:
+    """What products of matrices take of x in a program that computes in `low`."""
+    return x.to(low) if low in NARROW and x.dtype == torch.float32 else x
 
 
 def _prepared(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, rule: str, chunk: int) -> tuple[WrittenTokens, Problem]:
@@ -50,6 +59,7 @@ def delta_rule(
     rule: str,
     scale: float,
     chunk: int = 64,
+    low: torch.dtype | None = None,
 ) -> list[Tensor]:
     """See `sleepc.ops.functional.delta_rule`. The state is float32; bfloat16 and float16 are multiplied as they are.
     `chunk` is rounded to what there is a kernel for.
@@ -57,11 +67,13 @@ def delta_rule(
     trained = wants_gradients(q, k, v, g, beta, *state)
     if (trained and g.dim() == 4) or not has_kernel(k, state, rule):
         return functional.delta_rule(q, k, v, g, beta, state, gates, rule=rule, scale=scale, chunk=chunk)
+    single = v.shape[2] == 1 and not trained
+    asked, k, v = (x if single else narrowed(x, low) for x in (q, k, v))
     t, it = _prepared(k, v, g, beta, rule, chunk)
-    asked, held = q.to(k.dtype).contiguous(), state[0].contiguous()
+    asked, held = asked.to(k.dtype).contiguous(), state[0].contiguous()
     if trained:
         out, end = DeltaRule.apply(asked, t.k, t.v, t.g, t.beta, held, scale, it)  # type: ignore[no-untyped-call]
-    elif v.shape[2] == 1:
+    elif single:
         out, end = launch.step(asked, t, held, scale, it)
     else:
         done = launch.advance(t, held, it)
@@ -69,12 +81,15 @@ def delta_rule(
     return [out.to(q.dtype), end]
 
 
-def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
+def delta_rule_read(
+    q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float, low: torch.dtype | None = None
+) -> Tensor:
     """See `sleepc.ops.functional.delta_rule_read`."""
     if wants_gradients(q, *state) or not has_kernel(q, state, rule):
         return functional.delta_rule_read(q, state, rule=rule, scale=scale)
-    it = launch.reading(q, state[0], chunk_of(q.shape[2], 64))
-    return launch.recall(q.contiguous(), state[0].contiguous(), scale, it).to(q.dtype)
+    asked = narrowed(q, low).contiguous()
+    it = launch.reading(asked, state[0], chunk_of(q.shape[2], 64))
+    return launch.recall(asked, state[0].contiguous(), scale, it).to(q.dtype)
 
 
 def replay(
@@ -89,10 +104,11 @@ def replay(
     passes: int,
     written: bool,
     chunk: int = 64,
+    low: torch.dtype | None = None,
 ) -> list[Tensor]:
     """See `sleepc.ops.functional.replay`: here every pass is made, from the state on the chip."""
     if passes < 1 or wants_gradients(k, v, g, beta, *state) or not has_kernel(k, state, rule):
         given = (k, v, g, beta, state, gates)
         return functional.replay(*given, rule=rule, passes=passes, written=written, chunk=chunk)
-    t, it = _prepared(k, v, g, beta, rule, chunk)
+    t, it = _prepared(narrowed(k, low), narrowed(v, low), g, beta, rule, chunk)
     return [launch.replay(t, state[0].contiguous(), 0 if written else 1, passes - 1, it)]

@@ -84,7 +84,7 @@ def operations(program: ProgramGraphs) -> list[Operation]:
     found = []
     for call, blocks in calls.items():
         for tokens in ("1", "T") if any("T" in dims for *_, dims in call.tensors) else ("",):
-            made = _traced(call, tokens, program.window)
+            made = _traced(call, tokens, program)
             made.blocks = sorted(set(blocks))
             found.append(made)
     return found
@@ -126,16 +126,18 @@ def _require_kernel(call: MemoryCall, states: int) -> None:
     )
 
 
-def _traced(call: MemoryCall, tokens: str, window: int) -> Operation:
+def _traced(call: MemoryCall, tokens: str, program: ProgramGraphs) -> Operation:
     """The kernels of a call, for a number of tokens (one, T, or what its types say)."""
     options = dict(call.options)
     fixed = {name: dims[2] for name, _, dims in call.tensors if name != LIST}
     count = next(iter(fixed.values()))
     reads = call.operator == "delta_rule_read"  # in chunks as long as they may be
-    longest = {"1": 1, "T": LONGEST if reads else window}
+    longest = {"1": 1, "T": LONGEST if reads else program.window}
     chunk = chunk_of(count if isinstance(count, int) else longest[tokens], LONGEST)
     known = {"B": ROWS, "T": 1 if tokens == "1" else chunk * CHUNKS - 5}
     given = {name: _empty(dtype, dims, known) for name, dtype, dims in call.tensors}
+    if reads or tokens != "1":  # a host hands them on in the type that they are multiplied in
+        given |= {name: operators.narrowed(given[name], program.dtype) for name in ("q", "k", "v") if name in given}
     arguments: list[Any] = [[x] if name == LIST else x for name, x in given.items()]
     hint = {} if reads else {"chunk": chunk}
     with torch.no_grad(), recorded() as record:

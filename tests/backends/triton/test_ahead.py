@@ -312,6 +312,17 @@ def test_a_rule_that_does_not_correct(compiled: dict[str, Any], tmp_path: Path) 
     check_delta_rule(made, "T", single_precision(37))
 
 
+def test_a_narrow_program_is_given_what_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program in bfloat16: keys of many tokens are in it, those of one token as its graphs have them."""
+    monkeypatch.setattr("sleepc.backends.triton.launch.INTERPRETED", False)  # nothing is started
+    one, *others = operations(convert(dtype="bfloat16").graphs)
+    assert [one.inputs[name].dtype for name in ("q", "k", "v", "g", "state")] == ["fp32"] * 5
+    assert [it.operator for it in others] == ["delta_rule", "replay"]
+    for it in others:
+        assert [it.inputs[name].dtype for name in ("k", "v", "g", "beta", "state")] == ["bf16"] * 2 + ["fp32"] * 3
+        assert {use.started.problem.dot for use in it.uses} == {"bf16"}
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from sleepc.backends import table
 from sleepc.backends.triton import delta_rule as kernels
 from sleepc.backends.triton import launch
 from sleepc.backends.triton.backend import BACKEND
+from sleepc.backends.triton.choices import Problem
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import ProgramGraphs
@@ -61,6 +62,32 @@ def test_a_session_equals_eager(started: set[str], write: str, used: set[str]) -
     assert used <= started
 
 
+def test_a_narrow_program_computes_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16, across a sleep; what chunks multiply is bfloat16, and the memory is float32."""
+    given: set[tuple[str, torch.dtype]] = set()
+    start = launch.start
+
+    def noting(kernel: Any, it: Problem, blocks: int, *arguments: Any) -> None:
+        given.update((kernel.fn.__name__, x.dtype) for x in arguments[:1])
+        start(kernel, it, blocks, *arguments)
+
+    monkeypatch.setattr(launch, "start", noting)
+    torch.manual_seed(0)
+    recipe = {"window": WINDOW, "sinks": 2, "write": "online", "dtype": "bfloat16", "passes": 2}
+    program = sleepc.convert(GPT(vocab=VOCAB, width=16, heads=1, blocks=1, context=64), recipe)
+    program.graphs = shaken(program.graphs)
+    logits, states = [], []
+    for backend in ("eager", "triton"):
+        steps = program.steps(backend=backend)
+        session = Session(steps, 1)
+        session.feed([list(range(1, 11))])
+        logits.append(session.feed([[5]]))
+        states.append(steps.to_named_arrays(session.snapshot().state)["0.S"])
+    assert np.abs(logits[1] - logits[0]).max() < 0.05 * np.abs(logits[0]).max()
+    assert np.abs(states[1] - states[0]).max() < 0.02 * np.abs(states[0]).max()
+    assert {("carry", torch.bfloat16), ("replay", torch.bfloat16), ("step", torch.float32)} <= given
+
+
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(UsageError, match="the backend triton runs on a GPU"):
@@ -79,4 +106,5 @@ def test_it_trains_and_compiles_nothing() -> None:
 def test_the_kernels_are_those_of_this_folder() -> None:
     made = BACKEND.kernels(train=False)
     for name in ("delta_rule", "delta_rule_read", "replay"):
-        assert made[getattr(torch.ops.sleepc, name).default] is getattr(kernels, name)
+        made_of: Any = made[getattr(torch.ops.sleepc, name).default]
+        assert made_of.func is getattr(kernels, name)

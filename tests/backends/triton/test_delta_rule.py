@@ -171,6 +171,30 @@ def test_replay(rule: str, passes: int, written: bool, channel: bool) -> None:
     assert worst(got, want) < 2e-6
 
 
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
+def test_a_narrow_program_multiplies_what_is_narrow(low: torch.dtype) -> None:
+    """Its graphs hand on float32: results are those of narrow queries, keys and values, and are float32."""
+    x = single(memory(20, rows=1, heads=2, memories=2, dk=16, dv=16))
+    y = x.to(low, torch.float32)
+    how: dict[str, Any] = {"rule": "gated_delta", "scale": 1.0}
+    told, plain = delta_rule(*x.stream, [x.state], **how, low=low), delta_rule(*y.stream, [y.state], **how)
+    assert [z.dtype for z in told] == [torch.float32, torch.float32]
+    assert all(torch.equal(a.to(b.dtype), b) for a, b in zip(told, plain, strict=True))
+    assert worst(told[0], naive.delta_rule(*x.stream, [x.state], **how)[0]) > 1e-4
+    asked = delta_rule_read(x.q, [x.state], **how, low=low)
+    assert torch.equal(asked.to(low), delta_rule_read(y.q, [x.state], **how))
+    again: dict[str, Any] = {"rule": "gated_delta", "passes": 2, "written": False}
+    (slept,) = replay(*x.record, [x.state], **again, low=low)
+    assert torch.equal(slept, replay(*y.record, [x.state], **again)[0])
+
+
+def test_one_token_of_a_narrow_program_is_not_rounded() -> None:
+    x = single(memory(1, rows=1, heads=1, memories=1, dk=16, dv=16))
+    how: dict[str, Any] = {"rule": "gated_delta", "scale": 1.0}
+    narrow, wide = (delta_rule(*x.stream, [x.state], **how, low=low) for low in (torch.bfloat16, torch.float32))
+    assert all(map(torch.equal, narrow, wide))
+
+
 def test_replay_of_repeated_tokens() -> None:
     x = memory(64, rows=1, heads=1, memories=1, dk=16, repeated=True, decay=1e-3)
     x = single(replace(x, beta=torch.full_like(x.beta, 1.99)))
