@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from sleepc.backends.contract import Backend, Target
 from sleepc.backends.export import Export
 from sleepc.backends.table import DEFAULT, find_runner, runners
@@ -21,7 +23,7 @@ from sleepc.progress import Progress
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import Steps
 from sleepc.tasks.programs import with_passes
-from sleepc.tune.choose import EQUAL, Selection, choose, equal
+from sleepc.tune.choose import EQUAL, Selection, choose, equal, fits, regrets_of
 from sleepc.tune.here import Device, this_cpu
 from sleepc.tune.measure import CALL, Runs, difference, figures
 from sleepc.tune.quality import PassQuality
@@ -33,6 +35,7 @@ DEVICE = "cpu"
 SLOWER = (
     "its settings were not tried: with its defaults it takes more than four times as long as the best in everything"
 )
+NEAR = 1.15  # regret of the choice, times this: what may be as good, where it was not measured beside it
 SLOW = 4.0  # what a change of a setting does not make good: on a busy machine fewer threads were three times as fast
 FAILURES = (SleepcError, OSError, RuntimeError, MemoryError, ValueError)  # of a candidate, which is then left out
 
@@ -78,12 +81,15 @@ class Tuning:
         self.space = self._space()
         self.paths = places(program.path, program.identity, self.device)
         self.keys: dict[str, Key] = {}
+        self.limits = Limits()
         self.known: dict[str, Entry] = {}
         self.measured: list[Entry] = []
         self._place: Path | None = None
         self._scratch = ExitStack()
         self._opened: dict[str, Export] = {}
         self._reference: Runs | None = None
+        self._held: dict[str, Runs] = {}  # the best so far, which others take turns with
+        self._last: dict[str, Runs] = {}  # what was measured last, which may be the best
         self._first: dict[str, Runs] = {}  # of forms that are rounded: those that others of the same rounding equal
 
     def __enter__(self) -> Tuning:
@@ -93,12 +99,14 @@ class Tuning:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._opened.clear()
+        for each in (self._opened, self._held, self._last):
+            each.clear()
         self._scratch.close()
 
     def run(self, limits: Limits, *, again: bool = False) -> Tuned:
         """Measure what the record does not know yet, or all of it `again`, and choose."""
         record = read_records(self.paths, self.tell)
+        self.limits = limits
         if not again:
             found = current(record.entries, self.program.identity, self.device)
             self.known = {each.candidate.words(): each for each in found if each.candidate in self.space}
@@ -108,13 +116,69 @@ class Tuning:
                 self._add(candidate, limits)
             else:
                 missed += 1
+        self._settle()
+        self._replay()
         if not self.measured and limits != record.limits:
             self._place = keep(self.paths, [], limits, self.tell)
-        entries = list(self.known.values())
-        choice = choose([each for each in entries if equal(each)], limits)
         slow = [default for form in self.space.forms if self.is_slow(default := form.candidate())]
         left_out = [*self.space.left_out, *((each, SLOWER) for each in slow if self.known[each.words()].figures)]
-        return Tuned(self.device, entries, choice, self._place, self.measured, left_out, missed)
+        choice = choose(self._equals(), limits)
+        return Tuned(self.device, list(self.known.values()), choice, self._place, self.measured, left_out, missed)
+
+    def _equals(self) -> list[Entry]:
+        """Of what is known, what computes the same."""
+        return [each for each in self.known.values() if equal(each)]
+
+    def _best(self) -> Entry | None:
+        """The choice so far."""
+        return choose(self._equals(), self.limits).entry
+
+    def _settle(self) -> None:
+        """Measure what is nearly as good as the choice beside it, until no such thing is left: it took its turns with
+        something else.
+        """
+        done: set[frozenset[str]] = set()
+        while time.monotonic() < self.deadline and (pair := self._unsettled(done)) is not None:
+            done.add(frozenset(each.candidate.words() for each in pair))
+            self._add(pair[1].candidate, self.limits)
+
+    def _unsettled(self, done: set[frozenset[str]]) -> tuple[Entry, Entry] | None:
+        """The choice, and the best that was not measured beside it though it is near; None if there is none."""
+        best = self._best()
+        fit = [each for each in self._equals() if each.figures is not None and fits(each.figures, self.limits)]
+        if best is None:
+            return None
+        regrets = [regret for regret, _ in regrets_of(fit)]
+        most, chosen = NEAR * regrets[fit.index(best)], best.candidate.words()
+        for regret, each in sorted(zip(regrets, fit, strict=True), key=lambda pair: pair[0]):
+            words = each.candidate.words()
+            beside = words in best.beside or chosen in each.beside or frozenset((words, chosen)) in done
+            if regret <= most and each is not best and not beside:
+                return best, each
+        return None
+
+    def _replay(self) -> None:
+        """Let the choice read on and sleep, if there are limits: what breaks them then is not chosen, and the next is
+        looked at.
+        """
+        while self.limits != Limits() and (best := self._best()) is not None:
+            assert best.figures is not None
+            if best.figures.sleeps:
+                return
+            words = best.candidate.words()
+            self.progress(f"{words}: a replay", None)
+            runs = self._held.get(words) or self.runs(best.candidate)
+            pauses, state = runs.replay()
+            pause = 1e3 * float(np.quantile(pauses, 0.99))
+            memory = runs.memory - self.program.graphs.state_bytes() + state
+            change = {"sleeps": len(pauses), "pause_p99_ms": pause, "memory": memory}
+            self._keep(best.model_copy(update={"figures": best.figures.model_copy(update=change), "at": time.time()}))
+
+    def _keep(self, entry: Entry) -> None:
+        """Note an entry in place of the one before, in the record too: nothing is lost, whatever comes."""
+        self.known[entry.candidate.words()] = entry
+        self.measured[:] = [each for each in self.measured if each.candidate != entry.candidate] + [entry]
+        self._place = keep(self.paths, [entry], self.limits, self.tell)
 
     def _key(self, runner: str) -> Key:
         """What figures of a runner depend on."""
@@ -128,18 +192,28 @@ class Tuning:
         defaults are slow is left at that.
         """
         yield from (each for each in (form.candidate() for form in self.space.forms) if each.words() not in self.known)
-        for form in self.space.forms:
+        for form in sorted(self.space.forms, key=self._promise):
             default = form.candidate()
             if not self.is_slow(default):
                 yield from (each for each in form.changes(default) if each.words() not in self.known)
         tried: set[str] = set()
         while True:
-            best = choose([each for each in self.known.values() if equal(each)], limits).entry
+            best = choose(self._equals(), limits).entry
             of = self.space.form_of(best.candidate) if best is not None else None
             if best is None or of is None or best.candidate.words() in tried:
                 return
             tried.add(best.candidate.words())
             yield from (each for each in of.changes(best.candidate) if each.words() not in self.known)
+
+    def _promise(self, form: RunForm) -> float:
+        """The regret of a form's defaults: changes of the fastest are measured first. Infinite if it is not known."""
+        known = [each for each in self.known.values() if each.figures is not None]
+        by_words = {each.candidate.words(): regret for each, (regret, _) in zip(known, regrets_of(known), strict=True)}
+        return by_words.get(form.candidate().words(), float("inf"))
+
+    def _default(self) -> Candidate:
+        """The default backend with its defaults, which all are compared with."""
+        return self.space.forms[0].candidate()
 
     def is_slow(self, candidate: Candidate) -> bool:
         """Does it take more than SLOW times as long as the best, for a token and for reading? Or has it failed?"""
@@ -166,7 +240,7 @@ class Tuning:
             self.progress(f"sleeps of {passes} passes", None)
             graphs = with_passes(self.program.graphs, self.program.recipe, passes)
             runs = Runs(runner.steps(graphs), self.reference().tokens, self.reference().memory)
-            level = self.known.get(self.space.forms[0].candidate().words())
+            level = self.known.get(self._default().words())
             found[passes] = figures(runs, self.reference(), level.figures if level else None)
         return found
 
@@ -187,23 +261,24 @@ class Tuning:
         return Space(tuple(forms), found.left_out)
 
     def _add(self, candidate: Candidate, limits: Limits) -> None:
-        """Measure a candidate and keep that at once: what was measured is not lost, whatever comes."""
-        done = len(self.measured)
-        self.progress(f"{candidate.words()} ({done} measured)", None)
-        found, reason, wrong = None, "", False
+        """Measure a candidate, and keep that at once."""
+        self.limits = limits
+        self.progress(f"{candidate.words()} ({len(self.measured)} measured)", None)
+        found, reason, wrong, best = None, "", False, self._best()
         try:
             found = self._figures(candidate)
         except FAILURES as error:
             wrong = isinstance(error, WrongLogits)
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:2000]
-        key = self._key(candidate.runner)
-        entry = Entry(key=key, candidate=candidate, figures=found, reason=reason, wrong=wrong, at=time.time())
-        self.known[candidate.words()] = entry
-        self.measured.append(entry)
-        self._place = keep(self.paths, [entry], limits, self.tell)
+        before = self.known.get(candidate.words())
+        beside = (*(before.beside if before else ()), *((best.candidate.words(),) if best else ()))[-100:]
+        entry = Entry(key=self._key(candidate.runner), candidate=candidate, figures=found, reason=reason, wrong=wrong)
+        self._keep(entry.model_copy(update={"beside": beside, "at": time.time()}))
 
     def _figures(self, candidate: Candidate) -> Figures:
         """Raises SleepcError if it does not compute what the reference does."""
+        level, rival = self._rival()
+        self._last = {}
         runs, reference = self.runs(candidate), self.reference()
         form = self.space.form_of(candidate)
         assert form is not None
@@ -213,8 +288,25 @@ class Tuning:
             off = difference(runs, reference)
         if off > self._bound():
             raise WrongLogits(f"its logits differ by {off:.2g} of their scale: at most {self._bound():g} is right")
-        level = self.known.get(self.space.forms[0].candidate().words())
-        return figures(runs, reference, level.figures if level else None)
+        self._last = {candidate.words(): runs}
+        return figures(runs, rival, level).model_copy(update={"error": difference(runs, reference)})
+
+    def _rival(self) -> tuple[Figures | None, Runs]:
+        """The best so far, opened, with its figures: others take turns with it, so that noise decides least where times
+        are nearly the same.
+        """
+        best = self._best()
+        candidate = best.candidate if best is not None else self._default()
+        words = candidate.words()
+        if words not in self._held:
+            self._held = {}  # which needs its memory no longer
+            try:
+                self._held = {words: self._last.get(words) or self.runs(candidate)}
+            except FAILURES as error:  # what is known of it may be of another day
+                self.tell(f"{words} is in the record, and does not run now: {error}")
+                words, self._held = self._default().words(), {self._default().words(): self.reference()}
+        known = self.known.get(words)
+        return known.figures if known is not None else None, self._held[words]
 
     def _rounded_reference(self, form: RunForm, candidate: Candidate, runs: Runs) -> Runs:
         """A form's defaults, which its other settings have to equal: opened again, if an earlier tuning measured them.
@@ -232,12 +324,12 @@ class Tuning:
     def reference(self) -> Runs:
         """The default backend with its defaults."""
         if self._reference is None:
-            self._reference = self._open(self.space.forms[0].candidate())
+            self._reference = self._open(self._default())
         return self._reference
 
     def runs(self, candidate: Candidate) -> Runs:
         """A candidate, opened. Raises whatever it raises if it cannot run."""
-        return self.reference() if candidate == self.space.forms[0].candidate() else self._open(candidate)
+        return self.reference() if candidate == self._default() else self._open(candidate)
 
     def _open(self, candidate: Candidate) -> Runs:
         runner, graphs = self.runners[candidate.runner], self.program.graphs

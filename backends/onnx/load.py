@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sleepc.backends.export_files import ExportForm, FilesExport, load_export
 from sleepc.backends.onnx.installed import missing_runtime
 from sleepc.backends.onnx.manifest import FORMAT, MANIFEST, ExportManifest
+from sleepc.backends.onnx.pages import in_large_pages, large_pages_here
 from sleepc.backends.tunable import Setting, Tunable, available_threads, check_settings, threads_of
 from sleepc.errors import UsageError
 from sleepc.runtime.arguments import typed
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from sleepc.backends.onnx.steps import OnnxSteps
 
 FORM = ExportForm("onnx", "ONNX", MANIFEST, FORMAT)
-PIECES = (32, 64, 128, 256, 512)  # numbers of tokens that are tried
+PIECES = (64, 128, 256)  # numbers of tokens that are tried: others were slower, or as fast in more memory
 
 
 @dataclass
@@ -40,7 +42,8 @@ class OnnxProgram(FilesExport):
         """See `Export.tuned_steps`."""
         check_settings("an export", tunables() if device == "cpu" else (), settings)
         threads, spins = int(settings.get("threads", 0)) or None, bool(settings.get("spins", True))
-        steps = self._steps(device, dtype, threads=threads, spins=spins)
+        with in_large_pages() if settings.get("pages") == "large" else nullcontext():
+            steps = self._steps(device, dtype, threads=threads, spins=spins)
         steps.piece = int(settings.get("piece", steps.piece))
         return steps
 
@@ -72,7 +75,8 @@ def tunables() -> tuple[Tunable, ...]:
     pieces = (PIECE, *(piece for piece in PIECES if piece != PIECE))
     waits = Tunable("spins", (True, False), "threads look for work all the time while they wait")
     threads = threads_of(available_threads())
-    return (threads, waits, Tunable("piece", pieces, "tokens that are read at once"))
+    large = (Tunable("pages", ("small", "large"), "pages of memory that hold weights"),) if large_pages_here() else ()
+    return (threads, waits, Tunable("piece", pieces, "tokens that are read at once"), *large)
 
 
 def require_runtime() -> None:

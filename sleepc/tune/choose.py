@@ -12,6 +12,7 @@ from sleepc.backends.table import find_runner, runners
 from sleepc.tune.record import Entry, Figures, Limits
 
 EQUAL = 1e-3  # error of logits, as a share of their scale, up to which the same is computed in float32
+TIE = 0.02  # share of time that is given for fewer settings, where noise is as large
 AXES = ("decode_ms", "read_ms", "pause_ms", "memory")
 
 
@@ -47,17 +48,27 @@ def choose(entries: Iterable[Entry], limits: Limits) -> Selection:
 
 
 def best(entries: Sequence[Entry]) -> Entry | None:
-    """The one whose worse ratio, of decode or of reading, to the best there is is smallest; then the sum of both."""
-    if not entries:
+    """The one whose worse ratio, of decode or of reading, to the best there is is smallest; then the sum of both. Of
+    those that are as good as that, as far as TIE and their spread say, the one with the fewest settings.
+    """
+    regrets = regrets_of(entries)
+    if not regrets:
         return None
-    decode = min(_of(each).decode_ms for each in entries)
-    read = min(_of(each).read_ms for each in entries)
+    least = min(regrets)[0]
+    equals = [
+        (len(each.candidate.settings), regret, i)
+        for i, (each, regret) in enumerate(zip(entries, regrets, strict=True))
+        if regret[0] <= least * (1 + min(TIE, _of(each).spread))
+    ]
+    return entries[min(equals)[2]]
 
-    def regret(entry: Entry) -> tuple[float, float]:
-        ratios = _ratio(_of(entry).decode_ms, decode), _ratio(_of(entry).read_ms, read)
-        return max(ratios), sum(ratios)
 
-    return min(entries, key=regret)
+def regrets_of(entries: Sequence[Entry]) -> list[tuple[float, float]]:
+    """Of each the worse ratio, of decode or of reading, to the best of all, and the sum of both ratios."""
+    decode = min((_of(each).decode_ms for each in entries), default=0.0)
+    read = min((_of(each).read_ms for each in entries), default=0.0)
+    ratios = [(_ratio(_of(each).decode_ms, decode), _ratio(_of(each).read_ms, read)) for each in entries]
+    return [(max(pair), sum(pair)) for pair in ratios]
 
 
 def front(entries: Sequence[Entry]) -> list[Entry]:

@@ -1,7 +1,8 @@
-"""How long steps take, in turns with a reference that computes the same. Imports no torch.
+"""How long steps take, in turns with others that compute the same. Imports no torch.
 
 A round reads a text in one call, then tokens one by one, sleeps over a whole window, and reads a few more: what a
-session does, on any window. The first round of each is not timed, and its logits are compared.
+session does, on any window. The first round of each is not timed, and its logits are compared. Of two that take turns,
+every round gives a ratio: what slows down both of its halves is not in it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from sleepc.tune.record import Figures, WrongLogits
 
 CALL = 256  # tokens of the call at most: if the window is shorter, those that fill it with those that are read alone
 ALONE = 8  # tokens that are read one by one before the sleep, and after it
-ROUNDS = 5
-LEAST, PATIENCE = 2, 30.0  # rounds at least, and seconds after which no other begins
+ROUNDS = 15
+LEAST, PATIENCE = 3, 30.0  # rounds at least, and seconds after which no other begins
+EXACT = 0.015  # spread of a ratio at which no more rounds are needed
+CLEAR = 1.1  # nor are they where every ratio of a token, or of reading, is farther than this from 1
+SLEEPS = 25  # of a replay
 
 
 @dataclass
@@ -30,6 +34,31 @@ class Times:
     decode: list[float] = field(default_factory=list)
     read: list[float] = field(default_factory=list)
     pause: list[float] = field(default_factory=list)
+
+    def of_rounds(self, kind: str) -> list[float]:
+        """The median of each round, of which there are as many as calls."""
+        found: list[float] = getattr(self, kind)
+        size = len(found) // len(self.read)
+        return [median(found[at : at + size]) for at in range(0, len(found), size)]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of ratios of rounds, and an interval that has the true one in 95 of 100 cases, if there are five."""
+
+    value: float
+    least: float
+    most: float
+
+    @property
+    def spread(self) -> float:
+        """How far it may be off, as a share."""
+        return max(self.most / self.value, self.value / self.least) - 1
+
+    @property
+    def clear(self) -> bool:
+        """Is it certainly far from 1?"""
+        return self.least > CLEAR or self.most < 1 / CLEAR
 
 
 class Runs:
@@ -53,6 +82,21 @@ class Runs:
         times.pause.append(_timed(session.sleep))
         found += [self._alone(session, token, times.decode) for token in alone[ALONE:]]
         return np.concatenate(found)
+
+    def replay(self, sleeps: int = SLEEPS) -> tuple[list[float], int]:
+        """Read on and on, as a session does: seconds of every sleep over a whole window, of which there are so many or
+        fewer on a slow machine, and the most bytes that the state had.
+        """
+        session, window, most = Session(self.steps), self.steps.window, 0
+        session.defers = True
+        text, pauses = np.resize(self.tokens, window).tolist(), []
+        for _ in _turns(sleeps):
+            for at in range(0, window, self.call):
+                session.feed(text[at : at + self.call], logits="none")
+            pauses.append(_timed(session.sleep))
+            state = self.steps.to_named_arrays(session.snapshot().state)
+            most = max(most, sum(array.nbytes for array in state.values()))
+        return pauses, most
 
     def _fill(self, session: Session) -> None:
         """Let the window lack just the tokens that are read alone: a long one is read once, and then a copy."""
@@ -82,18 +126,20 @@ def call_of(window: int) -> int:
 
 
 def figures(runs: Runs, reference: Runs, level: Figures | None, rounds: int = ROUNDS) -> Figures:
-    """Times of `runs` as they are relative to the reference's in the same minutes, at the level of the reference's
+    """Times of `runs` as they are relative to the reference's in the same rounds, at the level of the reference's
     figures of another time (`level`), if there are any: other processes slow down both.
     """
+    ours, theirs = Times(), Times()
     if runs is reference:
         for _ in _turns(rounds):
-            reference.round(reference.times)
-        return _figures(reference.times, None, None, reference.memory)
-    ours, theirs = Times(), Times()
-    for _ in _turns(rounds):
-        reference.round(theirs)
-        runs.round(ours)
-    return _figures(ours, theirs, level, runs.memory).model_copy(update={"error": difference(runs, reference)})
+            runs.round(ours)
+        return _figures(ours, ours, None, runs.memory)
+    for turn in _turns(rounds):
+        for each, times in ((runs, ours), (reference, theirs))[:: 1 if turn % 2 else -1]:
+            each.round(times)
+        if turn + 1 >= LEAST and _enough(ours, theirs):
+            break
+    return _figures(ours, theirs, level, runs.memory)
 
 
 def _turns(rounds: int) -> Iterator[int]:
@@ -103,6 +149,21 @@ def _turns(rounds: int) -> Iterator[int]:
         if turn >= LEAST and time.monotonic() - started > PATIENCE:
             return
         yield turn
+
+
+def _enough(ours: Times, theirs: Times) -> bool:
+    """Is one of both certainly faster, or are both ratios known well enough?"""
+    found = ratio(ours, theirs, "decode"), ratio(ours, theirs, "read")
+    return any(each.clear for each in found) or (len(ours.read) >= 5 and all(each.spread <= EXACT for each in found))
+
+
+def ratio(ours: Times, theirs: Times, kind: str) -> Ratio:
+    """Of times of a kind (a field of Times) in the same rounds. The interval is that of a median by order statistics,
+    which assume nothing of how ratios are distributed: it leaves out some of the least and as many of the largest.
+    """
+    found = sorted(a / b for a, b in zip(ours.of_rounds(kind), theirs.of_rounds(kind), strict=True))
+    out = max(int(len(found) / 2 - 0.98 * len(found) ** 0.5), 0)
+    return Ratio(median(found), found[out], found[-1 - out])
 
 
 def difference(runs: Runs, other: Runs) -> float:
@@ -115,23 +176,27 @@ def difference(runs: Runs, other: Runs) -> float:
     return float(np.abs(runs.logits.astype(np.float64) - other.logits).max()) / scale
 
 
-def _figures(ours: Times, theirs: Times | None, level: Figures | None, memory: int) -> Figures:
-    def at(kind: str, name: str, share: float | None = None) -> float:
-        """Milliseconds: the median, or a quantile, at the reference's level."""
+def _figures(ours: Times, theirs: Times, level: Figures | None, memory: int) -> Figures:
+    ratios = {kind: ratio(ours, theirs, kind) for kind in ("decode", "read", "pause")}
+
+    def at(kind: str) -> float:
+        """Milliseconds at the reference's level, or as they were."""
+        if level is None:
+            return 1e3 * median(ours.of_rounds(kind))
+        return ratios[kind].value * float(getattr(level, f"{kind}_ms"))
+
+    def slowest(kind: str) -> float:
         own: list[float] = getattr(ours, kind)
-        found = 1e3 * (median(own) if share is None else float(np.quantile(own, share)))
-        if theirs is None or level is None:
-            return found
-        other: list[float] = getattr(theirs, kind)
-        return found * float(getattr(level, name)) / (1e3 * median(other))
+        return at(kind) * float(np.quantile(own, 0.99)) / median(own)
 
     return Figures(
-        decode_ms=at("decode", "decode_ms"),
-        decode_p99_ms=at("decode", "decode_ms", 0.99),
-        read_ms=at("read", "read_ms"),
-        pause_ms=at("pause", "pause_ms"),
-        pause_p99_ms=at("pause", "pause_ms", 0.99),
+        decode_ms=at("decode"),
+        decode_p99_ms=slowest("decode"),
+        read_ms=at("read"),
+        pause_ms=at("pause"),
+        pause_p99_ms=slowest("pause"),
         memory=memory,
+        spread=max(ratios["decode"].spread, ratios["read"].spread),
     )
 
 

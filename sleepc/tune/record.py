@@ -34,12 +34,15 @@ MOST = 2000  # entries of a file; older ones go first
 AGAIN = "`sleepc tune ARTIFACT` measures again."
 KIND = FileKind("tuning record", 1, 16 << 20, "tune again", AGAIN)
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Words = Annotated[str, Field(max_length=2000)]
 
 
 class Figures(Strict):
     """Milliseconds, by medians: of a token that is read alone (and its 99th percentile), of a token of a call of many,
-    of a sleep (and its 99th percentile). `memory`: bytes of weights and of one row's state. `error`: the largest
-    difference of logits from the reference, as a share of their scale. `predicted`: nothing was measured.
+    of a sleep (and its 99th percentile). `memory`: bytes of weights and of one row's state. `spread`: how far the time
+    of a token, alone or in a call, may be off, as a share. `sleeps`: of a replay of the schedule, which the pause's
+    percentile and the memory are of then. `error`: the largest difference of logits from the reference, as a share of
+    their scale. `predicted`: nothing was measured.
     """
 
     decode_ms: Number
@@ -48,6 +51,8 @@ class Figures(Strict):
     pause_ms: Number
     pause_p99_ms: Number
     memory: Annotated[int, Field(ge=0)]
+    spread: Number = 0
+    sleeps: Annotated[int, Field(ge=0)] = 0
     error: Number = 0
     predicted: bool = False
 
@@ -67,14 +72,16 @@ class WrongLogits(SleepcError):
 
 class Entry(Strict):
     """A candidate's figures, or the reason why it has none, and whether that is `wrong` logits: other failures, such as
-    a full disk, may pass. `at` is when that was (seconds since 1970).
+    a full disk, may pass. `beside` has the words of those that it took turns with. `at` is when that was (seconds since
+    1970).
     """
 
     key: Key
     candidate: Candidate
     figures: Figures | None
-    reason: Annotated[str, Field(max_length=2000)] = ""
+    reason: Words = ""
     wrong: bool = False
+    beside: Annotated[tuple[Words, ...], Field(max_length=100)] = ()
     at: Number = 0
 
 

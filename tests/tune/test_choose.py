@@ -65,6 +65,18 @@ def test_what_is_chosen(limits: Limits, chosen: Entry | None, order: int) -> Non
     assert found.entry is wanted
 
 
+@pytest.mark.parametrize(
+    ("faster", "spread", "wins"), [(0.99, 0.02, False), (0.99, 0.005, True), (0.95, 0.5, True), (1.0, 0.0, False)]
+)
+def test_what_is_as_good_goes_to_the_defaults(faster: float, spread: float, wins: bool) -> None:
+    default, changed = entry("a", (1, 1, 1, 1)), entry("a", (faster, faster, 1, 1))
+    assert default.figures is not None
+    default = default.model_copy(update={"figures": default.figures.model_copy(update={"spread": spread})})
+    changed = changed.model_copy(update={"candidate": Candidate(runner="a", settings={"threads": 1})})
+    for order in (1, -1):
+        assert choose([changed, default][::order], Limits()).entry is (changed if wins else default)
+
+
 def test_the_front_has_what_nothing_beats() -> None:
     assert front(ALL[:-1]) == [SLOW, TOKENS, READS, BOTH]
     assert front([BOTH, BOTH.model_copy()]) == [BOTH]

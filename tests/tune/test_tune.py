@@ -94,7 +94,7 @@ def test_each_way_is_used(artifact: Path, fast: str, capsys: pytest.CaptureFixtu
         pytest.skip("it does not run here")
     for name, form in forms.items():
         key, ms = tuning._key(name), 1 if name == fast else 2
-        figures = Figures(decode_ms=ms, decode_p99_ms=ms, read_ms=ms, pause_ms=ms, pause_p99_ms=ms, memory=1)
+        figures = of_ms(ms, ms)
         keep(tuning.paths, [Entry(key=key, candidate=form.candidate({"threads": 1}), figures=figures)], None, print)
     chosen, asked = (forms[name].candidate({"threads": 1}).words() for name in (fast, DEFAULT))
     for options, words in (((), chosen), (("--backend", DEFAULT), asked), (("--backend", fast), chosen)):
@@ -109,7 +109,7 @@ def test_exports_are_written_as_the_record_says(artifact: Path, capsys: pytest.C
     tuning = Tuning(sleepc.load(artifact), 0, lambda *_: None, print)
     (target,) = (each for each in tuning.space.forms if each.options)
     options = {**target.options, "ops": "portable"}
-    figures = Figures(decode_ms=1, decode_p99_ms=1, read_ms=1, pause_ms=1, pause_p99_ms=1, memory=1)
+    figures = of_ms(1)
     key, candidate = tuning._key(target.runner), Candidate(runner=target.runner, options=options)
     keep(tuning.paths, [Entry(key=key, candidate=candidate, figures=figures)], None, print)
     runner, said = find_runner(target.runner), []
@@ -211,7 +211,7 @@ def test_changes_of_what_is_slow_are_not_tried(artifact: Path, monkeypatch: pyte
 
     def figures_of(candidate: Candidate) -> Figures:
         ms = taken.get(candidate.words(), 1.0)
-        return Figures(decode_ms=ms, decode_p99_ms=ms, read_ms=ms, pause_ms=ms, pause_p99_ms=ms, memory=1)
+        return of_ms(ms)
 
     monkeypatch.setattr(tuning, "_figures", figures_of)
     tuned = tuning.run(Limits())
@@ -219,6 +219,61 @@ def test_changes_of_what_is_slow_are_not_tried(artifact: Path, monkeypatch: pyte
     assert [each.words() for each in tried if each.runner == DEFAULT] == [DEFAULT]
     assert len(tried) == 3
     assert (Candidate(runner=DEFAULT), tuning_module.SLOWER) in tuned.left_out
+
+
+def of_ms(ms: float, pause: float = 1.0) -> Figures:
+    return Figures(decode_ms=ms, decode_p99_ms=ms, read_ms=ms, pause_ms=pause, pause_p99_ms=pause, memory=1)
+
+
+def test_what_is_near_is_measured_beside_the_choice(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By noise the second was slower than the fourth, beside another; a second run has nothing to do."""
+    times = [[1.1], [1.0, 0.85], [0.99], [0.9]]
+    taken: dict[str, list[float]] = {}
+
+    def figures_of(tuning: Tuning, candidate: Candidate) -> Figures:
+        return of_ms(taken.setdefault(candidate.words(), times[len(taken) % 4]).pop(0))
+
+    monkeypatch.setattr(Tuning, "_figures", figures_of)
+    tunings = [Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print) for _ in range(2)]
+    found = tunings[0].run(Limits())
+    names = list(taken)
+    assert found.choice.entry is not None
+    assert found.choice.entry.candidate.words() == names[1]
+    assert found.choice.entry.figures == of_ms(0.85)
+    assert found.choice.entry.beside == (names[0], names[3])
+    assert (len(found.measured), sum(map(len, times))) == (4, 0)
+    assert not tunings[1].run(Limits()).measured
+
+
+def test_a_choice_is_replayed_and_dropped_if_it_breaks_a_limit(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def figures_of(tuning: Tuning, candidate: Candidate) -> Figures:
+        order.append(candidate.words())
+        return of_ms(float(len(order)))
+
+    replays = iter([([0.009, 0.2], 5), ([0.003, 0.005], 7)])
+    monkeypatch.setattr(Tuning, "_figures", figures_of)
+    monkeypatch.setattr(measure.Runs, "replay", lambda runs: next(replays))
+    program = sleepc.load(artifact)
+    tuned = Tuning(program, time.monotonic() + 99, lambda *_: None, print).run(Limits(pause_ms=10))
+    known = {each.candidate.words(): each.figures for each in tuned.entries}
+    first, second = known[order[0]], known[order[1]]
+    assert first is not None
+    assert second is not None
+    assert (first.sleeps, second.sleeps, second.pause_p99_ms) == (2, 2, pytest.approx(4.98))
+    assert first.pause_p99_ms > 10
+    assert tuned.choice.entry is not None
+    assert tuned.choice.entry.candidate.words() == order[1]
+    again = Tuning(program, time.monotonic() + 99, lambda *_: None, print).run(Limits(pause_ms=10))
+    assert (again.measured, again.choice.entry) == ([], tuned.choice.entry)
+
+
+def test_a_replay_has_the_bytes_that_were_budgeted(artifact: Path) -> None:
+    program = sleepc.load(artifact)
+    tuning = Tuning(program, time.monotonic() + 99, lambda *_: None, print)
+    for form in tuning.space.forms:
+        assert tuning.runs(form.candidate()).replay(2)[1] == program.graphs.state_bytes()
 
 
 def test_what_was_measured_is_kept(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +332,7 @@ def test_failures_may_pass_but_wrong_logits_do_not(artifact: Path, monkeypatch: 
 def recorded(artifact: Path, settings: dict[str, bool | int | str]) -> None:
     """Have a record of one entry, by the default backend."""
     tuning = Tuning(sleepc.load(artifact), 0, lambda *_: None, print)
-    figures = Figures(decode_ms=1, decode_p99_ms=1, read_ms=1, pause_ms=1, pause_p99_ms=1, memory=1)
+    figures = of_ms(1)
     candidate = Candidate(runner=DEFAULT, settings=settings)
     keep(tuning.paths, [Entry(key=tuning._key(DEFAULT), candidate=candidate, figures=figures)], None, print)
 
