@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sleepc.backends.eager.steps import EagerSteps
     from sleepc.ir.program import ProgramGraphs
 
+OWN = ("delta_rule", "delta_rule_read", "replay")
+"""The operators that it has functions for."""
+
 
 class TritonBackend(EagerBackend):
     """EagerBackend, but for `delta_rule`, `delta_rule_read` and `replay`. In Triton's interpreter (TRITON_INTERPRET=1)
@@ -62,10 +65,7 @@ class TritonBackend(EagerBackend):
 
         from sleepc.backends.triton import delta_rule as operators
 
-        return {
-            getattr(torch.ops.sleepc, name).default: partial(getattr(operators, name), low=low)
-            for name in ("delta_rule", "delta_rule_read", "replay")
-        }
+        return {getattr(torch.ops.sleepc, name).default: partial(getattr(operators, name), low=low) for name in OWN}
 
     def steps_on(
         self,
@@ -81,9 +81,10 @@ class TritonBackend(EagerBackend):
 
         from sleepc.backends.eager.steps import EagerSteps
 
-        own = self._own(program.dtype)
-        if torch.device(device).type == "meta":
-            own = {each: each for each in own}
+        if torch.device(device).type == "meta":  # nothing is computed, so Triton need not be here
+            own = {getattr(torch.ops.sleepc, name).default: getattr(torch.ops.sleepc, name).default for name in OWN}
+        else:
+            own = self._own(program.dtype)
         kernels = {**super().kernels(train=train), **own}
         return EagerSteps(program, parameters, kernels, device=device, train=train, low=low)
 
