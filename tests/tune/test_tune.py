@@ -261,7 +261,8 @@ def test_a_choice_is_replayed_and_dropped_if_it_breaks_a_limit(artifact: Path, m
     first, second = known[order[0]], known[order[1]]
     assert first is not None
     assert second is not None
-    assert (first.sleeps, second.sleeps, second.pause_p99_ms) == (2, 2, pytest.approx(4.98))
+    assert (first.sleeps, second.sleeps) == (2, 2)
+    assert second.pause_p99_ms == pytest.approx(4.98)
     assert first.pause_p99_ms > 10
     assert tuned.choice.entry is not None
     assert tuned.choice.entry.candidate.words() == order[1]
