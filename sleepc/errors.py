@@ -30,13 +30,14 @@ REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
 class SleepcError(Exception):
     """A failure with its cause (`what`), its place (`where`: layer, file, option) and a remedy (`fix`), in the words of
-    Python; `on_command_line` are the same three in those of the command line.
+    Python; `on_command_line` are the same three in those of the command line. `input`, if there is one, is what another
+    program failed on, which --debug keeps.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.on_command_line = (what, where, fix)
+    def __init__(self, what: str, *, where: str = "", fix: str = "", input: str = "") -> None:
+        self.on_command_line, self.input = (what, where, fix), input
         self.what, self.where, self.fix = in_python(what), place_in_python(where), in_python(fix)
         place = f" ({self.where})" if where else ""
         super().__init__(f"{self.what}{place}" + (f"\n{self.fix}" if fix else ""))

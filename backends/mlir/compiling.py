@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sleepc.backends.mlir.devices import DEVICES
-from sleepc.backends.mlir.importing import DialectFunction, NotLowered
+from sleepc.backends.mlir.importing import DialectFunction, NotLowered, first_error
 
 SCOPE = "model"  # of the parameters' names
 
@@ -88,10 +87,5 @@ def compile_module(text: str, to: Path, device: str, arch: str) -> None:
             extra_args=["--iree-opt-level=O2", *flags, *found.more],
         )
     except CompilerToolError as error:
-        raise NotLowered(first_error(str(error).splitlines())) from error
-
-
-def first_error(lines: Iterable[str]) -> str:
-    """The first line of a compiler's output that says what is wrong, without its place."""
-    said = [line for line in lines if "error:" in line]
-    return re.sub(r"^.*?error: ", "", said[0])[:400] if said else "the compiler stopped without a word"
+        said = first_error(str(error).splitlines()) or "the compiler stopped without a word"
+        raise NotLowered(said, text) from error

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from sleepc.backends.mlir.decompositions import DECOMPOSITIONS
+from sleepc.backends.mlir.empties import without_empties
 from sleepc.backends.mlir.entries import EntryPoint
 
 # Passes of torch-mlir: from what its importer writes to the torch dialect as backends take it, and from there on.
@@ -27,11 +32,13 @@ NAMED = (r'name = "torch\.([\w.]+)"', r"'torch\.([\w.]+)'", r"torch\.ops\.([\w.]
 
 
 class NotLowered(Exception):
-    """What an operator or a pass could not be made of; `operator` as the compiler calls it, if it does."""
+    """What an operator or a pass could not be made of; `operator` as the compiler calls it, if it does, and the `text`
+    that it was given, if there is one.
+    """
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, said: str, text: str = "") -> None:
         found = next(filter(None, (re.search(each, said) for each in NAMED)), None)
-        self.operator, self.said = (found[1] if found else ""), said
+        self.operator, self.said, self.text = (found[1] if found else ""), said, text
         super().__init__(said)
 
 
@@ -80,6 +87,7 @@ def _exported(module: _Module, entry: EntryPoint) -> ExportedProgram:
         try:
             program = torch.export.export(module, tensors, strict=False)
             found: ExportedProgram = program.run_decompositions({**get_decomposition_table(), **DECOMPOSITIONS})
+            without_empties(found)
         except Exception as error:  # torch.export's errors have no class in common
             raise NotLowered(str(error) or type(error).__name__) from error
     return found
@@ -94,15 +102,39 @@ def _imported(program: ExportedProgram, name: str, dialect: str) -> str:
     from torch_mlir import ir
     from torch_mlir.dialects import torch as torch_dialect
     from torch_mlir.extras.fx_importer import FxImporter
-    from torch_mlir.passmanager import PassManager
 
     with ir.Context() as context:
         torch_dialect.register_dialect(context)
         importer = FxImporter(context=context)
         try:
             importer.import_frozen_program(program, func_name=name)
-            for passes in filter(None, (TORCH, DIALECTS[dialect])):
-                PassManager.parse(passes).run(importer.module.operation)
         except Exception as error:  # nor have torch-mlir's
             raise NotLowered(str(error)) from error
-        return str(importer.module)
+        text = str(importer.module)
+    for passes in filter(None, (TORCH, DIALECTS[dialect])):
+        text = lowered_text(passes, text)
+    return text
+
+
+def lowered_text(passes: str, text: str) -> str:
+    """The text after torch-mlir's passes, in a process of their own: some of their errors end it."""
+    command = [_opt(), f"--pass-pipeline={passes}"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = first_error(done.stderr.splitlines()) or f"torch-mlir's passes ended with {done.returncode}"
+        raise NotLowered(said, text)
+    return done.stdout
+
+
+@cache
+def _opt() -> str:
+    import torch_mlir
+
+    (folder,) = torch_mlir.__path__
+    return str(Path(folder) / "_mlir_libs" / "torch-mlir-opt")
+
+
+def first_error(lines: Iterable[str]) -> str:
+    """The first line of a compiler's output that says what is wrong, without its place; empty if none does."""
+    said = [line for line in lines if "error:" in line]
+    return re.sub(r"^.*?error: ", "", said[0])[:400] if said else ""

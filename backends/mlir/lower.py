@@ -105,8 +105,12 @@ def _lowered(
     except NotLowered as error:
         where = _blame(program, entry.name, chunk, style.dialect)
         what = f"{error.operator or 'an operator'} is not lowered to {style.dialect}"
-        fix = "--debug shows what the compiler said. An export for another runtime (--to) may have the operator."
-        raise SleepcError(what, where=f"{entry.name}, {where}" if where else entry.name, fix=fix) from error
+        fix = (
+            "--debug shows what the compiler said and keeps what it was given. An export for another runtime (--to) "
+            "may have the operator."
+        )
+        place = f"{entry.name}, {where}" if where else entry.name
+        raise SleepcError(what, where=place, fix=fix, input=error.text) from error
 
 
 def _blame(program: ProgramGraphs, name: str, chunk: int, dialect: str) -> str:
@@ -126,7 +130,8 @@ def _compile(text: str, to: Path, device: tuple[str, str], progress: Progress) -
         compile_module(text, to, name, arch)
     except NotLowered as error:
         what = f"IREE does not compile the program for {name}: {error.said}"
-        raise SleepcError(what, where=f"--iree {name}", fix="--debug shows all that it said.") from error
+        fix = "--debug shows all that it said and keeps what it was given."
+        raise SleepcError(what, where=f"--iree {name}", fix=fix, input=error.text) from error
 
 
 def _tensor(name: str, value: torch.Tensor) -> RowTensor:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 
 import typer
@@ -48,6 +49,14 @@ def tell(error: BaseException, *, as_json: bool = False) -> int:
     if as_json and not display.printed_json():
         display.print_json({"ok": False, "error": asdict(failure)})
     return exit_code
+
+
+def keep_input(error: BaseException) -> None:
+    """What another program failed on is put into a file of its own, whose place is told."""
+    if isinstance(error, SleepcError) and error.input:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="sleepc-", suffix=".txt", delete=False) as file:
+            file.write(error.input)
+        print(f"what it was given is kept in {file.name}", file=sys.stderr)
 
 
 def _failure(error: BaseException) -> tuple[int, Failure]:

@@ -24,7 +24,7 @@ from sleepc.cli.doctor import doctor
 from sleepc.cli.ending import Ended, endable
 from sleepc.cli.eval import evaluate
 from sleepc.cli.export import export_command
-from sleepc.cli.failure import INTERRUPTED, tell
+from sleepc.cli.failure import INTERRUPTED, keep_input, tell
 from sleepc.cli.inspect import inspect
 from sleepc.cli.run import run
 from sleepc.cli.tasks import tasks
@@ -64,7 +64,9 @@ def _print_version(wanted: bool) -> None:
 
 
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the full traceback of an error, and keep what a compiler failed on.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -93,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             traceback.print_exc()
+            keep_input(error)
         code = tell(error, as_json="--json" in options)
     sys.exit(code or 0)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sleepc.backends.mlir import importing
 from sleepc.backends.mlir.devices import DEVICES
 from sleepc.backends.mlir.steps import IreeSteps
 from sleepc.backends.mlir.target import TARGET
+from sleepc.cli.main import main
 from sleepc.errors import SleepcError, UsageError
 from tests.cli.models import run_here, save_model
 
@@ -103,12 +105,33 @@ def test_a_changed_file_is_refused(program: Program, tmp_path: Path) -> None:
 
 
 def test_an_operator_that_is_not_lowered_is_named_with_its_block(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And with --debug what the compiler was given is all that is kept."""
     monkeypatch.setattr(importing, "DECOMPOSITIONS", {})
-    with pytest.raises(SleepcError, match=r"aten.linalg_solve_triangular is not lowered .*\(sleep, block 0\)"):
-        program.export(tmp_path / "export", to="mlir", chunk=4)
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit, match="1"):
+        main(["export", str(program.path), "--to", "mlir", "--chunk", "4", "-o", str(tmp_path / "export"), "--debug"])
+    said, (kept,) = capsys.readouterr().err, tmp_path.iterdir()
+    assert "aten.linalg_solve_triangular is not lowered to linalg (sleep, block 0)" in said
+    assert f"kept in {kept}" in said
+    assert "aten.linalg_solve_triangular" in kept.read_text()
+
+
+def test_a_compiler_that_crashes_is_told() -> None:
+    view = "%2 = torch.aten.view %0, %1 : !torch.vtensor<[2,0],f32>, !torch.list<int> -> !torch.vtensor<[1,2,0],f32>"
+    text = f"""
+        func.func @f(%0: !torch.vtensor<[2,0],f32>) -> !torch.vtensor<[1,2,0],f32> {{
+          %none = torch.constant.int 0
+          %one = torch.constant.int 1
+          %two = torch.constant.int 2
+          %1 = torch.prim.ListConstruct %one, %two, %none : (!torch.int, !torch.int, !torch.int) -> !torch.list<int>
+          {view}
+          return %2 : !torch.vtensor<[1,2,0],f32>
+        }}"""
+    with pytest.raises(importing.NotLowered, match="ended") as caught:
+        importing.lowered_text(importing.DIALECTS["linalg"], text)
+    assert caught.value.text == text
 
 
 @pytest.mark.slow

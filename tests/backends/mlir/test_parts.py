@@ -14,6 +14,7 @@ from sleepc.backends import processor
 from sleepc.backends.mlir import installed
 from sleepc.backends.mlir.decompositions import solve_triangular, stable_sort
 from sleepc.backends.mlir.devices import features_for
+from sleepc.backends.mlir.empties import without_empties
 from sleepc.backends.mlir.load import FORM, MlirProgram
 from sleepc.backends.mlir.manifest import ModuleManifest
 from sleepc.backends.mlir.target import TARGET, IreeOptions
@@ -47,6 +48,22 @@ def test_sorting_leaves_ties_as_they_stand(descending: bool, dim: int) -> None:
     found = stable_sort(values, stable=True, dim=dim, descending=descending)
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1])
+
+
+def test_no_operator_is_left_with_tensors_without_elements() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            nothing = x[:, :0]
+            return torch.cat([nothing.view(2, 0) * 2, x], 1), nothing @ y[:0], x @ y, nothing.exp()
+
+    x, y = torch.rand(2, 3), torch.rand(3, 4)
+    program = torch.export.export(Module(), (x, y)).run_decompositions()
+    without_empties(program)
+    calls = [node for node in program.graph.nodes if node.op == "call_function" and "full" not in str(node.target)]
+    assert not [node for node in calls if 0 in node.meta["val"].shape]
+    assert not [node for node in calls for each in node.all_input_nodes if 0 in each.meta["val"].shape]
+    for found, wanted in zip(program.module()(x, y), Module()(x, y), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_weights_are_the_parameters_and_can_be_mapped(tmp_path: Path) -> None:
