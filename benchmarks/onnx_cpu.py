@@ -1,6 +1,7 @@
-"""Exports against onnxruntime-genai on CPU: milliseconds per token, prefill, memory.
+"""Exports against onnxruntime-genai on CPU: milliseconds per token, prefill, loading, memory.
 
-The same checkpoint, exported by sleepc and by genai's own builder; each runs in a process of its own on as many
+The same checkpoint, exported by sleepc and by genai's own builder, in fp32 also for IREE if it is installed ("iree",
+whose `iree_ratio` is to ONNX Runtime's time); each runs in a process of its own on as many
 threads (`--threads`, two by default; genai's by its session options). They take turns, a few tokens at a time, and
 medians are compared; both read the whole context, of random tokens. genai lives in an environment of its own, made
 under build/ the first time (`--genai-env` names another one).
@@ -26,17 +27,19 @@ from typing import Any
 import genai
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, numbers, report
 
+from sleepc.backends.table import find_target
 from sleepc.hf.resolve import Checkpoint
 
 COLUMNS = (
     *("precision", "context", "sleepc_ms", "sleepc_ms_with_sleep", "genai_ms", "ratio", "target"),
-    *("sleepc_rss_mb", "genai_rss_mb"),
+    *("sleepc_rss_mb", "genai_rss_mb", "iree_ms", "iree_ms_with_sleep", "iree_ratio", "iree_target", "iree_rss_mb"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 BURST = 8  # tokens of one before the other's turn
 DECODE = {("int4", 256): 1.3, ("int4", 4096): 0.35, ("int4", 8000): 0.25}
 PREFILL = {("int4", 4096): 0.6}
 RSS_MB = {"int4": 400}
+IREE_DECODE = 1.5  # of ONNX Runtime's
 GENAI = ("fp32", "int4", "int8")  # of its builder's precisions for CPU, those that sleepc has, too
 
 
@@ -112,28 +115,35 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path, precision: str) -> Iterator[Row]:
     """The rows of a precision: the exports, what they hold when loaded, prefill, decode at each context."""
-    ours, theirs = (options.work / name for name in (f"sleepc-{precision}-{options.window}", f"genai-{precision}"))
-    made: Row = {"kind": "export", "precision": precision}
-    if not (options.keep and ours.is_dir()):
-        made |= sleepc(
-            *("export", str(artifact), "--to", "onnx", "--precision", precision, "-o", str(ours), "--force"),
-        )
+    theirs, made, vocab = options.work / f"genai-{precision}", {}, checkpoint.config["vocab_size"]
     with ExitStack() as stack:
-        vocab = checkpoint.config["vocab_size"]
-        workers = {"sleepc": Worker(sys.executable, "sleepc", ours, options.threads, vocab)}
+        workers = {}
+        for name, how in ours(precision).items():
+            folder = options.work / f"{name}-{precision}-{options.window}"
+            if not (options.keep and folder.is_dir()):
+                made |= sleepc("export", str(artifact), *how, "-o", str(folder), "--force", name=name)
+            workers[name] = Worker(sys.executable, "sleepc", folder, options.threads, vocab)
         if not options.no_genai and precision in GENAI:
             python = genai.python_of(options.genai_env)
             made |= genai.build(python, checkpoint, precision, theirs)
             workers["genai"] = Worker(str(python), "genai", theirs, options.threads, vocab)
         for worker in workers.values():
             stack.enter_context(worker)
-        yield made
+        yield {"kind": "export", "precision": precision, **made}
         for name, worker in workers.items():
             yield {"kind": "loaded", "precision": precision, "system": name, **worker.loaded}
         yield prefill(workers, precision, options.prefill)
         yield from decode(workers, precision, options.contexts, options.tokens)
         for name, worker in workers.items():
             yield peak(worker, name, precision)
+
+
+def ours(precision: str) -> dict[str, tuple[str, ...]]:
+    """How the exports of a precision are asked for, by what they are called here."""
+    found = {"sleepc": ("--to", "onnx", "--precision", precision)}
+    if precision == "fp32" and find_target("mlir").missing() is None:
+        found["iree"] = ("--to", "mlir")
+    return found
 
 
 def prefill(workers: dict[str, Worker], precision: str, tokens: int) -> Row:
@@ -150,8 +160,9 @@ def decode(workers: dict[str, Worker], precision: str, contexts: list[int], coun
     """Milliseconds per token after each context, in turns; a context goes on from the one before."""
     for worker in workers.values():
         worker.ask("start", room=contexts[-1] + count + BURST)
-    asleep = workers["sleepc"].ask("sleep")["ms"]
-    workers["sleepc"].ask("start", room=0)
+    asleep = {name: worker.ask("sleep")["ms"] for name, worker in workers.items() if name != "genai"}
+    for name in asleep:
+        workers[name].ask("start", room=0)
     window = workers["sleepc"].loaded["window"]
     read = 0
     for context in contexts:
@@ -166,13 +177,17 @@ def decode(workers: dict[str, Worker], precision: str, contexts: list[int], coun
                 row[f"{name}_rss_mb"] = answer["rss_mb"]
         read = context + len(times["sleepc"])
         row |= {f"{name}_ms": median(found) for name, found in times.items()}
-        row |= {"sleep_ms": asleep, "sleepc_ms_with_sleep": row["sleepc_ms"] + asleep / window}
+        row["sleep_ms"] = asleep
+        row |= {f"{name}_ms_with_sleep": row[f"{name}_ms"] + ms / window for name, ms in asleep.items()}
         yield row | _ratio(row, "ms", DECODE.get((precision, context)))
 
 
 def _ratio(row: Row, unit: str, target: float | None) -> Row:
-    theirs = row.get(f"genai_{unit}")
-    return {"ratio": row[f"sleepc_{unit}"] / theirs if theirs else None, "target": target}
+    theirs, iree = row.get(f"genai_{unit}"), row.get(f"iree_{unit}")
+    found: Row = {"ratio": row[f"sleepc_{unit}"] / theirs if theirs else None, "target": target}
+    if iree:
+        found |= {"iree_ratio": iree / row[f"sleepc_{unit}"], "iree_target": IREE_DECODE if unit == "ms" else None}
+    return found
 
 
 def peak(worker: Worker, name: str, precision: str) -> Row:
@@ -181,8 +196,8 @@ def peak(worker: Worker, name: str, precision: str) -> Row:
     return {"kind": "memory", "precision": precision, "system": name, "target": target, **worker.ask("start", room=1)}
 
 
-def sleepc(*arguments: str) -> Row:
-    """Run sleepc's command line; seconds, and resident memory at its peak."""
+def sleepc(*arguments: str, name: str = "sleepc") -> Row:
+    """Run sleepc's command line; seconds, and resident memory at its peak, as those of `name`."""
     console.log("sleepc " + " ".join(arguments[:1]))
     started = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -191,7 +206,9 @@ def sleepc(*arguments: str) -> Row:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"sleepc {arguments[0]} exited with {child.returncode}; what it said is above")
-    return {"sleepc_seconds": time.perf_counter() - started, "sleepc_peak_mb": usage.ru_maxrss * 1024 / 1e6}
+    processor = usage.ru_utime + usage.ru_stime
+    seconds = {f"{name}_seconds": time.perf_counter() - started, f"{name}_cpu_seconds": processor}
+    return seconds | {f"{name}_peak_mb": usage.ru_maxrss * 1024 / 1e6}
 
 
 if __name__ == "__main__":

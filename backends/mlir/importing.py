@@ -18,11 +18,11 @@ from sleepc.backends.mlir.decompositions import DECOMPOSITIONS
 from sleepc.backends.mlir.empties import without_empties
 from sleepc.backends.mlir.entries import EntryPoint
 
-# Passes of torch-mlir: from what its importer writes to the torch dialect as backends take it, and from there on.
+# Passes of torch-mlir: from what its importer writes to the torch dialect as backends take it, and from there to what
+# is compiled.
 TORCH = "builtin.module(func.func(torch-match-quantized-custom-ops), torchdynamo-export-to-torch-backend-pipeline)"
 DIALECTS = {
     "linalg": "builtin.module(torch-backend-to-linalg-on-tensors-backend-pipeline)",
-    "torch": "",
     "stablehlo": "builtin.module(torch-backend-to-stablehlo-backend-pipeline)",
 }
 
@@ -44,10 +44,13 @@ class NotLowered(Exception):
 
 @dataclass(frozen=True)
 class DialectFunction:
-    """A function in a dialect, and what goes in and out, by name: first the parameters, then the inputs."""
+    """A function in a dialect that is compiled, and in the torch dialect, from which it was made; and what goes in and
+    out, by name: first the parameters, then the inputs.
+    """
 
     name: str
     text: str
+    torch_text: str
     parameters: dict[str, Tensor]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
@@ -70,11 +73,13 @@ class _Module(nn.Module):
 
 
 def function_of(entry: EntryPoint, dialect: str) -> DialectFunction:
-    """An entry in a dialect. Raises NotLowered for what PyTorch's exporter or torch-mlir do not take."""
+    """An entry in a dialect of DIALECTS. Raises NotLowered for what PyTorch's exporter or torch-mlir do not take."""
     names: list[str] = []
     program = _exported(_Module(entry, names), entry)
     outputs = dict(zip(names, _results(program), strict=True))
-    return DialectFunction(entry.name, _imported(program, entry.name, dialect), entry.parameters, entry.inputs, outputs)
+    torch_text = lowered_text(TORCH, _imported(program, entry.name))
+    text = lowered_text(DIALECTS[dialect], torch_text)
+    return DialectFunction(entry.name, text, torch_text, entry.parameters, entry.inputs, outputs)
 
 
 def _exported(module: _Module, entry: EntryPoint) -> ExportedProgram:
@@ -98,7 +103,7 @@ def _results(program: ExportedProgram) -> list[Tensor]:
     return [node.meta["val"] for node in output.args[0]]
 
 
-def _imported(program: ExportedProgram, name: str, dialect: str) -> str:
+def _imported(program: ExportedProgram, name: str) -> str:
     from torch_mlir import ir
     from torch_mlir.dialects import torch as torch_dialect
     from torch_mlir.extras.fx_importer import FxImporter
@@ -110,10 +115,7 @@ def _imported(program: ExportedProgram, name: str, dialect: str) -> str:
             importer.import_frozen_program(program, func_name=name)
         except Exception as error:  # nor have torch-mlir's
             raise NotLowered(str(error)) from error
-        text = str(importer.module)
-    for passes in filter(None, (TORCH, DIALECTS[dialect])):
-        text = lowered_text(passes, text)
-    return text
+        return str(importer.module)
 
 
 def lowered_text(passes: str, text: str) -> str:

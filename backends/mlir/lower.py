@@ -30,14 +30,14 @@ MODULE = "program.vmfb"
 @dataclass(frozen=True)
 class ModuleStyle:
     """How files are written: tokens of a chunk, the device beside this processor (or CPU) and its architecture, the
-    dialect that is compiled, and whether its text is kept.
+    dialect that is compiled, and of which dialect the texts are kept: of that one, or of torch, from which it is made.
     """
 
     chunk: int = 16
     device: str = CPU
     arch: str = ""
     dialect: str = "linalg"
-    keep_text: bool = False
+    emit: str = ""
 
 
 def write_files(
@@ -54,10 +54,11 @@ def write_files(
     others = [] if style.device == CPU else [f"program.{style.device}.vmfb"]
     for name in others:
         _compile(text, folder / name, (style.device, style.arch), progress)
-    texts = {f.name: f"{f.name}.{style.dialect}.mlir" for f in functions} if style.keep_text else {}
+    texts = {f.name: f"{f.name}.{style.emit}.mlir" for f in functions} if style.emit else {}
     for function in functions:
         if texts:
-            (folder / texts[function.name]).write_text(function.text)
+            text = function.text if style.emit == style.dialect else function.torch_text
+            (folder / texts[function.name]).write_text(text)
     return ModuleManifest(
         sleepc=__version__,
         identity=identity,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sleepc.passes.base import Stage
     from sleepc.runtime.steps import Steps
 
-DIALECTS = ("linalg",)
+DIALECTS = ("linalg", "torch", "stablehlo")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class IreeOptions:
         CPU, f"What IREE compiles for: {', '.join(DEVICES)}. Code for other devices than the CPU is added, and not run."
     )
     arch: str = option("", "The architecture of that device: sm_86, gfx942, x86-64-v3, host …")
-    emit: str = option("", "Keep the functions' text too, in the dialect linalg.")
+    emit: str = option("", f"Keep the functions' text too, in a dialect: {', '.join(DIALECTS)}.")
     chunk: int = option(16, "Tokens that are read at once.")
 
 
@@ -122,7 +122,8 @@ def style_of(options: IreeOptions) -> ModuleStyle:
     from sleepc.backends.mlir.lower import ModuleStyle
 
     arch = options.arch or next(iter(DEVICES[options.iree].known), "")
-    return ModuleStyle(options.chunk, options.iree, arch, options.emit or DIALECTS[0], bool(options.emit))
+    compiled = "stablehlo" if options.emit == "stablehlo" else "linalg"
+    return ModuleStyle(options.chunk, options.iree, arch, compiled, options.emit)
 
 
 def _check_arch(options: IreeOptions) -> None:

@@ -17,11 +17,15 @@ import pytest
 import sleepc
 from sleepc.api import Program
 from sleepc.backends.mlir import importing
+from sleepc.backends.mlir.compiling import compile_module, join
 from sleepc.backends.mlir.devices import DEVICES
+from sleepc.backends.mlir.entries import entries_of
+from sleepc.backends.mlir.importing import function_of
 from sleepc.backends.mlir.steps import IreeSteps
 from sleepc.backends.mlir.target import TARGET
 from sleepc.cli.main import main
 from sleepc.errors import SleepcError, UsageError
+from sleepc.exporting import lower
 from tests.cli.models import run_here, save_model
 
 pytestmark = pytest.mark.skipif(TARGET.missing() is not None, reason=str(TARGET.missing()))
@@ -134,14 +138,39 @@ def test_a_compiler_that_crashes_is_told() -> None:
     assert caught.value.text == text
 
 
+@pytest.fixture(scope="module")
+def text(program: Program) -> str:
+    """The module of a tiny program."""
+    _, lowered = lower(program.graphs, TARGET.lowering(program.graphs, TARGET.options()))
+    return join([function_of(entry, "linalg") for entry in entries_of(lowered, 4)])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("device", DEVICES)
-def test_other_devices_and_dialects_compile(program: Program, tmp_path: Path, device: str) -> None:
-    exported = program.export(tmp_path / "export", to="mlir", iree=device, emit="linalg", chunk=4)
-    assert (exported.path / "chunk.linalg.mlir").read_text().count("func.func @chunk") == 1
+@pytest.mark.parametrize(("device", "arch"), [(name, arch) for name, d in DEVICES.items() for arch in d.known or [""]])
+def test_what_is_offered_compiles(text: str, tmp_path: Path, device: str, arch: str) -> None:
+    compile_module(text, tmp_path / "program.vmfb", device, arch)
+    assert (tmp_path / "program.vmfb").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", DEVICES["cuda"].refused)
+def test_what_is_refused_does_not_compile(text: str, tmp_path: Path, arch: str) -> None:
+    """A compiler that does it needs no refusal any more."""
+    with pytest.raises(importing.NotLowered):
+        compile_module(text, tmp_path / "program.vmfb", "cuda", arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "dialect"), [("cuda", "torch"), ("llvm-cpu", "stablehlo")])
+def test_an_export_has_code_for_another_device_and_texts(
+    program: Program, tmp_path: Path, device: str, dialect: str
+) -> None:
+    exported = program.export(tmp_path / "export", to="mlir", iree=device, emit=dialect, chunk=4)
+    said = (exported.path / f"sleep.{dialect}.mlir").read_text()
+    assert said.count("func.func @sleep") == 1
+    assert f" {dialect}." in said
     others = [name for name in exported.files if name.startswith(f"program.{device}")]
     assert bool(others) == (device != "llvm-cpu")
-    assert all((exported.path / name).stat().st_size > 10_000 for name in others)
 
 
 @pytest.mark.slow
