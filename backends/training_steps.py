@@ -55,6 +55,20 @@ class TrainingSteps(Steps, Protocol):
         whose sleeps run no block again.
         """
 
+    def sleep_first(self, state: Tensors) -> Tensors:
+        """Every row sleeps in one pass: no block runs again."""
+
+    def begin_refine(self, state: Tensors) -> Values:
+        """What blocks read in a pass over the window that `state` holds, with its hidden states h [B,L,d]; of programs
+        whose sleeps run blocks again.
+        """
+
+    def refine_block(self, i: int, values: Mapping[str, Any], state: Tensors) -> tuple[Tensor, Tensors]:
+        """One pass of one block on `values["h"]` and the memories of `state` -> (h', what it writes)."""
+
+    def moved(self, old: Tensors, new: Tensors) -> Tensor:
+        """How much a pass that wrote `new` has changed the memories of each row [B], as a share."""
+
     def begin_sleep(self, state: Tensors) -> tuple[Values, Tensors]:
         """What every block's sleep reads, and the state with its counters as they are after the sleep."""
 

@@ -115,7 +115,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path, precision: str) -> Iterator[Row]:
     """The rows of a precision: the exports, what they hold when loaded, prefill, decode at each context."""
-    theirs, made, vocab = options.work / f"genai-{precision}", {}, checkpoint.config["vocab_size"]
+    theirs, vocab = options.work / f"genai-{precision}", checkpoint.config["vocab_size"]
+    made: Row = {}
     with ExitStack() as stack:
         workers = {}
         for name, how in ours(precision).items():
@@ -140,7 +141,7 @@ def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path
 
 def ours(precision: str) -> dict[str, tuple[str, ...]]:
     """How the exports of a precision are asked for, by what they are called here."""
-    found = {"sleepc": ("--to", "onnx", "--precision", precision)}
+    found: dict[str, tuple[str, ...]] = {"sleepc": ("--to", "onnx", "--precision", precision)}
     if precision == "fp32" and find_target("mlir").missing() is None:
         found["iree"] = ("--to", "mlir")
     return found

@@ -45,6 +45,7 @@ class Sleepc:
         self.steps = export.steps()
         self.steps.wake(self.steps.new_state(1), np.zeros((1, 1), np.int64), np.ones(1, np.int64), "last")
         loaded = {"load_s": time.perf_counter() - started, "files_mb": export.nbytes() / 1e6}
+        loaded |= {"compile_s": export.manifest.report.get("compile_seconds")}
         self.facts = {"window": self.steps.window, "runtime": target.about(), **loaded}
 
     def start(self, room: int) -> None:

@@ -39,15 +39,27 @@ class Recurrence:
     ) -> State:
         """The window that `old` holds, refined in `passes` passes; `new` is the state after the first of them."""
         loop = self.loop
-        # Kept pairs are seen as the window saw them.
-        values = self._given({**parameters, **old}) | {name: old[name] for name in self._kept}
-        # Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep.
-        live = values | {"live": torch.ones_like(old["slept"])}
-        h = old[self._hidden][:, 0]
+        values = self._window(parameters, old)
         run = self._settle if loop.settle else self._count
-        h, new = run(blocks[loop.start : loop.end], h, live, new, passes)
+        h, new = run(blocks[loop.start : loop.end], self.hidden(old), _live(values, old), new, passes)
         after = blocks[loop.end :]
         return new | (self._run(after, h, values, new)[1] if passes > 1 else self._as_awake(after, h, values, new))
+
+    def hidden(self, old: State) -> Tensor:
+        """The hidden states of the window, from which passes start: h [B,L,d]."""
+        return old[self._hidden][:, 0]
+
+    def begin(self, parameters: Mapping[str, Tensor], old: State) -> dict[str, Any]:
+        """What every block reads in a pass over the window that `old` holds, with h."""
+        return self._window(parameters, old) | {"h": self.hidden(old), "slept": old["slept"]}
+
+    def one(self, block: BoundBlock, values: Mapping[str, Any], state: State, *, inside: bool) -> tuple[Tensor, State]:
+        """A pass of one block, `inside` the loop or behind it: (h', what it writes)."""
+        return self._run([block], values["h"], _live(values, values) if inside else values, state)
+
+    def _window(self, parameters: Mapping[str, Tensor], old: State) -> dict[str, Any]:
+        """What blocks read in addition to h; kept pairs are seen as the window saw them."""
+        return self._given({**parameters, **old}) | {name: old[name] for name in self._kept}
 
     def _count(
         self, blocks: Sequence[BoundBlock], h: Tensor, values: Mapping[str, Any], state: State, passes: int
@@ -67,7 +79,7 @@ class Recurrence:
             refined, written = self._run(blocks, h, values, state)
             h, taken = _where(moving, refined, h), taken + moving
             written = {name: _where(moving, new, state[name]) for name, new in written.items()}
-            moving = moving & (_change(state, written) > self.loop.settle)
+            moving = moving & (memory_change(state, written) > self.loop.settle)
             state = state | written
             if not torch.compiler.is_exporting() and not moving.any():  # what is exported asks for no value
                 break
@@ -98,13 +110,18 @@ class Recurrence:
         return kept if made <= kept.keys() else self._run(after, h, values, state)[1] | kept
 
 
+def _live(values: Mapping[str, Any], old: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Pass 1 has been written, so in the loop a memory counts as live also in a row's first sleep."""
+    return {**values, "live": torch.ones_like(old["slept"])}
+
+
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` [B,..] in the rows, bool [B], and `old` in the others."""
     return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 @torch.no_grad()
-def _change(old: State, new: State) -> Tensor:
+def memory_change(old: State, new: State) -> Tensor:
     """|new - old| / |new| of each row [B], over all numbers of the tensors of `new`; 0 where both are 0."""
     apart: Tensor = torch.cat([_wide(new[name]) - _wide(old[name]) for name in new], 1).norm(dim=1)
     size: Tensor = torch.cat([_wide(value) for value in new.values()], 1).norm(dim=1)

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from sleepc.backends.contract import Kernels
 from sleepc.backends.eager.executor import Executor
-from sleepc.backends.eager.recurrence import Recurrence
+from sleepc.backends.eager.recurrence import Recurrence, memory_change
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
@@ -161,12 +161,34 @@ class EagerSteps:
                 where="passes",
                 fix="Ask for 1 or more." if loop else "Convert with --consolidation recurrent and --passes 2 or more.",
             )
-        clock, new = self.begin_sleep(state)
-        for i in range(len(self._blocks)):
-            new.update(self.sleep_block(i, clock, state))
+        new = self.sleep_first(state)
         if self._recurrence is None or loop is None:
             return new
         return self._recurrence(self._blocks, self.parameters, state, new, passes or loop.passes)
+
+    def sleep_first(self, state: State) -> State:
+        """Consolidate and evict in every row, in one pass: no block runs again."""
+        clock, new = self.begin_sleep(state)
+        for i in range(len(self._blocks)):
+            new.update(self.sleep_block(i, clock, state))
+        return new
+
+    def begin_refine(self, state: State) -> dict[str, Any]:
+        """See `TrainingSteps.begin_refine`."""
+        return self._looping().begin(self.parameters, state)
+
+    def refine_block(self, i: int, values: Mapping[str, Any], state: State) -> tuple[Tensor, State]:
+        """See `TrainingSteps.refine_block`."""
+        looping = self._looping()
+        return looping.one(self._blocks[i], values, state, inside=i < looping.loop.end)
+
+    def moved(self, old: State, new: State) -> Tensor:
+        """See `TrainingSteps.moved`."""
+        return memory_change(old, new)
+
+    def _looping(self) -> Recurrence:
+        assert self._recurrence is not None, "no block runs again"
+        return self._recurrence
 
     def begin_sleep(self, state: State) -> tuple[dict[str, Any], State]:
         """What every block's sleep reads, and the state with its counters as they are after the sleep."""

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from sleepc.backends.mlir.decompositions import DECOMPOSITIONS
 from sleepc.backends.mlir.empties import without_empties
-from sleepc.backends.mlir.entries import EntryPoint
+from sleepc.backends.mlir.traced import EntryPoint
 
 # Passes of torch-mlir: from what its importer writes to the torch dialect as backends take it, and from there to what
 # is compiled.

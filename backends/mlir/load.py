@@ -31,11 +31,17 @@ class MlirProgram(FilesExport):
         from sleepc.backends.mlir.steps import IreeSteps
 
         self.check(device, dtype)
-        if passes not in (None, self.manifest.passes):
-            fix = "Leave it out, or convert and export again."
-            raise UsageError(f"these files sleep in {self.manifest.passes} passes", where="passes", fix=fix)
+        self._check_passes(passes)
         self.check_bytes()
-        return IreeSteps(self.folder, self.manifest, in_place=self.require_in_place)
+        return IreeSteps(self.folder, self.manifest, passes=passes, in_place=self.require_in_place)
+
+    def _check_passes(self, passes: int | None) -> None:
+        least, functions = 2 if "behind" in self.manifest.functions else 1, self.manifest.functions
+        if passes in (None, self.manifest.passes) or ("again" in functions and passes is not None and passes >= least):
+            return
+        many = f"{least} or more" if "again" in functions else "no other number"
+        what = f"these files sleep in {self.manifest.passes} passes, and can in {many}: not in {passes}"
+        raise UsageError(what, where="passes", fix="Leave it out, or convert and export again.")
 
     def check(self, device: str = "cpu", dtype: str | None = None) -> None:
         """Raises UsageError if it cannot run so here, before anything is opened, and if nobody has said that its native

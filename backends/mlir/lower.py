@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from sleepc.backends.export_files import StateArray
 from sleepc.backends.mlir.compiling import compile_module, join
 from sleepc.backends.mlir.devices import CPU, arch_of_processor, features_for
-from sleepc.backends.mlir.entries import EntryPoint, entries_of, parts_of
+from sleepc.backends.mlir.entries import entries_of, parts_of
 from sleepc.backends.mlir.importing import DialectFunction, NotLowered, function_of
 from sleepc.backends.mlir.installed import versions
 from sleepc.backends.mlir.manifest import FunctionFile, ModuleManifest, RowTensor
+from sleepc.backends.mlir.traced import EntryPoint
 from sleepc.backends.mlir.weights import FILE, write_weights
 from sleepc.backends.processor import architecture
 from sleepc.errors import SleepcError
@@ -49,19 +51,37 @@ def write_files(
     chunk = min(style.chunk, program.window)
     functions = [_lowered(program, chunk, entry, style, progress) for entry in entries_of(program, chunk)]
     write_weights(program, folder / FILE)
-    text, arch = join(functions), arch_of_processor(style.device, style.arch)
+    text, arch, started = join(functions), arch_of_processor(style.device, style.arch), time.perf_counter()
     _compile(text, folder / MODULE, (CPU, arch), progress)
+    compiled = ModuleFacts(identity, arch, chunk, time.perf_counter() - started)
     others = [] if style.device == CPU else [f"program.{style.device}.vmfb"]
     for name in others:
         _compile(text, folder / name, (style.device, style.arch), progress)
     texts = {f.name: f"{f.name}.{style.emit}.mlir" for f in functions} if style.emit else {}
-    for function in functions:
-        if texts:
-            text = function.text if style.emit == style.dialect else function.torch_text
-            (folder / texts[function.name]).write_text(text)
+    for function in functions if texts else ():
+        text = function.text if style.emit == style.dialect else function.torch_text
+        (folder / texts[function.name]).write_text(text)
+    described = {f.name: _described(f, texts.get(f.name)) for f in functions}
+    return _manifest(program, compiled, described, others, (folder / FILE).stat().st_size)
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """Of a module: the artifact's identity, the architecture, tokens of a chunk, and how long IREE took."""
+
+    identity: str
+    arch: str
+    chunk: int
+    seconds: float
+
+
+def _manifest(
+    program: ProgramGraphs, facts: ModuleFacts, functions: dict[str, FunctionFile], others: list[str], size: int
+) -> ModuleManifest:
+    loop = program.loop
     return ModuleManifest(
         sleepc=__version__,
-        identity=identity,
+        identity=facts.identity,
         precision="fp32",
         vocab=program.vocab,
         window=program.window,
@@ -69,22 +89,24 @@ def write_files(
         upto=program.upto,
         passes=passes_of(program),
         weights=FILE,
-        weights_size=(folder / FILE).stat().st_size,
+        weights_size=size,
         budgets=slots_of_heads(program),
         module=MODULE,
-        arch=arch,
+        arch=facts.arch,
         machine=architecture(),
-        features=sorted(features_for(arch)),
+        features=sorted(features_for(facts.arch)),
         others=others,
         versions=versions(),
-        chunk=chunk,
-        loops=program.loop is not None,
-        functions={f.name: _described(f, texts.get(f.name)) for f in functions},
+        chunk=facts.chunk,
+        loops=loop is not None,
+        settle=loop.settle if loop else 0,
+        replays=loop is None and "again" in functions,
+        functions=functions,
         states=[
             StateArray(name=s.name, dtype=DTYPE_NAMES[s.dtype], dims=s.dims, initial=s.initial)
             for s in program.all_states()
         ],
-        report={},
+        report={"compile_seconds": facts.seconds},
     )
 
 

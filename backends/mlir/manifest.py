@@ -6,11 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from sleepc.backends.export_files import DtypeName, FilesManifest, StateArray, require
+from sleepc.backends.export_files import Dim, DtypeName, FilesManifest, StateArray, require
 from sleepc.sealed_json import FileName, Strict
 
 MANIFEST = "mlir.json"
 FUNCTIONS = ("token", "chunk", "logits", "last", "sleep")
+PASSES = ("again", "behind")  # of sleeps of several passes
+NEW, MOVED = "new.", "moved"  # before a state that a pass has written; how much that changed it
 Sizes = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=8)]
 
 
@@ -35,7 +37,8 @@ class FunctionFile(Strict):
 
 class ModuleManifest(FilesManifest):
     """The export as a whole: `module` is the code for processors (`arch`) of a `machine` (x86_64 …) that have all
-    `features`, `others` that for other devices; `chunk` tokens are read at once; `loops`: sleeps run blocks again.
+    `features`, `others` that for other devices; `chunk` tokens are read at once; `loops`: sleeps run blocks again,
+    until a pass changes memories by no more than the share `settle`.
     """
 
     module: FileName
@@ -46,6 +49,7 @@ class ModuleManifest(FilesManifest):
     versions: dict[str, str]
     chunk: int = Field(gt=0, le=1 << 16)
     loops: bool = False
+    settle: float = Field(default=0, ge=0, lt=1)
     functions: dict[str, FunctionFile]
     states: list[StateArray]
 
@@ -59,16 +63,29 @@ class ModuleManifest(FilesManifest):
     def _fits(self) -> ModuleManifest:
         """Do functions and states agree with each other?"""
         self.check_states(self.states)
-        require(set(self.functions) == set(FUNCTIONS), "other functions than a session calls")
+        optional = set(self.functions) - set(FUNCTIONS)
+        require(
+            optional <= set(PASSES) and set(self.functions) >= set(FUNCTIONS), "other functions than a session calls"
+        )
+        require("again" in optional or not (optional or self.loops), "no function for a further pass")
         states = {s.name: (s.dtype, (1, *s.dims[1:])) for s in self.states}
-        for name in ("token", "chunk", "sleep"):
+        for name in ("token", "chunk", "sleep", *optional):
             inputs = {t.name: (t.dtype, t.sizes) for t in self.functions[name].inputs}
             require(inputs.items() >= states.items(), f"{name} does not take the states")
             for tensor in self.functions[name].outputs:
                 same = states.get(tensor.name, (tensor.dtype, tensor.sizes)) == (tensor.dtype, tensor.sizes)
                 require(same, f"{name} gives another {tensor.name} than the state is")
         self._check_logits()
+        self._check_passes(states)
         return self
+
+    def _check_passes(self, states: dict[str, tuple[str, tuple[Dim, ...]]]) -> None:
+        names = {t.name for t in self.functions["sleep"].outputs}
+        for name in PASSES:
+            for tensor in self.functions[name].inputs if name in self.functions else ():
+                state = tensor.name.removeprefix(NEW)
+                known = states.get(state) == (tensor.dtype, tensor.sizes) if state in states else tensor.name in names
+                require(known, f"{name} takes a {tensor.name} that no pass gives")
 
     def _check_logits(self) -> None:
         chunk = {t.name: t for t in self.functions["chunk"].outputs}

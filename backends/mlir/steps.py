@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sleepc.backends.arrays import NUMPY
-from sleepc.backends.mlir.manifest import ModuleManifest
+from sleepc.backends.mlir.manifest import MOVED, NEW, ModuleManifest
 from sleepc.backends.tunable import available_threads
 from sleepc.errors import SleepcError
 from sleepc.ir.roles import TAKEN
@@ -35,11 +36,12 @@ class IreeSteps:
         manifest: ModuleManifest,
         *,
         threads: int | None = None,
+        passes: int | None = None,
         in_place: Callable[[], None] = lambda: None,
     ) -> None:
         import iree.runtime as iree
 
-        self.manifest, self._iree = manifest, iree
+        self.manifest, self._iree, self.passes = manifest, iree, passes or manifest.passes
         self._given = {name: [t.name for t in f.inputs] for name, f in manifest.functions.items()}
         self._made = {name: [t.name for t in f.outputs] for name, f in manifest.functions.items()}
         self._device = iree.get_device("local-task" if (threads or available_threads()) > 1 else "local-sync")
@@ -63,6 +65,12 @@ class IreeSteps:
         modules += [iree.create_io_parameters_module(instance, provider), module]
         self._functions = {name: module.lookup_function(name) for name in self.manifest.functions}
         return iree.VmContext(instance, modules)
+
+    def taking(self, passes: int) -> IreeSteps:
+        """The same, whose sleeps take so many passes."""
+        other = copy(self)
+        other.passes = passes
+        return other
 
     @property
     def window(self) -> int:
@@ -150,8 +158,28 @@ class IreeSteps:
     def sleep(self, state: IreeState, rows: BoolArray) -> IreeState:
         """See `Steps.sleep`."""
         for b in np.flatnonzero(rows):
-            state.rows[b].update(self._run("sleep", state.rows[b]))
+            state.rows[b].update(self._slept(state.rows[b]))
         return state
+
+    def _slept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What a sleep changes of a row, pass after pass until all are taken or one has hardly changed anything."""
+        new, taken, settle = self._run("sleep", row), 1, self.manifest.settle
+        if "again" not in self._functions:
+            return new
+        while taken < self.passes:
+            new |= self._run("again", self._refined(row, new))
+            taken += 1
+            if settle and self._back(new.pop(MOVED))[0] <= settle:
+                break
+        if "behind" in self._functions:
+            new |= self._run("behind", self._refined(row, new))
+        if settle:
+            new[TAKEN] = self._there(np.array([taken], np.int64))
+        return {name: value for name, value in new.items() if name in row}
+
+    def _refined(self, row: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        """What a further pass reads: the state before the sleep, and what was written last."""
+        return {**row, **{f"{NEW}{name}": value for name, value in (row | new).items()}, "h": new.get("h")}
 
     def select_rows(self, state: IreeState, rows: IntArray) -> IreeState:
         """See `Steps.select_rows`."""
@@ -167,7 +195,7 @@ class IreeSteps:
             return None
         if any(s.name == TAKEN for s in self.manifest.states):
             return self._array(state, TAKEN)
-        return np.full(len(state.rows), self.manifest.passes, np.int64)
+        return np.full(len(state.rows), self.passes, np.int64)
 
     def signature(self) -> Signature:
         """See `Steps.signature`."""

@@ -16,17 +16,21 @@ import pytest
 
 import sleepc
 from sleepc.api import Program
+from sleepc.backends.check.sleeps import with_passes
 from sleepc.backends.mlir import importing
 from sleepc.backends.mlir.compiling import compile_module, join
 from sleepc.backends.mlir.devices import DEVICES
 from sleepc.backends.mlir.entries import entries_of
 from sleepc.backends.mlir.importing import function_of
+from sleepc.backends.mlir.load import MlirProgram
 from sleepc.backends.mlir.steps import IreeSteps
 from sleepc.backends.mlir.target import TARGET
 from sleepc.cli.main import main
-from sleepc.errors import SleepcError, UsageError
+from sleepc.errors import SleepcError
 from sleepc.exporting import lower
+from sleepc.runtime.steps import Steps
 from tests.cli.models import run_here, save_model
+from tests.conformance.backends import load
 
 pytestmark = pytest.mark.skipif(TARGET.missing() is not None, reason=str(TARGET.missing()))
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,6 +45,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     found = sleepc.load(made.save(tmp_path_factory.mktemp("artifact") / "sleeping"), native_code=True)
     found.export(to="mlir", chunk=4)
     return found
+
+
+def opened(program: Program) -> MlirProgram:
+    """Its export."""
+    assert program.path is not None
+    export = TARGET.open(program.path / "mlir")
+    export.native_code = True
+    return export
 
 
 def test_an_export_computes_what_the_artifact_does(program: Program, tmp_path: Path) -> None:
@@ -60,6 +72,20 @@ def test_an_export_computes_what_the_artifact_does(program: Program, tmp_path: P
     rest = [[5, 6], [7]]
     np.testing.assert_allclose(export.feed(rest, logits="all")[0], eager.feed(rest, logits="all")[0], rtol=0, atol=1e-5)
     assert export.stats.sleeps == eager.stats.sleeps > 1
+
+
+def test_sleeps_take_other_numbers_of_passes(program: Program) -> None:
+    """As many as are asked for: 2 are the program's own."""
+    assert program.path is not None
+    tokens = np.array([TOKENS[:8]], np.int64)
+    for passes in (1, 2, 5):
+        steps: list[Steps] = [opened(program).steps(passes=passes), load(with_passes(program.graphs, passes))]
+        found = []
+        for each in steps:
+            _, state = each.wake(each.new_state(1), tokens, np.array([8]), "none")
+            found.append(each.to_named_arrays(each.sleep(state, np.ones(1, np.bool_))))
+        for name, wanted in found[1].items():
+            np.testing.assert_allclose(found[0][name], wanted, rtol=0, atol=1e-5, err_msg=f"{passes} passes, {name}")
 
 
 def test_commands_run_and_verify_it(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +130,6 @@ def test_a_changed_file_is_refused(program: Program, tmp_path: Path) -> None:
     export.native_code = True
     with pytest.raises(SleepcError, match=r"weights.safetensors was changed after the export"):
         export.steps()
-    with pytest.raises(UsageError, match="sleep in 2 passes"):
-        export.steps(passes=3)
 
 
 def test_an_operator_that_is_not_lowered_is_named_with_its_block(

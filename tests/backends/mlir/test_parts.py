@@ -172,6 +172,24 @@ def test_what_the_processor_here_cannot_run_is_not_compiled(monkeypatch: pytest.
         TARGET.check(IreeOptions(arch="host"))
 
 
+@pytest.mark.parametrize(
+    ("functions", "passes", "said"),
+    [
+        ((), 3, "sleep in 2 passes, and can in no other number: not in 3"),
+        (("again",), 0, "can in 1 or more: not in 0"),
+        (("again", "behind"), 1, "can in 2 or more: not in 1"),
+    ],
+)
+def test_passes_that_there_is_no_function_for_are_refused(
+    functions: tuple[str, ...], passes: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "version_of", FITTING.get)
+    found = export_of("generic")
+    found.manifest = found.manifest.model_copy(update={"functions": dict.fromkeys(functions), "passes": 2})
+    with pytest.raises(UsageError, match=said):
+        found.steps(passes=passes)
+
+
 def test_native_code_is_not_loaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed, "version_of", FITTING.get)
     found = export_of("generic")
