@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
@@ -19,15 +19,15 @@ from sleepc.backends.tunable import Setting
 from sleepc.errors import SleepcError, UsageError
 from sleepc.exporting import ENOUGH, Exportable, Request, export_program
 from sleepc.hf.gguf import cache_folder
+from sleepc.ir.program import ProgramGraphs
 from sleepc.progress import Progress
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import Steps
-from sleepc.tasks.programs import with_passes
 from sleepc.tune.choose import EQUAL, Selection, choose, equal, fits, regrets_of
 from sleepc.tune.here import Device, this_cpu
 from sleepc.tune.measure import CALL, Runs, difference, figures
-from sleepc.tune.quality import PassQuality
 from sleepc.tune.record import Entry, Figures, Key, Limits, WrongLogits, current, keep, key_of, places, read_records
+from sleepc.tune.schedules import Schedules
 from sleepc.tune.space import Candidate, RunForm, Space, space_of
 from sleepc.whole_folder import draft_beside, put_right
 
@@ -46,16 +46,6 @@ class Tunes(Exportable, Protocol):
     recipe: Recipe
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The number of passes to choose by a quality that was measured, and the program's own (`now`)."""
-
-    quality: PassQuality
-    pauses: Mapping[int, Figures]
-    now: int
-    chosen: int
-
-
 @dataclass
 class Tuned:
     """What is known of a program on this machine. `measured`: the entries that are new."""
@@ -67,7 +57,7 @@ class Tuned:
     measured: list[Entry] = field(default_factory=list)
     left_out: Sequence[tuple[Candidate, str]] = ()
     not_tried: int = 0
-    schedule: Schedule | None = None
+    schedules: Schedules | None = None
 
 
 class Tuning:
@@ -211,7 +201,7 @@ class Tuning:
         by_words = {each.candidate.words(): regret for each, (regret, _) in zip(known, regrets_of(known), strict=True)}
         return by_words.get(form.candidate().words(), float("inf"))
 
-    def _default(self) -> Candidate:
+    def default(self) -> Candidate:
         """The default backend with its defaults, which all are compared with."""
         return self.space.forms[0].candidate()
 
@@ -225,24 +215,6 @@ class Tuning:
             return True
         decode, read = min(each.decode_ms for each in known), min(each.read_ms for each in known)
         return entry.figures.decode_ms > SLOW * decode and entry.figures.read_ms > SLOW * read
-
-    def schedule(self, quality: PassQuality, limits: Limits) -> Schedule:
-        """How many passes a sleep should take. Raises UsageError if sleeps of this program do not replay."""
-        pauses = self._pauses(quality.by_passes)
-        return Schedule(quality, pauses, self.program.recipe.passes, quality.choose(pauses, limits))
-
-    def _pauses(self, numbers: Iterable[int]) -> dict[int, Figures]:
-        """Figures of sleeps of so many passes, by the default backend."""
-        runner = self.runners[DEFAULT]
-        assert isinstance(runner, Backend)
-        found = {}
-        for passes in numbers:
-            self.progress(f"sleeps of {passes} passes", None)
-            graphs = with_passes(self.program.graphs, self.program.recipe, passes)
-            runs = Runs(runner.steps(graphs), self.reference().tokens, self.reference().memory)
-            level = self.known.get(self._default().words())
-            found[passes] = figures(runs, self.reference(), level.figures if level else None)
-        return found
 
     def _space(self) -> Space:
         """What is declared; of targets in the precision that is their default, and in that of the artifact's export."""
@@ -296,7 +268,7 @@ class Tuning:
         are nearly the same.
         """
         best = self._best()
-        candidate = best.candidate if best is not None else self._default()
+        candidate = best.candidate if best is not None else self.default()
         words = candidate.words()
         if words not in self._held:
             self._held = {}  # which needs its memory no longer
@@ -304,7 +276,7 @@ class Tuning:
                 self._held = {words: self._last.get(words) or self.runs(candidate)}
             except FAILURES as error:  # what is known of it may be of another day
                 self.tell(f"{words} is in the record, and does not run now: {error}")
-                words, self._held = self._default().words(), {self._default().words(): self.reference()}
+                words, self._held = self.default().words(), {self.default().words(): self.reference()}
         known = self.known.get(words)
         return known.figures if known is not None else None, self._held[words]
 
@@ -324,12 +296,12 @@ class Tuning:
     def reference(self) -> Runs:
         """The default backend with its defaults."""
         if self._reference is None:
-            self._reference = self._open(self._default())
+            self._reference = self._open(self.default())
         return self._reference
 
     def runs(self, candidate: Candidate) -> Runs:
         """A candidate, opened. Raises whatever it raises if it cannot run."""
-        return self.reference() if candidate == self._default() else self._open(candidate)
+        return self.reference() if candidate == self.default() else self._open(candidate)
 
     def _open(self, candidate: Candidate) -> Runs:
         runner, graphs = self.runners[candidate.runner], self.program.graphs
@@ -337,8 +309,7 @@ class Tuning:
         steps: Steps
         if isinstance(runner, Backend):
             steps = runner.tuned_steps(graphs, candidate.settings, progress=self.progress)
-            size = graphs.dtype.itemsize
-            weights = sum(size * prod(each.shape) for each in graphs.params.values())
+            weights = weight_bytes(graphs)
         else:
             export = self._export(runner, candidate)
             steps, weights = export.tuned_steps(candidate.settings), export.nbytes()
@@ -359,6 +330,11 @@ class Tuning:
             export_program(self.program, asked, self.progress)
             self._opened[name] = target.open(place)
         return self._opened[name]
+
+
+def weight_bytes(graphs: ProgramGraphs) -> int:
+    """Of all parameters, in the program's dtype."""
+    return sum(graphs.dtype.itemsize * prod(each.shape) for each in graphs.params.values())
 
 
 def _exports(

@@ -85,6 +85,7 @@ ANYWHERE = {"errors", "names", "progress", "version"}  # may be imported by all
 ABOVE = (
     "exporting",
     "tuning",
+    "scheduling",
     "api",
     "converting",
     "bisecting",
@@ -106,7 +107,7 @@ NO_TORCH = (
     *("sleepc/tune/here.py", "sleepc/tune/profile.py", "sleepc/tune/record.py", "sleepc/tune/space.py"),
     *("sleepc/runtime", "sleepc/verify/surprise.py", "sleepc/verify/texts.py"),
     *("backends/onnx/cuda.py", "backends/onnx/denormals.py", "backends/onnx/installed.py", "backends/onnx/load.py"),
-    "backends/onnx/manifest.py",
+    *("backends/onnx/manifest.py", "backends/onnx/pages.py"),
     *("backends/onnx/state.py", "backends/onnx/steps.py", "backends/table.py", "backends/export.py"),
     *(
         "backends/export_files.py",

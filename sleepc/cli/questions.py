@@ -51,6 +51,7 @@ def evaluate_questions(artifact: Path, options: EvalOptions, started: float) -> 
         _draw(options.plot, found, artifact.resolve().name)
     facts: dict[str, Any] = {
         "artifact": str(artifact),
+        "identity": program.identity,
         "task": options.task,
         "questions": str(options.questions) if options.questions else None,
         "window": found.window,

@@ -35,6 +35,7 @@ class EvalSubject:
     vocab: int
     tokenizer: Callable[[], Tokenizer]
     models: Callable[[int], list[Model]]
+    identity: str  # of the artifact
     notes: Sequence[str] = ()
 
     def tokenizer_or_none(self) -> Tokenizer | None:
@@ -88,8 +89,8 @@ def _of_artifact(
     notes = []
     if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:
         notes.append("sliding: a layer whose attention was replaced has nothing left without its memory")
-    recipe = program.recipe
-    return EvalSubject(recipe.window, recipe.sinks, program.graphs.vocab, program.tokenizer, models, notes)
+    window, sinks, vocab = program.recipe.window, program.recipe.sinks, program.graphs.vocab
+    return EvalSubject(window, sinks, vocab, program.tokenizer, models, program.identity, notes)
 
 
 def _of_export(path: Path, target: Target, passes: list[int], against: str | None, on: RunsOn) -> EvalSubject:
@@ -123,4 +124,5 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
     notes = [
         f"measured in {target.runtime} ({manifest.precision}); memories off and full attention are measured with --backend {DEFAULT}"
     ]
-    return EvalSubject(manifest.window, manifest.sinks, manifest.vocab, program.tokenizer, models, notes)
+    window, sinks, vocab = manifest.window, manifest.sinks, manifest.vocab
+    return EvalSubject(window, sinks, vocab, program.tokenizer, models, program.identity, notes)

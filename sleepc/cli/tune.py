@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sleepc.cli.display import Display, counted, err, out, print_json, size, tell
 from sleepc.cli.ending import ENDS, Ended, signal_of
-from sleepc.cli.option_groups import flag, switch, with_options
+from sleepc.cli.option_groups import flag, several, switch, with_options
 from sleepc.cli.options import Artifact
+from sleepc.cli.schedules import no_schedule_fits, show_schedules, subjects_of
+from sleepc.cli.schedules import to_json as schedules_to_json
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place
 
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sleepc.tune.record import Entry, Figures
-    from sleepc.tuning import Schedule, Tuned, Tuning
+    from sleepc.tuning import Tuned, Tuning
 
 HERE = ("auto", "cpu")
 TIME = "5m"
+QUALITY = "`sleepc eval ARTIFACT --task questions --json > FILE` measures it; give FILE to --quality."
 BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms", "memory")
@@ -35,9 +38,15 @@ class TuneOptions:
     target: str = flag("The device: auto or cpu, which is this machine; h100 and others are predicted.", default="auto")
     budget_memory: str | None = flag("The most memory for weights and the state of one sequence: 2GiB, 500MB.")
     max_pause: str | None = flag("The longest sleep, of 99 in 100: 50ms, 0.2s.")
-    quality: Path | None = flag(
-        "What `sleepc eval --sweep passes=1,2,4 --json` printed: which number of passes is worth its pause?"
+    quality: list[Path] | None = several(
+        "What `sleepc eval --json` printed of the artifact, or of a variant: which schedule is worth its pause?",
+        each="<path>",
     )
+    variant: list[Path] | None = several("Another conversion of the model, which may be chosen instead.", each="<path>")
+    min_recall: float | None = flag(
+        "The least share of questions that has to be answered, by --quality: 0.8.", min=0.0, max=1.0
+    )
+    plot: Path | None = flag("Draw what was measured into this file (.svg or .png).")
     time: str | None = flag("Begin no measurement after this time: 90s, 5m.", shown=TIME)
     again: bool = switch("Measure again what the record has.", "--again")
     explain: bool = switch("Say why, and what was left out.", "--explain")
@@ -65,26 +74,48 @@ def tune(artifact: Artifact, options: TuneOptions) -> None:
     for place, name in ((options.report, "--report"), (options.export_to, "--export")):
         if place is not None:
             check_file_place(place, name)  # before any work
-    tuned = _tuned(artifact, options, limits, deadline)
-    if options.report is not None:
-        from sleepc.tune.report import page
-        from sleepc.whole_file import write_whole
+    if options.plot is not None:
+        from sleepc.tasks.plot import check_plot
 
-        title = f"{artifact.resolve().name} on {tuned.device.name}"
-        write_whole(options.report, page(title, tuned.entries, tuned.choice).encode())
+        check_plot(options.plot)
+    if options.quality is None and (options.min_recall is not None or options.variant):
+        where = "--variant" if options.min_recall is None else "--min-recall"
+        raise UsageError(f"no quality of {artifact} is known", where=where, fix=QUALITY)
+    tuned = _tuned(artifact, options, limits, deadline)
+    _write(tuned, options, f"{artifact.resolve().name} on {tuned.device.name}")
+    schedules = tuned.schedules
     if options.as_json:
         print_json(to_json(tuned))
     else:
         _show(tuned, options)
-        if tuned.schedule is not None:
-            _show_schedule(tuned.schedule, artifact)
-    if tuned.choice.entry is None:
+        if schedules is not None:
+            show_schedules(schedules, explain=options.explain)
+    if schedules is not None and schedules.chosen is None:
+        raise no_schedule_fits(schedules)
+    own = schedules is None or schedules.chosen is None or schedules.chosen.own
+    if tuned.choice.entry is None and own:
         raise _nothing_fits(tuned)
+
+
+def _write(tuned: Tuned, options: TuneOptions, title: str) -> None:
+    """The report and the plot, if they are wanted."""
+    from sleepc.whole_file import write_whole
+
+    if options.report is not None:
+        from sleepc.tune.report import page
+
+        write_whole(options.report, page(title, tuned.entries, tuned.choice, tuned.schedules).encode())
+    if options.plot is not None:
+        from sleepc.cli.tune_plot import drawn_choice
+
+        kind = options.plot.suffix.lower()[1:]
+        write_whole(options.plot, drawn_choice(title, tuned.entries, tuned.choice, tuned.schedules, kind))
 
 
 def _refuse_what_is_measured(options: TuneOptions) -> None:
     """Raises UsageError for options that have no meaning for a device that is not here."""
     given: dict[str, object] = {"--quality": options.quality, "--report": options.report, "--time": options.time}
+    given |= {"--variant": options.variant, "--min-recall": options.min_recall, "--plot": options.plot}
     given |= {"--export": options.export_to, "--import": options.import_from, "--again": options.again or None}
     for name, value in given.items():
         if value is not None:
@@ -95,13 +126,15 @@ def _refuse_what_is_measured(options: TuneOptions) -> None:
 def _tuned(artifact: Path, options: TuneOptions, limits: Any, deadline: float) -> Tuned:
     """Measure, with records taken over before it and given away after it."""
     from sleepc.cli.opening import open_artifact
-    from sleepc.tune.quality import read_quality
+    from sleepc.scheduling import schedules
     from sleepc.tune.record import given_away, taken_over
+    from sleepc.tune.schedules import Wanted
     from sleepc.tuning import Tuning
 
-    quality = None if options.quality is None else read_quality(options.quality)
     display = Display(err if options.as_json else out)
     program = open_artifact(artifact)
+    files, variants = options.quality or [], options.variant or []
+    subjects = subjects_of(artifact, program, variants, files, options.min_recall) if files else None
     program.check_bytes()
     tuning = Tuning(program, deadline, display, tell)
     if options.import_from is not None:
@@ -111,8 +144,8 @@ def _tuned(artifact: Path, options: TuneOptions, limits: Any, deadline: float) -
     try:
         with display.doing("tune"), tuning:
             tuned = tuning.run(limits, again=options.again)
-            if quality is not None:
-                tuned.schedule = tuning.schedule(quality, limits)
+            if subjects is not None:
+                tuned.schedules = schedules(tuning, subjects, Wanted(limits, options.min_recall))
     except ENDS as end:
         raise Ended(signal_of(end), _kept(tuning)) from None
     if options.export_to is not None:
@@ -143,18 +176,6 @@ def _show(tuned: Tuned, options: TuneOptions) -> None:
     none = ": it has to have more --time" if tuned.not_tried else ": all that there is was measured before"
     where = f", kept in {tuned.place}" if tuned.measured else none
     out.print(f"measured     {counted(len(tuned.measured), 'candidate')}{where}")
-
-
-def _show_schedule(found: Schedule, artifact: Path) -> None:
-    """A line for each number of passes, and what is chosen."""
-    for passes, value in sorted(found.quality.by_passes.items()):
-        took = f"{found.pauses[passes].pause_ms:.1f} ms" if passes in found.pauses else "not measured"
-        out.print(f"passes={passes:<5} {found.quality.metric} {value:.4g}, pause {took}")
-    if found.chosen == found.now:
-        out.print(f"schedule     passes={found.now} stays: nothing that fits was measured to be better")
-    else:
-        more = f"convert with --passes {found.chosen} for it ({artifact} has {found.now})"
-        out.print(f"schedule     passes={found.chosen}: {more}")
 
 
 def _against_default(tuned: Tuned) -> str:
@@ -219,7 +240,7 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
         "measured": len(tuned.measured),
         "not_tried": tuned.not_tried,
         "place": str(tuned.place) if tuned.place else None,
-        "passes": tuned.schedule.chosen if tuned.schedule else None,
+        "schedules": schedules_to_json(tuned.schedules) if tuned.schedules else None,
         "candidates": [each.model_dump(exclude={"key"}) for each in tuned.entries],
         "left_out": [{"candidate": c.model_dump(), "reason": reason} for c, reason in tuned.left_out],
     }

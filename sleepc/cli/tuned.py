@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,11 +51,30 @@ def way_of(path: Path, on: RunsOn, tell: Callable[[str], None]) -> Way:
     if chosen is not None:
         way = replace(asked, backend=chosen.candidate.runner, settings=chosen.candidate.settings)
     if on.backend is None and best is not None and best is not chosen:
-        tell(f"`sleepc export {path} --to {best.candidate.runner}` makes what is faster here: {best.candidate.words()}")
+        words = best.candidate.words()
+        if not _said_before(path, words):
+            tell(f"`sleepc export {path} --to {best.candidate.runner}` makes what is faster here: {words} (said once)")
     if chosen is None or way == asked:
         return asked
     tell(f"tuned: {chosen.candidate.words()} (--no-tuned leaves the tuning out)")
     return replace(way, asked=asked.backend)
+
+
+def _said_before(path: Path, words: str) -> bool:
+    """Was this said of an artifact at a path? A file in the cache notes it; where none can be written, it is said
+    again.
+    """
+    from sleepc.hf.gguf import cache_folder
+    from sleepc.tune.record import FOLDER
+
+    name = hashlib.sha256(f"{path.resolve()} {words}".encode()).hexdigest()[:16]
+    mark = cache_folder() / FOLDER / f"said-{name}"
+    if mark.exists():
+        return True
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    return False
 
 
 def tuned_or_default(tuned: Callable[[], Made], default: Callable[[], Made], tell: Callable[[str], None]) -> Made:

@@ -131,6 +131,21 @@ def test_tune_cpu() -> None:
     assert fastest["kind"] == "fastest defaults"
 
 
+def test_cost_model() -> None:
+    """Each step of a program is predicted and measured, and summed up as ranks and factors."""
+    machine, *found = [json.loads(line) for line in run("cost_model", "--json").splitlines()]
+    assert min(machine[name] for name in ("bytes_per_second", "flops", "seconds_per_operator")) > 0
+    names = ("decode", "read", "sleep")
+    steps, summaries = ([row for row in found if row["kind"] == kind] for kind in ("cost_model", "summary"))
+    assert [(row["step"], row["rows"]) for row in steps] == [(name, count) for count in (1, 2) for name in names]
+    for row in steps:
+        assert row["ratio"] == pytest.approx(row["predicted_ms"] / row["measured_ms"])
+    assert [(row["of"], row["candidates"]) for row in summaries] == [("all", 6), *((name, 2) for name in names)]
+    factors = [max(row["ratio"], 1 / row["ratio"]) for row in steps]
+    assert summaries[0]["largest_factor"] == pytest.approx(max(factors))
+    assert -1 <= summaries[0]["spearman"] <= 1
+
+
 def test_gpu() -> None:
     """Where nothing has CUDA, rows say why; the same on the CPU shows that the benchmark runs."""
     first, *found = [json.loads(line) for line in run("gpu", "--json").splitlines()]

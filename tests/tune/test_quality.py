@@ -1,4 +1,4 @@
-"""More than one pass is chosen only if its quality was measured to be better, and its sleep fits."""
+"""What evaluations say, and of what: those of another artifact, or of other questions, are refused by name."""
 
 from __future__ import annotations
 
@@ -8,48 +8,43 @@ from typing import Any
 
 import pytest
 
-from sleepc.errors import SleepcError
-from sleepc.tune.quality import PassQuality, read_quality
-from sleepc.tune.record import Figures, Limits
+from sleepc.errors import SleepcError, UsageError
+from sleepc.tune.quality import OWN, RECALL, Quality, check_qualities, read_quality
+
+A, B = "a" * 64, "b" * 64
 
 
-def pauses(**times: float) -> dict[int, Figures]:
-    return {
-        int(name[1:]): Figures(decode_ms=1, decode_p99_ms=1, read_ms=1, pause_ms=ms, pause_p99_ms=ms, memory=1)
-        for name, ms in times.items()
-    }
+def evaluation(*rows: tuple[str, Any], identity: str = A, **facts: Any) -> dict[str, Any]:
+    found = [{"model": model, "distance": 16, "accuracy": value} for model, value in rows]
+    return {"identity": identity, "task": "copy", "metrics": ["accuracy"], "rows": found} | facts
 
 
-TIMES = pauses(n1=1, n2=2, n4=4)
+def asked(share: float | None, identity: str = A) -> dict[str, Any]:
+    """As `--task questions` prints it."""
+    models = [{"model": name, "share": value, "nll": 1.0} for name, value in (("full", 1.0), ("converted", share))]
+    rows = [{"model": "converted", "from": 0, "to": 128, "share": share}]
+    rows += [{"model": "converted", "from": None, "to": None, "share": None}]
+    return {"identity": identity, "task": "questions", "models": models, "rows": rows}
 
 
-@pytest.mark.parametrize(
-    ("metric", "values", "limit", "chosen"),
-    [
-        ("accuracy", {1: 0.3, 2: 0.4, 4: 0.5}, None, 4),
-        ("accuracy", {1: 0.3, 2: 0.4, 4: 0.5}, 3, 2),
-        ("accuracy", {1: 0.3, 2: 0.4, 4: 0.5}, 0.5, 1),
-        ("accuracy", {1: 0.3, 2: 0.3, 4: 0.3}, None, 1),
-        ("accuracy", {1: 0.3, 2: 0.4, 4: 0.4}, None, 2),
-        ("accuracy", {1: 0.3, 2: 0.2, 4: 0.1}, None, 1),
-        ("perplexity", {1: 12.0, 2: 11.0, 4: 13.0}, None, 2),
-        ("perplexity", {1: 12.0, 2: 12.0, 4: 13.0}, None, 1),
-        ("accuracy", {1: 0.3, 8: 0.9}, None, 1),  # whose pause is not known
-    ],
-)
-def test_how_many_passes(metric: str, values: dict[int, float], limit: float | None, chosen: int) -> None:
-    assert PassQuality(metric, values).choose(TIMES, Limits(pause_ms=limit)) == chosen
+def read(folder: Path, data: Any) -> Quality:
+    file = folder / "q.json"
+    file.write_text(json.dumps(data))
+    return read_quality(file)
 
 
-def evaluation(*rows: tuple[str, Any]) -> dict[str, Any]:
-    return {"metrics": ["accuracy"], "rows": [{"model": model, "accuracy": value} for model, value in rows]}
+def test_reading_a_sweep(tmp_path: Path) -> None:
+    found = read(tmp_path, evaluation(("passes=1", 0.5), ("passes=1", 1), ("passes=2", 0.25), ("sliding", 0.9)))
+    assert (found.identity, found.metric, found.by_passes) == (A, "accuracy", {1: 0.75, 2: 0.25})
+    assert found.places[1] == ["16 tokens: 0.50", "16 tokens: 1.00"]
+    assert found.is_share
 
 
-def test_reading_an_evaluation(tmp_path: Path) -> None:
-    file = tmp_path / "q.json"
-    rows = (("passes=1", 0.5), ("passes=1", 1), ("passes=2", 0.25), ("sliding", 0.9))
-    file.write_text(json.dumps(evaluation(*rows)))
-    assert read_quality(file) == PassQuality("accuracy", {1: 0.75, 2: 0.25})
+def test_reading_questions(tmp_path: Path) -> None:
+    found = read(tmp_path, asked(0.4))
+    assert (found.metric, found.by_passes, found.places) == (RECALL, {OWN: 0.4}, {OWN: ["0 to 128 tokens: 0.40"]})
+    own = read(tmp_path, evaluation(("converted", 0.5)))
+    assert own.by_passes == {OWN: 0.5}
 
 
 @pytest.mark.parametrize(
@@ -57,18 +52,37 @@ def test_reading_an_evaluation(tmp_path: Path) -> None:
     [
         [],
         {},
-        {"metrics": [], "rows": []},
-        evaluation(("converted", 1.0)),
-        evaluation(("passes=2", 1.0), ("passes=4", 1.0)),
+        {"metrics": [], "rows": [], "identity": A},
+        evaluation(("sliding", 1.0)),
         evaluation(("passes=1", None), ("passes=2", 1.0)),
         evaluation(("passes=1", "1"), ("passes=2", 1.0)),
         evaluation(("passes=1", True), ("passes=2", 1.0)),
-        {"metrics": ["accuracy"], "rows": [{"model": "passes=1"}]},
+        evaluation(("passes=1", 1.0), identity=""),
+        evaluation(("passes=1", float("nan"))),
+        {"metrics": ["accuracy"], "rows": [{"model": "passes=1"}], "identity": A},
+        {"models": [{"model": "converted"}], "rows": [], "identity": A},
+        {"models": [{"model": "converted", "share": None}], "rows": [], "identity": A},
+        {"models": [{"model": 5, "share": 1.0}], "rows": [], "identity": A},
     ],
 )
 def test_what_is_no_evaluation(tmp_path: Path, data: Any) -> None:
-    file = tmp_path / "q.json"
-    file.write_text(json.dumps(data))
     with pytest.raises(SleepcError, match=r"q\.json") as caught:
-        read_quality(file)
-    assert "--sweep" in caught.value.on_command_line[2]
+        read(tmp_path, data)
+    assert caught.value.on_command_line[2]
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    one, other, asks = (Path(name) for name in ("one.json", "other.json", "asks.json"))
+    of_a, of_b = read(tmp_path, evaluation(("converted", 1))), read(tmp_path, evaluation(("converted", 1), identity=B))
+    names = {A: "model", B: "variant"}
+    check_qualities({one: of_a, other: of_b}, names, 0.5)
+    with pytest.raises(UsageError, match=r"other\.json is an evaluation of another artifact \(b{12}\) than model "):
+        check_qualities({one: of_a, other: of_b}, {A: "model"}, None)
+    with pytest.raises(UsageError, match=r"different things cannot be compared: one\.json, asks\.json"):
+        check_qualities({one: of_a, asks: read(tmp_path, asked(0.5, B))}, names, None)
+    seeded = read(tmp_path, evaluation(("converted", 1), identity=B, seed=1))
+    with pytest.raises(UsageError, match="cannot be compared"):
+        check_qualities({one: of_a, other: seeded}, names, None)
+    confusion = {"identity": A, "metrics": ["perplexity"], "rows": [{"model": "converted", "perplexity": 9}]}
+    with pytest.raises(UsageError, match="no recall was measured"):
+        check_qualities({one: read(tmp_path, confusion)}, names, 0.5)
