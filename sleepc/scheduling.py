@@ -12,11 +12,11 @@ from sleepc.backends.table import DEFAULT
 from sleepc.recipe import Recipe
 from sleepc.tasks.programs import with_passes
 from sleepc.tune.measure import Runs, figures
-from sleepc.tune.quality import OWN, Quality
+from sleepc.tune.quality import OWN, QualityFile
 from sleepc.tune.schedules import Schedule, Schedules, Wanted, compare, replayed
 from sleepc.tuning import Tunes, Tuning, weight_bytes
 
-Subjects = Mapping[str, tuple[Tunes, Quality]]
+Subjects = Mapping[str, tuple[Tunes, QualityFile]]
 """Artifacts by name, with what was measured of them; the first is the one that is tuned."""
 
 

@@ -25,7 +25,7 @@ TERMS = ("task", "tokens", "samples", "seed", "text", "settings", "questions", "
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityFile:
     """A metric by the number of passes, the mean over all places that were evaluated, and `places` as they were
     written. `identity` is the artifact's, `terms` is what was asked: figures of other terms say nothing beside these.
     """
@@ -47,7 +47,7 @@ def better(metric: str, a: float, b: float) -> bool:
     return a < b if metric in LESS_IS_BETTER else a > b
 
 
-def read_quality(path: Path) -> Quality:
+def read_quality(path: Path) -> QualityFile:
     """What `sleepc eval … --json` printed, of passes that were swept or of the converted model. Raises SleepcError for
     anything else, and for what does not say of which artifact it is.
     """
@@ -70,10 +70,10 @@ def read_quality(path: Path) -> Quality:
         what = f"{path.name} does not say of which artifact it is: an older version wrote it"
         raise SleepcError(what, where="--quality", fix="Evaluate again.")
     terms = json.dumps([metric, *(data.get(name) for name in TERMS)], sort_keys=True)
-    return Quality(identity, metric, {passes: fmean(values) for passes, values in found.items()}, terms, places)
+    return QualityFile(identity, metric, {passes: fmean(values) for passes, values in found.items()}, terms, places)
 
 
-def check_qualities(found: Mapping[Path, Quality], known: Mapping[str, str], min_recall: float | None) -> None:
+def check_qualities(found: Mapping[Path, QualityFile], known: Mapping[str, str], min_recall: float | None) -> None:
     """Raises UsageError for an evaluation of none of the artifacts (`known`: names by identity), for two that cannot be
     compared, and for a bound on recall that none of them speaks of.
     """

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sleepc.errors import SleepcError, UsageError
-from sleepc.tune.quality import OWN, RECALL, Quality, check_qualities, read_quality
+from sleepc.tune.quality import OWN, RECALL, QualityFile, check_qualities, read_quality
 
 A, B = "a" * 64, "b" * 64
 
@@ -27,7 +27,7 @@ def asked(share: float | None, identity: str = A) -> dict[str, Any]:
     return {"identity": identity, "task": "questions", "models": models, "rows": rows}
 
 
-def read(folder: Path, data: Any) -> Quality:
+def read(folder: Path, data: Any) -> QualityFile:
     file = folder / "q.json"
     file.write_text(json.dumps(data))
     return read_quality(file)
