@@ -100,17 +100,39 @@ def mamba_chunk_scan_combined(  # noqa: PLR0913 (transformers calls it with thes
     return out if D is None else out + D.to(wide)[..., None] * x.to(wide)
 
 
+def selective_scan_fn(  # noqa: PLR0913 (transformers calls it with these)
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    use_mambapy: bool = False,
+    use_associative_scan: bool = False,
+) -> Tensor:
+    """u, delta, z [B,C,T], A [C,N], B and C [B,N,T], D, delta_bias [C] -> [B,C,T] (Mamba, arXiv 2312.00752): a head for
+    each channel, whose keys B have a decay each and whose value is one number; y = (Sᵀ C + D u) silu(z).
+    """
+    del use_mambapy, use_associative_scan  # how it is computed
+    _refuse_unknown("selective_scan_fn", {"return_last_state": return_last_state or None})
+    wide, (channels, places) = wide_dtype(u.dtype), A.shape
+    step = delta if delta_bias is None else delta + delta_bias.to(delta.dtype)[:, None]
+    step = (F.softplus(step) if delta_softplus else step).to(wide).transpose(1, 2)
+    x = u.to(wide).transpose(1, 2)
+    q, k = (y.to(wide).transpose(1, 2)[:, :, None].expand(-1, -1, channels, places) for y in (C, B))
+    v, g = (step * x)[..., None], step[..., None] * A.to(wide)
+    y = _recur("gated", (q, k, v, g, torch.ones_like(step)), 1.0)[..., 0]
+    y = y if D is None else y + D.to(wide) * x
+    y = y.transpose(1, 2)
+    return y.to(u.dtype) if z is None else (y * F.silu(z)).to(u.dtype)
+
+
 def _not_in_one(*_: Any, **__: Any) -> None:
     """A whole layer in one call: None asks the model to call its parts one by one."""
-
-
-def _selective_scan(*_: Any, **__: Any) -> NoReturn:
-    raise Refusal(
-        "RECURRENT",
-        "a layer is recurrent: the selective scan of Mamba-1 decays by a number for each channel and each place of its "
-        "state, and no rule of sleepc does",
-        fix="sleepc converts recurrent layers with one decay for each head or each key channel.",
-    )
 
 
 def _step_of_a_cache(*_: Any, **__: Any) -> NoReturn:
@@ -124,7 +146,7 @@ CONTRACTS: dict[str, Callable[..., Any]] = {
     "mamba_chunk_scan_combined": mamba_chunk_scan_combined,
     "mamba_split_conv1d_scan_combined": _not_in_one,
     "mamba_inner_fn": _not_in_one,
-    "selective_scan_fn": _selective_scan,
+    "selective_scan_fn": selective_scan_fn,
     "causal_conv1d_update": _step_of_a_cache,
     "fused_recurrent_gated_delta_rule": _step_of_a_cache,
     "fused_recurrent_kda": _step_of_a_cache,

@@ -63,6 +63,21 @@ def test_a_scan_of_mamba_2_is_transformers(limit: tuple[float, float]) -> None:
     torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_selective_scan_is_transformers() -> None:
+    """Mamba-1's, with a gate and a bias of the steps; its fallback computes in float32."""
+    given = (
+        numbers(B, V, T),
+        numbers(B, V, T, seed=1),
+        -numbers(V, D).abs(),
+        numbers(B, D, T),
+        numbers(B, D, T, seed=1),
+    )
+    options = {"D": numbers(V), "z": numbers(B, V, T, seed=2), "delta_bias": numbers(V, seed=3), "delta_softplus": True}
+    wanted = theirs("jamba", "selective_scan_fn")(*given, **options)
+    made = CONTRACTS["selective_scan_fn"](*given, **options, return_last_state=False, use_mambapy=False)
+    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_an_installed_package_does_not_win() -> None:
     """The program's numbers are those of the rule; the package's functions are there again afterwards."""
     model, before = Hybrid().eval(), (tests.hybrids.conv, tests.hybrids.rule)
