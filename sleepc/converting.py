@@ -160,9 +160,9 @@ def look_at(
 
 
 def fitting_recipe(canonical: ProgramGraphs) -> Recipe:
-    """The default recipe, with a smaller window if the model has too few positions for it."""
-    recipe = Recipe()
-    if canonical.max_positions is None:
+    """The default recipe, with a smaller window if the model has too few positions for it, or picks fewer keys."""
+    recipe, limits = Recipe(), [n for n in (canonical.max_positions, canonical.picked) if n is not None]
+    if not limits:
         return recipe
-    sinks = min(recipe.sinks, canonical.max_positions - 1)
-    return Recipe(window=max(min(recipe.window, canonical.max_positions - sinks), 1), sinks=sinks)
+    sinks = min(recipe.sinks, min(limits) - 1)
+    return Recipe(window=max(min(recipe.window, min(limits) - sinks), 1), sinks=sinks)

@@ -17,7 +17,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.passes.analysis.dependence import find_dependence
-from sleepc.passes.analysis.find_sites import Site, find_attention, find_site
+from sleepc.passes.analysis.find_sites import Site, find_attention, find_site, find_sites
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import BLOCKS, MASKS_KNOWN, UNCLOCKED, Fact
 from sleepc.passes.lib.classes import chosen_classes
@@ -52,6 +52,7 @@ SINCE = StateSpec("clock", "since", ("B",), torch.int64, "accumulate")
 SLEPT = StateSpec("clock", "slept", ("B",), torch.bool, "overwrite")
 OFFSET = StateSpec("clock", "offset", ("B",), torch.int64, "accumulate")
 CLOCK = (POSITION, SINCE, SLEPT)
+FOREVER = 1 << 62
 ROW = TensorType(torch.int64, ("B",))
 
 
@@ -93,6 +94,7 @@ class BoundAttention(Pass):
         """The number of block classes rewritten."""
         shared, rewritten = Shared(), 0
         slots = self._budgets(program)
+        self._check_picked(program, max((n for budget in slots for n in budget), default=0))
         renumber = self._renumbers(program, slots)
         for length, layers in self.rings:
             window = self._window(program, length)
@@ -128,6 +130,21 @@ class BoundAttention(Pass):
             check_can_keep(find_site(program.classes[name].wake))
         return slots
 
+    def _check_picked(self, program: ProgramGraphs, most: int) -> None:
+        """Raises UsageError if attention would see more keys than an indexer of the model's lets it see."""
+        limit, longest = program.picked, max((length or FOREVER for length, _ in self.rings), default=0)
+        if limit is None or self.sinks + longest + most <= limit:
+            return
+        kept = f"{most} kept pairs" if most else "no kept pairs"
+        window = "all tokens" if longest == FOREVER else f"a window of {longest} tokens"
+        room = limit - self.sinks - most
+        raise UsageError(
+            f"the model itself picks up to {limit} keys for a query, and is converted where it picks all: "
+            f"{window}, {self.sinks} sinks and {kept} are more",
+            where="--window",
+            fix=f"Choose --window {room} or less." if room > 0 else "Choose fewer sinks and pairs.",
+        )
+
     def _renumbers(self, program: ProgramGraphs, slots: tuple[Budget, ...]) -> bool:
         """Do positions begin anew, at the model's last one, from the oldest key that is kept?"""
         most = max((n for budget in slots for n in budget), default=0)
@@ -142,6 +159,8 @@ class BoundAttention(Pass):
 
     def _cannot_renumber(self, program: ProgramGraphs, slots: tuple[Budget, ...]) -> str:
         """Why positions cannot be counted from the oldest key that is kept, "" if they can."""
+        if any(site.placed for site in find_sites(program).values()):
+            return "keys of a layer are used again by later ones, with the positions that they have"
         if on_tokens(program.embed):
             return "positions are added to the tokens themselves, so that keys that are kept cannot get other ones"
         if any(length is None for length, _ in self.rings):

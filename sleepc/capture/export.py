@@ -16,6 +16,7 @@ from sleepc.capture.call import BATCH, LENGTH, TokensToLogits
 from sleepc.capture.counting import counting_start
 from sleepc.capture.export_errors import explain
 from sleepc.capture.fake_run import left_alone
+from sleepc.capture.picked_keys import most_picked, noting_picked
 from sleepc.capture.quiet import quiet
 from sleepc.capture.recurrence import refuse_recurrence
 from sleepc.errors import Refusal, SleepcError
@@ -37,7 +38,9 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
     """
     wrapped = TokensToLogits(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    ran = refuse_recurrence(wrapped, device)
+    with noting_picked() as picked:
+        ran = refuse_recurrence(wrapped, device)
+    most = most_picked(wrapped, device) if picked else None
     if wrapped.hugging_face:
         wrapped.start = counting_start(wrapped)
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)
@@ -67,6 +70,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
             raise no_attention(type(model).__name__) from error
         raise explain(error, wrapped) from error
     _check_count(program.embed, ran)
+    program.picked = most
     return program
 
 

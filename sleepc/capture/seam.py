@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from sleepc.errors import Refusal, UsageError
 NAME = "sleepc"
 EXPERTS = "batched_mm"  # gathers and multiplies every token's experts; the other ways do not export (docs/log.md)
 # What the function understands, and what cannot change the numbers of inference.
-UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal"}
+UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal", "indices"}
+PICKED: ContextVar[list[Any]] = ContextVar("how many keys each attention layer that ran was told to look at")
 HARMLESS = {
     "position_ids",
     "use_cache",
@@ -59,6 +61,8 @@ def attention(  # noqa: PLR0913 (transformers calls it with these)
     if isinstance(scaling, complex):  # the root of a number below zero
         what = f"an attention layer scales its scores by {scaling}, which is not a real number"
         raise UsageError(what, where=type(module).__name__, fix="Correct the model's configuration.")
+    if kwargs.get("indices") is not None:  # [B,T,n]: all keys, up to n of them (picked_keys.py)
+        PICKED.get([]).append(kwargs["indices"].shape[-1])
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     cap = kwargs.get("softcap")
     if cap == 0:  # for the operator, 0 is no cap

@@ -104,6 +104,7 @@ class ProgramGraphs:
     # If the original chooses by a call's length, this computes what it does in calls of so many tokens, or of more:
     upto: int | None = None
     beyond: int | None = None
+    picked: int | None = None  # if the model picks the keys that a query sees: so many, or all where there are fewer
     history: list[str] = field(default_factory=list)
 
     def graphs(self) -> Iterator[Graph]:
