@@ -31,6 +31,7 @@ from sleepc.passes.front.check_operators import CheckOperators
 from sleepc.passes.front.choose_by_length import ChooseByLength
 from sleepc.passes.front.classify_masks import ClassifyMasks
 from sleepc.passes.front.drop_noops import DropNoops
+from sleepc.passes.front.join_attention import JoinAttention
 from sleepc.passes.front.join_pieces import JoinPieces
 from sleepc.passes.front.limit_positions import LimitPositions
 from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
@@ -74,6 +75,7 @@ def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
                 RaiseAttention(),  # looks for matrix products
                 LimitPositions(),  # bounds the grid that masks are evaluated on
                 ClassifyMasks(),
+                JoinAttention(),  # which see alike
                 ChooseByLength(factors),  # once no mask is left that knows how long the call is
                 BindPositions(),
                 CheckOperators(),  # of what is left
