@@ -199,18 +199,61 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "linear_value_head_dim": 6,
         },
     ),
+    "jamba": (
+        "JambaConfig",
+        "JambaForCausalLM",
+        {
+            **SMALL,
+            **SPECIAL,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 1,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+        },
+    ),
+    # the third layer reads the second one's keys again, the fourth the first one's; embeddings for each layer
+    "gemma4": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {
+            **SMALL,
+            **SPECIAL,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 5,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "vocab_size_per_layer_input": VOCAB,
+            "hidden_size_per_layer_input": 6,
+        },
+    ),
+    "diffllama": ("DiffLlamaConfig", "DiffLlamaForCausalLM", {**SMALL, **SPECIAL}),
+    "deepseek-v32": (
+        "DeepseekV32Config",
+        "DeepseekV32ForCausalLM",
+        {
+            **{**SMALL, "num_key_value_heads": 4},
+            **SPECIAL,
+            "first_k_dense_replace": 2,
+            "kv_lora_rank": 12,
+            "q_lora_rank": 12,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 6,
+            "v_head_dim": 8,
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_topk": 17,
+        },
+    ),
     "falcon-alibi": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": True}),
 }
 
 
-# To be refused: a selective scan, a loop over tokens, linear attention in plain operators.
+# To be refused: a loop over tokens, linear attention in plain operators.
 LINEAR: dict[str, Any] = {**SMALL, "layer_types": ["linear_attention", "full_attention"]}
 RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mamba": (
-        "MambaConfig",
-        "MambaForCausalLM",
-        {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **SPECIAL},
-    ),
     "rwkv": ("RwkvConfig", "RwkvForCausalLM", {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}),
     "minimax": ("MiniMaxConfig", "MiniMaxForCausalLM", {**LINEAR, **SPECIAL, "num_local_experts": 2}),
 }

@@ -22,6 +22,7 @@ from sleepc.passes.analysis.dependence import Dependence, find_dependence
 from sleepc.passes.lib.emit import aten
 
 OF_TOKENS = re.compile(r"h|e\d+")  # ports for what is made of the tokens
+LAYOUTS = (aten.slice.Tensor, aten.unflatten.int, aten.permute.default, aten.transpose.int, aten.reshape.default)
 RELAYOUTS = (aten.reshape.default, aten.transpose.int, aten.to.dtype)  # the numbers stay, they only stand elsewhere
 
 
@@ -44,6 +45,7 @@ class Site:
     scale: float
     sink_logits: bool
     rotated: bool  # are positions applied to q and k inside the block?
+    placed: bool  # are the keys those of an earlier layer, which had applied positions to them?
 
 
 def find_site(graph: Graph) -> Site:
@@ -56,7 +58,8 @@ def find_site(graph: Graph) -> Site:
     assert isinstance(k, fx.Node)
     assert isinstance(v, fx.Node)
     tree = Dominators(graph, dependence_of(graph))
-    before_q, before_k = tree.before_positions(q), tree.before_positions(k)
+    placed = tree.comes_in(k)  # then q, too, is what attention reads
+    before_q, before_k = (q, k) if placed else (tree.before_positions(q), tree.before_positions(k))
     x = tree.common([before_q, before_k, v])
     hidden = dims(graph.ports()["h"])
     while not isinstance(x.meta["type"], TensorType) or dims(x) != hidden:
@@ -79,6 +82,7 @@ def find_site(graph: Graph) -> Site:
         scale=options["scale"],
         sink_logits=node.args[4] is not None,
         rotated=before_q is not q,
+        placed=placed,
     )
 
 
@@ -183,6 +187,12 @@ class Dominators:
                 where=str(value.meta.get("source", "")),
             )
         return origin
+
+    def comes_in(self, value: fx.Node) -> bool:
+        """Is it a part of h as it is, only in another layout?"""
+        while is_call(value, *LAYOUTS):
+            value = value.all_input_nodes[0]
+        return value is self.root
 
     def origin(self, value: fx.Node) -> fx.Node:
         """The same, if it has one, in the shape of `value` or with tokens and heads the other way round.

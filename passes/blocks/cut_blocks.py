@@ -1,7 +1,8 @@
-"""Cut the flat graph into embed, blocks and head, if all that depends on the tokens is one tensor [B,T,d]."""
+"""Cut the flat graph into embed, blocks and head, between which one tensor [B,T,d] passes."""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -19,6 +20,7 @@ from sleepc.ir.types import TensorType
 from sleepc.ops import RECURRENCES
 from sleepc.passes.analysis.dependence import find_dependence
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.blocks.pack_streams import pack_streams
 from sleepc.passes.facts import FLAT, FUNCTIONAL, MASKS_KNOWN, REAL, Fact
 from sleepc.passes.lib.region import Extractor, Given, between, operators
 from sleepc.passes.lib.values import is_size, is_tensor, val
@@ -36,7 +38,9 @@ class CutBlocks(Pass):
     Blocks of equal graphs share a class. What does not depend on the tokens (rotary tables) and is read by several
     parts is computed once, in embed, and handed on as an extra.
 
-    Raises Refusal: NO_ATTENTION, or BLOCKS if two attentions share a block.
+    Where several tensors pass between two attentions, they become one first (pack_streams.py).
+
+    Raises Refusal: NO_ATTENTION, or BLOCKS if what passes between two attentions cannot become one tensor.
     """
 
     name: ClassVar[str] = "cut-blocks"
@@ -50,13 +54,17 @@ class CutBlocks(Pass):
         if not any(is_call(n, ATTENTION) for n in sites):
             raise no_attention("")
         borders = find_borders(flat, sites)
+        if not borders:
+            borders = pack_streams(flat, sites, [n for n in sites if is_call(n, ATTENTION)])
         place = _place(flat, borders, sites)
         _build(program, flat, borders, place)
         return len(program.layout)
 
 
 def find_borders(flat: Graph, sites: list[fx.Node]) -> list[fx.Node]:
-    """The borders h_0 .. h_D: block i maps border i to border i + 1. Sites without a border between share a block."""
+    """The borders h_0 .. h_D: block i maps border i to border i + 1. Sites without a border between share a block. None
+    if two attentions would, or the last block has no end.
+    """
     order = {node: i for i, node in enumerate(flat.fx.nodes)}
     chain = _dominators(flat, sites, order)
     borders: list[fx.Node] = []
@@ -67,24 +75,16 @@ def find_borders(flat: Graph, sites: list[fx.Node]) -> list[fx.Node]:
         block = [site] if found else [*block, site]
         attentions = [n for n in block if is_call(n, ATTENTION)]
         if not (found or borders) or len(attentions) > 1:
-            raise _no_border(attentions or block)
+            return []
         borders += found[-1:]
     found = [n for n in chain if order[n] > order[sites[-1]] and is_border(n)]
     if not found:
-        raise _no_border(block)
-    return [*borders, _last_border(flat, borders, found)]
+        return []
+    last = _last_border(flat, borders, found)
+    return [*borders, last] if last is not None else []
 
 
-def _no_border(sites: list[fx.Node]) -> Refusal:
-    return Refusal(
-        "BLOCKS",
-        "two attention layers lie in one block: no single tensor separates them",
-        where=", ".join(str(s.meta.get("source", "")) for s in sites),
-        fix="sleepc cuts models whose blocks pass on one tensor [B, T, d].",
-    )
-
-
-def _last_border(flat: Graph, borders: list[fx.Node], candidates: list[fx.Node]) -> fx.Node:
+def _last_border(flat: Graph, borders: list[fx.Node], candidates: list[fx.Node]) -> fx.Node | None:
     hidden = str(val(borders[-1]).shape[-1])
     candidates = [n for n in candidates if str(val(n).shape[-1]) == hidden]
     if len(borders) > 1:
@@ -95,9 +95,7 @@ def _last_border(flat: Graph, borders: list[fx.Node], candidates: list[fx.Node])
                 return node
     # One block, or a last one unlike the others: it ends at the last residual sum.
     sums = [n for n in candidates if is_call(n, torch.ops.aten.add.Tensor) and len(n.all_input_nodes) == 2]
-    if not sums:
-        raise Refusal("BLOCKS", "the end of the last block is not found: no residual sum after the last attention")
-    return sums[-1]
+    return sums[-1] if sums else None
 
 
 def _dominators(flat: Graph, sites: list[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
@@ -170,14 +168,16 @@ def is_border(node: fx.Node) -> bool:
 
 
 def _place(flat: Graph, borders: list[fx.Node], sites: list[fx.Node]) -> dict[fx.Node, int]:
-    """The part of each call: 0 embed, i + 1 block i, D + 1 head. Sizes are in no part; each part computes its own.
+    """The part of each call: 0 embed, i + 1 block i, D + 1 head. Sizes are in no part; each part computes its own, and
+    so it does what is made of weights alone, if several need it.
 
     Crossing a border leads into the next part. What does not depend on the tokens belongs to its users' part, or to
     embed if several parts use it; and so does what the first block and others make of a token alone, before any site.
     """
-    tokens = find_dependence(flat, ("tokens",), ("positions",)).tokens
-    crossed = set(borders)
+    dependence = find_dependence(flat, ("tokens",), ("positions",))
+    tokens, crossed = dependence.tokens, set(borders)
     place: dict[fx.Node, int] = {}
+    everywhere: set[fx.Node] = set()
     for node in flat.calls():
         if node in tokens:
             place[node] = max(place.get(n, 0) + (n in crossed) for n in node.all_input_nodes if n in tokens)
@@ -186,7 +186,13 @@ def _place(flat: Graph, borders: list[fx.Node], sites: list[fx.Node]) -> dict[fx
     for node in reversed(list(flat.calls())):
         if node not in place and not is_size(node):
             users = {place[u] for u in node.users if u in place}
+            if node not in dependence.positions and (len(users) > 1 or everywhere.intersection(node.users)):
+                everywhere.add(node)
+                continue
             place[node] = users.pop() if len(users) == 1 else 0
+    for node in flat.calls():
+        if is_call(node, operator.getitem) and node in place:  # parts hand on tensors, not tuples of them
+            place[node] = place.get(node.all_input_nodes[0], place[node])
     return place
 
 
@@ -208,14 +214,16 @@ def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: d
     for node in flat.calls():
         if node in place:
             parts[place[node]].append(node)
+    everywhere = frozenset(n for n in flat.calls() if n not in place and not is_size(n))
     extras = _extras(parts, place, borders[0], find_dependence(flat, ("tokens",), ("positions",)).tokens)
-    embed = _embed(flat, parts[0], {"h": borders[0], **extras})
+    embed = _embed(flat, parts[0], {"h": borders[0], **extras}, everywhere)
     given = {node: Given(name, embed.results()[name].meta["type"]) for name, node in extras.items()}
     h_type = embed.results()["h"].meta["type"]
     seen: dict[tuple[object, ...], str] = {}
     layout, classes = [], {}
     for part, (start, end) in zip(parts[1:-1], pairwise(borders), strict=True):
-        out = Extractor(flat, Graph(f"block.{len(seen)}"), {**given, start: Given("h", h_type)}, abstract=True)
+        handed = {**given, start: Given("h", h_type)}
+        out = Extractor(flat, Graph(f"block.{len(seen)}"), handed, abstract=True, everywhere=everywhere)
         out.run(start, part, {"h": end})
         key = structure_of(out.graph)
         if key not in seen:
@@ -223,7 +231,8 @@ def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: d
             infer_types(out.graph)
             classes[out.graph.name] = BlockClass(out.graph)
         layout.append(Block(seen[key], out.params))
-    head = Extractor(flat, Graph("head"), {**given, borders[-1]: Given("h", h_type)}, abstract=False)
+    handed = {**given, borders[-1]: Given("h", h_type)}
+    head = Extractor(flat, Graph("head"), handed, abstract=False, everywhere=everywhere)
     head.run(borders[-1], parts[-1], {"logits": flat.results()["logits"]})
     infer_types(head.graph)
     program.embed, program.head, program.classes, program.layout = embed, head.graph, classes, layout
@@ -231,10 +240,10 @@ def _build(program: ProgramGraphs, flat: Graph, borders: list[fx.Node], place: d
     program.dtype = val(borders[0]).dtype
 
 
-def _embed(flat: Graph, nodes: list[fx.Node], results: dict[str, fx.Node]) -> Graph:
+def _embed(flat: Graph, nodes: list[fx.Node], results: dict[str, fx.Node], everywhere: frozenset[fx.Node]) -> Graph:
     ports = flat.ports("input")
     given = {port: Given(name, TensorType(torch.int64, ("B", "T"))) for name, port in ports.items()}
-    out = Extractor(flat, Graph("embed"), given, abstract=False)
+    out = Extractor(flat, Graph("embed"), given, abstract=False, everywhere=everywhere)
     out.run(ports["tokens"], nodes, results)
     if "positions" not in out.graph.ports():
         out.graph.add_port("input", "positions", TensorType(torch.int64, ("B", "T")))

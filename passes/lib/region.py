@@ -26,6 +26,8 @@ class Given:
 class Extractor:
     """Copies nodes of `flat` into `graph`, adding ports as they are met; `params` maps parameter ports to keys.
 
+    What is in `everywhere` every part computes for itself.
+
     Raises Refusal(BLOCKS) for a value that another part computes and does not hand on.
     """
 
@@ -33,6 +35,7 @@ class Extractor:
     graph: Graph
     given: Mapping[fx.Node, Given]
     abstract: bool
+    everywhere: frozenset[fx.Node] = frozenset()
 
     def __post_init__(self) -> None:
         self.params: dict[str, str] = {}
@@ -43,11 +46,7 @@ class Extractor:
         """Copy `nodes`, in order. `anchor` is the value [B,T,..] whose sizes are the part's B and T."""
         self.anchor = self._port(anchor)
         for node in nodes:
-            for source in node.all_input_nodes:
-                self._need(source)
-            copied = self.graph.fx.node_copy(node, self.known.__getitem__)
-            copied.meta = {"source": node.meta.get("source", "")}
-            self.known[node] = copied
+            self.known[node] = self._copy(node)
         for node in results.values():
             self._need(node)
         self.graph.set_returns({name: self.known[node] for name, node in results.items()})
@@ -58,6 +57,8 @@ class Extractor:
             return
         if is_size(node):
             self.known[node] = self._size(node)
+        elif node in self.everywhere:
+            self.known[node] = self._copy(node)
         else:
             self._port(node)
 
@@ -85,9 +86,13 @@ class Extractor:
         for dim, names in enumerate(self.sizes):
             if str(node.meta["val"]) in names:
                 return self.graph.fx.call_function(torch.ops.aten.sym_size.int, (self.anchor, dim))
+        return self._copy(node)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
         for source in node.all_input_nodes:
             self._need(source)
         copied: fx.Node = self.graph.fx.node_copy(node, self.known.__getitem__)
+        copied.meta = {"source": node.meta.get("source", "")}
         return copied
 
 

@@ -30,6 +30,7 @@ class OracleView(Protocol):
     recipe: Recipe
     parameters: Mapping[str, Tensor]
     plans: tuple[LayerPlan, ...]
+    sites: dict[str, Site]
     budgets: tuple[Budget, ...]
     most: int
     renumbers: bool
@@ -55,10 +56,12 @@ def no_pairs(budget: Budget, rows: int) -> Pairs | None:
 
 
 def renumbers_with_pairs(oracle: OracleView) -> bool:
-    """Can keys that stand at a position be put at another one? Not if positions are added to tokens, a layer keeps all
-    of them, or turning a key twice differs from turning it once.
+    """Can keys that stand at a position be put at another one? Not if positions are added to tokens, keys of an earlier
+    layer are used again, a layer keeps all positions, or turning a key twice differs from turning it once.
     """
-    if on_tokens(oracle.program.embed) or any(p.window is None and p.strategy != "replace" for p in oracle.plans):
+    placed = any(site.placed for site in oracle.sites.values())
+    whole = any(p.window is None and p.strategy != "replace" for p in oracle.plans)
+    if placed or whole or on_tokens(oracle.program.embed):
         return False
     last = oracle.program.max_positions or 1
     for i, budget in enumerate(oracle.budgets):
