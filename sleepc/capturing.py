@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sleepc.capture.chosen_rows import chosen_rows
+from sleepc.capture.dense_experts import dense_experts
 from sleepc.capture.export import capture_module
 from sleepc.capture.kernel_seam import open_kernel_seam
 from sleepc.capture.own_run import require_run
@@ -62,7 +64,7 @@ def capture(
 def capture_flat(module: nn.Module, *, values: nn.Module | None = None, decomposed: bool = False) -> ProgramGraphs:
     """A module as a program at level ATEN; `values` is the same in the dtype of its files and gives the parameters."""
     limit = max_positions(getattr(module, "config", None))
-    with open_seam(module), open_kernel_seam(module):
+    with open_seam(module), open_kernel_seam(module), dense_experts(module), chosen_rows(module):
         program = capture_module(module, max_positions=limit, decomposed=decomposed)
     if values is not None:
         take_values(program, values)
