@@ -51,11 +51,12 @@ _SIZES: tuple[tuple[int, str], ...] = (
         "moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size shared_intermediate_size "
         "shared_experts_intermediate_size moe_shared_expert_intermediate_size",
     ),
+    (12, "index_topk"),  # as many keys as the window and the sinks, or more
     (24, "qk_head_dim q_lora_rank kv_lora_rank o_lora_rank"),
     (16, "qk_nope_head_dim"),
     (
         8,
-        "qk_rope_head_dim rotary_dim mamba_d_state ssm_state_size state_size index_topk router_hidden_size "
+        "qk_rope_head_dim rotary_dim mamba_d_state ssm_state_size state_size router_hidden_size "
         "chunk_size mamba_chunk_size time_step_rank mamba_dt_rank loop_gate_rank gated_norm_rank adapter_rank",
     ),
     (
@@ -122,6 +123,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "intermediate_size": [96] * 6,
         "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
     },
+    "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 6, "H_cycles": 2, "L_cycles": 2},
     "mamba2": {"num_heads": 8},
     "reformer": {
         "axial_pos_shape": (8, POSITIONS // 8),
