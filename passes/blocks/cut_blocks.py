@@ -12,7 +12,6 @@ import torch
 from torch import fx
 
 from sleepc.capture.attention_free import no_attention
-from sleepc.errors import Refusal
 from sleepc.ir.graph import Graph, graph_key, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs

@@ -97,7 +97,7 @@ class _Choosing(TorchFunctionMode):
             return args[0].copy_(torch.where(_over(args[2].chosen, args[0]), args[2].every, args[0]))
         if func is Tensor.item and id(args[0]) in self.taken_out:
             return Count(self.taken_out[id(args[0])][1])
-        if func in (Tensor.split, torch.split) and isinstance(args[1], list) and any(isinstance(n, Count) for n in args[1]):
+        if func in (Tensor.split, torch.split) and _counted(args[1]):
             return _split(args[0], args[1][0].counts)
         made = func(*args, **kwargs)
         if func is Tensor.unbind and args[0].dim() == 1 and not args[0].is_floating_point():
@@ -107,6 +107,10 @@ class _Choosing(TorchFunctionMode):
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() == 1
+
+
+def _counted(sizes: Any) -> bool:
+    return isinstance(sizes, list) and any(isinstance(size, Count) for size in sizes)
 
 
 def _split(rows: Tensor, counts: Tensor) -> list[Rows]:
