@@ -255,6 +255,13 @@ class Target(Exporter):
         del device
         return ()
 
+    def predicted(self, kind: str) -> Sequence[tuple[Mapping[str, Setting], float]]:
+        """All options whose files run on a kind of device (cpu, cuda, rocm) that need not be here, each with the bits
+        that a weight of a linear map has in them, by which predictions differ. () if a target has none.
+        """
+        del kind
+        return ()
+
     def options_of(self, export: Export) -> Mapping[str, Setting]:
         """The options that an export was written with, as far as the export says."""
         del export

@@ -1,8 +1,9 @@
 """What `sleepc tune` chose, on this CPU, against the defaults of every form and every change of one of its settings.
 
 The program is tuned first (`--time`), or its record is used. Then the chosen way and each of the others read the same
-text in turns, in one process; ratios of medians, below 1 where the chosen way is faster. `ok`: at most 1.03. The last
-row is against the fastest defaults that there are: aim 1 / 1.1 = 0.91 in a token or in reading.
+text in turns, in one process. Ratios are medians of those of rounds, below 1 where the chosen way is faster; `spread`
+is how far they may be off, `ok` says if they are at most 1.03. The last row is against the fastest defaults that there
+are: aim 1 / 1.1 = 0.91 in a token or in reading.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from tempfile import TemporaryDirectory
 from common import Row, arguments, checkpoint_of, console, machine, report
 
 import sleepc
-from sleepc.tune.measure import Runs, Times
+from sleepc.tune.measure import Runs, Times, ratio
 from sleepc.tune.record import Limits
 from sleepc.tune.space import Candidate
 from sleepc.tuning import Tuned, Tuning
 
-COLUMNS = ("other", "kind", "token_ms", "other_token_ms", "token_ratio", "read_ms", "other_read_ms", "read_ratio", "ok")
+COLUMNS = (
+    *("other", "kind", "token_ms", "other_token_ms", "token_ratio", "token_spread"),
+    *("read_ms", "other_read_ms", "read_ratio", "read_spread", "ok"),
+)
 MOST = 1.03
 
 
@@ -31,7 +35,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--artifact", type=Path, help="an artifact that is there, with its record; else one is made")
     parser.add_argument("--time", type=float, default=600, help="seconds of the tuning")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each pair")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each pair")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="sleepc-bench-") as scratch:
         place = options.artifact or made(options, Path(scratch) / "artifact")
@@ -82,13 +86,14 @@ def compare(tuning: Tuning, ours: Runs, candidate: Candidate, kind: str, rounds:
     """Both read in turns."""
     other = tuning.runs(candidate)
     mine, theirs = Times(), Times()
-    for _ in range(rounds):
-        ours.round(mine)
-        other.round(theirs)
+    for turn in range(rounds):
+        for each, times in ((ours, mine), (other, theirs))[:: 1 if turn % 2 else -1]:
+            each.round(times)
     row: Row = {"other": candidate.words(), "kind": kind}
-    for name, times in (("token", "decode"), ("read", "read")):
-        a, b = (1e3 * median(getattr(each, times)) for each in (mine, theirs))
-        row |= {f"{name}_ms": a, f"other_{name}_ms": b, f"{name}_ratio": a / b}
+    for name, times_of in (("token", "decode"), ("read", "read")):
+        a, b = (1e3 * median(each.of_rounds(times_of)) for each in (mine, theirs))
+        found = ratio(mine, theirs, times_of)
+        row |= {f"{name}_ms": a, f"other_{name}_ms": b, f"{name}_ratio": found.value, f"{name}_spread": found.spread}
     console.log(f"{candidate.words()}: token {row['token_ratio']:.2f}, reading {row['read_ratio']:.2f}")
     return row | {"ok": max(row["token_ratio"], row["read_ratio"]) <= MOST}
 

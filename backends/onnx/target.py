@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from sleepc.passes.base import Stage
     from sleepc.runtime.steps import Steps
 
-KNOWN = {"precision": ("fp32", "fp16", "int8", "int4"), "ops": ("ort", "portable"), "ep": ("cpu", "cuda")}
+BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 9.0, "int4": 5.0}  # of a weight; the last two with a scale for 32 of them
+KNOWN = {"precision": tuple(BITS), "ops": ("ort", "portable"), "ep": ("cpu", "cuda")}
 FORMS: dict[str, dict[str, Any]] = {
     "ort": {"columns": True},
     "whole": {"columns": False},
@@ -131,6 +132,12 @@ class OnnxTarget(Target):
     def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
         """See `Target.tunables`."""
         return tunables() if device == "cpu" else ()
+
+    def predicted(self, kind: str) -> Sequence[tuple[Mapping[str, Setting], float]]:
+        """See `Target.predicted`."""
+        if kind not in KNOWN["ep"]:
+            return ()
+        return [({"precision": precision, "ops": "ort", "ep": kind}, bits) for precision, bits in BITS.items()]
 
     def options_of(self, export: Export) -> Mapping[str, Setting]:
         """See `Target.options_of`."""

@@ -29,7 +29,8 @@ def tune_elsewhere(artifact: Path, target: str, limits: Limits, *, explain: bool
     profile = find_profile(target)  # before all is loaded
     graphs = open_artifact(artifact).graphs
     found = {each.words(): (each, *_predicted(graphs, each, profile)) for each in candidates_for(profile)}
-    right = [words for words, (_, it, _) in found.items() if it is not None and fits(it.figures, limits)]
+    equal = {words: it for words, (_, it, _) in found.items() if it is not None and not it.rounded}
+    right = [words for words, it in equal.items() if fits(it.figures, limits)]
     best = min(right, key=lambda words: _decode(found, words), default=None)
     if as_json:
         print_json(_to_json(target, profile, found, best))
@@ -67,9 +68,9 @@ def _show(profile: Profile, found: Found, best: str | None, *, explain: bool) ->
         if it is None:
             table.add_row("", words, "", "", "", "", f"[red]{reason}[/]")
         else:
-            its = it.figures
+            its, note = it.figures, "rounded weights, " if it.rounded else ""
             times = (f"{ms:.2f}" for ms in (its.decode_ms, its.read_ms, its.pause_ms))
-            table.add_row("●" if words == best else "", words, *times, size(its.memory), "[dim]predicted[/]")
+            table.add_row("●" if words == best else "", words, *times, size(its.memory), f"[dim]{note}predicted[/]")
     out.print(table)
     out.print(f"device       {profile.name}: nothing was measured, every figure is predicted, and nothing is kept")
     if explain:
@@ -98,6 +99,7 @@ def _to_json(target: str, profile: Profile, found: Found, best: str | None) -> d
                 "candidate": candidate.model_dump(),
                 "figures": it.figures.model_dump() if it is not None else None,
                 "notes": list(it.notes) if it is not None else [],
+                "rounded": it is not None and it.rounded,
                 "reason": reason,
             }
             for candidate, it, reason in found.values()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleepc.backends.contract import TrainingBackend
-from sleepc.backends.table import BACKENDS, find_backend
+from sleepc.backends.table import BACKENDS, TARGETS, find_backend, find_target, find_trainer
 from sleepc.errors import SleepcError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
@@ -21,8 +21,13 @@ from sleepc.tune.work import Op, count
 
 
 def candidates_for(profile: Profile) -> list[Candidate]:
-    """What can be predicted on a device: every backend of PyTorch's that runs on its kind."""
-    return [Candidate(runner=name) for name in BACKENDS if _runs_on(name, profile)]
+    """What can be predicted on a device: every backend of PyTorch's that runs on its kind, and exports that would."""
+    backends = [Candidate(runner=name) for name in BACKENDS if _runs_on(name, profile)]
+    return backends + [
+        Candidate(runner=name, options=dict(options))
+        for name in TARGETS
+        for options, _ in find_target(name).predicted(profile.runtime)
+    ]
 
 
 def _runs_on(name: str, profile: Profile) -> bool:
@@ -30,12 +35,25 @@ def _runs_on(name: str, profile: Profile) -> bool:
     return isinstance(backend, TrainingBackend) and profile.kind in backend.devices
 
 
+def _counted_as(candidate: Candidate, profile: Profile) -> tuple[TrainingBackend, float | None]:
+    """The backend whose operators stand for a candidate's, and the bits of its weights if it has its own."""
+    if candidate.runner in BACKENDS:
+        backend = find_backend(candidate.runner)
+        assert isinstance(backend, TrainingBackend)
+        return backend, None
+    known = find_target(candidate.runner).predicted(profile.runtime)
+    return find_trainer(), next(bits for options, bits in known if dict(options) == candidate.options)
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """Figures, none of them measured, and what they rest on: a line for each step, one for each compiled kernel."""
+    """Figures, none of them measured, and what they rest on: a line for each step, one for each compiled kernel.
+    `rounded`: weights have fewer bits than a float32, which computes something else.
+    """
 
     figures: Figures
     notes: tuple[str, ...]
+    rounded: bool = False
 
 
 def predict(program: ProgramGraphs, candidate: Candidate, profile: Profile) -> Prediction:
@@ -43,15 +61,16 @@ def predict(program: ProgramGraphs, candidate: Candidate, profile: Profile) -> P
 
     Raises SleepcError if the device has no room for weights and state, or if a kernel does not start there.
     """
-    backend = find_backend(candidate.runner)
-    assert isinstance(backend, TrainingBackend)
-    work = count(program, backend, program.window)
+    backend, bits = _counted_as(candidate, profile)
+    work = count(program, backend, program.window, bits=bits)
     if work.memory > profile.memory.value:
         what = f"weights and state have {work.memory / 1e9:.1f} GB, and {profile.name} {profile.memory.value / 1e9:.0f}"
         raise SleepcError(what, where="memory", fix="Choose another device, or a smaller dtype.")
     takes = {"a token": work.decode, f"a call of {work.call} tokens": work.read, "a sleep": work.sleep}
     notes = [f"{what}: {_in_words(ops, profile)}" for what, ops in takes.items()]
-    if profile.target and profile.shared is not None:
+    if bits is not None:
+        notes.append(f"operators are those of PyTorch, with weights of {bits:g} bits; an export has fewer operators")
+    elif profile.target and profile.shared is not None:
         notes += backend.taken_on(program, profile.target, int(profile.shared.value))
     decode, read, pause = (1e3 * seconds(ops, profile) for ops in takes.values())
     figures = Figures(
@@ -63,7 +82,7 @@ def predict(program: ProgramGraphs, candidate: Candidate, profile: Profile) -> P
         memory=work.memory,
         predicted=True,
     )
-    return Prediction(figures, tuple(notes))
+    return Prediction(figures, tuple(notes), rounded=bits is not None and bits < 32)
 
 
 def seconds(ops: Sequence[Op], profile: Profile) -> float:

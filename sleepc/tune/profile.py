@@ -44,6 +44,11 @@ class Profile(Strict):
         """Is the host's time in addition to the device's?"""
         return self.kind == "cpu"
 
+    @property
+    def runtime(self) -> str:
+        """The kind of device for what is not PyTorch, which calls AMD's cuda as well."""
+        return "rocm" if self.target.startswith("gfx") else self.kind
+
     def flops_in(self, dtype: str) -> float:
         """Of a dtype; of float32 for one that the device has no figure for."""
         return next((self.flops[name].value for name in self.flops if name == dtype), self.flops["f32"].value)

@@ -40,12 +40,13 @@ class Op:
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it operators of PyTorch, and ours, are counted. They are called on meta tensors: a number that a kernel
-    asks for is 0, and a place that may be true is.
+    asks for is 0, and a place that may be true is. Tensors in `shares` count for a share of their bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Mapping[int, float] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
+        self._shares = shares or {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call an operator, and note what it takes."""
@@ -68,7 +69,8 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given = [*made, *given[1:]]
         elif func in STORES:
             given, made = given[1:], given[-1:]
-        self.ops.append(Op(self._flops(func, args, kwargs, out), sum(map(_bytes, (*given, *made))), made[0].dtype))
+        size = sum(_bytes(value) * self._shares.get(_storage(value), 1.0) for value in (*given, *made))
+        self.ops.append(Op(self._flops(func, args, kwargs, out), int(size), made[0].dtype))
 
     def _flops(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:
         """Of products; those of an operator of ours are those of the functions that it stands for."""
@@ -95,14 +97,20 @@ class Work:
     memory: int
 
 
-def count(program: ProgramGraphs, backend: TrainingBackend, call: int, rows: int = 1) -> Work:
-    """What steps of a program take as a backend runs them. `call` tokens are at most a window's."""
+def count(
+    program: ProgramGraphs, backend: TrainingBackend, call: int, rows: int = 1, *, bits: float | None = None
+) -> Work:
+    """What steps of a program take as a backend runs them, matrices having so many `bits` for a weight, or the
+    program's. `call` tokens are at most a window's.
+    """
     parameters = {key: torch.empty(spec.shape, dtype=spec.dtype, device=META) for key, spec in program.params.items()}
     steps = backend.steps_on(program, parameters, device=META)
     state = steps.new_state(rows)
+    matrices = [] if bits is None else [each for each in parameters.values() if each.dim() == 2]
+    shares = {_storage(each): (bits or 0) / (8 * each.element_size()) for each in matrices}
 
     def counted(run: Callable[[], object]) -> tuple[Op, ...]:
-        with Counter() as counter, torch.no_grad():
+        with Counter(shares) as counter, torch.no_grad():
             run()
         return tuple(counter.ops)
 
@@ -110,8 +118,14 @@ def count(program: ProgramGraphs, backend: TrainingBackend, call: int, rows: int
         ids = torch.zeros(rows, tokens, dtype=torch.int64, device=META)
         return lambda: steps.wake_tensors(state, ids, ids[:, 0] + tokens, "last")
 
-    memory = sum(map(_bytes, (*parameters.values(), *state.values())))
+    held = (*parameters.values(), *state.values())
+    memory = int(sum(_bytes(value) * shares.get(_storage(value), 1.0) for value in held))
     return Work(counted(reads(1)), counted(reads(call)), counted(lambda: steps.sleep_tensors(state)), call, memory)
+
+
+def _storage(value: Tensor) -> int:
+    """What a tensor and its views have in common."""
+    return int(value.untyped_storage()._cdata)
 
 
 def _bytes(value: Tensor) -> int:

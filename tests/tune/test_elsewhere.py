@@ -33,18 +33,23 @@ def test_every_figure_says_that_it_is_predicted(artifact: Path, capsys: pytest.C
     assert "AMD Instinct MI300X: nothing was measured" in said
     assert "bandwidth 5.3e+12: AMD Instinct MI300X data sheet" in said
     assert said.count("a token: ") == 2
+    tune_elsewhere(artifact, "h100", Limits(), explain=True, as_json=False)
+    said = capsys.readouterr().out
+    assert (said.count("rounded weights, predicted"), said.count(" predicted")) == (3, 6 + 1)
+    assert "onnx precision=int4 ops=ort ep=cuda: operators are those of PyTorch, with weights of 5 bits" in said
     tune_elsewhere(artifact, "h100", Limits(), explain=False, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["predicted"]
-    assert [each["figures"]["predicted"] for each in found["candidates"]] == [True, True]
+    assert [each["figures"]["predicted"] for each in found["candidates"]] == [True] * 6
     assert found["chosen"] in [each["candidate"] for each in found["candidates"]]
+    assert found["chosen"]["options"].get("precision", "fp32") == "fp32"  # what is rounded is not chosen
     assert not list(artifact.rglob("tuning"))
 
 
 def test_limits_hold(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune_elsewhere(artifact, "l4", Limits(), explain=False, as_json=True)
-    pauses = sorted(each["figures"]["pause_ms"] for each in json.loads(capsys.readouterr().out)["candidates"])
-    tune_elsewhere(artifact, "l4", Limits(pause_ms=sum(pauses) / 2), explain=False, as_json=True)
+    pauses = sorted({each["figures"]["pause_ms"] for each in json.loads(capsys.readouterr().out)["candidates"]})
+    tune_elsewhere(artifact, "l4", Limits(pause_ms=sum(pauses[:2]) / 2), explain=False, as_json=True)
     found = json.loads(capsys.readouterr().out)
     (chosen,) = [each for each in found["candidates"] if each["candidate"] == found["chosen"]]
     assert chosen["figures"]["pause_ms"] == pauses[0]

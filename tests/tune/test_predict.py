@@ -107,8 +107,9 @@ def test_a_step_takes_what_its_profile_says() -> None:
 def test_predictions_say_that_they_are(program: Program) -> None:
     profile = find_profile("h100")
     found = candidates_for(profile)
-    assert [each.runner for each in found] == ["eager", "triton"]
-    eager, own = (predict(program.graphs, each, profile) for each in found)
+    assert [each.runner for each in found] == ["eager", "triton", *["onnx"] * 4]
+    assert [each.runner for each in candidates_for(find_profile("mi300x"))] == ["eager", "triton"]
+    eager, own = (predict(program.graphs, each, profile) for each in found[:2])
     assert eager.figures.predicted
     assert own.figures.pause_ms < eager.figures.pause_ms
     assert eager.figures.memory == own.figures.memory
@@ -124,3 +125,21 @@ def test_predictions_say_that_they_are(program: Program) -> None:
 def test_what_has_no_room_is_refused(program: Program) -> None:
     with pytest.raises(SleepcError, match=r"weights and state have .* and NVIDIA L4"):
         predict(program.graphs, Candidate(runner="eager"), changed(find_profile("l4"), memory=1e3))
+
+
+def test_exports_differ_by_the_bytes_of_their_weights(program: Program) -> None:
+    """On a device that does nothing but read: of a token all matrices, once each, but for the rows of tables."""
+    profile = changed(find_profile("h100"), bandwidth=1e9, launch=1e-15, memory=1e12)
+    profile = profile.model_copy(update={"flops": {"f32": Sourced(value=1e30, source="made up here")}})
+    found = {each.options.get("precision", each.runner): each for each in candidates_for(profile)}
+    took = {name: predict(program.graphs, each, profile).figures for name, each in found.items() if name != "triton"}
+    assert took["fp32"].decode_ms == pytest.approx(took["eager"].decode_ms)
+    used = {key for block in program.graphs.layout for key in block.params.values()}
+    weights = {key: prod(spec.shape) for key, spec in program.graphs.params.items() if len(spec.shape) == 2}
+    assert took["fp32"].memory - took["int8"].memory == sum(weights.values()) * 23 // 8
+    per_bit = [
+        (took[a].decode_ms - took[b].decode_ms) / bits for a, b, bits in (("fp32", "fp16", 16), ("fp16", "int4", 11))
+    ]
+    assert per_bit[0] == pytest.approx(per_bit[1], rel=1e-2)
+    read_once = sum(weights[key] for key in used & weights.keys())
+    assert 1e6 * per_bit[0] * 8 == pytest.approx(read_once + 64 * WIDTH, rel=0.2)  # and the head
