@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-import torch
 from torch.fx import Node
 
 from sleepc.backends.mlir.manifest import MOVED, NEW
 from sleepc.backends.mlir.traced import EntryPoint, Tensors, Traced, changed, keys_of
 from sleepc.ir.program import Loop, ProgramGraphs
 from sleepc.ir.states import with_role
-from sleepc.passes.analysis.sleeps import replays
-
-REPLAY = torch.ops.sleepc.replay.default
+from sleepc.passes.analysis.sleeps import replay_nodes, replays
 
 
 def sleeps_of(subject: Traced) -> list[EntryPoint]:
@@ -115,21 +112,16 @@ def _again_parameters(program: ProgramGraphs, blocks: range) -> list[str]:
 def _replaying(program: ProgramGraphs, *, more: bool) -> ProgramGraphs:
     """The program whose replays are their first pass, or one pass `more` over what was written."""
     program = program.clone()
-    for node in _replay_nodes(program):
+    for node in replay_nodes(program):
         node.kwargs = {**node.kwargs, **({"passes": 2, "written": True} if more else {"passes": 1})}
     return program
 
 
 def _replays_stand_alone(program: ProgramGraphs) -> bool:
     """Does every replay take memories as they are in the state, and is what it gives only written there?"""
-    nodes = _replay_nodes(program)
+    nodes = replay_nodes(program)
     taken = [each for node in nodes for each in node.args[4]]  # type: ignore[union-attr]
     users = [user for node in nodes for part in node.users for user in part.users]
     return all(isinstance(each, Node) and each.op == "placeholder" for each in taken) and all(
         user.op == "output" for user in users
     )
-
-
-def _replay_nodes(program: ProgramGraphs) -> list[Node]:
-    graphs = [cls.sleep for cls in program.classes.values() if cls.sleep is not None]
-    return [node for graph in graphs for node in graph.calls() if node.target is REPLAY]

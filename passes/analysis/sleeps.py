@@ -13,14 +13,14 @@ def passes_of(program: ProgramGraphs) -> int:
     """N: how many passes a sleep of this program makes over its window."""
     if program.loop is not None:
         return program.loop.passes
-    return max((int(str(node.kwargs["passes"])) for node in _replays(program)), default=1)
+    return max((int(str(node.kwargs["passes"])) for node in replay_nodes(program)), default=1)
 
 
 def replays(program: ProgramGraphs) -> bool:
     """Does a sleep of another number of passes make sense? It does if each replay corrects what is written, and no
     block runs again: memories of such blocks were made for their number of passes.
     """
-    found = _replays(program)
+    found = replay_nodes(program)
     return program.loop is None and bool(found) and all(find_rule(str(n.kwargs["rule"])).corrects for n in found)
 
 
@@ -31,7 +31,8 @@ def sinks_of(program: ProgramGraphs) -> int:
     return max(found, default=0)
 
 
-def _replays(program: ProgramGraphs) -> list[fx.Node]:
+def replay_nodes(program: ProgramGraphs) -> list[fx.Node]:
+    """The calls of replay in sleeps."""
     sleeps = [cls.sleep for cls in program.classes.values() if cls.sleep is not None]
     replay = torch.ops.sleepc.replay.default
     return [node for graph in sleeps for node in graph.calls() if node.target is replay]

@@ -86,6 +86,9 @@ def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     nothing; those of a row are distinct) -> [B, H, W, ...].
     """
     width, rest = buffer.shape[2], [1] * (buffer.dim() - 3)
+    if slots.shape[1] == 1:  # one token: nothing but a choice, which compilers do in one loop
+        here = torch.arange(width, device=buffer.device).view(width, *rest) == slots.view(-1, 1, 1, *rest)
+        return torch.where(here, new.to(buffer.dtype), buffer)
     # one slot more than there are takes what is not to be written
     room = torch.cat([buffer, torch.zeros_like(buffer[:, :, :1])], 2)
     at = torch.where(slots < 0, width, slots).view(slots.shape[0], 1, slots.shape[1], *rest)
