@@ -39,12 +39,17 @@ FILES = {"mlir.json", "program.vmfb", "weights.safetensors", "tokenizer.json"}
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """An artifact with an export, whose window is longer than a chunk."""
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """An artifact whose window is longer than a chunk."""
     made = sleepc.convert(save_model(tmp_path_factory.mktemp("model")), {"window": 8, "sinks": 2, "passes": 2})
-    found = sleepc.load(made.save(tmp_path_factory.mktemp("artifact") / "sleeping"), native_code=True)
-    found.export(to="mlir", chunk=4)
-    return found
+    return sleepc.load(made.save(tmp_path_factory.mktemp("artifact") / "sleeping"), native_code=True)
+
+
+@pytest.fixture(scope="module")
+def program(artifact: Program) -> Program:
+    """The same with an export."""
+    artifact.export(to="mlir", chunk=4)
+    return artifact
 
 
 def opened(program: Program) -> MlirProgram:
@@ -133,13 +138,13 @@ def test_a_changed_file_is_refused(program: Program, tmp_path: Path) -> None:
 
 
 def test_an_operator_that_is_not_lowered_is_named_with_its_block(
-    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    artifact: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And with --debug what the compiler was given is all that is kept."""
     monkeypatch.setattr(importing, "DECOMPOSITIONS", {})
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit, match="1"):
-        main(["export", str(program.path), "--to", "mlir", "--chunk", "4", "-o", str(tmp_path / "export"), "--debug"])
+        main(["export", str(artifact.path), "--to", "mlir", "--chunk", "4", "-o", str(tmp_path / "export"), "--debug"])
     said, (kept,) = capsys.readouterr().err, tmp_path.iterdir()
     assert "aten.linalg_solve_triangular is not lowered to linalg (sleep, block 0)" in said
     assert f"kept in {kept}" in said
@@ -163,10 +168,11 @@ def test_a_compiler_that_crashes_is_told() -> None:
 
 
 @pytest.fixture(scope="module")
-def text(program: Program) -> str:
-    """The module of a tiny program."""
-    _, lowered = lower(program.graphs, TARGET.lowering(program.graphs, TARGET.options()))
-    return join([function_of(entry, "linalg") for entry in entries_of(lowered, 4)])
+def text(artifact: Program) -> str:
+    """The module of a tiny program, of a token and of a sleep."""
+    _, lowered = lower(artifact.graphs, TARGET.lowering(artifact.graphs, TARGET.options()))
+    entries = {entry.name: entry for entry in entries_of(lowered, 4)}
+    return join([function_of(entries[name], "linalg") for name in ("token", "sleep")])
 
 
 @pytest.mark.slow
@@ -187,9 +193,9 @@ def test_what_is_refused_does_not_compile(text: str, tmp_path: Path, arch: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "dialect"), [("cuda", "torch"), ("llvm-cpu", "stablehlo")])
 def test_an_export_has_code_for_another_device_and_texts(
-    program: Program, tmp_path: Path, device: str, dialect: str
+    artifact: Program, tmp_path: Path, device: str, dialect: str
 ) -> None:
-    exported = program.export(tmp_path / "export", to="mlir", iree=device, emit=dialect, chunk=4)
+    exported = artifact.export(tmp_path / "export", to="mlir", iree=device, emit=dialect, chunk=4)
     said = (exported.path / f"sleep.{dialect}.mlir").read_text()
     assert said.count("func.func @sleep") == 1
     assert f" {dialect}." in said
@@ -198,8 +204,8 @@ def test_an_export_has_code_for_another_device_and_texts(
 
 
 @pytest.mark.slow
-def test_the_example_fuses_what_was_emitted(program: Program, tmp_path: Path) -> None:
-    folder = program.export(tmp_path / "export", to="mlir", emit="linalg", chunk=4).path
+def test_the_example_fuses_what_was_emitted(artifact: Program, tmp_path: Path) -> None:
+    folder = artifact.export(tmp_path / "export", to="mlir", emit="linalg", chunk=4).path
     command: list[str | Path] = [
         sys.executable,
         ROOT / "examples" / "mlir_opt.py",
