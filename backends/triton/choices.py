@@ -14,7 +14,10 @@ import triton.language as tl
 
 SHORTEST, LONGEST, WIDEST = 16, 64, 256
 """The fewest and most tokens of a chunk, and the largest head: what the kernels are written and checked for."""
-SINGLE = ("g", "beta", "total", "scores", "made", "state", "end", "d_end", "d_state", "d_g", "d_beta")
+SINGLE = (
+    *("g", "beta", "total", "scores", "made", "state", "end"),
+    *("d_end", "d_state", "d_g", "d_beta", "d_made", "d_total"),
+)
 """Arguments that are float32 whatever is multiplied."""
 COUNTS = ("tokens", "firsts", "passes", "shared_queries", "shared_keys", "shared_memories", "shared_rows")
 STAGES = 1
@@ -23,12 +26,13 @@ TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 """What Triton calls the types that are multiplied."""
 WAYS: Mapping[str, tuple[int, int]] = {
     **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (64, 8)},
-    **{"sums": (0, 4), "scores": (0, 4), "step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
+    **{"sums": (0, 4), "scores": (0, 4), "of_scores": (0, 4), "of_sums": (0, 4)},
+    **{"step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
     **{"spread": (32, 8), "carry_back": (16, 4), "of_queries": (64, 8)},
-    **{"of_states": (64, 8), "unsolve": (32, 8), "of_rights": (32, 8)},
+    **{"of_states": (32, 8), "unsolve": (32, 8), "of_rights": (32, 8)},
 }
 """Columns of the values that a program computes at once, and its warps: with these nothing is spilled."""
-IN_ONE = ("solve", "prepare", "sums", "scores", "of_queries", "of_states", "of_rights")
+IN_ONE = ("solve", "prepare", "sums", "scores", "of_scores", "of_sums", "of_queries", "of_states", "of_rights")
 """Kernels whose programs have all columns, one after the other, or none."""
 
 

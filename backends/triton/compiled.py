@@ -35,7 +35,7 @@ GRADIENTS = (
 CHUNKED = (chunked.solve, chunked.prepare, chunked.carry, chunked.read)
 KERNELS = {
     "head": (*CHUNKED, single.step, single.recall, replayed.replay, *GRADIENTS),
-    "channel": (channels.sums, channels.scores, *CHUNKED),
+    "channel": (channels.sums, channels.scores, *CHUNKED, *GRADIENTS, channels.of_scores, channels.of_sums),
 }
 """Kernels by the form of decay that they are compiled for in the table."""
 

@@ -1,5 +1,5 @@
 """The memory's operators by kernels, where these have a form for them; else as PyTorch computes them. Gradients go
-through the kernels of `delta_rule` with decay per head or none.
+through kernels too, but for those of reads alone, which are two products of matrices.
 
 `low` is what a program computes in: queries, keys and values, which its graphs hand on in float32, are multiplied in
 bfloat16 or float16 if that is it (docs/decisions/0027). One token is not: its products are no matrices.
@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sleepc.backends.triton import launch
+from sleepc.backends.triton import launch, library
 from sleepc.backends.triton.choices import WIDEST, Problem, chunk_of
 from sleepc.backends.triton.launch import NAMES, WrittenTokens
-from sleepc.backends.triton.training import DeltaRule
 from sleepc.memory.registry import find
 from sleepc.ops import functional
 
@@ -65,14 +64,14 @@ def delta_rule(
     `chunk` is rounded to what there is a kernel for.
     """
     trained = wants_gradients(q, k, v, g, beta, *state)
-    if (trained and g.dim() == 4) or not has_kernel(k, state, rule):
+    if not has_kernel(k, state, rule):
         return functional.delta_rule(q, k, v, g, beta, state, gates, rule=rule, scale=scale, chunk=chunk)
     single = v.shape[2] == 1 and not trained
     asked, k, v = (x if single else narrowed(x, low) for x in (q, k, v))
     t, it = _prepared(k, v, g, beta, rule, chunk)
     asked, held = asked.to(k.dtype).contiguous(), state[0].contiguous()
     if trained:
-        out, end = DeltaRule.apply(asked, t.k, t.v, t.g, t.beta, held, scale, it)  # type: ignore[no-untyped-call]
+        out, end = library.delta_rule(asked, t.k, t.v, t.g, t.beta, held, scale, it.corrects, bool(it.decay), it.chunk)
     elif single:
         out, end = launch.step(asked, t, held, scale, it)
     else:
@@ -107,8 +106,12 @@ def replay(
     low: torch.dtype | None = None,
 ) -> list[Tensor]:
     """See `sleepc.ops.functional.replay`: here every pass is made, from the state on the chip."""
-    if passes < 1 or wants_gradients(k, v, g, beta, *state) or not has_kernel(k, state, rule):
+    trained = wants_gradients(k, v, g, beta, *state)
+    if passes < (2 if written and trained else 1) or not has_kernel(k, state, rule):
         given = (k, v, g, beta, state, gates)
         return functional.replay(*given, rule=rule, passes=passes, written=written, chunk=chunk)
     t, it = _prepared(narrowed(k, low), narrowed(v, low), g, beta, rule, chunk)
-    return [launch.replay(t, state[0].contiguous(), 0 if written else 1, passes - 1, it)]
+    held, counts = state[0].contiguous(), (0 if written else 1, passes - 1)
+    if not trained:
+        return [launch.replay(t, held, *counts, it)]
+    return [library.replay(t.k, t.v, t.g, t.beta, held, *counts, it.corrects, bool(it.decay), it.chunk)]

@@ -118,16 +118,21 @@ def start(kernel: Any, it: Problem, blocks: int, *arguments: Any) -> None:
         kernel[(blocks * how.columns,)](*arguments, **how.constants, **how.options)
 
 
+def chunks(t: WrittenTokens, it: Problem) -> int:
+    """Of the tokens."""
+    return int(triton.cdiv(t.v.shape[2], it.chunk))
+
+
 def sums(t: WrittenTokens, it: Problem) -> Tensor:
     """Decay as the kernels take it: summed from the start of every chunk, if it is per channel."""
     if it.decay != "channel":
         return t.g
     total = torch.empty(t.g.shape, dtype=torch.float32, device=t.g.device)
-    start(channels.sums, it, t.memories * triton.cdiv(t.g.shape[2], it.chunk), t.g, total, t.g.shape[2])
+    start(channels.sums, it, t.memories * chunks(t, it), t.g, total, t.g.shape[2])
     return total
 
 
-def _scores(rows: Tensor, t: WrittenTokens, g: Tensor, heads: int, it: Problem) -> Tensor:
+def scores(rows: Tensor, t: WrittenTokens, g: Tensor, heads: int, it: Problem) -> Tensor:
     """With decay per channel, what rows [B, H', T, dk] make with keys in a chunk, for `heads` heads; else nothing."""
     if it.decay != "channel":
         return g
@@ -146,24 +151,41 @@ def prepare(t: WrittenTokens, g: Tensor, it: Problem) -> tuple[Tensor, Tensor, T
     rows, heads, count = t.v.shape[:3]
     x = t.empty.new_empty(rows, heads, count, it.chunk)
     w, u = t.empty.new_empty(rows, heads, count, it.dk), t.empty.new_empty(t.v.shape)
-    scores = _scores(t.k, t, g, heads, it)
-    blocks = t.memories * triton.cdiv(count, it.chunk)
-    start(chunked.solve, it, blocks, t.k, g, t.beta, scores, x, count, t.shared_keys)
+    seen = scores(t.k, t, g, heads, it)
+    blocks = t.memories * chunks(t, it)
+    start(chunked.solve, it, blocks, t.k, g, t.beta, seen, x, count, t.shared_keys)
     start(chunked.prepare, it, blocks, t.k, t.v, g, t.beta, x, w, u, count, t.shared_keys)
     return x, w, u
 
 
-def advance(t: WrittenTokens, state: Tensor, it: Problem) -> Advance:
-    """All chunks of the tokens, from state [B, H, dk, dv]."""
+@dataclass(frozen=True)
+class Prepared:
+    """What needs no state: decay as the kernels take it, and what `prepare` makes."""
+
+    g: Tensor
+    x: Tensor
+    w: Tensor
+    u: Tensor
+
+
+def prepared(t: WrittenTokens, it: Problem) -> Prepared:
+    """All chunks of the tokens, before any state is known."""
     g = sums(t, it)
-    x, w, u = prepare(t, g, it)
-    count = t.v.shape[2]
-    starts = t.empty.new_empty(*t.v.shape[:2], triton.cdiv(count, it.chunk), it.dk, it.dv)
-    done = Advance(g, x, w, starts, t.empty.new_empty(t.v.shape), torch.empty_like(state))
-    start(
-        chunked.carry, it, t.memories, t.k, w, u, g, t.beta, state, starts, done.writes, done.end, count, t.shared_keys
-    )
+    return Prepared(g, *prepare(t, g, it))
+
+
+def carry(t: WrittenTokens, ready: Prepared, state: Tensor, it: Problem) -> Advance:
+    """All chunks of the tokens, from state [B, H, dk, dv]."""
+    starts = t.empty.new_empty(*t.v.shape[:2], chunks(t, it), it.dk, it.dv)
+    done = Advance(ready.g, ready.x, ready.w, starts, t.empty.new_empty(t.v.shape), torch.empty_like(state))
+    given = (t.k, ready.w, ready.u, ready.g, t.beta, state, starts, done.writes, done.end)
+    start(chunked.carry, it, t.memories, *given, t.v.shape[2], t.shared_keys)
     return done
+
+
+def advance(t: WrittenTokens, state: Tensor, it: Problem) -> Advance:
+    """Both."""
+    return carry(t, prepared(t, it), state, it)
 
 
 def answer(q: Tensor, t: WrittenTokens, done: Advance, scale: float, it: Problem) -> Tensor:
@@ -173,10 +195,10 @@ def answer(q: Tensor, t: WrittenTokens, done: Advance, scale: float, it: Problem
     heads, shares = shared(q, t.v.shape[1])
     count = q.shape[2]
     out = t.empty.new_empty(q.shape[0], heads, count, it.dv)
-    scores = _scores(q, t, done.g, heads, it)
+    seen = scores(q, t, done.g, heads, it)
     blocks = q.shape[0] * heads * triton.cdiv(count, it.chunk)
     counts = (shares[0], t.shared_keys, shares[1])
-    start(chunked.read, it, blocks, q, t.k, done.writes, done.g, scores, done.starts, out, count, scale, *counts)
+    start(chunked.read, it, blocks, q, t.k, done.writes, done.g, seen, done.starts, out, count, scale, *counts)
     return out
 
 

@@ -3,10 +3,10 @@
 tiles      loading and storing, decay
 inverse    (I + A)^-1 of one chunk, by blocks of 16 that are merged
 chunked    the delta rule over chunks: prepare (all chunks at once), carry (one after the other), read (all at once)
-channels   what these need with decay per key channel
+channels   what these, and gradients, need with decay per key channel
 single     one token; queries that read a memory as it is
 replayed   passes over a window
-gradients  those of chunked, for decay per head or none
+gradients  those of chunked
 
 Everywhere: rows of a [B, heads, T, D] tensor are contiguous; D is any number, and a tile has the next power of two (BK
 for keys, BV for values) with zeros in the rest, as in rows past the end. DK, DV, C (tokens of a chunk), DECAY ("", one

@@ -1,4 +1,4 @@
-"""Gradients of `chunked.py`, for decay per head or none. With dX for the gradient of X, d_out and d_end being given:
+"""Gradients of `chunked.py`. With dX for the gradient of X, d_out and d_end being given:
 
     spread       dV' = scale P^T dO  (P = Q K^T D), summed over the heads that share a memory
     carry_back   from the last chunk to the first: dV' += exp(G_C - G) K dS',
@@ -10,7 +10,8 @@
 
 since V' = X R with R = beta (V - exp(G) K S). All dK are added. Of a pair exp(G_i - G_j) x_i y_j the gradients of G are
 x_i dx_i and -y_j dy_j; those of g are their sums from a token to the end of its chunk. Rules that do not correct have
-dR = dV'.
+dR = dV'. With decay per channel these pairs are those of a channel: what is between rows and keys of one chunk (dP D)
+is put down in `d_made`, for `channels.of_scores`, and G is in `g`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import triton
 import triton.language as tl
 
 from sleepc.backends.triton.kernels.chunked import products
-from sleepc.backends.triton.kernels.tiles import decay_between, load_gates, load_rows, load_total, store_rows
+from sleepc.backends.triton.kernels.tiles import decay_between, faded, load_gates, load_rows, load_total, store_rows
 
 
 @triton.jit
 def spread(
-    q, k, g, d_out, d_writes, tokens, scale, shared_queries, shared_keys, shared_memories,
+    q, k, g, scores, d_out, d_writes, tokens, scale, shared_queries, shared_keys, shared_memories,
     DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -40,7 +41,7 @@ def spread(
     new = tl.zeros([C, BV], tl.float32)
     for head in range(memory * shared_memories, (memory + 1) * shared_memories):
         queries = load_rows(q + head // shared_queries * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
-        seen = products(queries, keys, total, g, head, first, tokens, C, DECAY, EXACT) * scale
+        seen = products(queries, keys, total, scores, head, first, tokens, C, DECAY, EXACT) * scale
         answers = load_rows(d_out + head * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
         new += tl.dot(tl.trans(seen.to(DOT)), answers, input_precision=EXACT)
     store_rows(d_writes + memory * tokens * DV, new, first, tokens, at, C, DV, BV)
@@ -63,10 +64,17 @@ def carry_back(
     for back in range(0, chunks):
         first = (chunks - 1 - back) * C
         store_rows(ends + (memory * chunks + chunks - 1 - back) * DK * DV, held, 0, DK, at, BK, DV, BV)
-        keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
-        new = tl.dot(keys, held.to(DOT), input_precision=EXACT)
+        keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK)
         fade = tl.full([C], 1.0, tl.float32)
-        if DECAY != "":
+        if DECAY == "channel":
+            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+            last = tl.min(total, axis=0, keep_dims=True)
+            new = tl.dot(faded(keys, last - total, DECAY).to(DOT), held.to(DOT), input_precision=EXACT)
+            held *= tl.exp(tl.trans(last))
+            fade = tl.exp(total)
+        else:
+            new = tl.dot(keys.to(DOT), held.to(DOT), input_precision=EXACT)
+        if DECAY == "head":
             total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
             last = tl.min(total, axis=0)
             new *= tl.exp(last - total)[:, None]
@@ -76,7 +84,10 @@ def carry_back(
         store_rows(d_writes, new, first, tokens, at, C, DV, BV)
         for head in range(memory * shared_memories, (memory + 1) * shared_memories):
             rows = load_rows(q + head // shared_queries * tokens * DK, first, tokens, 0, C, DK, BK)
-            rows = (rows.to(tl.float32) * (fade * scale)[:, None]).to(DOT)
+            if DECAY == "channel":
+                rows = (rows.to(tl.float32) * (fade * scale)).to(DOT)
+            else:
+                rows = (rows.to(tl.float32) * (fade * scale)[:, None]).to(DOT)
             answers = load_rows(d_out + head * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
             held += tl.dot(tl.trans(rows), answers, input_precision=EXACT)
         if CORRECTS:
@@ -94,11 +105,13 @@ def store_decay(d_g, value, head, first, tokens, C: tl.constexpr):
 
 @triton.jit
 def of_queries(
-    q, k, g, starts, writes, d_out, d_q, d_k, d_g, tokens, scale, shared_queries, shared_keys, shared_memories,
+    q, k, g, starts, writes, d_out, d_q, d_k, d_g, d_made, tokens, scale, shared_queries, shared_keys, shared_memories,
     DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """What reading gives, a head for itself: d_q and d_k [B, heads, T, DK], d_g [B, heads, T]."""
+    """What reading gives, a head for itself: d_q and d_k [B, heads, T, DK], d_g [B, heads, T]; with decay per channel
+    the part of d_q that the state gives, and d_made [B, heads, T, C].
+    """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0) % chunks
     first = chunk * C
@@ -112,21 +125,27 @@ def of_queries(
         held = load_rows(starts + (memory * chunks + chunk) * DK * DV, 0, DK, at, BK, DV, BV).to(DOT)
         outer += tl.dot(answers, tl.trans(held), input_precision=EXACT)
     row = tl.arange(0, C)
-    if DECAY != "":
-        total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
-        outer *= tl.exp(total)[:, None]
-        inner *= decay_between(total, C)
-    inner = (tl.where(row[:, None] >= row[None, :], inner, 0.0) * scale).to(DOT)
-    keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
-    rows = outer * scale + tl.dot(inner, keys, input_precision=EXACT)
-    store_rows(d_q + head * tokens * DK, rows, first, tokens, 0, C, DK, BK)
-    queries = load_rows(q + head // shared_queries * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
-    by_total = tl.sum(queries.to(tl.float32) * rows, axis=1)
-    rows = tl.dot(tl.trans(inner), queries, input_precision=EXACT)
-    store_rows(d_k + head * tokens * DK, rows, first, tokens, 0, C, DK, BK)
-    if DECAY != "":
-        by_total -= tl.sum(keys.to(tl.float32) * rows, axis=1)
-        store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), head, first, tokens, C)
+    if DECAY == "channel":
+        outer = faded(outer, load_total(g, memory, first, tokens, C, DK, BK, DECAY), DECAY)
+        store_rows(d_q + head * tokens * DK, outer * scale, first, tokens, 0, C, DK, BK)
+        inner = tl.where(row[:, None] >= row[None, :], inner, 0.0) * scale
+        store_rows(d_made + head * tokens * C, inner, first, tokens, 0, C, C, C)
+    else:
+        if DECAY == "head":
+            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+            outer *= tl.exp(total)[:, None]
+            inner *= decay_between(total, C)
+        inner = (tl.where(row[:, None] >= row[None, :], inner, 0.0) * scale).to(DOT)
+        keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+        rows = outer * scale + tl.dot(inner, keys, input_precision=EXACT)
+        store_rows(d_q + head * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+        queries = load_rows(q + head // shared_queries * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+        by_total = tl.sum(queries.to(tl.float32) * rows, axis=1)
+        rows = tl.dot(tl.trans(inner), queries, input_precision=EXACT)
+        store_rows(d_k + head * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+        if DECAY == "head":
+            by_total -= tl.sum(keys.to(tl.float32) * rows, axis=1)
+            store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), head, first, tokens, C)
 
 
 @triton.jit
@@ -135,28 +154,37 @@ def of_states(
     DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """What the state that a chunk ends with gives: d_k [B, memories, T, DK], d_g [B, memories, T]."""
+    """What the state that a chunk ends with gives: d_k [B, memories, T, DK], d_g [B, memories, T], also [.., DK]."""
     chunks = tl.cdiv(tokens, C)
     first = (tl.program_id(0) % chunks) * C
     tile = tl.program_id(0).to(tl.int64) * DK * DV
     memory = (tl.program_id(0) // chunks).to(tl.int64)
-    rows, by_last = tl.zeros([C, BK], tl.float32), 0.0
+    rows, by_last = tl.zeros([C, BK], tl.float32), tl.zeros([BK], tl.float32)
     for at in range(0, DV, BV):
         new = load_rows(writes + memory * tokens * DV, first, tokens, at, C, DV, BV).to(DOT)
         end = load_rows(ends + tile, 0, DK, at, BK, DV, BV).to(DOT)
         rows += tl.dot(new, tl.trans(end), input_precision=EXACT)
         held = load_rows(starts + tile, 0, DK, at, BK, DV, BV).to(tl.float32)
-        by_last += tl.sum(held * end.to(tl.float32))
-    if DECAY != "":
+        by_last += tl.sum(held * end.to(tl.float32), axis=1)
+    # G_C takes what every G_i gives: up to a token, that is the sum over those before it
+    if DECAY == "channel":
         total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
         last = tl.min(total, axis=0)
-        rows *= tl.exp(last - total)[:, None]
-        keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(tl.float32)
-        # G_C takes what every G_i gives: up to a token, that is the sum over those before it
-        by_total = tl.sum(keys * rows, axis=1)
-        earlier = tl.cumsum(by_total, axis=0) - by_total
-        store_decay(d_g, earlier + by_last * tl.exp(last), memory, first, tokens, C)
-    store_rows(d_k + memory * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+        rows = faded(rows, last[None, :] - total, DECAY)
+        store_rows(d_k + memory * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+        rows *= load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK)
+        rows = tl.cumsum(rows, axis=0) - rows + (by_last * tl.exp(last))[None, :]
+        store_rows(d_g + memory * tokens * DK, rows, first, tokens, 0, C, DK, BK)
+    else:
+        if DECAY == "head":
+            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+            last = tl.min(total, axis=0)
+            rows *= tl.exp(last - total)[:, None]
+            keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(tl.float32)
+            by_total = tl.sum(keys * rows, axis=1)
+            earlier = tl.cumsum(by_total, axis=0) - by_total
+            store_decay(d_g, earlier + tl.sum(by_last, axis=0) * tl.exp(last), memory, first, tokens, C)
+        store_rows(d_k + memory * tokens * DK, rows, first, tokens, 0, C, DK, BK)
 
 
 @triton.jit
@@ -181,11 +209,13 @@ def unsolve(
 
 @triton.jit
 def of_rights(
-    k, v, g, beta, starts, writes, d_right, d_k, d_g, d_beta, tokens, shared_keys,
+    k, v, g, beta, scores, starts, writes, d_right, d_k, d_g, d_beta, d_made, tokens, shared_keys,
     DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     CORRECTS: tl.constexpr, DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """What R and A give: d_k [B, memories, T, DK], d_g and d_beta [B, memories, T]."""
+    """What R and A give: d_k [B, memories, T, DK], d_g and d_beta [B, memories, T]; with decay per channel the part of
+    d_k that the state gives, d_beta, and d_made [B, memories, T, C].
+    """
     chunks = tl.cdiv(tokens, C)
     first = (tl.program_id(0) % chunks) * C
     tile = tl.program_id(0).to(tl.int64) * DK * DV
@@ -202,19 +232,28 @@ def of_rights(
             held = load_rows(starts + tile, 0, DK, at, BK, DV, BV).to(DOT)
             lost += tl.dot(right, tl.trans(held), input_precision=EXACT)
     if CORRECTS:
-        if DECAY != "":
-            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
-            lost *= tl.exp(total)[:, None]
-            between *= decay_between(total, C)
         strength = load_gates(beta + memory * tokens, first, tokens, C)
-        between = tl.where(row[:, None] > row[None, :], between, 0.0)
         keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
-        as_row = tl.dot(between.to(DOT), keys, input_precision=EXACT) - lost
-        by_row = tl.sum(keys.to(tl.float32) * as_row, axis=1)
-        as_column = tl.dot(tl.trans((between * strength[:, None]).to(DOT)), keys, input_precision=EXACT)
-        store_rows(d_k + memory * tokens * DK, as_row * strength[:, None] + as_column, first, tokens, 0, C, DK, BK)
-        by_beta += by_row
-        if DECAY != "":
-            by_total = by_row * strength - tl.sum(keys.to(tl.float32) * as_column, axis=1)
-            store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), memory, first, tokens, C)
+        if DECAY == "channel":
+            lost = faded(lost, load_total(g, memory, first, tokens, C, DK, BK, DECAY), DECAY)
+            between = tl.where(row[:, None] > row[None, :], between, 0.0)
+            seen = load_rows(scores + memory * tokens * C, first, tokens, 0, C, C, C)
+            by_beta += tl.sum(tl.where(row[:, None] > row[None, :], between * seen, 0.0), axis=1)
+            by_beta -= tl.sum(keys.to(tl.float32) * lost, axis=1)
+            store_rows(d_k + memory * tokens * DK, -lost * strength[:, None], first, tokens, 0, C, DK, BK)
+            store_rows(d_made + memory * tokens * C, between * strength[:, None], first, tokens, 0, C, C, C)
+        else:
+            if DECAY == "head":
+                total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+                lost *= tl.exp(total)[:, None]
+                between *= decay_between(total, C)
+            between = tl.where(row[:, None] > row[None, :], between, 0.0)
+            as_row = tl.dot(between.to(DOT), keys, input_precision=EXACT) - lost
+            by_row = tl.sum(keys.to(tl.float32) * as_row, axis=1)
+            as_column = tl.dot(tl.trans((between * strength[:, None]).to(DOT)), keys, input_precision=EXACT)
+            store_rows(d_k + memory * tokens * DK, as_row * strength[:, None] + as_column, first, tokens, 0, C, DK, BK)
+            by_beta += by_row
+            if DECAY == "head":
+                by_total = by_row * strength - tl.sum(keys.to(tl.float32) * as_column, axis=1)
+                store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), memory, first, tokens, C)
     tl.store(d_beta + memory * tokens + first + row, by_beta, mask=first + row < tokens)

@@ -12,10 +12,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install '.[triton]'")
 
-from sleepc.backends.triton import launch
+from sleepc.backends.triton import library
 from sleepc.backends.triton.delta_rule import delta_rule, delta_rule_read, replay
-from sleepc.backends.triton.launch import WrittenTokens
-from sleepc.backends.triton.training import DeltaRule
 from sleepc.ops import functional
 from tests.ops.cases import RULES, Memory, memory, normal, worst
 
@@ -47,13 +45,16 @@ def differences(x: Memory, rule: str, dtype: torch.dtype = torch.float32, chunk:
 @pytest.fixture(autouse=True)
 def no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, PyTorch's form is not to be used."""
-    plain = functional.delta_rule
 
-    def refuse(q: Tensor, *rest: Any, **options: Any) -> Any:
-        assert q.dtype == torch.float64, "there is no kernel for this"
-        return plain(q, *rest, **options)
+    def refusing(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(first: Tensor, *rest: Any, **options: Any) -> Any:
+            assert first.dtype == torch.float64, "there is no kernel for this"
+            return plain(first, *rest, **options)
 
-    monkeypatch.setattr(functional, "delta_rule", refuse)
+        return refuse
+
+    for name in ("delta_rule", "replay"):
+        monkeypatch.setattr(functional, name, refusing(getattr(functional, name)))
 
 
 @pytest.mark.parametrize(("tokens", "rule"), [(1, "gated_delta"), *((20, rule) for rule in RULES)])
@@ -61,6 +62,54 @@ def test_gradients_are_those_of_pytorch(tokens: int, rule: str) -> None:
     """One token, and a last chunk that is not full; heads of 20 and 24; two queries for each memory."""
     x = memory(tokens, rows=2, heads=2, memories=1, dk=20, dv=24)
     assert max(differences(x, rule)) < 3e-6
+
+
+@pytest.mark.parametrize(("rule", "heads", "dk"), [("gated_delta", 2, 20), ("gated", 1, 16)])
+def test_decay_per_channel(rule: str, heads: int, dk: int) -> None:
+    """Rows of 16 that look back on others, and a last one that is not full; a chunk that is whole, and one that is
+    not; two queries for each memory, or one.
+    """
+    x = memory(40, rows=1, heads=heads, memories=1, dk=dk, dv=24, channel=True)
+    assert max(differences(x, rule, chunk=32)) < 3e-6
+
+
+@pytest.mark.parametrize("decay", [1e-4, 1000.0])
+def test_slow_and_strong_decay_per_channel(decay: float) -> None:
+    x = memory(35, rows=1, heads=1, memories=1, dk=16, decay=decay, channel=True)
+    assert max(differences(x, "gated_delta", chunk=64)) < 5e-5
+
+
+@pytest.mark.parametrize(
+    ("rule", "channel", "passes", "written"),
+    [
+        ("gated_delta", False, 3, False),
+        ("gated_delta", True, 2, False),
+        ("gated_delta", True, 3, True),
+        ("delta", False, 2, False),
+        ("gated", False, 1, False),
+        ("gated", False, 1, True),
+    ],
+)
+def test_replay(rule: str, channel: bool, passes: int, written: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass with decay, the others without; no pass at all leaves the state, and is PyTorch's."""
+    if written and passes == 1:
+        monkeypatch.undo()
+    x = memory(20, rows=1, heads=2, memories=2, dk=20, dv=16, channel=channel)
+
+    def run(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *t: kernel(*t[:4], [t[4]], rule=rule, passes=passes, written=written, chunk=16)
+
+    want = gradients(run(functional.replay), (*x.record, x.state))
+    got = gradients(run(replay), tuple(y.float() for y in (*x.record, x.state)))
+    assert max(map(worst, got, want)) < 3e-6
+
+
+def test_the_operators_are_what_they_say() -> None:
+    """To tracing, to autograd and to torch.compile, as PyTorch checks them."""
+    x = memory(2, rows=1, heads=1, memories=1, dk=16, dv=16, channel=True).to(torch.float32, torch.float32)
+    q, k, v, g, beta, state = (y.requires_grad_() for y in (*x.stream, x.state))
+    torch.library.opcheck(library.delta_rule, (q, k, v, g, beta, state, 0.5, True, True, 16))
+    torch.library.opcheck(library.replay, (k, v, g, beta, state, 1, 1, True, True, 16))
 
 
 def test_longer_chunks() -> None:
@@ -112,8 +161,7 @@ def test_memories_share_keys_and_queries() -> None:
     inputs = (x.q, x.k, y.v, y.g, y.beta, y.state)
 
     def shared(*given: Tensor) -> Any:
-        it = launch.problem(WrittenTokens(*given[1:5]), chunk=16, corrects=True, decays=True)
-        return DeltaRule.apply(*given, 0.5, it)  # type: ignore[no-untyped-call]
+        return library.delta_rule(*given, 0.5, True, True, 16)
 
     def repeated(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Any:
         q, k = q.expand(-1, 2, -1, -1), k.expand(-1, 2, -1, -1)
@@ -123,14 +171,9 @@ def test_memories_share_keys_and_queries() -> None:
     assert max(map(worst, got, want)) < 3e-6
 
 
-def test_where_pytorch_goes_on() -> None:
-    """Gradients of replay, of reads alone and of decay per channel are PyTorch's."""
-    x = memory(6, dk=16, dv=16, channel=True).to(torch.float32, torch.float32).map(lambda y: y.requires_grad_())
-    with pytest.raises(AssertionError, match="no kernel"):
-        delta_rule(*x.stream, [x.state], rule="gated_delta", scale=1.0)
-    (state,) = replay(*x.record, [x.state], rule="gated_delta", passes=2, written=True)
-    read = delta_rule_read(x.q, [state], rule="gated_delta", scale=1.0)
-    (got,) = torch.autograd.grad(read.sum(), [x.v])
-    (plain,) = functional.replay(*x.record, [x.state], rule="gated_delta", passes=2, written=True)
-    want = torch.autograd.grad(functional.delta_rule_read(x.q, [plain], rule="gated_delta", scale=1.0).sum(), [x.v])
-    assert torch.equal(got, want[0])
+def test_reads_alone_are_products_of_pytorch() -> None:
+    x = memory(6, dk=16, dv=16).to(torch.float32, torch.float32).map(lambda y: y.requires_grad_())
+    read = delta_rule_read(x.q, [x.state], rule="gated_delta", scale=0.5)
+    (got,) = torch.autograd.grad(read.sum(), [x.state])
+    want = 0.5 * x.q.sum(2).view(2, 2, 2, 16).sum(2)[..., None].expand_as(x.state)
+    assert worst(got, want.detach()) < 2e-6
