@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from sleepc.backends.eager.steps import EagerSteps
     from sleepc.ir.program import ProgramGraphs
 
-OWN = ("delta_rule", "delta_rule_read", "replay")
+OWN, FEATURES = ("delta_rule", "delta_rule_read", "replay"), ("l2norm", "short_conv")
 """The operators that it has functions for."""
 
 
 class TritonBackend(EagerBackend):
-    """EagerBackend, but for `delta_rule`, `delta_rule_read` and `replay`. In Triton's interpreter (TRITON_INTERPRET=1)
-    it runs on the CPU, very slowly: that is for tests.
+    """EagerBackend, but for `delta_rule`, `delta_rule_read`, `replay` and FEATURES. In Triton's interpreter
+    (TRITON_INTERPRET=1) it runs on the CPU, very slowly: that is for tests.
     """
 
     name = "triton"
@@ -64,8 +64,12 @@ class TritonBackend(EagerBackend):
         import torch
 
         from sleepc.backends.triton import delta_rule as operators
+        from sleepc.backends.triton import features
 
-        return {getattr(torch.ops.sleepc, name).default: partial(getattr(operators, name), low=low) for name in OWN}
+        made: dict[Any, Callable[..., Any]] = {
+            getattr(torch.ops.sleepc, name).default: partial(getattr(operators, name), low=low) for name in OWN
+        }
+        return made | {getattr(torch.ops.sleepc, name).default: getattr(features, name) for name in FEATURES}
 
     def steps_on(
         self,
@@ -82,7 +86,8 @@ class TritonBackend(EagerBackend):
         from sleepc.backends.eager.steps import EagerSteps
 
         if torch.device(device).type == "meta":  # nothing is computed, so Triton need not be here
-            own = {getattr(torch.ops.sleepc, name).default: getattr(torch.ops.sleepc, name).default for name in OWN}
+            themselves = (getattr(torch.ops.sleepc, name).default for name in (*OWN, *FEATURES))
+            own = {each: each for each in themselves}
         else:
             own = self._own(program.dtype)
         kernels = {**super().kernels(train=train), **own}

@@ -17,9 +17,10 @@ SHORTEST, LONGEST, WIDEST = 16, 64, 256
 SINGLE = (
     *("g", "beta", "total", "scores", "made", "state", "end"),
     *("d_end", "d_state", "d_g", "d_beta", "d_made", "d_total"),
+    *("weight", "tail", "after"),
 )
 """Arguments that are float32 whatever is multiplied."""
-COUNTS = ("tokens", "firsts", "passes", "shared_queries", "shared_keys", "shared_memories", "shared_rows")
+COUNTS = ("tokens", "count", "firsts", "passes", "shared_queries", "shared_keys", "shared_memories", "shared_rows")
 STAGES = 1
 """Loads that are under way at once in a loop: more take more registers, and what they bring needs a GPU to be seen."""
 TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
@@ -27,12 +28,23 @@ TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 WAYS: Mapping[str, tuple[int, int]] = {
     **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (64, 8)},
     **{"sums": (0, 4), "scores": (0, 4), "of_scores": (0, 4), "of_sums": (0, 4)},
-    **{"step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
+    **{"l2norm": (0, 4), "convolve": (256, 4), "step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
     **{"spread": (32, 8), "carry_back": (16, 4), "of_queries": (64, 8)},
     **{"of_states": (32, 8), "unsolve": (32, 8), "of_rights": (32, 8)},
 }
 """Columns of the values that a program computes at once, and its warps: with these nothing is spilled."""
-IN_ONE = ("solve", "prepare", "sums", "scores", "of_scores", "of_sums", "of_queries", "of_states", "of_rights")
+IN_ONE = (
+    "l2norm",
+    "solve",
+    "prepare",
+    "sums",
+    "scores",
+    "of_scores",
+    "of_sums",
+    "of_queries",
+    "of_states",
+    "of_rights",
+)
 """Kernels whose programs have all columns, one after the other, or none."""
 
 
@@ -98,4 +110,6 @@ def _type(name: str, it: Problem) -> str:
         return "constexpr"
     if name in COUNTS or name == "scale":
         return "fp32" if name == "scale" else "i32"
+    if name == "lengths":
+        return "*i64"
     return "*fp32" if name in SINGLE else f"*{it.dot}"

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 
 from sleepc.backends.triton.choices import Problem, choose, types
 from sleepc.backends.triton.devices import DEVICES, find_device
-from sleepc.backends.triton.kernels import channels, chunked, gradients, replayed, single
+from sleepc.backends.triton.kernels import channels, chunked, features, gradients, replayed, single
 from sleepc.errors import SleepcError
 
 ALIGNED = 16
@@ -34,7 +34,7 @@ GRADIENTS = (
 )
 CHUNKED = (chunked.solve, chunked.prepare, chunked.carry, chunked.read)
 KERNELS = {
-    "head": (*CHUNKED, single.step, single.recall, replayed.replay, *GRADIENTS),
+    "head": (features.l2norm, features.convolve, *CHUNKED, single.step, single.recall, replayed.replay, *GRADIENTS),
     "channel": (channels.sums, channels.scores, *CHUNKED, *GRADIENTS, channels.of_scores, channels.of_sums),
 }
 """Kernels by the form of decay that they are compiled for in the table."""
@@ -85,7 +85,8 @@ def taken(kernel: Any, it: Problem, name: str) -> Taken:
     """Compile a kernel for a kind of GPU, and read what it takes."""
     made = compile_for(kernel, it, name)
     registers, spilled = registers_of(made, name)
-    return Taken(kernel.fn.__name__, it.decay, it.dk, name, registers, made.metadata.shared, spilled)
+    size = it.dv // 16 if kernel is features.convolve else it.dk
+    return Taken(kernel.fn.__name__, it.decay, size, name, registers, made.metadata.shared, spilled)
 
 
 def registers_of(made: Any, name: str) -> tuple[int, int]:
@@ -120,8 +121,12 @@ def _number(pattern: str, words: str) -> int:
 
 
 def problem(kernel: Any, decay: str, size: int, name: str) -> Problem:
-    """The problem of the table: the gated delta rule in a bfloat16 program, heads of `size`."""
-    dot = "fp32" if kernel is single.step else "bf16"
+    """The problem of the table: the gated delta rule in a bfloat16 program, heads of `size`; convolutions have four
+    taps, and 16 channels for each number of a head.
+    """
+    if kernel is features.convolve:
+        return Problem(4, 16 * size, 16, "fp32", corrects=False, decay=decay, exact="")
+    dot = "fp32" if kernel in (single.step, features.l2norm) else "bf16"
     return Problem(size, size, 64, dot, corrects=True, decay=decay, exact=find_device(name).exact)
 
 

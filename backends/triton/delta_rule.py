@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sleepc.backends.triton import launch, library
 from sleepc.backends.triton.choices import WIDEST, Problem, chunk_of
-from sleepc.backends.triton.launch import NAMES, WrittenTokens
+from sleepc.backends.triton.launch import NAMES, WrittenTokens, wants_gradients
 from sleepc.memory.registry import find
 from sleepc.ops import functional
 
@@ -27,11 +27,6 @@ def has_kernel(x: Tensor, state: Sequence[Tensor], rule: str) -> bool:
     """Is there a kernel for keys or queries x [B, .., T, dk], and such a state?"""
     fits = rule in FAMILY and x.dtype in NAMES and x.numel() > 0
     return fits and state[0].dtype == torch.float32 and max(state[0].shape[2:]) <= WIDEST
-
-
-def wants_gradients(*given: Tensor) -> bool:
-    """Do gradients go through these?"""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
 def narrowed(x: Tensor, low: torch.dtype | None) -> Tensor:

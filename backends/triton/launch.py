@@ -92,6 +92,11 @@ def working(x: Tensor) -> torch.dtype:
     return torch.float32 if INTERPRETED and x.dtype == torch.bfloat16 else x.dtype
 
 
+def wants_gradients(*given: Tensor) -> bool:
+    """Do gradients go through these?"""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
+
+
 def problem(t: WrittenTokens, *, chunk: int, corrects: bool, decays: bool) -> Problem:
     """What the kernels for these tokens are compiled for."""
     decay = ("channel" if t.g.dim() == 4 else "head") if decays else ""

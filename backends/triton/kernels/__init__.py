@@ -2,6 +2,7 @@
 
 tiles      loading and storing, decay
 inverse    (I + A)^-1 of one chunk, by blocks of 16 that are merged
+features   the L2 norm, one token of the short convolution
 chunked    the delta rule over chunks: prepare (all chunks at once), carry (one after the other), read (all at once)
 channels   what these, and gradients, need with decay per key channel
 single     one token; queries that read a memory as it is
