@@ -99,7 +99,8 @@ class CompiledSteps(EagerSteps):
     def _function(self, i: int, inputs: Mapping[str, Any]) -> Native:
         name = self._blocks[i][0]
         graph = self.program.classes[name].wake
-        function = Function(self._executors[name], inputs, symbolic_rows(graph), in_place(graph))
+        rows = symbolic_rows(graph) if len(inputs["h"]) > 1 else {}
+        function = Function(self._executors[name], inputs, rows, in_place(graph))
         key = f"{name} {function.shapes()}"
         if key not in self._functions:
             self._functions[key] = load_native(function, name, compiles=self._compiles)

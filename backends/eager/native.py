@@ -36,7 +36,8 @@ SETTINGS = {"compile_threads": 1, "aot_inductor.precompile_headers": False}
 
 class Function(nn.Module):
     """A graph as what torch.export traces: its ports, in order, to its results but for `in_place`, which it writes into
-    its arguments. `rows` has the dimensions of ports that are rows: free if there are two or more in `inputs`.
+    its arguments. `rows` has the dimensions of ports that are rows, if their number is free: then there are two or more
+    in `inputs`.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Function(nn.Module):
         self.ports = list(executor.ports)
         self.results = [name for name in executor.results if name not in in_place]
         self.inputs = tuple(inputs[name] for name in self.ports)
-        self.rows = [rows[name] if len(inputs["h"]) > 1 else [] for name in self.ports]
+        self.rows = [rows.get(name, ()) for name in self.ports]
 
     def forward(self, *args: Any) -> tuple[Any, ...]:
         """The results by their order in `results`."""
@@ -119,6 +120,16 @@ def load_native(function: Function, name: str, *, compiles: bool = True) -> Nati
             f"compiled code cannot be loaded: {_first_line(error)}", where=str(place), fix="Remove the file."
         ) from error
     return Native(loader.boxed_run, function, new)
+
+
+@contextmanager
+def kept_in_cache() -> Iterator[None]:
+    """Within it torch.compile keeps what it compiles in the user's own cache, by its hash."""
+    folder = cache_folder() / "compiled" / "inductor"
+    with writing_to_cache(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _working_in(str(folder)), _quiet():
+        yield
 
 
 def _folder() -> Path:

@@ -9,14 +9,16 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sleepc.backends.contract import Kernels, TrainingBackend
-from sleepc.backends.eager.backend import EagerBackend
+from sleepc.backends.eager.backend import EagerBackend, retyped
 from sleepc.errors import UsageError
+from sleepc.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
     from sleepc.backends.eager.steps import EagerSteps
     from sleepc.ir.program import ProgramGraphs
+    from sleepc.runtime.steps import Steps
 
 OWN, FEATURES = ("delta_rule", "delta_rule_read", "replay"), ("l2norm", "short_conv")
 """The operators that it has functions for."""
@@ -104,7 +106,27 @@ class TritonBackend(EagerBackend):
 
         return taken_on(program, target, shared)
 
-    compiled_steps = TrainingBackend.compiled_steps  # there are none yet
+    def compiled_steps(
+        self,
+        program: ProgramGraphs,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress = silent,
+    ) -> Steps:
+        """See `Backend.compiled_steps`: one token at a time, captured."""
+        import torch
+
+        from sleepc.backends.triton.captured import CapturedSteps
+        from sleepc.ir.parameters import materialise
+
+        self.check_device(device)
+        if torch.device(device).type != "cuda":
+            raise UsageError("a step is captured on a GPU only", where="--compile", fix="Leave it out.")
+        program = retyped(program, dtype)
+        kernels = {**super().kernels(train=False), **self._own(program.dtype)}
+        return CapturedSteps(program, materialise(program, device), kernels, progress, device=device)
+
     tunables = TrainingBackend.tunables  # on the CPU it is interpreted: nobody is to be led there
 
 

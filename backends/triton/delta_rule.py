@@ -1,6 +1,8 @@
 """The memory's operators by kernels, where these have a form for them; else as PyTorch computes them. Gradients go
 through kernels too, but for those of reads alone, which are two products of matrices.
 
+Code that is compiled calls them as operators, `library.py`.
+
 `low` is what a program computes in: queries, keys and values, which its graphs hand on in float32, are multiplied in
 bfloat16 or float16 if that is it (docs/decisions/0027). One token is not: its products are no matrices.
 """
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from sleepc.backends.triton import launch, library
 from sleepc.backends.triton.choices import WIDEST, Problem, chunk_of
@@ -65,8 +68,11 @@ def delta_rule(
     asked, k, v = (x if single else narrowed(x, low) for x in (q, k, v))
     t, it = _prepared(k, v, g, beta, rule, chunk)
     asked, held = asked.to(k.dtype).contiguous(), state[0].contiguous()
-    if trained:
-        out, end = library.delta_rule(asked, t.k, t.v, t.g, t.beta, held, scale, it.corrects, bool(it.decay), it.chunk)
+    rule_of = (it.corrects, bool(it.decay))
+    if single and is_compiling():
+        out, end = library.step(asked, t.k, t.v, t.g, t.beta, held, scale, *rule_of)
+    elif trained or is_compiling():
+        out, end = library.delta_rule(asked, t.k, t.v, t.g, t.beta, held, scale, *rule_of, it.chunk)
     elif single:
         out, end = launch.step(asked, t, held, scale, it)
     else:
@@ -82,8 +88,10 @@ def delta_rule_read(
     if wants_gradients(q, *state) or not has_kernel(q, state, rule):
         return functional.delta_rule_read(q, state, rule=rule, scale=scale)
     asked = narrowed(q, low).contiguous()
-    it = launch.reading(asked, state[0], chunk_of(q.shape[2], 64))
-    return launch.recall(asked, state[0].contiguous(), scale, it).to(q.dtype)
+    held, chunk = state[0].contiguous(), chunk_of(q.shape[2], 64)
+    if is_compiling():
+        return library.recall(asked, held, scale, chunk).to(q.dtype)
+    return launch.recall(asked, held, scale, launch.reading(asked, held, chunk)).to(q.dtype)
 
 
 def replay(
@@ -107,6 +115,6 @@ def replay(
         return functional.replay(*given, rule=rule, passes=passes, written=written, chunk=chunk)
     t, it = _prepared(narrowed(k, low), narrowed(v, low), g, beta, rule, chunk)
     held, counts = state[0].contiguous(), (0 if written else 1, passes - 1)
-    if not trained:
+    if not trained and not is_compiling():
         return [launch.replay(t, held, *counts, it)]
     return [library.replay(t.k, t.v, t.g, t.beta, held, *counts, it.corrects, bool(it.decay), it.chunk)]

@@ -1,10 +1,13 @@
-"""The L2 norm, and one token of the short convolution, by kernels; else as PyTorch computes them."""
+"""The L2 norm, and one token of the short convolution, by kernels; else as PyTorch computes them, and in code that is
+compiled, which has no launch for them.
+"""
 
 from __future__ import annotations
 
 import torch
 import triton
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from sleepc.backends.triton import launch
 from sleepc.backends.triton.choices import WIDEST, Problem
@@ -18,7 +21,7 @@ ROWS = 16
 
 def l2norm(x: Tensor) -> Tensor:
     """See `sleepc.ops.functional.l2norm`."""
-    if wants_gradients(x) or x.dtype not in NAMES or not x.numel() or x.shape[-1] > WIDEST:
+    if is_compiling() or wants_gradients(x) or x.dtype not in NAMES or not x.numel() or x.shape[-1] > WIDEST:
         return functional.l2norm(x)
     made = torch.empty(x.shape, dtype=launch.working(x), device=x.device)
     count = x.numel() // x.shape[-1]
@@ -31,7 +34,7 @@ def short_conv(x: Tensor, weight: Tensor, tail: Tensor, lengths: Tensor) -> tupl
     """See `sleepc.ops.functional.short_conv`."""
     rows, tokens, channels = x.shape
     known = tokens == 1 and rows > 0 and weight.shape[1] > 1 and {x.dtype, weight.dtype, tail.dtype} <= NAMES.keys()
-    if not known or launch.working(tail) != tail.dtype or wants_gradients(x, weight, tail):
+    if is_compiling() or not known or launch.working(tail) != tail.dtype or wants_gradients(x, weight, tail):
         return functional.short_conv(x, weight, tail, lengths)
     made = torch.empty(x.shape, dtype=launch.working(x), device=x.device)
     after = torch.empty(tail.shape, dtype=tail.dtype, device=x.device)

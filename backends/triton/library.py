@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sleepc.backends.triton import launch, training
-from sleepc.backends.triton.choices import Problem
+from sleepc.backends.triton.choices import SHORTEST, Problem
 from sleepc.backends.triton.launch import WrittenTokens
 
 NAMESPACE = "sleepc_triton"
@@ -55,6 +55,34 @@ def delta_rule_backward(
 @delta_rule_backward.register_fake
 def _(d_out: Tensor, d_end: Tensor, *given: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(x) for x in given[:6])
+
+
+@torch.library.custom_op(f"{NAMESPACE}::step", mutates_args=())
+def step(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor,
+    scale: float, corrects: bool, decays: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`delta_rule` of one token."""
+    t = WrittenTokens(k, v, g, beta)
+    return launch.step(q, t, state, scale, _problem(t, (corrects, decays, SHORTEST)))
+
+
+@step.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    heads = max(q.shape[1], v.shape[1])
+    return q.new_empty(q.shape[0], heads, 1, v.shape[3], dtype=launch.working(k)), torch.empty_like(state)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::recall", mutates_args=())
+def recall(q: Tensor, state: Tensor, scale: float, chunk: int) -> Tensor:
+    """What q [B, Hq, T, dk] reads from a state [B, H, dk, dv] as it is -> [B, max(Hq, H), T, dv]."""
+    return launch.recall(q, state, scale, launch.reading(q, state, chunk))
+
+
+@recall.register_fake
+def _(q: Tensor, state: Tensor, *_: Any) -> Tensor:
+    heads = max(q.shape[1], state.shape[1])
+    return q.new_empty(q.shape[0], heads, q.shape[2], state.shape[3], dtype=launch.working(q))
 
 
 @torch.library.custom_op(f"{NAMESPACE}::replay", mutates_args=())

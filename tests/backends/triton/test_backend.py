@@ -97,9 +97,9 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         BACKEND.check_device("cuda")
 
 
-def test_it_trains_and_compiles_nothing() -> None:
+def test_it_trains_and_captures_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.find_trainer("triton") is BACKEND
-    with pytest.raises(UsageError, match="the backend triton compiles nothing"):
+    with pytest.raises(UsageError, match="a step is captured on a GPU only"):
         BACKEND.compiled_steps(ProgramGraphs(Graph("embed"), Graph("head")))
 
 
