@@ -40,7 +40,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Captured:
     """A recording and the tensors that it reads its tokens [B, 1] and lengths [B] from."""
 
     recording: Recording
@@ -53,7 +53,7 @@ class Held(dict[str, Tensor]):
 
     def __init__(self, state: State) -> None:
         super().__init__({name: x.clone(memory_format=torch.contiguous_format) for name, x in state.items()})
-        self.asked: dict[Logits, Asked] = {}
+        self.asked: dict[Logits, Captured] = {}
 
     def take(self, new: State) -> None:
         """Become `new`, in place."""
@@ -160,7 +160,7 @@ class CapturedSteps(EagerSteps):
         written = {name: inputs[name] for name in function.in_place}
         return h, {names[local]: value for local, value in {**results, **written}.items()}
 
-    def _record(self, held: Held, rows: int, logits: Logits) -> Asked:
+    def _record(self, held: Held, rows: int, logits: Logits) -> Captured:
         """Capture the step for this state, which stays as it was."""
         started, before = time.perf_counter(), {name: x.clone() for name, x in held.items()}
         tokens = torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
@@ -174,7 +174,7 @@ class CapturedSteps(EagerSteps):
         with kept_in_cache():
             recording = self._capture(run)
         held.take(before)
-        held.asked[logits] = Asked(recording, tokens, lengths)
+        held.asked[logits] = Captured(recording, tokens, lengths)
         what = f"a token of a session of {rows}: captured, {len(self._functions)} compiled so far"
         self._progress(f"{what}, {time.perf_counter() - started:.1f} s", None)
         return held.asked[logits]

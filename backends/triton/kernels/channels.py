@@ -57,15 +57,42 @@ def scores(
 
 
 @triton.jit
+def of_others(
+    rows, k, total, d_made, own, first, part, tokens,
+    DK: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """What other tokens of the chunk give to 16, as rows that look back, and as keys of later ones [16, BK]. They are
+    measured from a token between: the first of these, or the last.
+    """
+    parts, at = C // 16, first + part * 16
+    origin = load_row(total, at, 0, DK, BK)[None, :]
+    as_row = tl.zeros([16, BK], tl.float32)
+    for j in range(0, part):
+        keys = load_rows(k, first + j * 16, tokens, 0, 16, DK, BK).to(tl.float32)
+        right = keys * tl.exp(origin - load_rows(total, first + j * 16, tokens, 0, 16, DK, BK))
+        weights = load_rows(d_made, at, tokens, j * 16, 16, C, 16)
+        as_row += tl.dot(weights.to(DOT), right.to(DOT), input_precision=EXACT)
+    last = load_row(total, tl.minimum(at + 15, tokens - 1), 0, DK, BK)[None, :]
+    as_key = tl.zeros([16, BK], tl.float32)
+    for i in range(part + 1, tl.minimum(parts, tl.cdiv(tokens - first, 16))):
+        others = load_rows(rows, first + i * 16, tokens, 0, 16, DK, BK).to(tl.float32)
+        others *= tl.exp(tl.minimum(load_rows(total, first + i * 16, tokens, 0, 16, DK, BK) - last, 0.0))
+        weights = load_rows(d_made, first + i * 16, tokens, part * 16, 16, C, 16)
+        as_key += tl.dot(tl.trans(weights.to(DOT)), others.to(DOT), input_precision=EXACT)
+    as_row *= tl.exp(tl.minimum(own - origin, 0.0))
+    return as_row, as_key * tl.exp(tl.minimum(last - own, 0.0))
+
+
+@triton.jit
 def of_scores(
     rows, k, total, d_made, d_rows, d_k, d_total, tokens, shared_rows, shared_keys, shared_memories,
     DK: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of `scores`, a head for itself, with d_made [.., T, C] zero above the diagonal: d_rows [.., T, DK] gets
     them in addition, d_k [.., T, DK] is that of the keys, and d_total [.., T, DK] is rows d_rows - k d_k. One program
-    has 16 tokens, as rows and as keys. Others are measured from a token between: the first of these, or the last.
+    has 16 tokens, as rows and as keys.
     """
-    chunks, parts = tl.cdiv(tokens, C), C // 16
+    chunks, parts, token = tl.cdiv(tokens, C), C // 16, tl.arange(0, 16)
     part = tl.program_id(0) % parts
     first = (tl.program_id(0) // parts) % chunks * C
     head = (tl.program_id(0) // parts // chunks).to(tl.int64)
@@ -73,41 +100,25 @@ def of_scores(
     k += head // shared_memories // shared_keys * tokens * DK
     total += head // shared_memories * tokens * DK
     d_made += head * tokens * C
+    here = head * tokens * DK
     at = first + part * 16
     if at < tokens:
-        own = load_rows(total, at, tokens, 0, 16, DK, BK)
-        origin = load_row(total, at, 0, DK, BK)[None, :]
-        as_row = tl.zeros([16, BK], tl.float32)
-        for j in range(0, part):
-            keys = load_rows(k, first + j * 16, tokens, 0, 16, DK, BK).to(tl.float32)
-            right = keys * tl.exp(origin - load_rows(total, first + j * 16, tokens, 0, 16, DK, BK))
-            weights = load_rows(d_made, at, tokens, j * 16, 16, C, 16)
-            as_row += tl.dot(weights.to(DOT), right.to(DOT), input_precision=EXACT)
-        as_row *= tl.exp(tl.minimum(own - origin, 0.0))
-        count = tl.minimum(16, tokens - at)
-        last = load_row(total, at + count - 1, 0, DK, BK)[None, :]
-        as_key = tl.zeros([16, BK], tl.float32)
-        for i in range(part + 1, tl.minimum(parts, tl.cdiv(tokens - first, 16))):
-            others = load_rows(rows, first + i * 16, tokens, 0, 16, DK, BK).to(tl.float32)
-            others *= tl.exp(tl.minimum(load_rows(total, first + i * 16, tokens, 0, 16, DK, BK) - last, 0.0))
-            weights = load_rows(d_made, first + i * 16, tokens, part * 16, 16, C, 16)
-            as_key += tl.dot(tl.trans(weights.to(DOT)), others.to(DOT), input_precision=EXACT)
-        as_key *= tl.exp(tl.minimum(last - own, 0.0))
-        token = tl.arange(0, 16)
+        own, count = load_rows(total, at, tokens, 0, 16, DK, BK), tl.minimum(16, tokens - at)
+        as_row, as_key = of_others(rows, k, total, d_made, own, first, part, tokens, DK, C, BK, DOT, EXACT)
         for j in range(0, count):
             there = load_row(total, at + j, 0, DK, BK)[None, :]
             weights = tl.load(d_made + (at + token) * C + part * 16 + j, mask=token < count, other=0.0)
-            as_row += weights[:, None] * load_row(k, at + j, 0, DK, BK)[None, :] * tl.exp(tl.minimum(own - there, 0.0))
+            right = load_row(k, at + j, 0, DK, BK)[None, :] * tl.exp(tl.minimum(own - there, 0.0))
+            as_row += weights[:, None] * right
             weights = load_row(d_made, at + j, part * 16, C, 16)
-            as_key += (
-                weights[:, None] * load_row(rows, at + j, 0, DK, BK)[None, :] * tl.exp(tl.minimum(there - own, 0.0))
-            )
-        as_row += load_rows(d_rows + head * tokens * DK, at, tokens, 0, 16, DK, BK).to(tl.float32)
-        here = load_rows(rows, at, tokens, 0, 16, DK, BK).to(tl.float32)
-        keys = load_rows(k, at, tokens, 0, 16, DK, BK).to(tl.float32)
-        store_rows(d_rows + head * tokens * DK, as_row, at, tokens, 0, 16, DK, BK)
-        store_rows(d_k + head * tokens * DK, as_key, at, tokens, 0, 16, DK, BK)
-        store_rows(d_total + head * tokens * DK, here * as_row - keys * as_key, at, tokens, 0, 16, DK, BK)
+            left = load_row(rows, at + j, 0, DK, BK)[None, :] * tl.exp(tl.minimum(there - own, 0.0))
+            as_key += weights[:, None] * left
+        as_row += load_rows(d_rows + here, at, tokens, 0, 16, DK, BK).to(tl.float32)
+        by_row = load_rows(rows, at, tokens, 0, 16, DK, BK).to(tl.float32) * as_row
+        by_key = load_rows(k, at, tokens, 0, 16, DK, BK).to(tl.float32) * as_key
+        store_rows(d_rows + here, as_row, at, tokens, 0, 16, DK, BK)
+        store_rows(d_k + here, as_key, at, tokens, 0, 16, DK, BK)
+        store_rows(d_total + here, by_row - by_key, at, tokens, 0, 16, DK, BK)
 
 
 @triton.jit

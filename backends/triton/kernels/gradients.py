@@ -48,6 +48,30 @@ def spread(
 
 
 @triton.jit
+def from_end(
+    keys, held, g, memory, first, tokens,
+    DK: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """What dS' `held` gives to a chunk: its part of dV' [C, BV] and of dS [BK, BV], and exp(G), [C] or [C, BK]."""
+    fade = tl.full([C], 1.0, tl.float32)
+    if DECAY == "channel":
+        total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+        last = tl.min(total, axis=0, keep_dims=True)
+        new = tl.dot(faded(keys, last - total, DECAY).to(DOT), held.to(DOT), input_precision=EXACT)
+        held *= tl.exp(tl.trans(last))
+        fade = tl.exp(total)
+    else:
+        new = tl.dot(keys.to(DOT), held.to(DOT), input_precision=EXACT)
+    if DECAY == "head":
+        total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+        last = tl.min(total, axis=0)
+        new *= tl.exp(last - total)[:, None]
+        held *= tl.exp(last)
+        fade = tl.exp(total)
+    return new, held, fade
+
+
+@triton.jit
 def carry_back(
     q, k, w, g, d_out, d_writes, d_end, ends, d_state, tokens, scale, shared_queries, shared_keys, shared_memories,
     DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -65,21 +89,7 @@ def carry_back(
         first = (chunks - 1 - back) * C
         store_rows(ends + (memory * chunks + chunks - 1 - back) * DK * DV, held, 0, DK, at, BK, DV, BV)
         keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK)
-        fade = tl.full([C], 1.0, tl.float32)
-        if DECAY == "channel":
-            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
-            last = tl.min(total, axis=0, keep_dims=True)
-            new = tl.dot(faded(keys, last - total, DECAY).to(DOT), held.to(DOT), input_precision=EXACT)
-            held *= tl.exp(tl.trans(last))
-            fade = tl.exp(total)
-        else:
-            new = tl.dot(keys.to(DOT), held.to(DOT), input_precision=EXACT)
-        if DECAY == "head":
-            total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
-            last = tl.min(total, axis=0)
-            new *= tl.exp(last - total)[:, None]
-            held *= tl.exp(last)
-            fade = tl.exp(total)
+        new, held, fade = from_end(keys, held, g, memory, first, tokens, DK, C, BK, DECAY, DOT, EXACT)
         new += load_rows(d_writes, first, tokens, at, C, DV, BV).to(tl.float32)
         store_rows(d_writes, new, first, tokens, at, C, DV, BV)
         for head in range(memory * shared_memories, (memory + 1) * shared_memories):
@@ -208,6 +218,28 @@ def unsolve(
 
 
 @triton.jit
+def by_rows(
+    keys, between, lost, strength, g, d_k, d_g, memory, first, tokens,
+    DK: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, DECAY: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """What A gives, decay per head or none, from dA [C, C] and dR S^T [C, BK]: d_k, d_g (stored) and d_beta [C]."""
+    row = tl.arange(0, C)
+    if DECAY == "head":
+        total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
+        lost *= tl.exp(total)[:, None]
+        between *= decay_between(total, C)
+    between = tl.where(row[:, None] > row[None, :], between, 0.0)
+    as_row = tl.dot(between.to(DOT), keys, input_precision=EXACT) - lost
+    by_row = tl.sum(keys.to(tl.float32) * as_row, axis=1)
+    as_column = tl.dot(tl.trans((between * strength[:, None]).to(DOT)), keys, input_precision=EXACT)
+    store_rows(d_k, as_row * strength[:, None] + as_column, first, tokens, 0, C, DK, BK)
+    if DECAY == "head":
+        by_total = by_row * strength - tl.sum(keys.to(tl.float32) * as_column, axis=1)
+        store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), memory, first, tokens, C)
+    return by_row
+
+
+@triton.jit
 def of_rights(
     k, v, g, beta, scores, starts, writes, d_right, d_k, d_g, d_beta, d_made, tokens, shared_keys,
     DK: tl.constexpr, DV: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -234,26 +266,17 @@ def of_rights(
     if CORRECTS:
         strength = load_gates(beta + memory * tokens, first, tokens, C)
         keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
+        d_k += memory * tokens * DK
         if DECAY == "channel":
+            seen = load_rows(scores + memory * tokens * C, first, tokens, 0, C, C, C)
             lost = faded(lost, load_total(g, memory, first, tokens, C, DK, BK, DECAY), DECAY)
             between = tl.where(row[:, None] > row[None, :], between, 0.0)
-            seen = load_rows(scores + memory * tokens * C, first, tokens, 0, C, C, C)
             by_beta += tl.sum(tl.where(row[:, None] > row[None, :], between * seen, 0.0), axis=1)
             by_beta -= tl.sum(keys.to(tl.float32) * lost, axis=1)
-            store_rows(d_k + memory * tokens * DK, -lost * strength[:, None], first, tokens, 0, C, DK, BK)
+            store_rows(d_k, -lost * strength[:, None], first, tokens, 0, C, DK, BK)
             store_rows(d_made + memory * tokens * C, between * strength[:, None], first, tokens, 0, C, C, C)
         else:
-            if DECAY == "head":
-                total = load_total(g, memory, first, tokens, C, DK, BK, DECAY)
-                lost *= tl.exp(total)[:, None]
-                between *= decay_between(total, C)
-            between = tl.where(row[:, None] > row[None, :], between, 0.0)
-            as_row = tl.dot(between.to(DOT), keys, input_precision=EXACT) - lost
-            by_row = tl.sum(keys.to(tl.float32) * as_row, axis=1)
-            as_column = tl.dot(tl.trans((between * strength[:, None]).to(DOT)), keys, input_precision=EXACT)
-            store_rows(d_k + memory * tokens * DK, as_row * strength[:, None] + as_column, first, tokens, 0, C, DK, BK)
-            by_beta += by_row
-            if DECAY == "head":
-                by_total = by_row * strength - tl.sum(keys.to(tl.float32) * as_column, axis=1)
-                store_decay(d_g, tl.cumsum(by_total, axis=0, reverse=True), memory, first, tokens, C)
+            by_beta += by_rows(
+                keys, between, lost, strength, g, d_k, d_g, memory, first, tokens, DK, C, BK, DECAY, DOT, EXACT
+            )
     tl.store(d_beta + memory * tokens + first + row, by_beta, mask=first + row < tokens)
