@@ -81,7 +81,7 @@ def by_inductor(function: Function) -> Callable[..., Any]:
 
 def on_gpu(run: Run) -> Recording:
     """`run` as a CUDA graph, after it ran twice: kernels are compiled and chosen by then."""
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(2):

@@ -90,8 +90,10 @@ def delta_rule_read(
     asked = narrowed(q, low).contiguous()
     held, chunk = state[0].contiguous(), chunk_of(q.shape[2], 64)
     if is_compiling():
-        return library.recall(asked, held, scale, chunk).to(q.dtype)
-    return launch.recall(asked, held, scale, launch.reading(asked, held, chunk)).to(q.dtype)
+        read: Tensor = library.recall(asked, held, scale, chunk)
+    else:
+        read = launch.recall(asked, held, scale, launch.reading(asked, held, chunk))
+    return read.to(q.dtype)
 
 
 def replay(
