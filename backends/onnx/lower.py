@@ -13,6 +13,7 @@ from sleepc.backends.onnx.functions import attach
 from sleepc.backends.onnx.manifest import ExportManifest, ModelFile, StateTensor, Tensor, Unchanged
 from sleepc.backends.onnx.skips import join_skips
 from sleepc.backends.onnx.sleep import sleep_graph
+from sleepc.backends.onnx.softplus import keep_small_softplus
 from sleepc.backends.onnx.views import keep_in_place
 from sleepc.backends.onnx.wake import StepGraph, wake_graph
 from sleepc.backends.onnx.weights import FILE, Weights
@@ -99,6 +100,7 @@ def _save(step: StepGraph, path: Path, style: Style) -> ModelFile:
     )
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sleepc", producer_version=__version__)
     drop_unread(graph)
+    keep_small_softplus(step.e, graph)
     if style.ops == "ort":
         join_skips(graph)
     if keep_in_place(step.e, graph):
