@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from sleepc.ir.infer import infer_types
 from sleepc.ir.states import with_role
 from sleepc.passes.analysis.kv_cache import kv_cache
 from sleepc.passes.lib.emit import Emit, aten
+from sleepc.runtime.state_file import read_state, write_state
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
@@ -74,6 +77,20 @@ def test_what_a_hybrid_carries(beside: bool) -> None:
     seen = program.inspect()
     assert (len(seen.blocks), seen.sites) == (2, 1 + beside)
     assert seen.blocks[0].becomes == ("window 8 + gated_delta memory" if beside else "as it is, from state to state")
+
+
+def test_a_state_without_what_it_carries_is_refused(tmp_path: Path) -> None:
+    """As a conversion saved it that knew no recurrent layers; and one from before there were passes."""
+    session, file = converted(beside=False).session(), tmp_path / "state"
+    session.save_state(file)
+    passes = converted(beside=False, consolidation="recurrent", passes=2)
+    with pytest.raises(sleepc.SleepcError, match="another model or conversion: it differs in array"):
+        passes.session().load_state(file)
+    held = session._file_contents({})
+    arrays = {name: array for name, array in read_state(file, held).items() if "own" not in name}
+    write_state(file, arrays, replace(held, arrays={name: held.arrays[name] for name in arrays}))
+    with pytest.raises(sleepc.SleepcError, match=r"it differs in array 0\.own\.0 \(None in the file"):
+        session.load_state(file)
 
 
 def _forget(graph: Graph, name: str) -> None:

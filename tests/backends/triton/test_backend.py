@@ -12,16 +12,19 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install '.[tr
 
 import sleepc
 from examples.nanogpt import GPT
+from sleepc.api import Program
 from sleepc.backends import table
 from sleepc.backends.triton import delta_rule as kernels
 from sleepc.backends.triton import launch
 from sleepc.backends.triton.backend import BACKEND
 from sleepc.backends.triton.choices import Problem
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
+from sleepc.runtime.steps import Array, FloatArray
 from sleepc.verify.memory_values import shaken
+from tests.hybrids import Hybrid
 
 VOCAB, WINDOW = 31, 8
 
@@ -40,21 +43,23 @@ def started(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
+def read_by(program: Program, backend: str) -> tuple[FloatArray, dict[str, Array]]:
+    """Logits and state of two rows that sleep on their own clocks, of ten tokens."""
+    steps = program.steps(backend=backend)
+    session = Session(steps, 2)
+    logits = [session.feed([[n % 10 for n in range(1, 12)], [n % 10 for n in range(3, 16)]])]
+    logits += [session.feed([[step], [step + 5]]) for step in range(WINDOW // 2)]
+    return np.stack(logits), steps.to_named_arrays(session.snapshot().state)
+
+
 @pytest.mark.parametrize(("write", "used"), [("online", {"step", "carry", "read"}), ("sleep", {"recall", "replay"})])
 def test_a_session_equals_eager(started: set[str], write: str, used: set[str]) -> None:
-    """Two rows that sleep on their own clocks; logits and states, with kept pairs, across sleeps."""
+    """Logits and states, with kept pairs, across sleeps."""
     torch.manual_seed(0)
     recipe = {"window": WINDOW, "sinks": 2, "passes": 3, "write": write, "keep": 3}
     program = sleepc.convert(GPT(vocab=VOCAB, width=16, heads=2, blocks=1, context=64), recipe)
     program.graphs = shaken(program.graphs)
-    found = []
-    for backend in ("eager", "triton"):
-        steps = program.steps(backend=backend)
-        session = Session(steps, 2)
-        logits = [session.feed([list(range(1, 12)), list(range(3, 16))])]
-        logits += [session.feed([[step], [step + 5]]) for step in range(WINDOW // 2)]
-        found.append((np.stack(logits), steps.to_named_arrays(session.snapshot().state)))
-    (want, states), (got, others) = found
+    (want, states), (got, others) = (read_by(program, backend) for backend in ("eager", "triton"))
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
     assert states.keys() == others.keys()
     for name, value in states.items():
@@ -86,6 +91,21 @@ def test_a_narrow_program_computes_as_eager_does(monkeypatch: pytest.MonkeyPatch
     assert np.abs(logits[1] - logits[0]).max() < 0.05 * np.abs(logits[0]).max()
     assert np.abs(states[1] - states[0]).max() < 0.02 * np.abs(states[0]).max()
     assert {("carry", torch.bfloat16), ("replay", torch.bfloat16), ("step", torch.float32)} <= given
+
+
+def test_a_hybrid_equals_eager(started: set[str]) -> None:
+    """What a model's own layers carry, with passes over it that run blocks again."""
+    torch.manual_seed(0)
+    recipe = {"window": WINDOW, "sinks": 2, "consolidation": "recurrent", "passes": 2}
+    with pytest.warns(SleepcWarning, match="passes"):
+        program = sleepc.convert(Hybrid(), recipe)
+    program.graphs = shaken(program.graphs)
+    (want, states), (got, others) = (read_by(program, backend) for backend in ("eager", "triton"))
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+    assert {"0.own.0", "0.tail.0"} <= states.keys() == others.keys()
+    for name, value in states.items():
+        assert np.abs(others[name].astype(float) - value).max() <= 1e-5 * max(1, np.abs(value).max()), name
+    assert {"step", "carry", "read"} <= started
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
