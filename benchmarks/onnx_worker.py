@@ -25,8 +25,8 @@ class System(Protocol):
     def start(self, room: int) -> None:
         """Begin a text of at most `room` tokens."""
 
-    def read(self, tokens: np.ndarray) -> None:
-        """Read tokens [T], to the last one's logits."""
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        """Read tokens [T] -> the last one's logits, V numbers."""
 
 
 class Sleepc:
@@ -54,9 +54,9 @@ class Sleepc:
 
         self.session = Session(self.steps)
 
-    def read(self, tokens: np.ndarray) -> None:
+    def read(self, tokens: np.ndarray) -> np.ndarray:
         """Sleeps are where they fall due."""
-        self.session.feed(tokens[None])
+        return self.session.feed(tokens[None])
 
     def sleep(self) -> float:
         """Milliseconds of a sleep, median of three."""
@@ -90,10 +90,10 @@ class Genai:
         params.set_search_options(max_length=room, do_sample=False)
         self.generator = genai.Generator(self.model, params)
 
-    def read(self, tokens: np.ndarray) -> None:
+    def read(self, tokens: np.ndarray) -> np.ndarray:
         """The logits are asked for, as whoever samples would."""
         self.generator.append_tokens(tokens[None].astype(np.int32))
-        self.generator.get_logits()
+        return self.generator.get_logits()
 
 
 def main() -> None:
@@ -107,12 +107,15 @@ def main() -> None:
 
 
 def answer(system: Any, asked: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-    """`read` reads tokens in one call, `step` one at a time."""
+    """`read` reads tokens in one call, `step` one at a time; `logits` reads the same ones whenever it is asked."""
     if asked["do"] == "start":
         system.start(asked["room"])
         return memory()
     if asked["do"] == "sleep":
         return {"ms": system.sleep()}
+    if asked["do"] == "logits":
+        tokens = np.random.default_rng(1).integers(0, asked["vocab"], asked["tokens"])
+        return {"logits": np.asarray(system.read(tokens)).reshape(-1).tolist()}
     count, times = asked["tokens"], []
     tokens = random.integers(0, asked["vocab"], count)
     pieces = [tokens] if asked["do"] == "read" else np.split(tokens, count)

@@ -121,6 +121,19 @@ def test_onnx_cpu(tmp_path: Path) -> None:
     assert first["ratio"] is None
 
 
+def test_onnx_hybrid(tmp_path: Path) -> None:
+    """Without genai; two windows and more of a random hybrid."""
+    said = run("onnx_hybrid", "--json", "--work", str(tmp_path))
+    start, *found = [json.loads(line) for line in said.splitlines()]
+    assert start["parameters"] > 0
+    assert [row["kind"] for row in found] == ["export", "logits", "prefill", "onnx_hybrid", "onnx_hybrid", "memory"]
+    _, logits, prefill, first, second, _ = found
+    assert logits["largest"] > 0
+    assert (prefill["tokens"], first["context"], second["context"]) == (600, 300, 600)
+    assert first["sleepc_ms"] > 0
+    assert first["ratio"] is None
+
+
 @pytest.mark.slow
 def test_tune_cpu() -> None:
     _, tuning, *found = [json.loads(line) for line in run("tune_cpu", "--json", "--rounds", "2").splitlines()]
