@@ -159,18 +159,18 @@ def test_cost_model() -> None:
     assert -1 <= summaries[0]["spearman"] <= 1
 
 
-def test_gpu() -> None:
-    """Where nothing has CUDA, rows say why; the same on the CPU shows that the benchmark runs."""
-    first, *found = [json.loads(line) for line in run("gpu", "--json").splitlines()]
-    assert first["kind"] == "machine"
-    missing = {row["what"] for row in found if row["kind"] == "skipped" and row["reason"]}
-    assert missing | {row["system"] for row in found if row["kind"] == "gpu"} == {"eager", "onnx"}
-    _, *found = [json.loads(line) for line in run("gpu", "--json", "--device", "cpu").splitlines()]
-    rows = [row for row in found if row["kind"] == "gpu"]
-    assert [(row["system"], row["batch"]) for row in rows] == [("eager", 1), ("eager", 2), ("onnx", 1), ("onnx", 2)]
-    assert all(0 < row["ms"] < row["ms_with_sleep"] and row["max_error"] < 1e-3 for row in rows)
-    (kernels,) = [row for row in found if row["kind"] == "kernels"]
-    assert kernels["different"]  # the CPU's are not CUDA's
+def test_gpu(tmp_path: Path) -> None:
+    """Every part runs on the CPU, and a second run measures nothing again; of what is not there, rows say why."""
+    given = ("--json", "--smoke", "--work", str(tmp_path / "rows.jsonl"))
+    first, *found = [json.loads(line) for line in run("gpu", *given).splitlines()]
+    made = [row for row in found if row["kind"] != "skipped"]
+    assert {row["part"] for row in made} == {"kernels", "decode", "prefill", "train", "onnx"}
+    assert {row["system"] for row in made} >= {"torch", "eager", "transformers", "onnx"}
+    assert all((row["gpu"], row["torch"]) == (first["gpu"], first["torch"]) for row in made)
+    assert all(row.get("ms", 1) > 0 and row.get("max_error", 0) < 1e-3 for row in made)
+    assert next(row for row in made if row.get("precision") == "table")["different"]  # the CPU's are not CUDA's
+    assert "kernels, fla" in {row["what"] for row in found if row["kind"] == "skipped" and row["reason"]}
+    assert [json.loads(line) for line in run("gpu", *given, "--limit", "0").splitlines()] == [first, *found]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,7 @@ def test_gpu() -> None:
     [
         ("recall", "--only", "questions,question", "'question' is none of questions, retrieval,"),
         ("recall", "--keep", "128,few", "not whole numbers"),
+        ("gpu", "--only", "decode,kernel", "'kernel' is none of kernels, decode, prefill, train, onnx"),
         ("convert_memory", "--cases", "modle", "'modle' is none of model, 7b"),
         ("decode_cpu", "--contexts", "1k", "not whole numbers"),
     ],
