@@ -43,11 +43,17 @@ def threads_of(most: int) -> Tunable:
 
 
 def check_settings(name: str, known: Sequence[Tunable], settings: Mapping[str, Setting]) -> None:
-    """Raises UsageError for a setting that `name` does not have, or a value of another type than its values."""
+    """Raises UsageError for a setting that `name` does not have, a value of another type than its values, or another
+    word than these.
+    """
     if not isinstance(settings, Mapping):
         raise UsageError(f"settings are a dictionary, and not {settings!r}", where="settings")
     types = {each.name: type(each.values[0]) for each in known}
     for key, value in settings.items():
         if types.get(key) is not type(value):
             fix = f"It has {', '.join(types)}." if types else "It has none."
+            raise UsageError(f"{name} has no setting {key}={value}", where="settings", fix=fix)
+        values = next(each.values for each in known if each.name == key)
+        if isinstance(value, str) and value not in values:
+            fix = f"One of: {', '.join(map(str, values))}."
             raise UsageError(f"{name} has no setting {key}={value}", where="settings", fix=fix)

@@ -41,9 +41,9 @@ class OnnxProgram(FilesExport):
     ) -> OnnxSteps:
         """See `Export.tuned_steps`."""
         check_settings("an export", tunables() if device == "cpu" else (), settings)
-        threads, spins = int(settings.get("threads", 0)) or None, bool(settings.get("spins", True))
+        threads, spin = int(settings.get("threads", 0)) or None, str(settings.get("spin", "long"))
         with in_large_pages() if settings.get("pages") == "large" else nullcontext():
-            steps = self._steps(device, dtype, threads=threads, spins=spins)
+            steps = self._steps(device, dtype, threads=threads, spin=spin)
         steps.piece = int(settings.get("piece", steps.piece))
         return steps
 
@@ -70,10 +70,10 @@ class OnnxProgram(FilesExport):
 
 def tunables() -> tuple[Tunable, ...]:
     """What may be set of how exports run on the CPU."""
-    from sleepc.backends.onnx.steps import PIECE
+    from sleepc.backends.onnx.steps import PIECE, SPINS
 
     pieces = (PIECE, *(piece for piece in PIECES if piece != PIECE))
-    waits = Tunable("spins", (True, False), "threads look for work all the time while they wait")
+    waits = Tunable("spin", tuple(SPINS), "how long threads that wait look for work before they sleep")
     threads = threads_of(available_threads())
     large = (Tunable("pages", ("small", "large"), "pages of memory that hold weights"),) if large_pages_here() else ()
     return (threads, waits, Tunable("piece", pieces, "tokens that are read at once"), *large)

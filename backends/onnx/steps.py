@@ -18,13 +18,17 @@ from sleepc.errors import SleepcError
 from sleepc.ir.roles import TAKEN
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
+SPINS: dict[str, dict[str, str]] = {"long": {}, "short": {"spin_duration_us": "20"}, "none": {"allow_spinning": "0"}}
+"""How threads wait for work, as ONNX Runtime is told: as long as it does by itself, longer than a step's graph makes
+them wait, or not at all, which leaves the processor to others at once.
+"""
 PIECE = 128  # tokens that a graph reads at once by default: as fast as more, in less memory
 
 
 class OnnxSteps:
     """The `Steps` of an export. A subclass for another device has a way of its own to `open` graphs and to `place`
     values; `provider` is ONNX Runtime's name of what runs them, `piece` the tokens that a graph reads at once. Threads
-    that have nothing to do look for more all the time (`spins`), or sleep.
+    that have nothing to do look for more for a `spin` (a key of SPINS), and then sleep.
     """
 
     def __init__(
@@ -33,14 +37,14 @@ class OnnxSteps:
         manifest: ExportManifest,
         *,
         threads: int | None = None,
-        spins: bool = True,
+        spin: str = "long",
         provider: str = "CPUExecutionProvider",
         in_place: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.manifest, self.provider = folder, manifest, provider
         self.passes: int | None = None  # of a sleep, instead of the program's own
         self.in_place = in_place  # raises SleepcError if a file is not the one that was checked
-        self.threads, self.spins, self.piece = threads or available_threads(), spins, PIECE
+        self.threads, self.spin, self.piece = threads or available_threads(), spin, PIECE
         self._opened: dict[str, Any] = {}
         self._rings = {output: _slots_of(states[0].wake) for output, states in manifest.rings.items()}
         self.replaced = {s.name: s.wake.output for s in manifest.states if isinstance(s.wake, Replaced)}
@@ -80,7 +84,8 @@ class OnnxSteps:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spins)))
+        for name, value in SPINS[self.spin].items():
+            options.add_session_config_entry(f"session.intra_op.{name}", value)
         options.log_severity_level = 3
         # an arena keeps the memory of the longest call, and is no faster here
         options.enable_cpu_mem_arena = False

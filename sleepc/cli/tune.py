@@ -28,7 +28,7 @@ TIME = "5m"
 QUALITY = "`sleepc eval ARTIFACT --task questions --json > FILE` measures it; give FILE to --quality."
 BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms", "memory")
+MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +194,10 @@ def _default(tuned: Tuned) -> Entry | None:
 def explained(tuned: Tuned) -> list[str]:
     """Why the choice is what it is, and why others are not."""
     lines = [
-        "a token: read alone; reading: per token of a call of many; pause: a sleep. Times are medians, taken in turns "
-        "with the defaults, at the level of their first measurement.",
+        "a token: read alone; reading: per token of a call of many; ±: how far both may be off; pause: a sleep. Times "
+        "are taken in turns with the best so far.",
         "chosen: of the candidates that compute the same and are within the limits, the one whose worse ratio (of a "
-        "token or of reading) to the best is smallest.",
+        "token or of reading) to the best is smallest; of equals the one with the fewest settings.",
     ]
     lines += [f"{each.candidate.words()}: {each.reason}" for each in tuned.entries if each.figures is None]
     return lines + [f"{candidate.words()}: {reason}" for candidate, reason in tuned.left_out]
@@ -210,12 +210,12 @@ def table(tuned: Tuned) -> Table:
     from sleepc.tune.choose import equal
 
     found = Table(box=None, pad_edge=False)
-    for name in ("", "candidate", "token ms", "p99", "reading ms", "pause ms", "p99", "memory", ""):
+    for name in ("", "candidate", "token ms", "p99", "reading ms", "±", "pause ms", "p99", "memory", ""):
         found.add_column(name, justify="left" if name in ("", "candidate") else "right")
     for entry in sorted(tuned.entries, key=lambda e: e.figures.decode_ms if e.figures else float("inf")):
         mark = "●" if entry is tuned.choice.entry else "○" if entry in tuned.choice.front else ""
         if entry.figures is None:
-            found.add_row(mark, entry.candidate.words(), *[""] * 6, "[red]failed[/]")
+            found.add_row(mark, entry.candidate.words(), *[""] * 7, "[red]failed[/]")
         else:
             note = "" if equal(entry) else "rounded weights"
             found.add_row(mark, entry.candidate.words(), *_cells(entry.figures), f"[dim]{note}[/]")
@@ -223,10 +223,8 @@ def table(tuned: Tuned) -> Table:
 
 
 def _cells(figures: Figures) -> list[str]:
-    return [
-        *(f"{getattr(figures, name):.2f}" for name in MEASURED if name != "memory"),
-        size(figures.memory),
-    ]
+    token, slowest, read, *rest = (f"{getattr(figures, name):.2f}" for name in MEASURED)
+    return [token, slowest, read, f"{figures.spread:.0%}", *rest, size(figures.memory)]
 
 
 def to_json(tuned: Tuned) -> dict[str, Any]:

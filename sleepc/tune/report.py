@@ -17,6 +17,7 @@ COLUMNS = {
     "decode_ms": "ms per token",
     "decode_p99_ms": "p99",
     "read_ms": "ms per token read",
+    "spread": "±",
     "pause_ms": "ms per sleep",
     "pause_p99_ms": "p99",
     "memory": "MB",
@@ -208,6 +209,8 @@ def _words(entry: Entry) -> str:
 def _cell(figures: Figures, name: str) -> str:
     value = getattr(figures, name)
     predicted = " (predicted)" if figures.predicted else ""
+    if name == "spread":
+        return f"{value:.0%}"
     return (f"{value / 1e6:.1f}" if name == "memory" else f"{value:.2f}") + predicted
 
 

@@ -80,3 +80,16 @@ def test_steps_of_a_program_with_settings(program: Program) -> None:
 def test_other_settings_are_refused(program: Program, name: str, settings: dict[str, Setting], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no setting"):
         tuned(program, name, settings)
+
+
+def test_other_words_are_refused(program: Program) -> None:
+    words = {
+        (name, each.name)
+        for name in runners()
+        for each in find_runner(name).tunables()
+        if isinstance(each.values[0], str)
+    }
+    assert any(setting == "spin" for _, setting in words)
+    for name, setting in words:
+        with pytest.raises(UsageError, match=f"no setting {setting}=odd"):
+            tuned(program, name, {setting: "odd"})
