@@ -212,7 +212,7 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "mamba_dt_rank": 4,
         },
     ),
-    # the third layer reads the second one's keys again, the fourth the first one's; embeddings for each layer
+    # the last two layers read the keys of the second one again; embeddings for each layer
     "gemma4": (
         "Gemma4TextConfig",
         "Gemma4ForCausalLM",
@@ -221,7 +221,7 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             **SPECIAL,
             "num_hidden_layers": 4,
             "num_kv_shared_layers": 2,
-            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention"],
             "sliding_window": 5,
             "head_dim": 8,
             "global_head_dim": 8,
