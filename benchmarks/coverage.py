@@ -419,6 +419,27 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
+BY_DISTANCE = "an attention operator that adds numbers to the scores of slots by distance, made of the query"
+CALLED = "a recurrence that is called through a function of its own, as those of other models are, and not written out"
+CHANGES = {
+    "blt": "patches, as many as values say, read on a clock of their own beside that of the tokens",
+    "cpmant": "a prompt of the model's own before each text, which a stream reads once",
+    "deepseek_v4": "KV windows whose slots hold several tokens each, since its keys are compressed",
+    "doge": "its mask, numbers of each key for all queries, as a channel of the keys; it is made of the tokens",
+    "inkling2_loop_text": BY_DISTANCE,
+    "inkling2_text": BY_DISTANCE,
+    "inkling_text": BY_DISTANCE,
+    "minimax": CALLED + " (a decay for each head: rule gated)",
+    "prophetnet": BY_DISTANCE,
+    "qwen4_exp": "an indexer that picks for all queries at once; this one is a loop over queries in Python",
+    "qwen4_exp_text": "the same",
+    "recurrent_gemma": CALLED + " (a head for each channel: rule gated)",
+    "xlm": "a model that does not count its padding by the tokens of a call",
+    "xlnet": BY_DISTANCE,
+    "zaya": "a convolution whose tail begins with numbers: it reads what one before it makes of nothing and its bias",
+}
+
+
 def write_tables(folder: Path, rows: Sequence[Row]) -> None:
     """Write coverage.json and coverage.md."""
     keys = ("family", "status", "code", "reason", "softmax")
@@ -427,10 +448,16 @@ def write_tables(folder: Path, rows: Sequence[Row]) -> None:
     plain = [{key: row[key] for key in keys} for row in rows]
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in plain)
     (folder / "coverage.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    table = "\n".join(f"| {_name(r)} | {r['status']} | {r['code'] or ''} | {_cell(r['reason'])} |" for r in rows)
+    apart = [row for row in rows if row["status"] == "refused" and not row["softmax"]]
+    table = _table([row for row in rows if row not in apart])
     versions = {name: version(name) for name in ("sleepc", "torch", "transformers")}
-    text = INTRODUCTION.format(summary=summary(rows), table=table, **versions)
+    text = INTRODUCTION.format(summary=summary(rows), table=table, apart=_table(apart), **versions)
     (folder / "coverage.md").write_text(text, encoding="utf-8")
+
+
+def _table(rows: Sequence[Row]) -> str:
+    cells = ((_name(r), r["status"], r["code"] or "", _cell(r["reason"]), CHANGES.get(r["family"], "")) for r in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 INTRODUCTION = """# Coverage
@@ -441,16 +468,23 @@ its layers, and windows of 5. Made by `python benchmarks/coverage.py` (which doc
 fails if one of them is not verified.
 
 - *verified*: converted with a window of 8; the capture equals the model, the program equals it inside the window, and
-  all invariants hold over several sleeps.
+  all invariants hold over several sleeps. Where a model picks its keys, the capture is compared up to as many tokens
+  as it picks keys.
 - *refused*: sleepc does not convert it and says why, with a code. Hybrids count as families with softmax attention,
   models without any do not.
 - *failed*: anything else. *no model*: transformers itself cannot build or run a small one; not counted.
 
 {summary}
 
-| family | status | code | reason |
-| --- | --- | --- | --- |
+| family | status | code | reason | what would change that |
+| --- | --- | --- | --- | --- |
 {table}
+
+Without softmax attention, and so with nothing to convert:
+
+| family | status | code | reason | what would change that |
+| --- | --- | --- | --- | --- |
+{apart}
 """
 
 
