@@ -39,10 +39,10 @@ class TuneOptions:
     budget_memory: str | None = flag("The most memory for weights and the state of one sequence: 2GiB, 500MB.")
     max_pause: str | None = flag("The longest sleep, of 99 in 100: 50ms, 0.2s.")
     quality: list[Path] | None = several(
-        "What `sleepc eval --json` printed of the artifact, or of a variant: which schedule is worth its pause?",
+        "What `sleepc eval --json` printed of the artifact or of a variant, to choose how to sleep by",
         each="<path>",
     )
-    variant: list[Path] | None = several("Another conversion of the model, which may be chosen instead.", each="<path>")
+    variant: list[Path] | None = several("Another conversion of the model, which may be chosen instead", each="<path>")
     min_recall: float | None = flag(
         "The least share of questions that has to be answered, by --quality: 0.8.", min=0.0, max=1.0
     )
