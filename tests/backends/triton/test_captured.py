@@ -20,8 +20,11 @@ from sleepc.backends.eager.native import Function
 from sleepc.backends.triton.backend import BACKEND
 from sleepc.backends.triton.captured import CapturedSteps, Held, Recording, Run, one_graph
 from sleepc.ir.parameters import materialise
+from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.verify.memory_values import shaken
+from tests.conformance import test_kept_pairs as kept
+from tests.conformance.test_invariants import hold_invariants
 
 VOCAB, WINDOW = 31, 8
 Steps = tuple[CapturedSteps, list[torch.fx.GraphModule], list[str]]
@@ -55,7 +58,7 @@ def again(run: Run) -> Recording:
     return Recording(start, out)
 
 
-def captured(program: Program) -> Steps:
+def captured(program: ProgramGraphs) -> Steps:
     """Steps, the graphs that were traced for them, and what was said."""
     graphs: list[torch.fx.GraphModule] = []
     said: list[str] = []
@@ -64,15 +67,15 @@ def captured(program: Program) -> Steps:
         graphs.append(one_graph(function))
         return graphs[-1]
 
-    parameters, kernels = materialise(program.graphs, "cpu"), BACKEND.kernels(train=False)
+    parameters, kernels = materialise(program, "cpu"), BACKEND.kernels(train=False)
     options: dict[str, Any] = {"device": "cpu", "compile": traced, "capture": again}
     tell = lambda what, share: said.append(what)  # noqa: E731
-    return CapturedSteps(program.graphs, parameters, kernels, tell, **options), graphs, said
+    return CapturedSteps(program, parameters, kernels, tell, **options), graphs, said
 
 
 def test_a_session_equals_eager(program: Program) -> None:
     """Two rows on their own clocks, across sleeps; a row now and then reads nothing."""
-    steps, graphs, said = captured(program)
+    steps, graphs, said = captured(program.graphs)
     sessions = [Session(program.steps(), 2), Session(steps, 2)]
     for session in sessions:
         session.feed([list(range(1, 6)), list(range(3, 7))])
@@ -92,7 +95,7 @@ def test_a_session_equals_eager(program: Program) -> None:
 def test_one_graph_with_the_memory_s_kernel_in_it(write: str, name: str) -> None:
     """No break: an export has one graph. The kernel is one call in it, and nothing asks for a tensor's value."""
     program = convert(write=write)
-    eager, (steps, graphs, _) = program.steps(), captured(program)
+    eager, (steps, graphs, _) = program.steps(), captured(program.graphs)
     want, got = (Session(each).feed([[3]]) for each in (eager, steps))
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
     for module in graphs:
@@ -103,7 +106,7 @@ def test_one_graph_with_the_memory_s_kernel_in_it(write: str, name: str) -> None
 
 def test_compiled_code_takes_what_is_traced(program: Program) -> None:
     """As torch.compile prepares it, without a compiler behind."""
-    steps, graphs, _ = captured(program)
+    steps, graphs, _ = captured(program.graphs)
     inputs: list[Any] = []
     compile_ = steps._compile
     steps._compile = lambda function: (inputs.append(function.inputs), compile_(function))[1]  # type: ignore[func-returns-value]
@@ -125,7 +128,7 @@ def _places(state: dict[str, torch.Tensor]) -> set[int]:
 
 def test_no_tensor_of_a_graph_leaves_its_session(program: Program) -> None:
     """Sessions of the same steps do not see each other; snapshots and copies hold what they held."""
-    steps, _, said = captured(program)
+    steps, _, said = captured(program.graphs)
     one, other = Session(steps, 1), Session(steps, 1)
     one.feed([[1, 2, 3]])
     one.feed([[4]])
@@ -146,3 +149,12 @@ def test_no_tensor_of_a_graph_leaves_its_session(program: Program) -> None:
         got = [session.feed([[token]]) for token in range(5, 5 + WINDOW)]
         np.testing.assert_array_equal(got, wanted)
     assert len(said) == 4  # a capture for each state: one, other, what was restored, the copy
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("options", [{"write": "sleep", "passes": 2}, {"write": "online"}], ids=str)
+def test_every_invariant_of_captured_steps(options: dict[str, Any]) -> None:
+    """In float32, of which only the second of three layers has a memory."""
+    made = kept.convert("llama", torch.float32, keep={"slots": 2, "score": "probe"}, layers="1", **options)
+    hold_invariants(kept.bench("llama", captured(made[0])[0], made), 2e-5)
