@@ -10,8 +10,6 @@ Only differences G_i - G_j with j <= i are ever exponentiated: they are <= 0, so
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -19,11 +17,8 @@ SUB_BLOCK = 16  # tokens per explicit [16, 16, dk] block of differences, for dec
 
 
 def _decay_products(total: Tensor) -> Tensor:
-    """exp(G_i - G_j) for j <= i, else 0. [B, H, C, ...] -> [B, H, C, C, ...]."""
-    size = total.shape[2]
-    later = torch.ones(size, size, dtype=torch.bool, device=total.device).triu(1)
-    later = later.view(size, size, *[1] * (total.dim() - 3))
-    return (total[:, :, :, None] - total[:, :, None]).masked_fill(later, -math.inf).exp()
+    """exp(G_i - G_j) for j <= i, else at most 1. [B, H, C, ...] -> [B, H, C, C, ...]."""
+    return (total[:, :, :, None] - total[:, :, None]).clamp(max=0).exp()
 
 
 def _product(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -39,7 +34,7 @@ def _scores_per_channel(rows: Tensor, keys: Tensor, total: Tensor) -> Tensor:
         stop = min(start + SUB_BLOCK, size)
         own, here = total[:, :, start:stop], rows[:, :, :, start:stop]
         near = keys[:, :, None, start:stop] * _decay_products(own)
-        band = [torch.einsum("bhnic,bhijc->bhnij", here, near)]
+        band = [torch.einsum("bhnic,bhijc->bhnij", here, near).tril()]
         if start:
             # measured from the block's first token, both exponents are <= 0
             origin = own[:, :, :1]
@@ -53,14 +48,14 @@ def _scores_per_channel(rows: Tensor, keys: Tensor, total: Tensor) -> Tensor:
 
 
 def decayed_scores(rows: Tensor, keys: Tensor, total: Tensor) -> Tensor:
-    """Lower-triangular sum_c rows[i, c] keys[j, c] exp(total[i, c] - total[j, c]).
+    """sum_c rows[i, c] keys[j, c] exp(total[i, c] - total[j, c]) for j <= i, and zero above the diagonal.
 
     rows [B, H, n, C, dk], keys [B, H, C, dk], total (sums of g up to and including a token) [B, H,
-    C] or [B, H, C, dk] -> [B, H, n, C, C], zero above the diagonal.
+    C] or [B, H, C, dk] -> [B, H, n, C, C].
     """
     if total.dim() == 4:
         return _scores_per_channel(rows, keys, total)
-    return _product(rows, keys.mT) * _decay_products(total)[:, :, None]
+    return (_product(rows, keys.mT) * _decay_products(total)[:, :, None]).tril()
 
 
 def delta_chunk(
@@ -80,24 +75,22 @@ def delta_chunk(
     """
     total = g.cumsum(2)
     decay = total[..., None] if total.dim() == 3 else total
-    fade = decay.exp()
-    written = beta[..., None] * v
-    rows = [] if q is None else [q]
-    if corrects:
-        rows.insert(0, (beta[..., None] * k)[:, :, None])
-    scores = decayed_scores(torch.cat(rows, 2), k, total) if rows else None
+    fade, strength = decay.exp(), beta[..., None]
+    written, strong = strength * v, strength * k
+    rows = [*([strong[:, :, None]] if corrects else []), *([] if q is None else [q])]
+    scores = decayed_scores(rows[0] if len(rows) == 1 else torch.cat(rows, 2), k, total) if rows else None
     if corrects:
         assert scores is not None
         # (I + A) V' = beta (V - exp(G) K S); the solver takes the diagonal as 1 whatever it holds
-        target = written - (beta[..., None] * fade * k) @ state
+        target = written - (fade * strong) @ state
         written = torch.linalg.solve_triangular(scores[:, :, 0], target, upper=False, unitriangular=True)
     out = None
     if q is not None:
         assert scores is not None
         seen = scores[:, :, 1:] if corrects else scores
         out = _product(fade[:, :, None] * q, state) + _product(seen, written)
-    last = decay[:, :, -1:]
-    return out, last.exp().mT * state + ((last - decay).exp() * k).mT @ written
+    left = (decay[:, :, -1:] - decay).exp() * k  # of each key when the chunk is over
+    return out, fade[:, :, -1:].mT * state + left.mT @ written
 
 
 def delta_step(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, *, corrects: bool) -> Tensor:

@@ -137,9 +137,10 @@ def replay(
         raise ValueError(f"a window has at least one pass, not {passes}")
     how = find(rule)
     tokens = tokens_of(how, k, v, g, beta, gates, state[0].dtype)
-    again, new = in_again(how, tokens), [x.clone() for x in state]
-    if not written:
-        new = _run(how, None, tokens, new, chunk)[1]
+    new = [x.clone() for x in state] if written else _run(how, None, tokens, state, chunk)[1]
+    if passes == 1:
+        return new
+    again = in_again(how, tokens)
     if how.affine and passes > LITERAL_PASSES:
         return [_replay_affine(how, again, new[0], passes - 1, chunk)]
     for _ in range(passes - 1):
