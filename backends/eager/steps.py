@@ -56,8 +56,9 @@ class EagerSteps:
         self._embed = Executor(program.embed, functions, self.device)
         self._head = Executor(program.head, last, self.device)
         self._clock = Executor(program.clock, functions, self.device)
-        self._wake = {n: Executor(c.wake, functions, self.device) for n, c in program.classes.items()}
-        self._sleep = {n: Executor(c.sleep, functions, self.device) for n, c in program.classes.items() if c.sleep}
+        made = partial(Executor, functions=functions, device=self.device, folds=not train)
+        self._wake = {n: made(c.wake) for n, c in program.classes.items()}
+        self._sleep = {n: made(c.sleep) for n, c in program.classes.items() if c.sleep}
         self._recurrence = Recurrence(program, functions, self.device) if program.loop else None
         self._head_extras = set(program.head.ports("input")) - {"h"}
         self.bind(parameters)
@@ -65,14 +66,13 @@ class EagerSteps:
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
         """Use these parameters from now on."""
         self.parameters = dict(parameters)
-        self._blocks = [
-            (
-                block.cls,
-                {port: self.parameters[key] for port, key in block.params.items()},
-                {s.name: f"{i}.{s.name}" for s in self.program.classes[block.cls].states},
-            )
-            for i, block in enumerate(self.program.layout)
-        ]
+        self._blocks = []
+        for i, block in enumerate(self.program.layout):
+            own = {port: self.parameters[key] for port, key in block.params.items()}
+            for each in (self._wake, self._sleep):
+                own |= each[block.cls].folded(own) if block.cls in each else {}
+            names = {s.name: f"{i}.{s.name}" for s in self.program.classes[block.cls].states}
+            self._blocks.append((block.cls, own, names))
 
     @property
     def window(self) -> int:
