@@ -26,8 +26,8 @@ WINDOW_PINNED = "window_pinned"
 class BlockSleep:
     """`states` are the ports of the class's states by name; `memory` is None if it has no memory. A sleep comes after
     `window` (L) tokens; KV windows have `sinks` + W slots. `renumbers`: may a sleep make the model count anew?
-    `resets`: may one at the model's last position empty window and slots? `dropped`: what is written in place of the
-    window's record, where pairs are kept.
+    `resets`: may one at the model's last position empty window and slots? `evicts`: may one empty the window, there or
+    anywhere? `dropped`: what is written in place of the window's record, where pairs are kept.
     """
 
     e: Emit
@@ -38,6 +38,7 @@ class BlockSleep:
     sinks: int
     renumbers: bool
     resets: bool
+    evicts: bool
     dropped: dict[str, fx.Node] | None = None
 
     @property

@@ -1,14 +1,15 @@
 """A sleep chooses, for every KV head, among the pairs that it keeps and those of the window.
 
-All S + Hkv L candidates stand in one row, older ones first: a stable sort by score and one by head put the best of each
-head at the front of its part, and of equals the older one. Which places those are depends on budgets alone.
+All S + Hkv L candidates stand in one row, older ones first: a stable sort by head and score puts the best of each head
+at the front of its part, and of equals the older one. Which places those are depends on budgets alone. A second sort,
+by head and whether a candidate is one of the best, leaves both the best and the others in order of position.
 """
 
 from __future__ import annotations
 
-import operator as python
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from sleepc.ir.roles import PINNED_SCORE
@@ -16,7 +17,7 @@ from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.keep.contract import NOTHING, STEP, Score, WindowPairs
 from sleepc.passes.keep.drop import Parts, drop
-from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
+from sleepc.passes.keep.places import best_places, in_order, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.kept_pairs import (
     RECORD,
@@ -28,6 +29,8 @@ from sleepc.passes.rewrite.kept_pairs import (
     write_slots_of,
 )
 from sleepc.passes.rewrite.turn_keys import turn
+
+MOST_STEPS = 2**45  # greater scores count as this many steps
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,27 @@ def choose(block: BlockSleep, score: Score, most: int) -> Choice:
     e, head = block.e, head_port(block.e.graph)
     among = _candidates(e, block, specs, score)
     order = _best_first(e, block, among["score"], head)
-    chosen = _chosen(e, block, among["score"], order, head)
+    chosen = e.call(aten.index_select.default, order, 1, best_places(e, head, block.window))
     taken = {part: rows_at(e, values, chosen, specs[part].dims[2:]) for part, values in among.items()}
     wanted = e.call(aten.gt.Scalar, taken["score"], NOTHING / 2)
-    old = e.where(wanted, taken["position"], -1)
+    # Of pairs that may not be kept the older ones are taken: empty slots, if none was just evicted.
+    old = e.where(wanted, taken["position"], -1) if block.evicts else taken["position"]
     taken["position"] = _renumbered(e, block, old, head, most)
     if block.cls.turn is not None:
         kept, place = e.call(aten.lt.Scalar, chosen, e.size(head, 0)), taken["position"]
-        by = e.where(wanted, e.where(kept, e.sub(place, old), place), 0)
+        by = e.where(kept, e.sub(place, old), place)
+        by = e.where(wanted, by, 0) if block.evicts else by
         still = e.call(aten.logical_and.default, kept, e.call(aten.eq.Scalar, by, 0))
         start = taken["k"]
         if "plain" in specs:
             start, by = taken["plain"], e.where(wanted, place, 0)
         moved = e.call(aten.squeeze.dim, turn(e, block.cls.turn, e.unsqueeze(start, 1), by), 1)
         taken["k"] = e.where(e.unsqueeze(still, -1), taken["k"], e.cast(moved, specs["k"].dtype))
-    filled = {True: e.unsqueeze(wanted, -1), False: wanted}
     new: Parts = {}
     for part, spec in specs.items():
-        values = e.where(filled[len(spec.dims) > 2], taken[part], spec.initial)
+        values, vectors = taken[part], len(spec.dims) > 2
+        if block.evicts or part == "score":
+            values = e.where(e.unsqueeze(wanted, -1) if vectors else wanted, values, spec.initial)
         new |= write_slots_of(e, spec, values, form)
     emptied = most if block.resets else 0
     return Choice(new, drop(block, among, order, emptied))
@@ -99,30 +105,23 @@ def _candidates(e: Emit, block: BlockSleep, specs: dict[str, StateSpec], score: 
             own = e.cast(own, spec.dtype)  # what slots hold is read wider
         flat = e.reshape(own, [-1, heads * block.window, *spec.dims[2:]])
         among[part] = e.call(aten.cat.default, [held[part], flat], 1)
-    among["score"] = e.where(e.unsqueeze(block.ring_stays(), 1), among["score"], NOTHING)
+    if block.evicts:
+        among["score"] = e.where(e.unsqueeze(block.ring_stays(), 1), among["score"], NOTHING)
     return among
 
 
 def _best_first(e: Emit, block: BlockSleep, score: fx.Node, head: fx.Node) -> fx.Node:
-    """The numbers of all candidates [B,M], head by head, those of each with the best scores [B,M] first."""
-    of_window = owners(e, block.kv_heads, block.window)
-    owner = e.call(aten.expand_as.default, e.unsqueeze(e.call(aten.cat.default, [head, of_window]), 0), score)
-    by_score = in_order(e, score, descending=True)
-    by_head = in_order(e, e.call(aten.gather.default, owner, 1, by_score))
-    return e.call(aten.gather.default, by_score, 1, by_head)
-
-
-def _chosen(e: Emit, block: BlockSleep, score: fx.Node, order: fx.Node, head: fx.Node) -> fx.Node:
-    """For every slot the number of the candidate that is to stand in it, [B,S]: each head's best, in order of
-    position, those that are not to be kept first.
+    """The numbers of all candidates [B,M], head by head, those of each with the best scores [B,M] first; these and the
+    others in order of position.
     """
-    # Head h has L candidates more than slots: the best stand L h places further on than its slots do.
-    best = e.add(e.call(aten.arange.default, e.size(head, 0)), e.mul(head, block.window))
-    chosen = e.call(aten.index_select.default, order, 1, best)
-    wanted = e.call(aten.gt.Scalar, e.call(aten.gather.default, score, 1, chosen), NOTHING / 2)
-    place = e.where(wanted, e.call(aten.add.Scalar, chosen, 1), 0)
-    parts = e.mul(head, e.call(python.add, e.size(score, 1), 1))
-    return e.call(aten.gather.default, chosen, 1, in_order(e, e.add(place, parts)))
+    owner = e.call(aten.cat.default, [head, owners(e, block.kv_heads, block.window)])
+    steps = e.call(aten.clamp.default, e.mul(score, -1 / STEP), -MOST_STEPS, MOST_STEPS)
+    steps = e.where(e.call(aten.gt.Scalar, score, NOTHING / 2), steps, 2.0 * MOST_STEPS)
+    by_score = in_order(e, e.add(e.cast(steps, torch.int64), e.mul(owner, 4 * MOST_STEPS)))
+    best = e.call(aten.index_select.default, by_score, 1, best_places(e, head, block.window))
+    parts = e.call(aten.expand_as.default, e.unsqueeze(e.call(aten.add.Scalar, e.mul(owner, 2), 1), 0), by_score)
+    first = e.call(aten.expand_as.default, e.unsqueeze(e.mul(head, 2), 0), best)
+    return in_order(e, e.call(aten.scatter.src, parts, 1, best, first))
 
 
 def _renumbered(e: Emit, block: BlockSleep, old: fx.Node, head: fx.Node, most: int) -> fx.Node:

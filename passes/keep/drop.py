@@ -11,7 +11,7 @@ from torch import fx
 
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
-from sleepc.passes.keep.places import in_order, owners, rows_at, slot_ends
+from sleepc.passes.keep.places import other_places, owners, rows_at, slot_ends
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.kept_pairs import RECORD, head_port, read_slots, slot_specs
 
@@ -20,7 +20,8 @@ Parts = dict[str, fx.Node]
 
 def drop(block: BlockSleep, among: Parts, order: fx.Node, emptied: int) -> Parts | None:
     """What is written in place of the window's record, by part [B,Hkv,P,..]; None if slots hold nothing for that.
-    `among` is every part of the candidates, [B,M,..], and `order` [B,M] their numbers, head by head, best first.
+    `among` is every part of the candidates, [B,M,..], and `order` [B,M] their numbers, head by head, best first, these
+    and the others in order of position.
 
     P is L. Where a sleep at the model's last position empties slots, of at most `emptied` pairs of a head, these come
     before the L, and P is so much longer. Gates of time are those of the window's tokens, place by place.
@@ -29,7 +30,8 @@ def drop(block: BlockSleep, among: Parts, order: fx.Node, emptied: int) -> Parts
     specs = _written(block)
     if not specs:
         return None
-    dropped = _dropped(e, block, order)
+    places = other_places(e, head_port(e.graph), heads, window)
+    dropped = e.call(aten.index_select.default, order, 1, places)
     found = {
         part: e.reshape(rows_at(e, among[spec.part], dropped, spec.dims[2:]), [-1, heads, window, *spec.dims[2:]])
         for part, spec in specs.items()
@@ -54,17 +56,6 @@ def _written(block: BlockSleep) -> dict[str, StateSpec]:
     kept = slot_specs(block.cls.states)
     specs = {part.removeprefix(RECORD): spec for part, spec in kept.items() if part.startswith(RECORD)}
     return {"v": kept["v"], **specs} if specs else {}
-
-
-def _dropped(e: Emit, block: BlockSleep, order: fx.Node) -> fx.Node:
-    """The numbers of the candidates that are not kept [B,Hkv L], head by head, in order of position."""
-    heads, window = block.kv_heads, block.window
-    each = e.call(aten.arange.default, heads)
-    first = e.add(slot_ends(e, head_port(e.graph), heads), e.mul(each, window))
-    places = e.add(e.unsqueeze(first, 1), e.call(aten.arange.default, window))
-    worst = e.call(aten.index_select.default, order, 1, e.reshape(places, [heads * window]))
-    parts = e.mul(owners(e, heads, window), e.size(order, 1))
-    return e.call(aten.gather.default, worst, 1, in_order(e, e.add(worst, parts)))
 
 
 def _of_slots(block: BlockSleep, specs: dict[str, StateSpec], emptied: int) -> Parts:

@@ -19,8 +19,8 @@ class KeyScore(Score):
 
     def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
         """With the mean's direction by the sum of unit keys."""
-        keys = unit(e, pairs.k)
-        return e.neg(e.call(aten.sum.dim_IntList, e.mul(keys, direction(e, keys, pairs.read)), [-1], False))
+        scale = over_length(e, pairs.k)
+        return along(e, pairs.k, scale, e.neg(direction(e, pairs, scale)))
 
     def naive(self, pairs: HeadPairs) -> Tensor:
         """As the formula stands there."""
@@ -35,12 +35,22 @@ class KeyScore(Score):
         return "those whose keys are least like the others of their window"
 
 
-def direction(e: Emit, keys: fx.Node, read: fx.Node) -> fx.Node:
-    """Graph: the direction [B,Hkv,1,d_k] of the mean of unit keys [B,Hkv,L,d_k] that were read, bool [B,L]."""
-    return unit(e, e.call(aten.sum.dim_IntList, e.where(e.unsqueeze(read, 1, -1), keys, 0.0), [2], True))
-
-
-def unit(e: Emit, x: fx.Node) -> fx.Node:
-    """Graph: x / |x| over the last dimension."""
+def over_length(e: Emit, x: fx.Node) -> fx.Node:
+    """Graph: 1 / |x| over the last dimension, which becomes 1."""
     squares = e.call(aten.sum.dim_IntList, e.mul(x, x), [-1], True)
-    return e.mul(x, e.call(aten.rsqrt.default, e.call(aten.add.Scalar, squares, TINY)))
+    return e.call(aten.rsqrt.default, e.call(aten.add.Scalar, squares, TINY))
+
+
+def direction(e: Emit, pairs: WindowPairs, scale: fx.Node) -> fx.Node:
+    """Graph: the direction [B,Hkv,1,d_k] of the mean of k/|k| of the pairs that were read; `scale` [B,Hkv,L,1] is
+    1/|k|.
+    """
+    weights = e.where(e.unsqueeze(pairs.read, 1, -1), scale, 0.0)
+    mean = e.call(aten.matmul.default, e.transpose(weights, 2, 3), pairs.k)
+    return e.mul(mean, over_length(e, mean))
+
+
+def along(e: Emit, k: fx.Node, scale: fx.Node, way: fx.Node) -> fx.Node:
+    """Graph: way . k/|k| [B,Hkv,L], with ways [B,Hkv,1,d_k] and `scale` [B,Hkv,L,1]."""
+    product = e.call(aten.matmul.default, k, e.transpose(way, 2, 3))
+    return e.call(aten.squeeze.dim, e.mul(product, scale), 3)

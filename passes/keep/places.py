@@ -21,9 +21,23 @@ def owners(e: Emit, heads: int, places: int) -> fx.Node:
     return e.reshape(e.call(aten.expand.default, each, [heads, places]), [heads * places])
 
 
-def in_order(e: Emit, values: fx.Node, *, descending: bool = False) -> fx.Node:
+def best_places(e: Emit, head: fx.Node, window: int) -> fx.Node:
+    """Where each head's best stand [S] if all candidates are ordered head by head: a head has L candidates more than
+    slots, so those of head h stand L h places further on than its slots do.
+    """
+    return e.add(e.call(aten.arange.default, e.size(head, 0)), e.mul(head, window))
+
+
+def other_places(e: Emit, head: fx.Node, heads: int, window: int) -> fx.Node:
+    """Where the others stand [Hkv L], head by head."""
+    first = e.add(slot_ends(e, head, heads), e.mul(e.call(aten.arange.default, heads), window))
+    places = e.add(e.unsqueeze(first, 1), e.call(aten.arange.default, window))
+    return e.reshape(places, [heads * window])
+
+
+def in_order(e: Emit, values: fx.Node) -> fx.Node:
     """The places of values [B,M] in order; of equals the first one comes first."""
-    return e.item(e.call(aten.sort.stable, values, stable=True, dim=1, descending=descending), 1)
+    return e.item(e.call(aten.sort.stable, values, stable=True, dim=1), 1)
 
 
 def rows_at(e: Emit, values: fx.Node, index: fx.Node, width: tuple[int | str, ...]) -> fx.Node:

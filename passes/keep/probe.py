@@ -10,8 +10,8 @@ from typing import ClassVar
 from torch import Tensor, fx
 
 from sleepc.passes.keep.contract import HeadPairs, Score, WindowPairs
-from sleepc.passes.keep.key import TINY, KeyScore, direction, unit
-from sleepc.passes.lib.emit import Emit, aten
+from sleepc.passes.keep.key import TINY, KeyScore, along, direction, over_length
+from sleepc.passes.lib.emit import Emit
 
 
 class ProbeScore(Score):
@@ -21,11 +21,11 @@ class ProbeScore(Score):
     probed: ClassVar[bool] = True
 
     def emit(self, e: Emit, pairs: WindowPairs) -> fx.Node:
-        """One product of unit keys: with the probe less the direction that `key` takes off."""
+        """One product: with the probe less the direction that `key` takes off."""
         assert pairs.probe is not None
-        keys = unit(e, pairs.k)
-        wanted = e.sub(e.unsqueeze(pairs.probe, 0, 2), direction(e, keys, pairs.read))
-        return e.call(aten.sum.dim_IntList, e.mul(keys, wanted), [-1], False)
+        scale = over_length(e, pairs.k)
+        wanted = e.sub(e.unsqueeze(pairs.probe, 0, 2), direction(e, pairs, scale))
+        return along(e, pairs.k, scale, wanted)
 
     def naive(self, pairs: HeadPairs) -> Tensor:
         """With the mean that `key` has."""

@@ -47,7 +47,7 @@ class AddSleep(Pass):
     program has an offset, it grows so that the oldest key that is kept comes right after the sinks, and else this sleep
     evicts hard.
     blocks: the consolidation says what becomes of memories; the pairs that `score` is greatest for are kept, in layers
-    that keep pairs; records are emptied, evicted slots are zeroed.
+    that keep pairs; records are emptied, evicted slots are zeroed. Windows that no sleep evicts stay as they are.
     """
 
     window: int
@@ -72,7 +72,8 @@ class AddSleep(Pass):
             states = {s.name: graph.add_port("state", s.name, s.type()) for s in cls.states}
             graph.set_returns(dict(list(states.items())[:1]))
             e = Emit(graph, "sleep")
-            block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers, resets)
+            evicts = resets or self.eviction == "hard"
+            block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers, resets, evicts)
             self._sleep(block, most)
             cls.sleep, cls.turn = graph, None
             add_probes(program, name)
@@ -158,7 +159,8 @@ class AddSleep(Pass):
             kept, block = choice.new, replace(block, dropped=choice.dropped)
         results = find_consolidation(self.consolidation).sleep(block) | kept
         held = block.states
-        results |= {s.name: e.where(e.unsqueeze(block.stays(), 1, -1), held[s.name], 0.0) for s in of["evicted"]}
+        for spec in of["evicted"] if block.evicts else []:
+            results[spec.name] = e.where(e.unsqueeze(block.stays(), 1, -1), held[spec.name], 0.0)
         results |= {s.name: self._empty(e, s, held[s.name]) for s in of["emptied"]}
         graph.set_returns(results)
         graph.drop_dead()

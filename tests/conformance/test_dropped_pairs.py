@@ -151,8 +151,9 @@ def _backwards(program: ProgramGraphs) -> None:
     """Dropped pairs are written newest first."""
     for cls in program.classes.values():
         assert cls.sleep is not None
-        last = [n for n in cls.sleep.calls() if is_call(n, aten.sort.stable)][-1]
-        last.kwargs = {**last.kwargs, "descending": True}
+        places = [n for n in cls.sleep.calls() if is_call(n, aten.index_select.default)][-1].args[2]
+        assert isinstance(places, fx.Node)
+        places.args = (Emit(cls.sleep, "fault", places).call(aten.flip.default, places.args[0], [1]), places.args[1])
 
 
 def _whole_window(program: ProgramGraphs) -> None:

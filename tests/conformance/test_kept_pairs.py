@@ -32,7 +32,7 @@ from sleepc.passes.consolidation.block_sleep import (
     WINDOW_PINNED,
     WINDOW_POSITIONS,
 )
-from sleepc.passes.keep.contract import NOTHING, HeadPairs, Score, WindowPairs
+from sleepc.passes.keep.contract import NOTHING, STEP, HeadPairs, Score, WindowPairs
 from sleepc.passes.keep.registry import SCORES, register
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.pipeline import rewrite_stages
@@ -170,8 +170,9 @@ def _one_head(program: ProgramGraphs) -> None:
 
 def _oldest(program: ProgramGraphs) -> None:
     """A sleep keeps the worst pairs."""
-    for node in _sorts(program, descending=True):
-        node.kwargs = {**node.kwargs, "descending": False}
+    for node in (node for cls in program.classes.values() if cls.sleep for node in cls.sleep.calls()):
+        if is_call(node, aten.mul.Tensor) and node.args[1] == -1 / STEP:
+            node.args = (node.args[0], 1 / STEP)
 
 
 def _one_budget(program: ProgramGraphs) -> None:
@@ -196,12 +197,6 @@ def _as_it_came(program: ProgramGraphs) -> None:
             if is_call(node, aten.cos.default):
                 Emit(cls.sleep, "fault", node.next)
                 node.target = aten.ones_like.default
-
-
-def _sorts(program: ProgramGraphs, *, descending: bool) -> list[fx.Node]:
-    sleeps = [cls.sleep for cls in program.classes.values() if cls.sleep]
-    found = [n for sleep in sleeps for n in sleep.calls() if is_call(n, aten.sort.stable)]
-    return [node for node in found if node.kwargs["descending"] is descending]
 
 
 @pytest.mark.parametrize("fault", [_blind, _early, _one_head, _oldest, _one_budget, _as_it_came, _of_another])
