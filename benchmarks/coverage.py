@@ -425,7 +425,6 @@ CHANGES = {
     "blt": "patches, as many as values say, read on a clock of their own beside that of the tokens",
     "cpmant": "a prompt of the model's own before each text, which a stream reads once",
     "deepseek_v4": "KV windows whose slots hold several tokens each, since its keys are compressed",
-    "doge": "its mask, numbers of each key for all queries, as a channel of the keys; it is made of the tokens",
     "inkling2_loop_text": BY_DISTANCE,
     "inkling2_text": BY_DISTANCE,
     "inkling_text": BY_DISTANCE,

@@ -51,7 +51,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
         "moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size shared_intermediate_size "
         "shared_experts_intermediate_size moe_shared_expert_intermediate_size",
     ),
-    (12, "index_topk"),  # as many keys as the window and the sinks, or more
+    (12, "index_topk keep_window_size"),  # as many keys as the window and the sinks, or more
     (24, "qk_head_dim q_lora_rank kv_lora_rank o_lora_rank"),
     (16, "qk_nope_head_dim"),
     (
@@ -62,7 +62,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
     (
         WINDOW,
         "sliding_window sliding_window_size window_size attention_window_size attention_chunk_size "
-        "local_attention_window_len keep_window_size",
+        "local_attention_window_len",
     ),
     (4, "num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num"),
     (

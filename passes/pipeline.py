@@ -35,6 +35,7 @@ from sleepc.passes.front.join_attention import JoinAttention
 from sleepc.passes.front.join_pieces import JoinPieces
 from sleepc.passes.front.limit_positions import LimitPositions
 from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
+from sleepc.passes.front.pull_key_numbers import PullKeyNumbers
 from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
@@ -73,6 +74,7 @@ def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
                 SplitComplex(),
                 RespellEinsums(),
                 RaiseAttention(),  # looks for matrix products
+                PullKeyNumbers(),
                 LimitPositions(),  # bounds the grid that masks are evaluated on
                 ClassifyMasks(),
                 JoinAttention(),  # which see alike

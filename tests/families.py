@@ -247,6 +247,7 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "index_topk": 17,
         },
     ),
+    "doge": ("DogeConfig", "DogeForCausalLM", {**SMALL, **SPECIAL, "keep_window_size": 17}),
     "falcon-alibi": ("FalconConfig", "FalconForCausalLM", {**FALCON, "alibi": True}),
 }
 

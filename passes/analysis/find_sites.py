@@ -215,6 +215,8 @@ class Dominators:
     def tainted(self, value: fx.Node) -> set[fx.Node]:
         """Ancestors of `value` (and itself) below the first operation that brings positions in."""
         tokens, positions = self.dependence.tokens, self.dependence.positions
+        if value not in tokens:
+            return set()
         ancestors, stack = {value}, [value]
         while stack:
             for source in stack.pop().all_input_nodes:

@@ -1,27 +1,30 @@
-"""Attention whose keys an indexer of the model picks: as long as there are no more keys than it may pick, it picks all.
+"""Attention whose keys the model picks, by an indexer or by numbers in its mask: as long as there are no more keys than
+it may pick, it picks all.
 
-Its choice is then none, and nothing of the indexer is left in the graph.
+Its choice is then none, and nothing of what makes it is left in the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleepc.capture.fake_run import fake_run
 from sleepc.capture.seam import PICKED
 from sleepc.errors import Refusal
 
-FAR = 1 << 20  # tokens: more than any indexer picks
+FAR = 1 << 20  # tokens: more than any model picks
 
 
 @contextmanager
-def noting_picked() -> Iterator[list[int]]:
-    """Within it the list gets, of each attention layer that is told which keys to look at, how many those are."""
-    found: list[int] = []
+def noting_picked() -> Iterator[list[str]]:
+    """Within it the list gets, of each attention layer that may be told which keys to look at, what tells it."""
+    found: list[str] = []
     before = PICKED.set(found)
     try:
         yield found
@@ -29,20 +32,34 @@ def noting_picked() -> Iterator[list[int]]:
         PICKED.reset(before)
 
 
-def most_picked(call: nn.Module, device: torch.device) -> int:
-    """Up to how many keys a model looks at all, of which some layer is told which to look at.
+class _TopWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes how many of FAR keys are picked."""
 
-    Found by a run on fake tensors of so many tokens that the number of those that are picked is no longer theirs.
-    Raises Refusal(UNKNOWN_OPTION) if that fails.
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.topk.default and args[0].shape[-1] == FAR:
+            self.counts.append(int(args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def most_picked(call: nn.Module, device: torch.device, how: list[str]) -> int | None:
+    """Up to how many keys a model looks at all, whose attention layers may be told which to look at; None if none is.
+
+    Found by a run on fake tensors of FAR tokens, of whose keys the model takes the best.
+    Raises Refusal(UNKNOWN_OPTION) if that fails although some layer is told.
     """
-    tokens = torch.zeros(1, FAR, dtype=torch.int64, device=device)
-    with noting_picked() as found:
-        try:
-            fake_run(call, tokens, torch.arange(FAR, device=device)[None])
-            return min(found)
-        except Exception as error:  # the model's own code, which may raise anything
-            raise Refusal(
-                "UNKNOWN_OPTION",
-                "attention is told which keys to look at, and it is not found up to how many it looks at all",
-                fix="Please report the model.",
-            ) from error
+    tokens, watch = torch.zeros(1, FAR, dtype=torch.int64, device=device), _TopWatch()
+    try:
+        fake_run(call, tokens, torch.arange(FAR, device=device)[None], watch)
+    except Exception:  # the model's own code, which may raise anything
+        watch.counts.clear()
+    if not watch.counts and "indices" in how:
+        raise Refusal(
+            "UNKNOWN_OPTION",
+            "attention is told which keys to look at, and it is not found up to how many it looks at all",
+            fix="Please report the model.",
+        )
+    return min(watch.counts, default=None)

@@ -22,7 +22,7 @@ NAME = "sleepc"
 EXPERTS = "batched_mm"  # gathers and multiplies every token's experts; the other ways do not export (docs/log.md)
 # What the function understands, and what cannot change the numbers of inference.
 UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal", "indices"}
-PICKED: ContextVar[list[Any]] = ContextVar("how many keys each attention layer that ran was told to look at")
+PICKED: ContextVar[list[str]] = ContextVar("what may tell attention layers that run which keys to look at")
 HARMLESS = {
     "position_ids",
     "use_cache",
@@ -62,7 +62,9 @@ def attention(  # noqa: PLR0913 (transformers calls it with these)
         what = f"an attention layer scales its scores by {scaling}, which is not a real number"
         raise UsageError(what, where=type(module).__name__, fix="Correct the model's configuration.")
     if kwargs.get("indices") is not None:  # [B,T,n]: all keys, up to n of them (picked_keys.py)
-        PICKED.get([]).append(kwargs["indices"].shape[-1])
+        PICKED.get([]).append("indices")
+    if attention_mask.is_floating_point():  # not as it was made below: the model has put numbers in
+        PICKED.get([]).append("numbers")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     cap = kwargs.get("softcap")
     if cap == 0:  # for the operator, 0 is no cap

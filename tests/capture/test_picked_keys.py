@@ -29,7 +29,7 @@ def test_how_many_are_picked_is_found() -> None:
 def test_a_model_that_cannot_be_asked_is_refused() -> None:
     model = make_module("llama")
     with open_seam(model), pytest.raises(Refusal, match="not found up to how many") as caught:
-        most_picked(TokensToLogits(model), torch.device("cpu"))
+        most_picked(TokensToLogits(model), torch.device("cpu"), ["indices"])
     assert caught.value.code == "UNKNOWN_OPTION"
 
 
