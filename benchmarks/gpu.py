@@ -149,7 +149,8 @@ class Models:
         device, count = self.options.device, self.options.tokens + 2 * WARM
         if context + count > (limit := self._positions()):
             return {"reason": f"transformers' model has {limit} positions"}
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, trust_remote_code=False)
+        model = model.to(device).eval()
         cache = StaticCache(config=model.config, max_cache_len=context + count)
         run = torch.compile(model, fullgraph=True, mode="reduce-overhead") if device == "cuda" else model
         tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
@@ -162,7 +163,7 @@ class Models:
     def _positions(self) -> int:
         from transformers import AutoConfig
 
-        return int(AutoConfig.from_pretrained(self.folder).max_position_embeddings)
+        return int(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).max_position_embeddings)
 
     def prefill(self) -> Iterator[Case]:
         """A context read at once, and a sleep by the number of its passes."""
