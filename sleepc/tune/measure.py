@@ -21,7 +21,7 @@ from sleepc.tune.record import Figures, WrongLogits
 CALL = 256  # tokens of the call at most: if the window is shorter, those that fill it with those that are read alone
 ALONE = 8  # tokens that are read one by one before the sleep, and after it
 ROUNDS = 15
-LEAST, PATIENCE = 3, 30.0  # rounds at least, and seconds after which no other begins
+LEAST, PATIENCE = 3, 30.0  # rounds at least, and seconds after which no other begins: twice as many if they are fewer
 EXACT = 0.015  # spread of a ratio at which no more rounds are needed
 CLEAR = 1.1  # nor are they where every ratio of a token, or of reading, is farther than this from 1
 SLEEPS = 25  # of a replay
@@ -143,10 +143,10 @@ def figures(runs: Runs, reference: Runs, level: Figures | None, rounds: int = RO
 
 
 def _turns(rounds: int) -> Iterator[int]:
-    """So many, or fewer on a machine that is slow or busy."""
+    """So many, or fewer on a machine that is slow or busy: there a round of two threads may take minutes."""
     started = time.monotonic()
     for turn in range(rounds):
-        if turn >= LEAST and time.monotonic() - started > PATIENCE:
+        if turn and time.monotonic() - started > (PATIENCE if turn >= LEAST else 2 * PATIENCE):
             return
         yield turn
 
@@ -159,9 +159,12 @@ def _enough(ours: Times, theirs: Times) -> bool:
 
 def ratio(ours: Times, theirs: Times, kind: str) -> Ratio:
     """Of times of a kind (a field of Times) in the same rounds. The interval is that of a median by order statistics,
-    which assume nothing of how ratios are distributed: it leaves out some of the least and as many of the largest.
+    which assume nothing of how ratios are distributed: it leaves out some of the least and as many of the largest. Of
+    fewer than LEAST rounds it is from half to twice as much.
     """
     found = sorted(a / b for a, b in zip(ours.of_rounds(kind), theirs.of_rounds(kind), strict=True))
+    if len(found) < LEAST:
+        return Ratio(median(found), median(found) / 2, median(found) * 2)
     out = max(int(len(found) / 2 - 0.98 * len(found) ** 0.5), 0)
     return Ratio(median(found), found[out], found[-1 - out])
 

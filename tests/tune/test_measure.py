@@ -16,7 +16,7 @@ from tests.runtime.fake import FakeState, FakeSteps
 LEVEL = Figures(decode_ms=10, decode_p99_ms=10, read_ms=2, pause_ms=30, pause_p99_ms=30, memory=1)
 
 
-@pytest.mark.parametrize(("seconds", "turns"), [(0.0, 5), (9.0, 4), (31.0, 3), (400.0, 3)])
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, 5), (9.0, 4), (25.0, 3), (31.0, 2), (400.0, 1)])
 def test_a_slow_machine_takes_fewer_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, turns: int) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -48,6 +48,8 @@ def test_what_a_ratio_may_be() -> None:
         found = measure.ratio(ours, Times(one.decode[:count], one.read[:count]), "decode")
         assert (found.value, found.least, found.most) == ((count + 1) / 2, least, most)
     assert found.spread == pytest.approx(1.5)  # 5 / 2 - 1
+    few = measure.ratio(Times([3.0, 3.0], [1.0] * 2), Times([1.0, 1.0], [1.0] * 2), "decode")
+    assert (few.value, few.spread, few.clear) == (3.0, 1.0, True)
     cases = [(1.11, 1.3, True), (1.05, 1.3, False), (0.8, 0.9, True), (0.8, 0.95, False)]
     assert [measure.Ratio(1.0, least, most).clear for least, most, _ in cases] == [clear for *_, clear in cases]
 
