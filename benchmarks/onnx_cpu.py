@@ -1,10 +1,10 @@
 """Exports against onnxruntime-genai on CPU: milliseconds per token, prefill, loading, memory.
 
 The same checkpoint, exported by sleepc and by genai's own builder, in fp32 also for IREE if it is installed ("iree",
-whose `iree_ratio` is to ONNX Runtime's time); each runs in a process of its own on as many
-threads (`--threads`, two by default; genai's by its session options). They take turns, a few tokens at a time, and
-medians are compared; both read the whole context, of random tokens. genai lives in an environment of its own, made
-under build/ the first time (`--genai-env` names another one).
+whose `iree_ratio` is to ONNX Runtime's time); each runs in a process of its own on as many threads (`--threads`, two by
+default; genai's by its session options). They take turns, a few tokens at a time, and medians are compared; all read
+the whole context, of random tokens. `_cpu_ms` is processor time. genai lives in an environment of its own, made under
+build/ the first time (`--genai-env` names another one).
 
 `sleepc_ms_with_sleep` has the share of a sleep that every token pays for. RSS counts everything that is resident,
 mapped weights too. Targets are what this backend was built to reach; they are for two cores and SmolLM2-135M.
@@ -152,7 +152,8 @@ def prefill(workers: dict[str, Worker], precision: str, tokens: int) -> Row:
     row: Row = {"kind": "prefill", "precision": precision, "tokens": tokens}
     for name, worker in workers.items():
         worker.ask("start", room=tokens)
-        row[f"{name}_s"] = worker.ask("read", tokens=tokens)["ms"][0] / 1e3
+        answer = worker.ask("read", tokens=tokens)
+        row |= {f"{name}_s": answer["ms"][0] / 1e3, f"{name}_cpu_s": answer["cpu_ms"] / 1e3}
         console.log(f"{name} read {tokens} tokens, {row[f'{name}_s']:.1f} s")
     return row | _ratio(row, "s", PREFILL.get((precision, tokens)))
 
@@ -171,13 +172,16 @@ def decode(workers: dict[str, Worker], precision: str, contexts: list[int], coun
         for worker in workers.values():
             worker.ask("read", tokens=context - read)
         times: dict[str, list[float]] = {name: [] for name in workers}
+        processor: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(0, count, BURST):
             for name, worker in workers.items():
                 answer = worker.ask("step", tokens=min(BURST, count))
                 times[name] += answer["ms"]
+                processor[name].append(answer["cpu_ms"])
                 row[f"{name}_rss_mb"] = answer["rss_mb"]
         read = context + len(times["sleepc"])
         row |= {f"{name}_ms": median(found) for name, found in times.items()}
+        row |= {f"{name}_cpu_ms": median(found) for name, found in processor.items()}
         row["sleep_ms"] = asleep
         row |= {f"{name}_ms_with_sleep": row[f"{name}_ms"] + ms / window for name, ms in asleep.items()}
         yield row | _ratio(row, "ms", DECODE.get((precision, context)))
