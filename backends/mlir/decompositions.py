@@ -1,4 +1,4 @@
-"""Operators of PyTorch that torch-mlir does not lower, written with those that it does."""
+"""Operators of PyTorch that torch-mlir does not lower, or not rightly, written with others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,16 @@ def stable_sort(
     return x.gather(-1, order).movedim(-1, dim), order.movedim(-1, dim)
 
 
+def remainder(x: Tensor, by: Tensor | float) -> Tensor:
+    """What is left of x over `by`, with the sign of `by`: torch-mlir's form in stablehlo has that of x."""
+    if x.is_floating_point():
+        return NotImplemented
+    return x - torch.div(x, by, rounding_mode="floor") * by
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.linalg_solve_triangular.default: solve_triangular,
     aten.sort.stable: stable_sort,
+    aten.remainder.Scalar: remainder,
+    aten.remainder.Tensor: remainder,
 }

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from sleepc.backends import processor
 from sleepc.backends.mlir import installed
-from sleepc.backends.mlir.decompositions import solve_triangular, stable_sort
+from sleepc.backends.mlir.decompositions import remainder, solve_triangular, stable_sort
 from sleepc.backends.mlir.devices import features_for
 from sleepc.backends.mlir.empties import without_empties
 from sleepc.backends.mlir.load import FORM, MlirProgram
@@ -48,6 +48,12 @@ def test_sorting_leaves_ties_as_they_stand(descending: bool, dim: int) -> None:
     found = stable_sort(values, stable=True, dim=dim, descending=descending)
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("by", [4, -3, torch.tensor(5)])
+def test_a_remainder_has_the_sign_of_what_is_divided_by(by: int | torch.Tensor) -> None:
+    x = torch.arange(-9, 10)
+    assert torch.equal(remainder(x, by), x.remainder(by))
 
 
 def test_no_operator_is_left_with_tensors_without_elements() -> None:
