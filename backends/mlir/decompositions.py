@@ -52,8 +52,10 @@ def stable_sort(
     return x.gather(-1, order).movedim(-1, dim), order.movedim(-1, dim)
 
 
-def remainder(x: Tensor, by: Tensor | float) -> Tensor:
-    """What is left of x over `by`, with the sign of `by`: torch-mlir's form in stablehlo has that of x."""
+def remainder(x: Tensor, by: Tensor | float) -> Any:
+    """What is left of x over `by`, with the sign of `by`: torch-mlir's form in stablehlo has that of x. NotImplemented,
+    which leaves the operator, for other numbers than whole ones.
+    """
     if x.is_floating_point():
         return NotImplemented
     return x - torch.div(x, by, rounding_mode="floor") * by
