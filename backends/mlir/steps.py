@@ -53,6 +53,7 @@ class IreeSteps:
             raise SleepcError(f"IREE cannot open {manifest.module}: {first}", where=str(folder)) from error
         in_place()
         self._empty: dict[str, Any] | None = None
+        self._dtypes = {s.name: s.dtype for s in manifest.states}
 
     def _open(self, folder: Path) -> Any:
         iree = self._iree
@@ -212,4 +213,5 @@ class IreeSteps:
         return IreeState([{name: self._there(arrays[name][b : b + 1]) for name in names} for b in range(batch)])
 
     def _array(self, state: IreeState, name: str) -> Array:
-        return np.concatenate([self._back(row[name]) for row in state.rows])
+        dtype = NUMPY[self._dtypes[name]]  # bytes come back from code without a sign, and are taken for i8
+        return np.concatenate([self._back(row[name]).view(dtype) for row in state.rows])
