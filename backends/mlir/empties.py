@@ -1,4 +1,4 @@
-"""Tensors without elements, which crash torch-mlir's lowering of views: constants in their place."""
+"""Tensors without elements, which compilers are least tried on: constants in their place."""
 
 from __future__ import annotations
 
