@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """torch.gather(x, dim, index). Where an index was expanded over rows [.., M, D] of x [.., N, D], rows are copied:
-    a sixth of its time.
+    """torch.gather(x, dim, index), for indices from 0 to N - 1. Where an index was expanded over rows [.., M, D] of
+    x [.., N, D], rows are copied: a sixth of its time. An index beyond its list is an error only beyond the last.
     """
     place, last = dim % x.dim(), x.dim() - 1
     whole = place == last - 1 and index.stride(last) == 0 and index.shape[last] == x.shape[last] > 1
