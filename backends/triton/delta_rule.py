@@ -4,7 +4,7 @@ through kernels too, but for those of reads alone, which are two products of mat
 Code that is compiled calls them as operators, `library.py`.
 
 `low` is what a program computes in: queries, keys and values, which its graphs hand on in float32, are multiplied in
-bfloat16 or float16 if that is it (docs/decisions/0027). One token is not: its products are no matrices.
+bfloat16 if that is it (docs/decisions/0027). One token is not: its products are no matrices.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from sleepc.ops import functional
 
 FAMILY = ("linear", "gated", "delta", "gated_delta")
 """The rules that the kernels know."""
-NARROW = (torch.bfloat16, torch.float16)
 
 
 def has_kernel(x: Tensor, state: Sequence[Tensor], rule: str) -> bool:
@@ -33,8 +32,11 @@ def has_kernel(x: Tensor, state: Sequence[Tensor], rule: str) -> bool:
 
 
 def narrowed(x: Tensor, low: torch.dtype | None) -> Tensor:
-    """What products of matrices take of x in a program that computes in `low`."""
-    return x.to(low) if low in NARROW and x.dtype == torch.float32 else x
+    """What products of matrices take of x [B, .., T, d] in a program that computes in `low`. Not float16: what a memory
+    without decay or correction adds up, and what is read of it, may be larger than 65,504.
+    """
+    fits = low == torch.bfloat16 and x.dtype == torch.float32 and x.shape[2] != 1
+    return x.to(torch.bfloat16) if fits else x
 
 
 def _prepared(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, rule: str, chunk: int) -> tuple[WrittenTokens, Problem]:
@@ -65,7 +67,7 @@ def delta_rule(
     if not has_kernel(k, state, rule):
         return functional.delta_rule(q, k, v, g, beta, state, gates, rule=rule, scale=scale, chunk=chunk)
     single = v.shape[2] == 1 and not trained
-    asked, k, v = (x if single else narrowed(x, low) for x in (q, k, v))
+    asked, k, v = (narrowed(x, low) for x in (q, k, v))
     t, it = _prepared(k, v, g, beta, rule, chunk)
     asked, held = asked.to(k.dtype).contiguous(), state[0].contiguous()
     rule_of = (it.corrects, bool(it.decay))

@@ -18,8 +18,8 @@ SCRATCH = 2
 RULES = (
     "An operation is what an operator of the memory is for a call of so many tokens: `1`, `T` (any number from 2 to"
     " the window), or a fixed number. It is done by its launches, one after the other on one stream.",
-    "Inputs have the types that the operation says: queries, keys and values of `delta_rule` for one token are float32,"
-    " of all else in the artifact's type. What is read has that of the queries.",
+    "Inputs have the types that the operation says: queries, keys and values of many tokens are bfloat16 in a program"
+    " in bfloat16, and float32 else. What is read has that of the queries.",
     "B is the number of rows, T that of tokens, `chunks` is ceil(T / chunk). All tensors are contiguous, and their"
     " addresses are multiples of 16 bytes. The host has room for the buffers; nothing in them needs to be cleared.",
     "A launch has a grid of B * per_row programs in x, times chunks if per_chunk, and 1 in y and z; a block of"

@@ -136,8 +136,8 @@ def _traced(call: MemoryCall, tokens: str, program: ProgramGraphs) -> Operation:
     chunk = chunk_of(count if isinstance(count, int) else longest[tokens], LONGEST)
     known = {"B": ROWS, "T": 1 if tokens == "1" else chunk * CHUNKS - 5}
     given = {name: _empty(dtype, dims, known) for name, dtype, dims in call.tensors}
-    if reads or tokens != "1":  # a host hands them on in the type that they are multiplied in
-        given |= {name: operators.narrowed(given[name], program.dtype) for name in ("q", "k", "v") if name in given}
+    # a host hands them on in the type that they are multiplied in
+    given |= {name: operators.narrowed(given[name], program.dtype) for name in ("q", "k", "v") if name in given}
     arguments: list[Any] = [[x] if name == LIST else x for name, x in given.items()]
     hint = {} if reads else {"chunk": chunk}
     with torch.no_grad(), recorded() as record:

@@ -171,10 +171,9 @@ def test_replay(rule: str, passes: int, written: bool, channel: bool) -> None:
     assert worst(got, want) < 2e-6
 
 
-@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
-def test_a_narrow_program_multiplies_what_is_narrow(low: torch.dtype) -> None:
+def test_a_narrow_program_multiplies_what_is_narrow() -> None:
     """Its graphs hand on float32: results are those of narrow queries, keys and values, and are float32."""
-    x = single(memory(20, rows=1, heads=2, memories=2, dk=16, dv=16))
+    x, low = single(memory(20, rows=1, heads=2, memories=2, dk=16, dv=16)), torch.bfloat16
     y = x.to(low, torch.float32)
     how: dict[str, Any] = {"rule": "gated_delta", "scale": 1.0}
     told, plain = delta_rule(*x.stream, [x.state], **how, low=low), delta_rule(*y.stream, [y.state], **how)
@@ -193,6 +192,21 @@ def test_one_token_of_a_narrow_program_is_not_rounded() -> None:
     how: dict[str, Any] = {"rule": "gated_delta", "scale": 1.0}
     narrow, wide = (delta_rule(*x.stream, [x.state], **how, low=low) for low in (torch.bfloat16, torch.float32))
     assert all(map(torch.equal, narrow, wide))
+    reads = [delta_rule_read(x.q, [x.state], **how, low=low) for low in (torch.bfloat16, torch.float32)]
+    assert torch.equal(*reads)
+
+
+def test_a_program_in_float16_reads_what_float16_does_not_hold() -> None:
+    """A memory that only adds, of alike keys and large values: kernels would store states and results in float16."""
+    x = single(memory(40, rows=1, heads=1, memories=1, dk=16, dv=16, repeated=True))
+    x = replace(x, q=x.k, v=torch.full_like(x.v, 8000.0), beta=torch.ones_like(x.beta))
+    how: dict[str, Any] = {"rule": "linear", "scale": 1.0}
+    got = delta_rule(*x.stream, [x.state], **how, chunk=16, low=torch.float16)
+    want = naive.delta_rule(*x.stream, [x.state], **how)
+    assert want[0].max() > 1e5
+    assert [worst(a, b) < 2e-6 for a, b in zip(got, want, strict=True)] == [True, True]
+    asked = delta_rule_read(x.q, [got[1]], **how, low=torch.float16)
+    assert worst(asked, naive.delta_rule_read(x.q, [want[1]], **how)) < 2e-6
 
 
 def test_replay_of_repeated_tokens() -> None:
