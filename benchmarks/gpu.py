@@ -2,7 +2,8 @@
 training, and ONNX Runtime's token. Each beside what it is compared with, in one run.
 
 `--only kernels,decode` makes some parts; each begins no row after `--limit` seconds. With `--work FILE` rows are kept,
-and a run that was cut off goes on where it stopped, on the same card with the same PyTorch. For what is not there
+and a run that was cut off goes on where it stopped: with the same model, card, --tokens, sleepc, PyTorch and Triton.
+What a GPU had no room for is tried again. For what is not there
 (PyTorch with CUDA, Triton, flash-linear-attention, ONNX Runtime with CUDA) a row says why, and the exit status is 0.
 `max_error` is against eager float32 on the CPU: logits of a prefill across two sleeps and of the tokens after it. The
 row `kernels` of part onnx compares the committed table of CUDA kernels with what the installed ONNX Runtime registers.
@@ -13,9 +14,12 @@ and not asked of the table of targets: its precisions, its providers and its ker
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -30,9 +34,12 @@ from parts import Case, Kept, milliseconds, run_part
 import sleepc
 from sleepc.backends.table import find_backend, find_target, find_trainer
 from sleepc.errors import UsageError
+from sleepc.hf.resolve import Checkpoint
 from sleepc.ir.parameters import materialise
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
+from sleepc.tune.here import source_digest
+from sleepc.version import __version__
 
 PARTS = ("kernels", "decode", "prefill", "train", "onnx")
 COLUMNS = ("part", "system", "kernel", "precision", "batch", "context", "ms", "tokens_per_s", "max_error")
@@ -73,19 +80,31 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     missing = {"eager": no_eager(options.device), "onnx": no_onnx(options.device)}
     missing |= {f"kernels, {name}": why for name, why in gpu_kernels.reasons(options.device).items()}
     yield from ({"kind": "skipped", "what": what, "reason": why} for what, why in missing.items() if why)
-    kept = Kept(options.work, {"gpu": gpu, "device": options.device, "torch": torch.__version__})
     chosen = [name for name in options.only if not missing["onnx" if name == "onnx" else "eager"]]
     if not chosen:
         return
     with checkpoint_of(options) as checkpoint, TemporaryDirectory(prefix="sleepc-gpu-") as scratch:
         if options.tiny:
             add_letters(checkpoint.folder)
+        kept = Kept(options.work, {"gpu": gpu, **place(checkpoint, options)})
         models = Models(checkpoint.folder, options, Path(scratch))
         made = {"kernels": partial(gpu_kernels.cases, options.device, options.tiny), "decode": models.decode}
         made |= {"prefill": models.prefill, "train": models.train, "onnx": models.onnx}
         for name in chosen:
             console.log(name)
             yield from run_part(name, made[name](), kept, options.limit)
+
+
+def place(checkpoint: Checkpoint, options: argparse.Namespace) -> Row:
+    """What rows depend on that their keys do not say: the model by a hash of its files, options, and versions."""
+    found = hashlib.sha256()
+    for path in [checkpoint.folder / "config.json", *(file.path for file in checkpoint.opened)]:
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    row = {"model": found.hexdigest()[:16], "tiny": options.tiny, "measured_tokens": options.tokens}
+    row |= {"device": options.device, "torch": torch.__version__, "sleepc": __version__}
+    row["source"] = [source_digest(find_backend(name)) for name in ("eager", "triton")]
+    return row | {"triton": version("triton") if find_spec("triton") else None}
 
 
 class Models:

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from common import Row
 
+from sleepc.whole_file import write_whole
+
 Case: TypeAlias = "tuple[Mapping[str, Any], Callable[[], Mapping[str, Any]]]"
 """What tells a measurement from others, and what makes it."""
 REPEATS, WARM = 10, 3
@@ -21,16 +23,23 @@ class Kept:
 
     def __init__(self, path: Path | None, where: Mapping[str, Any]) -> None:
         self.path, self.where = path, dict(where)
-        lines = path.read_text().splitlines() if path is not None and path.is_file() else []
+        text = path.read_text() if path is not None and path.is_file() else ""
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        if path is not None and (whole := "".join(lines)) != text:  # it was cut off while it wrote its last line
+            write_whole(path, whole.encode())
         self.rows: list[Row] = [row for row in map(json.loads, lines) if where.items() <= row.items()]
 
     def find(self, key: Mapping[str, Any]) -> Row | None:
         """The row of a measurement that was made."""
         return next((row for row in self.rows if key.items() <= row.items()), None)
 
+    def placed(self, row: Row) -> Row:
+        """A row that says where it was measured."""
+        return {**self.where, **row}
+
     def keep(self, row: Row) -> Row:
-        """Put a row down; it says where it was measured."""
-        row = {**self.where, **row}
+        """Put such a row down."""
+        row = self.placed(row)
         self.rows.append(row)
         if self.path is not None:
             with self.path.open("a") as file:
@@ -49,10 +58,9 @@ def run_part(name: str, cases: Iterable[Case], kept: Kept, limit: float) -> Iter
             continue
         if row is None:
             try:
-                made = measure()
-            except torch.OutOfMemoryError:
-                made = {"reason": "out of memory"}
-            row = kept.keep({"kind": name, **key, **made})
+                row = kept.keep({"kind": name, **key, **measure()})
+            except torch.OutOfMemoryError:  # it is not kept: another process may have had the memory
+                row = kept.placed({"kind": name, **key, "reason": "out of memory"})
         yield row
     if left:
         yield {"kind": "left", "what": f"{left} rows of {name}", "reason": f"{limit:.0f} s are over: run it again"}

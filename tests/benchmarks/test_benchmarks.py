@@ -7,11 +7,17 @@ import os
 import runpy
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
+
+from sleepc.hf.resolve import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 PROMISED = {
@@ -171,6 +177,36 @@ def test_gpu(tmp_path: Path) -> None:
     assert next(row for row in made if row.get("precision") == "table")["different"]  # the CPU's are not CUDA's
     assert "kernels, fla" in {row["what"] for row in found if row["kind"] == "skipped" and row["reason"]}
     assert [json.loads(line) for line in run("gpu", *given, "--limit", "0").splitlines()] == [first, *found]
+
+
+def test_kept_rows_are_of_the_same_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of another model; nor half a line, nor what there was no memory for."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    place, parts = import_module("gpu").place, import_module("parts")
+    file, key = tmp_path / "rows.jsonl", {"system": "eager"}
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(f'{{"name": "{folder.name}"}}')
+    options = Namespace(tiny=False, device="cpu", tokens=64)
+    a, b = (place(Checkpoint(folder.name, folder, {}, ()), options) for folder in folders)
+    other = place(Checkpoint("a", folders[0], {}, ()), Namespace(**vars(options) | {"tokens": 8}))
+
+    def full() -> Any:
+        raise torch.OutOfMemoryError
+
+    def measured(where: dict[str, Any], measure: Callable[[], Any]) -> list[Any]:
+        return [
+            row.get("ms", row.get("reason"))
+            for row in parts.run_part("train", [(key, measure)], parts.Kept(file, where), 9)
+        ]
+
+    assert measured(a, full) == ["out of memory"]
+    assert measured(a, lambda: {"ms": 1}) == [1]
+    with file.open("a") as opened:
+        opened.write('{"kind": "tra')
+    assert [measured(where, lambda: {"ms": 2}) for where in (a, b, other)] == [[1], [2], [2]]
+    assert [json.loads(line)["ms"] for line in file.read_text().splitlines()] == [1, 2, 2]
 
 
 @pytest.mark.parametrize(
