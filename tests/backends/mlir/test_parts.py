@@ -60,7 +60,9 @@ def test_no_operator_is_left_with_tensors_without_elements() -> None:
     class Module(torch.nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
             nothing = x[:, :0]
-            return torch.cat([nothing.view(2, 0) * 2, x], 1), nothing @ y[:0], x @ y, nothing.exp()
+            joined = torch.cat([nothing.view(2, 0) * 2, x], 1)
+            maps = [torch.addmm(y[0], nothing, y[:0], beta=beta) for beta in (1, 2)]
+            return joined, nothing @ y[:0], x @ y, nothing.exp(), *maps, nothing.sum(), nothing.sum(1, keepdim=True)
 
     x, y = torch.rand(2, 3), torch.rand(3, 4)
     program = torch.export.export(Module(), (x, y)).run_decompositions()
