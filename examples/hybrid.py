@@ -106,24 +106,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure what is not there yet, seed by seed, and show all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="some seconds: does it run here?")
-    parser.add_argument("--seeds", default="0,1,2", help="which, with commas between them (0,1,2)")
-    parser.add_argument("--work", type=Path, help="folder of models and results (build/hybrid)")
+    parser.add_argument("--seeds", type=whole_numbers, default="0,1,2", help="which, with commas between them (0,1,2)")
+    parser.add_argument("--work", type=Path, help="folder of models and results, in quick or normal (build/hybrid)")
     given = parser.parse_args(argv)
     name = "quick" if given.quick else "normal"
-    work = given.work or Path("build") / ("hybrid-quick" if given.quick else "hybrid")
+    work = (given.work or Path("build/hybrid")) / name
     one_thread()
     try:
-        for seed in map(int, given.seeds.split(",")):
+        for seed in given.seeds:
             measure(SIZES[name], seed, work / f"seed-{seed}")
     except KeyboardInterrupt:
         print(f"Stopped. The same command goes on from {work}.", flush=True)
         return STOPPED
-    order = [arm.name for arm in arms(SIZES[name])]
-    rows = [row for path in sorted(work.glob("seed-*/results.jsonl")) for row in Lines(path).read()]
-    rows.sort(key=lambda row: order.index(row["arm"]))
+    found = [row for path in sorted(work.glob("seed-*/results.jsonl")) for row in Lines(path).read()]
+    rows = [row for arm in arms(SIZES[name]) for row in found if row["arm"] == arm.name]
+    if others := {row["arm"] for row in found} - {row["arm"] for row in rows}:
+        print(f"Left out, as they are not measured any more: {', '.join(sorted(others))}")
     Lines(work / "results.jsonl").write(rows)
     print(f"\n{table(rows)}\n\n{work / 'results.jsonl'}")
     return 0
+
+
+def whole_numbers(text: str) -> list[int]:
+    """A type of arguments: whole numbers with commas between them."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"not whole numbers with commas between them: {text!r}")
+    return [int(part) for part in text.split(",")]
 
 
 def measure(size: Size, seed: int, folder: Path) -> None:

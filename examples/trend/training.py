@@ -119,13 +119,13 @@ class Lines:
         self.path = path
 
     def read(self) -> list[Row]:
-        """All lines; none if there is no file."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        """All whole lines, without one at the end that was cut off; none if there is no file."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def add(self, row: Row) -> None:
         """One more line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self.write([*self.read(), row])
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Only those lines."""

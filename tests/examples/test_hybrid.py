@@ -26,7 +26,7 @@ def test_every_line_is_measured_once(
     monkeypatch.setitem(hybrid.SIZES, "quick", TINY)
     given = ["--quick", "--seeds", "3", "--work", str(tmp_path)]
     assert hybrid.main(given) == 0
-    file = tmp_path / "seed-3" / "results.jsonl"
+    file = tmp_path / "quick" / "seed-3" / "results.jsonl"
     rows = {row["arm"]: row for row in map(json.loads, file.read_text().splitlines())}
     assert list(rows) == [arm.name for arm in hybrid.arms(TINY)]
     full = rows["full attention"]
@@ -41,6 +41,18 @@ def test_every_line_is_measured_once(
     before = file.read_bytes()
     assert hybrid.main(given) == 0
     assert file.read_bytes() == before
+
+    file.write_bytes(before.replace(b'"window alone"', b'"sleepless"')[:-9])
+    assert hybrid.main(given) == 0
+    assert "not measured any more: sleepless" in capsys.readouterr().out
+    lines = [json.loads(line)["arm"] for line in file.read_text().splitlines()]
+    assert sorted(lines) == sorted(["sleepless", *rows])
+
+
+def test_seeds_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        hybrid.main(["--quick", "--seeds", "0,a"])
+    assert (ended.value.code, "not whole numbers" in capsys.readouterr().err) == (2, True)
 
 
 @pytest.mark.parametrize("puzzle", [*LEARNED, *hybrid.EXAMS.values(), Mixture(2)], ids=repr)
