@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepc.backends.mlir.devices import DEVICES
-from sleepc.backends.mlir.importing import DialectFunction, NotLowered, first_error
+from sleepc.backends.mlir.importing import DialectFunction, NotLowered, first_error, function_of_error
 
 SCOPE = "model"  # of the parameters' names
 
@@ -74,7 +74,7 @@ def _quoted(name: str) -> str:
 
 
 def compile_module(text: str, to: Path, device: str, arch: str) -> None:
-    """Code of a module for a device. Raises NotLowered with what the compiler said first."""
+    """Code of a module for a device. Raises NotLowered with what the compiler said first, and of which function."""
     from iree.compiler.tools import CompilerToolError, compile_str
 
     found = DEVICES[device]
@@ -87,5 +87,6 @@ def compile_module(text: str, to: Path, device: str, arch: str) -> None:
             extra_args=["--iree-opt-level=O2", *flags, *found.more],
         )
     except CompilerToolError as error:
-        said = first_error(str(error).splitlines()) or "the compiler stopped without a word"
-        raise NotLowered(said, text) from error
+        lines = str(error).splitlines()
+        said = first_error(lines) or "the compiler stopped without a word"
+        raise NotLowered(said, text, function_of_error(lines, text)) from error

@@ -32,11 +32,12 @@ NAMED = (r'name = "torch\.([\w.]+)"', r"'torch\.([\w.]+)'", r"torch\.ops\.([\w.]
 
 
 class NotLowered(Exception):
-    """What an operator or a pass could not be made of; `operator` as the compiler calls it, if it does, and the `text`
-    that it was given, if there is one.
+    """What an operator or a pass could not be made of; `operator` as the compiler calls it, if it does, the `text` that
+    it was given, if there is one, and the function of it that the operator is in, if the compiler says where.
     """
 
-    def __init__(self, said: str, text: str = "") -> None:
+    def __init__(self, said: str, text: str = "", function: str = "") -> None:
+        self.function = function
         found = next(filter(None, (re.search(each, said) for each in NAMED)), None)
         self.operator, self.said, self.text = (found[1] if found else ""), said, text
         super().__init__(said)
@@ -140,3 +141,13 @@ def first_error(lines: Iterable[str]) -> str:
     """The first line of a compiler's output that says what is wrong, without its place; empty if none does."""
     said = [line for line in lines if "error:" in line]
     return re.sub(r"^.*?error: ", "", said[0])[:400] if said else ""
+
+
+def function_of_error(lines: Iterable[str], text: str) -> str:
+    """The name of the function of `text` that this first line lies in, without what `join` adds; empty if it says no
+    line.
+    """
+    found = next((place for line in lines if (place := re.match(r"<stdin>:(\d+):\d+: error:", line))), None)
+    before = text.splitlines()[: int(found[1])] if found else []
+    names = re.findall(r"^\s*func\.func [^@]*@(\w+)", "\n".join(before), re.MULTILINE)
+    return str(names[-1]) if names else ""

@@ -154,7 +154,8 @@ def _compile(text: str, to: Path, device: tuple[str, str], progress: Progress) -
     except NotLowered as error:
         what = f"IREE does not compile the program for {name}: {error.said}"
         fix = "--debug shows all that it said and keeps what it was given."
-        raise SleepcError(what, where=f"--iree {name}", fix=fix, input=error.text) from error
+        place = f"{error.function}, --iree {name}" if error.function else f"--iree {name}"
+        raise SleepcError(what, where=place, fix=fix, input=error.text) from error
 
 
 def _tensor(name: str, value: torch.Tensor) -> RowTensor:

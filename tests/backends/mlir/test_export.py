@@ -161,6 +161,16 @@ def test_a_compiler_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert caught.value.text == "module {}"
 
 
+def test_what_the_compiler_refuses_is_named_with_its_function(tmp_path: Path) -> None:
+    """The place that it says is a line of the joined text."""
+    call = '"stablehlo.custom_call"(%a) {call_target_name = "other"} : (tensor<4xf32>) -> tensor<4xf32>'
+    functions = [f"func.func @token(%a: {(t := 'tensor<4xf32>')}) -> {t} {{\nreturn %a : {t}\n}}"]
+    functions.append(f"func.func @sleep.body(%a: {t}) -> {t} {{\n%0 = {call}\nreturn %0 : {t}\n}}")
+    with pytest.raises(importing.NotLowered, match=r"stablehlo\.custom_call") as caught:
+        compile_module("module {\n" + "\n".join(functions) + "\n}", tmp_path / "program.vmfb", "llvm-cpu", "")
+    assert caught.value.function == "sleep"
+
+
 @pytest.fixture(scope="module")
 def text(artifact: Program) -> str:
     """The module of a tiny program, of a token and of a sleep."""
