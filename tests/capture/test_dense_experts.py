@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sleepc.capture.dense_experts import dense_experts
@@ -64,3 +65,45 @@ def test_experts_for_all_tokens_are_the_experts(family: str, count: int) -> None
             exported = torch.export.export(model, (x[:5], scores[:5]), dynamic_shapes=(sizes, sizes), strict=False)
         torch.testing.assert_close(exported.module()(x, scores), wanted, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(model(x, scores), wanted, rtol=0, atol=0)  # and are themselves again
+
+
+class _Asking(nn.Module):
+    """Experts that ask otherwise: those of `dense` nothing, of `where` of the index, of `hit` of [N,k]; those of
+    `norm` as is known, but what they sum is not given back as it is.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.maps = nn.Parameter(torch.randn(4, WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)).double())
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """As transformers' experts."""
+        out = torch.zeros_like(hidden_states)
+        if self.how == "dense":
+            for i, weight in enumerate(self.maps):
+                taken = (top_k_weights * (top_k_index == i)).sum(-1, keepdim=True)
+                out = out + F.linear(hidden_states, weight) * taken
+            return out
+        mask = F.one_hot(top_k_index, 4)
+        hit: Any = range(4) if self.how == "where" else mask.sum((0, 1)).nonzero()
+        for i in hit:
+            if self.how == "norm":
+                place, token = torch.where(mask.permute(2, 1, 0)[i[0]])
+            else:
+                token, place = torch.where(top_k_index == i if self.how == "where" else mask[:, :, i[0]])
+            made = F.linear(hidden_states[token], self.maps[i if self.how == "where" else i[0]])
+            out.index_add_(0, token, made * top_k_weights[token, place, None])
+        return out.tanh() if self.how == "norm" else out
+
+
+@pytest.mark.parametrize("how", ["dense", "where", "hit", "norm"])
+def test_experts_that_ask_otherwise_are_run_as_they_are(how: str) -> None:
+    model = Routed(_Asking(how))
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(TOKENS, WIDTH, dtype=torch.float64, generator=generator)
+    scores = torch.rand(TOKENS, 4, dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        wanted = model(x, scores)
+        with dense_experts(model):
+            torch.testing.assert_close(model(x, scores), wanted, rtol=0, atol=0)
