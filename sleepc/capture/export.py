@@ -40,7 +40,7 @@ def capture_module(model: nn.Module, *, max_positions: int | None = None, decomp
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with noting_picked() as picked:
         ran = refuse_recurrence(wrapped, device)
-    most = most_picked(wrapped, device, picked) if picked else None
+    most = most_picked(wrapped, device, picked, max_positions) if picked else None
     if wrapped.hugging_face:
         wrapped.start = counting_start(wrapped)
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=device)

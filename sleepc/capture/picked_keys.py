@@ -33,33 +33,42 @@ def noting_picked() -> Iterator[list[str]]:
 
 
 class _TopWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes how many of FAR keys are picked."""
+    """Notes how many of the keys of `tokens` are picked."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: list[int] = []
+        self.tokens, self.counts = tokens, list[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.topk.default and args[0].shape[-1] == FAR:
+        if func is torch.ops.aten.topk.default and args[0].shape[-1] == self.tokens:
             self.counts.append(int(args[1]))
         return func(*args, **(kwargs or {}))
 
 
-def most_picked(call: nn.Module, device: torch.device, how: list[str]) -> int | None:
+def most_picked(call: nn.Module, device: torch.device, how: list[str], max_positions: int | None = None) -> int | None:
     """Up to how many keys a model looks at all, whose attention layers may be told which to look at; None if none is.
 
-    Found by a run on fake tensors of FAR tokens, of whose keys the model takes the best.
-    Raises Refusal(UNKNOWN_OPTION) if that fails although some layer is told.
+    Found by a run on fake tensors of FAR tokens, or, if that fails, of as many as it has positions, of whose keys the
+    model takes the best.
+    Raises Refusal(UNKNOWN_OPTION) if both fail, or if none are taken although indices tell some layer.
     """
-    tokens, watch = torch.zeros(1, FAR, dtype=torch.int64, device=device), _TopWatch()
-    try:
-        fake_run(call, tokens, torch.arange(FAR, device=device)[None], watch)
-    except Exception:  # the model's own code, which may raise anything
-        watch.counts.clear()
-    if not watch.counts and "indices" in how:
+    counts = _counts(call, device, FAR)
+    if counts is None and max_positions is not None:
+        counts = _counts(call, device, max_positions)
+    if counts is None or (not counts and "indices" in how):
         raise Refusal(
             "UNKNOWN_OPTION",
             "attention is told which keys to look at, and it is not found up to how many it looks at all",
             fix="Please report the model.",
         )
-    return min(watch.counts, default=None)
+    return min(counts, default=None)
+
+
+def _counts(call: nn.Module, device: torch.device, length: int) -> list[int] | None:
+    """How many of the keys of `length` tokens are picked, each time; None if the model cannot be run on so many."""
+    tokens, watch = torch.zeros(1, length, dtype=torch.int64, device=device), _TopWatch(length)
+    try:
+        fake_run(call, tokens, torch.arange(length, device=device)[None], watch)
+    except Exception:  # the model's own code, which may raise anything
+        return None
+    return watch.counts

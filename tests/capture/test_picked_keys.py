@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import sleepc
 from sleepc.capture.call import TokensToLogits
@@ -38,3 +39,21 @@ def test_more_than_are_picked_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(sleepc.UsageError, match=r"picks up to 17 keys .* is converted where it picks all") as caught:
         family("deepseek-v32").convert(**options)
     assert caught.value.fix == f"Choose window {15 if options['window'] == 16 else 11} or less."
+
+
+class _Short(nn.Module):
+    """Picks 17 keys, and takes no more than 64 tokens."""
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens and positions [B,T] -> the keys that are picked."""
+        if tokens.shape[1] > 64:
+            raise ValueError("too many tokens")
+        return (positions + tokens).topk(PICKED).indices
+
+
+@pytest.mark.parametrize("how", ["indices", "numbers"])
+def test_a_model_that_takes_few_tokens_is_asked_at_its_last_position(how: str) -> None:
+    assert most_picked(_Short(), torch.device("cpu"), [how], 64) == PICKED
+    for positions in (None, 65):
+        with pytest.raises(Refusal, match="not found up to how many"):
+            most_picked(_Short(), torch.device("cpu"), [how], positions)
