@@ -23,9 +23,9 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.progress import Progress
 from sleepc.recipe import Recipe
 from sleepc.runtime.steps import Steps
-from sleepc.tune.choose import EQUAL, Selection, choose, equal, fits, regrets_of
+from sleepc.tune.choose import EQUAL, Selection, choose, equal, fits, nearest, regrets_of
 from sleepc.tune.here import Device, this_cpu
-from sleepc.tune.measure import CALL, Runs, difference, figures
+from sleepc.tune.measure import CALL, Runs, difference, figures, finals
 from sleepc.tune.record import Entry, Figures, Key, Limits, WrongLogits, current, keep, key_of, places, read_records
 from sleepc.tune.schedules import Schedules
 from sleepc.tune.space import Candidate, RunForm, Space, space_of
@@ -35,7 +35,8 @@ DEVICE = "cpu"
 SLOWER = (
     "its settings were not tried: with its defaults it takes more than four times as long as the best in everything"
 )
-NEAR = 1.15  # regret of the choice, times this: what may be as good, where it was not measured beside it
+BEST = 4  # how many are measured anew at most, beside the defaults: the weights of all lie in memory then
+SHARE = 0.3  # of the time, which is kept for that
 SLOW = 4.0  # what a change of a setting does not make good: on a busy machine fewer threads were three times as fast
 FAILURES = (SleepcError, OSError, RuntimeError, MemoryError, ValueError)  # of a candidate, which is then left out
 
@@ -78,8 +79,7 @@ class Tuning:
         self._scratch = ExitStack()
         self._opened: dict[str, Export] = {}
         self._reference: Runs | None = None
-        self._held: dict[str, Runs] = {}  # the best so far, which others take turns with
-        self._last: dict[str, Runs] = {}  # what was measured last, which may be the best
+        self._held: dict[str, Runs] = {}  # the best, which are measured anew
         self._first: dict[str, Runs] = {}  # of forms that are rounded: those that others of the same rounding equal
 
     def __enter__(self) -> Tuning:
@@ -89,8 +89,8 @@ class Tuning:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for each in (self._opened, self._held, self._last):
-            each.clear()
+        self._opened.clear()
+        self._held.clear()
         self._scratch.close()
 
     def run(self, limits: Limits, *, again: bool = False) -> Tuned:
@@ -100,13 +100,13 @@ class Tuning:
         if not again:
             found = current(record.entries, self.program.identity, self.device)
             self.known = {each.candidate.words(): each for each in found if each.candidate in self.space}
-        missed = 0
+        missed, end = 0, self.deadline - SHARE * (self.deadline - time.monotonic())
         for candidate in self.candidates(limits):
-            if time.monotonic() < self.deadline:
+            if time.monotonic() < end:
                 self._add(candidate, limits)
             else:
                 missed += 1
-        self._settle()
+        self._settle(again=limits != record.limits)
         self._replay()
         if not self.measured and limits != record.limits:
             self._place = keep(self.paths, [], limits, self.tell)
@@ -123,29 +123,65 @@ class Tuning:
         """The choice so far."""
         return choose(self._equals(), self.limits).entry
 
-    def _settle(self) -> None:
-        """Measure what is nearly as good as the choice beside it, until no such thing is left: it took its turns with
-        something else.
+    def _settle(self, *, again: bool = False) -> None:
+        """Measure the best anew beside each other and the defaults, if that was not done or is wanted `again`: of many
+        that are equally fast, noise had picked them.
         """
-        done: set[frozenset[str]] = set()
-        while time.monotonic() < self.deadline and (pair := self._unsettled(done)) is not None:
-            done.add(frozenset(each.candidate.words() for each in pair))
-            self._add(pair[1].candidate, self.limits)
+        while time.monotonic() < self.deadline and (found := self._unsettled(again=again)):
+            again = False
+            self.progress("the best beside each other: " + ", ".join(each.candidate.words() for each in found), None)
+            if not self._measure_anew(found):
+                return
 
-    def _unsettled(self, done: set[frozenset[str]]) -> tuple[Entry, Entry] | None:
-        """The choice, and the best that was not measured beside it though it is near; None if there is none."""
-        best = self._best()
-        fit = [each for each in self._equals() if each.figures is not None and fits(each.figures, self.limits)]
+    def _unsettled(self, *, again: bool) -> list[Entry]:
+        """The best that are not the defaults, if the choice is none that was measured beside others, or what was
+        measured after it is near.
+        """
+        best, default = self._best(), self.default()
         if best is None:
-            return None
-        regrets = [regret for regret, _ in regrets_of(fit)]
-        most, chosen = NEAR * regrets[fit.index(best)], best.candidate.words()
-        for regret, each in sorted(zip(regrets, fit, strict=True), key=lambda pair: pair[0]):
-            words = each.candidate.words()
-            beside = words in best.beside or chosen in each.beside or frozenset((words, chosen)) in done
-            if regret <= most and each is not best and not beside:
-                return best, each
-        return None
+            return []
+        near = nearest([each for each in self._equals() if each.figures and fits(each.figures, self.limits)])
+        newer = any(not each.beside and each.at > best.at for each in near)
+        found = [best, *(each for each in near if each is not best)] if again or newer or not best.beside else []
+        return [each for each in found if each.candidate != default][:BEST]
+
+    def _measure_anew(self, entries: Sequence[Entry]) -> bool:
+        """All of them in turns with each other and the defaults; these figures replace those before. Is that done?"""
+        default = self.known.get(self.default().words())
+        if default is None or default.figures is None:
+            return False
+        taken = [default, *self._held_open(entries)]
+        try:
+            every = [self.reference(), *self._held.values()]
+            found = finals(every, default.figures, self.deadline - time.monotonic())
+        except FAILURES as error:
+            self.tell(f"the best could not be measured beside each other: {_reason(error)}")
+            return False
+        for each, new in zip(taken, found, strict=True):
+            assert each.figures is not None
+            replayed = ("sleeps", "pause_p99_ms", "memory") if each.figures.sleeps else ()
+            kept = {name: getattr(each.figures, name) for name in ("error", *replayed)}
+            beside = tuple(other.candidate.words() for other in taken if other is not each)
+            change = {"figures": new.model_copy(update=kept), "beside": beside, "at": time.time()}
+            self._keep(each.model_copy(update=change))
+        return True
+
+    def _held_open(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those that can be opened, which are held then; of others the reason is kept."""
+        self._held, found = {}, []
+        for each in entries:
+            try:
+                self._held[each.candidate.words()] = self.runs(each.candidate)
+                found.append(each)
+            except FAILURES as error:  # what is known of it may be of another day
+                self._failed(each, error)
+        return found
+
+    def _failed(self, entry: Entry, error: BaseException) -> None:
+        """Keep why what is known cannot run now."""
+        self._keep(
+            entry.model_copy(update={"figures": None, "reason": _reason(error), "beside": (), "at": time.time()})
+        )
 
     def _replay(self) -> None:
         """Let the choice read on and sleep, if there are limits: what breaks them then is not chosen, and the next is
@@ -236,21 +272,18 @@ class Tuning:
         """Measure a candidate, and keep that at once."""
         self.limits = limits
         self.progress(f"{candidate.words()} ({len(self.measured)} measured)", None)
-        found, reason, wrong, best = None, "", False, self._best()
+        found, reason, wrong = None, "", False
         try:
             found = self._figures(candidate)
         except FAILURES as error:
             wrong = isinstance(error, WrongLogits)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:2000]
-        before = self.known.get(candidate.words())
-        beside = (*(before.beside if before else ()), *((best.candidate.words(),) if best else ()))[-100:]
+            reason = _reason(error)
         entry = Entry(key=self._key(candidate.runner), candidate=candidate, figures=found, reason=reason, wrong=wrong)
-        self._keep(entry.model_copy(update={"beside": beside, "at": time.time()}))
+        self._keep(entry.model_copy(update={"at": time.time()}))
 
     def _figures(self, candidate: Candidate) -> Figures:
         """Raises SleepcError if it does not compute what the reference does."""
-        level, rival = self._rival()
-        self._last = {}
+        default = self.known.get(self.default().words())
         runs, reference = self.runs(candidate), self.reference()
         form = self.space.form_of(candidate)
         assert form is not None
@@ -260,25 +293,8 @@ class Tuning:
             off = difference(runs, reference)
         if off > self._bound():
             raise WrongLogits(f"its logits differ by {off:.2g} of their scale: at most {self._bound():g} is right")
-        self._last = {candidate.words(): runs}
-        return figures(runs, rival, level).model_copy(update={"error": difference(runs, reference)})
-
-    def _rival(self) -> tuple[Figures | None, Runs]:
-        """The best so far, opened, with its figures: others take turns with it, so that noise decides least where times
-        are nearly the same.
-        """
-        best = self._best()
-        candidate = best.candidate if best is not None else self.default()
-        words = candidate.words()
-        if words not in self._held:
-            self._held = {}  # which needs its memory no longer
-            try:
-                self._held = {words: self._last.get(words) or self.runs(candidate)}
-            except FAILURES as error:  # what is known of it may be of another day
-                self.tell(f"{words} is in the record, and does not run now: {error}")
-                words, self._held = self.default().words(), {self.default().words(): self.reference()}
-        known = self.known.get(words)
-        return known.figures if known is not None else None, self._held[words]
+        level = default.figures if default is not None else None
+        return figures(runs, reference, level).model_copy(update={"error": difference(runs, reference)})
 
     def _rounded_reference(self, form: RunForm, candidate: Candidate, runs: Runs) -> Runs:
         """A form's defaults, which its other settings have to equal: opened again, if an earlier tuning measured them.
@@ -330,6 +346,10 @@ class Tuning:
             export_program(self.program, asked, self.progress)
             self._opened[name] = target.open(place)
         return self._opened[name]
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:2000]
 
 
 def weight_bytes(graphs: ProgramGraphs) -> int:

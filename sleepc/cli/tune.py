@@ -195,7 +195,7 @@ def explained(tuned: Tuned) -> list[str]:
     """Why the choice is what it is, and why others are not."""
     lines = [
         "a token: read alone; reading: per token of a call of many; ±: how far both may be off; pause: a sleep. Times "
-        "are taken in turns with the best so far.",
+        "are taken in turns with the defaults; those of the best again, beside each other.",
         "chosen: of the candidates that compute the same and are within the limits, the one whose worse ratio (of a "
         "token or of reading) to the best is smallest; of equals the one with the fewest settings.",
     ]

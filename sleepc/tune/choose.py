@@ -13,6 +13,7 @@ from sleepc.tune.record import Entry, Figures, Limits
 
 EQUAL = 1e-3  # error of logits, as a share of their scale, up to which the same is computed in float32
 TIE = 0.02  # share of time that is given for fewer settings, where noise is as large
+NEAR = 1.15  # regret of the best, times this: what may be as good, by times that were taken apart
 AXES = ("decode_ms", "read_ms", "pause_ms", "memory")
 
 
@@ -43,24 +44,39 @@ def choose(entries: Iterable[Entry], limits: Limits) -> Selection:
     known = [each for each in entries if each.figures is not None]
     fit = [each for each in known if fits(_of(each), limits)]
     chosen = best(fit)
-    nearest = min(known, key=lambda each: excess(_of(each), limits), default=None) if chosen is None else None
-    return Selection(chosen, tuple(front(fit)), tuple(_costs(known, limits, chosen)), nearest)
+    close = min(known, key=lambda each: excess(_of(each), limits), default=None) if chosen is None else None
+    return Selection(chosen, tuple(front(fit)), tuple(_costs(known, limits, chosen)), close)
 
 
 def best(entries: Sequence[Entry]) -> Entry | None:
     """The one whose worse ratio, of decode or of reading, to the best there is is smallest; then the sum of both. Of
-    those that are as good as that, as far as TIE and their spread say, the one with the fewest settings.
+    those that are near, those that were measured beside each other alone count, if there are any: others may look as
+    fast by noise. Of what is as good, as far as TIE and spread of both say, the one with the fewest settings.
     """
+    near = nearest(entries)
+    entries = [each for each in near if each.beside] or near
     regrets = regrets_of(entries)
     if not regrets:
         return None
-    least = min(regrets)[0]
+    first = regrets.index(min(regrets))
+    least, spread = regrets[first][0], _of(entries[first]).spread
     equals = [
         (len(each.candidate.settings), regret, i)
         for i, (each, regret) in enumerate(zip(entries, regrets, strict=True))
-        if regret[0] <= least * (1 + min(TIE, _of(each).spread))
+        if regret[0] <= least * (1 + min(TIE, max(spread, _of(each).spread)))
     ]
     return entries[min(equals)[2]]
+
+
+def nearest(entries: Sequence[Entry]) -> list[Entry]:
+    """Those that may be as good as the best, the best first: within NEAR, or what their spread or its says."""
+    ordered = sorted(zip(regrets_of(entries), range(len(entries)), strict=True))
+    if not ordered:
+        return []
+    (least, _), first = ordered[0]
+    spread = _of(entries[first]).spread
+    most = [max(NEAR, 1 + min(max(spread, _of(each).spread), 2 * (NEAR - 1))) for each in entries]
+    return [entries[i] for (regret, _), i in ordered if regret <= least * most[i]]
 
 
 def regrets_of(entries: Sequence[Entry]) -> list[tuple[float, float]]:

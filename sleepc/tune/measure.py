@@ -21,6 +21,7 @@ from sleepc.tune.record import Figures, WrongLogits
 CALL = 256  # tokens of the call at most: if the window is shorter, those that fill it with those that are read alone
 ALONE = 8  # tokens that are read one by one before the sleep, and after it
 ROUNDS = 15
+FINAL = 25  # turns of the last measurement, where a claim is made
 LEAST, PATIENCE = 3, 30.0  # rounds at least, and seconds after which no other begins: twice as many if they are fewer
 EXACT = 0.015  # spread of a ratio at which no more rounds are needed
 CLEAR = 1.1  # nor are they where every ratio of a token, or of reading, is farther than this from 1
@@ -44,7 +45,9 @@ class Times:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of ratios of rounds, and an interval that has the true one in 95 of 100 cases, if there are five."""
+    """The median of ratios of rounds, and an interval that has the true one in 95 of 100 cases if there are nine rounds
+    or more, in 94 if there are five, in 75 if there are three.
+    """
 
     value: float
     least: float
@@ -142,11 +145,25 @@ def figures(runs: Runs, reference: Runs, level: Figures | None, rounds: int = RO
     return _figures(ours, theirs, level, runs.memory)
 
 
-def _turns(rounds: int) -> Iterator[int]:
+def finals(every: Sequence[Runs], level: Figures | None, seconds: float, rounds: int = FINAL) -> list[Figures]:
+    """Times of all in the same turns, relative to those of the first, at its `level` as in `figures`. No turn begins
+    after so many seconds, or PATIENCE if that is more.
+    """
+    times = [Times() for _ in every]
+    for turn in _turns(rounds, max(seconds, PATIENCE)):
+        first = turn % len(every)  # each is early in some turns, and late in others
+        for at in (*range(first, len(every)), *range(first)):
+            every[at].round(times[at])
+        if turn + 1 >= ROUNDS and all(_exact(each, times[0]) for each in times[1:]):
+            break
+    return [_figures(each, times[0], level, runs.memory) for each, runs in zip(times, every, strict=True)]
+
+
+def _turns(rounds: int, patience: float = PATIENCE) -> Iterator[int]:
     """So many, or fewer on a machine that is slow or busy: there a round of two threads may take minutes."""
     started = time.monotonic()
     for turn in range(rounds):
-        if turn and time.monotonic() - started > (PATIENCE if turn >= LEAST else 2 * PATIENCE):
+        if turn and time.monotonic() - started > (patience if turn >= LEAST else 2 * patience):
             return
         yield turn
 
@@ -154,15 +171,22 @@ def _turns(rounds: int) -> Iterator[int]:
 def _enough(ours: Times, theirs: Times) -> bool:
     """Is one of both certainly faster, or are both ratios known well enough?"""
     found = ratio(ours, theirs, "decode"), ratio(ours, theirs, "read")
-    return any(each.clear for each in found) or (len(ours.read) >= 5 and all(each.spread <= EXACT for each in found))
+    return any(each.clear for each in found) or (len(ours.read) >= 5 and _exact(ours, theirs))
+
+
+def _exact(ours: Times, theirs: Times) -> bool:
+    return all(ratio(ours, theirs, kind).spread <= EXACT for kind in ("decode", "read"))
 
 
 def ratio(ours: Times, theirs: Times, kind: str) -> Ratio:
     """Of times of a kind (a field of Times) in the same rounds. The interval is that of a median by order statistics,
     which assume nothing of how ratios are distributed: it leaves out some of the least and as many of the largest. Of
-    fewer than LEAST rounds it is from half to twice as much.
+    fewer than LEAST rounds it is from half to twice as much. What is given twice is relative to its own median.
     """
-    found = sorted(a / b for a, b in zip(ours.of_rounds(kind), theirs.of_rounds(kind), strict=True))
+    others = theirs.of_rounds(kind)
+    if ours is theirs:
+        others = [median(others)] * len(others)
+    found = sorted(a / b for a, b in zip(ours.of_rounds(kind), others, strict=True))
     if len(found) < LEAST:
         return Ratio(median(found), median(found) / 2, median(found) * 2)
     out = max(int(len(found) / 2 - 0.98 * len(found) ** 0.5), 0)

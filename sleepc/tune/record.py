@@ -72,8 +72,8 @@ class WrongLogits(SleepcError):
 
 class Entry(Strict):
     """A candidate's figures, or the reason why it has none, and whether that is `wrong` logits: other failures, such as
-    a full disk, may pass. `beside` has the words of those that it took turns with. `at` is when that was (seconds since
-    1970).
+    a full disk, may pass. `beside` has the words of those that it was measured anew beside, as one of the best. `at` is
+    when that was (seconds since 1970).
     """
 
     key: Key

@@ -70,11 +70,20 @@ def test_what_is_chosen(limits: Limits, chosen: Entry | None, order: int) -> Non
 )
 def test_what_is_as_good_goes_to_the_defaults(faster: float, spread: float, wins: bool) -> None:
     default, changed = entry("a", (1, 1, 1, 1)), entry("a", (faster, faster, 1, 1))
-    assert default.figures is not None
-    default = default.model_copy(update={"figures": default.figures.model_copy(update={"spread": spread})})
     changed = changed.model_copy(update={"candidate": Candidate(runner="a", settings={"threads": 1})})
-    for order in (1, -1):
-        assert choose([changed, default][::order], Limits()).entry is (changed if wins else default)
+    for at, order in product((0, 1), (1, -1)):  # whose spread it is
+        pair = [default, changed]
+        figures = pair[at].figures
+        assert figures is not None
+        pair[at] = pair[at].model_copy(update={"figures": figures.model_copy(update={"spread": spread})})
+        assert choose(pair[::order], Limits()).entry is pair[wins]
+
+
+def test_what_was_measured_beside_others_goes_before_what_looks_as_fast() -> None:
+    proven = entry("a", (1, 1, 1, 1)).model_copy(update={"beside": ("b",)})
+    for taken, wins in ((0.9, False), (0.8, True)):  # near, and clearly faster
+        lucky = entry("c", (taken, taken, 1, 1))
+        assert choose([lucky, proven], Limits()).entry is (lucky if wins else proven)
 
 
 def test_the_front_has_what_nothing_beats() -> None:
