@@ -14,7 +14,7 @@ from sleepc.tasks.programs import with_passes
 from sleepc.tune.measure import Runs, figures
 from sleepc.tune.quality import OWN, QualityFile
 from sleepc.tune.schedules import Schedule, Schedules, Wanted, compare, replayed
-from sleepc.tuning import Tunes, Tuning, weight_bytes
+from sleepc.tuning import FAILURES, Tunes, Tuning, weight_bytes
 
 Subjects = Mapping[str, tuple[Tunes, QualityFile]]
 """Artifacts by name, with what was measured of them; the first is the one that is tuned."""
@@ -27,10 +27,14 @@ def schedules(tuning: Tuning, subjects: Subjects, wanted: Wanted) -> Schedules:
     metric = next(iter(subjects.values()))[1].metric
     found = list(_measured(tuning, subjects))
 
-    def replay(each: Schedule) -> Schedule:
+    def replay(each: Schedule) -> Schedule | None:
         tuning.progress(f"{each.name()}: a replay", None)
         program = subjects[each.artifact][0]
-        pauses, state = _runs(tuning, program, each.passes).replay()
+        try:
+            pauses, state = _runs(tuning, program, each.passes).replay()
+        except FAILURES as error:
+            tuning.tell(f"{each.name()} is left out, as it cannot be replayed: {error}")
+            return None
         pause, memory = 1e3 * float(np.quantile(pauses, 0.99)), weight_bytes(program.graphs) + state
         change = {"sleeps": len(pauses), "pause_p99_ms": pause, "memory": memory}
         return replace(each, figures=each.figures.model_copy(update=change), state_bytes=state)

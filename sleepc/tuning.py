@@ -185,16 +185,23 @@ class Tuning:
 
     def _replay(self) -> None:
         """Let the choice read on and sleep, if there are limits: what breaks them then is not chosen, and the next is
-        looked at.
+        looked at; so it is if it cannot run.
         """
         while self.limits != Limits() and (best := self._best()) is not None:
             assert best.figures is not None
             if best.figures.sleeps:
                 return
             words = best.candidate.words()
+            if time.monotonic() >= self.deadline:
+                self.tell(f"{words} is not replayed, as --time had passed: the same command does it")
+                return
             self.progress(f"{words}: a replay", None)
-            runs = self._held.get(words) or self.runs(best.candidate)
-            pauses, state = runs.replay()
+            try:
+                runs = self._held.get(words) or self.runs(best.candidate)
+                pauses, state = runs.replay()
+            except FAILURES as error:
+                self._failed(best, error)
+                continue
             pause = 1e3 * float(np.quantile(pauses, 0.99))
             memory = runs.memory - self.program.graphs.state_bytes() + state
             change = {"sleeps": len(pauses), "pause_p99_ms": pause, "memory": memory}

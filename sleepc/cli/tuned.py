@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -67,11 +68,11 @@ def _said_before(path: Path, words: str) -> bool:
     from sleepc.hf.gguf import cache_folder
     from sleepc.tune.record import FOLDER
 
-    name = hashlib.sha256(f"{path.resolve()} {words}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(path.resolve()) + words.encode()).hexdigest()[:16]
     mark = cache_folder() / FOLDER / f"said-{name}"
-    if mark.exists():
-        return True
     with suppress(OSError):
+        if mark.exists():
+            return True
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     return False

@@ -91,13 +91,13 @@ def _for_nothing(each: Schedule, other: Schedule, metric: str) -> bool:
     return same and not better(metric, each.quality, other.quality)
 
 
-def replayed(schedules: Schedules, replay: Callable[[Schedule], Schedule]) -> Schedules:
-    """Choose again until what is chosen holds the limits in a replay."""
+def replayed(schedules: Schedules, replay: Callable[[Schedule], Schedule | None]) -> Schedules:
+    """Choose again until what is chosen holds the limits in a replay. What cannot be replayed (None) is left out."""
     done: set[str] = set()
     while schedules.wanted.limits != Limits() and (chosen := schedules.chosen) and chosen.name() not in done:
         done.add(chosen.name())
-        changed = [replay(each) if each is chosen else each for each in schedules.found]
-        schedules = compare(changed, schedules.metric, schedules.wanted)
+        changed = (replay(each) if each is chosen else each for each in schedules.found)
+        schedules = compare([each for each in changed if each is not None], schedules.metric, schedules.wanted)
     return schedules
 
 

@@ -301,6 +301,31 @@ def test_a_choice_is_replayed_and_dropped_if_it_breaks_a_limit(artifact: Path, m
     assert (again.measured, again.choice.entry) == ([], tuned.choice.entry)
 
 
+def test_a_choice_that_cannot_be_replayed_is_left_out(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And after the time none is begun."""
+    taken: list[str] = []
+
+    def figures_of(tuning: Tuning, candidate: Candidate) -> Figures:
+        taken.append(candidate.words())
+        return of_ms(float(len(taken)))
+
+    def replay(runs: measure.Runs) -> tuple[list[float], int]:
+        tuning.deadline = 0
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Tuning, "_figures", figures_of)
+    monkeypatch.setattr(Tuning, "_measure_anew", lambda tuning, found: False)
+    monkeypatch.setattr(measure.Runs, "replay", replay)
+    tuning = Tuning(sleepc.load(artifact), time.monotonic() + 99, lambda *_: None, print)
+    tuned = tuning.run(Limits(pause_ms=10))
+    assert [each.reason for each in tuned.entries if each.figures is None] == ["MemoryError: no room"]
+    assert tuned.choice.entry is not None
+    assert tuned.choice.entry.candidate.words() == taken[1]
+    assert f"{taken[1]} is not replayed" in capsys.readouterr().out
+
+
 def test_a_replay_has_the_bytes_that_were_budgeted(artifact: Path) -> None:
     program = sleepc.load(artifact)
     tuning = Tuning(program, time.monotonic() + 99, lambda *_: None, print)
