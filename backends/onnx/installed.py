@@ -6,6 +6,7 @@ from sleepc.backends.packages import numbers, version_of
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 OLDEST = (1, 25, 1)  # the first with com.microsoft::LinearAttention
+SHORT_SPIN = (1, 32, 0)  # where session.intra_op.spin_duration_us was seen to work; 1.25.1 ignores it silently
 EXPORTERS = ("onnx", "onnx-ir")
 
 
@@ -24,6 +25,11 @@ def missing_runtime() -> str | None:
         oldest = ".".join(map(str, OLDEST))
         return f"{found[0]} {version} is older than {oldest}: pip install -U '{found[0]}>={oldest}'"
     return None
+
+
+def has_short_spin() -> bool:
+    """Can threads be told how long they look for work?"""
+    return any(numbers(version_of(name) or "") >= SHORT_SPIN for name in RUNTIMES)
 
 
 def missing_exporter() -> str | None:

@@ -70,10 +70,12 @@ class OnnxProgram(FilesExport):
 
 def tunables() -> tuple[Tunable, ...]:
     """What may be set of how exports run on the CPU."""
+    from sleepc.backends.onnx.installed import has_short_spin
     from sleepc.backends.onnx.steps import PIECE, SPINS
 
     pieces = (PIECE, *(piece for piece in PIECES if piece != PIECE))
-    waits = Tunable("spin", tuple(SPINS), "how long threads that wait look for work before they sleep")
+    spins = tuple(name for name in SPINS if name != "short" or has_short_spin())
+    waits = Tunable("spin", spins, "how long threads that wait look for work before they sleep")
     threads = threads_of(available_threads())
     large = (Tunable("pages", ("small", "large"), "pages of memory that hold weights"),) if large_pages_here() else ()
     return (threads, waits, Tunable("piece", pieces, "tokens that are read at once"), *large)

@@ -69,7 +69,7 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
     if plot is not None:
         _draw(plot, found, f"{options.task}: {artifact.resolve().name}, {_streams(asked.samples)}")
     if options.as_json:
-        facts = {"artifact": str(artifact), "identity": subject.identity, "samples": asked.samples, "seed": seed}
+        facts = {"artifact": str(artifact), **subject.facts(), "samples": asked.samples, "seed": seed}
         print_json({**facts, "text": str(text) if text else None, **to_json(found), "seconds": seconds})
     else:
         _tables(found, asked.samples, seconds)

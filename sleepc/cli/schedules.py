@@ -26,6 +26,10 @@ def subjects_of(
 
     places = [artifact, *variants]
     programs = {name: program if place is artifact else open_artifact(place) for name, place in _named(places)}
+    for name, each in programs.items():
+        if _is_other(program, each):
+            fix = "Give other conversions of the model that the artifact is of."
+            raise UsageError(f"{name} is a conversion of another model", where="--variant", fix=fix)
     found = {path: read_quality(path) for path in files}
     check_qualities(found, {each.identity: name for name, each in programs.items()}, min_recall)
     by_identity: dict[str, Any] = {}
@@ -38,6 +42,12 @@ def subjects_of(
         if each.identity not in by_identity:
             raise UsageError(f"there is no evaluation of {name}", where="--quality", fix=FIX)
     return {name: (each, by_identity[each.identity]) for name, each in programs.items()}
+
+
+def _is_other(program: Program, variant: Program) -> bool:
+    """Is it surely of another model? By the vocabulary, and the original's parameters where both manifests say them."""
+    one, other = program.source.weights_sha256, variant.source.weights_sha256
+    return program.graphs.vocab != variant.graphs.vocab or bool(one and other and one != other)
 
 
 def _named(places: Sequence[Path]) -> list[tuple[str, Path]]:

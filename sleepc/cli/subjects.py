@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sleepc.backends.contract import Backend, Target, not_compiled
 from sleepc.backends.table import DEFAULT
@@ -37,6 +37,13 @@ class EvalSubject:
     models: Callable[[int], list[Model]]
     identity: str  # of the artifact
     notes: Sequence[str] = ()
+    backend: str = DEFAULT
+    precision: str | None = None  # of an export
+    rounded: bool = False  # are its weights rounded?
+
+    def facts(self) -> dict[str, Any]:
+        """Of what it is, as plain data."""
+        return {name: getattr(self, name) for name in ("identity", "backend", "precision", "rounded")}
 
     def tokenizer_or_none(self) -> Tokenizer | None:
         """None if the model has no tokenizer."""
@@ -90,7 +97,7 @@ def _of_artifact(
     if "replace" in {plan.strategy for plan in program.recipe.plan(len(program.graphs.layout))}:
         notes.append("sliding: a layer whose attention was replaced has nothing left without its memory")
     window, sinks, vocab = program.recipe.window, program.recipe.sinks, program.graphs.vocab
-    return EvalSubject(window, sinks, vocab, program.tokenizer, models, program.identity, notes)
+    return EvalSubject(window, sinks, vocab, program.tokenizer, models, program.identity, notes, runs.name)
 
 
 def _of_export(path: Path, target: Target, passes: list[int], against: str | None, on: RunsOn) -> EvalSubject:
@@ -125,4 +132,5 @@ def _of_export(path: Path, target: Target, passes: list[int], against: str | Non
         f"measured in {target.runtime} ({manifest.precision}); memories off and full attention are measured with --backend {DEFAULT}"
     ]
     window, sinks, vocab = manifest.window, manifest.sinks, manifest.vocab
-    return EvalSubject(window, sinks, vocab, program.tokenizer, models, program.identity, notes)
+    how = target.name, manifest.precision, target.rounds(target.options_of(program))
+    return EvalSubject(window, sinks, vocab, program.tokenizer, models, program.identity, notes, *how)

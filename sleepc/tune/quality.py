@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sleepc.backends.table import DEFAULT
 from sleepc.errors import SleepcError, UsageError
 from sleepc.json_file import read_json
 
@@ -21,7 +22,19 @@ MOST = 64 << 20
 FIX = "`sleepc eval ARTIFACT --task … --json > FILE` writes one, with --sweep passes=1,2,4 for other numbers of passes."
 SWEPT = re.compile(r"passes=(\d{1,3})")
 CONVERTED = "converted"
-TERMS = ("task", "tokens", "samples", "seed", "text", "settings", "questions", "answer", "texts")
+TERMS = (
+    "task",
+    "tokens",
+    "samples",
+    "seed",
+    "text",
+    "settings",
+    "questions",
+    "answer",
+    "texts",
+    "backend",
+    "precision",
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,8 @@ def read_quality(path: Path) -> QualityFile:
             if (passes := _passes(row["model"])) is not None:
                 found.setdefault(passes, []).append(_number(row["share" if asked else metric]))
         places = _places(data["rows"], "share" if asked else metric)
+        # of questions the ranges are the window's, and the share is of all
+        where = [] if asked else sorted({_place(row) for row in rows if _passes(row["model"]) is not None})
         identity = str(data["identity"]) if data.get("identity") else ""
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise SleepcError(f"{path.name} is not an evaluation with figures", where="--quality", fix=FIX) from error
@@ -69,7 +84,10 @@ def read_quality(path: Path) -> QualityFile:
     if not identity:
         what = f"{path.name} does not say of which artifact it is: an older version wrote it"
         raise SleepcError(what, where="--quality", fix="Evaluate again.")
-    terms = json.dumps([metric, *(data.get(name) for name in TERMS)], sort_keys=True)
+    if data.get("rounded"):
+        what = f"{path.name} is of an export in {data.get('precision')}, whose weights are rounded, not of the artifact"
+        raise SleepcError(what, where="--quality", fix=f"Evaluate with --backend {DEFAULT}.")
+    terms = json.dumps([metric, where, *(data.get(name) for name in TERMS)], sort_keys=True)
     return QualityFile(identity, metric, {passes: fmean(values) for passes, values in found.items()}, terms, places)
 
 
@@ -84,7 +102,7 @@ def check_qualities(found: Mapping[Path, QualityFile], known: Mapping[str, str],
             raise UsageError(what, where="--quality", fix="Evaluate this one, or name the other with --variant.")
     if len({quality.terms for quality in found.values()}) > 1:
         names = ", ".join(path.name for path in found)
-        fix = "Give evaluations of one task, with the same texts, samples and seed."
+        fix = "Give evaluations of one task, with the same texts, samples, seed, backend and --distances."
         raise UsageError(f"evaluations of different things cannot be compared: {names}", where="--quality", fix=fix)
     if min_recall is not None and not any(quality.is_share for quality in found.values()):
         fix = "`sleepc eval ARTIFACT --task questions --json > FILE` measures it; give FILE to --quality."

@@ -74,8 +74,9 @@ class Schedules:
 
 
 def compare(found: Iterable[Schedule], metric: str, wanted: Wanted) -> Schedules:
-    """With a bound on recall the fastest that holds it; without, the best within the limits. Of equals the artifact's
-    own, then the one of the fewest passes; more passes than others of the same artifact only if they are better.
+    """With a bound on recall the fastest that holds it; without, the best within the limits. Of equals, as far as the
+    spread of their times says, the artifact's own, then the one of the fewest passes; more passes than others of the
+    same artifact only if they are better.
     """
     every = sorted(found, key=lambda each: (not each.own, each.passes))
     proposed = [each for each in every if not any(_for_nothing(each, other, metric) for other in every)]
@@ -108,7 +109,14 @@ def _best(every: Sequence[Schedule], metric: str, wanted: Wanted) -> Schedule | 
     if wanted.min_recall is None:
         fit = [each for each in fit if not any(better(metric, other.quality, each.quality) for other in fit)]
     token, read = min(each.token_ms for each in fit), min(each.read_ms for each in fit)
-    return min(fit, key=lambda each: max(each.token_ms / token, each.read_ms / read))
+
+    def regret(each: Schedule) -> float:
+        return max(each.token_ms / token, each.read_ms / read)
+
+    best = min(fit, key=regret)
+    own = next((each for each in fit if each.own), best)  # what is faster by noise is no reason to convert anew
+    spread = max(best.figures.spread, own.figures.spread)
+    return own if regret(own) <= regret(best) * (1 + spread) else best
 
 
 def _front(every: Sequence[Schedule], metric: str) -> tuple[Schedule, ...]:

@@ -83,6 +83,13 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     seeded = read(tmp_path, evaluation(("converted", 1), identity=B, seed=1))
     with pytest.raises(UsageError, match="cannot be compared"):
         check_qualities({one: of_a, other: seeded}, names, None)
+    far = evaluation(("converted", 1), identity=B)
+    far["rows"][0]["distance"] = 32
+    with pytest.raises(UsageError, match="cannot be compared") as caught:
+        check_qualities({one: of_a, other: read(tmp_path, far)}, names, None)
+    assert "--distances" in caught.value.on_command_line[2]
+    with pytest.raises(SleepcError, match="export in int8, whose weights are rounded"):
+        read(tmp_path, evaluation(("converted", 1), backend="onnx", precision="int8", rounded=True))
     confusion = {"identity": A, "metrics": ["perplexity"], "rows": [{"model": "converted", "perplexity": 9}]}
     with pytest.raises(UsageError, match="no recall was measured"):
         check_qualities({one: read(tmp_path, confusion)}, names, 0.5)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import sleepc
+from sleepc.cli.schedules import _is_other
 from sleepc.tune import measure
 from sleepc.tune.choose import choose
 from sleepc.tune.record import Figures, Limits
@@ -84,6 +87,28 @@ def test_what_each_limit_costs() -> None:
         "the longest pause costs nothing",
         "the least recall: 2.43 times the time of a token, recall 0.8 and not 0.7, against b passes=1",
     )
+
+
+@pytest.mark.parametrize(("spread", "chosen"), [(0.0, "b"), (0.1, "a")])
+def test_what_is_faster_by_noise_is_not_proposed(spread: float, chosen: str) -> None:
+    own, other = schedule(1, 0.9), schedule(1, 0.9, artifact="b", token=0.95)
+    own = replace(own, figures=own.figures.model_copy(update={"spread": spread}))
+    found = compare([own, other], "recall", Wanted(Limits())).chosen
+    assert found is not None
+    assert found.artifact == chosen
+
+
+def test_a_variant_is_of_the_same_model() -> None:
+    def of(vocab: int, weights: str) -> Any:
+        return SimpleNamespace(graphs=SimpleNamespace(vocab=vocab), source=SimpleNamespace(weights_sha256=weights))
+
+    cases = [((9, "a"), False), ((9, ""), False), ((9, "b"), True), ((8, "a"), True)]
+    assert [_is_other(of(9, "a"), of(*case)) for case, _ in cases] == [other for _, other in cases]
+
+
+def test_what_cannot_be_replayed_is_left_out() -> None:
+    found = replayed(compare([BIG, SMALL], "recall", Wanted(Limits(pause_ms=50))), lambda each: None)
+    assert (found.chosen, list(found.found)) == (None, [])
 
 
 def test_what_breaks_a_limit_in_a_replay_is_dropped() -> None:
@@ -164,6 +189,7 @@ def test_on_the_command_line(
         assert code == 0, told
         data = json.loads(said)
         for row in data["rows"]:
+            row["distance"] = 8
             row["accuracy"] = 0.9 if place == first else 0.5
         file.write_text(json.dumps(data | {"tokens": 64}))  # distances are in windows: other windows, other streams
     tune = ("tune", first)
