@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from torch._inductor import config
 import sleepc
 from sleepc import tuning as tuning_module
 from sleepc.backends.contract import Target
-from sleepc.backends.table import DEFAULT, find_runner, runners
+from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, runners
 from sleepc.backends.tunable import Tunable
 from sleepc.cli import tune as command
-from sleepc.cli.tuned import options_by_tuning
+from sleepc.cli.tuned import _said_before, options_by_tuning
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.tune import measure, space
 from sleepc.tune.record import Entry, Figures, Limits, WrongLogits, keep, read_record
@@ -124,6 +125,31 @@ def test_exports_are_written_as_the_record_says(artifact: Path, capsys: pytest.C
     code, _, told = run_here(capsys, "export", artifact, "--to", target.runner, "--force")
     manifest = json.loads((artifact / target.runner / f"{target.runner}.json").read_text())
     assert (code, manifest["ops"], "tuned: --ops portable (" in told) == (0, "portable", True)
+
+
+def test_what_was_said_is_noted_for_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, **options: Any) -> bool:
+        raise PermissionError(path)
+
+    monkeypatch.setenv("SLEEPC_CACHE", str(tmp_path))
+    odd = tmp_path / os.fsdecode(b"caf\xe9")  # no UTF-8
+    assert [_said_before(odd, "words") for _ in range(2)] == [False, True]
+    monkeypatch.setattr(Path, "exists", refused)
+    assert not _said_before(odd, "words")
+
+
+@pytest.mark.parametrize(("version", "spins"), [("1.25.1", ("long", "none")), ("1.32.0", ("long", "short", "none"))])
+def test_a_short_spin_is_offered_where_it_works(
+    version: str, spins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = find_runner(DEFAULT_TARGET)
+    monkeypatch.setattr(f"{installed_of(target)}.version_of", lambda name: version)
+    assert [each.values for each in target.tunables() if each.name == "spin"] == [spins]
+
+
+def installed_of(target: Any) -> str:
+    """The module that says what is installed."""
+    return f"{type(target).__module__.rpartition('.')[0]}.installed"
 
 
 def test_what_is_wrong_is_left_out_with_its_reason(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
