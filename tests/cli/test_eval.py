@@ -53,7 +53,19 @@ def test_json_has_a_row_for_every_model_and_place(
 ) -> None:
     data = found(capsys, artifact, "--task", task, *(() if task == "copy" else ("--against", model)))
     assert set(data) == {
-        *("artifact", "backend", "precision", "rounded", "task", "window", "tokens", "samples", "seed", "text"),
+        *(
+            "artifact",
+            "identity",
+            "backend",
+            "precision",
+            "rounded",
+            "task",
+            "window",
+            "tokens",
+            "samples",
+            "seed",
+            "text",
+        ),
         *("models", "metrics", "chance", "rows", "notes"),
     }
     assert (data["task"], data["window"], data["samples"]) == (task, 8, 2)
