@@ -161,8 +161,11 @@ class Dominators:
         self.above: dict[fx.Node, fx.Node] = nx.immediate_dominators(edges, self.root)
 
     def common(self, nodes: list[fx.Node]) -> fx.Node:
-        """The nearest value that all of `nodes` are made from (or one of them, if it is above the others)."""
-        chains = [self._chain(node) for node in nodes]
+        """The nearest value that all of `nodes` are made from (or one of them, if it is above the others). Those that
+        are made of extras alone do not count; it is h if all are.
+        """
+        of_h = [node for node in nodes if node in self.above or node is self.root] or [self.root]
+        chains = [self._chain(node) for node in of_h]
         shared = set(chains[0]).intersection(*chains[1:])
         return next(node for node in chains[0] if node in shared)
 

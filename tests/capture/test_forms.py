@@ -207,3 +207,34 @@ def test_operators_and_shapes_that_no_program_holds_are_refused(bend: Callable[[
     with pytest.raises(Refusal) as caught:
         run_stages(capture_module(Bent(bend)), front_stages())
     assert caught.value.code == "OPERATOR"
+
+
+class FirstValues(nn.Module):
+    """Two blocks of attention, of which the second reads the first's values: alone, or as what its own are made of."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.table, self.out = nn.Embedding(11, 16), nn.Linear(16, 11)
+        self.maps = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B,T] -> logits [B,T,11]."""
+        x, first = self.table(tokens), None
+        for keys, values in (self.maps[:2], self.maps[2:]):
+            v = values(x)
+            if first is not None:
+                v = F.gelu(first) if self.how == "alone" else v * 0.5 + first * 0.5
+            first = v if first is None else first
+            k, v = (y.view(*tokens.shape, 2, 8).transpose(1, 2) for y in (keys(x), v))
+            x = x + F.scaled_dot_product_attention(k, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["alone", "mixed"])
+def test_values_of_an_earlier_block(how: str) -> None:
+    model = FirstValues(how).eval()
+    tokens = (torch.arange(12) * 7 % 11)[None]
+    program = sleepc.convert(model, {"window": 12, "sinks": 2})
+    found = torch.from_numpy(program.session().feed(tokens.numpy(), logits="all"))
+    torch.testing.assert_close(found, model(tokens))
