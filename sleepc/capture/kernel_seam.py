@@ -118,10 +118,12 @@ def selective_scan_fn(  # noqa: PLR0913 (transformers calls it with these)
     each channel, whose keys B have a decay each and whose value is one number; y = (Sᵀ C + D u) silu(z).
     """
     del use_mambapy, use_associative_scan  # how it is computed
-    _refuse_unknown("selective_scan_fn", {"return_last_state": return_last_state or None})
+    # without softplus a step may be negative and its decay grow, which delta_rule does not compute
+    taken = {"return_last_state": return_last_state or None, "delta_softplus=False": (not delta_softplus) or None}
+    _refuse_unknown("selective_scan_fn", taken)
     wide, (channels, places) = wide_dtype(u.dtype), A.shape
     step = delta if delta_bias is None else delta + delta_bias.to(delta.dtype)[:, None]
-    step = (F.softplus(step) if delta_softplus else step).to(wide).transpose(1, 2)
+    step = F.softplus(step).to(wide).transpose(1, 2)
     x = u.to(wide).transpose(1, 2)
     q, k = (y.to(wide).transpose(1, 2)[:, :, None].expand(-1, -1, channels, places) for y in (C, B))
     v, g = (step * x)[..., None], step[..., None] * A.to(wide)

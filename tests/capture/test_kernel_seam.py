@@ -78,6 +78,13 @@ def test_a_selective_scan_is_transformers() -> None:
     torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_selective_scan_whose_steps_may_be_negative_is_refused() -> None:
+    given = (numbers(B, V, T), numbers(B, V, T), -numbers(V, D).abs(), numbers(B, D, T), numbers(B, D, T))
+    for options in ({}, {"delta_softplus": False}):
+        with pytest.raises(Refusal, match="selective_scan_fn with delta_softplus=False"):
+            CONTRACTS["selective_scan_fn"](*given, **options)
+
+
 def test_an_installed_package_does_not_win() -> None:
     """The program's numbers are those of the rule; the package's functions are there again afterwards."""
     model, before = Hybrid().eval(), (tests.hybrids.conv, tests.hybrids.rule)
