@@ -53,19 +53,30 @@ def with_passes(program: ProgramGraphs, recipe: Recipe, passes: int) -> ProgramG
 
 def full_attention(canonical: ProgramGraphs, tokens: int) -> ProgramGraphs:
     """The original as a program that reads `tokens` tokens, or as many as it has positions, in one window: nothing is
-    evicted and there are no memories.
+    evicted and there are no memories. Raises UsageError if these are more keys than the model picks.
     """
-    window = min(tokens, canonical.max_positions or tokens)
+    window, picked = min(tokens, canonical.max_positions or tokens), canonical.picked
+    if picked is not None and window > picked:
+        raise UsageError(
+            f"the model itself picks up to {picked} keys for a query, and full attention is what was captured, where "
+            f"it picks all: {window} tokens are more",
+            where="--distances, --length",
+            fix=f"Choose streams of up to {picked} tokens.",
+        )
     recipe = make_recipe({"window": window, "sinks": 0, "overrides": [{"layers": "all", "strategy": "leave"}]})
     return rewritten(canonical, recipe)
 
 
 def full_attention_for(canonical: ProgramGraphs, make: Callable[[ProgramGraphs], Steps]) -> Callable[[int], Steps]:
-    """Full attention for any number of tokens: programs for so many, in steps of PIECE, are made when needed."""
+    """Full attention for any number of tokens: programs for so many, in steps of PIECE, are made when needed. They
+    raise as `full_attention` does.
+    """
     made: dict[int, Steps] = {}
 
     def steps(tokens: int) -> Steps:
         size = -(-tokens // PIECE) * PIECE
+        if canonical.picked is not None:
+            size = max(tokens, min(size, canonical.picked))
         if size not in made:
             made[size] = make(full_attention(canonical, size))
         return made[size]

@@ -15,7 +15,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.steps import Steps
 from sleepc.tasks.asking import Answer, Reply, ask, most_rows, surprises
 from sleepc.tasks.planting import Setup
-from sleepc.tasks.programs import full_attention, with_passes
+from sleepc.tasks.programs import full_attention, full_attention_for, with_passes
 from sleepc.tasks.retrieval import retrieval
 from sleepc.tasks.source import StreamSource
 from sleepc.tasks.task import Planted, Row, Task, TaskName, make_task
@@ -75,6 +75,19 @@ def test_full_attention_reads_as_far_as_the_model_has_positions(name: TaskName) 
     assert full.window == 64 < task.length, "the model has 64 positions"
     found = rows(task, load(full), full.window)
     assert [(r["from"], r["to"]) for r in found] == ([(1, 16), (16, 32), (32, 64)] if name == "perplexity" else [])
+
+
+def test_full_attention_of_a_model_that_picks_keys_ends_where_it_picks_all() -> None:
+    canonical = family("deepseek-v32").canonical
+    picked = canonical.picked
+    assert picked == 17
+    with pytest.raises(UsageError, match=r"picks up to 17 keys .* 18 tokens are more") as caught:
+        full_attention(canonical, picked + 1)
+    assert "--window" not in caught.value.where + caught.value.fix
+    steps = full_attention_for(canonical, load)
+    assert steps(picked - 1) is steps(picked)
+    with pytest.raises(UsageError, match="18 tokens are more"):
+        steps(picked + 1)
 
 
 def test_surprises_in_pieces_are_those_of_the_original_module(monkeypatch: pytest.MonkeyPatch) -> None:
