@@ -268,10 +268,11 @@ def of_rights(
         keys = load_rows(k + memory // shared_keys * tokens * DK, first, tokens, 0, C, DK, BK).to(DOT)
         d_k += memory * tokens * DK
         if DECAY == "channel":
-            seen = load_rows(scores + memory * tokens * C, first, tokens, 0, C, C, C)
+            below = row[:, None] > row[None, :]
+            seen = tl.where(below, load_rows(scores + memory * tokens * C, first, tokens, 0, C, C, C), 0.0)
             lost = faded(lost, load_total(g, memory, first, tokens, C, DK, BK, DECAY), DECAY)
-            between = tl.where(row[:, None] > row[None, :], between, 0.0)
-            by_beta += tl.sum(tl.where(row[:, None] > row[None, :], between * seen, 0.0), axis=1)
+            between = tl.where(below, between, 0.0)
+            by_beta += tl.sum(between * seen, axis=1)
             by_beta -= tl.sum(keys.to(tl.float32) * lost, axis=1)
             store_rows(d_k, -lost * strength[:, None], first, tokens, 0, C, DK, BK)
             store_rows(d_made + memory * tokens * C, between * strength[:, None], first, tokens, 0, C, C, C)

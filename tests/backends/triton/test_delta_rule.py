@@ -44,7 +44,7 @@ def no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(functional, name, refuse)
 
 
-pytestmark = pytest.mark.usefixtures("no_other_way")
+pytestmark = pytest.mark.usefixtures("no_other_way", "memory_that_holds_anything")
 
 
 @every_rule

@@ -13,6 +13,8 @@ from sleepc.backends.triton.features import l2norm, short_conv
 from sleepc.ops import functional, naive
 from tests.ops.cases import normal, worst
 
+pytestmark = pytest.mark.usefixtures("memory_that_holds_anything")
+
 
 @pytest.fixture(autouse=True)
 def no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:

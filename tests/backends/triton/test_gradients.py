@@ -17,6 +17,8 @@ from sleepc.backends.triton.delta_rule import delta_rule, delta_rule_read, repla
 from sleepc.ops import functional
 from tests.ops.cases import RULES, Memory, memory, normal, worst
 
+pytestmark = pytest.mark.usefixtures("memory_that_holds_anything")
+
 Inputs = tuple[Tensor, ...]
 
 

@@ -14,6 +14,8 @@ import triton.language as tl
 from sleepc.backends.triton.kernels.inverse import invert
 from tests.ops.cases import normal, unit, worst
 
+pytestmark = pytest.mark.usefixtures("memory_that_holds_anything")
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(a: Any, out: Any, C: tl.constexpr) -> None:
