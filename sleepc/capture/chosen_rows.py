@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from sleepc.capture.replaced import forward_replaced
 from sleepc.errors import Refusal
 
 _ROWWISE: tuple[Callable[..., Any], ...] = (
@@ -108,11 +109,8 @@ def chosen_rows(model: nn.Module) -> Iterator[None]:
         with _Choosing():
             return forward(*args, **kwargs)
 
-    model.forward = choosing
-    try:
+    with forward_replaced(model, choosing):
         yield
-    finally:
-        del model.forward
 
 
 class _Choosing(TorchFunctionMode):

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
+
+from sleepc.capture.replaced import forward_replaced
 
 ARGUMENTS = ("self", "hidden_states", "top_k_index", "top_k_weights")
 QUESTIONS = ["one_hot", "nonzero", "where"]
@@ -91,14 +93,10 @@ class _AllTokens(TorchFunctionMode):
 @contextmanager
 def dense_experts(model: nn.Module) -> Iterator[None]:
     """Within it such experts of the model are run for all tokens."""
-    found = [part for part in model.modules() if _loops(part)]
-    for part in found:
-        part.forward = _dense(part)
-    try:
+    with ExitStack() as replaced:
+        for part in filter(_loops, model.modules()):
+            replaced.enter_context(forward_replaced(part, _dense(part)))
         yield
-    finally:
-        for part in found:
-            del part.forward
 
 
 def _loops(part: nn.Module) -> bool:
