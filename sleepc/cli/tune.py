@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HERE = ("auto", "cpu")
 TIME = "5m"
-QUALITY = "`sleepc eval ARTIFACT --task questions --json > FILE` measures it; give FILE to --quality."
 BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms")
@@ -79,8 +78,10 @@ def tune(artifact: Artifact, options: TuneOptions) -> None:
 
         check_plot(options.plot)
     if options.quality is None and (options.min_recall is not None or options.variant):
+        from sleepc.tune.quality import RECALL_FIX
+
         where = "--variant" if options.min_recall is None else "--min-recall"
-        raise UsageError(f"no quality of {artifact} is known", where=where, fix=QUALITY)
+        raise UsageError(f"no quality of {artifact} is known", where=where, fix=RECALL_FIX)
     tuned = _tuned(artifact, options, limits, deadline)
     _write(tuned, options, f"{artifact.resolve().name} on {tuned.device.name}")
     schedules = tuned.schedules

@@ -20,6 +20,7 @@ RECALL = "recall"  # the share of the questions that full attention answers
 OWN = 0  # passes: as many as the artifact has
 MOST = 64 << 20
 FIX = "`sleepc eval ARTIFACT --task … --json > FILE` writes one, with --sweep passes=1,2,4 for other numbers of passes."
+RECALL_FIX = "`sleepc eval ARTIFACT --task questions --json > FILE` measures it; give FILE to --quality."
 SWEPT = re.compile(r"passes=(\d{1,3})")
 CONVERTED = "converted"
 TERMS = (
@@ -105,8 +106,7 @@ def check_qualities(found: Mapping[Path, QualityFile], known: Mapping[str, str],
         fix = "Give evaluations of one task, with the same texts, samples, seed, backend and --distances."
         raise UsageError(f"evaluations of different things cannot be compared: {names}", where="--quality", fix=fix)
     if min_recall is not None and not any(quality.is_share for quality in found.values()):
-        fix = "`sleepc eval ARTIFACT --task questions --json > FILE` measures it; give FILE to --quality."
-        raise UsageError("no recall was measured", where="--min-recall", fix=fix)
+        raise UsageError("no recall was measured", where="--min-recall", fix=RECALL_FIX)
 
 
 def _passes(model: str) -> int | None:
