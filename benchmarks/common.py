@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from sleepc.hf.resolve import Checkpoint, resolve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+WIDE = 240  # columns of a table in a file or a pipe, where rich would cut it to 80
 console = Console(stderr=True, log_path=False)
 Row = dict[str, Any]
 
@@ -120,17 +122,18 @@ def report(rows: Iterable[Row], *, as_json: bool, title: str, columns: Sequence[
             print(json.dumps(row), flush=True)
         return
     rows = list(rows)
+    out = Console(width=None if sys.stdout.isatty() else WIDE)
     table = Table(title=title)
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
         if row["kind"] == "machine":
-            Console().print(", ".join(f"{k} {v}" for k, v in row.items() if k != "kind"))
+            out.print(", ".join(f"{k} {v}" for k, v in row.items() if k != "kind"))
         elif columns[0] in row:
             table.add_row(*(_cell(row.get(name, "")) for name in columns))
         else:
-            Console().print(", ".join(f"{k} {_cell(v)}" for k, v in row.items() if k != "kind"))
-    Console().print(table)
+            out.print(", ".join(f"{k} {_cell(v)}" for k, v in row.items() if k != "kind"))
+    out.print(table)
 
 
 def _cell(value: object) -> str:
