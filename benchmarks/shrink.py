@@ -71,6 +71,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
         "num_global_key_value_heads num_query_groups num_experts_per_tok num_experts_per_token moe_topk moe_top_k "
         "moe_k n_groups n_group num_expert_group",
     ),
+    (6, "rel_extent"),
     (1, "first_k_dense_replace num_dense_layers moe_layer_start_index topk_group"),
     (
         POSITIONS,
@@ -102,11 +103,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
+    "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     # four layers of the default configuration would have no attention
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "inkling_text": {"log_scaling_n_floor": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     # sizes that are tied to each other

@@ -35,6 +35,7 @@ from sleepc.passes.front.join_attention import JoinAttention
 from sleepc.passes.front.join_pieces import JoinPieces
 from sleepc.passes.front.limit_positions import LimitPositions
 from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
+from sleepc.passes.front.pull_distance_numbers import PullDistanceNumbers
 from sleepc.passes.front.pull_key_numbers import PullKeyNumbers
 from sleepc.passes.front.raise_attention import RaiseAttention
 from sleepc.passes.front.respell_einsums import RespellEinsums
@@ -75,6 +76,7 @@ def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
                 RespellEinsums(),
                 RaiseAttention(),  # looks for matrix products
                 PullKeyNumbers(),
+                PullDistanceNumbers(),
                 LimitPositions(),  # bounds the grid that masks are evaluated on
                 ClassifyMasks(),
                 JoinAttention(),  # which see alike

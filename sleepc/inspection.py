@@ -159,6 +159,8 @@ def has_bias(graph: Graph, site: Site) -> bool:
 def _mask(site: Site) -> str:
     """What the layer's own mask says."""
     reach = site.mask.words()
+    if site.by_distance is not None:
+        return f"{reach}, by distance"
     return f"{reach}, less with distance" if site.slopes else reach
 
 

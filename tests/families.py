@@ -212,6 +212,24 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "mamba_dt_rank": 4,
         },
     ),
+    # queries add numbers to the scores of keys by distance, and keys and values have convolutions of their own
+    "inkling": (
+        "InklingTextConfig",
+        "InklingForCausalLM",
+        {
+            **SMALL,
+            "layer_types": ["hybrid_sliding", "hybrid"],
+            "mlp_layer_types": ["dense", "dense"],
+            "sliding_window_size": 5,
+            "head_dim": 8,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 8,
+            "d_rel": 4,
+            "rel_extent": 7,
+            "log_scaling_n_floor": 4,
+        },
+    ),
     # the last two layers read the keys of the second one again; embeddings for each layer
     "gemma4": (
         "Gemma4TextConfig",

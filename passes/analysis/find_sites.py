@@ -21,7 +21,7 @@ from sleepc.ops import RECURRENCES
 from sleepc.passes.analysis.dependence import Dependence, find_dependence
 from sleepc.passes.lib.emit import aten
 
-OF_TOKENS = re.compile(r"h|e\d+")  # ports for what is made of the tokens
+NO_POSITIONS = re.compile(r"h|e\d+|real|lengths")  # ports for what is made of the tokens, and how many of them are real
 LAYOUTS = (aten.slice.Tensor, aten.unflatten.int, aten.permute.default, aten.transpose.int, aten.reshape.default)
 RELAYOUTS = (aten.reshape.default, aten.transpose.int, aten.to.dtype)  # the numbers stay, they only stand elsewhere
 
@@ -44,6 +44,7 @@ class Site:
     softcap: float
     scale: float
     sink_logits: bool
+    by_distance: fx.Node | None  # what queries add to scores by distance [B,Hq,T,R]
     rotated: bool  # are positions applied to q and k inside the block?
     placed: bool  # are the keys those of an earlier layer, which had applied positions to them?
 
@@ -81,6 +82,7 @@ def find_site(graph: Graph) -> Site:
         softcap=options["softcap"],
         scale=options["scale"],
         sink_logits=node.args[4] is not None,
+        by_distance=node.args[5] if len(node.args) > 5 else None,  # type: ignore[arg-type]
         rotated=before_q is not q,
         placed=placed,
     )
@@ -126,7 +128,7 @@ def is_windowed(node: fx.Node) -> bool:
 
 def dependence_of(graph: Graph) -> Dependence:
     """What in a block depends on h, and what on the positions that embed hands on (of the tokens it hands on "e0")."""
-    return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if not OF_TOKENS.fullmatch(n)))
+    return find_dependence(graph, ("h",), tuple(n for n in graph.ports("input") if not NO_POSITIONS.fullmatch(n)))
 
 
 def positions_reach(graph: Graph, value: fx.Node) -> bool:

@@ -15,6 +15,12 @@ from sleepc.masks import Mask, read_mask
 from sleepc.passes.lib.values import is_tensor, needed_for, val
 
 MASKED = -1e4
+# Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
+GRID = 8448
+# A window or a chunk stands in the mask's code as a number; the grid goes that much further. If there is none, a
+# large grid would only cost memory.
+LEAST, MARGIN = 512, 256
+NUMBERS = 2**31  # those beyond mean "to the end"
 
 
 @dataclass(frozen=True)
@@ -122,3 +128,21 @@ def _coarsest(target: fx.Node) -> float:
     """The rounding of the coarsest dtype on the way to `target`, relative to a number."""
     calls = [node for node in needed_for(target) if node.op == "call_function" and is_tensor(node)]
     return max((torch.finfo(val(n).dtype).eps for n in calls if val(n).is_floating_point()), default=0.0)
+
+
+def grid_size(program: ProgramGraphs, mask: fx.Node) -> int:
+    """Tokens enough to see what a mask does, by the largest number among its operators' arguments and constants."""
+    numbers: list[int] = []
+
+    def note(argument: Any) -> None:
+        if type(argument) is int:
+            numbers.append(argument)
+
+    for node in needed_for(mask):
+        fx.node.map_aggregate((node.args, dict(node.kwargs)), note)
+        if node.op == "placeholder" and node.meta["port"].kind != "input":
+            value = program.params[node.meta["port"].name].materialise()
+            if value.numel() > LEAST:
+                return GRID  # a table of masks
+            numbers += [int(x) for x in value.flatten().tolist() if abs(x) < NUMBERS]
+    return min(GRID, max(LEAST, MARGIN + max((abs(n) for n in numbers if abs(n) < NUMBERS), default=0)))

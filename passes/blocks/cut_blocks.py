@@ -71,6 +71,7 @@ def find_borders(flat: Graph, sites: list[fx.Node]) -> list[fx.Node]:
     for site in sites:
         after = order[block[-1]] if block else -1
         found = [n for n in chain if after < order[n] < order[site] and is_border(n)]
+        found = [n for n in found if val(n).dtype == val((borders or found)[0]).dtype]
         block = [site] if found else [*block, site]
         attentions = [n for n in block if is_call(n, ATTENTION)]
         if not (found or borders) or len(attentions) > 1:
@@ -124,20 +125,24 @@ def _first_border(
     graph: nx.DiGraph[fx.Node], sites: list[fx.Node], late: list[fx.Node], order: dict[fx.Node, int]
 ) -> fx.Node | None:
     """The end of the first block: of what `late` has between two sites, the last that all sites before lead to, that
-    leads to all others, and that is as wide as what the last block adds to. (One that is in the block itself, behind a
-    first of two mixers side by side or between a convolution and its recurrence, is not.)
+    leads to all others, and that is as wide as what the last block adds to, in its dtype. (One that is in the block
+    itself, behind a first of two mixers side by side or between a convolution and its recurrence, is not.)
     """
     sums = [n for n in late if is_call(n, torch.ops.aten.add.Tensor) and is_border(n) and _adds_tokens(graph, n)]
-    width = str(val(sums[-1]).shape[-1]) if sums else ""
+    like = _kind(sums[-1]) if sums else None
     for i in range(1, len(sites) + 1):
         end = order[sites[i]] if i < len(sites) else len(order)
         found = [n for n in late if order[sites[i - 1]] < order[n] < end and is_border(n)]
         for node in reversed(found):
-            if str(val(node).shape[-1]) == (width or str(val(node).shape[-1])) and (
+            if _kind(node) == (like or _kind(node)) and (
                 nx.ancestors(graph, node).issuperset(sites[:i]) and nx.descendants(graph, node).issuperset(sites[i:])
             ):
                 return node
     return None
+
+
+def _kind(node: fx.Node) -> tuple[str, torch.dtype]:
+    return str(val(node).shape[-1]), val(node).dtype
 
 
 def _adds_tokens(graph: nx.DiGraph[fx.Node], node: fx.Node) -> bool:

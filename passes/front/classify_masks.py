@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -12,18 +12,11 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
 from sleepc.masks import KINDS, nearest
-from sleepc.passes.analysis.read_mask import Grid, Meaning, classify, evaluate_mask, looks_ahead
+from sleepc.passes.analysis.read_mask import GRID, Grid, Meaning, classify, evaluate_mask, grid_size, looks_ahead
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import FLAT, FUNCTIONAL, REAL, Fact
-from sleepc.passes.lib.values import needed_for
 
-# Seen structure ends here: a window wider than the grid looks like none, and is none for any KV window below it.
-GRID = 8448
-# A window or a chunk stands in the mask's code as a number; the grid goes that much further. If there is none, a
-# large grid would only cost memory.
-LEAST, MARGIN = 512, 256
 SMALL = 24
-NUMBERS = 2**31  # those beyond mean "to the end"
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class ClassifyMasks(Pass):
                 bidirectional.append(node)
                 continue
             # Every argument is spelled out, since export leaves out those at their default.
-            node.args = (*node.args[:3], None, node.args[4] if len(node.args) > 4 else None)
+            node.args = (*node.args[:3], None, node.args[4] if len(node.args) > 4 else None, *node.args[5:])
             node.kwargs = {"softcap": 0.0, **node.kwargs, "causal": True, **meaning.options()}
             count += 1
         if bidirectional:
@@ -84,7 +77,7 @@ def _classify(
     """What a mask means (None: queries look ahead), and how many positions a model has that has this mask and no more
     than `limit`.
     """
-    wished = min(_grid_size(program, mask), limit or GRID)
+    wished = min(grid_size(program, mask), limit or GRID)
     grid = _largest(program, mask, wished, where)
     size = grid.seen.shape[-1]
     if looks_ahead(grid):
@@ -131,21 +124,3 @@ def _largest(program: ProgramGraphs, mask: fx.Node, size: int, where: str) -> Gr
     if found is None or works < SMALL // 2:
         raise Refusal("UNKNOWN_MASK", f"a mask cannot be made for {size} tokens", where=where)
     return found
-
-
-def _grid_size(program: ProgramGraphs, mask: fx.Node) -> int:
-    """Tokens enough to see what a mask does, by the largest number among its operators' arguments and constants."""
-    numbers: list[int] = []
-
-    def note(argument: Any) -> None:
-        if type(argument) is int:
-            numbers.append(argument)
-
-    for node in needed_for(mask):
-        fx.node.map_aggregate((node.args, dict(node.kwargs)), note)
-        if node.op == "placeholder" and node.meta["port"].kind != "input":
-            value = program.params[node.meta["port"].name].materialise()
-            if value.numel() > LEAST:
-                return GRID  # a table of masks
-            numbers += [int(x) for x in value.flatten().tolist() if abs(x) < NUMBERS]
-    return min(GRID, max(LEAST, MARGIN + max((abs(n) for n in numbers if abs(n) < NUMBERS), default=0)))

@@ -44,7 +44,7 @@ from sleepc.passes.rewrite.key_positions import (
 from sleepc.passes.rewrite.marks import gap_spec, hide, pinned_spec
 from sleepc.passes.rewrite.rounded import FORMS
 from sleepc.passes.rewrite.turn_keys import bind_turn, turn_graph, turns_add
-from sleepc.passes.rewrite.window_masks import WindowMask, mask_name
+from sleepc.passes.rewrite.window_masks import WindowMask, add_by_distance, mask_name
 from sleepc.recipe import Keep
 
 POSITION = StateSpec("clock", "position", ("B",), torch.int64, "accumulate")
@@ -249,8 +249,11 @@ class BoundAttention(Pass):
 
     def _attend(self, graph: Graph, site: Site, window: tuple[fx.Node, ...], kept: tuple[fx.Node, ...]) -> None:
         """Attention over the window, and over kept pairs if there are any, in place of attention over everything."""
-        q, k, v, _, sink_logits = site.node.args
+        q, k, v, _, sink_logits, *_ = site.node.args
         e = Emit(graph, str(site.node.meta.get("source", "")), site.node)
+        if site.by_distance is not None:
+            *held, mask = window
+            window = (*held, add_by_distance(e, site.by_distance, mask, mask.meta["type"].dtype))
         options = {"scale": site.scale, "softcap": site.softcap}
         operator = "kept_attention" if kept else "window_attention"
         out = e.ours(operator, q, k, v, *window, *kept, sink_logits, **options)

@@ -51,10 +51,10 @@ def heads_that_keep(program: ProgramGraphs, keepers: frozenset[int]) -> list[int
 
 
 def check_can_keep(site: Site) -> None:
-    """Raises UsageError if scores fall with distance: their numbers are made for the positions of a window."""
-    if site.slopes:
+    """Raises UsageError if scores change with distance: their numbers are made for the positions of a window."""
+    if site.slopes or site.by_distance is not None:
         raise UsageError(
-            "pairs are kept in addition to the window, and this layer's scores fall with distance",
+            "pairs are kept in addition to the window, and this layer's scores change with distance",
             where=str(site.node.meta.get("source", "")),
             fix="Convert without --keep.",
         )

@@ -30,11 +30,14 @@ class TokensToLogits(nn.Module):
         accepted = inspect.signature(model.forward).parameters
         self.hugging_face = "input_ids" in accepted and "position_ids" in accepted
         self.cached = "use_cache" in accepted or _hands_on(model, "use_cache")
+        self.counts_padding = {"attention_mask", "lengths"} <= set(accepted)
         self.start = 0
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """Logits [B,T,V] for tokens [B,T] at positions [B,T], counted from 0; None leaves the counting to the model."""
         options: dict[str, Any] = {"use_cache": False} if self.cached else {}
+        if self.counts_padding:  # by the tokens, if it is not told; here they are tokens like any other
+            options["attention_mask"] = torch.ones(tokens.shape, dtype=torch.int64, device=tokens.device)
         if positions is not None:
             for mine, theirs in zip(tokens.shape, positions.shape, strict=True):
                 torch._check(mine == theirs)  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from sleepc.errors import Refusal, UsageError
 NAME = "sleepc"
 EXPERTS = "batched_mm"  # gathers and multiplies every token's experts; the other ways do not export (docs/log.md)
 # What the function understands, and what cannot change the numbers of inference.
-UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal", "indices"}
+UNDERSTOOD = {"softcap", "s_aux", "sliding_window", "is_causal", "indices", "position_bias"}
 PICKED: ContextVar[list[str]] = ContextVar("what may tell attention layers that run which keys to look at")
 HARMLESS = {
     "position_ids",
@@ -70,6 +70,10 @@ def attention(  # noqa: PLR0913 (transformers calls it with these)
     if cap == 0:  # for the operator, 0 is no cap
         what = "an attention layer caps its scores at 0, after which all are equal"
         raise UsageError(what, where=type(module).__name__, fix="Correct the model's configuration (null is no cap).")
+    bias = kwargs.get("position_bias")
+    if bias is not None:  # [B,Hq,T,T]
+        masked = attention_mask.dtype == torch.bool
+        attention_mask = torch.where(attention_mask, bias, -torch.inf) if masked else attention_mask + bias
     out = torch.ops.sleepc.attention(
         query, key, value, attention_mask, kwargs.get("s_aux"), scale=scale, softcap=float(cap or 0)
     )

@@ -161,8 +161,8 @@ def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tenso
 
 
 _define(
-    "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sink_logits=None, *, float scale,"
-    ' float softcap=0.0, bool causal=False, str sees="", float[] slopes=[]) -> Tensor',
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sink_logits=None, Tensor? by_distance=None, *,"
+    ' float scale, float softcap=0.0, bool causal=False, str sees="", float[] slopes=[]) -> Tensor',
     functional.attention,
     _attention,
 )

@@ -114,6 +114,7 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     sink_logits: Tensor | None = None,
+    by_distance: Tensor | None = None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -127,10 +128,14 @@ def attention(
     bias = bias if mask is None else _bias(mask).clone()
     if slopes:
         bias = bias.repeat(1, len(slopes), 1, 1)
+    if by_distance is not None:
+        bias = bias.repeat(q.shape[0], q.shape[1], 1, 1)
     for t in range(tokens):
         for j in range(tokens if causal else 0):
             for h, slope in enumerate(slopes):
                 bias[:, h, t, j] -= slope * (t - j)
+            if by_distance is not None and j <= t:
+                bias[:, :, t, j] += by_distance[:, :, t, min(t - j, by_distance.shape[3] - 1)].double()
             if not Mask.parse(sees).naive(t, j):
                 bias[..., t, j] = -math.inf
     empty_k, empty_v = k[:, :, :0], v[:, :, :0]

@@ -133,6 +133,7 @@ def weights(
     k: Tensor,
     mask: Tensor | None = None,
     sink_logits: Tensor | None = None,
+    by_distance: Tensor | None = None,
     *,
     slopes: Sequence[float] = (),
     **options: Any,
@@ -143,7 +144,9 @@ def weights(
         h, own = j // count, slice(j, j + 1)
         own_mask = mask if mask is None or mask.shape[1] == 1 else mask[:, own]
         own_logits = None if sink_logits is None else sink_logits[own]
-        yield attention_weights(q[:, own], k[:, h : h + 1], own_mask, own_logits, slopes=slopes[own], **options)[:, 0]
+        own_numbers = None if by_distance is None else by_distance[:, own]
+        own_options = {**options, "slopes": slopes[own]}
+        yield attention_weights(q[:, own], k[:, h : h + 1], own_mask, own_logits, own_numbers, **own_options)[:, 0]
 
 
 @dataclass(frozen=True)

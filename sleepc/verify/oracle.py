@@ -392,15 +392,23 @@ class _BlockHook:
         site, found = self.site, self.found
         if self.plan.strategy == "replace":
             return self.mixer.replace(found[site.x], found[site.q], found[site.k], found[site.v])
-        q, k, v, mask, sink_logits = args
+        q, k, v, mask, sink_logits, *by_distance = args
         assert mask is None, "the mask was not classified"
-        out = self._windowed(q, k, v, sink_logits, kwargs, found[site.k])
+        options = {name: kwargs[name] for name in ("scale", "softcap")} | {"bias": self._bias(*by_distance)}
+        out = self._windowed(q, k, v, sink_logits, options, found[site.k])
         if self.plan.strategy != "parallel":
             return out
         return self.mixer.parallel(found[site.x], found[site.q], found[site.k], found[site.v], out)
 
+    def _bias(self, by_distance: Tensor | None = None) -> Tensor | None:
+        """What is added to the scores of the window's queries, for all tokens up to its end: [Hq,n,K] or [B,Hq,n,K]."""
+        position, part = self.stream.time.position, (slice(self.window.start, self.window.end), slice(self.window.end))
+        if by_distance is not None:
+            return reference.bias_by_distance(by_distance, (position[:, None] - position[None])[part])
+        return reference.bias(self.site.slopes, position)[:, *part] if self.site.slopes else None
+
     def _windowed(
-        self, q: Tensor, k: Tensor, v: Tensor, sink_logits: Tensor | None, kwargs: dict[str, Any], plain: Tensor
+        self, q: Tensor, k: Tensor, v: Tensor, sink_logits: Tensor | None, options: dict[str, Any], plain: Tensor
     ) -> Tensor:
         """Attention over what is not evicted; while asleep over the window itself and the sinks from before it.
         `plain`: k before positions.
@@ -421,7 +429,6 @@ class _BlockHook:
         if not self.window.asleep:
             layer.k, layer.v = torch.cat([old_k, plain], 2) if turns else keys, values
         see = sees(time, first, ring, self.site.mask, brought=brought)[part]
-        bias = reference.bias(self.site.slopes, time.position)[:, *part] if self.site.slopes else None
         if self.window.asleep:
             token = torch.arange(end)
             see = see & ((token >= start) | (token < first))
@@ -430,7 +437,6 @@ class _BlockHook:
             keys, values = torch.cat([far_k.to(k.dtype), keys], 2), torch.cat([far_v, values], 2)
             far = far.repeat_interleave(q.shape[1] // far.shape[1], 1)
             see = torch.cat([far, see.expand(*q.shape[:2], *see.shape)], -1)
-        options = {"scale": kwargs["scale"], "softcap": kwargs["softcap"], "bias": bias}
         return reference.attention(q, keys, values, see, sink_logits, **options)
 
 

@@ -31,8 +31,8 @@ def attention(
     softcap: float,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention, q [B,Hq,T,dk], k, v [B,Hkv,T,..], see bool [T,T], sink_logits [Hq] or None, bias [Hq,T,T] or
-    None -> [B,Hq,T,dv].
+    """Softmax attention, q [B,Hq,T,dk], k, v [B,Hkv,T,..], see bool [T,T], sink_logits [Hq] or None, bias
+    [Hq,T,T] or [B,Hq,T,T] or None -> [B,Hq,T,dv].
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = (q @ _repeat(k, q.shape[1]).transpose(2, 3)).to(wide) * scale
@@ -51,6 +51,15 @@ def bias(slopes: Sequence[float], position: Tensor) -> Tensor:
     """-slope times the distance between tokens at position [T]: [Hq,T,T] (ALiBi, arXiv 2108.12409)."""
     distance = position[:, None] - position[None]
     return torch.stack([-slope * distance.double() for slope in slopes])
+
+
+def bias_by_distance(numbers: Tensor, distance: Tensor) -> Tensor:
+    """What queries, numbers [B,Hq,n,R], add to the scores of keys [n,K] tokens before them: [B,Hq,n,K]; that of the
+    last number to all that are as far away as it, or further.
+    """
+    last = numbers.shape[3] - 1
+    rows = [numbers[:, :, t, [min(max(int(d), 0), last) for d in row]] for t, row in enumerate(distance)]
+    return torch.stack(rows, 2)
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:

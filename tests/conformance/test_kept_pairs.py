@@ -261,7 +261,7 @@ def test_exports_take_it(form: str, name: str, options: dict[str, Any]) -> None:
     ("name", "options", "said"),
     [
         ("llama", {"eviction": "hard"}, "kept pairs keep theirs"),
-        ("bloom", {}, "scores fall with distance"),
+        ("bloom", {}, "scores change with distance"),
         ("mistral-5", {}, "no layer can keep pairs"),
         ("llama", {"keep": {"slots": 3, "score": "fourth"}}, "no score is named 'fourth'"),
         ("llama", {"keep": {"budgets": [[1, 1]]}}, "for 1 layers, and the model has 3"),

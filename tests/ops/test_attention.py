@@ -39,16 +39,18 @@ def _mask(kind: str, rows: int, heads: int, tokens: int, keys: int) -> Tensor | 
     softcap=st.sampled_from([0.0, 2.0]),
     sinks=st.booleans(),
     causal=st.booleans(),
+    distances=st.sampled_from([0, 1, 4]),
 )
 def test_attention_equals_the_loop(
-    groups: tuple[int, int], tokens: int, kind: str, softcap: float, sinks: bool, causal: bool
+    groups: tuple[int, int], tokens: int, kind: str, softcap: float, sinks: bool, causal: bool, distances: int
 ) -> None:
     heads, memories = groups
     q, k = normal(2, heads, tokens, 4), normal(2, memories, tokens, 4, seed=1)
     v = normal(2, memories, tokens, 3, seed=2)
     mask = _mask(kind, 2, heads, tokens, tokens)
     sink = normal(heads, seed=3) if sinks else None
-    args = (q, k, v, mask, sink)
+    by_distance = normal(2, heads, tokens, distances, seed=4) if distances and causal and mask is None else None
+    args = (q, k, v, mask, sink, by_distance)
     want = naive.attention(*args, scale=0.5, softcap=softcap, causal=causal)
     got = functional.attention(*args, scale=0.5, softcap=softcap, causal=causal)
     assert worst(got, want) < 1e-12

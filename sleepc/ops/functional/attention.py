@@ -6,13 +6,14 @@ Order of the steps: scores * scale, softcap, mask, softmax (float32) with the si
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sleepc.masks import Mask
 from sleepc.ops.functional.heads import group
-from sleepc.ops.functional.windows import distance_bias
+from sleepc.ops.functional.windows import distance_bias, numbers_by_distance
 
 
 def _seen(mask: Tensor) -> Tensor:
@@ -51,6 +52,7 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     sink_logits: Tensor | None = None,
+    by_distance: Tensor | None = None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -64,12 +66,13 @@ def attention(
     sees) or additive; sink_logits [Hq] that take probability and give no value; softcap c > 0
     bends scores to c tanh(x / c); with `causal` a query sees itself and of what is before it what
     the mask `sees` lets it see (sleepc/masks); `slopes` [Hq] (ALiBi, arXiv 2108.12409), only with
-    `causal` and without mask, take slope times distance off the scores. -> [B, Hq, T, Dv]; a query
-    that sees nothing gets zeros. ValueError if Hq is not a multiple of Hkv.
+    `causal` and without mask, take slope times distance off the scores; under the same conditions and
+    without slopes, `by_distance` [B, Hq, T, R] has the numbers that a query adds to the scores of keys
+    0, 1, .. tokens before it, the last for R - 1 tokens and more. -> [B, Hq, T, Dv]; a query that sees
+    nothing gets zeros. ValueError if Hq is not a multiple of Hkv.
     """
-    p = attention_weights(
-        q, k, mask, sink_logits, scale=scale, softcap=softcap, causal=causal, sees=sees, slopes=slopes
-    ).to(v.dtype)
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "causal": causal, "sees": sees, "slopes": slopes}
+    p = attention_weights(q, k, mask, sink_logits, by_distance, **options).to(v.dtype)
     out = group(p, k.shape[1]).flatten(2, 3) @ v
     return out.view(*q.shape[:3], v.shape[3])
 
@@ -79,6 +82,7 @@ def attention_weights(
     k: Tensor,
     mask: Tensor | None = None,
     sink_logits: Tensor | None = None,
+    by_distance: Tensor | None = None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -95,6 +99,9 @@ def attention_weights(
         past = Mask.parse(sees).sees(token[:, None], token)[None, None]
         if slopes:
             past = distance_bias(past, token[None], slopes, torch.float64)
+        elif by_distance is not None:
+            added = numbers_by_distance(by_distance, (token[:, None] - token)[None, None])
+            past = added.masked_fill(~past, -torch.inf)
         mask = past if mask is None else _restrict(mask, past)
     grouped = group(q, k.shape[1])
     scores = (grouped.flatten(2, 3) @ k.mT).view(*q.shape[:3], tokens)

@@ -79,6 +79,14 @@ def distance_bias(
     return torch.where(seen, rate * distance, torch.finfo(dtype).min)
 
 
+def numbers_by_distance(numbers: Tensor, distance: Tensor) -> Tensor:
+    """What queries add to the scores of keys at `distance` [B or 1, 1, T, K] in tokens: numbers [B, Hq, T, R], of which
+    the last is for R - 1 tokens and more -> [B, Hq, T, K].
+    """
+    at = distance.clamp(0, numbers.shape[3] - 1)
+    return numbers.gather(3, at.expand(*numbers.shape[:3], at.shape[3]))
+
+
 def write_slots(buffer: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     """The buffer with new tokens in their slots; differentiable in buffer and new.
 
