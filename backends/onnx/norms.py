@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+import torch
 
 from sleepc.backends.onnx.call import Call, aten, fuses, ours, translates
 from sleepc.ops.functional.features import L2_EPSILON
@@ -17,6 +18,16 @@ def layer_norm(c: Call) -> ir.Value:
     return c.e(
         "LayerNormalization", c.tensor(0), weight, bias, axis=-len(sizes), epsilon=float(c.option(4, "eps", 1e-5))
     )
+
+
+@translates(aten.rms_norm.default)
+def rms_norm_of_torch(c: Call) -> ir.Value:
+    """x rsqrt(mean x^2 + eps) over the last dimensions, times a weight if there is one."""
+    x, sizes, epsilon = c.tensor(0), c.raw(1), c.raw(3)
+    epsilon = torch.finfo(c.out.dtype).eps if epsilon is None else float(epsilon)
+    mean = c.e("ReduceMean", c.e("Mul", x, x), c.e.ints(*range(-len(sizes), 0)), keepdims=1)
+    normed = c.e("Div", x, c.e("Sqrt", c.e("Add", mean, c.e.const(epsilon, c.out.dtype))))
+    return c.e("Mul", normed, c.tensor(2)) if c.raw(2) is not None else normed
 
 
 @translates(ours.l2norm.default)

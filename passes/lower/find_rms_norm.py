@@ -37,7 +37,9 @@ def _find(graph: Graph) -> int:
         if found is not None:
             x, weight, epsilon = found
             emit = Emit(graph, node.meta.get("source", ""), node)
-            node.replace_all_uses_with(emit.ours("rms_norm", x, weight, eps=epsilon))
+            norm = emit.ours("rms_norm", x, weight, eps=epsilon)
+            norm.meta["type"] = node.meta["type"]  # one may be of what another gives
+            node.replace_all_uses_with(norm)
             count += 1
     if count:
         graph.drop_dead()

@@ -300,6 +300,8 @@ CASES: list[Case] = [
     # norms
     case("layer_norm", X, [4], In((4,)), In((4,))),
     case("layer_norm", X, [4], None, None, 1e-3),
+    case("rms_norm", X, [4], In((4,)), 1e-3),
+    case("rms_norm", X, [4]),
 ]
 
 
