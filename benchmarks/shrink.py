@@ -87,7 +87,7 @@ _INDEXER = {
     "indexer_n_heads": 4,
     "indexer_kv_heads": 1,
     "indexer_head_dim": 16,
-    "indexer_budget": 8,
+    "indexer_budget": 12,
     "indexer_compress_ratio": 2,
 }
 _DOTS3 = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "kv_lora_rank": 24, "qk_nope_head_dim": 8}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from sleepc.capture.chosen_rows import chosen_rows
 from sleepc.capture.dense_experts import dense_experts
 from sleepc.capture.export import capture_module
 from sleepc.capture.kernel_seam import open_kernel_seam
+from sleepc.capture.mask_pickers import picking_all
 from sleepc.capture.own_run import require_run
 from sleepc.capture.seam import open_seam
 from sleepc.errors import SleepcError, UsageError
@@ -64,8 +66,12 @@ def capture(
 def capture_flat(module: nn.Module, *, values: nn.Module | None = None, decomposed: bool = False) -> ProgramGraphs:
     """A module as a program at level ATEN; `values` is the same in the dtype of its files and gives the parameters."""
     limit = max_positions(getattr(module, "config", None))
-    with open_seam(module), open_kernel_seam(module), dense_experts(module), chosen_rows(module):
+    with ExitStack() as opened:
+        for each in (open_seam, open_kernel_seam, dense_experts, chosen_rows):
+            opened.enter_context(each(module))
+        most = opened.enter_context(picking_all(module))
         program = capture_module(module, max_positions=limit, decomposed=decomposed)
+    program.picked = min((count for count in (program.picked, most()) if count is not None), default=None)
     if values is not None:
         take_values(program, values)
     return program

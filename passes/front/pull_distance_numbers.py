@@ -22,8 +22,9 @@ NONE = -1  # stands for the place of a number that is 0
 
 @dataclass(frozen=True)
 class PullDistanceNumbers(Pass):
-    """attention(q, k, v, mask), mask = gather(numbers, index) where a key is seen, numbers [B,Hq,T,R] made of the tokens
-    and index of nothing but distances -> attention(q, k, v, seen, by_distance=numbers) (Inkling's position bias).
+    """attention(q, k, v, mask), mask = gather(numbers, index) where a key is seen, numbers [B,Hq,T,R] made of the
+    tokens and index of nothing but distances -> attention(q, k, v, seen, by_distance=numbers) (Inkling's position
+    bias).
 
     On the way from the numbers to the mask may be casts, zeros beyond a distance, and factors of a query.
     """
@@ -54,8 +55,8 @@ class PullDistanceNumbers(Pass):
 
 @dataclass
 class _Way:
-    """From the numbers [B,Hq,T,R] to what is added to scores [B,Hq,T,T]: which of them, where zeros are put instead, and
-    what is done to each, the last first: an operator and its second argument.
+    """From the numbers [B,Hq,T,R] to what is added to scores [B,Hq,T,T]: which of them, where zeros are put instead,
+    and what is done to each, the last first: an operator and its second argument.
     """
 
     numbers: Any = None
@@ -100,8 +101,8 @@ def _of_query(by: Any) -> bool:
 
 
 def _columns(program: ProgramGraphs, way: _Way) -> Tensor | None:
-    """Which of the numbers is added at distance 0, 1, .., NONE for 0, up to one that stands for all beyond; None if more
-    than the distance decides, or they stand in another order.
+    """Which of the numbers is added at distance 0, 1, .., NONE for 0, up to one that stands for all beyond; None if
+    more than the distance decides, or they stand in another order.
     """
     size = max(grid_size(program, each) for each in (way.index, *way.zeros))
     row, at = torch.zeros(1, size, dtype=torch.int64), torch.arange(size)

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 import sleepc
 from sleepc.capture.call import TokensToLogits
+from sleepc.capture.mask_pickers import picking_all
 from sleepc.capture.picked_keys import most_picked
 from sleepc.capture.seam import open_seam
+from sleepc.capturing import capture
 from sleepc.converting import fitting_recipe
 from sleepc.errors import Refusal
 from tests.families import family, make_module
@@ -57,3 +59,67 @@ def test_a_model_that_takes_few_tokens_is_asked_at_its_last_position(how: str) -
     for positions in (None, 65):
         with pytest.raises(Refusal, match="not found up to how many"):
             most_picked(_Short(), torch.device("cpu"), [how], positions)
+
+
+class _Picker(nn.Module):
+    """Picks the best three pairs of neighbours, query by query, and what is left over."""
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, ...], attention_mask: Tensor, cache: object
+    ) -> Tensor:
+        """A mask like the one it gets."""
+        picked = torch.zeros_like(attention_mask)
+        for row in range(attention_mask.shape[0]):
+            for query in range(attention_mask.shape[2]):
+                seen = attention_mask[row, 0, query].nonzero().flatten()
+                pairs = seen[: len(seen) // 2 * 2].view(-1, 2)
+                best = hidden_states[row, pairs[:, 0], 0].topk(min(3, len(pairs))).indices
+                picked[row, 0, query, torch.cat([pairs[best].flatten(), seen[len(pairs) * 2 :]])] = True
+        return picked
+
+
+class _Picking(nn.Module):
+    """One attention layer whose keys are picked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.mix, self.picker = nn.Embedding(11, 8), nn.Linear(8, 8), _Picker()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B,T] -> logits [B,T,11]."""
+        h = self.words(tokens)
+        seen = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril().expand(tokens.shape[0], 1, -1, -1)
+        seen = seen & self.picker(h, (h, h), seen, None)
+        q, k, v = self.mix(h)[:, None], h[:, None], h[:, None]
+        return nn.functional.linear(
+            h + nn.functional.scaled_dot_product_attention(q, k, v, seen)[:, 0], self.words.weight
+        )
+
+
+def test_a_part_that_picks_by_a_mask_is_asked_how_many() -> None:
+    model = _Picking()
+    found = capture(model)
+    assert found.picked == 7  # three pairs and one
+    assert "forward" not in vars(model.picker)
+    with torch.no_grad():
+        tokens = torch.arange(7)[None]
+        wanted = model(tokens)
+    torch.testing.assert_close(
+        sleepc.convert(model, {"window": 7, "sinks": 0}).session().feed(tokens[0].tolist()), wanted[:, -1].numpy()
+    )
+
+
+def test_a_part_that_does_not_say_how_many_is_refused() -> None:
+    class Whole(_Picker):
+        def forward(
+            self, hidden_states: Tensor, position_embeddings: tuple[Tensor, ...], attention_mask: Tensor, cache: object
+        ) -> Tensor:
+            """All of them."""
+            return hidden_states
+
+    model = Whole()
+    with picking_all(model) as most:
+        mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+        assert model(torch.zeros(1, 2, 8), (), mask, None).all()
+    with pytest.raises(Refusal, match="not found up to how many"):
+        most()
