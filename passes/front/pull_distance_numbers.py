@@ -67,7 +67,7 @@ class _Way:
     def numbers_by(self, e: FlatEmit, columns: Tensor) -> fx.Node:
         """The numbers by distance, the last for all beyond."""
         count = len(columns) - int(columns[-1] == NONE)
-        made = self.numbers
+        made: fx.Node = self.numbers
         if count < int(val(made).shape[3]):
             made = e.call(aten.slice.Tensor, made, 3, 0, count)
         if count < len(columns):
