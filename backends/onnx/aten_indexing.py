@@ -12,13 +12,16 @@ from torch import fx
 from sleepc.backends.onnx.call import Call, aten, translates
 from sleepc.errors import UsageError
 
+Dims = Sequence["int | str"]
+MOST_CHOICES = 64  # of numpy.choose, and so of onnx's ReferenceEvaluator
+
 
 @translates(aten.gather.default)
 def gather(c: Call) -> ir.Value:
     """x at indices along one dimension, of the indices' shape. If an index is that of a whole row, rows are copied."""
     axis, place = c.dim(1, len(c.out.dims)), _place_of_rows(c)
     if place is None:
-        return c.e("GatherElements", c.tensor(0), c.tensor(2), axis=axis)
+        return elements(c, c.tensor(0), c.tensor(2), axis, (c.type(0).dims, c.type(2).dims))
     each = c.e("Reshape", c.value(place), c.e.shape([*place.meta["type"].dims[: axis + 1], 1]))
     return c.e("GatherND", c.tensor(0), c.e("Expand", each, c.e.shape([*c.out.dims[: axis + 1], 1])), batch_dims=axis)
 
@@ -42,7 +45,24 @@ def take_along_dim(c: Call) -> ir.Value:
     dims = list(c.out.dims)
     dims[axis] = c.type(0).dims[axis]
     x, at = c.e("Expand", c.tensor(0), c.e.shape(dims)), c.e("Expand", c.tensor(1), c.e.shape(c.out.dims))
-    return c.e("GatherElements", x, at, axis=axis)
+    return elements(c, x, at, axis, (dims, c.out.dims))
+
+
+def elements(c: Call, x: ir.Value, at: ir.Value, axis: int, dims: tuple[Dims, Dims]) -> ir.Value:
+    """x at places [..] of one axis. `dims` are those of both.
+
+    onnx's ReferenceEvaluator takes GatherElements from 63 elements and no more: in plain operators it is a GatherND,
+    of the axis as the last.
+    """
+    (source, places), e = dims, c.e
+    outer = [i for i in range(len(source)) if i != axis]
+    few = isinstance(source[axis], int) and int(source[axis]) < MOST_CHOICES
+    if c.style.ops != "portable" or few or any(source[i] != places[i] for i in outer):
+        return e("GatherElements", x, at, axis=axis)
+    order = [*outer, axis]
+    back = [order.index(i) for i in range(len(order))]
+    each = e("Unsqueeze", e.transpose(at, order), e.ints(-1))
+    return e.transpose(e("GatherND", e.transpose(x, order), each, batch_dims=len(outer)), back)
 
 
 @translates(aten.index_select.default)

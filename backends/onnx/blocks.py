@@ -39,7 +39,7 @@ def all_blocks(
     """The blocks; twice for int4, since the fastest products for one token and for many are different kernels of ONNX
     Runtime's: the graph chooses when it runs.
     """
-    if style.precision != "int4" or not style.columns:
+    if style.precision != "int4" or not style.columns or style.tokens != "any":
         return _blocks(program, e, values, states, style)
     made: list[Blocks] = []
 

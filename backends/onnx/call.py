@@ -33,6 +33,8 @@ class Style:
     precision: Precision = "fp32"
     columns: bool = True  # what is written into windows is an output, which the host writes in place
     tokens: Tokens = "any"  # how many a call has, in a part of the graph that is for one or for many
+    plain_sleeps: bool = False  # sleeps in plain operators, whatever `ops` is
+    one_token: bool = False  # a graph of its own for calls of one token
 
 
 @dataclass

@@ -177,6 +177,7 @@ class Emitter:
         """From here on, what the program calls `name` is the size `other`."""
         self.sizes[name] = self.sizes[other]
         self.renamed[name] = other
+        self.numbers = {known: number for known, number in self.numbers.items() if known != name}
         for made in self._made:
             for key in [key for key in made if key[0] in ("size", "shape")]:
                 del made[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,20 @@ def write_files(
     identity: str = "",
     written: dict[str, tuple[Any, Any]] | None = None,
 ) -> ExportManifest:
-    """Write a lowered program as wake.onnx, sleep_replay.onnx, sleep_recurrent.onnx (if the program has a
-    loop) and weights.bin. `written` gets what each weight of the file is (see Weights).
+    """Write a lowered program as wake.onnx (and wake_one.onnx, if the style has it), sleep_replay.onnx,
+    sleep_recurrent.onnx (if the program has a loop) and weights.bin. `written` gets what each weight of the file is
+    (see Weights).
     """
     weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program))
     weights.written = {} if written is None else written
     wake = wake_graph(program, weights, style)
-    sleeps = {"sleep_replay": sleep_graph(program, weights, style)}
+    one = {"wake_one": wake_graph(program, weights, replace(style, tokens="one"))} if style.one_token else {}
+    asleep_style = replace(style, ops="portable") if style.plain_sleeps else style
+    sleeps = {"sleep_replay": sleep_graph(program, weights, asleep_style)}
     if program.loop is not None:
-        sleeps["sleep_recurrent"] = sleep_graph(program, weights, style, recurrent=True)
-    files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in {"wake": wake, **sleeps}.items()}
+        sleeps["sleep_recurrent"] = sleep_graph(program, weights, asleep_style, recurrent=True)
+    steps = {"wake": wake, **one, **sleeps}
+    files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in steps.items()}
     asleep = sleeps.get("sleep_recurrent", sleeps["sleep_replay"])
     return ExportManifest(
         sleepc=__version__,
@@ -65,6 +70,7 @@ def write_files(
         weights=FILE,
         weights_size=(folder / FILE).stat().st_size,
         wake=files["wake"],
+        wake_one=files.get("wake_one"),
         sleep_replay=files["sleep_replay"],
         sleep_recurrent=files.get("sleep_recurrent"),
         states=_states(program, wake, asleep),
@@ -111,10 +117,23 @@ def _save(step: StepGraph, path: Path, style: Style) -> ModelFile:
     for value in [v for v in graph.inputs if not v.uses() and v.name not in ("tokens", "lengths", "passes")]:
         graph.inputs.remove(value)
     attach(model)
-    ir.save(model, path)
+    _write(model, path, style)
     return ModelFile(
         file=path.name, inputs=[_tensor(v) for v in graph.inputs], outputs=[_tensor(v) for v in graph.outputs]
     )
+
+
+def _write(model: ir.Model, path: Path, style: Style) -> None:
+    """Save a model. In plain operators, values of graphs inside have types too: iree-import-onnx takes those without
+    as numbers.
+    """
+    inner = any(a.type == ir.AttributeType.GRAPH for node in model.graph for a in node.attributes.values())
+    if not inner or style.ops != "portable":
+        ir.save(model, path)
+        return
+    import onnx
+
+    onnx.save(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True), path)
 
 
 def drop_unread(graph: ir.Graph) -> None:

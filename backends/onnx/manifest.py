@@ -71,6 +71,7 @@ class ExportManifest(FilesManifest):
     ep: str
     opsets: dict[str, int]
     wake: ModelFile
+    wake_one: ModelFile | None = None  # the same for T = 1, for hosts that want a graph without sizes to ask for
     sleep_replay: ModelFile
     sleep_recurrent: ModelFile | None
     states: list[StateTensor]
@@ -84,7 +85,8 @@ class ExportManifest(FilesManifest):
     @property
     def graphs(self) -> list[ModelFile]:
         """Every graph."""
-        return [self.wake, self.sleep_replay, *([self.sleep_recurrent] if self.sleep_recurrent else [])]
+        found = (self.wake, self.wake_one, self.sleep_replay, self.sleep_recurrent)
+        return [graph for graph in found if graph is not None]
 
     @property
     def sleep(self) -> ModelFile:
@@ -114,6 +116,9 @@ class ExportManifest(FilesManifest):
         known_sizes = all(d in ("B", "T", "M") for t in self.wake.outputs for d in t.dims if isinstance(d, str))
         require(known_sizes, f"{self.wake.file} has an output of a size that nobody knows")
         require(("logits", ("B", "M", self.vocab)) in {(t.name, t.dims) for t in self.wake.outputs}, "no logits")
+        if self.wake_one is not None:
+            same = [t.name for t in self.wake_one.outputs] == [t.name for t in self.wake.outputs]
+            require(same, f"{self.wake_one.file} and {self.wake.file} have different outputs")
         for state in self.states:
             require(not isinstance(state.sleep, Columns), f"a sleep writes columns of {state.name}")
             self._check_change(state, state.wake, self.wake)

@@ -1,6 +1,7 @@
 """Fast-weight memories: short convolution, update and read, read alone, consolidation by replay.
 
-The recurrence is an operator of ONNX Runtime's if it has one for the rule, else a `Scan` over tokens.
+The recurrence is an operator of ONNX Runtime's if it has one for the rule. In plain operators it is an affine map, for
+as many tokens as a sleep has; else a `Scan` over tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx import memories
+from sleepc.backends.onnx.affine import known, one_pass, repeated, whole_sum
+from sleepc.backends.onnx.aten_indexing import elements
 from sleepc.backends.onnx.call import Call, ours, translates
 from sleepc.backends.onnx.control import repeat
 from sleepc.backends.onnx.emit import MICROSOFT
-from sleepc.backends.onnx.scan import scan
+from sleepc.backends.onnx.scan import one_token, scan
 from sleepc.backends.onnx.spelling import Query, States, Tokens, spelling_of
 from sleepc.ir.dims import scaled
 from sleepc.memory.registry import find
@@ -93,6 +96,9 @@ def replay(c: Call) -> Sequence[ir.Value]:
         assert int(c.raw("passes")) == 1, "a number of passes that is fixed is 1"
         return states
     again = tokens.without({name for name, gate in rule.gates.items() if not gate.again})
+    count = known(c.e, tokens.count)
+    if c.style.ops == "portable" and rule.affine and count is not None:
+        return [repeated(c.e, one_pass(c.e, rule, again, count), states[0], c.passes)]
     return repeat(c.e, c.passes, states, lambda before: advance(c, rule, None, again, before, 1.0)[1])
 
 
@@ -101,14 +107,22 @@ def advance(
 ) -> tuple[ir.Value | None, list[ir.Value]]:
     """All tokens; q is ([B, Hq, T, dk], Hq) or None -> (reads [B, Hq, T, dv] or None, states')."""
     kernel = spelling_of(rule.name).kernel if c.style.ops == "ort" else None
-    return (kernel or scan)(c.e, rule, q, tokens, states, scale)
+    count = known(c.e, tokens.count)
+    if c.style.ops == "portable" and rule.affine and q is None and count is not None:
+        (state,) = states
+        if not rule.corrects:
+            return None, [whole_sum(c.e, tokens, count, state)]
+        return None, [one_pass(c.e, rule, tokens, count)(c.e, state)]
+    run = kernel or (one_token if count == 1 else scan)
+    return run(c.e, rule, q, tokens, states, scale)
 
 
 def _next_tail(c: Call, columns: ir.Value) -> ir.Value:
     """columns [B, C, K-1+T] (the tail before, then the tokens) -> the last K-1 up to each row's own length."""
     e, (rows, width, kept) = c.e, c.type(2).dims
     at = e("Add", e("Unsqueeze", c.tensor(3), e.ints(1, 2)), e.ints(*range(int(kept))))
-    return e("GatherElements", columns, e("Expand", at, e.shape((rows, width, kept))), axis=2)
+    where = e("Expand", at, e.shape((rows, width, kept)))
+    return elements(c, columns, where, 2, ((rows, width, "T"), (rows, width, kept)))
 
 
 def _columns(c: Call) -> tuple[ir.Value, ir.Value]:

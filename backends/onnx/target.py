@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 9.0, "int4": 5.0}  # of a weight; the last two with a scale for 32 of them
 KNOWN = {"precision": tuple(BITS), "ops": ("ort", "portable"), "ep": ("cpu", "cuda")}
+SLEEPS = ("same", "portable")
 FORMS: dict[str, dict[str, Any]] = {
     "ort": {"columns": True},
     "whole": {"columns": False},
@@ -48,6 +49,8 @@ class Options:
         tried=("ort", "portable"),
     )
     ep: str = option("cpu", "The execution provider that the files are for: cpu or cuda.")
+    sleep_ops: str = option("same", "Operators of sleeps: same (as --ops), or portable in files of --ops ort too.")
+    one_token: bool = option(False, "Also write wake_one.onnx, for calls of one token.")
 
 
 class OnnxTarget(Target):
@@ -73,10 +76,10 @@ class OnnxTarget(Target):
 
     def check(self, options: Options) -> None:
         """See `Target.check`."""
-        for name, known in KNOWN.items():
+        for name, known in (*KNOWN.items(), ("sleep_ops", SLEEPS)):
             if getattr(options, name) not in known:
                 what = f"unknown {name} {getattr(options, name)!r}"
-                raise UsageError(what, where=f"--{name}", fix=f"One of: {', '.join(known)}.")
+                raise UsageError(what, where=f"--{name.replace('_', '-')}", fix=f"One of: {', '.join(known)}.")
         if options.ops == "portable" and options.precision in ("int8", "int4"):
             raise UsageError(
                 f"{options.precision} needs kernels of ONNX Runtime's own, and portable files have none",
@@ -153,7 +156,13 @@ def style_of(options: Options) -> Style:
     """Options as a style. Rings are written by the host only if it shares memory with the graph, and is ours."""
     from sleepc.backends.onnx.call import Style
 
-    return Style(ops=options.ops, precision=options.precision, columns=_columns(options))  # type: ignore[arg-type]
+    return Style(
+        ops=options.ops,  # type: ignore[arg-type]
+        precision=options.precision,  # type: ignore[arg-type]
+        columns=_columns(options),
+        plain_sleeps=options.sleep_ops == "portable",
+        one_token=options.one_token,
+    )
 
 
 def options_of(style: Style) -> Options:

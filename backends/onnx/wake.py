@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,17 +53,22 @@ class StepGraph:
 
 def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> StepGraph:
     """The wake step. Inputs in addition to the state: tokens [B,T], lengths [B], logits_at [B,M] (those whose logits
-    are wanted).
+    are wanted). In a style for one token T is 1.
     """
     e = Emitter(weights)
+    with e.knowing({"T": 1}) if style.tokens == "one" else nullcontext():
+        return _wake(program, e, style)
+
+
+def _wake(program: ProgramGraphs, e: Emitter, style: Style) -> StepGraph:
     step = StepGraph(e)
-    tokens = step.input("tokens", TensorType(torch.int64, ("B", "T")))
+    tokens = step.input("tokens", e.named(TensorType(torch.int64, ("B", "T"))))
     lengths = step.input("lengths", TensorType(torch.int64, ("B",)))
     wanted = step.input("logits_at", TensorType(torch.int64, ("B", "M")))
     states = {s.name: step.input(s.name, s.type()) for s in program.all_states()}
     e.sizes = {
         "B": e("Shape", lengths, start=0, end=1),
-        "T": e("Shape", tokens, start=1, end=2),
+        "T": e.ints(1) if style.tokens == "one" else e("Shape", tokens, start=1, end=2),
         "M": e("Shape", wanted, start=1, end=2),
     }
     types = {name: node.meta["type"] for name, node in program.embed.results().items()}
@@ -72,9 +78,11 @@ def wake_graph(program: ProgramGraphs, weights: Weights, style: Style) -> StepGr
         if spec.name in values:
             step.replace(spec.name, values.pop(spec.name), spec.type())
     blocks = all_blocks(program, e, values, states, style)
+    types |= {name: type_ for name, (_, type_) in blocks.outputs.items()}
+    types = {name: e.named(type_) for name, type_ in types.items() if isinstance(type_, TensorType)}
     _logits(program, step, {**values, "h": blocks.h}, wanted, style)
-    for name, (value, type_) in blocks.outputs.items():
-        step.output(name, value, type_)
+    for name, (value, _) in blocks.outputs.items():
+        step.output(name, value, types[name])
     step.changes |= blocks.changes
     for name in {change.slots for change in step.changes.values() if isinstance(change, Columns)}:
         step.output(name, values[name], types[name])

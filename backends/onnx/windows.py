@@ -9,7 +9,6 @@ import torch
 
 from sleepc.backends.onnx.call import Call, fuses, ours, translates
 from sleepc.backends.onnx.control import choose, is_one_token
-from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.errors import SleepcError
 from sleepc.ir.dims import scaled
 from sleepc.masks import Mask
@@ -128,10 +127,12 @@ def fused_attention(c: Call) -> ir.Value | None:
     def one() -> ir.Value:
         return _one_token(c, q, (k, v, k_window, v_window), mask)
 
-    if not c.style.columns or c.type(5).dims[1] != 1 or c.e.sizes["T"].const_value is not None:  # a sleep's T is fixed
+    if not c.style.columns or c.type(5).dims[1] != 1:
         return many()
     if c.style.tokens != "any":
         return one() if c.style.tokens == "one" else many()
+    if c.e.sizes["T"].const_value is not None:  # a sleep's T is fixed
+        return many()
     return choose(c.e, is_one_token(c.e), lambda: [one()], lambda: [many()], lambda: [c.out])[0]
 
 
@@ -155,7 +156,8 @@ def _one_token(c: Call, q: ir.Value, others: Sequence[ir.Value], mask: ir.Value)
     scale = float(c.raw("scale"))
 
     def scored(keys: ir.Value) -> ir.Value:
-        return e("FusedMatMul", rows, keys, domain=MICROSOFT, transB=1, alpha=scale)
+        # ONNX Runtime makes these three one kernel, and other runtimes know them
+        return e("Mul", e("MatMul", rows, e.transpose(keys, (0, 1, 3, 2))), e.const(scale, c.out.dtype))
 
     rows = e.reshape(q, c.type(0).dims, (*grouped, width))  # query heads of one KV head are rows of one product
     scores = e("Concat", scored(k_window), scored(k), axis=3)

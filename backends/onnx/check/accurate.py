@@ -18,7 +18,7 @@ EXACT = 0  # accuracy_level: products in float32
 @contextmanager
 def accurate(folder: Path, manifest: ExportManifest) -> Iterator[ExportManifest]:
     """The manifest of copies next to the files, over the same weights; a file that rounds nothing is not copied."""
-    parts = {name: getattr(manifest, name) for name in ("wake", "sleep_replay", "sleep_recurrent")}
+    parts = {name: getattr(manifest, name) for name in ("wake", "wake_one", "sleep_replay", "sleep_recurrent")}
     copies: dict[str, ModelFile] = {}
     try:
         for name, part in parts.items():

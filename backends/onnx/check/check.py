@@ -19,6 +19,7 @@ from sleepc.backends.check.reading import Found, Other, Shelf, StepsReader, toke
 from sleepc.backends.check.sleeps import sleeps_of
 from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.files import check_files
+from sleepc.backends.onnx.check.one_token import check_one_token
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised
 from sleepc.backends.onnx.installed import about
@@ -130,6 +131,7 @@ def _read_onnx(subject: CheckedFiles, expected: Shelf) -> None:
         reading = StepsReader(steps, _enough(subject), compared)
         reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
         del steps, others, reading
+        report.rows += check_one_token(subject.folder, manifest, _enough(subject), states)
     if subject.quantised:
         progress("reading a text with ONNX Runtime", None)
         quality = Quality(subject.tokens[:TEXT])

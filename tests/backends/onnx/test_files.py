@@ -54,7 +54,7 @@ def test_files_are_valid_and_say_their_shapes(name: str, recipe: str, ops: str) 
 
 @pytest.mark.parametrize(("name", "recipe", "ops"), CASES[3:5])
 def test_the_program_alone_says_how_many_nodes_there_are(name: str, recipe: str, ops: str) -> None:
-    """Nothing is unrolled along tokens."""
+    """Nothing is unrolled along tokens; those of a portable sleep are in blocks of eight."""
 
     def counts(window: int) -> list[Counter[str]]:
         return [
@@ -62,7 +62,7 @@ def test_the_program_alone_says_how_many_nodes_there_are(name: str, recipe: str,
             for path in files(name, recipe, ops, window)
         ]
 
-    assert counts(WINDOW) == counts(WINDOW + 3)
+    assert counts(WINDOW - 1) == counts(WINDOW - 3)
 
 
 @pytest.mark.parametrize(("name", "ops"), [("llama", "ort"), ("gemma2", "portable"), ("gpt2", "ort")])
