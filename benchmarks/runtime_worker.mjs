@@ -63,6 +63,11 @@ for (const file of files) {
   }
 }
 
+/** A state whose arrays may be written into. */
+function copy(state) {
+  return Object.fromEntries(Object.entries(state).map(([name, x]) => [name, new ort.Tensor(x.type, x.data.slice(), x.dims)]));
+}
+
 async function one(step, file, state) {
   const row = found[file];
   if (row.refused) return;
@@ -70,8 +75,12 @@ async function one(step, file, state) {
   try {
     const outputs = await sessions[file].run(inputsOf(graphs[file], { ...state, ...given(step) }));
     row.ms[step.name] = Math.round((performance.now() - started) * 10) / 10;
-    for (const [name, wanted] of Object.entries(expected(step))) {
-      const error = apart(outputs[name], wanted);
+    const [wanted, own] = [expected(step), copy(state)];
+    change(about, own, step.kind, outputs);
+    const right = copy(state);
+    change(about, right, step.kind, wanted);
+    for (const name of [...Object.keys(right), ...(wanted.logits ? ["logits"] : [])]) {
+      const error = name === "logits" ? apart(outputs.logits, wanted.logits) : apart(own[name], right[name]);
       if (error >= row.error) Object.assign(row, { error, worst: `${name}, ${step.name}` });
     }
   } catch (error) {

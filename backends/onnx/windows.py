@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 import onnx_ir as ir
 import torch
@@ -227,7 +228,7 @@ def kept_attention(c: Call) -> ir.Value:
     together, grouped = (rows, scaled(tokens, int(heads))), (rows, kv, scaled(tokens, int(heads) // kv))
     each = (rows, heads, tokens)
     q = e("Mul", c.tensor(0), e.const(float(c.raw("scale")), dtype))
-    of_window, of_new = e.several("Split", 2, _added(c, 5), e.shape([length, tokens]), axis=3)
+    of_window, of_new = _cut(c, _added(c, 5), [length, tokens])
 
     def scored(shape: tuple[int | str, ...], keys: ir.Value, order: tuple[int, ...], count: int | str) -> ir.Value:
         product = e("MatMul", e.reshape(q, c.type(0).dims, (*shape, width)), e.transpose(keys, order))
@@ -244,7 +245,7 @@ def kept_attention(c: Call) -> ir.Value:
     new = e("Add", scored(grouped, c.tensor(1), (0, 1, 3, 2), tokens), of_new)
     scores = e("Concat", e.reshape(kept, None, (*each, slots)), window, new, axis=3)
     weights = _softmax(c, scores, 9, (1, int(heads), 1, 1))
-    parts = e.several("Split", 3, weights, e.shape([slots, length, tokens]), axis=3)
+    parts = _cut(c, weights, [slots, length, tokens])
 
     def answer(own: ir.Value, shape: tuple[int | str, ...], count: int | str, values: ir.Value) -> ir.Value:
         product = e("MatMul", e.reshape(own, None, (*shape, count)), values)
@@ -252,6 +253,15 @@ def kept_attention(c: Call) -> ir.Value:
 
     old, near = answer(parts[0], together, slots, c.tensor(7)), answer(parts[1], grouped, length, c.tensor(4))
     return e("Add", old, e("Add", near, answer(parts[2], grouped, tokens, c.tensor(2))))
+
+
+def _cut(c: Call, x: ir.Value, sizes: Sequence[int | str]) -> Sequence[ir.Value]:
+    """x [B, H, T, sum of sizes] in parts, of which the last may have any size: tract has no Split for that."""
+    e = c.e
+    if c.style.ops == "ort":
+        return e.several("Split", len(sizes), x, e.shape(sizes), axis=3)
+    ends = [0, *accumulate(int(e.size(size)) for size in sizes[:-1]), 2**63 - 1]
+    return [e("Slice", x, e.ints(start), e.ints(end), e.ints(3)) for start, end in pairwise(ends)]
 
 
 @translates(ours.write_slots.default)
