@@ -227,7 +227,7 @@ def open_iree(path: Path) -> Run:
     text, code, weights = (work / f"{path.stem}.{end}" for end in ("mlir", "vmfb", "irpa"))
     tools = Path(sys.executable).parent
     importing = [tools / "iree-import-onnx", path, "-o", text, "--externalize-params", f"--params-scope={path.stem}"]
-    _tool([*importing, f"--save-params-to={weights}", "--large-model"])
+    _tool([*importing, f"--save-params-to={weights}"])
     _tool([tools / "iree-compile", text, "-o", code, "--iree-input-type=onnx", "--iree-hal-target-device=local",
            "--iree-hal-local-target-device-backends=llvm-cpu", "--iree-llvmcpu-target-cpu=host"])  # fmt: skip
     config = rt.Config("local-sync")

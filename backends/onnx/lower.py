@@ -45,15 +45,9 @@ def write_files(
     """
     weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program))
     weights.written = {} if written is None else written
-    wake = wake_graph(program, weights, style)
-    one = {"wake_one": wake_graph(program, weights, replace(style, tokens="one"))} if style.one_token else {}
-    asleep_style = replace(style, ops="portable") if style.plain_sleeps else style
-    sleeps = {"sleep_replay": sleep_graph(program, weights, asleep_style)}
-    if program.loop is not None:
-        sleeps["sleep_recurrent"] = sleep_graph(program, weights, asleep_style, recurrent=True)
-    steps = {"wake": wake, **one, **sleeps}
+    steps = _steps(program, weights, style)
     files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in steps.items()}
-    asleep = sleeps.get("sleep_recurrent", sleeps["sleep_replay"])
+    asleep = steps.get("sleep_recurrent", steps["sleep_replay"])
     return ExportManifest(
         sleepc=__version__,
         identity=identity,
@@ -73,11 +67,23 @@ def write_files(
         wake_one=files.get("wake_one"),
         sleep_replay=files["sleep_replay"],
         sleep_recurrent=files.get("sleep_recurrent"),
-        states=_states(program, wake, asleep),
+        states=_states(program, steps["wake"], asleep),
         budgets=slots_of_heads(program),
         rules=[],
         report={},
     )
+
+
+def _steps(program: ProgramGraphs, weights: Weights, style: Style) -> dict[str, StepGraph]:
+    """The graphs by the names of their files."""
+    steps = {"wake": wake_graph(program, weights, style)}
+    if style.one_token:
+        steps["wake_one"] = wake_graph(program, weights, replace(style, tokens="one"))
+    asleep = replace(style, ops="portable") if style.plain_sleeps else style
+    steps["sleep_replay"] = sleep_graph(program, weights, asleep)
+    if program.loop is not None:
+        steps["sleep_recurrent"] = sleep_graph(program, weights, asleep, recurrent=True)
+    return steps
 
 
 def _states(program: ProgramGraphs, wake: StepGraph, asleep: StepGraph) -> list[StateTensor]:
