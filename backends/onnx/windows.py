@@ -260,7 +260,8 @@ def _cut(c: Call, x: ir.Value, sizes: Sequence[int | str]) -> Sequence[ir.Value]
     e = c.e
     if c.style.ops == "ort":
         return e.several("Split", len(sizes), x, e.shape(sizes), axis=3)
-    ends = [0, *accumulate(int(e.size(size)) for size in sizes[:-1]), 2**63 - 1]
+    known = [size for size in map(e.size, sizes[:-1]) if isinstance(size, int)]
+    ends = [0, *accumulate(known), 2**63 - 1]
     return [e("Slice", x, e.ints(start), e.ints(end), e.ints(3)) for start, end in pairwise(ends)]
 
 
