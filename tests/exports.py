@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -15,11 +16,20 @@ KEPT = 64
 PLAIN = (bool, int, float, str, tuple, list, torch.dtype, FunctionType, type(None))
 
 
+@dataclass
+class Kept:
+    """An exported program, what its model was, and the same taken apart, if that was asked for."""
+
+    made: ExportedProgram
+    parts: object  # kept, so that no other has the address of one
+    decomposed: ExportedProgram | None = None
+
+
 class Again:
     """An exported program with the tensors of another model that is exported to the same."""
 
-    def __init__(self, made: ExportedProgram, model: nn.Module) -> None:
-        self.made, self.model = made, model
+    def __init__(self, kept: Kept, made: ExportedProgram, model: nn.Module) -> None:
+        self.kept, self.made, self.model = kept, made, model
         self.state_dict = model.state_dict(keep_vars=True)
         own = dict(model.named_buffers(remove_duplicate=False))
         self.constants = {name: own.get(name, value) for name, value in made.constants.items()}
@@ -29,24 +39,24 @@ class Again:
 
     def run_decompositions(self, table: dict[Any, Any]) -> Again:
         """The same of the program that is made of it."""
-        return Again(self.made.run_decompositions(table), self.model)
+        assert not table, "operators stay what they are"
+        self.kept.decomposed = self.kept.decomposed or self.made.run_decompositions(table)
+        return Again(self.kept, self.kept.decomposed, self.model)
 
 
 def once(export: Callable[..., ExportedProgram]) -> Callable[..., Any]:
     """`export`, but for what equals a model that it was given before, it returns what it made of that."""
-    known: dict[str, tuple[ExportedProgram, object]] = {}
+    known: dict[str, Kept] = {}
 
     def exported(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         parts = parts_of(model)
-        key = repr((parts, torch.get_default_dtype()))
         if parts is None:
             return export(model, *args, **kwargs)
-        if key in known:
-            return Again(known[key][0], model)
-        made = export(model, *args, **kwargs)
+        key = repr((parts, torch.get_default_dtype()))
+        kept = known.get(key) or Kept(export(model, *args, **kwargs), parts)
         if len(known) < KEPT:
-            known[key] = made, parts  # the parts are kept, so that none has the address of another
-        return made
+            known[key] = kept
+        return Again(kept, kept.made, model)
 
     return exported
 
@@ -72,4 +82,12 @@ def parts_of(model: nn.Module) -> object:
 
 def plain_of(module: nn.Module) -> list[tuple[str, Any]]:
     """A module's attributes that are values or functions."""
-    return sorted((name, value) for name, value in vars(module).items() if isinstance(value, PLAIN))
+    return sorted((name, known_by(value)) for name, value in vars(module).items() if isinstance(value, PLAIN))
+
+
+def known_by(value: Any) -> Any:
+    """What a value is, in all modules that have it: capturing puts a new function around each module's own forward."""
+    if isinstance(value, FunctionType) and str(value.__globals__["__name__"]).startswith("sleepc.capture."):
+        inner = getattr(value, "__wrapped__", None)
+        return value.__code__, getattr(inner, "__func__", inner)
+    return value

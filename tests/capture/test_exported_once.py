@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import export
 
 from sleepc.capture.call import TokensToLogits
 from sleepc.capture.seam import open_seam
@@ -14,7 +15,7 @@ from sleepc.capturing import capture
 from sleepc.runtime.session import Session
 from sleepc.verify.original import Original
 from tests.conformance.backends import load
-from tests.exports import parts_of
+from tests.exports import once, parts_of
 from tests.families import Family, make_module
 
 
@@ -63,6 +64,20 @@ def test_what_is_not_equal_is_told_apart(change: Any) -> None:
     before, after = make_module("llama"), make_module("llama")
     change(after)
     assert parts(before) != parts(after)
+
+
+def test_capturing_asks_for_an_export_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it puts into a model for the time being is the same for equal models."""
+    made: list[nn.Module] = []
+
+    def counted(model: nn.Module, *args: Any, **options: Any) -> Any:
+        made.append(model)
+        return export(model, *args, **options)
+
+    monkeypatch.setattr("sleepc.capture.export.export", once(counted))
+    for _ in range(2):
+        capture(make_module("llama"))
+    assert len(made) == 1
 
 
 def test_code_that_is_not_transformers_own_is_exported_each_time() -> None:
