@@ -128,11 +128,12 @@ class TrainingBackend(Backend):
         device: str | torch.device = "cpu",
         train: bool = False,
         low: torch.dtype | None = None,
+        replaced: Kernels | None = None,
     ) -> TrainingSteps:
         """Steps on `parameters` by key, which are on `device` in the dtypes of their ports. With `low`, linear maps
         whose weights are bound in that dtype, and those of the head, are computed in it (docs/decisions/0007). On
         PyTorch's device `meta` nothing is computed, and what it would take is counted: there an operator with a kernel
-        of the backend's own is called as itself.
+        of the backend's own is called as itself. `replaced` are other functions for some operators.
         """
 
     @abstractmethod

@@ -88,6 +88,7 @@ ABOVE = (
     "scheduling",
     "api",
     "converting",
+    "causal_lm",
     "bisecting",
     "__init__",
     "cli",

@@ -143,11 +143,13 @@ class EagerBackend(TrainingBackend):
         device: str | torch.device = "cpu",
         train: bool = False,
         low: torch.dtype | None = None,
+        replaced: Kernels | None = None,
     ) -> EagerSteps:
         """See `TrainingBackend.steps_on`."""
         from sleepc.backends.eager.steps import EagerSteps
 
-        return EagerSteps(program, parameters, self.kernels(train=train), device=device, train=train, low=low)
+        kernels = {**self.kernels(train=train), **(replaced or {})}
+        return EagerSteps(program, parameters, kernels, device=device, train=train, low=low)
 
     def runner(self, graph: Graph, *, replaced: Kernels | None = None, device: str | torch.device = "cpu") -> Executor:
         """See `TrainingBackend.runner`."""

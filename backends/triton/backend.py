@@ -81,6 +81,7 @@ class TritonBackend(EagerBackend):
         device: str | torch.device = "cpu",
         train: bool = False,
         low: torch.dtype | None = None,
+        replaced: Kernels | None = None,
     ) -> EagerSteps:
         """See `TrainingBackend.steps_on`."""
         import torch
@@ -92,7 +93,7 @@ class TritonBackend(EagerBackend):
             own = {each: each for each in themselves}
         else:
             own = self._own(program.dtype)
-        kernels = {**super().kernels(train=train), **own}
+        kernels = {**super().kernels(train=train), **own, **(replaced or {})}
         return EagerSteps(program, parameters, kernels, device=device, train=train, low=low)
 
     def taken_on(self, program: ProgramGraphs, target: str, shared: int) -> list[str]:

@@ -444,11 +444,7 @@ class Session:
         now = self.steps.positions(self._state)
         if ((now > upto) & (now - count <= upto)).any():
             self._upto = None
-            text = (
-                f"the text is longer than {upto} tokens, and this model was converted with the position factors of "
-                "shorter ones: answers may get worse from here on. Convert it with --rope-factors long for long texts."
-            )
-            warnings.warn(text, SleepcWarning, stacklevel=2)
+            warn_of_border(upto)
 
     def _sleep_rows(self, rows: BoolArray) -> IntArray:
         if not rows.any():
@@ -562,6 +558,15 @@ class Session:
                 f"there is nothing to continue from in row {', '.join(map(str, missing))}",
                 fix='feed tokens first, with logits="last" or "all", or name other rows',
             )
+
+
+def warn_of_border(upto: int) -> None:
+    """Say that a text is longer than the position factors of the program are for."""
+    text = (
+        f"the text is longer than {upto} tokens, and this model was converted with the position factors of "
+        "shorter ones: answers may get worse from here on. Convert it with --rope-factors long for long texts."
+    )
+    warnings.warn(text, SleepcWarning, stacklevel=3)
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:

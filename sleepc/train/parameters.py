@@ -16,7 +16,7 @@ def trained_keys(program: ProgramGraphs, what: What) -> list[str]:
     """Keys of the parameters to train: those that the conversion or LoRA matrices added; with `all` every floating
     parameter of the source too, the first key of each tensor.
     """
-    keys = list(dict.fromkeys(key for _, names in _ports(program) for key in names.values()))
+    keys = list(dict.fromkeys(key for _, names in graphs_with_keys(program) for key in names.values()))
     chosen = [key for key in keys if is_learned(program.params[key])]
     if what != "all":
         return chosen
@@ -37,7 +37,7 @@ def linear_keys(program: ProgramGraphs) -> set[str]:
     """Keys of source weights that nothing but linear maps reads: those that may be held in bfloat16."""
     linear: set[str] = set()
     other: set[str] = set()
-    for graph, names in _ports(program):
+    for graph, names in graphs_with_keys(program):
         for port, node in graph.ports("param").items():
             only = all(is_call(user, aten.linear.default) and user.args[0] is not node for user in node.users)
             (linear if only else other).add(names[port])
@@ -64,7 +64,7 @@ def _place(param: Param) -> object:
     return param.value.data_ptr(), param.shape, param.value.stride()
 
 
-def _ports(program: ProgramGraphs) -> Iterator[tuple[Graph, dict[str, str]]]:
+def graphs_with_keys(program: ProgramGraphs) -> Iterator[tuple[Graph, dict[str, str]]]:
     """Every use of a graph, with the keys of its parameters by port; constants (tables of angles) are left out."""
     yield program.embed, {name: name for name in program.embed.ports("param")}
     for block in program.layout:
