@@ -38,14 +38,18 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
     from sleepc.tasks.ruler import RULER
 
     started = time.perf_counter()
+    if options.harness is not None:
+        from sleepc.cli.harness import evaluate_by_harness
+
+        evaluate_by_harness(artifact, options, started)
+        return
+    _check(options)
     if options.task in (QUESTIONS, *RULER):
         from sleepc.cli.questions import evaluate_questions
 
         evaluate_questions(artifact, options, started)
         return
-    for option, value in (("--questions", options.questions), ("--answer", options.answer)):
-        if value is not None:
-            raise UsageError(f"{options.task} does not take {option}", where=option, fix=f"Leave {option} out.")
+    _check_streams(options)
     text, seed, plot = options.text, options.seed, options.plot
     asked = read_asked(options.task, options.samples, seed, options.distances, text, options.settings)
     passes = _passes(options.sweep)
@@ -73,6 +77,23 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
         print_json({**facts, "text": str(text) if text else None, **to_json(found), "seconds": seconds})
     else:
         _tables(found, asked.samples, seconds)
+
+
+def _check(options: EvalOptions) -> None:
+    """Raises UsageError if no task is given, and for options that go with --harness alone."""
+    for option, value in (("--harness-folder", options.harness_folder), ("--batch", options.batch)):
+        if value is not None:
+            raise UsageError(f"{option} goes with --harness", where=option, fix=f"Leave {option} out.")
+    if not options.task:
+        fix = "Give --task with one of `sleepc tasks`, or --harness with tasks of lm-evaluation-harness."
+        raise UsageError("no task is given", where="--task", fix=fix)
+
+
+def _check_streams(options: EvalOptions) -> None:
+    """Raises UsageError for options of tasks of another kind."""
+    for option, value in (("--questions", options.questions), ("--answer", options.answer)):
+        if value is not None:
+            raise UsageError(f"{options.task} does not take {option}", where=option, fix=f"Leave {option} out.")
 
 
 def _passes(sweep: str | None) -> list[int]:

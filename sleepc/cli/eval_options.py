@@ -15,13 +15,22 @@ from sleepc.cli.options import BACKEND, COMPILE, NATIVE_CODE, SETTING, TUNED
 class EvalOptions:
     """What is asked of which models."""
 
-    task: str = flag("perplexity, retrieval, copy, questions, or one that `sleepc tasks` lists.", default=...)
+    task: str = flag(
+        "perplexity, retrieval, copy, questions, or one that `sleepc tasks` lists.", default="", shown=False
+    )
+    harness: str | None = flag(
+        "Instead of --task, tasks of lm-evaluation-harness, with commas between them.", metavar="TASKS"
+    )
+    harness_folder: Path | None = flag(
+        "A folder with task files of your own for --harness; Python files that they name are run."
+    )
+    batch: int | None = flag("How many requests are read at a time (--harness; 1).", min=1, max=4096)
     sweep: str | None = flag("Also evaluate with other numbers of replay passes: passes=1,2,4.")
     against: str | None = flag("The model to measure full attention with.")
     text: Path | None = flag("A text file to read; Python's help topics by default.")
     distances: str | None = flag(f"Distances in windows ({DISTANCES}); perplexity reads up to the largest.")
     samples: int | None = flag(
-        f"Number of streams, each with one item at every distance ({STREAMS}), or of examples ({EXAMPLES}).",
+        f"Number of streams, each with one item at every distance ({STREAMS}), or of examples ({EXAMPLES}; of --harness: all).",
         min=1,
         max=10000,
     )

@@ -1,0 +1,76 @@
+"""lm-evaluation-harness on a program: its tasks, asked of `SleepForCausalLM` as of any model of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sleepc.api import Program
+from sleepc.backends.table import DEFAULT
+from sleepc.causal_lm.model import SleepForCausalLM
+from sleepc.errors import UsageError
+
+MISSING = "lm-evaluation-harness is not installed"
+INSTALL = "pip install 'sleepc[harness]'"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Tasks by name, of the harness or of a folder of one's own with their files, and how they are asked: `batch`
+    requests at a time, `limit` examples of each task. Task files may name functions in Python files beside them, which
+    run.
+    """
+
+    tasks: Sequence[str]
+    folder: Path | None = None
+    batch: int = 1
+    limit: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    backend: str = DEFAULT
+
+
+def evaluate_tasks(program: Program, asking: Asking) -> dict[str, Any]:
+    """What the harness found, as plain data: figures by task and metric, examples asked and versions by task. Raises
+    UsageError for tasks that it has not, for a model without a tokenizer, and if it is not installed.
+    """
+    if find_spec("lm_eval") is None:
+        raise UsageError(MISSING, where="--harness", fix=f"{INSTALL} brings it.")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(asking.folder) if asking.folder else None)
+    unknown = [name for name in asking.tasks if not tasks.match_tasks([name])]
+    if unknown:
+        fix = "`lm-eval ls tasks` lists those it has; --harness-folder names a folder with files of your own."
+        raise UsageError(f"the harness has no task {', '.join(unknown)}", where="--harness", fix=fix)
+    words = tokenizer_of(program)
+    model = SleepForCausalLM(program, backend=asking.backend)
+    model.backend.check_device(asking.device)
+    first = next(i for i in (words.bos_token_id, words.eos_token_id, words.pad_token_id) if i is not None)
+    asked = HFLM(
+        model.to(asking.device), "causal", tokenizer=words, batch_size=asking.batch, prefix_token_id=first
+    )
+    seeds = {f"{kind}_seed": asking.seed for kind in ("random", "numpy_random", "torch_random", "fewshot_random")}
+    found = simple_evaluate(
+        asked, tasks=list(asking.tasks), limit=asking.limit, task_manager=tasks, bootstrap_iters=0, **seeds
+    )
+    chosen = {"results": found["results"], "examples": found["n-samples"], "versions": found["versions"]}
+    plain: dict[str, Any] = json.loads(json.dumps(chosen, default=str))
+    return plain | {"longest": asked.max_length}
+
+
+def tokenizer_of(program: Program) -> Any:
+    """A program's tokenizer as transformers has it, with a token for padding. Raises UsageError if it has none."""
+    from transformers import AutoTokenizer
+
+    folder = program.tokenizer().folder
+    words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if words.pad_token is None:
+        words.pad_token = words.eos_token or words.convert_ids_to_tokens(0)
+    return words
