@@ -51,10 +51,9 @@ def evaluate_tasks(program: Program, asking: Asking) -> dict[str, Any]:
         raise UsageError(f"the harness has no task {', '.join(unknown)}", where="--harness", fix=fix)
     words = tokenizer_of(program)
     model = SleepForCausalLM(program, backend=asking.backend)
-    model.backend.check_device(asking.device)
     first = next(i for i in (words.bos_token_id, words.eos_token_id, words.pad_token_id) if i is not None)
     asked = HFLM(
-        model.to(asking.device), "causal", tokenizer=words, batch_size=asking.batch, prefix_token_id=first
+        model.on_device(asking.device), "causal", tokenizer=words, batch_size=asking.batch, prefix_token_id=first
     )
     seeds = {f"{kind}_seed": asking.seed for kind in ("random", "numpy_random", "torch_random", "fewshot_random")}
     found = simple_evaluate(

@@ -33,14 +33,14 @@ NOT_TAKEN = ("inputs_embeds", "position_ids", "output_attentions", "output_hidde
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class SleepConfig(PreTrainedConfig):
+class SleepConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """What transformers' tools ask of a model's configuration. It is made of a program, and describes none."""
 
     model_type = "sleepc"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
 
 
-class SleepForCausalLM(PreTrainedModel, GenerationMixin):
+class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """A program whose parameters are this module's: copies, by their names in the original. `program` is what it was
     made of, and stays as it is.
 
@@ -64,11 +64,11 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         folder = program.folder()
         if said := read_object(folder / "generation_config.json") if folder else {}:
             self.generation_config = GenerationConfig.from_dict(said)
-        self.post_init()
-        self.eval()
+        self.post_init()  # type: ignore[no-untyped-call]
+        self.train(False)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # what others are loaded with is refused
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
@@ -84,17 +84,18 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         if others or trust_remote_code:
             what = f"{', '.join(others) or 'trust_remote_code'} is nothing that an artifact is loaded with"
             raise UsageError(what, where="from_pretrained", fix="Leave it out: dtype, device_map and backend remain.")
-        if isinstance(dtype, str):
-            dtype = None if dtype == "auto" else DTYPES.get(dtype, dtype)
-        if dtype is not None and dtype not in DTYPES.values():
+        kind = None if dtype in (None, "auto") else DTYPES.get(str(dtype).removeprefix("torch."))
+        if kind is None and dtype not in (None, "auto"):
             raise UsageError(f"unknown dtype {dtype!r}", where="dtype", fix=f"One of: {', '.join(DTYPES)}.")
-        model = cls(load(Path(pretrained_model_name_or_path)), dtype=dtype, backend=backend)
-        if device_map is not None:
-            model.backend.check_device(str(device_map))
-            model.to(device_map)
-        return model
+        model = cls(load(Path(pretrained_model_name_or_path)), dtype=kind, backend=backend)
+        return model if device_map is None else model.on_device(str(device_map))
 
-    def save_pretrained(
+    def on_device(self, device: str) -> SleepForCausalLM:
+        """Itself, moved there. Raises UsageError for a device that is not there, or not the backend's."""
+        self.backend.check_device(device)
+        return self._apply(lambda tensor: tensor.to(device))
+
+    def save_pretrained(  # type: ignore[override]  # what others are saved with is refused
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
@@ -121,7 +122,7 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
             program.graphs = with_values(program.graphs, changed)
             program.report.pop("verify", None)  # it is of the values before
             note_training(program, changed, {"by": "transformers"})
-        path = program.save(save_directory, standalone=standalone, force=True)
+        path = program.save(Path(save_directory), standalone=standalone, force=True)
         self.generation_config.save_pretrained(path)
         if changed:
             self.program = load(path)
@@ -222,7 +223,9 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
             fix = "Load it with from_pretrained(…, dtype=…), if that is wider, or convert it in that dtype."
             raise UsageError(what, where="to", fix=fix)
         self._steps.clear()
-        super()._apply(lambda t: fn(t) if t.dtype == self.dtype else t.to(probe.device), recurse)
+        super()._apply(  # type: ignore[no-untyped-call]
+            lambda t: fn(t) if t.dtype == self.dtype else t.to(probe.device), recurse
+        )
         return self
 
     @classmethod
@@ -244,18 +247,18 @@ def _config(program: Program, dtype: torch.dtype) -> SleepConfig:
     said = read_object(folder / "config.json") if folder else {}
     inner = said.get("text_config")
     said |= inner if isinstance(inner, dict) else {}
-    return SleepConfig(
-        vocab_size=graphs.vocab,
-        hidden_size=graphs.hidden,
-        num_hidden_layers=len(graphs.layout),
-        window=graphs.window,
-        sinks=program.recipe.sinks,
-        tie_word_embeddings=False,  # tied parameters are one
-        dtype=dtype,
-        architectures=[SleepForCausalLM.__name__],
-        name_or_path=str(program.path or ""),
-        **{name: said[name] for name in IDS if name in said},
-    )
+    found: dict[str, Any] = {
+        "vocab_size": graphs.vocab,
+        "hidden_size": graphs.hidden,
+        "num_hidden_layers": len(graphs.layout),
+        "window": graphs.window,
+        "sinks": program.recipe.sinks,
+        "tie_word_embeddings": False,  # tied parameters are one
+        "dtype": dtype,
+        "architectures": [SleepForCausalLM.__name__],
+        "name_or_path": str(program.path or ""),
+    }
+    return SleepConfig(**found, **{name: said[name] for name in IDS if name in said})
 
 
 AutoConfig.register(SleepConfig.model_type, SleepConfig)

@@ -74,7 +74,7 @@ def linear_layers(program: ProgramGraphs) -> dict[str, bool]:
     biases: dict[str, set[str | None]] = {}
     other: set[str] = set()  # what is read as something else than a bias
     for graph, names in graphs_with_keys(program):
-        by_node = {node: names[port] for port, node in graph.ports("param").items()}
+        by_node: dict[Any, str] = {node: names[port] for port, node in graph.ports("param").items()}
         for call in graph.calls():
             weight = by_node.get(call.args[1]) if is_call(call, LINEAR) else None
             bias = call.args[2] if weight is not None and len(call.args) > 2 else None
@@ -98,7 +98,7 @@ def _hang(root: nn.Module, key: str, value: Tensor, layers: dict[str, bool]) -> 
         if hasattr(holder, name):
             raise _taken(key)
         layer = nn.Linear(value.shape[1], value.shape[0], layers[key], device="meta")
-        layer.weight = value  # type: ignore[assignment]
+        layer.weight = value
         holder.add_module(name, layer)
         return Slot(key, holder, name, layer)
     holder = _module_at(root, path, key)

@@ -48,4 +48,5 @@ def load_words(path: Path) -> Any:
     """Its tokenizer, as transformers has it."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token="w0", padding_side="left")
+    made: Any = PreTrainedTokenizerFast
+    return made(tokenizer_file=str(path / "tokenizer.json"), pad_token="w0", padding_side="left")

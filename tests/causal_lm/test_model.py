@@ -62,7 +62,7 @@ def generated(model: SleepForCausalLM, **options: Any) -> list[list[int]]:
     """Greedy, without the prompt."""
     width = options["input_ids"].shape[1]
     options = {"max_new_tokens": MORE, "do_sample": False, "pad_token_id": 0, **options}
-    found: list[list[int]] = model.generate(**options)[:, width:].tolist()  # type: ignore[operator]
+    found: list[list[int]] = model.generate(**options)[:, width:].tolist()
     return found
 
 
@@ -79,8 +79,9 @@ def test_logits_are_those_of_a_session_at_once_and_in_calls(model: SleepForCausa
     wanted = torch.from_numpy(model.program.session().feed(ids.numpy(), logits="all"))
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, wanted, rtol=0, atol=1e-9)
-        cache, parts = None, []
-        for part in ids.split([5, 1, 13, 2], 1):
+        cache: Any = None
+        parts: list[Tensor] = []
+        for part in torch.split(ids, [5, 1, 13, 2], 1):
             out = model(part, cache=cache)
             cache, parts = out.cache, [*parts, out.logits]
             assert cache.get_seq_length() == sum(each.shape[1] for each in parts)
@@ -149,7 +150,7 @@ def test_a_streamer_hears_every_token(plain: SleepForCausalLM) -> None:
 def test_a_cache_is_continued_and_copied(plain: SleepForCausalLM) -> None:
     first, second = prompts()[0], prompts()[2]
     ids = torch.tensor([first])
-    found = plain.generate(ids, max_new_tokens=MORE, do_sample=False, return_dict_in_generate=True)  # type: ignore[operator]
+    found = plain.generate(ids, max_new_tokens=MORE, do_sample=False, return_dict_in_generate=True)
     kept = found.cache
     assert repr(kept) == f"<sleepc cache of 1 rows after {len(first) + MORE - 1} places>"
     before = copy.deepcopy(kept)
@@ -170,14 +171,14 @@ def test_the_loss_is_that_of_the_next_tokens_and_flows_through_sleeps(model: Sle
     assert out.cache is None
     wanted = cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(out.loss, (wanted / (sum(LENGTHS) - len(LENGTHS))).float(), check_dtype=False)
-    wanted.backward()
+    torch.autograd.backward(wanted)
     student = Student({"own": model.graphs}, trained_keys(model.graphs, "new"), None, Computing())
     carry, total = student.begin(len(LENGTHS)), torch.zeros(())
-    pieces = batch_of([Piece(np.array(row)) for row in prompts()])
-    for part in parts_of(*map(torch.from_numpy, pieces), window=8):
+    tokens, lengths, goals = map(torch.from_numpy, batch_of([Piece(np.array(row)) for row in prompts()]))
+    for part in parts_of(tokens, lengths, goals, window=8):
         loss, carry = student.read("lengthen", "own", part, carry)
         total = total + loss
-    total.backward()
+    torch.autograd.backward(total)
     found = dict(model.named_parameters())
     assert any(master.grad is not None and master.grad.any() for master in student.masters.values())
     for key, master in student.masters.items():
@@ -217,7 +218,7 @@ def test_what_cannot_be_is_said(plain: SleepForCausalLM) -> None:
     with pytest.raises(UsageError, match="not in the vocabulary"):
         plain(torch.tensor([[VOCAB]]))
     with pytest.raises(UsageError, match="does not become one in torch"):
-        plain.float()
+        plain.half()
 
 
 def test_a_cache_whose_call_broke_off_is_not_used(plain: SleepForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:

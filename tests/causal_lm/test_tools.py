@@ -50,13 +50,13 @@ def test_a_stop_string_ends_an_answer(artifact: Path, model: SleepForCausalLM) -
 
     made = Tokenizer(BPE({letter: i for i, letter in enumerate((ascii_letters + digits)[:VOCAB])}, []))
     made.decoder = Fuse()
-    letters = PreTrainedTokenizerFast(tokenizer_object=made)
+    letters = PreTrainedTokenizerFast(tokenizer_object=made)  # type: ignore[no-untyped-call]
     ids = torch.tensor([letters("SevenWords")["input_ids"]])
     session = load(artifact).session()
     session.feed(ids.numpy())
     wanted = [int(step[0]) for step in session.generate(9)]
     stop = letters.decode(wanted[3:5])
-    found: Any = model.generate(  # type: ignore[operator]
+    found: Any = model.generate(
         ids, max_new_tokens=9, do_sample=False, pad_token_id=0, stop_strings=[stop], tokenizer=letters
     )
     assert found[0, ids.shape[1] :].tolist() == wanted[:5]
@@ -116,7 +116,7 @@ def test_trainer_takes_a_step(artifact: Path, model: SleepForCausalLM, tmp_path:
         disable_tqdm=True,
     )
     collator = DataCollatorForLanguageModeling(words, mlm=False)
-    trainer = Trainer(model, told, train_dataset=data, eval_dataset=data, data_collator=collator)  # type: ignore[arg-type]
+    trainer = Trainer(model, told, train_dataset=data, eval_dataset=data, data_collator=collator)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < before - 0.1

@@ -67,7 +67,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
-def log_probs(path: Path, ids: list[int]) -> np.ndarray[Any, Any]:
+def log_probs(path: Path, ids: list[int]) -> Any:
     """Of every token after the first, by a Session."""
     logits = load(path).session().feed(ids, logits="all")[0].astype(np.float64)
     logits -= logits.max(-1, keepdims=True)
