@@ -35,21 +35,10 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
     """
     from sleepc.cli.subjects import subject_of
     from sleepc.tasks.plot import check_plot
-    from sleepc.tasks.ruler import RULER
 
     started = time.perf_counter()
-    if options.harness is not None:
-        from sleepc.cli.harness import evaluate_by_harness
-
-        evaluate_by_harness(artifact, options, started)
+    if _evaluated_otherwise(artifact, options, started):
         return
-    _check(options)
-    if options.task in (QUESTIONS, *RULER):
-        from sleepc.cli.questions import evaluate_questions
-
-        evaluate_questions(artifact, options, started)
-        return
-    _check_streams(options)
     text, seed, plot = options.text, options.seed, options.plot
     asked = read_asked(options.task, options.samples, seed, options.distances, text, options.settings)
     passes = _passes(options.sweep)
@@ -79,21 +68,34 @@ def evaluate(artifact: Runnable, options: EvalOptions) -> None:
         _tables(found, asked.samples, seconds)
 
 
-def _check(options: EvalOptions) -> None:
-    """Raises UsageError if no task is given, and for options that go with --harness alone."""
-    for option, value in (("--harness-folder", options.harness_folder), ("--batch", options.batch)):
-        if value is not None:
-            raise UsageError(f"{option} goes with --harness", where=option, fix=f"Leave {option} out.")
+def _evaluated_otherwise(artifact: Path, options: EvalOptions, started: float) -> bool:
+    """Has what was asked been tasks of the harness, or questions about texts? Raises UsageError if no task is given, and
+    for options of tasks of another kind.
+    """
+    from sleepc.tasks.ruler import RULER
+
+    if options.harness is not None:
+        from sleepc.cli.harness import evaluate_by_harness
+
+        evaluate_by_harness(artifact, options, started)
+        return True
     if not options.task:
         fix = "Give --task with one of `sleepc tasks`, or --harness with tasks of lm-evaluation-harness."
         raise UsageError("no task is given", where="--task", fix=fix)
+    _refuse(options.task, ("--harness-folder", options.harness_folder), ("--batch", options.batch))
+    if options.task in (QUESTIONS, *RULER):
+        from sleepc.cli.questions import evaluate_questions
+
+        evaluate_questions(artifact, options, started)
+        return True
+    _refuse(options.task, ("--questions", options.questions), ("--answer", options.answer))
+    return False
 
 
-def _check_streams(options: EvalOptions) -> None:
-    """Raises UsageError for options of tasks of another kind."""
-    for option, value in (("--questions", options.questions), ("--answer", options.answer)):
+def _refuse(task: str, *given: tuple[str, Any]) -> None:
+    for option, value in given:
         if value is not None:
-            raise UsageError(f"{options.task} does not take {option}", where=option, fix=f"Leave {option} out.")
+            raise UsageError(f"{task} does not take {option}", where=option, fix=f"Leave {option} out.")
 
 
 def _passes(sweep: str | None) -> list[int]:

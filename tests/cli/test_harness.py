@@ -120,7 +120,7 @@ def test_unknown_tasks_and_options_are_named(artifact: Path, here: Here) -> None
     for arguments, said in (
         (("--harness", "no_such_task"), "the harness has no task no_such_task"),
         (("--harness", "x", "--task", "copy"), "--harness does not take --task"),
-        (("--batch", 2, "--task", "copy"), "--batch goes with --harness"),
+        (("--batch", 2, "--task", "copy"), "copy does not take --batch"),
         ((), "no task is given"),
     ):
         done = here("eval", artifact, *arguments)
