@@ -218,7 +218,7 @@ def test_what_cannot_be_is_said(plain: SleepForCausalLM) -> None:
     with pytest.raises(UsageError, match="not in the vocabulary"):
         plain(torch.tensor([[VOCAB]]))
     with pytest.raises(UsageError, match="does not become one in torch"):
-        plain.half()
+        plain.half()  # type: ignore[no-untyped-call]
 
 
 def test_a_cache_whose_call_broke_off_is_not_used(plain: SleepForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
