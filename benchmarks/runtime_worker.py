@@ -222,14 +222,7 @@ def open_iree(path: Path) -> Run:
     """IREE on the CPU, through its own importer of ONNX. Weights are parameters, mapped."""
     import iree.runtime as rt
 
-    work = path.parent / "iree"
-    work.mkdir(exist_ok=True)
-    text, code, weights = (work / f"{path.stem}.{end}" for end in ("mlir", "vmfb", "irpa"))
-    tools = Path(sys.executable).parent
-    importing = [tools / "iree-import-onnx", path, "-o", text, "--externalize-params", f"--params-scope={path.stem}"]
-    _tool([*importing, f"--save-params-to={weights}"])
-    _tool([tools / "iree-compile", text, "-o", code, "--iree-input-type=onnx", "--iree-hal-target-device=local",
-           "--iree-hal-local-target-device-backends=llvm-cpu", "--iree-llvmcpu-target-cpu=host"])  # fmt: skip
+    code, weights = _compiled(path)
     config = rt.Config("local-sync")
     modules = []
     if weights.is_file():
@@ -242,10 +235,26 @@ def open_iree(path: Path) -> Run:
     inputs, names = names_of(path)
 
     def run(given: Arrays) -> Arrays:
-        found = context.modules[program.name].main_graph(*(given[name] for name in inputs))
+        found = context.modules[program.name][path.stem](*(given[name] for name in inputs))
         return dict(zip(names, (value.to_host() for value in found), strict=True))
 
     return run
+
+
+def _compiled(path: Path) -> tuple[Path, Path]:
+    """The code of a graph and its parameters, in a folder next to it; compiled if it is not there."""
+    work, tools = path.parent / "iree", Path(sys.executable).parent
+    work.mkdir(exist_ok=True)
+    text, code, weights = (work / f"{path.stem}.{end}" for end in ("mlir", "vmfb", "irpa"))
+    if code.is_file() and code.stat().st_mtime > path.stat().st_mtime:
+        return code, weights
+    importing = [tools / "iree-import-onnx", path, "-o", text, "--externalize-params", f"--params-scope={path.stem}"]
+    _tool([*importing, f"--save-params-to={weights}"])
+    device = ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu")
+    _tool(
+        [tools / "iree-compile", text, "-o", code, "--iree-input-type=onnx", *device, "--iree-llvmcpu-target-cpu=host"]
+    )
+    return code, weights
 
 
 def _tool(command: list[Any]) -> None:

@@ -65,11 +65,17 @@ def main() -> None:
     parser.add_argument("--only", type=some_of([*PINS]), default=[*PINS], help=", ".join(PINS))
     parser.add_argument("--cases", type=some_of([*map(_folder, CASES)]), default=[*map(_folder, CASES)], help="recipes")
     parser.add_argument("--smollm2", action="store_true", help="SmolLM2-135M besides the tiny model")
+    parser.add_argument("--reuse", action="store_true", help="the exports of an earlier run, where they are")
     parser.add_argument("--write", action="store_true", help="write docs/runtimes.md")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "runtimes", help="a folder for all of it")
     options = parser.parse_args()
-    found = list(rows(options))
-    report(found, as_json=options.json, title="exports in other runtimes", columns=COLUMNS)
+    found = []
+    for row in rows(options):
+        found.append(row)
+        if options.json:
+            print(json.dumps(row), flush=True)
+    if not options.json:
+        report(found, as_json=False, title="exports in other runtimes", columns=COLUMNS)
     if options.write:
         PAGE.write_text(page(found), encoding="utf-8")
 
@@ -80,7 +86,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     models = ["tiny", *(["smollm2"] if options.smollm2 else [])]
     chosen = [(model, case) for model in models for case in CASES if _folder(case) in options.cases]
     chosen = [(model, case) for model, case in chosen if model == "tiny" or case in OF_SMOLLM2]
-    exports = [(model, case, export_of(options.work, model, case)) for model, case in chosen]
+    exports = [(model, case, export_of(options.work, model, case, options.reuse)) for model, case in chosen]
     for runtime in options.only:
         command = environment(options.work / runtime, runtime)
         for model, case, folder in exports:
@@ -131,10 +137,10 @@ def followed(command: list[str], folder: Path) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------------- exports
 
 
-def export_of(work: Path, model: str, case: str) -> Path:
-    """A folder with the export, and what ONNX Runtime computes with it; made anew each time but for a real model's."""
+def export_of(work: Path, model: str, case: str, reuse: bool) -> Path:
+    """A folder with the export, and what ONNX Runtime computes with it."""
     folder = work / "exports" / model / _folder(case)
-    if model != "tiny" and (folder / "values.bin").is_file():
+    if reuse and (folder / "steps.json").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.call import Call, aten, translates
+from sleepc.backends.onnx.emit import SMALL
 from sleepc.errors import UsageError
 
 END = 2**63 - 1
@@ -265,7 +266,10 @@ def repeat_interleave(c: Call) -> ir.Value:
 
 
 def _range(c: Call, size: int | str) -> ir.Value:
-    """0, 1, .. [size], int64."""
+    """0, 1, .. [size], int64; a constant if it is short: tract takes a Range for sizes, which it cannot sort."""
+    count = c.e.size(size)
+    if isinstance(count, int) and count <= SMALL:
+        return c.e.ints(*range(count))
     zero, one = (c.e.const(n, torch.int64) for n in (0, 1))
     return c.e("Range", zero, c.e("Squeeze", c.e.shape([size]), c.e.ints(0)), one)
 
