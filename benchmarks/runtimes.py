@@ -1,8 +1,8 @@
 """Our ONNX files in other runtimes, compared by value with ONNX Runtime: wake and sleep, over two sleeps.
 
 Each runtime has an environment of its own under build/runtimes (pip, or npm for onnxruntime-web), made the first time.
-Exports: a tiny random model, whose memories answer as much as its attention, by several recipes; with --smollm2 also
-SmolLM2-135M. --write puts the table into docs/runtimes.md.
+Exports: a tiny random model, whose memories answer as much as its attention, by several recipes; without --tiny also
+--model. --write puts the table into docs/runtimes.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "portable, online": ({"write": "online"}, PORTABLE),
     "ort, sleeps portable": ({"passes": 3}, {"ops": "ort", "sleep_ops": "portable", "one_token": True}),
 }
-OF_SMOLLM2 = ("portable", "portable, keep")
+OF_LARGE = ("portable", "portable, keep")
 WINDOW = 128
 SLEEPS = ("sleep_replay.onnx", "sleep_recurrent.onnx")
 BOUND = 1e-3  # of an export against the eager backend
@@ -64,7 +64,6 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", type=some_of([*PINS]), default=[*PINS], help=", ".join(PINS))
     parser.add_argument("--cases", type=some_of([*map(_folder, CASES)]), default=[*map(_folder, CASES)], help="recipes")
-    parser.add_argument("--smollm2", action="store_true", help="SmolLM2-135M besides the tiny model")
     parser.add_argument("--reuse", action="store_true", help="the exports of an earlier run, where they are")
     parser.add_argument("--write", action="store_true", help="write docs/runtimes.md")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "runtimes", help="a folder for all of it")
@@ -83,9 +82,9 @@ def main() -> None:
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """The machine, then each runtime with each export."""
     yield machine() | {"onnxruntime": version("onnxruntime")}
-    models = ["tiny", *(["smollm2"] if options.smollm2 else [])]
+    models = ["tiny", *([] if options.tiny else [options.model])]
     chosen = [(model, case) for model in models for case in CASES if _folder(case) in options.cases]
-    chosen = [(model, case) for model, case in chosen if model == "tiny" or case in OF_SMOLLM2]
+    chosen = [(model, case) for model, case in chosen if model == "tiny" or case in OF_LARGE]
     exports = [(model, case, export_of(options.work, model, case, options.reuse)) for model, case in chosen]
     for runtime in options.only:
         command = environment(options.work / runtime, runtime)
@@ -139,13 +138,13 @@ def followed(command: list[str], folder: Path) -> Iterator[Row]:
 
 def export_of(work: Path, model: str, case: str, reuse: bool) -> Path:
     """A folder with the export, and what ONNX Runtime computes with it."""
-    folder = work / "exports" / model / _folder(case)
+    folder = work / "exports" / Path(model).name / _folder(case)
     if reuse and (folder / "steps.json").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recipe, options = CASES[case]
-    source = make_tiny(folder / "model") if model == "tiny" else model_named(model)
+    source = make_tiny(folder / "model") if model == "tiny" else model_named(model, lambda what, _: console.log(what))
     program = sleepc.convert(source, {"window": WINDOW, **recipe})
     program.graphs = shaken(program.graphs)
     program.identity = program.opened = ""

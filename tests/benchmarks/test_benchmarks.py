@@ -27,10 +27,10 @@ PROMISED = {
 }
 
 
-def run(name: str, *arguments: str) -> str:
+def run(name: str, *arguments: str, timeout: float = 250) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--tiny", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent, timeout=250)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent, timeout=timeout)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -95,6 +95,19 @@ MEANT = (
         "scores are sums in another order, in float32",
         2e-5,
     ),
+    Meant(
+        "9ca1a84eddc551fb5ff61558d1305139f82bab9d",
+        "* onnx*",
+        ("export",),
+        "products of one token are plain operators, which ONNX Runtime fuses; portable sleeps have no Scan and no Loop",
+    ),
+    Meant(
+        "9ca1a84eddc551fb5ff61558d1305139f82bab9d",
+        "* onnx ops=portable",
+        ("converted", "loaded", "state"),
+        "portable sleeps are affine maps, in float32",
+        2e-5,
+    ),
 )
 
 

@@ -1,0 +1,32 @@
+"""Exports compute in OpenVINO and onnxruntime-web what they do in ONNX Runtime, over two sleeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.benchmarks.test_benchmarks import run
+
+CASES = ("portable", "portable-recurrent", "ort-sleeps-portable")
+BOUND = 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("runtime", ["openvino", "web"])
+def test_a_tiny_model_in_another_runtime(runtime: str) -> None:
+    """What it needs is installed into build/ the first time."""
+    if runtime == "web" and not shutil.which("npm"):
+        pytest.skip("npm is not installed: apt-get install npm")
+    lines = run("runtimes", "--only", runtime, "--cases", ",".join(CASES), "--json", timeout=1400)
+    machine, *rows = map(json.loads, lines.splitlines())
+    assert machine["kind"] == "machine"
+    assert not [row for row in rows if "refused" in row]
+    files = [row for row in rows if "file" in row]
+    assert len(files) == 3 * len(CASES)
+    assert max(row["error"] for row in files) < BOUND
+    carried = [row["carried"] for row in rows if "carried" in row]
+    assert len(carried) == len(CASES)
+    assert max(carried) < BOUND
