@@ -59,9 +59,7 @@ class Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()  # it ends where its input does
 
     def ask(self, do: str, **values: Any) -> Row:
         """Its answer, after it has done it."""

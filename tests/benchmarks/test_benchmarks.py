@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
-import os
 import runpy
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from sleepc.cli.main import main
 from sleepc.hf.resolve import Checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -25,27 +27,49 @@ PROMISED = {
     "perplexity": {"from", "to", "full", "sliding", "converted", "converted/sliding"},
     "convert_memory": {"case", "seconds", "anonymous_mib", "peak_rss_mib", "at_peak"},
 }
+# What a person is warned of, a benchmark goes on with.
+pytestmark = pytest.mark.filterwarnings("ignore::sleepc.errors.SleepcWarning")
+Run = Callable[..., str]
+Rows = Callable[..., list[dict[str, Any]]]
 
 
-def run(name: str, *arguments: str, timeout: float = 250) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--tiny", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture(autouse=True)
+def _as_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks import each other by their names; their children import sleepc."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def rows(name: str) -> list[dict[str, Any]]:
-    machine, *found = [json.loads(line) for line in run(name, "--json").splitlines()]
-    assert machine.keys() >= {"cpu", "cores", "torch", "transformers"}
-    assert machine["kind"] == "machine"
-    for row in found:
-        assert row.keys() >= PROMISED[name]
-        assert row["kind"] == name
-    return found
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a benchmark as a script, in this process, which has imported already what takes most of the time."""
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny", *arguments])
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_decode_cpu() -> None:
+@pytest.fixture
+def rows(run: Run) -> Rows:
+    """What a benchmark measures."""
+
+    def rows(name: str, *arguments: str) -> list[dict[str, Any]]:
+        machine, *found = [json.loads(line) for line in run(name, "--json", *arguments).splitlines()]
+        assert machine.keys() >= {"cpu", "cores", "torch", "transformers"}
+        assert machine["kind"] == "machine"
+        for row in found:
+            assert row.keys() >= PROMISED[name]
+            assert row["kind"] == name
+        return found
+
+    return rows
+
+
+def test_decode_cpu(rows: Rows) -> None:
     first, second = rows("decode_cpu")
     assert first["context"] < second["context"]
     assert first["state_bytes"] == second["state_bytes"]
@@ -53,7 +77,7 @@ def test_decode_cpu() -> None:
     assert min(first["sleepc_ms"], first["transformers_ms"], first["sleep_ms"]) > 0
 
 
-def test_perplexity() -> None:
+def test_perplexity(rows: Rows) -> None:
     *ranges, whole = rows("perplexity")
     assert [(r["from"], r["to"]) for r in ranges] == [(0, 256), (256, 512), (512, 600)]
     assert (whole["from"], whole["to"]) == (0, 600)
@@ -63,7 +87,9 @@ def test_perplexity() -> None:
     assert ranges[2]["sliding"] != ranges[2]["converted"]
 
 
-def test_distil_smollm2(tmp_path: Path) -> None:
+def test_distil_smollm2(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the standard library a part, which is read sooner."""
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(Path(asyncio.__file__).parent))
     adapter = tmp_path / "adapter.safetensors"
     said = run("distil_smollm2", "--json", "--work", str(tmp_path / "work"), "--adapter", str(adapter))
     _, *found = [json.loads(line) for line in said.splitlines()]
@@ -82,7 +108,13 @@ def test_distil_smollm2(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_distil_smollm2_with_kept_pairs(tmp_path: Path) -> None:
+def test_docstrings_of_the_standard_library(tmp_path: Path) -> None:
+    text = import_module("training_text").docstrings(tmp_path / "docstrings.txt").read_text()
+    assert len(text) > 500_000
+
+
+@pytest.mark.slow
+def test_distil_smollm2_with_kept_pairs(run: Run, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter.safetensors"
     given = ("--json", "--keep", "4", "--text", __file__, "--adapter", str(adapter))
     first = run("distil_smollm2", *given)
@@ -95,7 +127,7 @@ def test_distil_smollm2_with_kept_pairs(tmp_path: Path) -> None:
     assert (begun["text"], begun["keep"]) == ([Path(__file__).name], True)
 
 
-def test_sleep_smollm2() -> None:
+def test_sleep_smollm2(run: Run) -> None:
     _, *found = [json.loads(line) for line in run("sleep_smollm2", "--json").splitlines()]
     assert [row["hops"] for row in found if row["kind"] == "original"] == [1, 2]
     asked = [(row["N"], row["lesson"], row["hops"]) for row in found if row["kind"] == "sleep"]
@@ -106,13 +138,14 @@ def test_sleep_smollm2() -> None:
     assert all(row["step_s"] > 0 and 0 <= row["right"] <= 1 for row in curves)
 
 
-def test_convert_memory() -> None:
-    model, sparse = rows("convert_memory")
-    assert (model["case"], sparse["case"]) == ("model", "7b")
-    assert 0 < model["anonymous_mib"] < model["peak_rss_mib"]
+@pytest.mark.parametrize("cases", ["7b", pytest.param("model,7b", marks=pytest.mark.slow)])
+def test_convert_memory(rows: Rows, cases: str) -> None:
+    found = rows("convert_memory", "--cases", cases)
+    assert [row["case"] for row in found] == cases.split(",")
+    assert 0 < found[0]["anonymous_mib"] < found[0]["peak_rss_mib"]
 
 
-def test_onnx_cpu(tmp_path: Path) -> None:
+def test_onnx_cpu(run: Run, tmp_path: Path) -> None:
     """Without genai, which belongs into an environment of its own."""
     said = run("onnx_cpu", "--json", "--work", str(tmp_path))
     _, *found = [json.loads(line) for line in said.splitlines()]
@@ -127,8 +160,17 @@ def test_onnx_cpu(tmp_path: Path) -> None:
     assert first["ratio"] is None
 
 
-def test_onnx_hybrid(tmp_path: Path) -> None:
+def command_here(*arguments: str) -> dict[str, float]:
+    """A command of sleepc's in this process; test_onnx_cpu has it in one of its own."""
+    with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert not ended.value.code
+    return {"sleepc_seconds": 1.0}
+
+
+def test_onnx_hybrid(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without genai; two windows and more of a random hybrid."""
+    monkeypatch.setattr(import_module("onnx_cpu"), "sleepc", command_here)
     said = run("onnx_hybrid", "--json", "--work", str(tmp_path))
     start, *found = [json.loads(line) for line in said.splitlines()]
     assert start["parameters"] > 0
@@ -141,7 +183,7 @@ def test_onnx_hybrid(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tune_cpu() -> None:
+def test_tune_cpu(run: Run) -> None:
     _, tuning, *found = [json.loads(line) for line in run("tune_cpu", "--json", "--rounds", "2").splitlines()]
     assert (tuning["kind"], tuning["measured"]) == ("tuning", tuning["entries"])
     *pairs, fastest = found
@@ -150,7 +192,7 @@ def test_tune_cpu() -> None:
     assert fastest["kind"] == "fastest defaults"
 
 
-def test_cost_model() -> None:
+def test_cost_model(run: Run) -> None:
     """Each step of a program is predicted and measured, and summed up as ranks and factors."""
     machine, *found = [json.loads(line) for line in run("cost_model", "--json").splitlines()]
     assert min(machine[name] for name in ("bytes_per_second", "flops", "seconds_per_operator")) > 0
@@ -165,7 +207,7 @@ def test_cost_model() -> None:
     assert -1 <= summaries[0]["spearman"] <= 1
 
 
-def test_gpu(tmp_path: Path) -> None:
+def test_gpu(run: Run, tmp_path: Path) -> None:
     """Every part runs on the CPU, and a second run measures nothing again; of what is not there, rows say why."""
     given = ("--json", "--smoke", "--work", str(tmp_path / "rows.jsonl"))
     first, *found = [json.loads(line) for line in run("gpu", *given).splitlines()]
@@ -179,9 +221,8 @@ def test_gpu(tmp_path: Path) -> None:
     assert [json.loads(line) for line in run("gpu", *given, "--limit", "0").splitlines()] == [first, *found]
 
 
-def test_kept_rows_are_of_the_same_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_rows_are_of_the_same_measurement(tmp_path: Path) -> None:
     """Not of another model; nor half a line, nor what there was no memory for."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     place, parts = import_module("gpu").place, import_module("parts")
     file, key = tmp_path / "rows.jsonl", {"system": "eager"}
     folders = [tmp_path / "a", tmp_path / "b"]
@@ -222,7 +263,6 @@ def test_kept_rows_are_of_the_same_measurement(tmp_path: Path, monkeypatch: pyte
 def test_what_is_misspelt_is_refused(
     name: str, option: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", option, value])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
@@ -230,14 +270,14 @@ def test_what_is_misspelt_is_refused(
     assert (ended.value.code, f"argument {option}: {words}" in said) == (2, True), said
 
 
-def test_tables_are_for_people() -> None:
+def test_tables_are_for_people(run: Run) -> None:
     out = run("perplexity")
     assert "cpu" in out
     assert "converted/sliding" in out
 
 
 @pytest.mark.slow
-def test_recall() -> None:
+def test_recall(run: Run) -> None:
     machine, *found = [json.loads(line) for line in run("recall", "--json").splitlines()]
     assert machine["kind"] == "machine"
     totals = [row for row in found if "task" in row]

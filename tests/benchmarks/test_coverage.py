@@ -6,26 +6,46 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "coverage.py"), "--jobs", "1", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent, timeout=250)
+PROGRAM = ROOT / "benchmarks" / "coverage.py"
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run over one promised family and one without attention: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("coverage")
-    done = run("--work", str(folder), "--out", str(folder / "docs"), "--families", "llama,mamba")
+    given = ("--jobs", "1", "--work", str(folder), "--out", str(folder / "docs"), "--families", "llama,mamba")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), *given]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout
     return folder, done.stdout
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run it in this process, where no family is waited for."""
+    spec = spec_from_file_location("coverage_of_families", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "start_server", lambda: None)
+
+    def run(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["coverage.py", "--jobs", "1", *arguments])
+        return module.main()
+
+    return run
 
 
 def test_statuses(first: tuple[Path, str]) -> None:
@@ -37,24 +57,23 @@ def test_statuses(first: tuple[Path, str]) -> None:
     assert "| **llama** | verified |" in (folder / "docs" / "coverage.md").read_text()
 
 
-def test_what_was_found_is_not_tried_again(first: tuple[Path, str]) -> None:
+def test_what_was_found_is_not_tried_again(
+    first: tuple[Path, str], run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = first
     kept = (folder / "results.jsonl").read_text()
-    done = run("--work", str(folder), "--families", "llama,mamba")
-    assert done.returncode == 0
+    assert run("--work", str(folder), "--families", "llama,mamba") == 0
     assert (folder / "results.jsonl").read_text() == kept
-    assert "1/2" not in done.stdout
+    assert "1/2" not in capsys.readouterr().out
 
 
-def test_a_promised_family_that_is_not_verified_fails(first: tuple[Path, str]) -> None:
-    folder, _ = first
-    done = run("--work", str(folder / "short"), "--families", "llama", "--timeout", "0")
-    assert done.returncode == 1
-    assert "llama: failed no result after 0 s" in done.stdout
+def test_a_promised_family_that_is_not_verified_fails(
+    tmp_path: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--work", str(tmp_path), "--families", "llama", "--timeout", "0") == 1
+    assert "llama: failed no result after 0 s" in capsys.readouterr().out
 
 
-def test_an_unknown_family_is_named(tmp_path: Path) -> None:
-    done = run("--work", str(tmp_path), "--families", "llama,no_such_model")
-    assert done.returncode != 0
-    assert "no_such_model" in done.stderr
-    assert "llama" not in done.stderr
+def test_an_unknown_family_is_named(tmp_path: Path, run: Callable[..., Any]) -> None:
+    with pytest.raises(SystemExit, match=r"does not have: no_such_model$"):
+        run("--work", str(tmp_path), "--families", "llama,no_such_model")
