@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import resource
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,11 @@ import pytest
 import torch
 
 import sleepc as package
+from sleepc import artifact as artifacts
 from sleepc.cli.main import main
 from sleepc.errors import Refusal, SleepcError, UsageError
-from tests.cli.models import ROOT, save_model
+from tests.cli.models import save_model
+from tests.test_full_disk import files_of
 
 Edit = Callable[[Path], Any]
 
@@ -264,25 +265,17 @@ def test_nothing_to_read(artifact: Path, capsys: pytest.CaptureFixture[str], mon
     assert failing(capsys, "run", artifact, "-f", artifact / "absent.txt")[0] == 2
 
 
-def test_a_full_disk(model: Path) -> None:
+def test_a_full_disk(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Files may not grow beyond 4 kB: the conversion fails in one line and leaves nothing."""
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from sleepc.cli.main import main\n"
-        "import sleepc.artifact as a\n"
-        "save = a.save_artifact\n"
-        "def limited(*x, **y):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); return save(*x, **y)\n"
-        "a.save_artifact = limited\n"
-        "main(sys.argv[1:])\n"
-    )
-    assert resource.RLIMIT_FSIZE is not None
-    arguments = ["convert", str(model), "-o", str(model.parent / "out"), "--window", "8", "--no-verify"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1
-    assert "disk is full" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in model.parent.iterdir()) == ["model"]
+    save = artifacts.save_artifact
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        with files_of(4096):
+            return save(*arguments, **options)
+
+    monkeypatch.setattr(artifacts, "save_artifact", limited)
+    code, said = convert(capsys, model, "--no-verify")
+    assert (code, "disk is full" in said) == (1, True), said
 
 
 def test_debug_shows_the_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -291,22 +284,17 @@ def test_debug_shows_the_trace(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_question_is_neither_asked_nor_answered(model: Path) -> None:
+def test_a_question_is_neither_asked_nor_answered(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Standard input says yes, and is left alone; the code that it would allow is not run."""
     (model / "modeling_x.py").write_text(f"open({str(model / 'ran')!r}, 'w').close()\n")
     mapped = {"AutoConfig": "modeling_x.XConfig", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
     edit_config(model_type="of_nobody_s", auto_map=mapped)(model)
-    script = (
-        "import sys\nfrom sleepc.cli.main import main\n"
-        "try: main(sys.argv[1:])\n"
-        "finally: print('left', repr(sys.stdin.read()))\n"
-    )
-    arguments = ["convert", str(model), "-o", str(model.parent / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT, input="y\ny\n"
-    )
-    assert (done.returncode, done.stdout) == (2, "left 'y\\ny\\n'\n"), done
-    assert "brings its own code" in done.stderr
+    answers = io.StringIO("y\ny\n")
+    monkeypatch.setattr(sys, "stdin", answers)
+    code, said = convert(capsys, model)
+    assert (code, "brings its own code" in said, answers.read()) == (2, True, "y\ny\n"), said
     assert not (model / "ran").exists()
 
 
