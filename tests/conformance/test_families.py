@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import sleepc
 from sleepc.errors import Refusal
 from sleepc.ir.compare import max_error
-from sleepc.ir.interp import Runner
-from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
@@ -24,37 +21,11 @@ from sleepc.verify.original import Original
 from sleepc.verify.streams import Stream
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import load
-from tests.families import MODELS, OTHERS, RECURRENT, VOCAB, WINDOW, family, make_module
+from tests.conformance.test_invariants import AGAINST_ORIGINAL, CAPTURED, SHAPES, canonical_logits
+from tests.families import OTHERS, RECURRENT, VOCAB, WINDOW, make_module
 from tests.same import assert_same_logits, assert_same_program
 
-# Some of these models compute norms, rotations or experts in float32, also as float64 models.
-TOLERANCE = 1e-6
-RECURRENT_IN_FLOAT32 = {"qwen3-5": 2e-5}  # and these their recurrences, chunk by chunk
-AGAINST_ORIGINAL = 2e-5
-SHAPES = ((2, 11), (1, 17))
-
-
-def canonical_logits(program: ProgramGraphs, tokens: Tensor) -> Tensor:
-    """Logits [B,T,V] of a program at level CANONICAL, read by the interpreter."""
-    rows, length = tokens.shape
-    params = {key: param.materialise() for key, param in program.params.items()}
-    values = {**params, "tokens": tokens, "positions": torch.arange(length).expand(rows, length)}
-    values |= Runner(program.embed)(values)
-    for block in program.layout:
-        own = {port: params[key] for port, key in block.params.items()}
-        values |= Runner(program.classes[block.cls].wake)({**values, **own})
-    logits: Tensor = Runner(program.head)(values)["logits"]
-    return logits
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_capture_of_the_whole_suites_families(name: str) -> None:
-    """The rest of what is promised of them is in test_invariants.py."""
-    subject = family(name)
-    limit = subject.canonical.max_positions or SHAPES[1][1]
-    for shape in SHAPES:
-        tokens = torch.from_numpy(np.random.default_rng(3).integers(0, VOCAB, (shape[0], min(shape[1], limit))))
-        assert max_error(canonical_logits(subject.canonical, tokens), subject.logits(tokens)) <= TOLERANCE
+RECURRENT_IN_FLOAT32 = {"qwen3-5": 2e-5}  # of these the recurrences, chunk by chunk
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -69,7 +40,7 @@ def test_family(name: str, tmp_path: Path) -> None:
     # the capture holds for other shapes, beyond windows and chunks of the layers' own
     for shape in SHAPES:
         tokens = torch.from_numpy(rng.integers(0, VOCAB, shape))
-        tolerance = RECURRENT_IN_FLOAT32.get(name, TOLERANCE)
+        tolerance = RECURRENT_IN_FLOAT32.get(name, CAPTURED)
         assert max_error(canonical_logits(canonical, tokens), original(tokens)) <= tolerance
 
     # exact inside the window, whatever the memories' parameters are
@@ -81,9 +52,9 @@ def test_family(name: str, tmp_path: Path) -> None:
     # several sleeps in any split, against the oracle, padded on either side, saved and loaded in between
     oracle = Oracle(canonical, program.recipe, parameters_of(canonical, shaken_program))
     bench = Bench(steps, oracle, make_streams(rng.integers(0, VOCAB, 3 * WINDOW + 3), WINDOW))
-    assert invariants.chunking(bench) <= TOLERANCE
-    assert invariants.definition(bench) <= TOLERANCE
-    assert invariants.padding(bench) <= TOLERANCE
+    assert invariants.chunking(bench) <= CAPTURED
+    assert invariants.definition(bench) <= CAPTURED
+    assert invariants.padding(bench) <= CAPTURED
     assert invariants.saving(bench) == 0
 
     # and as an artifact
