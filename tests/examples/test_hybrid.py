@@ -14,7 +14,7 @@ from examples import hybrid
 from examples.hybrid_tasks import LEARNED, PAIRS, VOCABULARY, WINDOW, Hops, Mixture, Recall, Text, letters
 from sleepc.tasks.puzzle import Puzzle, examples
 
-TINY = replace(hybrid.SIZES["quick"], steps=2, passes=(2,), more=1, held_out=4)
+TINY = replace(hybrid.SIZES["quick"], steps=1, passes=(2,), more=1, batch=2, held_out=3)
 
 
 def test_every_line_is_measured_once(
@@ -24,6 +24,8 @@ def test_every_line_is_measured_once(
     nothing to do.
     """
     monkeypatch.setitem(hybrid.SIZES, "quick", TINY)
+    monkeypatch.setattr(hybrid, "LAYERS", hybrid.LAYERS[:2])
+    monkeypatch.setattr(hybrid, "ATTENTION", "1")
     given = ["--quick", "--seeds", "3", "--work", str(tmp_path)]
     assert hybrid.main(given) == 0
     file = tmp_path / "quick" / "seed-3" / "results.jsonl"
