@@ -37,6 +37,9 @@ $(READY): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Two processes share the tests: more threads of PyTorch and of ONNX Runtime in each would wait for each other, busily.
+test test-all test-mlir: export OMP_NUM_THREADS ?= 1
+
 test: $(READY) ## Run the tests, without the slow ones and those for a GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not gpu"
 
