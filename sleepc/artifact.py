@@ -5,7 +5,8 @@ loaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,13 @@ from sleepc.errors import SleepcError
 from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.ir.graph import Graph
 from sleepc.ir.older import aged, renewed
+from sleepc.ir.packed import StoredPacked, packed_in
 from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.tensorfile import TensorFile, write_tensors
 from sleepc.ir.text import parse_graph, print_graph
 from sleepc.ir.types import DTYPES
-from sleepc.ir.weights import FileTensor, HeldTensor, Param
+from sleepc.ir.weights import FileTensor, HeldTensor, Param, packed_of
 from sleepc.manifest import (
     MANIFEST,
     RESTORE,
@@ -168,6 +170,11 @@ def _write_params(
             if param.source not in files:
                 files[param.source] = _source_file(draft, param.source, standalone, len(files))
             entries[key] = _entry(list(files).index(param.source), param.tensor, param, param.sha256)
+    for packed in filter(None, map(packed_of, program.params.values())):
+        if packed.file not in files:
+            inside = standalone or (packed.file.path.parent / MANIFEST).is_file()
+            entry = _source_file(draft, packed.file, inside, len(files))
+            files[packed.file] = entry.model_copy(update={"packed": True})
     return {key: entries[key] for key in program.params}, list(files.values())
 
 
@@ -213,6 +220,7 @@ def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
     manifest = read_manifest(folder)
     refuse_links_out(folder, "artifact", RESTORE)
     files = [_checked_file(folder, entry) for entry in manifest.files]
+    packed = [packed_in(file) for entry, file in zip(manifest.files, files, strict=True) if entry.packed]
     program = ProgramGraphs(
         embed=_read_graph(folder, manifest.embed),
         head=_read_graph(folder, manifest.head),
@@ -222,7 +230,7 @@ def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
         classes={name: _read_class(folder, entry) for name, entry in manifest.classes.items()},
         layout=[Block(entry.cls, entry.params) for entry in manifest.layout],
         states=tuple(_state_spec(s) for s in manifest.states),
-        params={key: _param(entry, files) for key, entry in manifest.params.items()},
+        params={key: _param(entry, files, ChainMap(*packed)) for key, entry in manifest.params.items()},
         level=manifest.level,
         dtype=DTYPES[manifest.dtype],
         max_positions=manifest.max_positions,
@@ -298,7 +306,7 @@ def _checked_file(folder: Path, entry: WeightFile) -> TensorFile:
     return file
 
 
-def _param(entry: ParamEntry, files: list[TensorFile]) -> FileTensor:
+def _param(entry: ParamEntry, files: list[TensorFile], packed: Mapping[str, StoredPacked]) -> FileTensor:
     if entry.file >= len(files):
         raise SleepcError(f"parameter {entry.tensor} is in file {entry.file} of {len(files)}", fix=RESTORE)
     file = files[entry.file]
@@ -308,7 +316,7 @@ def _param(entry: ParamEntry, files: list[TensorFile]) -> FileTensor:
         raise SleepcError(
             f"tensor {entry.tensor} is not in the file as the manifest says", where=str(file.path), fix=RESTORE
         )
-    return FileTensor(file, entry.tensor, found.dtype, shape, entry.sha256, entry.new)
+    return FileTensor(file, entry.tensor, found.dtype, shape, entry.sha256, entry.new, packed.get(entry.sha256))
 
 
 def _check_layout(program: ProgramGraphs) -> None:

@@ -16,7 +16,7 @@ from sleepc.capturing import capture, captured_in_dtype
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcWarning
 from sleepc.hf.class_tokenizer import class_reads_otherwise
-from sleepc.hf.load import load_module, refer_to_files, require_answer, to_capture
+from sleepc.hf.load import load_module, packed_beside, refer_to_files, require_answer, to_capture
 from sleepc.hf.resolve import Checkpoint, is_gguf
 from sleepc.hf.template import template_fault
 from sleepc.inspection import Inspection, inspect_program
@@ -89,7 +89,8 @@ def _refer(program: ProgramGraphs, checkpoint: Checkpoint | None, progress: Prog
     """Let parameters that are in the checkpoint's files be those of the files."""
     if checkpoint is not None:
         files = list(checkpoint.opened)
-        refer_to_files(program, files, scan(files, lambda share: progress("reading weights", share)))
+        hashes = scan(files, lambda share: progress("reading weights", share))
+        refer_to_files(program, files, hashes, packed_beside(checkpoint.folder))
 
 
 def _warn_of_template(folder: Path | None) -> None:

@@ -89,12 +89,15 @@ class LoopEntry(Strict):
 
 
 class WeightFile(Strict):
-    """A safetensors file: inside the artifact (a relative path) or, by reference, elsewhere (an absolute one)."""
+    """A safetensors file: inside the artifact (a relative path) or, by reference, elsewhere (an absolute one). One that
+    is `packed` has what a quantised source has the parameters as.
+    """
 
     path: str
     inside: bool
     size: int = Field(ge=8)
     header_sha256: Sha256
+    packed: bool = False
 
 
 class ParamEntry(Strict):

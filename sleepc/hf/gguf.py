@@ -26,7 +26,7 @@ from sleepc.whole_folder import written_beside
 
 MAGIC = b"GGUF"
 NEEDED = ("gguf", "accelerate")
-READER = 3  # raised whenever the same file would be read in another way, so that what was kept before is not used
+READER = 4  # raised whenever the same file would be read in another way, so that what was kept before is not used
 RECORD = "gguf.json"  # in a folder of the cache: what it was made from, and what was not carried over
 
 

@@ -20,8 +20,10 @@ from typing import Any
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.gguf_config import check_numbers, complete_config
 from sleepc.hf.gguf_file import GgufFile, blocks_of
+from sleepc.hf.gguf_fit import packed_weights, save_packed
 from sleepc.hf.gguf_rope import TABLES
 from sleepc.hf.gguf_tokens import end_ids, save_tokenizer
+from sleepc.hf.weight_files import SINGLE
 
 BASE = 500 << 20  # bytes: PyTorch and transformers, imported
 PER_TOKEN = 2000  # bytes: what the gguf package makes of a token, its score and its type
@@ -42,6 +44,8 @@ def _convert(file: GgufFile, target: Path) -> list[str]:
     check_room(file, target)
     model, notes = _load(file)
     _save_weights(model, target)
+    names = {name: found & set(file.shapes) for name, found in _names(file, model).items()}
+    save_packed(packed_weights(file, model.state_dict(), names), target)
     config = _plain(model.config.to_dict())
     (target / "config.json").write_text(json.dumps(config, indent=2))
     ids, more = end_ids(file, model.config.vocab_size)
@@ -52,7 +56,7 @@ def _convert(file: GgufFile, target: Path) -> list[str]:
 
 def check_room(file: GgufFile, target: Path) -> None:
     """Raises SleepcError if memory or the disk has no room for the model in float32."""
-    size = sum(_count(shape) * 4 for shape in file.shapes.values())
+    size = sum(_count(shape) * 4 for shape in file.shapes.values()) + file.packed_bytes()
     largest = max(_count(shape) * 4 for shape in file.shapes.values())
     free = shutil.disk_usage(target).free
     if free < size:
@@ -133,7 +137,7 @@ def check_tensors(file: GgufFile, model: Any, missing: set[str]) -> None:
     if missing:
         raise _incomplete(file, "lacks tensors of its model", sorted(missing))
     names = dict.fromkeys(name for name in file.shapes if name not in TABLES)
-    left = sorted(set(names) - _taken(file, model))
+    left = sorted(set(names) - set().union(*_names(file, model).values()))
     if left:
         raise _incomplete(file, "has tensors that transformers' model has no place for", left)
     here = sum(_count(file.shapes[name]) for name in names)
@@ -152,14 +156,15 @@ def _incomplete(file: GgufFile, what: str, names: list[str]) -> UsageError:
     )
 
 
-def _taken(file: GgufFile, model: Any) -> set[str]:
-    """The names in the file of the model's tensors, as the gguf package maps them."""
+def _names(file: GgufFile, model: Any) -> dict[str, set[str]]:
+    """What each of the model's tensors may be called in the file, as the gguf package maps names."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == file.architecture)
     blocks = 1 + max((block for block, _ in blocks_of(file.shapes)), default=0)
-    name_of, found = get_tensor_name_map(arch, blocks), set[str]()
+    name_of, names = get_tensor_name_map(arch, blocks), dict[str, set[str]]()
     for name in model.state_dict():
+        found = names.setdefault(name, set())
         stem, dot, suffix = name.rpartition(".")
         if suffix not in ("weight", "bias"):
             stem, dot, suffix = name, "", ""
@@ -169,7 +174,7 @@ def _taken(file: GgufFile, model: Any) -> set[str]:
         if stem.endswith(GATE_UP):
             block = next(part for part in stem.split(".") if part.isdigit())
             found |= {f"blk.{block}.ffn_{part}_exps.weight" for part in ("gate", "up")}
-    return found
+    return names
 
 
 def _save_weights(model: Any, target: Path) -> None:
@@ -178,7 +183,7 @@ def _save_weights(model: Any, target: Path) -> None:
     # save_pretrained refuses a model that was loaded from GGUF, though its weights are plain floats now.
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     plain = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
-    save_file(plain, target / "model.safetensors", metadata={"format": "pt"})
+    save_file(plain, target / SINGLE, metadata={"format": "pt"})
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:

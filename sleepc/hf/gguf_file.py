@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from sleepc.errors import SleepcError, UsageError
 
 PART = re.compile(r"-(\d+)-of-(\d+)\.gguf$", re.IGNORECASE)
+FLOATS = ("F16", "F32", "F64", "BF16", "I8", "I16", "I32", "I64")  # kinds that are no blocks
 SPLIT_FIX = "Put the parts together first, with llama.cpp's llama-gguf-split."
 
 
@@ -55,12 +57,24 @@ class GgufFile:
 
     def values(self, name: str) -> list[float]:
         """The numbers of a small tensor; an empty list if there is none of that name."""
+        return [float(value) for value in self.dequantised(name).ravel().tolist()] if name in self.shapes else []
+
+    def quantised(self) -> Iterator[tuple[str, str, Any]]:
+        """(name, kind, bytes [.., rows, bytes]) of every tensor that is in blocks."""
+        for tensor in self._reader.tensors:
+            if tensor.tensor_type.name not in FLOATS:
+                yield tensor.name, tensor.tensor_type.name, tensor.data
+
+    def packed_bytes(self) -> int:
+        """As many bytes as packed weights take at most: one for a number, and its share of the scales."""
+        return sum(math.prod(self.shapes[name]) * 5 // 4 for name, _, _ in self.quantised())
+
+    def dequantised(self, name: str) -> Any:
+        """The values of a tensor in float32, as transformers reads them."""
         from gguf import dequantize
 
-        for tensor in self._reader.tensors:
-            if tensor.name == name:
-                return [float(value) for value in dequantize(tensor.data, tensor.tensor_type).ravel().tolist()]
-        return []
+        tensor = next(tensor for tensor in self._reader.tensors if tensor.name == name)
+        return dequantize(tensor.data, tensor.tensor_type)
 
     def check_whole_model(self) -> None:
         """Raises UsageError for a part of a model, and for anything but a language model (an adapter, a projector)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,10 +22,14 @@ from sleepc.hf.bounds import bounded, check_computed, check_counts
 from sleepc.hf.computed import say_other_values
 from sleepc.hf.finite import check_finite
 from sleepc.hf.fit import check_fit, fit_nothing, load_state
+from sleepc.hf.gguf import RECORD
 from sleepc.hf.json_file import read_object
+from sleepc.hf.present import is_there
 from sleepc.hf.resolve import CONFIG, Checkpoint
 from sleepc.hf.unbuildable import FIX, field_named, own_code, unbuildable
+from sleepc.hf.weight_files import PACKED
 from sleepc.ir.locate import Locator
+from sleepc.ir.packed import StoredPacked, packed_in
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import TensorFile, scan
 from sleepc.ir.weights import FileTensor, HeldTensor
@@ -240,17 +245,34 @@ def _text_config(config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def refer_to_files(program: ProgramGraphs, files: list[TensorFile], hashes: dict[Path, dict[str, str]]) -> None:
+def refer_to_files(
+    program: ProgramGraphs,
+    files: Sequence[TensorFile],
+    hashes: dict[Path, dict[str, str]],
+    packed: Mapping[str, StoredPacked],
+) -> None:
     """Replace parameters held in memory by references to the tensors of `files` that have the same bytes.
 
-    `hashes` (by file and tensor) are of those bytes. What is in no file (a computed buffer, a merged weight) stays
-    held, and is saved in the artifact.
+    `hashes` (by file and tensor) are of those bytes, and the keys of `packed` (what a quantised source has). What is in
+    no file (a computed buffer, a merged weight) stays held, and is saved in the artifact.
     """
-    locator, opened = Locator(files, hashes), {file.path: file for file in files}
+    locator, opened = Locator(list(files), hashes), {file.path: file for file in files}
     for key, param in program.params.items():
         if not isinstance(param, HeldTensor):
             continue
         found = locator.find(param.value, key)
         if found is not None:
             file, name = found
-            program.params[key] = FileTensor(opened[file], name, param.dtype, param.shape, hashes[file][name])
+            sha256 = hashes[file][name]
+            program.params[key] = FileTensor(
+                opened[file], name, param.dtype, param.shape, sha256, packed=packed.get(sha256)
+            )
+
+
+def packed_beside(folder: Path) -> dict[str, StoredPacked]:
+    """What a GGUF file's directory has of its quantised weights, by the hash of the floats; of another one nothing.
+
+    Raises SleepcError if the file is damaged.
+    """
+    path = folder / PACKED
+    return packed_in(TensorFile(path)) if is_there(folder / RECORD) and is_there(path) else {}

@@ -13,6 +13,7 @@ from sleepc.hf.present import is_there
 from sleepc.hf.quantised import QUANTISED_DTYPES, quantised
 from sleepc.ir.tensorfile import TensorFile, UnreadableDtype
 
+PACKED = "packed.safetensors"  # beside a model's floats: the whole numbers that a GGUF file has of them
 SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 SAFETENSORS = "*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 
+from sleepc.ir.packed import StoredPacked
 from sleepc.ir.tensorfile import TensorFile
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of an open safetensors file. `sha256` is of its bytes; `new` says that the conversion added it."""
+    """A tensor of an open safetensors file. `sha256` is of its bytes; `new` says that the conversion added it. `packed`
+    is what a quantised source has it as.
+    """
 
     source: TensorFile
     tensor: str
@@ -20,6 +23,7 @@ class FileTensor:
     shape: tuple[int, ...]
     sha256: str = ""
     new: bool = False
+    packed: StoredPacked | None = None
 
     @property
     def file(self) -> Path:
@@ -58,6 +62,11 @@ class HeldTensor:
 
 
 Param = FileTensor | HeldTensor
+
+
+def packed_of(param: Param) -> StoredPacked | None:
+    """What a quantised source has a parameter as, if it is still the source's."""
+    return param.packed if isinstance(param, FileTensor) else None
 
 
 def is_learned(param: Param) -> bool:

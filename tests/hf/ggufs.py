@@ -48,10 +48,12 @@ def write_gguf(
     others: dict[str, Any] | None = None,
     tensors: dict[str, Tensor] | None = None,
     without: tuple[str, ...] = (),
+    kinds: dict[str, str] | None = None,
     order: GGUFEndian = GGUFEndian.LITTLE,
 ) -> Path:
     """Write `model`. `metadata` is of the architecture (None takes a key away), `tokenizer` of `tokenizer.`, `others`
-    have their whole keys; `tensors` come besides or instead, `without` are names in the file that are left out.
+    have their whole keys; `tensors` come besides or instead, `without` are names in the file that are left out; `kinds`
+    are those of quantised tensors, by the end of their names.
     """
     writer = GGUFWriter(str(path), arch, endianess=order)
     keys = _metadata(model.config) | (metadata or {})
@@ -61,13 +63,51 @@ def write_gguf(
         _add(writer, key, value)
     found = _tensors(model, arch) | (tensors or {})
     for name, tensor in found.items():
+        kind = next((kind for end, kind in (kinds or {}).items() if name.endswith(end)), None)
         if name not in without:
-            writer.add_tensor(name, tensor.detach().contiguous().float().numpy())
+            array = tensor.detach().contiguous().float().numpy()
+            if kind is None:
+                writer.add_tensor(name, array)
+            else:
+                writer.add_tensor(name, *_quantised(array, kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _quantised(values: Any, kind: str) -> tuple[Any, None, Any]:
+    """Bytes of a tensor of a kind, as `add_tensor` takes them."""
+    from gguf import GGMLQuantizationType, quantize
+
+    which = GGMLQuantizationType[kind]
+    return quantize(values, which), None, which
+
+
+KINDS = {
+    "attn_q.weight": "Q4_1",
+    "attn_k.weight": "Q4_1",
+    "attn_v.weight": "Q5_0",
+    "attn_output.weight": "Q4_0",
+    "ffn_gate.weight": "Q4_1",
+    "ffn_up.weight": "Q4_1",
+    "ffn_down.weight": "Q8_0",
+    "token_embd.weight": "Q8_0",
+}
+
+
+def quantised_folder(place: Path, kind: str = "Llama", **options: Any) -> Path:
+    """The directory that is made of a GGUF file with weights of several kinds."""
+    from sleepc.hf.gguf import RECORD
+    from sleepc.hf.gguf_child import convert
+
+    shape = {"intermediate_size": 64, "tie_word_embeddings": True} | options
+    path, folder = place / "tiny.gguf", place / "model"
+    folder.mkdir()
+    convert(write_gguf(tiny(kind, **shape), path, kinds=KINDS), folder)
+    (folder / RECORD).write_text("{}")
+    return folder
 
 
 def _metadata(config: Any) -> dict[str, Any]:
