@@ -42,7 +42,7 @@ def verify_export(
     ids = np.resize(np.array(tokens, np.int64), min(steps.window, LONG) + AFTER)
     progress(f"reading with {runtime}", None)
     whole = _read(steps, ids, (len(ids),))
-    wide = program.manifest.precision in ("int4", "int8")
+    wide = program.manifest.precision in ("int4", "int8", "source")
     bound = ROUNDED if wide else ERRORS[program.manifest.precision]
     text = f"{len(ids)} tokens"
     report.rows += [

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3}
+ERRORS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-3, "int4": 1e-3, "source": 1e-3}
 """Largest error of a logit over the largest logit, and of a state's value over the state's largest."""
 
 

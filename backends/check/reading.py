@@ -40,9 +40,14 @@ class Shelf:
 
     def take(self, name: str) -> Found:
         """What was put, once."""
+        found = self.look(name)
+        self._file(name).unlink()
+        return found
+
+    def look(self, name: str) -> Found:
+        """What was put, which stays."""
         with np.load(self._file(name)) as file:
             arrays = {key: file[key] for key in file.files}
-        self._file(name).unlink()
         logits = arrays.pop("logits")
         return Found(logits, {key.removeprefix("state."): value for key, value in arrays.items()})
 

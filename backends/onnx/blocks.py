@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -36,10 +38,10 @@ class Blocks:
 def all_blocks(
     program: ProgramGraphs, e: Emitter, values: Mapping[str, Any], states: Mapping[str, ir.Value], style: Style
 ) -> Blocks:
-    """The blocks; twice for int4, since the fastest products for one token and for many are different kernels of ONNX
-    Runtime's: the graph chooses when it runs.
+    """The blocks; twice for weights of 4 bits, since the fastest products for one token and for many are different
+    kernels of ONNX Runtime's: the graph chooses when it runs.
     """
-    if style.precision != "int4" or not style.columns or style.tokens != "any":
+    if not style.columns or style.tokens != "any" or not _has_four_bits(program, e, style):
         return _blocks(program, e, values, states, style)
     made: list[Blocks] = []
 
@@ -58,6 +60,16 @@ def all_blocks(
     )
     outputs = {name: (value, made[0].outputs[name][1]) for name, value in zip(made[0].outputs, found, strict=True)}
     return Blocks(h, outputs, made[0].changes)
+
+
+def _has_four_bits(program: ProgramGraphs, e: Emitter, style: Style) -> bool:
+    """Are most weights of the blocks that are written in few bits of 4 bits?"""
+    keys = {key for block in program.layout for key in block.params.values()} if style.precision == "source" else ()
+    sizes: Counter[int] = Counter()
+    for key in keys:
+        how = e.weights.packing(key)
+        sizes[how.bits if how else 0] += prod(program.params[key].shape)
+    return style.precision == "int4" or sizes[4] > sizes[8]
 
 
 def _blocks(

@@ -17,7 +17,7 @@ from sleepc.errors import UsageError
 from sleepc.ir.levels import aten as aten
 from sleepc.ir.types import TensorType
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "int4", "source"]
 Operators = Literal["ort", "portable"]
 Tokens = Literal["any", "one", "many"]
 ours = torch.ops.sleepc

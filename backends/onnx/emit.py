@@ -114,6 +114,16 @@ class Emitter:
             self._nodes.pop()
             self._made.pop()
 
+    @contextmanager
+    def outermost(self) -> Iterator[None]:
+        """Nodes written in this context belong to the graph around all others: what they compute is there once."""
+        before = self._nodes, self._made
+        self._nodes, self._made = self._nodes[:1], self._made[:1]
+        try:
+            yield
+        finally:
+            self._nodes, self._made = before
+
     # -- constants and weights ---------------------------------------------------------------------
 
     def const(self, value: Any, dtype: torch.dtype | np.dtype[Any] | type[np.generic] = np.float32) -> ir.Value:

@@ -10,9 +10,11 @@ import torch
 
 from sleepc.backends.onnx.call import Call, aten, ours, translates
 from sleepc.backends.onnx.emit import MICROSOFT, declare
+from sleepc.backends.onnx.packed import few_bits
 from sleepc.backends.onnx.quantise import BLOCK
-from sleepc.backends.onnx.weights import Form, Keys, Weight
+from sleepc.backends.onnx.weights import Keys, Weight
 from sleepc.errors import UsageError
+from sleepc.ir.graph import is_call
 from sleepc.ir.types import TensorType
 
 # accuracy_level of MatMulNBits. Activations become int8 in blocks: half the time for one token, when the bytes of
@@ -25,24 +27,34 @@ def _map(c: Call, x: ir.Value, key: Keys, sizes: tuple[int, int], *, flipped: bo
 
     What the conversion added (gates, maps of memories) stays in float32.
     """
-    e, precision = c.e, c.style.precision
-    if precision == "fp32" or e.weights.is_new(key if isinstance(key, str) else key[0]):
+    e, form = c.e, c.e.weights.form(key, flipped=flipped)
+    if form == "plain":
         return e("MatMul", x, e.weight(key, "plain" if flipped else "transposed"))
-    if precision == "fp16":
+    if form == "half":
         half = e("MatMul", e.cast(x, torch.float16), e.weight(key, "half" if flipped else "half.transposed"))
         return e.cast(half, torch.float32)
-    form: Form = f"{precision}.transposed" if flipped else precision
-    scales: Form = f"{form}.scales"
-    return e(
+    weight = few_bits(e, key, f"{form}.transposed" if flipped and form != "packed" else form)
+    product = e(
         "MatMulNBits",
-        *(x, e.weight(key, form), e.weight(key, scales)),
+        *(x, weight.numbers, weight.scale),
         domain=MICROSOFT,
         K=sizes[1],
         N=sizes[0],
-        bits=int(precision[3:]),
-        block_size=BLOCK,
-        accuracy_level=FLOAT_PRODUCTS if c.style.tokens == "many" else INT8_PRODUCTS,
+        bits=weight.bits,
+        block_size=weight.group,
+        accuracy_level=FLOAT_PRODUCTS if c.style.tokens == "many" and weight.bits == 4 else INT8_PRODUCTS,
     )
+    return product if weight.low is None else e("Add", product, _of_lows(c, x, weight.low, sizes[1] // weight.group))
+
+
+def _of_lows(c: Call, x: ir.Value, low: ir.Value, groups: int) -> ir.Value:
+    """x [.., in] times what all numbers of a group have in common, low [out, groups]: by sums of x over the groups."""
+    e, before = c.e, c.type(1 if is_call(c.node, aten.addmm.default) else 0).dims
+    cut = e.reshape(x, before, (*before[:-1], groups, int(before[-1]) // groups))
+    sums = e("ReduceSum", cut, e.ints(-1), keepdims=0)
+    with e.outermost():
+        turned = e.transpose(low, (1, 0))
+    return e("MatMul", sums, turned)
 
 
 @translates(aten.linear.default)
@@ -61,10 +73,10 @@ def _tied(c: Call, key: str) -> ir.Value | None:
     """The same by a weight that others read too, which so is in the file once, as they read it. Blocks of int4 and int8
     serve both anyway.
     """
-    e, precision = c.e, c.style.precision
-    if key not in e.weights.shared or precision in ("int8", "int4"):
+    e, form = c.e, c.e.weights.form(key)
+    if key not in e.weights.shared or form not in ("plain", "half"):
         return None
-    half = precision == "fp16" and not e.weights.is_new(key)
+    half = form == "half"
     x = e.cast(c.tensor(0), torch.float16) if half else c.tensor(0)
     rows = e("Reshape", x, e.ints(-1, int(c.type(1).dims[1])))
     product = e("Gemm", rows, e.weight(key, "half" if half else "plain"), transB=1)
@@ -90,10 +102,12 @@ def linears(c: Call) -> Sequence[ir.Value]:
 
 
 def _whole(c: Call, sizes: Sequence[int]) -> ir.Value:
-    """All maps in one: [.., sum of outputs]."""
-    keys = tuple(weight.key for weight in c.raw(1))
+    """All maps in one, or in as many as are alike: [.., sum of outputs]."""
+    size = {weight.key: size for weight, size in zip(c.raw(1), sizes, strict=True)}
     x: TensorType = c.type(0)
-    product = _map(c, c.tensor(0), keys, (sum(sizes), int(x.dims[-1])))
+    runs = c.e.weights.alike(list(size))
+    products = [_map(c, c.tensor(0), keys, (sum(size[k] for k in keys), int(x.dims[-1]))) for keys in runs]
+    product = products[0] if len(products) == 1 else c.e("Concat", *products, axis=-1)
     biases = c.raw(2) if len(c.node.args) > 2 else None
     whole = c.e("Add", product, c.e.weight(tuple(bias.key for bias in biases))) if biases else product
     if whole.shape is None:
@@ -124,20 +138,26 @@ def matmul(c: Call) -> ir.Value:
 @translates(aten.embedding.default)
 def embedding(c: Call) -> ir.Value:
     """Rows of a table; a table that is a linear map's weight too is in the file once."""
-    e, precision, table, ids = c.e, c.style.precision, c.raw(0), c.tensor(1, torch.int64)
+    e, table, ids = c.e, c.raw(0), c.tensor(1, torch.int64)
+    form = e.weights.form(table.key) if isinstance(table, Weight) else "plain"
     whole_blocks = int(c.type(0).dims[1]) % BLOCK == 0
-    if precision == "fp32" or not isinstance(table, Weight) or not whole_blocks:
+    if form == "plain" or not whole_blocks:
         return e("Gather", c.tensor(0), ids, axis=0)
-    if precision == "fp16":
+    if form == "half":
         return e.cast(e("Gather", e.weight(table.key, "half"), ids, axis=0), torch.float32)
-    rows: Form = f"{precision}.rows"
-    scales: Form = f"{precision}.scales"
-    return e(
+    weight = few_bits(e, table.key, form, rows=True)
+    found = e(
         "GatherBlockQuantized",
-        *(e.weight(table.key, rows), ids, e.weight(table.key, scales)),
+        *(weight.numbers, ids, weight.scale),
         domain=MICROSOFT,
-        bits=int(precision[3:]),
-        block_size=BLOCK,
+        bits=weight.bits,
+        block_size=weight.group,
         gather_axis=0,
         quantize_axis=1,
     )
+    if weight.low is None:
+        return found
+    dims = c.out.dims
+    groups = e.reshape(found, dims, (*dims[:-1], int(dims[-1]) // weight.group, weight.group))
+    lows = e("Unsqueeze", e("Gather", weight.low, ids, axis=0), e.ints(-1))
+    return e.reshape(e("Add", groups, lows), None, dims)

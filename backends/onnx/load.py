@@ -62,7 +62,7 @@ class OnnxProgram(FilesExport):
             raise UsageError(
                 f"an export has the precision that it was made with, which is {self.manifest.precision}",
                 where=f"--dtype {dtype}",
-                fix="Export again with another --precision (fp32, fp16, int8, int4), and leave --dtype out.",
+                fix="Export again with another --precision (fp32, fp16, int8, int4, source), and leave --dtype out.",
             )
         require_runtime()
         return provider_of(device, self.manifest)

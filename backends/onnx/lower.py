@@ -43,7 +43,7 @@ def write_files(
     sleep_recurrent.onnx (if the program has a loop) and weights.bin. `written` gets what each weight of the file is
     (see Weights).
     """
-    weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program))
+    weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program), style.precision)
     weights.written = {} if written is None else written
     steps = _steps(program, weights, style)
     files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in steps.items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sleepc.runtime.steps import Steps
 
 BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 9.0, "int4": 5.0}  # of a weight; the last two with a scale for 32 of them
-KNOWN = {"precision": tuple(BITS), "ops": ("ort", "portable"), "ep": ("cpu", "cuda")}
+KNOWN = {"precision": (*BITS, "source"), "ops": ("ort", "portable"), "ep": ("cpu", "cuda")}
 SLEEPS = ("same", "portable")
 FORMS: dict[str, dict[str, Any]] = {
     "ort": {"columns": True},
@@ -41,7 +41,9 @@ class Options:
     """How files are written."""
 
     precision: str = option(
-        "fp32", "Precision of linear layers and embeddings: fp32, fp16, int8 or int4. All else is float32."
+        "fp32",
+        "Precision of linear layers and embeddings: fp32, fp16, int8, int4, or source (as the GGUF file has them that "
+        "the model came from). All else is float32.",
     )
     ops: str = option(
         "ort",
@@ -80,7 +82,7 @@ class OnnxTarget(Target):
             if getattr(options, name) not in known:
                 what = f"unknown {name} {getattr(options, name)!r}"
                 raise UsageError(what, where=f"--{name.replace('_', '-')}", fix=f"One of: {', '.join(known)}.")
-        if options.ops == "portable" and options.precision in ("int8", "int4"):
+        if options.ops == "portable" and options.precision in ("int8", "int4", "source"):
             raise UsageError(
                 f"{options.precision} needs kernels of ONNX Runtime's own, and portable files have none",
                 where=f"--ops portable --precision {options.precision}",
@@ -93,8 +95,15 @@ class OnnxTarget(Target):
     def lowering(self, program: ProgramGraphs, options: Options) -> tuple[Stage, ...]:
         """See `Target.lowering`: what is exported is in float32; plain operators have no kernels for patterns."""
         from sleepc.ir.levels import LOWERED
+        from sleepc.ir.weights import packed_of
         from sleepc.passes.pipeline import lower_stages, widened
 
+        if options.precision == "source" and not any(map(packed_of, program.params.values())):
+            raise UsageError(
+                "no weight of this program is one of a quantised GGUF file",
+                where="--precision source",
+                fix="Convert a GGUF file (again, if that was done by an older version), or use int8, int4 or fp32.",
+            )
         kernels = LOWERED if options.ops == "ort" else ()
         return (*widened(program), *lower_stages(kernels, masks=not _columns(options)))
 

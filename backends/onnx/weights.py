@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import IO
 
@@ -13,17 +14,20 @@ import onnx_ir as ir
 import torch
 
 from sleepc.backends.onnx.quantise import quantise
-from sleepc.ir.weights import Param
+from sleepc.ir.packed import PackedWeight, Packing, joined
+from sleepc.ir.weights import Param, packed_of
 
 Keys = str | tuple[str, ...]
 Array = npt.NDArray[np.generic]
 FILE = "weights.bin"
+FITTING = {"source": (4, 8), "int4": (4,)}  # bits of a source's packed weights that a precision takes
 ALIGNMENT = 4096  # ONNX Runtime maps a tensor only if it begins on a page
 
 Form = str
 """How a parameter stands in the file: "plain", "half" (float16), or "int4", "int8": blocks [out, blocks, bytes], with
 their ".scales" [out, blocks]; ".rows" are the same bytes as [out, bytes]. "transposed" swaps the dimensions of a matrix
-first ("half.transposed", "int4.transposed.scales").
+first ("half.transposed", "int4.transposed.scales"). "packed": the numbers of a quantised source [out, groups, bytes],
+".rows" in their shape there, and its other parts by name ("packed.steps").
 """
 
 
@@ -36,6 +40,14 @@ def formed(value: torch.Tensor, form: Form) -> Array:
     if "transposed" in form:
         value = value.T
     return (value.half() if "half" in form else value).contiguous().numpy()
+
+
+def part_of(weight: PackedWeight, form: Form) -> Array:
+    """A part of a packed weight in a form."""
+    name = form.partition(".")[2]
+    if name in ("", "rows"):
+        return weight.numbers if name else weight.numbers.reshape(*weight.scale.shape, -1)
+    return np.asarray(getattr(weight, name))
 
 
 @dataclass(frozen=True)
@@ -53,8 +65,37 @@ class Weights:
     dtypes: Mapping[str, torch.dtype]
     folder: Path
     shared: frozenset[str] = frozenset()  # keys that several ports of the program have
+    precision: str = "fp32"  # of linear maps and embeddings
     written: dict[str, tuple[Keys, Form]] = field(default_factory=dict)  # by the initializer's name
     _tensors: dict[str, ir.ExternalTensor] = field(default_factory=dict)
+    _read: tuple[Keys, PackedWeight] | None = None  # the last one, whose parts are asked for one after the other
+
+    def form(self, keys: Keys, *, flipped: bool = False) -> Form:
+        """How a linear map or an embedding has a parameter, or several that are `alike`. Of a quantised source as that
+        has it, if it fits; what the conversion added or training changed stays as it is. `flipped`: read as [in, out].
+        """
+        key, precision = keys if isinstance(keys, str) else keys[0], self.precision
+        if precision == "fp32" or self.is_new(key):
+            return "plain"
+        if precision == "fp16":
+            return "half"
+        how = self.packing(key)
+        if how is not None and how.bits in FITTING.get(precision, ()) and how.turned is flipped:
+            return "packed"
+        if precision != "source":
+            return precision
+        return "int8" if how is not None and not how.bits else "plain"
+
+    def packing(self, keys: Keys) -> Packing | None:
+        """What the source has a parameter as; of several that are alike."""
+        stored = packed_of(self.params[keys if isinstance(keys, str) else keys[0]])
+        return stored.how if stored is not None else None
+
+    def alike(self, keys: Sequence[str]) -> list[tuple[str, ...]]:
+        """Neighbours that have one form and, if they are packed, one packing."""
+        kinds = [(form := self.form(key), self.packing(key) if form == "packed" else None) for key in keys]
+        runs = groupby(range(len(keys)), lambda i: kinds[i])
+        return [tuple(keys[i] for i in run) for _, run in runs]
 
     def name(self, keys: Keys, form: Form) -> str:
         """The initializer's name."""
@@ -65,14 +106,24 @@ class Weights:
         """The initializer's values, in the file."""
         name = self.name(keys, form)
         if name not in self._tensors and form.endswith("rows"):  # the bytes are there
-            blocks = self.tensor(keys, form[:4])
+            blocks = self.tensor(keys, form.removesuffix(".rows"))
             rows, width = blocks.shape[0], blocks.shape[1] * blocks.shape[2]
             self._tensors[name] = self._reference(name, blocks, ir.Shape((rows, width)))
             self.written[name] = (keys, form)
         elif name not in self._tensors:
-            self._tensors[name] = self._write(name, formed(self.value(keys), form))
+            self._tensors[name] = self._write(name, self._array(keys, form))
             self.written[name] = (keys, form)
         return self._tensors[name]
+
+    def _array(self, keys: Keys, form: Form) -> Array:
+        return part_of(self.packed(keys), form) if form.startswith("packed") else formed(self.value(keys), form)
+
+    def packed(self, keys: Keys) -> PackedWeight:
+        """A packed parameter, or several that are alike below each other."""
+        if self._read is None or self._read[0] != keys:
+            stored = [packed_of(self.params[key]) for key in ((keys,) if isinstance(keys, str) else keys)]
+            self._read = keys, joined([each.read() for each in stored if each is not None])
+        return self._read[1]
 
     def value(self, keys: Keys) -> torch.Tensor:
         """A parameter, or several of one width below each other, in the dtype of its ports."""

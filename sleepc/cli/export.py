@@ -96,7 +96,11 @@ def _tell(display: Display, exported: Exported) -> None:
     out.print(table(report["checks"]))
     if report["perplexity"]:
         found = report["perplexity"]
-        out.print(f"perplexity of {found['tokens']} tokens: {found['before']:.2f} before, {found['after']:.2f} after")
+        exact = f" ({found['exact']:.2f} with activations in float32)" if "exact" in found else ""
+        words = f"{found['before']:.2f} before, {found['after']:.2f} after{exact}"
+        out.print(f"perplexity of {found['tokens']} tokens: {words}")
+    if "kept" in report:
+        out.print(_of_source(report["kept"], report["requantised"]))
     weights = f"{report['weights']} weights by value, " if "weights" in report else ""
     display.leave("checked", f"{weights}{len(report['checks'])} figures", report["seconds"])
     bytes_of = {name: (exported.path / name).stat().st_size for name in exported.files}
@@ -105,6 +109,16 @@ def _tell(display: Display, exported: Exported) -> None:
     else:
         sizes = "   ".join(f"{name} {size(count)}" for name, count in bytes_of.items())
     display.leave("saved", f"{exported.path}/   {sizes}", exported.seconds)
+
+
+def _of_source(kept: dict[str, int], anew: dict[str, str]) -> str:
+    """What became of the weights of a quantised source."""
+    counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(kept.items()))
+    said = f"weights as the source has them: {counts or 'none'}"
+    if not anew:
+        return f"{said}; lossless"
+    names = ", ".join(f"{name} ({kind})" for name, kind in list(anew.items())[:MANY])
+    return f"{said}; rounded anew: {names}" + (f" and {len(anew) - MANY} more" if len(anew) > MANY else "")
 
 
 def table(checks: list[dict[str, Any]]) -> Table:

@@ -6,7 +6,7 @@ import copy
 import gc
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.one_token import check_one_token
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
-from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised
+from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, source_facts
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
 from sleepc.backends.onnx.manifest import ExportManifest, Replaced, Unchanged
@@ -71,7 +71,7 @@ def check(
     _check_provider(subject)
     stored, facts = check_files(folder, [graph.file for graph in manifest.graphs])
     check_weights(program, folder, stored, written)
-    subject.report.facts |= {"runtime": about(), **facts}
+    subject.report.facts |= {"runtime": about(), **facts, **source_facts(program, written)}
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as shelf:
         expected = Shelf(Path(shelf))
         if subject.quantised:
@@ -130,16 +130,25 @@ def _read_onnx(subject: CheckedFiles, expected: Shelf) -> None:
         others: list[Other] = [(name, _sleeping(steps, passes)) for name, _, passes in sleeps]
         reading = StepsReader(steps, _enough(subject), compared)
         reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
+        exact = _quality(subject, steps, expected.look) if report.facts.get("kept") else None
         del steps, others, reading
         report.rows += check_one_token(subject.folder, manifest, _enough(subject), states)
     if subject.quantised:
-        progress("reading a text with ONNX Runtime", None)
-        quality = Quality(subject.tokens[:TEXT])
-        steps = OnnxSteps(subject.folder, subject.manifest)
-        with _told():
-            read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected.take(f"text {at}").logits))
+        quality = _quality(subject, OnnxSteps(subject.folder, subject.manifest), expected.take)
         report.rows += quality.rows(subject.manifest.precision)
         report.perplexity = quality.perplexity()
+    if exact is not None:
+        report.rows += exact.exact_rows(lossless=not report.facts["requantised"])
+        report.perplexity["exact"] = exact.perplexity()["after"]
+
+
+def _quality(subject: CheckedFiles, steps: OnnxSteps, expected: Callable[[str], Found]) -> Quality:
+    """A text read with ONNX Runtime, against the logits of its pieces."""
+    subject.progress("reading a text with ONNX Runtime", None)
+    quality = Quality(subject.tokens[:TEXT])
+    with _told():
+        read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected(f"text {at}").logits))
+    return quality
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from sleepc.backends.report import Figure
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import FloatArray, IntArray, Steps
 
+SAME = 1e-5  # KL of the same weights: sums in another order
 TEXT = 1024  # tokens that are read
 PIECE = 64  # of which logits are held
 AT_ONCE = 1 << 18  # numbers in one step: what is held of them stays in a processor's cache
 SINGLE = 32  # read one by one: one token has kernels of its own
 CLOSE = 0.9  # a token counts as the likeliest if it has this share of the likeliest one's probability
-BOUNDS = {"int8": (0.02, 0.95), "int4": (0.5, 0.6)}
+BOUNDS = {"int8": (0.02, 0.95), "int4": (0.5, 0.6), "source": (0.02, 0.95)}
 """The largest mean KL in nats per token, and the least agreement about the likeliest token. docs/export.md has what was
 measured.
 """
@@ -78,6 +79,11 @@ class Quality:
             Figure(CHECK, "KL per token", self.kl / self.read, most, f"{text}, in nats"),
             Figure(CHECK, "likeliest token", self.agreed / self.read, least, f"{text}: the same", least=True),
         ]
+
+    def exact_rows(self, *, lossless: bool) -> list[Figure]:
+        """Of products whose activations are not rounded: what the weights alone cost."""
+        text = f"{self.read} tokens, activations in float32"
+        return [Figure(CHECK, "KL per token, exact", self.kl / self.read, SAME, text)] if lossless else []
 
     def perplexity(self) -> dict[str, float]:
         """Before, in float32, and after."""

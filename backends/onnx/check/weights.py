@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from sleepc.backends.onnx.check.files import Stored
 from sleepc.backends.onnx.quantise import BLOCK, dequantise
 from sleepc.backends.onnx.weights import FILE, Keys
 from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.packed import PARTS, PackedWeight
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.weights import packed_of
 
 Array = npt.NDArray[Any]
 WeightKeys = dict[str, tuple[Keys, str]]
 """By a weight's name: the parameters it is made of, one below the other, and its form."""
+BLOCKS = ("int", "packed")  # forms whose values are rounded, or were by the source
+CLOSE = 1e-6  # of a parameter's largest value
 PIECE = 4 << 20  # numbers that are compared at once
 
 
@@ -30,11 +35,13 @@ def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Sto
         if name not in written:
             raise SleepcError(f"weight {name} is not a parameter of the program", where=FILE)
         keys, form = written[name]
-        if form.endswith("scales"):
+        if not _is_whole(form):
             continue  # with what it scales
         parts = [program.params[key].materialise().detach().cpu().to(dtypes[key]) for key in several(keys)]
         parameter = (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
-        if form.startswith("int"):
+        if form.startswith("packed"):
+            error = kept(parameter, _packed(program, folder, stored, name, keys))
+        elif form.startswith("int"):
             error = quantised(parameter, place.read(folder), _scales(stored, name, folder), form)
         else:
             error = plain(parameter, place.read(folder), form)
@@ -54,22 +61,40 @@ def dequantised(
     found: dict[str, torch.Tensor] = {}
     for name, place in stored.items():
         keys, form = written[name]
-        if not form.startswith("int") or form.endswith("scales"):
+        if not form.startswith(BLOCKS) or not _is_whole(form):
             continue
         shapes, turned = [program.params[key].shape for key in several(keys)], "transposed" in form
-        scales = _scales(stored, name, folder)
-        values = _values(place.read(folder), scales, int(form[3]), shapes[0][0] if turned else shapes[0][1])
+        if form.startswith("packed"):
+            weight = _packed(program, folder, stored, name, keys)
+            values, turned = torch.from_numpy(weight.value()), weight.how.turned
+        else:
+            scales = _scales(stored, name, folder)
+            values = _values(place.read(folder), scales, int(form[3]), shapes[0][0] if turned else shapes[0][1])
         parts = torch.split(values.T if turned else values, [shape[0] for shape in shapes])
         found |= dict(zip(several(keys), (part.contiguous() for part in parts), strict=True))
     for name in stored:
         keys, form = written[name]
-        if not form.startswith("int") and found.keys() & set(several(keys)):
+        if not form.startswith(BLOCKS) and found.keys() & set(several(keys)):
             raise UsageError(
                 f"parameter {name} is needed whole and in blocks of {BLOCK}, and its width is not a multiple of that",
                 where="--precision",
                 fix="Use --precision fp16 or fp32.",
             )
     return found
+
+
+def source_facts(program: ProgramGraphs, written: WeightKeys) -> dict[str, dict[str, Any]]:
+    """Of a quantised source: how many weights of each kind are kept as it has them, and which are rounded anew, with
+    their kinds. Weights in float32 are neither.
+    """
+    kept: dict[str, str] = {}
+    anew: dict[str, str] = {}
+    for keys, form in written.values():
+        for key in several(keys):
+            source = packed_of(program.params[key])
+            if source is not None and form.startswith(BLOCKS):
+                (kept if form.startswith("packed") else anew)[key] = source.how.kind
+    return {"kept": dict(Counter(kept.values())), "requantised": anew} if kept or anew else {}
 
 
 def _values(packed: Array, scales: Array, bits: int, width: int) -> torch.Tensor:
@@ -79,6 +104,20 @@ def _values(packed: Array, scales: Array, bits: int, width: int) -> torch.Tensor
     for rows in _pieces(found.numpy()):
         found[rows] = torch.from_numpy(dequantise(packed[rows], scales[rows], bits, width))
     return found
+
+
+def _is_whole(form: str) -> bool:
+    """Is it a weight, and not scales of one?"""
+    return form.rpartition(".")[2] not in PARTS
+
+
+def _packed(program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], name: str, keys: Keys) -> PackedWeight:
+    """A weight of a quantised source as it is in the file. Raises SleepcError if a part is missing, or does not fit."""
+    source, base = packed_of(program.params[several(keys)[0]]), name.removesuffix(".rows")
+    assert source is not None
+    parts = {part: place.read(folder) for part in PARTS if (place := stored.get(f"{base}.{part}"))}
+    numbers = stored[name].read(folder)
+    return PackedWeight.of(source.how, {"numbers": numbers.reshape(len(numbers), -1), **parts})
 
 
 def several(keys: Keys) -> tuple[str, ...]:
@@ -124,6 +163,19 @@ def quantised(parameter: Array, packed: Array, scales: Array, form: str) -> str:
         off = np.count_nonzero(np.abs(values - expected[rows]) > allowed)
         if off:
             return f"{off} values are more than half a step away, from row {rows.start} on"
+    return ""
+
+
+def kept(parameter: Array, weight: PackedWeight) -> str:
+    """What is wrong with a weight of a quantised source: every value is the parameter's but for a sum's order."""
+    expected = parameter.T if weight.how.turned else parameter
+    if weight.shape != expected.shape:
+        return f"its shape is {weight.shape} instead of {expected.shape}"
+    allowed = CLOSE * max((float(np.abs(expected[rows]).max()) for rows in _pieces(expected)), default=0.0)
+    for rows in _pieces(expected):
+        off = np.count_nonzero(~(np.abs(weight.rows(rows).value() - expected[rows]) <= allowed))
+        if off:
+            return f"{off} values are not those of its source, from row {rows.start} on"
     return ""
 
 
