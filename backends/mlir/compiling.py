@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepc.backends.mlir.devices import DEVICES
-from sleepc.backends.mlir.importing import DialectFunction, NotLowered, first_error, function_of_error
+from sleepc.backends.mlir.importing import DialectFunction, NotLowered, with_places
 
 SCOPE = "model"  # of the parameters' names
 
@@ -36,7 +36,7 @@ def join(functions: Sequence[DialectFunction]) -> str:
         for body in bodies.values():
             body.detach_from_parent()
             whole.body.append(body)
-        return str(whole)
+        return with_places(whole)
 
 
 def _body(ir: Any, function: DialectFunction, module: Any) -> Any:
@@ -74,7 +74,7 @@ def _quoted(name: str) -> str:
 
 
 def compile_module(text: str, to: Path, device: str, arch: str) -> None:
-    """Code of a module for a device. Raises NotLowered with what the compiler said first, and of which function."""
+    """Code of a module for a device. Raises NotLowered with what the compiler said."""
     from iree.compiler.tools import CompilerToolError, compile_str
 
     found = DEVICES[device]
@@ -84,9 +84,7 @@ def compile_module(text: str, to: Path, device: str, arch: str) -> None:
             text,
             output_file=str(to),
             target_backends=[found.backend],
-            extra_args=["--iree-opt-level=O2", *flags, *found.more],
+            extra_args=[*flags, *found.more],
         )
     except CompilerToolError as error:
-        lines = str(error).splitlines()
-        said = first_error(lines) or "the compiler stopped without a word"
-        raise NotLowered(said, text, function_of_error(lines, text)) from error
+        raise NotLowered(f"{error}\nerror: the compiler stopped without a word", text) from error

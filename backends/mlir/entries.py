@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from sleepc.backends.mlir.sleeps import sleeps_of
-from sleepc.backends.mlir.traced import EntryPoint, Tensors, Traced, changed, keys_of, subject_of
+from sleepc.backends.mlir.traced import EntryPoint, Tensors, Traced, changed, in_block, keys_of, subject_of
 from sleepc.backends.table import find_trainer
 from sleepc.ir.program import ProgramGraphs
 
@@ -103,7 +103,11 @@ def _last(subject: Traced, shown: Tensors) -> EntryPoint:
 def _wake(subject: Traced, values: Tensors) -> tuple[dict[str, Any], Tensors]:
     """What the head reads, and what is new of the state."""
     state = subject.bound(values)
-    seen, new = subject.steps.wake_blocks(state, values["tokens"], values["lengths"])
+    seen, new = subject.steps.begin(state, values["tokens"], values["lengths"])
+    for i in range(len(subject.program.layout)):
+        with in_block(i):
+            seen["h"], written = subject.steps.wake_block(i, seen, state)
+        new |= written
     return seen, changed(state, new)
 
 

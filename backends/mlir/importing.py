@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx.traceback import preserve_node_meta
 
 from sleepc.backends.mlir.decompositions import DECOMPOSITIONS
 from sleepc.backends.mlir.empties import without_empties
-from sleepc.backends.mlir.traced import EntryPoint
+from sleepc.backends.mlir.traced import EntryPoint, block_of
 
 # Passes of torch-mlir: from what its importer writes to the torch dialect as backends take it, and from there to what
 # is compiled.
@@ -27,20 +28,25 @@ DIALECTS = {
 }
 
 
-# How an operator is named in what a compiler says: one without a form of its own, one with, one of PyTorch's exporter.
+# How a place is told to compilers, as that of a file; and how an operator is named in what they say without one: an
+# operator without a form of its own, one with, one of PyTorch's exporter.
+PLACE = re.compile(r"(\w+(?:, block \d+)?): ([\w.]+)\"?:1:0")
 NAMED = (r'name = "torch\.([\w.]+)"', r"'torch\.([\w.]+)'", r"torch\.ops\.([\w.]+)")
 
 
 class NotLowered(Exception):
-    """What an operator or a pass could not be made of; `operator` as the compiler calls it, if it does, the `text` that
-    it was given, if there is one, and the function of it that the operator is in, if the compiler says where.
+    """What an operator or a pass could not be made of, in lines of what a compiler `told`: the first error that it
+    `said`, the `operator` and the `place`, a function and a block of it, where it says them; and the `text` that it was
+    given, if there is one.
     """
 
-    def __init__(self, said: str, text: str = "", function: str = "") -> None:
-        self.function = function
-        found = next(filter(None, (re.search(each, said) for each in NAMED)), None)
-        self.operator, self.said, self.text = (found[1] if found else ""), said, text
-        super().__init__(said)
+    def __init__(self, told: str, text: str = "") -> None:
+        error = told[told.rfind("\n", 0, max(told.find("error: "), 0)) + 1 :]  # what is before are warnings
+        place = PLACE.search(error)
+        named = place[2] if place else next((found[1] for each in NAMED if (found := re.search(each, error))), "")
+        self.place, self.operator = (place[1] if place else ""), named
+        self.said, self.text = error.partition("error: ")[2].partition("\n")[0][:400] or told[:400], text
+        super().__init__(told)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def function_of(entry: EntryPoint, dialect: str) -> DialectFunction:
     names: list[str] = []
     program = _exported(_Module(entry, names), entry)
     outputs = dict(zip(names, _results(program), strict=True))
+    _tell_places(program, entry.name)
     torch_text = lowered_text(TORCH, _imported(program, entry.name))
     text = lowered_text(DIALECTS[dialect], torch_text)
     return DialectFunction(entry.name, text, torch_text, entry.parameters, entry.inputs, outputs)
@@ -88,7 +95,7 @@ def _exported(module: _Module, entry: EntryPoint) -> ExportedProgram:
 
     tensors = (*entry.parameters.values(), *entry.inputs.values())
     # as where gradients are wanted: attention by products and a softmax, not by a kernel of PyTorch
-    with warnings.catch_warnings(), torch.enable_grad():
+    with warnings.catch_warnings(), torch.enable_grad(), preserve_node_meta():
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
         try:
             program = torch.export.export(module, tensors, strict=False)
@@ -104,6 +111,17 @@ def _results(program: ExportedProgram) -> list[Tensor]:
     return [node.meta["val"] for node in output.args[0]]
 
 
+def _tell_places(program: ExportedProgram, name: str) -> None:
+    """Of every operator, where it stands and what it is called, as the file that the importer takes it from: compilers
+    carry that through and say it.
+    """
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            block = block_of(node)
+            place = name if block is None else f"{name}, block {block}"
+            node.meta["stack_trace"] = f'File "{place}: {str(node.target).removesuffix(".default")}", line 1,'
+
+
 def _imported(program: ExportedProgram, name: str) -> str:
     from torch_mlir import ir
     from torch_mlir.dialects import torch as torch_dialect
@@ -116,16 +134,20 @@ def _imported(program: ExportedProgram, name: str) -> str:
             importer.import_frozen_program(program, func_name=name)
         except Exception as error:  # nor have torch-mlir's
             raise NotLowered(str(error)) from error
-        return str(importer.module)
+        return with_places(importer.module)
+
+
+def with_places(module: Any) -> str:
+    """The text of a module, in which every operation says where it comes from."""
+    return str(module.operation.get_asm(enable_debug_info=True))
 
 
 def lowered_text(passes: str, text: str) -> str:
     """The text after torch-mlir's passes, in a process of their own: some of their errors end it."""
-    command = [_opt(), f"--pass-pipeline={passes}"]
+    command = [_opt(), f"--pass-pipeline={passes}", "--mlir-print-debuginfo"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = first_error(done.stderr.splitlines()) or f"torch-mlir's passes ended with {done.returncode}"
-        raise NotLowered(said, text)
+        raise NotLowered(f"{done.stderr}\nerror: torch-mlir's passes ended with {done.returncode}", text)
     return done.stdout
 
 
@@ -135,19 +157,3 @@ def _opt() -> str:
 
     (folder,) = torch_mlir.__path__
     return str(Path(folder) / "_mlir_libs" / "torch-mlir-opt")
-
-
-def first_error(lines: Iterable[str]) -> str:
-    """The first line of a compiler's output that says what is wrong, without its place; empty if none does."""
-    said = [line for line in lines if "error:" in line]
-    return re.sub(r"^.*?error: ", "", said[0])[:400] if said else ""
-
-
-def function_of_error(lines: Iterable[str], text: str) -> str:
-    """The name of the function of `text` that this first line lies in, without what `join` adds; empty if it says no
-    line.
-    """
-    found = next((place for line in lines if (place := re.match(r"<stdin>:(\d+):\d+: error:", line))), None)
-    before = text.splitlines()[: int(found[1])] if found else []
-    names = re.findall(r"^\s*func\.func [^@]*@(\w+)", "\n".join(before), re.MULTILINE)
-    return str(names[-1]) if names else ""

@@ -126,24 +126,25 @@ def _lowered(
     try:
         return function_of(entry, style.dialect)
     except NotLowered as error:
-        where = _blame(program, entry.name, chunk, style.dialect)
+        place = error.place or _blame(program, entry.name, chunk, style.dialect)
         what = f"{error.operator or 'an operator'} is not lowered to {style.dialect}"
         fix = (
             "--debug shows what the compiler said and keeps what it was given. An export for another runtime (--to) "
             "may have the operator."
         )
-        place = f"{entry.name}, {where}" if where else entry.name
         raise SleepcError(what, where=place, fix=fix, input=error.text) from error
 
 
 def _blame(program: ProgramGraphs, name: str, chunk: int, dialect: str) -> str:
-    """The first block that fails on its own; empty if none does, and what stands around the blocks fails."""
+    """The function with its first block that fails on its own, if one does, where no compiler says a place: a process
+    that ended, or PyTorch's exporter.
+    """
     for said, part in parts_of(program, name, chunk):
         try:
             function_of(part, dialect)
         except NotLowered:
-            return said
-    return ""
+            return f"{name}, {said}"
+    return name
 
 
 def _compile(text: str, to: Path, device: tuple[str, str], progress: Progress) -> None:
@@ -152,9 +153,9 @@ def _compile(text: str, to: Path, device: tuple[str, str], progress: Progress) -
     try:
         compile_module(text, to, name, arch)
     except NotLowered as error:
-        what = f"IREE does not compile the program for {name}: {error.said}"
+        what = f"IREE does not compile {error.operator or 'the program'} for {name}: {error.said}"
         fix = "--debug shows all that it said and keeps what it was given."
-        place = f"{error.function}, --iree {name}" if error.function else f"--iree {name}"
+        place = f"{error.place}, --iree {name}" if error.place else f"--iree {name}"
         raise SleepcError(what, where=place, fix=fix, input=error.text) from error
 
 

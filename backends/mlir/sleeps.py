@@ -17,7 +17,7 @@ from functools import partial
 from torch.fx import Node
 
 from sleepc.backends.mlir.manifest import MOVED, NEW
-from sleepc.backends.mlir.traced import EntryPoint, Tensors, Traced, changed, keys_of
+from sleepc.backends.mlir.traced import EntryPoint, Tensors, Traced, changed, in_block, keys_of
 from sleepc.ir.program import Loop, ProgramGraphs
 from sleepc.ir.states import with_role
 from sleepc.passes.analysis.sleeps import replay_nodes, replays
@@ -45,8 +45,11 @@ def sleeps_of(subject: Traced) -> list[EntryPoint]:
 def _sleep(subject: Traced) -> EntryPoint:
     def run(values: Tensors) -> Tensors:
         state = subject.bound(values)
-        found = changed(state, subject.steps.sleep_first(state))
-        return found | ({"h": subject.steps.begin_refine(state)["h"]} if subject.program.loop else {})
+        clock, new = subject.steps.begin_sleep(state)
+        for i in range(len(subject.program.layout)):
+            with in_block(i):
+                new |= subject.steps.sleep_block(i, clock, state)
+        return changed(state, new) | ({"h": subject.steps.begin_refine(state)["h"]} if subject.program.loop else {})
 
     return EntryPoint("sleep", subject.of(_sleep_parameters(subject.program)), dict(subject.state), run)
 
@@ -63,7 +66,8 @@ def _looping(subject: Traced, loop: Loop) -> list[EntryPoint]:
         new, read = old | _newest(values), {**steps.begin_refine(old), "h": values["h"]}
         written: Tensors = {}
         for i in blocks:
-            read["h"], more = steps.refine_block(i, read, new)
+            with in_block(i):
+                read["h"], more = steps.refine_block(i, read, new)
             written |= more
         if blocks.start == loop.end:
             return written

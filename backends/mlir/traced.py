@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node
+from torch.fx.traceback import annotate
 
 from sleepc.backends.table import find_trainer
 from sleepc.backends.training_steps import TrainingSteps
@@ -16,6 +19,7 @@ from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 
 Tensors = dict[str, Tensor]
+BLOCK = "block"  # of what is noted of a node while it is traced
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,17 @@ def subject_of(program: ProgramGraphs) -> Traced:
         parameters = {key: torch.empty(program.params[key].shape, dtype=t) for key, t in dtypes_of(program).items()}
         state = {spec.name: spec.first(1) for spec in program.all_states()}
     return Traced(program, mode, parameters, state, find_trainer().steps_on(program, parameters, train=True))
+
+
+def in_block(i: int) -> AbstractContextManager[None]:
+    """Within it, what is traced is noted to be of that block."""
+    return annotate({BLOCK: i})
+
+
+def block_of(node: Node) -> int | None:
+    """The block that a traced node is of, if it is of one."""
+    found: int | None = node.meta.get("custom", {}).get(BLOCK)
+    return found
 
 
 def keys_of(graph: Graph) -> list[str]:
