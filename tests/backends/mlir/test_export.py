@@ -151,7 +151,7 @@ def random(matrix: torch.Tensor, right: torch.Tensor, **options: bool) -> torch.
         ({}, r"aten\.linalg_solve_triangular is not lowered to linalg \(sleep, block 0\)"),
         (
             {aten.linalg_solve_triangular.default: random},
-            r"IREE does not compile aten\.rand_like for llvm-cpu: .*global_seed \((sleep|again), block 0, --iree llvm-cpu\)",
+            r"does not compile aten\.rand_like for llvm-cpu: .*global_seed \((sleep|again), block 0, --iree llvm-cpu\)",
         ),
     ],
 )
