@@ -70,9 +70,13 @@ class Backend(ABC):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         progress: Progress = silent,
+        own: Path | None = None,
     ) -> Steps:
         """The same by code that is compiled for this machine, which `progress` hears of, with its seconds. Raises
         UsageError if the backend has none, or what compiles is not there.
+
+        `own` is the artifact, if a person says that native code in it may run: a backend that finds code of its own
+        there (see `HostTarget`) takes that and compiles nothing.
         """
         raise not_compiled(self.name)
 
@@ -213,7 +217,9 @@ class Exporter(ABC):
 
 
 class HostTarget(Exporter):
-    """Writes files for a host program of one's own. Nothing here runs them, or reads tokens with them."""
+    """Writes files for a host: a program of one's own, or a backend that finds them in the artifact. No command runs
+    them by themselves, or reads tokens with them.
+    """
 
     @abstractmethod
     def verify(self, folder: Path) -> Report:

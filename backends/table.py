@@ -17,8 +17,11 @@ BACKENDS: dict[str, Backend | str] = {
 """A backend, or the module that has it as BACKEND. The first is what runs, verifies and trains by default."""
 TARGETS: dict[str, Target | str] = {"onnx": "sleepc.backends.onnx.target", "mlir": "sleepc.backends.mlir.target"}
 """A target, or the module that has it as TARGET. The first is what is exported to by default."""
-HOST_TARGETS: dict[str, HostTarget | str] = {"triton": "sleepc.backends.triton.target"}
-"""The same, of those whose files are for a host program of one's own. One may be called as a backend is."""
+HOST_TARGETS: dict[str, HostTarget | str] = {
+    "triton": "sleepc.backends.triton.target",
+    "inductor": "sleepc.backends.eager.target",
+}
+"""The same, of those whose files no command runs by themselves. One may be called as a backend is."""
 DEFAULT, DEFAULT_TARGET = next(iter(BACKENDS)), next(iter(TARGETS))
 
 

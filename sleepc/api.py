@@ -119,7 +119,8 @@ class Program:
     ) -> Steps:
         """The program as steps of a backend; with `train`, differentiable (TrainingSteps of backends.contract). The
         name of a target is the artifact's export (see `export`). With `compile`, code for this machine is compiled, or
-        taken from the cache, and `progress` hears how long that took (docs/performance.md).
+        taken from the cache, or from an export if native code may run (see `load`); `progress` hears how long that took
+        (docs/performance.md).
         """
         if compile and train:
             raise UsageError("what is compiled is not trained", where="compile", fix="Give compile or train.")
@@ -132,7 +133,8 @@ class Program:
         runs.check_device(device)  # before all bytes are read
         self.check_bytes()
         if compile:
-            return runs.compiled_steps(self.graphs, device=device, dtype=kind, progress=progress)
+            own = self.path if self.native_code else None
+            return runs.compiled_steps(self.graphs, device=device, dtype=kind, progress=progress, own=own)
         return runs.steps(self.graphs, device=device, dtype=kind, train=train)
 
     @typed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sleepc.backends.contract import Kernels, TrainingBackend
@@ -18,6 +19,7 @@ from sleepc.progress import Progress, silent
 if TYPE_CHECKING:
     import torch
 
+    from sleepc.backends.eager.compiled import Code
     from sleepc.backends.eager.executor import Executor
     from sleepc.backends.eager.steps import EagerSteps
     from sleepc.ir.graph import Graph
@@ -79,9 +81,13 @@ class EagerBackend(TrainingBackend):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         progress: Progress = silent,
+        own: Path | None = None,
     ) -> Steps:
         """See `Backend.compiled_steps`: one token at a time, on the CPU."""
-        return self._by_code(program, device, dtype, progress)
+        from sleepc.backends.eager.ahead import code_in
+
+        code = None if own is None else code_in(own)
+        return self._by_code(program, device, dtype, progress, code=code, whole=code is not None)
 
     def _by_code(
         self,
@@ -90,9 +96,10 @@ class EagerBackend(TrainingBackend):
         dtype: torch.dtype | None,
         progress: Progress,
         *,
-        compiles: bool = True,
+        code: Code | None = None,
+        whole: bool = False,
     ) -> Steps:
-        """Steps by code that is compiled; by what is in the cache alone if nothing `compiles`."""
+        """Steps by code that is compiled; what is there of it is in `code`."""
         from sleepc.backends.eager.compiled import CompiledSteps
         from sleepc.ir.parameters import materialise
 
@@ -100,7 +107,7 @@ class EagerBackend(TrainingBackend):
         if device != "cpu":
             raise UsageError("code is compiled for the CPU only", where="--compile", fix="Leave it, or --device, out.")
         program, kernels = retyped(program, dtype), self.kernels(train=False)
-        return CompiledSteps(program, materialise(program, device), kernels, progress, compiles=compiles)
+        return CompiledSteps(program, materialise(program, device), kernels, progress, code=code, whole=whole)
 
     def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
         """See `Backend.tunables`."""
@@ -122,13 +129,14 @@ class EagerBackend(TrainingBackend):
         progress: Progress = silent,
     ) -> EagerSteps:
         """See `Backend.tuned_steps`."""
+        from sleepc.backends.eager.compiled import cached
         from sleepc.backends.eager.steps import EagerSteps, on_threads
 
         check_settings(self.name, self.tunables(device), settings)
         threads = int(settings.get("threads", 0))
         with on_threads(threads):  # compiled code is for a number of them
             if settings.get("compile"):
-                made = self._by_code(program, device, None, progress, compiles=compiles)
+                made = self._by_code(program, device, None, progress, code=None if compiles else cached())
             else:
                 made = self.steps(program, device=device)
         assert isinstance(made, EagerSteps)

@@ -5,7 +5,9 @@ arguments, so that they are held once. All other steps are eager's.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,17 +24,54 @@ from sleepc.ops import functional
 from sleepc.progress import Progress
 
 ours = torch.ops.sleepc
-Form = tuple[int, bool]  # a block, and whether rows are many
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Code:
+    """Where the code of functions is from: what gives that of one, by its name; what people call the place; and does
+    a function without code end all (`needed`), or run as in EagerSteps?
+    """
+
+    load: Callable[[Function, str], Native] = load_native
+    place: str = "the cache"
+    needed: bool = True
+
+
+def cached() -> Code:
+    """What is in the cache, and nothing that would have to be compiled."""
+    return Code(partial(load_native, compiles=False), needed=False)
+
+
+class Part(Executor):
+    """A graph of a step: for one token in compiled code, where that is there, and operator by operator else."""
+
+    def __init__(self, graph: Graph, kernels: Kernels, *, folds: bool = False) -> None:
+        super().__init__(graph, kernels, CPU, folds=folds)
+        self.forms: dict[bool, Native] = {}  # by whether rows are many
+        self.single = Executor(graph, {**kernels, ours.write_slots.default: functional.write_slot_}, CPU)
+        self.read = "h" if "h" in self.ports else "tokens"
+
+    def function(self, inputs: Mapping[str, Any]) -> Function:
+        """It as a function of one token of as many rows as in `inputs`."""
+        rows = symbolic_rows(self.graph) if len(inputs[self.read]) > 1 else {}
+        return Function(self.single, inputs, rows, in_place(self.graph))
+
+    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Executor`."""
+        rows, tokens = values[self.read].shape[:2]
+        native = self.forms.get(rows > 1) if tokens == 1 else None
+        return super().__call__(values) if native is None else native(values)
 
 
 class CompiledSteps(EagerSteps):
     """EagerSteps on the CPU that run what reads one token per row in compiled code. There are two forms of it, for one
-    row and for any larger number; that for one row is there from the beginning, the other from its first use on. If
-    nothing `compiles`, a form that is not in the cache runs as in EagerSteps, which `progress` hears of.
+    row and for any larger number; that for one row is there from the beginning, the other from its first use on. What
+    `progress` hears of is how many functions there were, or that a form is left out. The blocks are compiled, and if
+    the step is `whole` embedding and head, too.
 
-    Raises UsageError if there is no C++ compiler and the code is not in the cache, SleepcError for a class that cannot
-    be compiled.
+    Raises UsageError if there is no C++ compiler and the code, if it is needed, is not in the cache; SleepcError for a
+    class that cannot be compiled.
     """
 
     def __init__(
@@ -42,69 +81,67 @@ class CompiledSteps(EagerSteps):
         kernels: Kernels,
         progress: Progress,
         *,
-        compiles: bool = True,
+        code: Code | None = None,
+        whole: bool = False,
     ) -> None:
         super().__init__(program, parameters, kernels)
-        self._executors = {
-            name: Executor(each.wake, {**kernels, ours.write_slots.default: functional.write_slot_}, CPU)
-            for name, each in program.classes.items()
-        }
-        self._progress, self._compiles = progress, compiles
-        self._left: set[bool] = set()  # forms (rows are many?) that are not compiled
-        self._functions: dict[str, Native] = {}  # by what their code depends on
-        self._forms: dict[Form, Native] = {}
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            state = self.new_state(1)
-            values, _ = self.begin(state, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
-            self._prepare(values, state)
+        self._progress, self._code = progress, code or Code()
+        self._asked: set[bool] = set()  # forms (rows are many?) that are there, or left out
+        blocks = {name: Part(each.wake, kernels, folds=True) for name, each in program.classes.items()}
+        self._wake = {**blocks}
+        self._parts = blocks
+        if whole:
+            self._embed, self._head = embed, head = Part(program.embed, kernels), Part(program.head, kernels)
+            self._parts = {"embed": embed, **blocks, "head": head}
+        self.prepare()
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
         """Use these parameters from now on. Code is for numbers that lie in order: others are copied."""
         super().bind({key: value.contiguous() for key, value in parameters.items()})
 
-    def wake_block(self, i: int, values: Mapping[str, Any], state: State) -> tuple[Tensor, State]:
-        """See `EagerSteps.wake_block`."""
-        rows, tokens = values["h"].shape[:2]
-        if tokens == 1 and (i, rows > 1) not in self._forms and rows > 1 not in self._left:
-            self._prepare(values, state)
-        if tokens != 1 or (i, rows > 1) not in self._forms:
-            return super().wake_block(i, values, state)
-        results = self._forms[i, rows > 1](self._inputs(i, values, state))
-        h: Tensor = results.pop("h")
-        names = self._blocks[i][2]
-        return h, {names[local]: value for local, value in results.items()}
+    def begin(self, state: State, tokens: Tensor, lengths: Tensor) -> tuple[dict[str, Any], State]:
+        """See `EagerSteps.begin`."""
+        if tokens.shape[1] == 1:
+            self.prepare(many=len(tokens) > 1)
+        return super().begin(state, tokens, lengths)
 
-    def _inputs(self, i: int, values: Mapping[str, Any], state: State) -> dict[str, Any]:
-        _, parameters, names = self._blocks[i]
-        return {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+    def prepare(self, *, many: bool = False) -> None:
+        """Make the functions for one row or for many, if they were not asked for before."""
+        if many in self._asked:
+            return
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            self._prepare(many)
+        self._asked.add(many)
 
-    def _prepare(self, values: Mapping[str, Any], state: State) -> None:
-        """Make the functions of all blocks for as many rows as there are, from the cache if they are in it."""
-        started, many = time.perf_counter(), len(values["h"]) > 1
+    def _prepare(self, many: bool) -> None:
+        started = time.perf_counter()
         try:
-            found = [self._function(i, self._inputs(i, values, state)) for i in range(len(self._blocks))]
+            found = {name: self._code.load(self._parts[name].function(x), name) for name, x in self._inputs(many)}
         except SleepcError as error:
-            if self._compiles:
+            if self._code.needed:
                 raise
             what, _, fix = error.on_command_line
-            self._left.add(many)
             self._progress(f"compiled code for {_rows(many)} is left out: {what}. {fix}", None)
             return
-        self._forms |= {(i, many): native for i, native in enumerate(found)}
-        made, new = len(set(found)), sum(native.new for native in set(found))
+        for name, native in found.items():
+            self._parts[name].forms[many] = native
+        made, new = len(found), sum(native.new for native in found.values())
         what = f"{made} function{'' if made == 1 else 's'} for {_rows(many)}"
-        seconds = time.perf_counter() - started
-        self._progress(f"compiled code: {what}, {new} compiled, {made - new} from the cache, {seconds:.1f} s", None)
+        old, seconds = f"{made - new} from {self._code.place}", time.perf_counter() - started
+        self._progress(f"compiled code: {what}, {new} compiled, {old}, {seconds:.1f} s", None)
 
-    def _function(self, i: int, inputs: Mapping[str, Any]) -> Native:
-        name = self._blocks[i][0]
-        graph = self.program.classes[name].wake
-        rows = symbolic_rows(graph) if len(inputs["h"]) > 1 else {}
-        function = Function(self._executors[name], inputs, rows, in_place(graph))
-        key = f"{name} {function.shapes()}"
-        if key not in self._functions:
-            self._functions[key] = load_native(function, name, compiles=self._compiles)
-        return self._functions[key]
+    def _inputs(self, many: bool) -> list[tuple[str, dict[str, Any]]]:
+        """What each part reads at the first token of one row, or of two."""
+        rows = 2 if many else 1
+        state, tokens = self.new_state(rows), torch.zeros(rows, 1, dtype=torch.int64)
+        lengths = torch.ones(rows, dtype=torch.int64)
+        values, _ = super().begin(state, tokens, lengths)
+        found: dict[str, dict[str, Any]] = {}
+        for name, parameters, names in self._blocks:
+            if name not in found:
+                found[name] = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+        around = {**self.parameters, **state, **values, "tokens": tokens, "lengths": lengths}
+        return [(name, found.get(name, around)) for name in self._parts]
 
 
 def _rows(many: bool) -> str:

@@ -55,7 +55,7 @@ class Executor:
         *,
         folds: bool = False,
     ) -> None:
-        self.functions, self.device = {**DIRECT, **functions}, device
+        self.graph, self.functions, self.device = graph, {**DIRECT, **functions}, device
         self.slots: dict[fx.Node, int] = {}
         for i, node in enumerate(graph.fx.nodes):
             self.slots[node] = self.slots[node.args[0]] if _is_idle(node) else i

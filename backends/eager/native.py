@@ -98,10 +98,7 @@ def load_native(function: Function, name: str, *, compiles: bool = True) -> Nati
     """
     if not compiles and not any(_folder().glob("*.pt2")):  # before a function is traced, which takes a second
         raise _not_there()
-    try:
-        traced = function.traced()
-    except Exception as error:  # whatever an operator of a rule or a model of one's own raises while it is traced
-        raise _refused(name, error) from error
+    traced = traced_as(name, function)
     place = _folder() / f"{digest(traced, function.shapes())}.pt2"
     new = not place.is_file()
     if new and not compiles:
@@ -111,6 +108,11 @@ def load_native(function: Function, name: str, *, compiles: bool = True) -> Nati
         with writing_to_cache(place.parent):
             place.parent.mkdir(parents=True, exist_ok=True)
             write_whole(place, code)
+    return opened(place, function, new)
+
+
+def opened(place: Path, function: Function, new: bool) -> Native:
+    """The code in a file. Raises SleepcError if it cannot be loaded."""
     try:
         # What torch._inductor.aoti_load_package gives reads its own description at every call, and asks a compiler what
         # this CPU can do: the file's name says that already.
@@ -120,6 +122,14 @@ def load_native(function: Function, name: str, *, compiles: bool = True) -> Nati
             f"compiled code cannot be loaded: {_first_line(error)}", where=str(place), fix="Remove the file."
         ) from error
     return Native(loader.boxed_run, function, new)
+
+
+def traced_as(name: str, function: Function) -> ExportedProgram:
+    """A function as PyTorch's operators. Raises SleepcError, with its name, if it cannot be traced."""
+    try:
+        return function.traced()
+    except Exception as error:  # whatever an operator of a rule or a model of one's own raises while it is traced
+        raise _refused(name, error) from error
 
 
 @contextmanager
@@ -156,7 +166,7 @@ def digest(traced: ExportedProgram, shapes: str) -> str:
     return found.hexdigest()[:32]
 
 
-def compiled(traced: ExportedProgram, name: str) -> bytes:
+def compiled(traced: ExportedProgram, name: str, settings: Mapping[str, Any] = SETTINGS) -> bytes:
     """A package of native code. Raises UsageError if there is no C++ compiler, SleepcError for what is refused."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -169,7 +179,7 @@ def compiled(traced: ExportedProgram, name: str) -> bytes:
     with TemporaryDirectory(prefix="sleepc-compile-") as scratch, _working_in(scratch), _quiet():
         path = Path(scratch) / "code.pt2"
         try:
-            torch._inductor.aoti_compile_and_package(traced, package_path=str(path), inductor_configs={**SETTINGS})
+            torch._inductor.aoti_compile_and_package(traced, package_path=str(path), inductor_configs={**settings})
         except Exception as error:  # of the compiler, whatever it cannot do
             raise _refused(name, error) from error
         return path.read_bytes()

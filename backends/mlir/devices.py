@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sleepc.backends.processor import architecture, processor_features
+from sleepc.backends.processor import architecture, processor_features, some, unfit
 from sleepc.errors import SleepcWarning, UsageError
 
 CPU = "llvm-cpu"
@@ -55,19 +55,9 @@ def refuse_other_processor(machine: str, features: Collection[str], where: str, 
     """Raises UsageError if this is not a `machine` (x86_64, aarch64 …) whose processor has all `features`: the code
     would end the process. Where the system does not say what its processor has, that is a warning.
     """
-    if machine != architecture():
-        raise UsageError(
-            f"the code is for processors of {machine}, and this one is {architecture()}", where=where, fix=fix
-        )
-    here = processor_features()
-    if features and not here:
-        text = f"this system does not say whether its processor has what the code needs: {_some(features)}"
-        warnings.warn(text, SleepcWarning, stacklevel=3)
-    elif missing := set(features) - here:
-        what = f"the code needs a processor with {_some(missing)}, which this one does not have"
+    what = unfit(machine, features)
+    if what is not None:
         raise UsageError(what, where=where, fix=fix)
-
-
-def _some(names: Collection[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + more
+    if features and not processor_features():
+        text = f"this system does not say whether its processor has what the code needs: {some(features)}"
+        warnings.warn(text, SleepcWarning, stacklevel=3)

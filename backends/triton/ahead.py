@@ -12,6 +12,7 @@ from typing import Any
 
 import triton
 
+from sleepc.backends.listed_files import facts_of, sealed
 from sleepc.backends.triton.choices import Compilation, choose, types
 from sleepc.backends.triton.compiled import compile_for, registers_of
 from sleepc.backends.triton.devices import Gpu
@@ -21,16 +22,13 @@ from sleepc.backends.triton.manifest import (
     RULES,
     ArgumentType,
     DeviceManifest,
-    FileFacts,
     KernelFacts,
     LaunchFacts,
     OperationFacts,
     TensorFacts,
-    sealed,
 )
 from sleepc.backends.triton.plan import Operation, Use, Value
 from sleepc.errors import SleepcError, UsageError
-from sleepc.held_file import HeldFile
 from sleepc.version import __version__
 
 UNASKED = ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "launch_pdl")
@@ -121,12 +119,6 @@ def write_device(folder: Path, device: Gpu, found: Sequence[Operation], identity
     done: DeviceManifest = sealed(made)
     (folder / manifest).write_text(done.model_dump_json(indent=1) + "\n")
     return done
-
-
-def facts_of(path: Path) -> FileFacts:
-    """The size and hash of a file."""
-    file = HeldFile(path)
-    return FileFacts(size=file.size, sha256=file.sha256())
 
 
 def _operation(it: Operation, files: DeviceFiles) -> OperationFacts:

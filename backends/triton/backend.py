@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sleepc.backends.contract import Kernels, TrainingBackend
@@ -114,8 +115,9 @@ class TritonBackend(EagerBackend):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         progress: Progress = silent,
+        own: Path | None = None,
     ) -> Steps:
-        """See `Backend.compiled_steps`: one token at a time, captured."""
+        """See `Backend.compiled_steps`: one token at a time, captured. Code of an artifact's own is for processors."""
         import torch
 
         from sleepc.backends.triton.captured import CapturedSteps

@@ -4,12 +4,12 @@ neither torch nor Triton.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sleepc.sealed_json import FileName, Strict, digest
+from sleepc.backends.listed_files import FileFacts, Hash
+from sleepc.sealed_json import FileName, Strict
 
 MANIFEST = "kernels.json"
 FORMAT = 1
@@ -31,18 +31,10 @@ RULES = (
     "The code is native, and nothing here has run it: run it only if you trust where the folder comes from.",
 )
 
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z]\w{0,63}$")]
 Scalar = bool | int | float | str
 Dims = Annotated[tuple[Count | Literal["B", "T", "chunks"], ...], Field(max_length=8)]
-
-
-class FileFacts(Strict):
-    """A file of the folder."""
-
-    size: Count
-    sha256: Hash
 
 
 class ArgumentType(Strict):
@@ -142,11 +134,6 @@ class KernelsManifest(Strict):
     files: dict[FileName, FileFacts]
     report: dict[str, Any]
     sha256: str = ""  # of everything else in the file
-
-
-def sealed(manifest: Any) -> Any:
-    """The same with its own hash."""
-    return manifest.model_copy(update={"sha256": digest(json.loads(manifest.model_dump_json()))})
 
 
 def _check_arguments(launch: LaunchFacts, wanted: list[ArgumentType], tensors: dict[str, TensorFacts]) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepc.backends.contract import Draft, HostTarget, Written, option
+from sleepc.backends.listed_files import facts_of, sealed
 from sleepc.backends.report import Report
 from sleepc.backends.triton.devices import DEVICES, Gpu, find_device
 from sleepc.backends.triton.files import check_folder, rows_of
-from sleepc.backends.triton.manifest import MANIFEST, KernelsManifest, sealed
+from sleepc.backends.triton.manifest import MANIFEST, KernelsManifest
 from sleepc.errors import UsageError
 from sleepc.version import __version__
 
@@ -63,7 +64,7 @@ class TritonTarget(HostTarget):
 
     def write(self, program: ProgramGraphs, options: KernelOptions, draft: Draft) -> Written:
         """See `Exporter.write`: nothing can run here, so what is checked is what the kernels take."""
-        from sleepc.backends.triton.ahead import facts_of, write_device
+        from sleepc.backends.triton.ahead import write_device
         from sleepc.backends.triton.plan import operations
 
         found, rows, targets = operations(program), [], {}

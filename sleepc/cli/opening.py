@@ -58,6 +58,7 @@ def open_program(path: Path, way: Way) -> Opened:
         opened = Opened(export.tokenizer, partial(_session_of, export, way))
     else:
         program = open_artifact(path)
+        program.native_code = way.native_code
         opened = Opened(program.tokenizer, partial(_session_by, program, found, way), partial(_kv_cache, program))
     return opened if way.asked is None else replace(opened, session=partial(_session_or_default, opened, path, way))
 
@@ -113,14 +114,19 @@ def _session_of(
 
 
 def steps_by(
-    runs: Backend, device: str, *, compile: bool, settings: Mapping[str, Setting] | None = None
+    runs: Backend,
+    device: str,
+    *,
+    compile: bool,
+    settings: Mapping[str, Setting] | None = None,
+    own: Path | None = None,
 ) -> Callable[[ProgramGraphs], Steps]:
-    """What makes the steps of a program on a device; compiled, with a line for each that is; with settings of a record,
-    or without if that fails and none was to be compiled.
+    """What makes the steps of a program on a device; compiled, with a line for each that is, or of the `own` code of an
+    artifact; with settings of a record, or without if that fails and none was to be compiled.
     """
     default = partial(runs.steps, device=device)
     if not settings:
-        return partial(runs.compiled_steps, device=device, progress=tell) if compile else default
+        return partial(runs.compiled_steps, device=device, progress=tell, own=own) if compile else default
     tuned = partial(_tuned_by, runs, settings, compile=compile, device=device)
     if compile:
         return tuned

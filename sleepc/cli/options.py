@@ -15,7 +15,7 @@ from sleepc.json_file import KeyTwice, parse_json
 
 TEXTS = "A text file, a .jsonl file, or a folder of them"
 SETTING = "A setting of the task, such as width=8 or steps=1,2,4"
-COMPILE = "Compile what reads a token, once for this machine (some seconds, said; needs a C++ compiler, on a GPU none)."
+COMPILE = "Compile what reads a token, once for this machine (some seconds, said; needs a C++ compiler, on a GPU none); with --native-code run what `sleepc export --to inductor` compiled."
 TUNED = "Run as `sleepc tune` found to be fastest on this machine, where no other option says how."
 BACKEND = f"{', '.join(BACKENDS)}, or {', '.join(TARGETS)}: its export, which needs no PyTorch."
 NATIVE_CODE = "Let native code in an export run: only if you trust where the folder comes from."

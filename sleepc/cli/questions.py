@@ -108,7 +108,8 @@ def _ask(
     assert isinstance(runs, Backend), "others are refused before"
     runs.check_device(options.device)
     program.steps(backend=runs.name, device=options.device)  # is it there, and are the bytes those of the conversion?
-    make = steps_by(runs, options.device, compile=options.compile)
+    own = program.path if options.native_code else None
+    make = steps_by(runs, options.device, compile=options.compile, own=own)
     tokenizer, graphs, recipe = program.tokenizer(), program.graphs, program.recipe
     original = None if options.against is None else program.load_original(options.against, display)
     canonical = program.captured(display, original)

@@ -76,7 +76,8 @@ def _of_artifact(
     device = on.device
     runs.check_device(device)
     settings = way_of(path, replace(on, backend=runs.name), tell).settings
-    program, make = open_artifact(path), steps_by(runs, device, compile=on.compile, settings=settings)
+    own = path if on.native_code else None
+    program, make = open_artifact(path), steps_by(runs, device, compile=on.compile, settings=settings, own=own)
 
     def models(length: int) -> list[Model]:
         converted = {"converted": program.graphs}

@@ -38,7 +38,7 @@ class Way:
 def way_of(path: Path, on: RunsOn, tell: Callable[[str], None]) -> Way:
     """What was asked for, and for the rest what the record of this machine says, which `tell` hears."""
     asked = Way(on.backend or DEFAULT, native_code=on.native_code)
-    if not on.tuned or on.device != "cpu" or on.dtype is not None:
+    if not on.tuned or on.device != "cpu" or on.dtype is not None or (on.compile and on.native_code):
         return asked
     entries, limits = found_by_tuning(path, on.backend, tell)
     if not entries:
