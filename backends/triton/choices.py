@@ -33,6 +33,8 @@ WAYS: Mapping[str, tuple[int, int]] = {
     **{"of_states": (32, 8), "unsolve": (32, 8), "of_rights": (32, 8)},
 }
 """Columns of the values that a program computes at once, and its warps: with these nothing is spilled."""
+WIDE_WAYS: Mapping[str, tuple[int, int]] = {"read": (32, 8)}
+"""The same where float32 is multiplied by three products of TF32 and heads are larger than 64, for what WAYS spill."""
 IN_ONE = (
     "l2norm",
     "solve",
@@ -90,7 +92,8 @@ def chunk_of(tokens: int, hint: int) -> int:
 
 def choose(kernel: str, names: Sequence[str], it: Problem) -> Compilation:
     """How `kernel`, with arguments of these names, is compiled for a problem."""
-    width, warps = WAYS[kernel]
+    wide = (it.dot, it.exact) == ("fp32", "tf32x3") and max(it.dk, it.dv) > 64
+    width, warps = (WIDE_WAYS if wide and kernel in WIDE_WAYS else WAYS)[kernel]
     width = min(power(it.dv), width)
     constants = {
         **{"DK": it.dk, "DV": it.dv, "C": it.chunk, "BK": power(it.dk), "BV": width, "DOT": TYPES[it.dot]},

@@ -6,6 +6,7 @@ What a compiler makes is stood in for by what it is given, but in the slow test.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,13 @@ def read(artifact: Path, rows: int, *, trusted: bool = True, **options: Any) -> 
 def test_the_code_of_an_artifact_is_run_and_nothing_is_compiled(
     exported: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr(Native, "__call__", lambda self, x, call=Native.__call__: ran.append("") or call(self, x))
+    ran, call = list[str](), Native.__call__
+
+    def counted(native: Native, inputs: Any) -> dict[str, Any]:
+        ran.append("")
+        return call(native, inputs)
+
+    monkeypatch.setattr(Native, "__call__", counted)
     found, said = read(exported, rows, compile=True)
     wanted, _ = read(exported, rows)
     for a, b in zip(found, wanted, strict=True):
@@ -144,25 +150,19 @@ def test_a_system_that_does_not_describe_its_processor(exported: Path, monkeypat
 
 
 def test_code_for_other_graphs_is_left_out(exported: Path, tmp_path: Path) -> None:
-    """Weights do not matter, which are arguments; in another window they would be other numbers of the same sizes."""
+    """Other weights do not matter: they are arguments. A folder that a link leads to is not the artifact's own."""
     torch.manual_seed(1)
     recipe = {"window": WINDOW, "sinks": 2, "keep": 3, "passes": 2}
     model = GPT(vocab=VOCAB, width=16, heads=2, blocks=1, context=64).double()
-    for name, options, count in (("alike", {}, 0), ("other", {"rule": "delta"}, 1)):
+    for name, options, count in (("alike", {}, 0), ("other", {"sinks": 1}, 1)):
         place = sleepc.convert(model, {**recipe, **options}).save(tmp_path / name)
         (place / "inductor").symlink_to(exported / "inductor")
         with pytest.raises(SleepcError, match="leads out"):
             sleepc.load(place)
         (place / "inductor").unlink()
-        (exported / "inductor").copy_into(place) if hasattr(Path, "copy_into") else _copy(exported, place)
+        shutil.copytree(exported / "inductor", place / "inductor")
         _, told = read(place, 1, compile=True)
-        assert sum("made for another block.0" in each for each in told) == count, told
-
-
-def _copy(exported: Path, place: Path) -> None:
-    (place / "inductor").mkdir()
-    for each in (exported / "inductor").iterdir():
-        (place / "inductor" / each.name).write_bytes(each.read_bytes())
+        assert sum("made for another embed" in each for each in told) == count, told
 
 
 def test_damaged_files_end_the_command(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +219,6 @@ def test_what_the_compiler_makes(artifact: Path, tmp_path: Path) -> None:
     place = program.save(tmp_path / "artifact")
     report = sleepc.load(place).export(to="inductor").report
     assert report["ok"]
-    assert {each["bound"] for each in report["checks"]} == {1e-9}
     found, said = read(place, 3, compile=True)
     assert all("0 compiled" in each for each in said)
     np.testing.assert_allclose(found, read(place, 3)[0], rtol=0, atol=1e-9)
