@@ -38,6 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # by its name a child is told what to run
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "start_server", lambda: None)
 
