@@ -31,6 +31,10 @@ class Handler(SimpleHTTPRequestHandler):
         first, *rest = inside.parts or ("",)
         return str(self.folders[first].joinpath(*rest) if first in self.folders else HERE / inside)
 
+    def list_directory(self, path: Any) -> None:
+        """What is in a folder is nobody's business."""
+        self.send_error(404)
+
     def end_headers(self) -> None:
         """A page that is isolated may compute in threads."""
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")

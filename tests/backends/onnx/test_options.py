@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from tests.backends.onnx.exports import lower
 from tests.families import VOCAB, family
 
 TOKENS = np.arange(20) * 7 % VOCAB
-PLAIN = Style(plain_sleeps=True, one_token=True)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +41,8 @@ def failed(program: ProgramGraphs, folder: Path, manifest: ExportManifest) -> li
     return [row.figure for row in rows if not row.ok]
 
 
-@pytest.mark.parametrize("style", [PLAIN, replace(PLAIN, ops="portable", columns=False)], ids=["ort", "portable"])
-def test_files_for_other_runtimes(program: ProgramGraphs, style: Style, tmp_path: Path) -> None:
-    manifest = lower(program, tmp_path, style)
+def test_files_for_other_runtimes(program: ProgramGraphs, tmp_path: Path) -> None:
+    manifest = lower(program, tmp_path, Style(plain_sleeps=True, one_token=True))
     assert manifest.wake_one is not None
     assert next(t.dims for t in manifest.wake_one.inputs if t.name == "tokens") == ("B", 1)
     sleep, one = operators(tmp_path / "sleep_replay.onnx"), operators(tmp_path / "wake_one.onnx")
@@ -57,9 +54,4 @@ def test_files_for_other_runtimes(program: ProgramGraphs, style: Style, tmp_path
     wrong.op_type = "Tanh"
     (tmp_path / "wake_one.onnx").write_bytes(model.SerializeToString())
     assert failed(program, tmp_path, manifest) == ["logits", "state"]
-
-
-def test_without_the_option_there_is_nothing_to_check(program: ProgramGraphs, tmp_path: Path) -> None:
-    manifest = lower(program, tmp_path, Style())
-    assert manifest.wake_one is None
-    assert check_one_token(tmp_path, manifest, TOKENS, program.all_states()) == []
+    assert check_one_token(tmp_path, manifest.model_copy(update={"wake_one": None}), TOKENS, program.all_states()) == []
