@@ -16,6 +16,7 @@ from sleepc.backends.contract import Kernels
 from sleepc.backends.eager.executor import Executor
 from sleepc.backends.eager.recurrence import Recurrence, memory_change
 from sleepc.errors import SleepcError, UsageError
+from sleepc.ir.graph import without_result
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN
 from sleepc.ir.types import DTYPE_NAMES
@@ -59,6 +60,7 @@ class EagerSteps:
         made = partial(Executor, functions=functions, device=self.device, folds=not train)
         self._wake = {n: made(c.wake) for n, c in program.classes.items()}
         self._sleep = {n: made(c.sleep) for n, c in program.classes.items() if c.sleep}
+        self._runs_on, self._notes = (functions, self.device), dict[str, Executor]()
         self._recurrence = Recurrence(program, functions, self.device) if program.loop else None
         self._head_extras = set(program.head.ports("input")) - {"h"}
         self.bind(parameters)
@@ -121,6 +123,14 @@ class EagerSteps:
         results = self._wake[name](inputs)
         h: Tensor = results.pop("h")
         return h, {names[local]: value for local, value in results.items()}
+
+    def note_block(self, i: int, values: Mapping[str, Any], state: State) -> State:
+        """See `TrainingSteps.note_block`."""
+        name, parameters, names = self._blocks[i]
+        if name not in self._notes:
+            self._notes[name] = Executor(without_result(self.program.classes[name].wake, "h"), *self._runs_on)
+        inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+        return {names[local]: value for local, value in self._notes[name](inputs).items()}
 
     def logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
         """The head on what `wake_blocks` gave -> [B,V], [B,T,V] or None."""

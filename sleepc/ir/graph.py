@@ -99,6 +99,14 @@ class Graph:
         return dropped
 
 
+def without_result(graph: Graph, name: str) -> Graph:
+    """A copy without one of the results, and without what only that one needs; ports stay."""
+    graph = graph.clone()
+    graph.set_returns({each: node for each, node in graph.results().items() if each != name})
+    graph.drop_dead()
+    return graph
+
+
 def is_call(node: Any, *targets: Any) -> bool:
     """Is `node` a call of one of `targets`?"""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets

@@ -19,6 +19,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import parameter_in
 from sleepc.tasks.lessons import NOTHING
 from sleepc.train.divergence import BeforeHead, alone, divergence
+from sleepc.train.first_window import begins_alike, borders, learns_later
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
 from sleepc.train.parameters import linear_keys, tied_keys
 from sleepc.train.settings import TAUGHT, StageName
@@ -73,12 +74,13 @@ def parts_of(tokens: Tensor, lengths: Tensor, labels: Tensor, window: int, windo
 @dataclass
 class Carry:
     """What is carried from part to part: the states of student and teacher, and how many labels each row has missed [B]
-    (the most likely token was another one).
+    (the most likely token was another one). `fresh`: nothing has been read.
     """
 
     state: Tensors
     taught: Tensors | None
     missed: Tensor
+    fresh: bool = True
 
     def detached(self) -> Carry:
         """The same values; gradients end here."""
@@ -130,6 +132,10 @@ class Student:
             name: backend.steps_on(graphs, frozen, device=self.device, train=True, low=LOW if lowered else None)
             for name, graphs in programs.items()
         }
+        self.begins_alike = {
+            name: teacher is not None and learns_later(graphs, mine) and begins_alike(self.bound(name), teacher)
+            for name, graphs in programs.items()
+        }
         self.memories = [i for i, block in enumerate(self.program.layout) if _has_new(self.program, block.params)]
 
     def values(self) -> dict[str, Tensor]:
@@ -161,15 +167,29 @@ class Student:
         """
         steps = self.bound(name)
         loss, state, taught, missed = torch.zeros((), device=self.device), carry.state, carry.taught, carry.missed
-        for segment in part.cut(steps.window, steps.window):
+        alike = carry.fresh and goal == "distil" and self.begins_alike[name]
+        for at, segment in enumerate(part.cut(steps.window, steps.window)):
             segment = segment.to(self.device)
+            if alike and at == 0:  # nothing is to be learned of it but what it leaves for later windows
+                state, taught = self._as_taught(steps, segment, state, taught, passes)
+                continue
             lesson: Any = None
             if goal in TAUGHT:
                 lesson, taught = self._teach(goal, segment, taught)
             found, more, state = self._maybe_again(_GOALS[goal], self, steps, segment, lesson, state, passes)
             loss = loss + found
             missed = missed + more
-        return loss, Carry(state, taught, missed)
+        return loss, Carry(state, taught, missed, fresh=False)
+
+    def _as_taught(
+        self, steps: TrainingSteps, segment: Segment, state: Tensors, taught: Tensors | None, passes: int | None
+    ) -> tuple[Tensors, Tensors]:
+        """The state after a first window in which all hidden states are the teacher's, and the teacher's."""
+        border, taught = self._teach("align", segment, taught)
+        values, new = steps.begin(state, segment.tokens, segment.lengths)
+        for i, h in enumerate(border[:-1]):
+            new.update(steps.note_block(i, {**values, "h": h}, state))
+        return sleep_after(steps, segment, new, passes), taught
 
     def _maybe_again(self, run: Any, *args: Any) -> Found:
         found: Found = (
@@ -184,13 +204,7 @@ class Student:
         assert state is not None
         if goal == "distil":
             return self.teacher.wake_blocks(state, segment.tokens, segment.lengths)
-        values, new = self.teacher.begin(state, segment.tokens, segment.lengths)
-        border = [values["h"]]
-        for i in range(len(self.teacher.program.layout)):
-            values["h"], changed = self.teacher.wake_block(i, values, state)
-            border.append(values["h"])
-            new.update(changed)
-        return border, new
+        return borders(self.teacher, state, segment.tokens, segment.lengths)
 
 
 def _distil(

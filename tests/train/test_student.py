@@ -20,6 +20,7 @@ from sleepc.memory.parameters import STRENGTHS, parameter_in
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
 from sleepc.train.divergence import alone
+from sleepc.train.first_window import begins_alike
 from sleepc.train.parameters import trained_keys
 from sleepc.train.pieces import Piece, batch_of
 from sleepc.train.settings import StageName
@@ -110,6 +111,33 @@ def test_a_gradient_that_is_computed_with_the_loss_is_that_of_the_whole_logits(
     assert any(g.abs().max() > 0 for g in plain[1].values())
     for key, gradient in plain[1].items():
         torch.testing.assert_close(found[1][key], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"eviction": "hard", "passes": 2}, {"keep": KEEP}], ids=str)
+def test_a_first_window_is_the_teachers_and_has_no_gradient_of_its_own(options: dict[str, Any]) -> None:
+    student = _student(_program(**options))
+    assert student.begins_alike == {"own": True}
+    quick = _loss(student, "distil", _pieces(LENGTH, 13, 3)), _gradients(student, "distil")
+    assert _loss(student, "distil", _pieces(WINDOW)) == 0
+    student.begins_alike["own"] = False
+    whole = _loss(student, "distil", _pieces(LENGTH, 13, 3)), _gradients(student, "distil")
+    assert quick[0] == pytest.approx(whole[0], rel=1e-9)
+    for key, gradient in whole[1].items():
+        torch.testing.assert_close(quick[1][key], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_a_first_window_is_read_as_a_whole_if_something_in_it_is_learned_or_differs() -> None:
+    """Memories that answer at once, weights of the model itself, another teacher."""
+    assert not _student(_program(strategy="insert")).begins_alike["own"]
+    assert not _student(_program(strategy="replace")).begins_alike["own"]
+    program = _program()
+    assert not _student(program, trained_keys(program.graphs, "all")).begins_alike["own"]
+    student = _student(program)
+    assert student.teacher is not None
+    weights = {key: value * 1.01 if key.endswith("q_proj.weight") else value for key, value in student.frozen.items()}
+    assert weights.keys() >= student.teacher.parameters.keys()
+    student.teacher.bind(weights)
+    assert not begins_alike(student.bound("own"), student.teacher)
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "insert"])
