@@ -18,7 +18,7 @@ FUSED = ("cpu",)
 def window_attention(q: Tensor, k: Tensor, v: Tensor, *held: Any, scale: float, softcap: float = 0.0) -> Tensor:
     """See `functional.window_attention`, whose arguments these are: a third of its time, and the window is copied."""
     k_window, v_window, mask, *sink_logits = held
-    if not _fuses(q, mask, sink_logits, softcap):
+    if not _fuses((q, k, v), mask, sink_logits, softcap):
         return functional.window_attention(q, k, v, *held, scale=scale, softcap=softcap)
     return _fused(q, torch.cat([k_window, k], 2), torch.cat([v_window, v], 2), mask, scale)
 
@@ -29,7 +29,7 @@ def kept_attention(q: Tensor, k: Tensor, v: Tensor, *held: Any, scale: float, so
     """
     k_window, v_window, mask, k_kept, v_kept, kept_mask, *sink_logits = held
     heads, tokens = k.shape[1], k.shape[2]
-    if tokens == 1 or not _fuses(q, mask, sink_logits, softcap):
+    if tokens == 1 or not _fuses((q, k, v), mask, sink_logits, softcap):
         return functional.kept_attention(q, k, v, *held, scale=scale, softcap=softcap)
     keys, values = (
         torch.cat([kept.unsqueeze(1).expand(-1, heads, -1, -1), window, new], 2)
@@ -39,10 +39,13 @@ def kept_attention(q: Tensor, k: Tensor, v: Tensor, *held: Any, scale: float, so
     return _fused(q, keys, values, seen, scale)
 
 
-def _fuses(q: Tensor, mask: Tensor, sink_logits: Sequence[Tensor | None], softcap: float) -> bool:
-    """Can the kernel do it? It has no second derivatives: if gradients are wanted, plain functions stand in."""
-    plain = any(each is not None for each in sink_logits) or softcap or torch.is_grad_enabled() or not q.numel()
-    return not plain and q.device.type in FUSED and mask.dtype == torch.bool and mask.shape[1] == 1
+def _fuses(new: Sequence[Tensor], mask: Tensor, sink_logits: Sequence[Tensor | None], softcap: float) -> bool:
+    """Can the kernel do it for q, k, v? Its gradients have none of their own: second derivatives are an error. What is
+    traced, where a gradient could be asked for and is not, gets plain functions, which compilers join.
+    """
+    plain = any(each is not None for each in sink_logits) or softcap or not new[0].numel()
+    traced = torch.is_grad_enabled() and not any(x.requires_grad for x in new)
+    return not plain and not traced and new[0].device.type in FUSED and mask.dtype == torch.bool and mask.shape[1] == 1
 
 
 def _fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
