@@ -161,6 +161,30 @@ def test_attention_over_windows_without_gradients(
     assert torch.equal(got[1, :, -1:], torch.zeros_like(got[1, :, -1:]))
 
 
+@pytest.mark.parametrize("slots", [None, 5])
+@pytest.mark.parametrize("values", [4, 3])
+def test_gradients_of_attention_over_windows(slots: int | None, values: int) -> None:
+    """Those of PyTorch's kernel are those of plain functions, and finite for a query that sees nothing."""
+    new = normal(2, 6, 5, 4), normal(2, 3, 5, 4, seed=1), normal(2, 3, 5, values, seed=2)
+    mask = torch.rand(2, 1, 5, 12, generator=torch.Generator().manual_seed(0)) > 0.5
+    mask[1, :, -1:] = False
+    leaves = [x.requires_grad_() for x in (*new, normal(2, 3, 7, 4, seed=4), normal(2, 3, 7, values, seed=5))]
+    args: list[Tensor] = [*leaves, mask]
+    both: tuple[Any, Any] = window_attention, functional.window_attention
+    if slots is not None:
+        seen = uniform(2, 3, 5, slots, seed=8) < 0.5
+        seen[1, :, -1:] = False
+        leaves += [normal(2, slots, 4, seed=6).requires_grad_(), normal(2, slots, values, seed=7).requires_grad_()]
+        args += [*leaves[-2:], seen]
+        both = kept_attention, functional.kept_attention
+    outs = [run(*args, scale=0.5) for run in both]
+    fused, plain = (torch.autograd.grad(out.sin().sum(), leaves) for out in outs)
+    for got, want in zip(fused, plain, strict=True):
+        assert want.abs().max() > 0
+        assert worst(got, want) < 1e-12
+    assert torch.equal(fused[0][1, :, -1:], torch.zeros_like(fused[0][1, :, -1:]))
+
+
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_query_that_sees_nothing_gets_zeros(sinks: bool, dtype: torch.dtype) -> None:
