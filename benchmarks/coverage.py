@@ -419,22 +419,22 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
-BY_DISTANCE = "an attention operator that adds numbers to the scores of slots by distance, made of the query"
+OF_QUERIES = (
+    "sink logits made of the query, attention over what layers gave, and convolutions whose weights are made of tokens"
+)
 CALLED = "a recurrence that is called through a function of its own, as those of other models are, and not written out"
 CHANGES = {
     "blt": "patches, as many as values say, read on a clock of their own beside that of the tokens",
     "cpmant": "a prompt of the model's own before each text, which a stream reads once",
     "deepseek_v4": "KV windows whose slots hold several tokens each, since its keys are compressed",
-    "inkling2_loop_text": BY_DISTANCE,
-    "inkling2_text": BY_DISTANCE,
-    "inkling_text": BY_DISTANCE,
+    "inkling2_loop_text": OF_QUERIES + ", in layers that run several times",
+    "inkling2_text": OF_QUERIES,
     "minimax": CALLED + " (a decay for each head: rule gated)",
-    "prophetnet": BY_DISTANCE,
-    "qwen4_exp": "an indexer that picks for all queries at once; this one is a loop over queries in Python",
+    "prophetnet": "attention of a second stream of queries, which sees its own keys beside those of the first",
+    "qwen4_exp": "nothing that is known: parts that pick keys by a mask are asked how many, since this was tried",
     "qwen4_exp_text": "the same",
     "recurrent_gemma": CALLED + " (a head for each channel: rule gated)",
-    "xlm": "a model that does not count its padding by the tokens of a call",
-    "xlnet": BY_DISTANCE,
+    "xlnet": "numbers by distance without a last one (sines of it times the query), for the slots of a window",
     "zaya": "a convolution whose tail begins with numbers: it reads what one before it makes of nothing and its bias",
 }
 
