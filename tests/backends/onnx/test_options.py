@@ -53,5 +53,5 @@ def test_files_for_other_runtimes(program: ProgramGraphs, tmp_path: Path) -> Non
     wrong = next(node for node in model.graph.node if node.op_type == "Sigmoid")
     wrong.op_type = "Tanh"
     (tmp_path / "wake_one.onnx").write_bytes(model.SerializeToString())
-    assert failed(program, tmp_path, manifest) == ["logits", "state"]
+    assert "logits" in failed(program, tmp_path, manifest)
     assert check_one_token(tmp_path, manifest.model_copy(update={"wake_one": None}), TOKENS, program.all_states()) == []
