@@ -54,6 +54,7 @@ def write_files(
         precision=style.precision,
         ops=style.ops,
         ep=ep,
+        sleep_ops="portable" if style.plain_sleeps else "same",
         opsets=OPSETS[style.ops],
         vocab=program.vocab,
         window=program.window,

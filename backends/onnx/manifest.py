@@ -69,6 +69,7 @@ class ExportManifest(FilesManifest):
 
     ops: str
     ep: str
+    sleep_ops: str = "same"
     opsets: dict[str, int]
     wake: ModelFile
     wake_one: ModelFile | None = None  # the same for T = 1, for hosts that want a graph without sizes to ask for
@@ -76,6 +77,11 @@ class ExportManifest(FilesManifest):
     sleep_recurrent: ModelFile | None
     states: list[StateTensor]
     rules: list[str]
+
+    @property
+    def one_token(self) -> bool:
+        """Is there a graph for calls of one token?"""
+        return self.wake_one is not None
 
     @property
     def files(self) -> list[str]:

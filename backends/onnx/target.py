@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ class OnnxTarget(Target):
     def options_of(self, export: Export) -> Mapping[str, Setting]:
         """See `Target.options_of`."""
         assert isinstance(export, OnnxProgram)
-        return {name: getattr(export.manifest, name) for name in KNOWN}
+        return {each.name: getattr(export.manifest, each.name) for each in fields(Options)}
 
     def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
         """See `Target.forms`."""

@@ -425,8 +425,8 @@ def test_doctor_says_what_works_and_is_quick() -> None:
     marks = {f["what"]: f["mark"] for f in found["findings"]}
     assert marks["eager"] == marks["torch"] == "ok"
     assert {"CUDA", "cache", "hub", "demo model"} <= set(marks)
-    # CPU time, since the machine may be busy: it is 2.1 s where importing torch takes 1.2 s
-    assert after.ru_utime - before.ru_utime < 5
+    # CPU time, since the machine may be busy: 2.1 s where importing torch takes 1.2, and 6.4 on cores that others share
+    assert after.ru_utime - before.ru_utime < 10
 
 
 def findings(group: str) -> dict[str, doctor.Finding]:
