@@ -112,9 +112,10 @@ def test_a_gradient_that_is_computed_with_the_loss_is_that_of_the_whole_logits(
         torch.testing.assert_close(found[1][key], gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"eviction": "hard", "passes": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"eviction": "hard", "passes": 2}, {"keep": KEEP}], ids=str)
 def test_a_first_window_is_the_teachers_and_has_no_gradient_of_its_own(options: dict[str, Any]) -> None:
-    student = _student(_program(**options))
+    program = _program(**options)
+    student = _student(program, trained_keys(program.graphs, "new"))
     assert student.begins_alike == {"own": True}
     quick = _loss(student, "distil", _pieces(LENGTH, 13, 3)), _gradients(student, "distil")
     assert _loss(student, "distil", _pieces(WINDOW)) == 0
