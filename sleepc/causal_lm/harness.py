@@ -16,6 +16,7 @@ from sleepc.errors import UsageError
 
 MISSING = "lm-evaluation-harness is not installed"
 INSTALL = "pip install 'sleepc[harness]'"
+NEVER = "<end that no model writes>"  # the harness wants a token that ends texts, also of tokenizers that have none
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def evaluate_tasks(program: Program, asking: Asking) -> dict[str, Any]:
         raise UsageError(f"the harness has no task {', '.join(unknown)}", where="--harness", fix=fix)
     words = tokenizer_of(program)
     model = SleepForCausalLM(program, backend=asking.backend)
-    first = next(i for i in (words.bos_token_id, words.eos_token_id, words.pad_token_id) if i is not None)
+    known = (words.bos_token_id, words.eos_token_id, words.pad_token_id)
+    first = next(i for i in known if i is not None and i < program.graphs.vocab)
     asked = HFLM(
         model.on_device(asking.device), "causal", tokenizer=words, batch_size=asking.batch, prefix_token_id=first
     )
@@ -65,11 +67,15 @@ def evaluate_tasks(program: Program, asking: Asking) -> dict[str, Any]:
 
 
 def tokenizer_of(program: Program) -> Any:
-    """A program's tokenizer as transformers has it, with a token for padding. Raises UsageError if it has none."""
+    """A program's tokenizer as transformers has it, with tokens for padding and for a text's end. Raises UsageError
+    if it has none.
+    """
     from transformers import AutoTokenizer
 
     folder = program.tokenizer().folder
     words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if words.pad_token is None:
         words.pad_token = words.eos_token or words.convert_ids_to_tokens(0)
+    if words.eos_token is None:
+        words.add_special_tokens({"eos_token": NEVER})
     return words

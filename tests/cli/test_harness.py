@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sleepc.api import load
+from sleepc.causal_lm.harness import tokenizer_of
 from tests.causal_lm.conftest import load_model, load_words
 from tests.cli.conftest import Here
 from tests.families import VOCAB
@@ -106,7 +107,7 @@ def test_lm_eval_takes_the_model_as_hf(artifact: Path, tasks: Path, batch: int) 
     from lm_eval.tasks import TaskManager
 
     words = load_words(artifact)
-    given = {"pretrained": load_model(artifact), "tokenizer": words, "backend": "causal"}
+    given = {"pretrained": load_model(artifact), "tokenizer": tokenizer_of(load(artifact)), "backend": "causal"}
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     found: Any = simple_evaluate("hf", given, ["own_write"], batch_size=batch, task_manager=manager, bootstrap_iters=0)
     written = {sample["doc"]["text"]: sample["resps"][0][0] for sample in found["samples"]["own_write"]}
