@@ -431,8 +431,6 @@ CHANGES = {
     "inkling2_text": OF_QUERIES,
     "minimax": CALLED + " (a decay for each head: rule gated)",
     "prophetnet": "attention of a second stream of queries, which sees its own keys beside those of the first",
-    "qwen4_exp": "nothing that is known: parts that pick keys by a mask are asked how many, since this was tried",
-    "qwen4_exp_text": "the same",
     "recurrent_gemma": CALLED + " (a head for each channel: rule gated)",
     "xlnet": "numbers by distance without a last one (sines of it times the query), for the slots of a window",
     "zaya": "a convolution whose tail begins with numbers: it reads what one before it makes of nothing and its bias",
