@@ -28,7 +28,11 @@ PROMISED = {
     "convert_memory": {"case", "seconds", "anonymous_mib", "peak_rss_mib", "at_peak"},
 }
 # What a person is warned of, a benchmark goes on with.
-pytestmark = pytest.mark.filterwarnings("ignore::sleepc.errors.SleepcWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sleepc.errors.SleepcWarning"),
+    # The name that every supported version of transformers takes is deprecated in the newest.
+    pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning"),
+]
 Run = Callable[..., str]
 Rows = Callable[..., list[dict[str, Any]]]
 
