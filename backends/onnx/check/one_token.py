@@ -1,4 +1,6 @@
-"""wake_one.onnx next to wake.onnx: the same tokens, one by one, from the same state."""
+"""wake_one.onnx next to wake.onnx: the same tokens, one by one, from the same state, which has slept: memories are not
+read before.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ def check_one_token(folder: Path, manifest: ExportManifest, tokens: IntArray, st
     whole = OnnxSteps(folder, manifest)
     before = min(BEFORE, manifest.window - 1)
     _, state = whole.wake(whole.new_state(1), tokens[None, :before], np.array([before]), "none")
+    state = whole.sleep(state, np.ones(1, np.bool_))
     begun, found = whole.to_named_arrays(state), []
     for steps in (whole, OnnxSteps(folder, manifest.model_copy(update={"wake": manifest.wake_one}))):
         state, logits = steps.from_named_arrays(begun), []
-        for token in tokens[before : min(before + AFTER, manifest.window)]:
+        for token in tokens[before : before + min(AFTER, manifest.window)]:
             read, state = steps.wake(state, np.array([[token]]), np.ones(1, np.int64), "last")
             assert read is not None
             logits.append(read[0])
