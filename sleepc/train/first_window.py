@@ -8,12 +8,12 @@ import torch
 from torch import fx
 
 from sleepc.backends.training_steps import Tensors, TrainingSteps
+from sleepc.ir.fit import LIVE
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
 
 NEAR = 1e-4  # of their size: two ways to compute the same hidden states differ by less, in float32
-LIVE = "live"  # the port that is 0 until a row has slept
 SHAPED = (aten.unsqueeze.default, aten.expand.default, aten.reshape.default, aten.to.dtype)
 
 
@@ -37,7 +37,7 @@ def _reaches_h(graph: Graph, trained: Collection[str]) -> bool:
         inputs = node.all_input_nodes
         if node.op == "placeholder":
             name = node.meta["port"].name
-            (zero if name == LIVE else moved if name in trained else set()).add(node)
+            (zero if name in LIVE else moved if name in trained else set()).add(node)
         elif zero.intersection(inputs) and is_call(node, aten.mul.Tensor, *SHAPED):
             zero.add(node)
         elif moved.intersection(inputs):
