@@ -20,8 +20,6 @@ from sleepc.ir.packed import METADATA, PackedWeight, Packing, describe, sha256
 from sleepc.ir.tensorfile import TensorFile
 
 Array = npt.NDArray[Any]
-CLOSE = 1e-6  # of a tensor's largest value: sums in another order
-PIECE = 4 << 20  # numbers that are compared at once
 
 
 @dataclass(frozen=True)
@@ -53,20 +51,13 @@ def _fitted(weight: PackedWeight, value: Array, file: GgufFile, name: str) -> Pa
         if matrix.shape != weight.shape:
             continue
         how = replace(weight.how, turned=turned)
-        if _is_close(weight, matrix):
+        if weight.first_off(matrix) is None:
             return replace(weight, how=how)
         at = {row.tobytes(): i for i, row in enumerate(file.dequantised(name))}
         order = [at.get(row.tobytes(), -1) for row in np.ascontiguousarray(matrix)]
         if -1 not in order:
             return replace(weight.rows(np.array(order)), how=how)
     return None
-
-
-def _is_close(weight: PackedWeight, matrix: Array) -> bool:
-    step = max(PIECE // max(matrix.shape[1], 1), 1)
-    pieces = [slice(at, at + step) for at in range(0, len(matrix), step)]
-    allowed = CLOSE * max((float(np.abs(matrix[rows]).max()) for rows in pieces), default=0.0)
-    return all(float(np.abs(weight.rows(rows).value() - matrix[rows]).max()) <= allowed for rows in pieces)
 
 
 def save_packed(found: Iterator[Fitted], target: Path) -> None:

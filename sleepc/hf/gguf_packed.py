@@ -142,26 +142,22 @@ def _iq4_xs(blocks: Bytes) -> Parts:
     return {"scales": _half(blocks, 0), "steps": steps.astype(np.int8), "numbers": numbers}
 
 
-def _kind(kind: str, bits: int, group: int, raised: int = 0) -> Packing:
-    return Packing(kind, bits, group, raised)
-
-
 # How it is packed, the bytes of a block, and how one is read. Numbers without a sign are read as if half of their range
 # were taken away, and `raised` by that again: what rounding activations costs grows with the numbers.
 KINDS: dict[str, tuple[Packing, int, Callable[[Bytes], Parts]]] = {
     how.kind: (how, size, read)
     for how, size, read in (
-        (_kind("Q4_0", 4, 32), 18, _q4_0),
-        (_kind("Q4_1", 4, 32, raised=8), 20, _q4_1),
-        (_kind("Q5_0", 8, 32), 22, _q5_0),
-        (_kind("Q5_1", 8, 32, raised=16), 24, _q5_1),
-        (_kind("Q8_0", 8, 32), 34, _q8_0),
-        (_kind("Q2_K", 4, 16, raised=2), 84, _q2_k),
-        (_kind("Q3_K", 4, 16), 110, _q3_k),
-        (_kind("Q4_K", 4, 32, raised=8), 144, _q4_k),
-        (_kind("Q5_K", 8, 32, raised=16), 176, _q5_k),
-        (_kind("Q6_K", 8, 16), 210, _q6_k),
-        (_kind("IQ4_NL", 8, 32), 18, _iq4_nl),
-        (_kind("IQ4_XS", 8, 32), 136, _iq4_xs),
+        (Packing("Q4_0", 4, 32), 18, _q4_0),
+        (Packing("Q4_1", 4, 32, raised=8), 20, _q4_1),
+        (Packing("Q5_0", 8, 32), 22, _q5_0),
+        (Packing("Q5_1", 8, 32, raised=16), 24, _q5_1),
+        (Packing("Q8_0", 8, 32), 34, _q8_0),
+        (Packing("Q2_K", 4, 16, raised=2), 84, _q2_k),
+        (Packing("Q3_K", 4, 16), 110, _q3_k),
+        (Packing("Q4_K", 4, 32, raised=8), 144, _q4_k),
+        (Packing("Q5_K", 8, 32, raised=16), 176, _q5_k),
+        (Packing("Q6_K", 8, 16), 210, _q6_k),
+        (Packing("IQ4_NL", 8, 32), 18, _iq4_nl),
+        (Packing("IQ4_XS", 8, 32), 136, _iq4_xs),
     )
 }

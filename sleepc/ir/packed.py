@@ -23,6 +23,8 @@ from sleepc.json_file import parse_json
 
 Array = npt.NDArray[Any]
 METADATA = "packed"  # the key in the header of a file of packed weights
+CLOSE = 1e-6  # of a matrix's largest value: sums in another order
+PIECE = 4 << 20  # numbers that are compared at once
 PARTS = ("numbers", "scales", "steps", "lows", "low_steps")
 DTYPES = {"numbers": np.uint8, "scales": np.float16, "steps": np.int8, "lows": np.float16, "low_steps": np.uint8}
 GROUPS = (16, 32)
@@ -123,6 +125,19 @@ class PackedWeight:
         if self.low is not None:
             found += self.low[..., None]
         return found.reshape(self.shape)
+
+    def first_off(self, matrix: Array) -> tuple[int, int] | None:
+        """(a row, how many values of the piece that begins there are not the matrix's); None if all are, but for
+        a sum's order. The matrix has the same shape.
+        """
+        step = max(PIECE // max(matrix.shape[1], 1), 1)
+        pieces = [slice(at, at + step) for at in range(0, len(matrix), step)]
+        allowed = CLOSE * max((float(np.abs(matrix[rows]).max()) for rows in pieces), default=0.0)
+        for rows in pieces:
+            off = int(np.count_nonzero(~(np.abs(self.rows(rows).value() - matrix[rows]) <= allowed)))
+            if off:
+                return rows.start, off
+        return None
 
 
 def joined(weights: list[PackedWeight]) -> PackedWeight:

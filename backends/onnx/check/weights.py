@@ -24,7 +24,6 @@ Array = npt.NDArray[Any]
 WeightKeys = dict[str, tuple[Keys, str]]
 """By a weight's name: the parameters it is made of, one below the other, and its form."""
 BLOCKS = ("int", "packed")  # forms whose values are rounded, or were by the source
-CLOSE = 1e-6  # of a parameter's largest value
 PIECE = 4 << 20  # numbers that are compared at once
 
 
@@ -171,12 +170,8 @@ def kept(parameter: Array, weight: PackedWeight) -> str:
     expected = parameter.T if weight.how.turned else parameter
     if weight.shape != expected.shape:
         return f"its shape is {weight.shape} instead of {expected.shape}"
-    allowed = CLOSE * max((float(np.abs(expected[rows]).max()) for rows in _pieces(expected)), default=0.0)
-    for rows in _pieces(expected):
-        off = np.count_nonzero(~(np.abs(weight.rows(rows).value() - expected[rows]) <= allowed))
-        if off:
-            return f"{off} values are not those of its source, from row {rows.start} on"
-    return ""
+    found = weight.first_off(expected)
+    return f"{found[1]} values are not those of its source, from row {found[0]} on" if found else ""
 
 
 def _pieces(value: Array) -> Iterator[slice]:
