@@ -20,14 +20,17 @@ GENAI = "onnxruntime-genai==0.18.0"
 def python_of(folder: Path) -> Path:
     """The environment's Python; the environment is made where there is none.
 
-    Its builder needs torch and transformers: it sees those of the running environment, behind its own packages.
+    Its builder needs torch and transformers: it sees those of the running environment, behind its own packages. Raises
+    SystemExit if pip cannot install it.
     """
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
         console.log(f"installing {GENAI} into {folder}")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--clear", str(folder)], check=True)
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-input", GENAI]
-        subprocess.run(pip, check=True)
+        done = subprocess.run(pip, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"pip cannot install {GENAI}:\n{done.stderr[-3000:]}")
         inside = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         site = Path(subprocess.run(inside, check=True, capture_output=True, text=True).stdout.strip())
         (site / "builder_needs.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -1,10 +1,11 @@
-"""Exports against onnxruntime-genai on CPU: milliseconds per token, prefill, loading, memory.
+"""Exports against onnxruntime-genai and llama.cpp on CPU: milliseconds per token, prefill, loading, memory.
 
 The same checkpoint, exported by sleepc and by genai's own builder, in fp32 also for IREE if it is installed ("iree",
 whose `iree_ratio` is to ONNX Runtime's time); each runs in a process of its own on as many threads (`--threads`, two by
 default; genai's by its session options). They take turns, a few tokens at a time, and medians are compared; all read
 the whole context, of random tokens. `_cpu_ms` is processor time. genai lives in an environment of its own, made under
-build/ the first time (`--genai-env` names another one).
+build/ the first time (`--genai-env` names another one). llama.cpp's tools are taken from the PATH, for a GGUF file, and
+measure by themselves, after the others' turns. What is left out is said, with the reason.
 
 `sleepc_ms_with_sleep` has the share of a sleep that every token pays for. RSS counts everything that is resident,
 mapped weights too. Targets are what this backend was built to reach; they are for two cores and SmolLM2-135M.
@@ -25,7 +26,9 @@ from statistics import median
 from typing import Any
 
 import genai
+import llama
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, numbers, report
+from llama import Llama
 
 from sleepc.backends.table import find_target
 from sleepc.hf.resolve import Checkpoint
@@ -33,6 +36,7 @@ from sleepc.hf.resolve import Checkpoint
 COLUMNS = (
     *("precision", "context", "sleepc_ms", "sleepc_ms_with_sleep", "genai_ms", "ratio", "target"),
     *("sleepc_rss_mb", "genai_rss_mb", "iree_ms", "iree_ms_with_sleep", "iree_ratio", "iree_target", "iree_rss_mb"),
+    *("llama_ms", "llama_rss_mb"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 BURST = 8  # tokens of one before the other's turn
@@ -123,25 +127,44 @@ def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path
                 made |= sleepc("export", str(artifact), *how, "-o", str(folder), "--force", name=name)
             workers[name] = Worker(sys.executable, "sleepc", folder, options.threads, vocab)
         if not options.no_genai and precision in GENAI:
-            python = genai.python_of(options.genai_env)
-            made |= genai.build(python, checkpoint, precision, theirs)
-            workers["genai"] = Worker(str(python), "genai", theirs, options.threads, vocab)
+            try:
+                python = genai.python_of(options.genai_env)
+                made |= genai.build(python, checkpoint, precision, theirs)
+                workers["genai"] = Worker(str(python), "genai", theirs, options.threads, vocab)
+            except SystemExit as refused:
+                console.log(f"genai is left out: {refused}")
         for worker in workers.values():
             stack.enter_context(worker)
-        yield {"kind": "export", "precision": precision, **made}
+        peer, built = _llama(options, checkpoint, precision)
+        yield {"kind": "export", "precision": precision, **made, **built}
         for name, worker in workers.items():
             yield {"kind": "loaded", "precision": precision, "system": name, **worker.loaded}
-        yield prefill(workers, precision, options.prefill)
-        yield from decode(workers, precision, options.contexts, options.tokens)
+        yield prefill(workers, precision, options.prefill) | (peer.prefill(options.prefill) if peer else {})
+        for row in decode(workers, precision, options.contexts, options.tokens):
+            yield row | (peer.decode(row["context"], options.tokens) if peer else {})
         for name, worker in workers.items():
             yield peak(worker, name, precision)
+
+
+def _llama(options: argparse.Namespace, checkpoint: Checkpoint, precision: str) -> tuple[Llama | None, Row]:
+    """llama.cpp and what its file took to make, if it can read the model here."""
+    reason = llama.missing(checkpoint.name)
+    if reason:
+        console.log(f"llama.cpp is left out: {reason}")
+        return None, {}
+    file = options.work / f"llama-{precision}.gguf"
+    return Llama(file, options.threads), llama.build(checkpoint.name, precision, file)
 
 
 def ours(precision: str) -> dict[str, tuple[str, ...]]:
     """How the exports of a precision are asked for, by what they are called here."""
     found: dict[str, tuple[str, ...]] = {"sleepc": ("--to", "onnx", "--precision", precision)}
-    if precision == "fp32" and find_target("mlir").missing() is None:
-        found["iree"] = ("--to", "mlir")
+    if precision == "fp32":
+        reason = find_target("mlir").missing()
+        if reason is None:
+            found["iree"] = ("--to", "mlir")
+        else:
+            console.log(f"IREE is left out: {reason}")
     return found
 
 

@@ -78,8 +78,12 @@ class Genai:
         config = genai.Config(folder)
         session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        started = time.perf_counter()
         self.model = genai.Model(config)
-        self.facts = {name: version(name) for name in ("onnxruntime", "onnxruntime-genai")}
+        self.start(1)
+        self.read(np.zeros(1, np.int64))
+        self.facts: dict[str, Any] = {name: version(name) for name in ("onnxruntime", "onnxruntime-genai")}
+        self.facts |= {"load_s": time.perf_counter() - started, "files_mb": bytes_in(folder) / 1e6}
 
     def start(self, room: int) -> None:
         """The KV cache gets room for these tokens, and no more."""
@@ -125,6 +129,11 @@ def answer(system: Any, asked: dict[str, Any], random: np.random.Generator) -> d
         times.append((time.perf_counter() - started) * 1e3)
     used = (time.process_time() - processor) * 1e3 / len(pieces)  # beside busy neighbours it says more
     return {"ms": times, "cpu_ms": used, **memory()}
+
+
+def bytes_in(folder: str) -> int:
+    """What the files of a folder take."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def memory() -> dict[str, Any]:

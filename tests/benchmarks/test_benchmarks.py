@@ -164,6 +164,32 @@ def test_onnx_cpu(run: Run, tmp_path: Path) -> None:
     assert first["ratio"] is None
 
 
+def test_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tools that answer as llama.cpp's do, whose times are the numbers that they are asked for."""
+    llama = import_module("llama")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert llama.missing("model.gguf") == "llama-quantize and llama-bench are not on the PATH"
+    tools = {
+        "llama-quantize": "import sys; assert sys.argv[4] == 'F32'; open(sys.argv[3], 'w').write('weights')",
+        "llama-bench": """
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert open(given["-m"]).read() == "weights" and given["-t"] == "2"
+tokens = int(given["-p"]) + 100 * int(given["-n"]) + int(given["-d"])
+print(json.dumps([{"samples_ns": [0, tokens * 1e6, 1e12]}]))""",
+    }
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!{sys.executable} -IS\n{text}\n")
+        (tmp_path / name).chmod(0o700)
+    assert llama.missing("model") == "model is no GGUF file"
+    assert llama.missing("model.gguf") is None
+    assert llama.build("model.gguf", "fp32", tmp_path / "f32.gguf")["llama_files_mb"] == 7e-6
+    run = llama.Llama(tmp_path / "f32.gguf", 2)
+    assert run.prefill(600) == {"llama_s": 0.6}
+    found = run.decode(256, 8)
+    assert (found["llama_ms"], found["llama_rss_mb"] > 1) == (132, True)
+
+
 def command_here(*arguments: str) -> dict[str, float]:
     """A command of sleepc's in this process; test_onnx_cpu has it in one of its own."""
     with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
