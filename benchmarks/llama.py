@@ -62,11 +62,11 @@ class Llama:
         """Milliseconds, median of three runs, and MB."""
         command = [BENCH, "-m", str(self.file), "-t", str(self.threads), "-ngl", "0", "-r", "3", "-o", "json"]
         command += [str(part) for pair in what for part in pair]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert child.stdout is not None
-        said = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            assert child.stdout is not None
+            said = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise SystemExit(f"{' '.join(command)} exited with {child.returncode}")
         (found,) = json.loads(said)

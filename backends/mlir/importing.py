@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.fx.traceback import preserve_node_meta
 
 from sleepc.backends.mlir.decompositions import DECOMPOSITIONS
@@ -100,6 +101,7 @@ def _exported(module: _Module, entry: EntryPoint) -> ExportedProgram:
         try:
             program = torch.export.export(module, tensors, strict=False)
             found: ExportedProgram = program.run_decompositions({**get_decomposition_table(), **DECOMPOSITIONS})
+            _remove_effect_tokens(found)  # of torch.linalg.inv's check of its matrix: they are inputs and outputs
             without_empties(found)
         except Exception as error:  # torch.export's errors have no class in common
             raise NotLowered(str(error) or type(error).__name__) from error

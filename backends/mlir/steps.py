@@ -44,7 +44,7 @@ class IreeSteps:
         self.manifest, self._iree, self.passes = manifest, iree, passes or manifest.passes
         self._given = {name: [t.name for t in f.inputs] for name, f in manifest.functions.items()}
         self._made = {name: [t.name for t in f.outputs] for name, f in manifest.functions.items()}
-        self._device = iree.get_device("local-task" if (threads or available_threads()) > 1 else "local-sync")
+        self._device = _device(iree, threads or available_threads())
         in_place()
         try:
             self._context = self._open(folder)
@@ -215,3 +215,13 @@ class IreeSteps:
     def _array(self, state: IreeState, name: str) -> Array:
         dtype = NUMPY[self._dtypes[name]]  # bytes come back from code without a sign, and are taken for i8
         return np.concatenate([self._back(row[name]).view(dtype) for row in state.rows])
+
+
+def _device(iree: Any, threads: int) -> Any:
+    """What computes on so many threads. Of more than one, all that a process opens compute on the same: IREE reads
+    their number from flags of the process, once.
+    """
+    if threads == 1:
+        return iree.get_device("local-sync")
+    iree.flags.parse_flags(f"--task_topology_max_group_count={threads}")
+    return iree.get_device("local-task")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sleepc
 from sleepc.api import Program
@@ -29,6 +30,7 @@ from sleepc.backends.mlir.importing import function_of
 from sleepc.backends.mlir.load import MlirProgram
 from sleepc.backends.mlir.steps import IreeSteps
 from sleepc.backends.mlir.target import TARGET
+from sleepc.backends.mlir.traced import EntryPoint, in_block
 from sleepc.cli.main import main
 from sleepc.errors import SleepcError
 from sleepc.exporting import lower
@@ -175,6 +177,21 @@ def test_an_operator_that_a_compiler_refuses_is_named_with_its_block(
     assert re.search(said, told)
     assert f"kept in {kept}" in told
     assert "sleep, block 0: aten." in kept.read_text()
+
+
+@pytest.mark.parametrize("function", ["inv", "cholesky"])
+def test_an_operator_that_checks_its_matrix_is_named(function: str) -> None:
+    """The check is an operator with effects, which torch.export gives inputs and outputs of their own."""
+
+    def run(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with in_block(3):
+            return {"y": getattr(torch.linalg, function)(values["x"]) + 1}
+
+    with FakeTensorMode():
+        x = torch.empty(4, 4)
+    with pytest.raises(importing.NotLowered) as caught:
+        function_of(EntryPoint("sleep", {}, {"x": x}, run), "linalg")
+    assert (caught.value.operator, caught.value.place) == (f"aten.linalg_{function}_ex", "sleep, block 3")
 
 
 def test_a_compiler_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
