@@ -433,7 +433,6 @@ CHANGES = {
     "prophetnet": "attention of a second stream of queries, which sees its own keys beside those of the first",
     "recurrent_gemma": CALLED + " (a head for each channel: rule gated)",
     "xlnet": "numbers by distance without a last one (sines of it times the query), for the slots of a window",
-    "zaya": "a convolution whose tail begins with numbers: it reads what one before it makes of nothing and its bias",
 }
 
 

@@ -38,6 +38,7 @@ from sleepc.passes.front.make_functional import MakeFunctional, SharedMemory
 from sleepc.passes.front.pull_distance_numbers import PullDistanceNumbers
 from sleepc.passes.front.pull_key_numbers import PullKeyNumbers
 from sleepc.passes.front.raise_attention import RaiseAttention
+from sleepc.passes.front.raise_delays import RaiseDelays
 from sleepc.passes.front.respell_einsums import RespellEinsums
 from sleepc.passes.front.split_complex import SplitComplex
 from sleepc.passes.keep.registry import check as check_keep
@@ -75,6 +76,7 @@ def front_stages(factors: Factors = "short") -> tuple[Stage, ...]:
                 SplitComplex(),
                 RespellEinsums(),
                 RaiseAttention(),  # looks for matrix products
+                RaiseDelays(),
                 PullKeyNumbers(),
                 PullDistanceNumbers(),
                 LimitPositions(),  # bounds the grid that masks are evaluated on

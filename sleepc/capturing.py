@@ -15,6 +15,7 @@ from sleepc.capture.export import capture_module
 from sleepc.capture.kernel_seam import open_kernel_seam
 from sleepc.capture.mask_pickers import picking_all
 from sleepc.capture.own_run import require_run
+from sleepc.capture.plain_convolutions import plain_convolutions
 from sleepc.capture.seam import open_seam
 from sleepc.errors import SleepcError, UsageError
 from sleepc.hf.load import load_module, max_positions, module_on_meta
@@ -67,7 +68,7 @@ def capture_flat(module: nn.Module, *, values: nn.Module | None = None, decompos
     """A module as a program at level ATEN; `values` is the same in the dtype of its files and gives the parameters."""
     limit = max_positions(getattr(module, "config", None))
     with ExitStack() as opened:
-        for each in (open_seam, open_kernel_seam, dense_experts, chosen_rows):
+        for each in (open_seam, open_kernel_seam, dense_experts, chosen_rows, plain_convolutions):
             opened.enter_context(each(module))
         most = opened.enter_context(picking_all(module))
         program = capture_module(module, max_positions=limit, decomposed=decomposed)

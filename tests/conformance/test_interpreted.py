@@ -15,8 +15,10 @@ from sleepc.backends import table
 from sleepc.backends.triton import launch
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
+from sleepc.verify.memory_values import shaken
 from tests.conformance.test_invariants import hold_invariants
 from tests.conformance.test_kept_pairs import bench, convert
+from tests.families import family
 
 TOLERANCE = 2e-5  # float32: as much as the default backend is off in it
 KEPT: dict[str, Any] = {"keep": {"slots": 2, "score": "probe"}, "layers": "1"}  # of three layers one has a memory
@@ -37,6 +39,17 @@ def test_a_memory_that_sleeps_write_in_the_interpreter() -> None:
     assert invariants.saving(subject) == 0
     assert invariants.permuting(subject) <= TOLERANCE
     assert invariants.lengths(subject) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["gemma4", "diffllama", "inkling"])
+def test_packed_streams_and_numbers_by_distance_in_the_interpreter(name: str) -> None:
+    step, recipe = family(name, torch.float32).convert()
+    program = shaken(step)
+    subject = bench(name, table.find_backend("triton").steps(program), (program, recipe))
+    assert invariants.chunking(subject) <= TOLERANCE
+    assert invariants.definition(subject) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.parameters import materialise
 from sleepc.runtime.session import Session
 from tests.cli.models import run_here, save_model
+from tests.families import make_module
 
 VOCAB, WINDOW = 61, 8
 NONE = "no-such-compiler"
@@ -82,6 +83,19 @@ def test_compiled_steps_equal_eager(cache: Path, program: Program, rows: int) ->
     forms = ["one row"] if rows == 1 else ["one row", "many rows"]
     assert said == [f"compiled code: 1 function for {form}, 0 compiled, 1 from the cache, S s" for form in forms]
     assert len(list(cache.rglob("*.pt2"))) >= len(forms)
+
+
+@pytest.mark.slow
+def test_a_hybrid_s_compiled_steps_equal_eager(cache: Path) -> None:
+    """What its recurrent layers carry, too."""
+    hybrid = sleepc.convert(make_module("qwen3-5"), {"window": WINDOW, "sinks": 2})
+    wanted, state, _ = read(hybrid, 1)
+    got, found, _ = read(hybrid, 1, compile=True)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max())
+    assert any(".own" in name or "tail" in name for name in state)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, state[name], rtol=0, atol=1e-9, err_msg=name)
 
 
 def test_code_is_made_outside_a_caller_s_autocast(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
