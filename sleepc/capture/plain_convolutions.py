@@ -116,5 +116,6 @@ def _over_tokens(x: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 def _grouped(x: Tensor, weight: Tensor, groups: int) -> Tensor:
     """x [..,T,C], weight [C',C/groups] -> [..,T,C']: each group of channels by itself."""
-    matrices = weight.unflatten(0, (groups, -1)).transpose(1, 2)
-    return (x.unflatten(-1, (groups, 1, -1)) @ matrices).flatten(-3)
+    matrices = weight.view(groups, -1, weight.shape[1]).transpose(1, 2)
+    made: Tensor = x.reshape(*x.shape[:-1], groups, 1, weight.shape[1]) @ matrices
+    return made.flatten(-3)
