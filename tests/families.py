@@ -230,6 +230,21 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "log_scaling_n_floor": 4,
         },
     ),
+    # two convolutions over the same padding, values that are read late, and a router that reads the layer before's
+    "zaya": (
+        "ZayaConfig",
+        "ZayaForCausalLM",
+        {
+            **SMALL,
+            "layer_types": ["hybrid_sliding", "hybrid"],
+            "sliding_window": 5,
+            "head_dim": 8,
+            "moe_intermediate_size": 16,
+            "num_experts": 4,
+            "router_hidden_size": 6,
+            "attention_bias": True,
+        },
+    ),
     # the last two layers read the keys of the second one again; embeddings for each layer
     "gemma4": (
         "Gemma4TextConfig",
@@ -247,6 +262,8 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "hidden_size_per_layer_input": 6,
         },
     ),
+    # two layers that run in turns, and read what the other made rounds ago
+    "hrm": ("HrmTextConfig", "HrmTextForCausalLM", {**SMALL, "num_hidden_layers": 1, "head_dim": 8, "L_cycles": 2}),
     "diffllama": ("DiffLlamaConfig", "DiffLlamaForCausalLM", {**SMALL, **SPECIAL}),
     "deepseek-v32": (
         "DeepseekV32Config",

@@ -27,7 +27,7 @@ FACT = "kv_cache"  # its name in an artifact's report
 class KVCache:
     """`layers`: how many numbers the keys and values of a token are in layers that keep so many tokens (0: all), in
     the order of what they keep; `itemsize`: bytes of a number. What recurrent layers carry is like a token's in layers
-    that keep one. No two layers share keys: such models are refused.
+    that keep one. Layers that use an earlier layer's keys again keep none.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -90,8 +90,11 @@ def _carried(graph: Graph) -> int:
 
 def _numbers(graph: Graph, site: Site) -> int:
     """How many numbers of a token a layer keeps: its keys and values, or, if these are made by two linear maps in a
-    row from the block's input (MLA), the fewest numbers between that input and them.
+    row from the block's input (MLA), the fewest numbers between that input and them. Of keys that an earlier layer has
+    kept it keeps none.
     """
+    if site.placed:
+        return 0
     plain, tokens = site.kv_heads * (site.d_k + site.d_v), dependence_of(graph).tokens
     maps: dict[fx.Node, int] = {site.x: 0}
     edges: nx.DiGraph[Any] = nx.DiGraph()

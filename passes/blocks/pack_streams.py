@@ -17,7 +17,7 @@ from sleepc.passes.lib.values import FlatEmit, call_sizes, is_size, is_tensor, v
 
 
 def pack_streams(flat: Graph, sites: list[fx.Node], attentions: list[fx.Node]) -> list[fx.Node]:
-    """Cut the graph before the first of `attentions`, between two of them, and behind the last one, each time where the
+    """Cut the graph before the first of `sites`, between two `attentions`, and behind the last one, each time where the
     fewest numbers are on their way, and let one tensor take over those that are made behind `sites`: the borders.
 
     What is made of the tokens before all sites is read by blocks as an extra, unless it is what the queries of the next
@@ -29,10 +29,11 @@ def pack_streams(flat: Graph, sites: list[fx.Node], attentions: list[fx.Node]) -
     traffic = _Traffic(flat, sites, val(attentions[0].args[2]).dtype)  # type: ignore[arg-type]
     stops = [traffic.order[site] for site in attentions] + [traffic.order[flat.results()["logits"]]]
     cuts = [traffic.narrowest(start, end) for start, end in pairwise(stops)]
-    cuts = [traffic.narrowest(traffic.last_extra(stops[0], cuts[0]), stops[0], cuts[0]), *cuts]
+    first = traffic.order[sites[0]]
+    cuts = [traffic.narrowest(traffic.last_extra(first, cuts[0]), first, cuts[0]), *cuts]
     loads = [traffic.late(cut) for cut in cuts]
     for load, site, (cut, until) in zip(loads, attentions, pairwise(cuts), strict=False):
-        if site.args[0] not in traffic.behind:
+        if not load or site.args[0] not in traffic.behind:  # before all sites there is nothing else to take over
             load += traffic.early(cut, until)
     places, width = _places(traffic, loads)
     now: dict[fx.Node, fx.Node] = {}

@@ -29,7 +29,8 @@ from sleepc.runtime.session import warn_of_border
 from sleepc.train.adapter import note_training, with_values
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # by its version
-NOT_TAKEN = ("inputs_embeds", "position_ids", "output_attentions", "output_hidden_states")
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")  # where texts end that stand in one row
+NOT_TAKEN = ("inputs_embeds", "position_ids", "output_attentions", "output_hidden_states", *PACKING)
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -157,7 +158,8 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         asked = [name for name in NOT_TAKEN if others.get(name) is not None and others[name] is not False]
         if asked or input_ids is None:
             what = f"{', '.join(asked)} is nothing that this model takes" if asked else "there are no input_ids"
-            raise UsageError(what, where="forward", fix="Give input_ids, and attention_mask where they are padded.")
+            fix = "Give input_ids, a row for each text, and attention_mask where they are padded."
+            raise UsageError(what, where="forward", fix=fix)
         steps, packed = self._steps_now(), self._packed(input_ids, attention_mask)
         held = self._held(cache if cache is not None else past_key_values, steps, len(input_ids))
         one = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1

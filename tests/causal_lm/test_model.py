@@ -210,7 +210,7 @@ def test_what_cannot_be_is_said(plain: SleepForCausalLM) -> None:
     for wrong in (DynamicCache(), SleepCache(plain._steps_now(), 2)):
         with pytest.raises(UsageError, match="no cache of this model with 1 rows"):
             plain(ids, cache=wrong)
-    for name in ("inputs_embeds", "position_ids", "output_hidden_states"):
+    for name in ("inputs_embeds", "position_ids", "output_hidden_states", "cu_seq_lens_q"):
         with pytest.raises(UsageError, match=name):
             plain(ids, **{name: torch.zeros(1, 3)})
     with pytest.raises(UsageError, match="vocabulary is fixed"):

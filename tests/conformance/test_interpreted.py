@@ -43,7 +43,7 @@ def test_a_memory_that_sleeps_write_in_the_interpreter() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", ["gemma4", "diffllama", "inkling"])
+@pytest.mark.parametrize("name", ["gemma4", "hrm", "diffllama", "inkling"])
 def test_packed_streams_and_numbers_by_distance_in_the_interpreter(name: str) -> None:
     step, recipe = family(name, torch.float32).convert()
     program = shaken(step)

@@ -15,7 +15,7 @@ from sleepc.inspection import inspect_program
 from sleepc.passes.analysis.kv_cache import KVCache, from_report, kv_cache, noted
 from tests.families import family
 
-NAMES = ("llama", "mistral-5", "mistral-13", "gemma2", "gemma3", "llama4")
+NAMES = ("llama", "mistral-5", "mistral-13", "gemma2", "gemma3", "llama4", "gemma4")
 
 
 @pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")  # its name in all versions that are supported
