@@ -236,7 +236,9 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ZayaForCausalLM",
         {
             **SMALL,
-            "layer_types": ["hybrid_sliding", "hybrid"],
+            **SPECIAL,
+            "num_hidden_layers": 3,
+            "layer_types": ["hybrid_sliding", "hybrid", "hybrid"],
             "sliding_window": 5,
             "head_dim": 8,
             "moe_intermediate_size": 16,
