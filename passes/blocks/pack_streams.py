@@ -92,7 +92,7 @@ class _Traffic:
                 "BLOCKS",
                 "two attention layers lie in one block: what passes between them are not tensors [B, T, ..]",
                 where=str(self.nodes[end].meta.get("source", "")),
-                fix="sleepc cuts models whose blocks pass on tensors [B, T, ..] of one dtype.",
+                fix="Blocks pass on one tensor of one dtype; --dtype float32 makes one of several dtypes.",
             )
         return -best[1]
 
