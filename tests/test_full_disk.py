@@ -49,14 +49,14 @@ def sizes(folder: Path) -> list[int]:
     return sorted({path.stat().st_size for path in folder.rglob("*") if path.is_file()})
 
 
-@pytest.mark.parametrize("write", [save, export, export_in_blocks])
+@pytest.mark.parametrize("write", [save, export, pytest.param(export_in_blocks, marks=pytest.mark.slow)])
 def test_at_any_byte(program: Program, tmp_path: Path, write: Callable[[Program, Path], None]) -> None:
     """Just short of every file's end, in its middle, and before its first byte."""
     target = tmp_path / "out"
     write(program, tmp_path / "whole")
     found = sizes(tmp_path / "whole")
     limits = {size - 1 for size in found} | {size // 2 for size in found} | {1}
-    for most in sorted(limits)[:: max(len(limits) // 10, 1)]:
+    for most in sorted(limits)[:: max(len(limits) // 5, 1)]:
         with files_of(most), pytest.raises(SleepcError, match="the disk is full") as caught:
             write(program, target)
         assert caught.value.where == str(target)

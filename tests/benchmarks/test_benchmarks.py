@@ -142,15 +142,25 @@ def test_sleep_smollm2(run: Run) -> None:
     assert all(row["step_s"] > 0 and 0 <= row["right"] <= 1 for row in curves)
 
 
-@pytest.mark.parametrize("cases", ["7b", pytest.param("model,7b", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", ["7b", "model,7b"])
 def test_convert_memory(rows: Rows, cases: str) -> None:
     found = rows("convert_memory", "--cases", cases)
     assert [row["case"] for row in found] == cases.split(",")
     assert 0 < found[0]["anonymous_mib"] < found[0]["peak_rss_mib"]
 
 
-def test_onnx_cpu(run: Run, tmp_path: Path) -> None:
+def command_here(*arguments: str) -> dict[str, float]:
+    """A command of sleepc's in this process."""
+    with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert not ended.value.code
+    return {"sleepc_seconds": 1.0}
+
+
+def test_onnx_cpu(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without genai, which belongs into an environment of its own."""
+    monkeypatch.setattr(import_module("onnx_cpu"), "sleepc", command_here)
     said = run("onnx_cpu", "--json", "--work", str(tmp_path))
     _, *found = [json.loads(line) for line in said.splitlines()]
     assert [row["kind"] for row in found] == ["export", "loaded", "prefill", "onnx_cpu", "onnx_cpu", "memory"]
@@ -164,40 +174,7 @@ def test_onnx_cpu(run: Run, tmp_path: Path) -> None:
     assert first["ratio"] is None
 
 
-def test_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With tools that answer as llama.cpp's do, whose times are the numbers that they are asked for."""
-    llama = import_module("llama")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert llama.missing("model.gguf") == "llama-quantize and llama-bench are not on the PATH"
-    tools = {
-        "llama-quantize": "import sys; assert sys.argv[4] == 'F32'; open(sys.argv[3], 'w').write('weights')",
-        "llama-bench": """
-import json, sys
-given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-assert open(given["-m"]).read() == "weights" and given["-t"] == "2"
-tokens = int(given["-p"]) + 100 * int(given["-n"]) + int(given["-d"])
-print(json.dumps([{"samples_ns": [0, tokens * 1e6, 1e12]}]))""",
-    }
-    for name, text in tools.items():
-        (tmp_path / name).write_text(f"#!{sys.executable} -IS\n{text}\n")
-        (tmp_path / name).chmod(0o700)
-    assert llama.missing("model") == "model is no GGUF file"
-    assert llama.missing("model.gguf") is None
-    assert llama.build("model.gguf", "fp32", tmp_path / "f32.gguf")["llama_files_mb"] == 7e-6
-    run = llama.Llama(tmp_path / "f32.gguf", 2)
-    assert run.prefill(600) == {"llama_s": 0.6}
-    found = run.decode(256, 8)
-    assert (found["llama_ms"], found["llama_rss_mb"] > 1) == (132, True)
-
-
-def command_here(*arguments: str) -> dict[str, float]:
-    """A command of sleepc's in this process; test_onnx_cpu has it in one of its own."""
-    with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert not ended.value.code
-    return {"sleepc_seconds": 1.0}
-
-
+@pytest.mark.slow
 def test_onnx_hybrid(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without genai; two windows and more of a random hybrid."""
     monkeypatch.setattr(import_module("onnx_cpu"), "sleepc", command_here)
@@ -237,6 +214,7 @@ def test_cost_model(run: Run) -> None:
     assert -1 <= summaries[0]["spearman"] <= 1
 
 
+@pytest.mark.slow
 def test_gpu(run: Run, tmp_path: Path) -> None:
     """Every part runs on the CPU, and a second run measures nothing again; of what is not there, rows say why."""
     given = ("--json", "--smoke", "--work", str(tmp_path / "rows.jsonl"))

@@ -49,6 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.slow
 def test_statuses(first: tuple[Path, str]) -> None:
     folder, out = first
     llama, mamba = json.loads((folder / "docs" / "coverage.json").read_text())
@@ -58,6 +59,7 @@ def test_statuses(first: tuple[Path, str]) -> None:
     assert "| **llama** | verified |" in (folder / "docs" / "coverage.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_was_found_is_not_tried_again(
     first: tuple[Path, str], run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,10 @@ def plan(program: ProgramGraphs) -> dict[str, Any]:
     return {"texts": texts, "layout": [b.cls for b in program.layout], "sites": sites}
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "qwen3", "gpt2", "gemma2", "nanogpt", "nanogpt-spelled"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "gemma2", "nanogpt")]
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "nanogpt-spelled", *SLOW])
 def test_names_mean_nothing(name: str) -> None:
     plain, renamed = make_module(name, torch.float32), make_module(name, torch.float32)
     rename(renamed, random.Random(4))

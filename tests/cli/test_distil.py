@@ -183,6 +183,7 @@ def test_what_cannot_be_is_refused(
     assert _files(artifact) == before
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(
     artifact: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

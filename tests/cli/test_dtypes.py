@@ -12,7 +12,7 @@ from sleepc.verify.texts import says_something
 from tests.cli.models import save_model
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.slow), "bfloat16"])
 def test_verified_in_its_own_dtype(dtype: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     program = sleepc.convert(model, {"window": 8, "sinks": 2, "dtype": dtype})

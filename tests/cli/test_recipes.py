@@ -11,7 +11,8 @@ import pytest
 from sleepc.errors import UsageError
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.recipe_file import MAX_BYTES, read_recipe
-from tests.cli.models import ROOT, save_model, sleepc
+from tests.cli.conftest import Here
+from tests.cli.models import ROOT
 
 RECIPE = """\
 # what a person writes
@@ -35,9 +36,10 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
-def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> None:
-    model, recipe, out = save_model(tmp_path / "model"), write(tmp_path, RECIPE), tmp_path / "out"
-    done = sleepc("convert", model, "-o", out, "--recipe", recipe, "--passes", 3, "--seed", 5, "--settle", 0.999)
+@pytest.mark.filterwarnings("always::sleepc.errors.SleepcWarning")
+def test_flags_win_and_the_artifact_has_what_was_resolved(here: Here, model: Path, tmp_path: Path) -> None:
+    recipe, out = write(tmp_path, RECIPE), tmp_path / "out"
+    done = here("convert", model, "-o", out, "--recipe", recipe, "--passes", 3, "--seed", 5, "--settle", 0.999)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("warning: 3 recurrent passes on a program that was not trained")
     stored = Recipe.model_validate(json.loads((out / "sleepc.json").read_text())["recipe"])
@@ -46,10 +48,10 @@ def test_flags_win_and_the_artifact_has_what_was_resolved(tmp_path: Path) -> Non
     assert (left.strategy, left.window) == ("leave", None)
     assert (insert.strategy, insert.rule, insert.window) == ("insert", "gated_delta", 8)
     assert (parallel.strategy, parallel.rule) == ("parallel", "delta")
-    shown = sleepc("inspect", out).stdout
+    shown = here("inspect", out).stdout
     assert "window of all positions" in shown
     assert "3 passes of recurrent over block 1, fewer once one changes memories by no more than 0.999" in shown
-    run = sleepc("run", out, " ".join(f"w{i}" for i in range(20)), "--max-tokens", 2, "--stats")
+    run = here("run", out, " ".join(f"w{i}" for i in range(20)), "--max-tokens", 2, "--stats")
     assert "2 sleeps of 2 passes" in run.stderr
 
 

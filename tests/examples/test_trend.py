@@ -100,7 +100,7 @@ def _started(folder: Path, wait: str, sent: signal.Signals) -> subprocess.Comple
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("wait", ["steps", "nothing"])
+@pytest.mark.parametrize("wait", ["steps", pytest.param("nothing", marks=pytest.mark.slow)])
 def test_ctrl_c_stops_all_trainings(tmp_path: Path, wait: str) -> None:
     """Also in the second in which their processes start."""
     done = _started(tmp_path, wait, signal.SIGINT)
@@ -111,6 +111,7 @@ def test_ctrl_c_stops_all_trainings(tmp_path: Path, wait: str) -> None:
     assert bool(trained) == (wait == "steps")
 
 
+@pytest.mark.slow
 def test_trainings_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
     assert _started(tmp_path, "steps", signal.SIGKILL).returncode == -signal.SIGKILL
 
