@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 import time
 from pathlib import Path
 
+import peers
 from common import Row, console
+from peers import CannotBuild
 
 from sleepc.hf.resolve import Checkpoint
 
@@ -18,28 +19,23 @@ GENAI = "onnxruntime-genai==0.18.0"
 
 
 def python_of(folder: Path) -> Path:
-    """The environment's Python; the environment is made where there is none.
-
-    Its builder needs torch and transformers: it sees those of the running environment, behind its own packages. Raises
-    SystemExit if pip cannot install it.
+    """The environment's Python. Its builder needs torch and transformers: it sees those of the running environment,
+    behind its own packages. Raises CannotBuild.
     """
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        console.log(f"installing {GENAI} into {folder}")
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--clear", str(folder)], check=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-input", GENAI]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"pip cannot install {GENAI}:\n{done.stderr[-3000:]}")
+    fresh = not (folder / "ready").is_file()
+    python = peers.environment(folder, GENAI)
+    if fresh:
         inside = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         site = Path(subprocess.run(inside, check=True, capture_output=True, text=True).stdout.strip())
         (site / "builder_needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        (folder / "ready").touch()
     return python
 
 
 def build(python: Path, checkpoint: Checkpoint, precision: str, folder: Path) -> Row:
-    """The checkpoint as a model of genai's for its CPU provider, made by its builder; seconds (0: it was there)."""
+    """The checkpoint as a model of genai's for its CPU provider, made by its builder; seconds (0: it was there).
+
+    Raises CannotBuild.
+    """
     started = time.perf_counter()
     if not (folder / "genai_config.json").is_file():
         console.log(f"genai's builder, {precision}")
@@ -49,7 +45,7 @@ def build(python: Path, checkpoint: Checkpoint, precision: str, folder: Path) ->
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"genai's builder failed:\n{done.stderr[-3000:]}")
+            raise CannotBuild(f"genai's builder failed:\n{done.stderr[-3000:]}")
     return {"genai_seconds": time.perf_counter() - started}
 
 

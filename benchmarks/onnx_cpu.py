@@ -1,11 +1,12 @@
 """Exports against onnxruntime-genai and llama.cpp on CPU: milliseconds per token, prefill, loading, memory.
 
 The same checkpoint, exported by sleepc and by genai's own builder, in fp32 also for IREE if it is installed ("iree",
-whose `iree_ratio` is to ONNX Runtime's time); each runs in a process of its own on as many threads (`--threads`, two by
-default; genai's by its session options). They take turns, a few tokens at a time, and medians are compared; all read
-the whole context, of random tokens. `_cpu_ms` is processor time. genai lives in an environment of its own, made under
-build/ the first time (`--genai-env` names another one). llama.cpp's tools are taken from the PATH, for a GGUF file, and
-measure by themselves, after the others' turns. What is left out is said, with the reason.
+whose `iree_ratio` is to ONNX Runtime's time), and by llama.cpp if it came as a GGUF file: in 4 bits that file and one
+in blocks of Q4_0. Each runs in a process of its own on as many threads (`--threads`, two by default). They take turns,
+a few tokens at a time, and medians are compared, with those of the fastest peer in each row (`ratio`); all read the
+whole context, of random tokens. `_cpu_ms` is processor time. genai and llama.cpp live in environments of their own,
+made under build/ the first time (`--genai-env` and `--llama-env` name others); llama.cpp is built from source there,
+which takes a quarter of an hour. What is left out is said, with the reason.
 
 `sleepc_ms_with_sleep` has the share of a sleep that every token pays for. RSS counts everything that is resident,
 mapped weights too. Targets are what this backend was built to reach; they are for two cores and SmolLM2-135M.
@@ -26,25 +27,30 @@ from statistics import median
 from typing import Any
 
 import genai
-import llama
+import llamacpp
 from common import Row, add_letters, arguments, checkpoint_of, console, machine, numbers, report
-from llama import Llama
+from peers import CannotBuild
 
 from sleepc.backends.table import find_target
-from sleepc.hf.resolve import Checkpoint
+from sleepc.hf.resolve import Checkpoint, is_gguf
 
 COLUMNS = (
-    *("precision", "context", "sleepc_ms", "sleepc_ms_with_sleep", "genai_ms", "ratio", "target"),
-    *("sleepc_rss_mb", "genai_rss_mb", "iree_ms", "iree_ms_with_sleep", "iree_ratio", "iree_target", "iree_rss_mb"),
-    *("llama_ms", "llama_rss_mb"),
+    *("precision", "context", "sleepc_ms", "sleepc_ms_with_sleep", "genai_ms", "llama_ms", "llama_q4_0_ms", "ratio"),
+    *("target", "sleepc_rss_mb", "genai_rss_mb", "llama_rss_mb"),
+    *("iree_ms", "iree_ms_with_sleep", "iree_ratio", "iree_target", "iree_rss_mb"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 BURST = 8  # tokens of one before the other's turn
-DECODE = {("int4", 256): 1.3, ("int4", 4096): 0.35, ("int4", 8000): 0.25}
-PREFILL = {("int4", 4096): 0.6}
-RSS_MB = {"int4": 400}
+FOUR_BITS = ("int4", "source")
+DECODE = {
+    **{(precision, context): of for precision in FOUR_BITS for context, of in ((256, 0.9), (4096, 0.32), (8000, 0.2))},
+    **{("fp32", 256): 1.0, ("fp32", 4096): 0.58, ("fp32", 8000): 0.43},
+}
+PREFILL = {(precision, 4096): 0.55 for precision in (*FOUR_BITS, "fp32")}
+RSS_MB = dict.fromkeys(FOUR_BITS, 300)
 IREE_DECODE = 1.5  # of ONNX Runtime's
-GENAI = ("fp32", "int4", "int8")  # of its builder's precisions for CPU, those that sleepc has, too
+GENAI = {"fp32": "fp32", "int4": "int4", "int8": "int8", "source": "int4"}  # its builder's precision beside ours
+LLAMA = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_0", "source": "Q4_0"}  # and llama.cpp's
 
 
 class Worker:
@@ -85,7 +91,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--contexts", type=numbers, default="256,1024,4096,8000", help="lengths of context in tokens")
-    parser.add_argument("--precisions", default="int4,fp32", help="fp32, fp16, int8, int4")
+    parser.add_argument("--precisions", default="int4,source,fp32", help="fp32, fp16, int8, int4, source")
     parser.add_argument("--tokens", type=int, default=32, help="tokens measured at each context")
     parser.add_argument("--prefill", type=int, default=4096, help="tokens of the prefill")
     parser.add_argument("--window", type=int, default=128, help="of the conversion; the demo's by default")
@@ -93,11 +99,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "onnx_cpu", help="a folder for the models")
     parser.add_argument("--genai-env", type=Path, default=ROOT / "build" / "genai")
     parser.add_argument("--no-genai", action="store_true", help="leave genai out")
+    parser.add_argument("--llama-env", type=Path, default=ROOT / "build" / "llama")
+    parser.add_argument("--no-llama", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--keep", action="store_true", help="take exports of an earlier run, where there are some")
     options = parser.parse_args()
     if options.tiny:
-        options.contexts, options.prefill, options.tokens, options.no_genai = [300, 600], 600, 8, True
-        options.precisions = "fp32"
+        options.contexts, options.prefill, options.tokens = [300, 600], 600, 8
+        options.precisions, options.no_genai, options.no_llama = "fp32", True, True
     report(rows(options), as_json=options.json, title="exports, CPU", columns=COLUMNS)
 
 
@@ -110,14 +118,17 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         artifact = options.work / f"artifact-{options.window}"
         if not (options.keep and artifact.is_dir()):
             window = ("--window", str(options.window))
-            sleepc("convert", str(checkpoint.folder), "-o", str(artifact), *window, "--force", "--no-verify")
+            sleepc("convert", checkpoint.name, "-o", str(artifact), *window, "--force", "--no-verify")
         for precision in options.precisions.split(","):
+            if precision == "source" and not is_gguf(checkpoint.name):
+                yield {"kind": "skipped", "precision": precision, "reason": f"{checkpoint.name} is no GGUF file"}
+                continue
             yield from measured(options, checkpoint, artifact, precision)
 
 
 def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path, precision: str) -> Iterator[Row]:
     """The rows of a precision: the exports, what they hold when loaded, prefill, decode at each context."""
-    theirs, vocab = options.work / f"genai-{precision}", checkpoint.config["vocab_size"]
+    vocab = checkpoint.config["vocab_size"]
     made: Row = {}
     with ExitStack() as stack:
         workers = {}
@@ -126,34 +137,47 @@ def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path
             if not (options.keep and folder.is_dir()):
                 made |= sleepc("export", str(artifact), *how, "-o", str(folder), "--force", name=name)
             workers[name] = Worker(sys.executable, "sleepc", folder, options.threads, vocab)
-        if not options.no_genai and precision in GENAI:
+        for find in (with_genai, with_llama):
             try:
-                python = genai.python_of(options.genai_env)
-                made |= genai.build(python, checkpoint, precision, theirs)
-                workers["genai"] = Worker(str(python), "genai", theirs, options.threads, vocab)
-            except SystemExit as refused:
-                console.log(f"genai is left out: {refused}")
+                found, row = find(options, checkpoint, precision)
+            except CannotBuild as error:
+                yield {"kind": "skipped", "precision": precision, "system": find.__name__, "reason": str(error)}
+            else:
+                workers |= {name: Worker(*how, options.threads, vocab) for name, how in found.items()}
+                made |= row
         for worker in workers.values():
             stack.enter_context(worker)
-        peer, built = _llama(options, checkpoint, precision)
-        yield {"kind": "export", "precision": precision, **made, **built}
+        yield {"kind": "export", "precision": precision, **made}
         for name, worker in workers.items():
             yield {"kind": "loaded", "precision": precision, "system": name, **worker.loaded}
-        yield prefill(workers, precision, options.prefill) | (peer.prefill(options.prefill) if peer else {})
-        for row in decode(workers, precision, options.contexts, options.tokens):
-            yield row | (peer.decode(row["context"], options.tokens) if peer else {})
+        yield prefill(workers, precision, options.prefill)
+        yield from decode(workers, precision, options.contexts, options.tokens)
         for name, worker in workers.items():
             yield peak(worker, name, precision)
 
 
-def _llama(options: argparse.Namespace, checkpoint: Checkpoint, precision: str) -> tuple[Llama | None, Row]:
-    """llama.cpp and what its file took to make, if it can read the model here."""
-    reason = llama.missing(checkpoint.name)
-    if reason:
-        console.log(f"llama.cpp is left out: {reason}")
-        return None, {}
-    file = options.work / f"llama-{precision}.gguf"
-    return Llama(file, options.threads), llama.build(checkpoint.name, precision, file)
+Peers = tuple[dict[str, tuple[str, str, Path]], Row]  # interpreter, kind and model of each; what they took to make
+
+
+def with_genai(options: argparse.Namespace, checkpoint: Checkpoint, precision: str) -> Peers:
+    """genai's own export of the same weights."""
+    if options.no_genai or precision not in GENAI:
+        return {}, {}
+    python, folder = genai.python_of(options.genai_env), options.work / f"genai-{GENAI[precision]}"
+    row = genai.build(python, checkpoint, GENAI[precision], folder)
+    return {"genai": (str(python), "genai", folder)}, row
+
+
+def with_llama(options: argparse.Namespace, checkpoint: Checkpoint, precision: str) -> Peers:
+    """In 4 bits the GGUF file that the model came as, and one of Q4_0; else the same weights in that precision."""
+    if options.no_llama:
+        return {}, {}
+    if not is_gguf(checkpoint.name):
+        raise CannotBuild(f"{checkpoint.name} is no GGUF file")
+    python = llamacpp.python_of(options.llama_env)
+    made, row = llamacpp.requantised(python, Path(checkpoint.name), LLAMA[precision], options.work)
+    files = {"llama": Path(checkpoint.name), "llama_q4_0": made} if precision in FOUR_BITS else {"llama": made}
+    return {name: (str(python), "llama", file) for name, file in files.items()}, row
 
 
 def ours(precision: str) -> dict[str, tuple[str, ...]]:
@@ -183,7 +207,7 @@ def decode(workers: dict[str, Worker], precision: str, contexts: list[int], coun
     """Milliseconds per token after each context, in turns; a context goes on from the one before."""
     for worker in workers.values():
         worker.ask("start", room=contexts[-1] + count + BURST)
-    asleep = {name: worker.ask("sleep")["ms"] for name, worker in workers.items() if name != "genai"}
+    asleep = {name: worker.ask("sleep")["ms"] for name, worker in workers.items() if "window" in worker.loaded}
     for name in asleep:
         workers[name].ask("start", room=0)
     window = workers["sleepc"].loaded["window"]
@@ -209,8 +233,12 @@ def decode(workers: dict[str, Worker], precision: str, contexts: list[int], coun
 
 
 def _ratio(row: Row, unit: str, target: float | None) -> Row:
-    theirs, iree = row.get(f"genai_{unit}"), row.get(f"iree_{unit}")
-    found: Row = {"ratio": row[f"sleepc_{unit}"] / theirs if theirs else None, "target": target}
+    """Of sleepc's time to that of its fastest peer, and of IREE's to sleepc's."""
+    peers = [
+        row[key] for key in row if key.endswith(f"_{unit}") and key.startswith(("genai", "llama")) and "cpu" not in key
+    ]
+    iree = row.get(f"iree_{unit}")
+    found: Row = {"ratio": row[f"sleepc_{unit}"] / min(peers) if peers else None, "target": target}
     if iree:
         found |= {"iree_ratio": iree / row[f"sleepc_{unit}"], "iree_target": IREE_DECODE if unit == "ms" else None}
     return found

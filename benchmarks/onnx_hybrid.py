@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from common import Row, arguments, machine, numbers, report
 from onnx_cpu import COLUMNS, GENAI, ROOT, Worker, decode, peak, prefill, sleepc
+from peers import CannotBuild
 
 from sleepc.hf.resolve import Checkpoint, resolve
 
@@ -99,7 +100,7 @@ def measured(options: argparse.Namespace, artifact: Path, precision: str) -> Ite
                 python = genai.python_of(options.genai_env)
                 workers["genai"] = Worker(str(python), "genai", theirs, options.threads, vocab)
                 stack.enter_context(workers["genai"])
-            except SystemExit as refused:
+            except (SystemExit, CannotBuild) as refused:
                 made["skipped"] = str(refused)[-400:]
         yield made
         yield logits(workers, precision)

@@ -1,9 +1,9 @@
 """One system in a process of its own: reads tokens when told to, on standard input, and says how long it took.
 
-    onnx_worker.py sleepc|genai FOLDER THREADS
+    onnx_worker.py sleepc|genai|llama FOLDER|FILE THREADS
 
-A line of JSON in, a line out. It runs in either environment: sleepc's, where it loads no torch, and that of
-onnxruntime-genai, which knows nothing of sleepc.
+A line of JSON in, a line out. It runs in each one's environment: sleepc's, where it loads no torch, and those of
+onnxruntime-genai and llama.cpp, which know nothing of sleepc.
 """
 
 from __future__ import annotations
@@ -100,10 +100,50 @@ class Genai:
         return self.generator.get_logits()
 
 
+class Llama:
+    """A GGUF file, run by llama.cpp with its own defaults: pieces of 512 tokens, flash attention where it has one."""
+
+    PIECE = 512
+
+    def __init__(self, file: str, threads: int) -> None:
+        import llama_cpp as llama
+
+        self.llama, self.threads, self.context = llama, threads, None
+        self.silent = llama.llama_log_callback(lambda *_: None)  # kept: C calls it
+        llama.llama_log_set(self.silent, None)
+        llama.llama_backend_init()
+        started = time.perf_counter()
+        self.model = llama.llama_model_load_from_file(file.encode(), llama.llama_model_default_params())
+        self.vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
+        self.start(8)
+        self.read(np.zeros(1, np.int32))
+        loaded = {"load_s": time.perf_counter() - started, "files_mb": Path(file).stat().st_size / 1e6}
+        self.facts = {"llama-cpp-python": version("llama-cpp-python"), **loaded}
+
+    def start(self, room: int) -> None:
+        """The KV cache gets room for these tokens, and no more."""
+        if self.context is not None:
+            self.llama.llama_free(self.context)  # the old cache first
+        params = self.llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = room, self.PIECE, self.PIECE
+        params.n_threads = params.n_threads_batch = self.threads
+        self.context = self.llama.llama_init_from_model(self.model, params)
+
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        """The last one's logits are copied out, as whoever samples would."""
+        for first in range(0, len(tokens), self.PIECE):
+            piece = tokens[first : first + self.PIECE].tolist()
+            batch = self.llama.llama_batch_get_one((self.llama.llama_token * len(piece))(*piece), len(piece))
+            failed = self.llama.llama_decode(self.context, batch)
+            assert not failed, f"llama_decode: {failed}"
+        logits = self.llama.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(logits, (self.vocab,)).copy()
+
+
 def main() -> None:
     """Answer until standard input ends."""
     kind, folder, threads = sys.argv[1:]
-    system: Any = {"sleepc": Sleepc, "genai": Genai}[kind](folder, int(threads))
+    system: Any = {"sleepc": Sleepc, "genai": Genai, "llama": Llama}[kind](folder, int(threads))
     random = np.random.default_rng(0)
     print(json.dumps(system.facts | memory()), flush=True)
     for line in sys.stdin:
