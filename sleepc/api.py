@@ -219,9 +219,7 @@ class Program:
         from sleepc.verify.verify import Measuring, verify_program
 
         ids = self.some_tokens(text, tokens)
-        if hash:
-            self.checked = False
-        self.check_bytes()
+        self.check_bytes(again=hash)
         original, checkpoint = self._original(against, progress)
         canonical = self.captured(progress, original)
         trained = bool(self.report.get("training"))
@@ -232,13 +230,13 @@ class Program:
         self.report["verify"] = report.to_json()
         return report
 
-    def check_bytes(self) -> None:
+    def check_bytes(self, *, again: bool = False) -> None:
         """Once for an artifact: are all tensors' bytes those that were converted? Raises SleepcError if they are
-        not.
+        not. With `again` in any case, and also what a quantised source has them as, which exports alone read.
         """
-        if self.checked:
+        if self.checked and not again:
             return
-        broken = [key for key, intact in artifact.verify_hashes(self.graphs) if not intact]
+        broken = [key for key, intact in artifact.verify_hashes(self.graphs, packed=again) if not intact]
         if broken:
             raise SleepcError(
                 f"the bytes of {len(broken)} tensors have changed since the conversion: {', '.join(broken[:5])}",

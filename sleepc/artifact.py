@@ -357,8 +357,15 @@ def _check_own(program: ProgramGraphs, graph: Graph) -> None:
             raise SleepcError(f"{graph.name} reads parameter {key} in another shape", fix=RESTORE)
 
 
-def verify_hashes(program: ProgramGraphs) -> Iterator[tuple[str, bool]]:
-    """(parameter, are its bytes those that the manifest names) for every parameter in a file. Two threads."""
+def verify_hashes(program: ProgramGraphs, *, packed: bool = False) -> Iterator[tuple[str, bool]]:
+    """(parameter, are its bytes those that the manifest names) for every parameter in a file, and with `packed` also
+    those that a quantised source has it as. Two threads.
+    """
+
+    def intact(param: FileTensor) -> bool:
+        beside = param.packed if packed else None
+        return param.is_intact() and (beside is None or beside.is_intact())
+
     stored = {key: param for key, param in program.params.items() if isinstance(param, FileTensor)}
     with ThreadPoolExecutor(2) as pool:
-        yield from zip(stored, pool.map(FileTensor.is_intact, stored.values()), strict=True)
+        yield from zip(stored, pool.map(intact, stored.values()), strict=True)

@@ -159,6 +159,10 @@ class StoredPacked:
     how: Packing
     hashes: tuple[tuple[str, str], ...]
 
+    def is_intact(self) -> bool:
+        """Are the bytes of all parts those of their hashes?"""
+        return all(self.file.sha256(f"{self.tensor}.{part}") == sha256 for part, sha256 in self.hashes)
+
     def read(self) -> PackedWeight:
         """The weight, mapped. Raises SleepcError if the file was changed, or its parts do not fit each other."""
         parts: dict[str, Array] = {}

@@ -81,6 +81,22 @@ def test_artifacts_refer_to_what_the_source_has_or_copy_it(program: Program, tmp
         assert packed_of(again.graphs.params[UP]) is not None
 
 
+def test_verify_finds_what_changed_of_the_source_s_own(program: Program, tmp_path: Path) -> None:
+    """Programs do not read it, so it is looked at where bytes are asked for."""
+    saved = sleepc.load(program.save(tmp_path / "artifact", standalone=True))
+    found = packed_of(saved.graphs.params[DOWN])
+    assert found is not None
+    with found.file.path.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    changed = sleepc.load(saved.path or tmp_path)
+    changed.check_bytes()
+    with pytest.raises(SleepcError, match="bytes of 1 tensors have changed since the conversion"):
+        changed.check_bytes(again=True)
+
+
 def test_what_training_changed_stays_as_it_is(program: Program, tmp_path: Path) -> None:
     graphs = program.graphs
     changed = HeldTensor(graphs.params[UP].materialise() + 1)
