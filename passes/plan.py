@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sleepc.errors import UsageError
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
-from sleepc.recipe import Decay, Keep, LayerPlan, Recipe, WriteTime
+from sleepc.recipe import Decay, Keep, LayerPlan, Layout, Recipe, WriteTime
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class MemoryOptions:
     window: int
     asleep: Asleep
     seed: int
+    layout: Layout = "graph"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def memory_groups(recipe: Recipe, plans: tuple[LayerPlan, ...], strategy: str, a
     found: dict[MemoryOptions, list[int]] = {}
     for i, plan in enumerate(plans):
         if plan.strategy == strategy:
-            options = MemoryOptions(plan.rule, plan.decay, plan.write, recipe.window, asleep[i], recipe.seed)
+            options = MemoryOptions(
+                plan.rule, plan.decay, plan.write, recipe.window, asleep[i], recipe.seed, plan.layout
+            )
             found.setdefault(options, []).append(i)
     return tuple(Group(tuple(layers), options) for options, layers in found.items())
 

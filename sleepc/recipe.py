@@ -17,6 +17,7 @@ from sleepc.names import NAME
 
 Strategy = Literal["parallel", "insert", "replace"]
 Decay = Literal["head", "channel"]
+Layout = Literal["graph", "native"]
 WriteTime = Literal["sleep", "online"]
 Eviction = Literal["sliding", "hard"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
@@ -80,13 +81,16 @@ class Keep(_Options):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions."""
+    """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions. `layout`: of
+    the layer that takes attention's place.
+    """
 
     strategy: Strategy | Literal["leave"]
     rule: str
     decay: Decay
     write: WriteTime
     window: int | None
+    layout: Layout = "graph"
 
 
 class Recipe(_Options):
@@ -95,6 +99,7 @@ class Recipe(_Options):
     strategy: Strategy = "parallel"
     rule: Name = "gated_delta"
     decay: Decay = "head"
+    layout: Layout = "graph"
     layers: Layers = "all"
     window: int = Field(default=256, ge=1, le=MAX_WINDOW)
     passes: int = Field(default=1, ge=1, le=64)
@@ -134,6 +139,10 @@ class Recipe(_Options):
     def _slots_alone(cls, value: object) -> object:
         return {"slots": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
+    def given(self) -> dict[str, Any]:
+        """The options that are not the defaults, as a recipe file has them."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+
     def plan(self, count: int) -> tuple[LayerPlan, ...]:
         """What becomes of each of `count` layers; of several overrides of one layer the last one wins.
 
@@ -158,6 +167,12 @@ class Recipe(_Options):
                 given.setdefault("strategy", "leave")
             for i in parse_layers(override.layers, count, where="overrides"):
                 plans[i] |= given
+        if self.layout == "native" and all(options["strategy"] != "replace" for options in plans):
+            raise UsageError(
+                "the native layout is that of layers whose attention is replaced, and none is",
+                where="--layout native",
+                fix="Add --strategy replace, or leave it out.",
+            )
         return tuple(self._layer(i, options) for i, options in enumerate(plans))
 
     def _layer(self, i: int, options: dict[str, Any]) -> LayerPlan:
@@ -183,7 +198,15 @@ class Recipe(_Options):
             )
         if write == "default":
             write = "sleep" if strategy == "parallel" else "online"
-        return LayerPlan(strategy, options["rule"], options["decay"], write, None if window == "none" else window)
+        layout: Layout = self.layout if strategy == "replace" else "graph"
+        rule, decay = options["rule"], options["decay"]
+        if layout == "native" and (rule, decay) != ("gated_delta", "head"):
+            raise UsageError(
+                f"a native layer has the rule gated_delta and one decay for each head, not {rule} per {decay}",
+                where=f"layer {i}",
+                fix="Use --rule gated_delta --decay head, or --layout graph.",
+            )
+        return LayerPlan(strategy, rule, decay, write, None if window == "none" else window, layout)
 
     def loop_range(self, count: int) -> tuple[int, int]:
         """Blocks [a, b) that recurrent passes run over; `middle` leaves out a quarter at either end.

@@ -38,3 +38,20 @@ def factors(node: fx.Node) -> Iterator[tuple[Any, Any]]:
 def constant(value: Any) -> float | None:
     """A number that stands in the program; None for anything else."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def normed(node: Any) -> tuple[fx.Node, float] | None:
+    """x and eps of x * rsqrt(mean(x^2, -1) + eps)."""
+    if not is_call(node, aten.mul.Tensor):
+        return None
+    for x, root in factors(node):
+        total: Any = root.args[0] if is_call(root, aten.rsqrt.default) else None
+        if not is_call(total, aten.add.Tensor):
+            continue
+        mean, epsilon = total.args[0], constant(total.args[1])
+        if epsilon is None or not is_call(mean, aten.mean.dim) or mean.args[1:] != ([-1], True):
+            continue
+        square = mean.args[0]
+        if is_call(square, aten.pow.Tensor_Scalar) and square.args[1] == 2 and through(square.args[0]) is through(x):
+            return through(x), epsilon
+    return None

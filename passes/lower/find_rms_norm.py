@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import fx
 
@@ -14,7 +14,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import Emit
-from sleepc.passes.lib.match import constant, factors, through
+from sleepc.passes.lib.match import factors, normed, through
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,10 @@ def _find(graph: Graph) -> int:
 def _norm(node: fx.Node) -> tuple[fx.Node, fx.Node, float] | None:
     """x, weight [d] and eps of a product that is a norm."""
     for scaled, weight in factors(node):
-        found = _normed(through(scaled))
+        found = normed(through(scaled))
         if found is None or not isinstance(weight, fx.Node):
             continue
         kinds = [each.meta["type"] for each in (node, weight, found[0])]
         if kinds[1].dims == kinds[0].dims[-1:] and len({kind.dtype for kind in kinds}) == 1:
             return found[0], weight, found[1]
-    return None
-
-
-def _normed(node: Any) -> tuple[fx.Node, float] | None:
-    """x and eps of x * rsqrt(mean(x^2, -1) + eps)."""
-    if not is_call(node, aten.mul.Tensor):
-        return None
-    for x, root in factors(node):
-        total: Any = root.args[0] if is_call(root, aten.rsqrt.default) else None
-        if not is_call(total, aten.add.Tensor):
-            continue
-        mean, epsilon = total.args[0], constant(total.args[1])
-        if epsilon is None or not is_call(mean, aten.mean.dim) or mean.args[1:] != ([-1], True):
-            continue
-        square = mean.args[0]
-        if is_call(square, aten.pow.Tensor_Scalar) and square.args[1] == 2 and through(square.args[0]) is through(x):
-            return through(x), epsilon
     return None

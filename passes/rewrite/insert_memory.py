@@ -38,7 +38,7 @@ def _insert(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> 
     build = MemoryBuilder(program, cls, options, find_site(cls.wake))
     e = Emit(build.graph, "memory")
     h = e.cast(build.results["h"], build.dtype)
-    x = e.mul(rms(e, h), build.param(NORM))
+    x = e.mul(rms(e, h, build.epsilon), build.param(NORM))
     y = e.linear(x, build.param(PROJECTION))
     mixed, written = mix(build, e, x, y, OUT_GATE, SCALE)
     out = e.linear(mixed, build.param(OUTPUT))

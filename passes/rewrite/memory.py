@@ -5,7 +5,7 @@ of a window.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,9 @@ from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
 from sleepc.passes.rewrite.kept_pairs import slots_specs
 
+EPSILON = 1e-6  # of norms in layers of ours; a native layer has the model's
 PLACES = ("g", "beta")  # gates that have places of their own among an operator's arguments
+Made = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 Rewrite = Callable[[ProgramGraphs, BlockClass, MemoryOptions], "list[NewParam]"]
 Written = dict[str, fx.Node]
 """What the tokens of a step write: k, v [B,H,T,D], and every gate of the rule [B,H,T], a decay also [B,H,T,d_k]. At
@@ -37,11 +39,14 @@ padding k is 0, and gates have the values that leave memories unchanged."""
 
 @dataclass(frozen=True)
 class NewParam:
-    """A parameter that the conversion adds to every block of a class."""
+    """A parameter that the conversion adds to every block of a class; `made` of the block's own ones, by port, if that
+    is given.
+    """
 
     name: str
     shape: tuple[int, ...]
     initial: Initial
+    made: Made | None = None
 
 
 def row(*shape: int) -> tuple[int | str, ...]:
@@ -73,14 +78,17 @@ class MemoryBuilder:
         self.rule = find_rule(options.rule)
         self.graph = cls.wake
         self.dtype = wide_dtype(program.dtype)
+        self.epsilon = EPSILON
         self.new: list[NewParam] = []
         self.states: list[StateSpec] = []
         self.results = cls.wake.results()
 
-    def param(self, parameter: Parameter, initial: Initial | None = None) -> fx.Node:
-        """A new parameter port in the memory's dtype; `initial` makes another value than the parameter's own."""
+    def param(self, parameter: Parameter, initial: Initial | None = None, made: Made | None = None) -> fx.Node:
+        """A new parameter port in the memory's dtype; `initial` makes another value than the parameter's own, and
+        `made` one of the block's parameters.
+        """
         shape = parameter.shape(self.sizes)
-        self.new.append(NewParam(parameter.port, shape, initial or parameter.converted))
+        self.new.append(NewParam(parameter.port, shape, initial or parameter.converted, made))
         return self.graph.add_port("param", parameter.port, TensorType(self.dtype, shape))
 
     def state(self, spec: StateSpec) -> fx.Node:
@@ -123,7 +131,8 @@ class MemoryBuilder:
         parameters = of_gate(gate, per_channel=per_channel)
         if gate.activation == "decay":
             return self._decay(e, gate, parameters, x, mask)
-        weight, bias = self.param(parameters.weight), self.param(parameters.bias)
+        weight = self.param(parameters.weight)
+        bias = None if self.options.layout == "native" else self.param(parameters.bias)
         value = e.call(aten.sigmoid.default, e.linear(x, weight, bias))
         return e.transpose(self._masked(e, gate, value, mask), 1, 2)
 
@@ -222,7 +231,11 @@ def add_to_layout(program: ProgramGraphs, cls: str, new: list[NewParam], seed: i
         keys = dict(block.params)
         for param in new:
             key = block_key(i, param.name)
-            program.params[key] = HeldTensor(param.initial(param.shape, generator).to(dtype), new=True)
+            own = (
+                {port: program.params[name].materialise() for port, name in block.params.items()} if param.made else {}
+            )
+            value = param.made(own) if param.made else param.initial(param.shape, generator)
+            program.params[key] = HeldTensor(value.to(dtype), new=True)
             keys[param.name] = key
         program.layout[i] = Block(cls, keys)
 

@@ -13,8 +13,6 @@ from sleepc.memory.parameters import CONV, OUT_NORM, TAPS, Parameter
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.memory import MemoryBuilder, Written
 
-EPSILON = 1e-6
-
 
 def mix(
     build: MemoryBuilder, e: Emit, x: fx.Node, y: fx.Node, gate: Parameter, scale: float
@@ -30,10 +28,10 @@ def mix(
     return _output(build, e, x, out, gate), written
 
 
-def rms(e: Emit, x: fx.Node) -> fx.Node:
-    """x / sqrt(mean x² + 1e-6) over the last dimension."""
+def rms(e: Emit, x: fx.Node, epsilon: float) -> fx.Node:
+    """x / sqrt(mean x² + epsilon) over the last dimension."""
     square = e.call(aten.mean.dim, e.mul(x, x), [-1], True)
-    return e.mul(x, e.call(aten.rsqrt.default, e.add(square, EPSILON)))
+    return e.mul(x, e.call(aten.rsqrt.default, e.add(square, epsilon)))
 
 
 def _convolve(build: MemoryBuilder, e: Emit, y: fx.Node) -> fx.Node:
@@ -57,7 +55,7 @@ def _heads(build: MemoryBuilder, e: Emit, y: fx.Node) -> list[fx.Node]:
 
 def _output(build: MemoryBuilder, e: Emit, x: fx.Node, out: fx.Node, gate: Parameter) -> fx.Node:
     width = build.site.q_heads * build.site.d_v
-    normed = e.mul(rms(e, out), build.param(OUT_NORM))
+    normed = e.mul(rms(e, out, build.epsilon), build.param(OUT_NORM))
     merged = e.reshape(e.transpose(normed, 1, 2), [e.size(x, 0), e.size(x, 1), width])
     opened = e.call(aten.silu.default, e.linear(x, build.param(gate)))
     return e.mul(merged, opened)

@@ -33,6 +33,10 @@ class RecipeOptions:
         "The memory's update rule: linear, gated, delta, gated_delta or titans.", shown="gated_delta"
     )
     decay: str | None = flag("One decay rate per head, or per key channel: head or channel.", shown="head")
+    layout: str | None = flag(
+        "Of a mixer in place of attention: graph (behind the layer's own projections) or native (a layer of transformers' Qwen3.5, which `sleepc export --to hf` writes).",
+        shown="graph",
+    )
     layers: str | None = flag(
         'Blocks to convert: "all", "every:2", "3,5,7-9", or "auto:2": all but the 2 that recall most.', shown="all"
     )

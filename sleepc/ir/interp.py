@@ -21,6 +21,17 @@ Hook = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 """hook(node, args, kwargs) gives a call's value, or NotImplemented to leave it to the operator."""
 
 
+def widened(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Any:
+    """A call's value with casts to floats that are narrower than `dtype` going to that; a Hook, but for the last."""
+    narrow = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype) and a.is_floating_point]
+    narrow = [a for a in narrow if torch.promote_types(a, dtype) == dtype]
+    if not narrow:
+        return NotImplemented
+    args = tuple(dtype if isinstance(a, torch.dtype) and a in narrow else a for a in args)
+    kwargs = {n: dtype if isinstance(a, torch.dtype) and a in narrow else a for n, a in kwargs.items()}
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
 def run(graph: Graph, values: Mapping[str, Any], hook: Hook | None = None) -> dict[str, Any]:
     """The results of `graph` by name, for `values` of its ports by name; others are ignored.
 

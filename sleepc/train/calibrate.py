@@ -23,6 +23,7 @@ from torch import Tensor
 from sleepc.backends.table import find_trainer
 from sleepc.errors import UsageError
 from sleepc.folder_lock import only_one
+from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor
@@ -36,7 +37,7 @@ from sleepc.recipe import LayerPlan
 from sleepc.runtime.steps import IntArray, Steps
 from sleepc.tasks.asking import surprises
 from sleepc.train.adapter import with_values
-from sleepc.train.gates import MIXES, Setting, gate_values, half_lives, output_gate, strengths, targets
+from sleepc.train.gates import MIXES, Setting, gate_values, half_lives, inputs, output_gate, strengths, targets
 from sleepc.train.layer_files import LayerFiles, LayerReport, range_of
 from sleepc.train.local import (
     LocalExample,
@@ -357,12 +358,13 @@ def _calibrate_layer(
             best = values
             kept.append("steps")
     figures: dict[str, Any] = {"control": control, "before": before, "gates": gates, "steps": stepped, "kept": kept}
-    report = _layer_report(layer, setting, {port: best[key] for port, key in ports.items()}, figures)
+    x = _inputs(subject, layer, ports)
+    report = _layer_report(layer, setting, {port: best[key] for port, key in ports.items()}, figures, x)
     return ({key: value.clone() for key, value in best.items()} if kept else {}), report
 
 
 def _layer_report(
-    layer: MeasuredLayer, setting: Setting, values: dict[str, Tensor], figures: dict[str, Any]
+    layer: MeasuredLayer, setting: Setting, values: dict[str, Tensor], figures: dict[str, Any], x: Tensor | None
 ) -> LayerReport:
     """What was measured, and what the memory's parameters, by port, mean now."""
     assert layer.statistics is not None
@@ -373,7 +375,7 @@ def _layer_report(
         distance=range_of(layer.statistics.distance),
         far=range_of(layer.statistics.far),
         half_life=None if half_life is None else range_of(half_life),
-        beta=range_of(strengths(values)),
+        beta=range_of(strengths(values, x)),
         **figures,
     )
 
@@ -396,16 +398,28 @@ def _gates(
 ) -> Iterator[dict[str, Tensor]]:
     """What the gates may be set to, by key: with some mixes, and with the mix as it is."""
     by_port = {port: now[key] for port, key in ports.items()}
-    goal = targets(s, setting, len(by_port[STRENGTHS.bias.port]))
+    goal = targets(s, setting, len(by_port[STRENGTHS.weight.port]))
     extra: dict[str, Tensor] = {}
     if setting.strategy == "replace":
-        canonical = widened(subject.canonical, "CANONICAL", torch.float32)
-        block = canonical.layout[layer.index]
-        own = materialise(only_block(canonical, layer.index), "cpu")
-        bound = {port: own[key] for port, key in block.params.items()}
-        extra = output_gate(by_port, s, canonical.classes[block.cls].wake, bound, layer.h[0])
+        extra = output_gate(by_port, s, *_original(subject, layer.index), layer.h[0])
+    x = _inputs(subject, layer, ports)
     for mix in (*MIXES, None) if MIX_BIAS.port in by_port else (None,):
-        yield {ports[port]: value for port, value in {**gate_values(by_port, goal, mix), **extra}.items()}
+        yield {ports[port]: value for port, value in {**gate_values(by_port, goal, mix, x), **extra}.items()}
+
+
+def _original(subject: _Subject, i: int) -> tuple[Graph, dict[str, Tensor]]:
+    """The original's block i, with its parameters by port."""
+    canonical = widened(subject.canonical, "CANONICAL", torch.float32)
+    block = canonical.layout[i]
+    own = materialise(only_block(canonical, i), "cpu")
+    return canonical.classes[block.cls].wake, {port: own[key] for port, key in block.params.items()}
+
+
+def _inputs(subject: _Subject, layer: MeasuredLayer, ports: dict[str, str]) -> Tensor | None:
+    """What a native layer reads [T,hidden], by which a write gate without a bias is set."""
+    if STRENGTHS.bias.port in ports:
+        return None
+    return inputs(*_original(subject, layer.index), layer.h[0])
 
 
 # -- the whole -------------------------------------------------------------------------------------

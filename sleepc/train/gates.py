@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sleepc.backends.table import find_trainer
 from sleepc.ir.graph import Graph
+from sleepc.ir.interp import run
 from sleepc.memory.parameters import DECAYS, MIX, MIX_BIAS, OUT_GATE, STRENGTHS
-from sleepc.passes.analysis.find_sites import find_site
+from sleepc.passes.analysis.projections import as_maps, normalised_input, projections
 from sleepc.train.statistics import HeadStatistics
 
 TAU = (0.001, 5.0)  # decay per token of a memory in attention's place
@@ -24,7 +24,6 @@ LEAST_SHARE = 1e-3  # of a head's attention: below it there is nothing to set a 
 LEAST_MOST = (1e-4, 0.5)  # the mix of a memory in parallel to attention
 MIXES = (1 / 4, 1 / 16, 1 / 64)  # parts of what attention lost that a memory which has not learned is let answer for
 OPEN = 0.01  # of the context's size: how far an output gate is opened
-LINEAR = 1e-3  # relative error up to which v counts as linear in x
 STRENGTH_WEIGHT, STRENGTH_BIAS = STRENGTHS.weight.port, STRENGTHS.bias.port
 DECAY_WEIGHT, DECAY_BIAS, DECAY_RATE = DECAYS.weight.port, DECAYS.bias.port, DECAYS.rate.port
 
@@ -87,14 +86,21 @@ def _by_memory(value: Tensor, memories: int) -> Tensor:
     return value.reshape(memories, -1).mean(1)
 
 
-def gate_values(now: Mapping[str, Tensor], goal: Targets, mix: float | None = None) -> dict[str, Tensor]:
+def gate_values(
+    now: Mapping[str, Tensor], goal: Targets, mix: float | None = None, x: Tensor | None = None
+) -> dict[str, Tensor]:
     """New values by port for the gates in `now` (a block's new parameters by port), which no longer depend on x.
 
     softplus(dt) = ln 2 / half-life with log_a = 0, and sigmoid(b_b) = beta; with `mix` sigmoid(b_m) = mix times the
-    share that attention lost.
+    share that attention lost. A native layer has no b_b: W_b x comes to what b_b would be, as nearly as one
+    direction can make it of inputs x [T,hidden].
     """
     zero = torch.zeros_like
-    values: dict[str, Tensor] = {STRENGTH_BIAS: torch.logit(goal.beta), STRENGTH_WEIGHT: zero(now[STRENGTH_WEIGHT])}
+    strength = torch.logit(goal.beta)
+    values: dict[str, Tensor] = {STRENGTH_BIAS: strength, STRENGTH_WEIGHT: zero(now[STRENGTH_WEIGHT])}
+    if STRENGTH_BIAS not in now:
+        assert x is not None, "a write gate without a bias is set on inputs"
+        values = {STRENGTH_WEIGHT: strength[:, None] * steady(x)}
     if DECAY_BIAS in now:
         rows = now[DECAY_BIAS].shape[0] // len(goal.half_life)
         half_life = goal.half_life.repeat_interleave(rows)
@@ -109,6 +115,24 @@ def gate_values(now: Mapping[str, Tensor], goal: Targets, mix: float | None = No
     return {port: value.to(now[port].dtype) for port, value in values.items()}
 
 
+def steady(x: Tensor) -> Tensor:
+    """m [hidden] for which x m is 1 as nearly as possible, for inputs x [T,hidden]: least squares, with a ridge of
+    1e-3 of their mean square.
+    """
+    x = x.double()
+    inner = x @ x.T
+    ridge = 1e-3 * inner.diagonal().mean() * torch.eye(len(x), dtype=torch.float64)
+    weights: Tensor = torch.linalg.solve(inner + ridge, torch.ones(len(x), dtype=torch.float64))
+    return x.T @ weights
+
+
+@torch.no_grad()
+def inputs(wake: Graph, bound: Mapping[str, Tensor], h: Tensor) -> Tensor:
+    """x [T,hidden] of hidden states h [1,T,hidden]; wake: the original block, `bound` its parameters by port."""
+    found: Tensor = run(normalised_input(wake), {**bound, "h": h})["x"]
+    return found[0]
+
+
 def output_gate(
     now: Mapping[str, Tensor], s: HeadStatistics, wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor
 ) -> dict[str, Tensor]:
@@ -120,54 +144,14 @@ def output_gate(
     gate = now[OUT_GATE.port]
     heads = len(s.context)
     alpha = OPEN * s.context / s.value.clamp(min=torch.finfo(torch.float32).tiny)
-    found = value_map(wake, bound, x_like)
+    maps = as_maps(projections(wake, ("v",)), bound, x_like)
+    found = None if maps is None else maps["v"]
     if found is None:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(gate.shape, generator=generator, dtype=torch.float64) * gate.shape[1] ** -0.5
         found = (rows * s.value.repeat_interleave(len(rows) // heads)[:, None]).reshape(heads, -1, gate.shape[1])
     by_head = found.double().repeat_interleave(heads // len(found), 0)
     return {OUT_GATE.port: (alpha[:, None, None] * by_head).reshape(gate.shape).to(gate.dtype)}
-
-
-@torch.no_grad()
-def value_map(wake: Graph, bound: Mapping[str, Tensor], x_like: Tensor) -> Tensor | None:
-    """W_v [Hkv,dv,hidden] of a block: v = W_v x + c, found by evaluation; None if v is not linear in x alone."""
-    part = _from_x_to_v(wake)
-    ports = part.ports()
-    if any(name not in bound and name not in ("x", "h") for name in ports):
-        return None
-    run = find_trainer().runner(part)
-    dtype = ports["x"].meta["type"].dtype
-    width = x_like.shape[2]
-    unit = torch.cat([torch.zeros(1, width, dtype=dtype), torch.eye(width, dtype=dtype)])[None]
-
-    def value(x: Tensor) -> Tensor:
-        found: Tensor = run({**bound, "x": x, "h": x})["v"][0]  # [Hkv,T,dv]; of h only the size is left
-        return found
-
-    v = value(unit)
-    base, columns = v[:, :1], v[:, 1:] - v[:, :1]
-    x = x_like.to(dtype)
-    wanted, found = value(x), base + x[0] @ columns
-    if (found - wanted).abs().max() > LINEAR * wanted.abs().max():
-        return None
-    return columns.transpose(1, 2)
-
-
-def _from_x_to_v(wake: Graph) -> Graph:
-    """The part of a block's graph that makes v [B,Hkv,T,dv] of its normalised input, a port named x."""
-    part = wake.clone()
-    site = find_site(part)
-    port = part.add_port("input", "x", site.x.meta["type"])
-    v = port if site.v is site.x else site.v
-    for user in list(site.x.users):
-        user.replace_input_with(site.x, port)
-    part.set_returns({"v": v})
-    part.drop_dead()
-    for node in list(part.ports().values()):
-        if not node.users and node is not port:
-            part.fx.erase_node(node)
-    return part
 
 
 def half_lives(values: Mapping[str, Tensor]) -> Tensor | None:
@@ -178,6 +162,9 @@ def half_lives(values: Mapping[str, Tensor]) -> Tensor | None:
     return math.log(2) / decay
 
 
-def strengths(values: Mapping[str, Tensor]) -> Tensor:
-    """beta at x = 0: float64 [H]."""
-    return torch.sigmoid(values[STRENGTH_BIAS].double())
+def strengths(values: Mapping[str, Tensor], x: Tensor | None = None) -> Tensor:
+    """beta at x = 0 or, of a native layer, at the mean of inputs x [T,hidden]: float64 [H]."""
+    if STRENGTH_BIAS in values:
+        return torch.sigmoid(values[STRENGTH_BIAS].double())
+    assert x is not None, "a write gate without a bias is 1/2 at x = 0"
+    return torch.sigmoid(values[STRENGTH_WEIGHT].double() @ x.double().mean(0))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from sleepc.ir.graph import Graph
-from sleepc.ir.interp import Hook, Runner
+from sleepc.ir.interp import Hook, Runner, widened
 from sleepc.ir.parameters import block_key
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN, Role, name_of
@@ -44,11 +44,10 @@ from sleepc.verify import reference
 from sleepc.verify.dropped import dropped, slots_hold
 from sleepc.verify.kept import dtype_of, keep_pairs, kept_columns, kept_state, no_pairs, renumbers_with_pairs
 from sleepc.verify.memory_values import new_parameters
+from sleepc.verify.native import epsilon_before
 from sleepc.verify.own_states import Own, own_answer, own_states
 from sleepc.verify.reference import Memory, Written, memory_names
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -218,6 +217,12 @@ class Oracle:
         logits: Tensor = self.ending({**self.parameters, **values}, self._widen)["logits"]
         return logits if alone else logits[:, at]
 
+    def epsilon(self, i: int) -> float:
+        """Of the norm in front of block i."""
+        block = self.program.layout[i]
+        bound = {port: self.parameters[key] for port, key in block.params.items()}
+        return epsilon_before(self.program.classes[block.cls].wake, bound)
+
     def site_of(self, i: int) -> Site:
         """The attention of block i, which has one."""
         return self.sites[self.program.layout[i].cls]
@@ -252,12 +257,7 @@ class Oracle:
 
     def _widen(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Casts to narrower floats go to float64 if everything does."""
-        if not self.double or not any(a in FLOATS for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)):
-            return NotImplemented
-        wide = {dtype: torch.float64 for dtype in FLOATS}
-        args = tuple(wide.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
-        kwargs = {n: wide.get(a, a) if isinstance(a, torch.dtype) else a for n, a in kwargs.items()}
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return widened(node, args, kwargs, torch.float64) if self.double else NotImplemented
 
     def block(self, i: int, values: dict[str, Any], window: Window, stream: ReadStream) -> Tensor:
         """Block i over a window -> h [B,n,d]."""
@@ -464,12 +464,18 @@ class Mixer:
 
     def replace(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """RMSNorm_head(o) silu(W_g x) [B,Hq,T,dv], keys and values expanded by head, scale 1/sqrt(dk)."""
-        site = self.site
+        site, p = self.site, self.oracle.parameters_of(self.i)
+        if self.plan.layout == "native":
+            x = self.oracle.wide(x)
+            return self._by_head(self._mix(x, x @ p[PROJECTION.name].T, site.q_heads, site.d_k**-0.5), v.dtype)
         copies = site.q_heads // site.kv_heads
         parts = (q, k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1))
         y = torch.cat([self.oracle.wide(part).transpose(1, 2).flatten(2) for part in parts], -1)
-        merged = self._mix(self.oracle.wide(x), y, site.q_heads, site.d_k**-0.5)
-        return merged.reshape(*merged.shape[:2], site.q_heads, site.d_v).transpose(1, 2).to(v.dtype)
+        return self._by_head(self._mix(self.oracle.wide(x), y, site.q_heads, site.d_k**-0.5), v.dtype)
+
+    def _by_head(self, merged: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B,T,Hq dv] -> [B,Hq,T,dv]."""
+        return merged.reshape(*merged.shape[:2], self.site.q_heads, self.site.d_v).transpose(1, 2).to(dtype)
 
     def insert(self, h: Tensor) -> Tensor:
         """h + W_o (RMSNorm_head(o) silu(W_g x)), x = RMSNorm(h)."""
@@ -488,8 +494,12 @@ class Mixer:
         q, k, v = reference.split_heads(mixed, [(site.q_heads, site.d_k), (heads, site.d_k), (heads, site.d_v)])
         written = {"k": reference.unit(k), "v": v} | reference.gates(self.plan.rule, x, p, heads)
         out = scale * self._answer(reference.unit(q), written, with_v=True)
-        merged = (reference.rms(out) * p[OUT_NORM.name]).transpose(1, 2).flatten(2)
+        merged = (reference.rms(out, self._epsilon()) * p[OUT_NORM.name]).transpose(1, 2).flatten(2)
         return merged * torch.nn.functional.silu(x @ p[OUT_GATE.name].T)
+
+    def _epsilon(self) -> float:
+        """Of the norm of what the memory answers: in a native layer that of the norm in front of it."""
+        return self.oracle.epsilon(self.i) if self.plan.layout == "native" else 1e-6
 
     def _answer(self, q: Tensor, written: Written, *, with_v: bool) -> Tensor:
         memory = self.layer.memory or reference.empty_memory(self.plan.rule, written)

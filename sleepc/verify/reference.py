@@ -78,7 +78,9 @@ def gates(rule: str, x: Tensor, p: Mapping[str, Tensor], heads: int) -> Written:
         if gate.activation == "one":
             found[name] = x.new_ones(x.shape[0], heads, x.shape[1])
             continue
-        y = x @ p[gate.weight].T + p[gate.bias]
+        y = x @ p[gate.weight].T
+        if gate.bias in p:  # a native layer's write gate has none
+            y = y + p[gate.bias]
         y = torch.sigmoid(y) if gate.activation == "sigmoid" else -p[gate.rate].exp() * F.softplus(y)
         if y.shape[2] != heads:  # per channel
             y = y.reshape(*y.shape[:2], heads, -1)
@@ -141,9 +143,9 @@ def split_heads(x: Tensor, widths: Sequence[tuple[int, int]]) -> list[Tensor]:
     return [p.reshape(*p.shape[:2], heads, width).transpose(1, 2) for p, (heads, width) in shapes]
 
 
-def rms(x: Tensor) -> Tensor:
-    """x / sqrt(mean x^2 + 1e-6) over the last dimension."""
-    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+def rms(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """x / sqrt(mean x^2 + epsilon) over the last dimension."""
+    return x / (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
 
 
 def causal_conv(x: Tensor, weight: Tensor) -> Tensor:

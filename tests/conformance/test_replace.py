@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from sleepc.errors import UsageError
 from sleepc.ir.parameters import materialise
-from sleepc.memory.parameters import OUT_GATE, key_of
+from sleepc.memory.parameters import OUT_GATE, PROJECTION, STRENGTHS, key_of
 from sleepc.runtime.session import Session
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
@@ -45,6 +46,52 @@ def test_biases_norms_head_sizes_and_fused_projections_are_kept(name: str) -> No
     oracle = Oracle(subject.canonical, recipe, parameters_of(subject.canonical, program))
     bench = Bench(load(program), oracle, make_streams(tokens, WINDOW))
     assert invariants.definition(bench) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "phi3", "gemma2"])
+def test_a_native_layer_is_the_oracles(name: str) -> None:
+    """Its gates, its norm with the model's own epsilon and its one map of x, token by token in float64."""
+    subject = family(name)
+    step, recipe = subject.convert(strategy="replace", layout="native")
+    program = shaken(step)
+    tokens = np.random.default_rng(3).integers(0, VOCAB, 2 * WINDOW + 3)
+    oracle = Oracle(subject.canonical, recipe, parameters_of(subject.canonical, program))
+    bench = Bench(load(program), oracle, make_streams(tokens, WINDOW))
+    assert invariants.definition(bench) < 1e-9
+
+
+def test_a_native_layer_folds_norms_and_repeats_heads() -> None:
+    """Rows of q, k and v of the original, by its own names: those of q and k times the weights of their norms."""
+    subject = family("qwen3")
+    names = dict(subject.module.named_parameters())
+    step, _ = subject.convert(strategy="replace", layout="native")
+    q, k, v = (names[f"model.layers.1.self_attn.{part}_proj.weight"].reshape(-1, 16, 32) for part in "qkv")
+    q, k = (
+        rows * names[f"model.layers.1.self_attn.{part}_norm.weight"][:, None] for part, rows in (("q", q), ("k", k))
+    )
+    wanted = torch.cat([q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)]).flatten(0, 1)
+    found = step.params[key_of(1, PROJECTION)].materialise()
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=0)
+    unread = {key for key in subject.canonical.params if "_proj" in key and "self_attn" in key and "o_proj" not in key}
+    assert unread
+    assert not unread & step.params.keys(), "what the map was made of is no parameter of the program"
+    assert not any(key.endswith(STRENGTHS.bias.name) for key in step.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("gpt2", {}, "output projection has a bias"),
+        ("olmo2", {}, "is not the result of an RMS norm"),
+        ("deepseek-v3", {}, "not linear in its input"),
+        ("qwen3-5", {"layers": "1"}, "not read by a linear map alone"),
+        ("llama", {"rule": "delta"}, "has the rule gated_delta"),
+        ("llama", {"strategy": "parallel"}, "whose attention is replaced, and none is"),
+    ],
+)
+def test_what_is_no_native_layer_is_refused(name: str, options: dict[str, str], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        family(name).convert(**{"strategy": "replace", "layout": "native", **options})
 
 
 def test_the_layout_is_the_native_one() -> None:

@@ -66,6 +66,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         {},
         {"strategy": "insert"},
         {"strategy": "replace", "decay": "channel"},
+        {"strategy": "replace", "layout": "native"},
         {"overrides": [{"layers": "0", "strategy": "replace"}, {"layers": "1", "window": 6, "rule": "delta"}]},
     ],
     ids=str,
@@ -110,8 +111,8 @@ def test_what_makes_the_whole_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch)
 def test_gates_that_do_harm_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     harmful = gates.gate_values
 
-    def all_of_it(now: Any, goal: Any, mix: float | None = None) -> dict[str, torch.Tensor]:
-        return {**harmful(now, goal, mix), MIX_BIAS.port: torch.full_like(now[MIX_BIAS.port], 9.0)}
+    def all_of_it(now: Any, goal: Any, mix: float | None, x: Any) -> dict[str, torch.Tensor]:
+        return {**harmful(now, goal, mix, x), MIX_BIAS.port: torch.full_like(now[MIX_BIAS.port], 9.0)}
 
     monkeypatch.setattr(module, "gate_values", all_of_it)
     program = converted()

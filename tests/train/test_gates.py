@@ -14,8 +14,9 @@ from sleepc.backends.eager.kernels import PLAIN
 from sleepc.ir.parameters import materialise
 from sleepc.memory.parameters import DECAYS, MIX, MIX_BIAS, OUT_GATE, STRENGTHS, parameter_in
 from sleepc.passes.analysis.find_sites import find_site
+from sleepc.passes.analysis.projections import as_maps, projections
 from sleepc.train.adapter import with_values
-from sleepc.train.gates import Setting, gate_values, half_lives, output_gate, strengths, targets, value_map
+from sleepc.train.gates import Setting, gate_values, half_lives, output_gate, strengths, targets
 from sleepc.train.statistics import HeadStatistics, Reach, layers
 from tests.families import VOCAB, WINDOW, family
 
@@ -114,6 +115,21 @@ def test_the_running_gates_come_to_their_targets(options: dict[str, Any]) -> Non
         assert MIX_BIAS.port not in gate_values(now, goal), "left as it is"
 
 
+def test_a_write_gate_without_a_bias_comes_to_its_target_on_the_mean() -> None:
+    """Inputs with a direction in common, as those behind a norm have: W_b x is the logit along it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 48, generator=generator, dtype=torch.float64)
+    x[:, 0] += 8
+    now = {STRENGTHS.weight.port: torch.zeros(4, 48, dtype=torch.float64)}
+    goal = targets(statistics(), setting("replace"), 4)
+    values = gate_values(now, goal, x=x)
+    assert values.keys() == now.keys()
+    found = torch.sigmoid(x @ values[STRENGTHS.weight.port].T)
+    assert (found.mean(0) - goal.beta).abs().max() < 0.01
+    assert found.std(0).max() < 0.05
+    assert torch.allclose(strengths(values, x), found.mean(0), atol=0.01)
+
+
 def gates_at_work(program: Any) -> tuple[Tensor | None, Tensor]:
     """g [T,H] or [T,H,d_k] and beta [T,H] that block 0 writes with, for random tokens."""
     noted: list[tuple[Tensor, Tensor]] = []
@@ -158,7 +174,8 @@ def test_the_value_map_is_found_by_evaluation(name: str) -> None:
     layer = next(layers(canonical, [text], {0: Reach(WINDOW, 2)}, [0]))
     graph = canonical.classes[canonical.layout[0].cls].wake
     bound = {port: canonical.params[key].materialise() for port, key in canonical.layout[0].params.items()}
-    found = value_map(graph, bound, layer.h[0])
+    maps = as_maps(projections(graph, ("v",)), bound, layer.h[0])
+    found = None if maps is None else maps["v"]
     site = find_site(graph)
     if found is None:  # a norm stands between x and v
         assert name == "deepseek-v3"
