@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from sleepc.ir.graph import Graph
     from sleepc.ir.program import ProgramGraphs
     from sleepc.passes.base import Stage
+    from sleepc.recipe import Recipe
     from sleepc.runtime.steps import Steps
 
+FLAG = "flag"  # of an option's metadata
 Kernels: TypeAlias = "Mapping[Any, Callable[..., Any]]"
 """Functions by operator (torch.ops.sleepc.delta_rule.default …), with the operator's signature."""
 
@@ -149,8 +151,9 @@ class TrainingBackend(Backend):
 
 @dataclass(frozen=True)
 class Draft:
-    """An empty folder to write into; the program at level STEP, which the checks compare with, reading `tokens`; and
-    the identity of the artifact.
+    """A folder to write into, which has nothing but the tokenizer's files; the program at level STEP, which the checks
+    compare with, reading `tokens`; and the identity of the artifact. For targets that write a model of another form:
+    the recipe, a folder with the original's configuration (`described`), and that of its weights (`source`).
     """
 
     folder: Path
@@ -158,6 +161,9 @@ class Draft:
     tokens: Sequence[int]
     identity: str = ""
     progress: Progress = silent
+    recipe: Recipe | None = None
+    described: Path | None = None
+    source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -173,11 +179,12 @@ def not_compiled(name: str) -> UsageError:
     return UsageError(f"the backend {name} compiles nothing", where="--compile", fix="Leave it out.")
 
 
-def option(default: Any, words: str, *, tried: tuple[Setting, ...] = ()) -> Any:
-    """A field of a target's `options`: a flag of `sleepc export` that is called --like-it; `words` are its help.
-    `tried` are the values that `sleepc tune` tries: they change how fast files run, and nothing that they compute.
+def option(default: Any, words: str, *, tried: tuple[Setting, ...] = (), flag: str = "") -> Any:
+    """A field of a target's `options`: a flag of `sleepc export` that is called --like-it, or `flag`; `words` are its
+    help. `tried` are the values that `sleepc tune` tries: they change how fast files run, and nothing that they
+    compute.
     """
-    return field(default=default, metadata={"help": words, TRIED: tried})
+    return field(default=default, metadata={"help": words, TRIED: tried, FLAG: flag})
 
 
 class Exporter(ABC):
@@ -191,6 +198,8 @@ class Exporter(ABC):
     """The file that marks the folder of an export, which is written last."""
     packages: ClassVar[tuple[str, ...]] = ()
     """What writing needs, brought by the extra of sleepc of the same name as the target."""
+    library: ClassVar[str | None] = None
+    """What a model card calls that, if the hub knows it."""
     options: ClassVar[type]
     """A frozen dataclass of `option`s: strings, numbers and bools."""
 
@@ -218,8 +227,11 @@ class Exporter(ABC):
 
 class HostTarget(Exporter):
     """Writes files for a host: a program of one's own, or a backend that finds them in the artifact. No command runs
-    them by themselves, or reads tokens with them.
+    them by themselves.
     """
+
+    reads: ClassVar[bool] = False
+    """Does writing read tokens, to compare, and do the tokenizer's files belong to what is written?"""
 
     @abstractmethod
     def verify(self, folder: Path) -> Report:

@@ -21,7 +21,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class FileFacts(Strict):
     """A file of the folder."""
 
-    size: Annotated[int, Field(ge=0, lt=1 << 31)]
+    size: Annotated[int, Field(ge=0, lt=1 << 40)]
     sha256: Hash
 
 

@@ -20,6 +20,7 @@ TARGETS: dict[str, Target | str] = {"onnx": "sleepc.backends.onnx.target", "mlir
 HOST_TARGETS: dict[str, HostTarget | str] = {
     "triton": "sleepc.backends.triton.target",
     "inductor": "sleepc.backends.eager.target",
+    "hf": "sleepc.backends.hf.target",
 }
 """The same, of those whose files no command runs by themselves. One may be called as a backend is."""
 DEFAULT, DEFAULT_TARGET = next(iter(BACKENDS)), next(iter(TARGETS))

@@ -103,9 +103,11 @@ def save_artifact(
         ).sealed()
         (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
         if tokenizer is not None:
+            from sleepc.hf.papers import copy_papers
             from sleepc.hf.tokenizer import copy_tokenizer
 
             copy_tokenizer(tokenizer, draft)
+            copy_papers(tokenizer, draft)
         return read_manifest(draft)  # as it stands in the file: what identities are made of
 
 

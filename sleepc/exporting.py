@@ -11,11 +11,14 @@ from typing import Any, Protocol
 from sleepc.backends.contract import Draft, Exporter, HostTarget
 from sleepc.backends.table import find_exporter
 from sleepc.errors import UsageError
+from sleepc.hf.papers import Card, copy_papers, write_card
 from sleepc.hf.tokenizer import copy_tokenizer
 from sleepc.ir.program import ProgramGraphs
+from sleepc.manifest import Source
 from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
+from sleepc.recipe import Recipe
 from sleepc.whole_folder import check_free, written_beside
 
 ENOUGH = 64  # tokens of a text, which is read again and again if it is too short
@@ -25,6 +28,8 @@ class Exportable(Protocol):
     """What is exported (sleepc.api.Program is one)."""
 
     graphs: ProgramGraphs
+    recipe: Recipe
+    source: Source
     path: Path | None
     identity: str
 
@@ -73,17 +78,27 @@ def export_program(program: Exportable, asked: Request, progress: Progress) -> E
     program.check_bytes()
     step, lowered = lower(program.graphs, target.lowering(program.graphs, chosen), progress, asked.dump_graphs)
     with written_beside(folder, force=asked.force, mark=target.mark) as draft:
-        written = target.write(lowered, chosen, Draft(draft, step, read, program.identity, progress))
-        tokenizer = program.folder()
-        if tokenizer is not None and not isinstance(target, HostTarget):
-            copy_tokenizer(tokenizer, draft)
+        files = program.folder()
+        if files is not None and _has_text(target):
+            copy_tokenizer(files, draft)
+        if files is not None:
+            copy_papers(files, draft)
+        write_card(draft, Card(program.source.name, target.runtime, program.recipe.given(), target.library))
+        source = Path(program.source.folder) if program.source.folder else None
+        given = Draft(draft, step, read, program.identity, progress, program.recipe, files, source)
+        written = target.write(lowered, chosen, given)
     return Exported(folder, written.files, written.report, time.perf_counter() - started)
+
+
+def _has_text(target: Exporter) -> bool:
+    """Is a text read when it writes, and by what it writes?"""
+    return not isinstance(target, HostTarget) or target.reads
 
 
 def _tokens(program: Exportable, target: Exporter, asked: Request) -> list[int]:
     """What is read in the checks; nothing for files that run nowhere here."""
     where = "--text" if asked.tokens is None else "--tokens"
-    if isinstance(target, HostTarget):
+    if not _has_text(target):
         if asked.text is not None or asked.tokens is not None:
             raise UsageError(f"--to {target.name} reads no tokens", where=where, fix="Leave it out.")
         return []

@@ -17,7 +17,7 @@ ROOMS = ("sleepc", "passes", "backends", "benchmarks", "examples", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 CODE = sorted({path.resolve() for room in ROOMS for path in (ROOT / room).rglob("*.py")} - {Path(__file__).resolve()})
 # Files of other projects, which code here reads or warns of.
-OF_OTHERS = {"NOTICE.md", "README.upstream.md"}
+OF_OTHERS = {"NOTICE.md", "README.upstream.md", "README.original.md"}
 
 PAGE = re.compile(r"(?<![\w./<-])((?:[\w-]+/)*[\w.-]+\.md)\b")
 DECISION = re.compile(r"\bdecisions?[ /](\d+)\b")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from sleepc.backends.contract import Target
+from sleepc.backends.contract import FLAG, Target
 from sleepc.backends.table import exporters, find_exporter
 from sleepc.cli.display import Display, err, out, print_json, size, tell
 from sleepc.cli.input_text import read_options
@@ -52,13 +52,16 @@ def export_command() -> Callable[..., None]:
 def _options_of_targets() -> type:
     """A dataclass of every option of every target: None if it is not given, and the target's own default then."""
     found: dict[str, tuple[Any, list[str], Any]] = {}
+    names: dict[str, list[str]] = {}
     for target in map(find_exporter, exporters()):
         hints = get_type_hints(target.options)
         for each in fields(target.options):
             _, words, _ = found.get(each.name, (None, [], None))
             found[each.name] = (hints[each.name], [*words, each.metadata["help"]], each.default)
+            names[each.name] = [each.metadata[FLAG]] if each.metadata[FLAG] else []
     made = [
-        (name, kind | None, flag(" ".join(words), shown=str(default))) for name, (kind, words, default) in found.items()
+        (name, kind | None, flag(" ".join(words), *names[name], shown=str(default)))
+        for name, (kind, words, default) in found.items()
     ]
     return make_dataclass("TargetOptions", made, frozen=True, kw_only=True)
 

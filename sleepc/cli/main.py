@@ -26,6 +26,7 @@ from sleepc.cli.eval import evaluate
 from sleepc.cli.export import export_command
 from sleepc.cli.failure import INTERRUPTED, keep_input, tell
 from sleepc.cli.inspect import inspect
+from sleepc.cli.push import push
 from sleepc.cli.run import run
 from sleepc.cli.tasks import tasks
 from sleepc.cli.train import train
@@ -34,7 +35,7 @@ from sleepc.cli.verify import verify
 from sleepc.errors import SleepcWarning
 from sleepc.version import __version__
 
-COMMANDS = (convert, inspect, verify, calibrate, distil, train, tune, run, chat, diff, bisect, doctor)
+COMMANDS = (convert, inspect, verify, calibrate, distil, train, tune, run, chat, diff, bisect, push, doctor)
 
 
 def make_app() -> typer.Typer:

@@ -25,8 +25,11 @@ def class_reads_otherwise(folder: Path) -> str | None:
     if no class is named. Texts with a control token in them are among those that are tried.
     """
     name = read_object(folder / CONFIG).get(CLASS)
-    if not isinstance(name, str) or not is_there(folder / MAIN):
-        return None
+    return reads_otherwise(folder, name) if isinstance(name, str) and is_there(folder / MAIN) else None
+
+
+def reads_otherwise(folder: Path, name: str) -> str | None:
+    """The same of whatever class transformers takes for the folder, which is called `name` in the sentence."""
     with warnings.catch_warnings(action="ignore"), quiet():
         theirs = _theirs(folder)
         if theirs is None:

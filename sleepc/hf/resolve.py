@@ -18,7 +18,7 @@ from sleepc.manifest import MANIFEST, read_manifest
 from sleepc.progress import Progress
 
 CONFIG, GGUF = "config.json", ".gguf"
-WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICEN*", "NOTICE*", "README.md")
 
 
 @dataclass(frozen=True)

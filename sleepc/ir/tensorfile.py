@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 import os
 import re
 import struct
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from sleepc.json_file import parse_json
 
 MAX_HEADER = 100 << 20  # as the safetensors library has it
 MAX_RANK, MAX_SIZE = 8, 1 << 48
+PIECE = 1 << 22  # numbers that are written at once
 # No room is set aside for the writes that a private mapping allows and nobody does.
 FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 DTYPES: dict[str, torch.dtype] = {
@@ -218,6 +220,44 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     path.chmod(rights)  # the library writes for the owner alone
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that is made when it is written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+
+
+def write_planned(tensors: Mapping[str, Planned], path: Path) -> None:
+    """Write a new safetensors file, one tensor at a time: the library wants all of them at once, and copies them.
+
+    Raises SleepcError for a tensor that is made in another shape than was planned.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, place = {"__metadata__": {"format": "pt"}}, 0
+    for name, planned in tensors.items():
+        end = place + prod(planned.shape) * planned.dtype.itemsize
+        entry = {"dtype": names[planned.dtype], "shape": [*planned.shape], "data_offsets": [place, end]}
+        header[name], place = entry, end  # type: ignore[assignment]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, planned in tensors.items():
+            made = planned.make()
+            if tuple(made.shape) != planned.shape:
+                raise SleepcError(f"{name} is {[*made.shape]}, and {[*planned.shape]} were planned", where=str(path))
+            _write_rows(made, planned.dtype, file)
+
+
+def _write_rows(tensor: torch.Tensor, dtype: torch.dtype, file: BinaryIO) -> None:
+    """A tensor's numbers in order, some rows at a time."""
+    rows = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
+    for part in torch.split(rows, max(PIECE // max(rows.shape[1], 1), 1)):
+        file.write(part.to(dtype).contiguous().view(torch.uint8).numpy().data)
 
 
 def scan(files: list[TensorFile], progress: Callable[[float], None] = lambda share: None) -> dict[Path, dict[str, str]]:

@@ -311,7 +311,7 @@ def test_files_for_a_host(toy: Toy, artifact: Path, tmp_path: Path, capsys: pyte
     """They are written without a text, checked, and not run."""
     folder = tmp_path / "toys"
     assert run_here(capsys, "export", artifact, "--to", "toyhost", "-o", folder)[0] == 0
-    assert [path.name for path in folder.iterdir()] == ["toyhost.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "toyhost.json"]
     assert run_here(capsys, "verify", folder)[0] == 0
     code, _, said = run_here(capsys, "run", folder, "w1")
     assert (code, f"{folder} has toys for a host, which sleepc does not run" in " ".join(said.split())) == (2, True)

@@ -1,0 +1,1 @@
+"""Checkpoints of transformers' own classes: what other runtimes load."""

@@ -1,0 +1,84 @@
+"""What keeps a program from being a checkpoint of transformers' own classes, layer by layer. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sleepc.errors import UsageError
+from sleepc.recipe import LayerPlan, Recipe
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the layers of a model may be in the class that takes them. `normed`: does its attention have the norms of q
+    and k that the class has?
+    """
+
+    name: str
+    normed: bool
+
+
+def of_layers(plans: Sequence[LayerPlan], host: Host) -> dict[str, list[int]]:
+    """What is in the way, and in which layers."""
+    found: dict[str, list[int]] = {}
+    for i, plan in enumerate(plans):
+        reason = _reason(plan, host)
+        if reason:
+            found.setdefault(reason, []).append(i)
+    return found
+
+
+def _reason(plan: LayerPlan, host: Host) -> str:
+    if plan.strategy in ("parallel", "insert"):
+        where = "beside attention" if plan.strategy == "parallel" else "behind the block"
+        return f"it has a memory {where} (strategy {plan.strategy}), for which the class has no place"
+    if plan.strategy == "replace":
+        if plan.layout == "native":
+            return ""
+        return "it keeps biases, q/k norms and their factors in front of its memory (layout graph)"
+    if plan.window is not None:
+        return f"its attention has a window of {plan.window} tokens, and the class sees all of them"
+    if not host.normed:
+        return "it kept its attention, without the norms of q and k that the class always computes"
+    return ""
+
+
+def of_sleeps(recipe: Recipe) -> str:
+    """What sleeps do that no checkpoint can say; nothing if they leave memories as they are."""
+    if recipe.consolidation != "replay":
+        return f"its sleeps run blocks again (consolidation {recipe.consolidation})"
+    return f"its sleeps write the window {recipe.passes} times" if recipe.passes > 1 else ""
+
+
+def refusal(host: Host, layers: dict[str, list[int]], whole: Sequence[str], plans: Sequence[LayerPlan]) -> UsageError:
+    """What is in the way, and the recipe that would make it possible."""
+    lines = [f"layers {ranges(which)}: {reason}" for reason, which in layers.items()]
+    lines += [f"the whole model: {reason}" for reason in whole]
+    text = "\n  ".join((f"this program is no checkpoint of {host.name}:", *lines))
+    return UsageError(text, where="--to hf", fix=possible(host, plans))
+
+
+def possible(host: Host, plans: Sequence[LayerPlan]) -> str:
+    """A recipe with which the same model can be written."""
+    left = [i for i, plan in enumerate(plans) if plan.strategy == "leave"] if host.normed else []
+    if not left or len(left) == len(plans):
+        return "Possible with: sleepc convert MODEL -o OUT --strategy replace --layout native --passes 1"
+    replaced = ranges([i for i in range(len(plans)) if i not in left])
+    kept = f'overrides: [{{layers: "{ranges(left)}", strategy: leave, window: none}}]'
+    return f'Possible with the recipe {{strategy: replace, layout: native, layers: "{replaced}", {kept}}}.'
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as a recipe writes layers.
+
+    >>> ranges([0, 1, 2, 5, 7, 8])
+    '0-2,5,7-8'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,214 @@
+"""A checkpoint for transformers: the same logits, and what it tells where there can be none."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sleepc
+from sleepc.api import Program
+from sleepc.backends.hf.engines import FULL, LINEAR, interval_of, refusals, said
+from sleepc.errors import SleepcWarning, UsageError
+from sleepc.runtime.session import Session
+from sleepc.train.adapter import with_values
+from sleepc.verify.memory_values import shaken
+from tests.cli.models import run_here, save_model
+from tests.families import SHAPE, VOCAB, make_module
+
+TOKENS = [int(i) for i in np.random.default_rng(0).integers(0, VOCAB, 64)]
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+NATIVE: dict[str, Any] = {"window": 8, "sinks": 2, "strategy": "replace", "layout": "native"}
+KEPT = {**NATIVE, "overrides": [{"layers": "1", "strategy": "leave", "window": "none"}]}
+
+
+def qwen3(**options: Any) -> Any:
+    """Random weights, norms among them."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(5)
+    module = Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16, **options))
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(std=0.2)
+    module.train(False)
+    return module
+
+
+def converted(folder: Path, module: Any, recipe: dict[str, Any]) -> Program:
+    """A program whose memories answer, saved as an artifact."""
+    model = save_model(folder / "model", module=module)
+    (model / "LICENSE").write_text("Do as you like.")
+    (model / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# The original\n")
+    program = sleepc.convert(model, recipe)
+    program.graphs = shaken(program.graphs)
+    program.save(folder / "artifact")
+    return sleepc.load(folder / "artifact")
+
+
+def loaded(folder: Path) -> Any:
+    """As any user loads it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    found: Tensor = model(input_ids=torch.tensor([TOKENS[:40]])).logits[0]
+    return found
+
+
+def differ(program: Program, model: Any) -> float:
+    wanted = Session(program.steps(), 1).feed(TOKENS[:40], logits="all")[0]
+    return float((logits(model) - torch.from_numpy(wanted)).abs().max())
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return converted(tmp_path_factory.mktemp("hf"), qwen3(tie_word_embeddings=False), KEPT)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return program.export(tmp_path_factory.mktemp("hf") / "out", to="hf", tokens=TOKENS).path
+
+
+def test_a_dense_model_with_native_layers_is_one_of_qwen3_5s_class(program: Program, checkpoint: Path) -> None:
+    model = loaded(checkpoint)
+    assert type(model).__name__ == "Qwen3_5ForCausalLM"
+    assert model.config.layer_types == [LINEAR, FULL, LINEAR]
+    assert differ(program, model) < 1e-4
+    report = json.loads((checkpoint / "native.json").read_text())["report"]
+    assert [row["figure"] for row in report["checks"]] == ["logits, one call", "logits, one by one"]
+    assert all(row["value"] < 1e-4 for row in report["checks"])
+    prompt = torch.tensor([TOKENS[:20]])
+    found = model.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 20:]
+    session = Session(program.steps(), 1)
+    session.feed(TOKENS[:20])
+    assert found.tolist() == [int(step[0]) for step in session.generate(12)]
+
+
+def test_tied_with_yarn_and_in_bfloat16(tmp_path: Path) -> None:
+    program = converted(tmp_path, qwen3(tie_word_embeddings=True, rope_parameters=YARN), KEPT)
+    model = loaded(program.export(tmp_path / "out", to="hf", tokens=TOKENS).path)
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert differ(program, model) < 1e-4
+    narrow = loaded(program.export(tmp_path / "half", to="hf", tokens=TOKENS, dtype="bfloat16").path)
+    assert narrow.dtype == torch.bfloat16
+
+
+def test_licence_card_and_tokenizer_go_with_it(checkpoint: Path) -> None:
+    assert (checkpoint / "LICENSE").read_text() == "Do as you like."
+    assert (checkpoint / "README.original.md").read_text().endswith("# The original\n")
+    card = (checkpoint / "README.md").read_text()
+    assert re.search(r"^license: apache-2.0$", card, re.MULTILINE)
+    assert "library_name: transformers" in card
+    assert "layout: native" in card
+    assert (checkpoint / "tokenizer.json").is_file()
+    assert (checkpoint / "generation_config.json").is_file()
+
+
+def test_models_without_norms_of_q_and_k_only_if_no_attention_is_left(tmp_path: Path) -> None:
+    program = converted(tmp_path, make_module("llama", torch.float32), NATIVE)
+    with pytest.warns(SleepcWarning, match="runs the checkpoint without a cache"):
+        model = loaded(program.export(tmp_path / "out", to="hf", tokens=TOKENS).path)
+    assert model.config.layer_types == [LINEAR] * 3
+    assert differ(program, model) < 1e-4
+    found = model.generate(torch.tensor([TOKENS[:20]]), max_new_tokens=4, do_sample=False, pad_token_id=0)[0, 20:]
+    session = Session(program.steps(), 1)
+    session.feed(TOKENS[:20])
+    assert found.tolist() == [int(step[0]) for step in session.generate(4)]
+    with pytest.raises(UsageError, match="vllm needs a layer with attention"):
+        program.export(tmp_path / "no", to="hf", tokens=TOKENS, runtime="vllm")
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_is_in_the_way_is_told_layer_by_layer(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", module=make_module("llama", torch.float32))
+    overrides = [{"layers": "1", "strategy": "replace"}, {"layers": "2", "strategy": "leave", "window": "none"}]
+    program = sleepc.convert(model, {"window": 8, "sinks": 2, "passes": 2, "overrides": overrides})
+    with pytest.raises(UsageError) as caught:
+        program.export(tmp_path / "out", to="hf", tokens=TOKENS)
+    assert "layers 0: it has a memory beside attention (strategy parallel)" in caught.value.what
+    assert "layers 1: it keeps biases, q/k norms and their factors" in caught.value.what
+    assert "layers 2: it kept its attention, without the norms of q and k" in caught.value.what
+    assert "the whole model: its sleeps write the window 2 times" in caught.value.what
+    assert "--strategy replace --layout native --passes 1" in caught.value.on_command_line[2]
+    assert not (tmp_path / "out").exists()
+    gpt = sleepc.convert(save_model(tmp_path / "gpt2", "gpt2"), {"window": 8, "sinks": 2})
+    with pytest.raises(UsageError, match="none has the blocks of gpt2 with native layers"):
+        gpt.export(tmp_path / "out", to="hf", tokens=TOKENS)
+
+
+def test_a_hybrid_that_only_changed_weights_keeps_its_class(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "qwen3-5")
+    program = sleepc.convert(model, {"window": 8, "sinks": 2, "overrides": [{"layers": "all", "window": "none"}]})
+    key = "model.layers.0.mlp.up_proj.weight"
+    program.graphs = with_values(program.graphs, {key: program.graphs.params[key].materialise() * 1.5})
+    found = loaded(program.export(tmp_path / "out", to="hf", tokens=TOKENS).path)
+    assert type(found).__name__ == "Qwen3_5ForCausalLM"
+    assert differ(program, found) < 1e-4
+    assert float((logits(found) - logits(loaded(model))).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kinds", "step"), [("LLFLLF", 3), ("LFLF", 2), ("LLL", 4), ("FLL", None), ("LFFL", None), ("LLFLL", 3), ("FF", 1)]
+)
+def test_regular_layers_are_found(kinds: str, step: int | None) -> None:
+    assert interval_of([{"L": LINEAR, "F": FULL}[kind] for kind in kinds]) == step
+
+
+@pytest.mark.parametrize(
+    ("engine", "kinds", "why"),
+    [
+        ("mlx", "LFFL", "every n-th layer"),
+        ("sglang", "FLLF", "every n-th layer"),
+        ("llama.cpp", "FF", "only with linear layers"),
+        ("mlx", "LL", "needs a layer with attention"),
+        ("llama.cpp", "FLLF", ""),
+        ("vllm", "FLLF", ""),
+        ("transformers", "LL", ""),
+    ],
+)
+def test_what_a_runtime_does_not_run_is_refused(engine: str, kinds: str, why: str) -> None:
+    found = "; ".join(refusals(engine, [{"L": LINEAR, "F": FULL}[kind] for kind in kinds]))
+    assert why in found
+    assert bool(why) == bool(found)
+
+
+def test_one_configuration_does_not_serve_all() -> None:
+    kinds = [LINEAR, FULL]
+    assert said("transformers", kinds) == {"model_type": "qwen3_5_text"}
+    assert said("sglang", kinds) == {"model_type": "qwen3_5_text", "full_attention_interval": 2}
+    assert said("mlx", kinds) == {"model_type": "qwen3_5", "full_attention_interval": 2}
+
+
+def test_the_command(program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Export for a runtime, verify, see what would be sent to the hub; a changed file is found."""
+    words = tmp_path / "words.txt"
+    words.write_text(" ".join(f"w{i}" for i in TOKENS))
+    out = tmp_path / "out"
+    asked = ("export", program.path, "--to", "hf", "-o", out, "--text", words)
+    code, _, error = run_here(capsys, *asked, "--for", "cars")
+    assert code == 2
+    assert "no runtime is called 'cars'" in error
+    assert run_here(capsys, *asked, "--for", "llama.cpp")[0] == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "qwen3_5_text"
+    assert run_here(capsys, "verify", out)[0] == 0
+    code, shown, _ = run_here(capsys, "push", out, "me/model", "--dry-run")
+    assert code == 0
+    assert "model.safetensors" in shown
+    assert "would send" in shown
+    code, _, error = run_here(capsys, "push", program.path, "me/model", "--dry-run")
+    assert code == 2
+    assert "refers to weights that are elsewhere" in error
+    (out / "config.json").write_text("{}")
+    assert run_here(capsys, "verify", out)[0] == 1
