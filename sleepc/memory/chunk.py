@@ -16,7 +16,7 @@ from torch import Tensor
 SUB_BLOCK = 16  # tokens per explicit [16, 16, dk] block of differences, for decay per channel
 
 
-def _decay_products(total: Tensor) -> Tensor:
+def decay_products(total: Tensor) -> Tensor:
     """exp(G_i - G_j) for j <= i, else at most 1. [B, H, C, ...] -> [B, H, C, C, ...]."""
     return (total[:, :, :, None] - total[:, :, None]).clamp(max=0).exp()
 
@@ -33,7 +33,7 @@ def _scores_per_channel(rows: Tensor, keys: Tensor, total: Tensor) -> Tensor:
     for start in range(0, size, SUB_BLOCK):
         stop = min(start + SUB_BLOCK, size)
         own, here = total[:, :, start:stop], rows[:, :, :, start:stop]
-        near = keys[:, :, None, start:stop] * _decay_products(own)
+        near = keys[:, :, None, start:stop] * decay_products(own)
         band = [torch.einsum("bhnic,bhijc->bhnij", here, near).tril()]
         if start:
             # measured from the block's first token, both exponents are <= 0
@@ -55,7 +55,7 @@ def decayed_scores(rows: Tensor, keys: Tensor, total: Tensor) -> Tensor:
     """
     if total.dim() == 4:
         return _scores_per_channel(rows, keys, total)
-    return (_product(rows, keys.mT) * _decay_products(total)[:, :, None]).tril()
+    return (_product(rows, keys.mT) * decay_products(total)[:, :, None]).tril()
 
 
 def delta_chunk(

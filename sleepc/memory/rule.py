@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
@@ -104,6 +105,16 @@ class Rule:
 def matrix(heads: int, dk: int, dv: int) -> Shape:
     """A matrix from keys to values for each head."""
     return heads, dk, dv
+
+
+def token_by_token(rule: Rule, q: Tensor | None, tokens: Tokens, state: States) -> tuple[Tensor | None, list[Tensor]]:
+    """`step` and `read` for each of T >= 1 tokens: what a rule's `chunk` equals, with its arguments and results."""
+    reads = []
+    for t in range(tokens["k"].shape[2]):
+        state = rule.step({name: x[:, :, t] for name, x in tokens.items()}, state)
+        if q is not None:
+            reads.append(rule.read(state, q[:, :, :, t]))
+    return (torch.stack(reads, 3) if q is not None else None), list(state)
 
 
 def over_state(gate: Tensor, k: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ RIGHT = RULES["titans"].step
 @pytest.mark.parametrize("step", [_wrong_sign, _no_token, _no_momentum])
 def test_a_wrong_step_is_found(step: Callable[..., list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is not made from the step: what is wrong in it is no longer what the rule says."""
-    monkeypatch.setitem(RULES, "titans", replace(RULES["titans"], step=step))
+    monkeypatch.setitem(RULES, "titans", replace(RULES["titans"], step=step, chunk=None))
     made = bench("online", load(converted("online")))
     assert max(invariants.definition(made), invariants.padding(made)) > 1e-3
 
@@ -169,7 +169,7 @@ def test_from_a_checkpoint_to_a_checked_export(tmp_path: Path, monkeypatch: pyte
     program.save(tmp_path / "artifact")
     assert program.export().report["ok"]
     assert program.verify(against=model).ok
-    monkeypatch.setitem(RULES, "titans", replace(RULES["titans"], step=_wrong_sign))
+    monkeypatch.setitem(RULES, "titans", replace(RULES["titans"], step=_wrong_sign, chunk=None))
     report = program.verify(against=model)
     assert not report.ok
     assert 4 in report.failed

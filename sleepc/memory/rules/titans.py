@@ -4,6 +4,11 @@ With the error of a token |S^T k - v|², its gradient's factor 2 counted into be
 
     P' = eta P + beta k (v - S^T k)^T        surprise, and what is left of the past's
     S' = e^g S + P'
+
+The paper's chunks take all gradients where the chunk began, which is another function for every size of chunk. Here a
+chunk computes what its tokens compute one by one, so that no result depends on how a stream is cut: unrolled, a
+surprise u_j = beta_j (v_j - S_{j-1}^T k_j) is in S_t with the weight c_tj, two scans over the tokens (momentum, then
+forgetting), and the u_j solve a triangular system, as for the delta rule (sleepc/memory/chunk.py).
 """
 
 from __future__ import annotations
@@ -11,7 +16,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sleepc.memory.rule import DECAY, STRENGTH, Gate, Rule, State, States, Tokens, matrix, over_state
+from sleepc.memory.chunk import decay_products
+from sleepc.memory.rule import (
+    DECAY,
+    STRENGTH,
+    Gate,
+    Rule,
+    State,
+    States,
+    Tokens,
+    matrix,
+    over_state,
+    token_by_token,
+)
 
 
 def step(t: Tokens, state: States) -> list[Tensor]:
@@ -26,6 +43,37 @@ def step(t: Tokens, state: States) -> list[Tensor]:
 def read(state: States, q: Tensor) -> Tensor:
     """S^T q."""
     return q @ state[0]
+
+
+def chunk(q: Tensor | None, t: Tokens, state: States) -> tuple[Tensor | None, list[Tensor]]:
+    """C tokens at once, and what q [B,H,n,C,dk] reads on the way. With decay per channel there is a weight c for every
+    channel, which is no product of matrices: then token by token.
+    """
+    if t["g"].dim() == t["k"].dim():
+        return token_by_token(RULE, q, t, state)
+    (memory, momentum), k, strength = state, t["k"], t["beta"][..., None]
+    slowing = t["eta"].clamp(min=torch.finfo(t["eta"].dtype).tiny).log().cumsum(2)
+    carried = decay_products(slowing).tril()  # of a surprise, in P at a token [B,H,C,C]
+    counted = decay_products(t["g"].cumsum(2)).tril() * t["token"][..., None, :]  # of P at a token, in S at a later one
+    weights = counted @ carried
+    # what is left of the chunk's first S, and has come of its first P, in S after every token [B,H,C,1]
+    left, come = t["g"].cumsum(2).exp()[..., None], counted @ slowing.exp()[..., None]
+    known = _before(left, 1.0) * (k @ memory) + _before(come, 0.0) * (k @ momentum)
+    among = strength * _before(weights, 0.0) * (k @ k.mT)
+    surprise = torch.linalg.solve_triangular(among, strength * (t["v"] - known), upper=False, unitriangular=True)
+    out = None
+    if q is not None:
+        seen = (q @ k.mT[:, :, None]) * weights[:, :, None]
+        out = left[:, :, None] * (q @ memory[:, :, None]) + come[:, :, None] * (q @ momentum[:, :, None])
+        out = out + seen @ surprise[:, :, None]
+    last = left[:, :, -1:] * memory + come[:, :, -1:] * momentum + (weights[:, :, -1, :, None] * k).mT @ surprise
+    moved = slowing[:, :, -1, None, None].exp() * momentum + (carried[:, :, -1, :, None] * k).mT @ surprise
+    return out, [last, moved]
+
+
+def _before(values: Tensor, first: float) -> Tensor:
+    """What stands after the token before, of values after every token [B,H,C,..]; `first` before the first one."""
+    return torch.cat([torch.full_like(values[:, :, :1], first), values[:, :, :-1]], 2)
 
 
 def naive(t: Tokens, state: States) -> list[Tensor]:
@@ -58,4 +106,5 @@ RULE = Rule(
     read=read,
     naive=naive,
     naive_read=naive_read,
+    chunk=chunk,
 )

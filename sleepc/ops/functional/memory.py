@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sleepc.memory.registry import find
-from sleepc.memory.rule import Rule, Tokens
+from sleepc.memory.rule import Rule, Tokens, token_by_token
 from sleepc.ops.functional.heads import group
 
 LITERAL_PASSES = 3  # up to here the loop over passes costs no more than the affine form
@@ -42,12 +42,7 @@ def advance(
     """The rule's `chunk`, or a loop of `step` for one token or if there is no chunk. T >= 1."""
     if rule.chunk is not None and tokens["k"].shape[2] > 1:
         return rule.chunk(q, tokens, state)
-    reads = []
-    for t in range(tokens["k"].shape[2]):
-        state = rule.step({name: x[:, :, t] for name, x in tokens.items()}, state)
-        if q is not None:
-            reads.append(rule.read(state, q[:, :, :, t]))
-    return (torch.stack(reads, 3) if q is not None else None), list(state)
+    return token_by_token(rule, q, tokens, state)
 
 
 def _run(
