@@ -6,12 +6,14 @@ import hashlib
 import platform
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from sleepc.api import Program, load, warn_untrained
+from sleepc.backends.table import find_trainer
 from sleepc.capturing import capture, captured_in_dtype
 from sleepc.digests import weights_digest
 from sleepc.errors import SleepcWarning
@@ -33,6 +35,7 @@ from sleepc.progress import Progress, silent
 from sleepc.recipe import Recipe, make_recipe
 from sleepc.room import require_room
 from sleepc.runtime.arguments import typed
+from sleepc.tune.work import count
 
 if TYPE_CHECKING:
     from sleepc.train.adapter import Adapter
@@ -138,7 +141,8 @@ def inspect(
     target: str | Path | nn.Module, recipe: Recipe | dict[str, Any] | None = None, *, progress: Progress = silent
 ) -> Inspection:
     """What sleepc sees in a model, or what an artifact holds. For a model, `recipe` says what would be made of it."""
-    return look_at(target, recipe, progress)[0]
+    seen, graphs, _ = look_at(target, recipe, progress)
+    return replace(seen, sleep_in_tokens=count(graphs, find_trainer(), graphs.window).sleep_in_tokens)
 
 
 def look_at(

@@ -48,7 +48,10 @@ class BlockInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model's blocks and sites, and what a conversion adds, keeps and costs. Bytes are per sequence."""
+    """A model's blocks and sites, and what a conversion adds, keeps and costs. Bytes are per sequence.
+
+    `sleep_in_tokens`: how many tokens are read for the operations of a sleep; None if that was not counted.
+    """
 
     blocks: list[BlockInfo]
     classes: int
@@ -66,6 +69,7 @@ class Inspection:
     kv_bytes_per_token: int  # of that, once windows of layers' own are full
     break_even: int | None  # None: the original's cache never grows as large as the state
     sleep: str
+    sleep_in_tokens: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -106,6 +106,7 @@ class Recipe(_Options):
     consolidation: Name = "replay"
     loop: str = Field(default="all", pattern=r"^(all|middle|\d{1,6}:\d{1,6})$")
     settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
+    mlps: Layers = "auto"
     eviction: Eviction = "sliding"
     own_windows: Literal["auto", "leave", "narrow"] = "auto"
     last_position: Literal["evict", "renumber"] = "evict"
@@ -263,7 +264,7 @@ def _hint(first: Any) -> str:
     kind, place = first["type"], first["loc"]
     if kind == "extra_forbidden":
         return _nearest(first)
-    if place[-1] == "layers" and kind in ("string_type", "missing", "truth"):
+    if place[-1] in ("layers", "mlps") and kind in ("string_type", "missing", "truth"):
         given = first["input"] if kind == "string_type" else 0
         numbers = given if isinstance(given, list) else [given]
         return f'Write layers as a text: layers: "{",".join(map(str, numbers[:8]))}".'

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, fx
 
 from sleepc.passes.base import Pass
@@ -49,7 +50,9 @@ class Layer:
     positions, if it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
     what is to be written into it: what the window's tokens have made or, in the sleep of a layer that keeps pairs, what
     it drops. `kept`: the pairs that it keeps, or None. `made`: what all of the stream's tokens have. `own`: what its
-    own convolutions have seen and its own recurrences hold, by the names of their states.
+    own convolutions have seen and its own recurrences hold, by the names of their states. `fast`: what sleeps have
+    added to the down-projection of its MLP [B,d_f,d], if they write it; `inputs` [B,n,d_f] and `sources` [B,n,d] are
+    what the window's tokens have recorded for that: what the map reads, and the block's h over its root mean square.
     """
 
     k: Tensor | None = None
@@ -60,6 +63,9 @@ class Layer:
     kept: Pairs | None = None
     made: dict[str, Tensor] | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
+    fast: Tensor | None = None
+    inputs: Tensor = field(default_factory=lambda: torch.zeros(0))
+    sources: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def memories(self) -> list[Tensor]:
@@ -92,6 +98,9 @@ class StreamSleep(Protocol):
     @property
     def layers(self) -> list[Layer]:
         """What the blocks hold; `remember` gives them their memories."""
+
+    def parameters_of(self, i: int) -> Mapping[str, Tensor]:
+        """What the conversion has added to block i, by the short names of sleepc/memory/parameters.py."""
 
     def restart(self, i: int) -> None:
         """What block i remembers is again as it was when the window began."""
@@ -137,6 +146,10 @@ class Consolidation:
     def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
         """What sleeps do to the memory of layer i."""
         raise NotImplementedError
+
+    def written(self, recipe: Recipe, blocks: int) -> tuple[int, ...]:
+        """The blocks whose MLP's down-projection sleeps write: they have a state of role `fast`."""
+        return ()
 
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
         """Passes after attention is bounded and before memories are added."""

@@ -43,13 +43,16 @@ class RecipeOptions:
     window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")
     passes: int | None = flag("Number of passes of a sleep over its window (N).", shown="1")
     consolidation: str | None = flag(
-        "What the passes of a sleep do: replay (repeat the memory's update) or recurrent (run blocks again; needs training).",
+        "What the passes of a sleep do: replay (repeat the memory's update), recurrent (run blocks again; needs training) or in_place (replay, and write MLPs; needs training).",
         shown="replay",
     )
     loop: str | None = flag("Blocks that recurrent passes run: all, middle or a:b.", shown="all")
     settle: float | None = flag(
         "End recurrent passes once one changes the memories by at most this fraction of their norm; 0: never.",
         shown="0",
+    )
+    mlps: str | None = flag(
+        "Blocks whose MLPs sleeps of in_place write: like --layers, or auto (blocks 0, 6, 12, ...).", shown="auto"
     )
     eviction: str | None = flag(
         "What a sleep does to the window: sliding (it slides on) or hard (it is emptied).", shown="sliding"

@@ -71,6 +71,8 @@ def _table(seen: Inspection, why: bool) -> None:
         table.add_row(str(b.index), b.cls, *heads, *marks, b.positions, b.becomes)
     out.print(table)
     out.print(f"sleep {seen.sleep}")
+    if seen.sleep_in_tokens is not None:
+        out.print(f"      as many operations as {seen.sleep_in_tokens:.1f} tokens that are read")
     out.print(f"{seen.convertible} of {seen.sites} sites convertible   +{number(seen.new_parameters)} parameters")
     out.print(f"state per sequence {size(seen.state_bytes)} at any length · {cache_in_words(seen)}")
     if why:

@@ -246,13 +246,14 @@ class AnswerPrinter:
     def figures(self, session: Session) -> dict[str, float | int]:
         """What `--stats` tells, as data."""
         gaps = sorted(self.gaps) or [0.0]
-        passes = session.stats.passes_per_sleep
+        passes, cost = session.stats.passes_per_sleep, session.stats.sleep_in_tokens
         return {
             "tokens_read": session.stats.tokens_read,
             "tokens_generated": len(self.tokens),
             "sleeps": session.stats.sleeps,
             "windows_emptied": session.stats.emptied,
             **({} if passes is None else {"passes_per_sleep": passes}),
+            **({} if cost is None else {"sleep_in_tokens": cost}),
             "sleeps_while_answering": self.sleeps_answering,
             "ms_per_token": 1e3 * gaps[len(gaps) // 2],
             "ms_per_token_p99": 1e3 * gaps[min(len(gaps) - 1, int(0.99 * len(gaps)))],
@@ -264,8 +265,9 @@ class AnswerPrinter:
         """The figures in two lines, on stderr."""
         f = self.figures(session)
         passes = of_passes(f.get("passes_per_sleep"))
+        cost = f", each as long as {f['sleep_in_tokens']:.1f} tokens" if "sleep_in_tokens" in f else ""
         err.print(
-            f"{counted(int(f['tokens_read']), 'token')} read in {f['reading_seconds']:.1f} s · {sleeps(int(f['sleeps']))}{passes} · "
+            f"{counted(int(f['tokens_read']), 'token')} read in {f['reading_seconds']:.1f} s · {sleeps(int(f['sleeps']))}{passes}{cost} · "
             f"state {size(f['state_bytes'])}"
         )
         if f["windows_emptied"]:

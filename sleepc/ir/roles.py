@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from sleepc.errors import SleepcError
 
 Update = Literal["overwrite", "ring", "accumulate"]
-Role = Literal["clock", "kv", "kept", "pin", "gap", "record", "loop", "memory", "start", "tail", "own", "count"]
+Role = Literal["clock", "kv", "kept", "pin", "gap", "record", "loop", "memory", "fast", "start", "tail", "own", "count"]
 AtSleep = Literal["counted", "evicted", "chosen", "emptied", "consolidated", "left"]
 
 # What a sleep does to the states of each role.
@@ -20,15 +20,24 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "kept": "chosen",  # pairs that attention sees too: k, v, position, token, score; record.X is yet to be written
     "pin": "emptied",  # pinned bool [B,L]: which of the window's tokens the next sleep keeps before all others
     "gap": "evicted",  # i64 [B,W], by the window's length: the token in a slot that attention is not to see, -1
-    "record": "emptied",  # what the window's tokens write into a memory, by the gate's name; k and v among them
+    "record": "emptied",  # what the window's tokens write into a memory, by the gate's name; k and v among them. Into a
+    # weight of the model's own (role fast): z, its inputs, and x, what its targets are made of.
     "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
     "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are if nothing was recorded
+    "fast": "consolidated",  # what sleeps have added to a weight of the model's own, for each row: down
     "start": "left",  # a memory as it was when the window began, by the same names. Passes of a loop write it.
     "tail": "left",  # the last inputs of a causal convolution; those of the model's own are tail.0, tail.1
     "own": "left",  # what the model's own recurrences carry: own.0, own.1. Every token and passes of a loop write it.
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
 }
-PREFIX: dict[Role, str] = {"kept": "kept.", "gap": "gap.", "record": "record.", "start": "start.", "own": "own."}
+PREFIX: dict[Role, str] = {
+    "kept": "kept.",
+    "gap": "gap.",
+    "record": "record.",
+    "fast": "fast.",
+    "start": "start.",
+    "own": "own.",
+}
 TAKEN, PINNED = "passes_taken", "pinned"
 PINNED_SCORE = 3.4028234663852886e38  # the score of a kept pair that is pinned: the greatest float32; others are less
 

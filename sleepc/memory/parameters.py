@@ -64,6 +64,11 @@ def normal(shape: Shape, generator: Generator) -> Tensor:
     return values
 
 
+def small_diagonal(shape: Shape, generator: Generator) -> Tensor:
+    """A square map that takes every channel times a normal number of deviation 0.02."""
+    return torch.diag(torch.randn(shape[0], generator=generator) * 0.02)
+
+
 def identity_taps(shape: Shape, _: Generator) -> Tensor:
     """A causal convolution that passes its input on: last tap 1, the others 0 (conversion.md 2 A)."""
     weight = torch.zeros(shape)
@@ -106,6 +111,7 @@ class Parameter:
 
 
 TAPS = 4
+TAPS_AROUND = 5  # of a convolution that sees two tokens on either side
 # Strategy `parallel`: a memory next to attention. A mix of -4 is 2 %; of -2, 12 %: the first hardly teaches anything.
 QUERY_MAP = Parameter("m_q", lambda s: (s.q_heads * s.d_k, s.d_k), identities)
 KEY_MAP = Parameter("m_k", lambda s: (s.heads * s.d_k, s.d_k), identities)
@@ -120,8 +126,11 @@ CLOSED_GATE = replace(OUT_GATE, converted=zeros)  # of `replace`: the layer with
 NORM = Parameter("norm", lambda s: (s.hidden,), ones)
 PROJECTION = Parameter("w_qkv", lambda s: (s.channels, s.hidden), normal, slow=True)
 OUTPUT = Parameter("w_o", lambda s: (s.hidden, s.q_heads * s.d_v), zeros, silent=0.0)
+# Of an MLP whose down-projection sleeps write (consolidation `in_place`).
+TARGET_TAPS = Parameter("target_taps", lambda s: (s.hidden, TAPS_AROUND), zeros, silent=0.0)
+TARGET = Parameter("w_target", lambda s: (s.hidden, s.hidden), small_diagonal, slow=True)
 
-_ALL = (QUERY_MAP, KEY_MAP, MIX, MIX_BIAS, CONV, OUT_NORM, OUT_GATE, NORM, PROJECTION, OUTPUT)
+_ALL = (QUERY_MAP, KEY_MAP, MIX, MIX_BIAS, CONV, OUT_NORM, OUT_GATE, NORM, PROJECTION, OUTPUT, TARGET_TAPS, TARGET)
 OF_LAYERS = {parameter.name: parameter for parameter in _ALL}
 
 

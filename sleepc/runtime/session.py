@@ -39,9 +39,9 @@ LAST, KNOWN = "session.logits", "session.known"  # in addition to the backend's 
 
 @dataclass
 class Stats:
-    """What a session has done; `seconds` are those spent in the backend, a sleep is one row's. `passes` are those of
-    all sleeps together, 0 if sleeps run no block again; `emptied` counts the sleeps after which positions began
-    again, since all but the sinks left the window.
+    """What a session has done; `seconds` are those spent in the backend, `sleep_seconds` those of them in sleeps; a
+    sleep is one row's. `passes` are those of all sleeps together, 0 if sleeps run no block again; `emptied` counts the
+    sleeps after which positions began again, since all but the sinks left the window.
     """
 
     state_bytes: int
@@ -51,11 +51,18 @@ class Stats:
     passes: int = 0
     emptied: int = 0
     seconds: float = 0.0
+    sleep_seconds: float = 0.0
 
     @property
     def passes_per_sleep(self) -> float | None:
         """How many passes a sleep took, on average; None if there was none, or none that runs blocks again."""
         return self.passes / self.sleeps if self.passes else None
+
+    @property
+    def sleep_in_tokens(self) -> float | None:
+        """How many tokens were read or generated in the time of a sleep, on average; None if there was none of both."""
+        awake, tokens = self.seconds - self.sleep_seconds, self.tokens_read + self.tokens_generated
+        return self.sleep_seconds / self.sleeps * tokens / awake if self.sleeps and tokens and awake > 0 else None
 
 
 @dataclass(frozen=True)
@@ -462,6 +469,7 @@ class Session:
         slept = np.flatnonzero(rows).astype(np.int64)
         self._state = state
         self._stats.seconds += seconds
+        self._stats.sleep_seconds += seconds
         self._stats.sleeps += len(slept)
         self._stats.emptied += int((self.steps.positions(self._state) < before).sum())
         taken = self.steps.passes_taken(self._state)

@@ -96,6 +96,11 @@ class Work:
     call: int
     memory: int
 
+    @property
+    def sleep_in_tokens(self) -> float:
+        """How many tokens are read, of a call of `call`, for the operations of a sleep."""
+        return self.call * sum(op.flops for op in self.sleep) / sum(op.flops for op in self.read)
+
 
 def count(
     program: ProgramGraphs, backend: TrainingBackend, call: int, rows: int = 1, *, bits: float | None = None

@@ -34,6 +34,7 @@ from sleepc.memory.parameters import (
     PROJECTION,
     QUERY_MAP,
 )
+from sleepc.passes.analysis.find_down import find_down
 from sleepc.passes.analysis.find_sites import Site, find_site, find_sites, recurrences_of
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
@@ -132,6 +133,8 @@ class ReadStream:
                 waiting = slots_hold(rule, layer.made, layer.kept, with_v=with_v, dtype=dtype_of(self.oracle))
                 found |= {name_of("kept", n): x for n, x in waiting.items()}
         found |= own_states(self.oracle.program.classes[self.oracle.program.layout[i].cls].wake, layer.own)
+        if layer.fast is not None:
+            found[name_of("fast", "down")] = layer.fast
         if layer.memory is not None:
             names = memory_names(self.oracle.plans[i].rule)
             found |= {name_of("memory", n): x for n, x in zip(names, layer.memory, strict=True)}
@@ -156,6 +159,8 @@ class Oracle:
         self.runner = cache(lambda name: Runner(canonical.classes[name].wake))
         self.sites = find_sites(canonical)
         self.own = {name: recurrences_of(cls.wake) for name, cls in canonical.classes.items()}
+        written = self.consolidation.written(recipe, len(canonical.layout))
+        self.downs = {i: find_down(canonical.classes[canonical.layout[i].cls].wake) for i in written}
         self.turner = cache(lambda name: _Turner(canonical.classes[name].wake))
         sites = [self.sites.get(block.cls) for block in canonical.layout]
         may = may_keep(self.plans, recipe.window)
@@ -264,7 +269,8 @@ class Oracle:
         block = self.program.layout[i]
         values = {**{port: self.parameters[key] for port, key in block.params.items()}, **values}
         if block.cls not in self.sites:
-            alone: Tensor = self.runner(block.cls)(values, _OwnHook(self, i, window, stream.layers[i]))["h"]
+            hook = _OwnHook(self, i, window, stream.layers[i], values["h"])
+            alone: Tensor = self.runner(block.cls)(values, hook)["h"]
             return alone
         watch = _BlockHook(self, i, self.sites[block.cls], window, stream, values)
         h: Tensor = self.runner(block.cls)(values, watch)["h"]
@@ -301,6 +307,9 @@ class _Sleep:
     def __post_init__(self) -> None:
         self.recipe, self.plans = self.oracle.recipe, self.oracle.plans
         self.layers, self.rows = self.stream.layers, self.stream.rows
+
+    def parameters_of(self, i: int) -> Mapping[str, Tensor]:
+        return self.oracle.parameters_of(i)
 
     def replay(self, i: int, first: int, passes: int) -> None:
         layer = self.layers[i]
@@ -348,15 +357,19 @@ class _Turner:
 
 
 class _OwnHook:
-    """The hook of a block's own convolutions and recurrences. While asleep a convolution sees zeros before the window,
-    and what it sees is not what it goes on from.
+    """The hook of a block's own convolutions and recurrences, and of the map that sleeps write. While asleep a
+    convolution sees zeros before the window, and what it sees is not what it goes on from. `h`: what enters the block.
     """
 
-    def __init__(self, oracle: Oracle, i: int, window: Window, layer: Layer) -> None:
-        self.oracle, self.layer, self.window = oracle, layer, window
+    def __init__(self, oracle: Oracle, i: int, window: Window, layer: Layer, h: Tensor) -> None:
+        self.oracle, self.layer, self.window, self.h = oracle, layer, window, h
         self.names = {node: name for name, node in oracle.own[oracle.program.layout[i].cls].items()}
+        self.down = oracle.downs.get(i)
 
     def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.down is not None and node is self.down.call:
+            plain: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+            return plain + self._added(args[node.args.index(self.down.x)]).view(plain.shape).to(plain.dtype)
         if node not in self.names:
             return self.oracle._widen(node, args, kwargs)
         name, fresh = self.names[node], self.window.asleep and self.names[node].startswith("tail")
@@ -364,6 +377,17 @@ class _OwnHook:
         if not fresh:
             self.layer.own = own
         return [out]
+
+    def _added(self, z: Tensor) -> Tensor:
+        """What sleeps have added to a map's answer to z [B,n,d_f] or [B n,d_f]: [B,n,d]."""
+        oracle, layer, (rows, count, width) = self.oracle, self.layer, self.h.shape
+        z = z.view(rows, count, -1)
+        if layer.fast is None:
+            layer.fast = oracle.wide(z).new_zeros(rows, z.shape[2], width)
+        if not self.window.asleep:
+            seen = {"k": oracle.wide(z), "v": reference.rms(oracle.wide(self.h))}
+            layer.inputs, layer.sources = oracle.recorded(seen, with_v=True).values()
+        return torch.einsum("bni,bio->bno", oracle.wide(z), layer.fast)
 
 
 class _BlockHook:
@@ -373,7 +397,7 @@ class _BlockHook:
         self, oracle: Oracle, i: int, site: Site, window: Window, stream: ReadStream, values: Mapping[str, Any]
     ) -> None:
         self.oracle, self.i, self.site, self.window, self.stream = oracle, i, site, window, stream
-        self.own = _OwnHook(oracle, i, window, stream.layers[i])
+        self.own = _OwnHook(oracle, i, window, stream.layers[i], values["h"])
         self.layer, self.plan = stream.layers[i], oracle.plans[i]
         self.mixer = Mixer(oracle, i, site, window, self.layer, self.plan)
         self.wanted = {site.q, site.k, site.v, site.x}

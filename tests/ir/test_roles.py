@@ -136,7 +136,7 @@ def test_names_are_of_one_role_each() -> None:
     for role in get_args(Role):
         parts = [name for name, of in BY_NAME.items() if of == role] or ["S", "beta"]
         assert [role_of_name(name_of(role, part)) for part in parts] == [(role, part) for part in parts]
-    assert set(PREFIX) == {"kept", "gap", "record", "start", "own"}
+    assert set(PREFIX) == {"kept", "gap", "record", "fast", "start", "own"}
 
 
 def test_a_state_begins_as_it_says() -> None:
