@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.parameters import block_key
@@ -76,6 +77,12 @@ class MemoryBuilder:
         self.heads = heads or site.kv_heads
         self.sizes = Sizes(site.q_heads, self.heads, site.d_k, site.d_v, program.hidden)
         self.rule = find_rule(options.rule)
+        if self.rule.square and site.d_k != site.d_v:
+            raise UsageError(
+                f"rule {self.rule.name} needs keys and values of one width, and these have {site.d_k} and {site.d_v}",
+                where=f"block class {cls.wake.name}",
+                fix="Use another --rule.",
+            )
         self.graph = cls.wake
         self.dtype = wide_dtype(program.dtype)
         self.epsilon = EPSILON

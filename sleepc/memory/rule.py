@@ -75,6 +75,7 @@ class Rule:
     naive_read  the same as `read`: (states [..,dk,dv] .., q [..,n,dk]) -> [..,n,dv]
     chunk     (q [B,H,n,C,dk] or None, tokens [B,H,C,..], states) -> (reads or None, states'): C tokens at once, equal
               to C times step and read; if it is None, that loop runs
+    square    keys and values have one width
     affine    a pass of only those gates that act again is S -> M S + B on the only tensor S [B,H,dk,dv], M being the
               pass over v = 0: many passes cost as much as three
 
@@ -91,6 +92,7 @@ class Rule:
     naive_read: Callable[[States, Tensor], Tensor]
     chunk: Callable[[Tensor | None, Tokens, States], tuple[Tensor | None, list[Tensor]]] | None = None
     affine: bool = False
+    square: bool = False
 
     @property
     def decays(self) -> bool:

@@ -174,7 +174,8 @@ def test_rules_that_collide_are_refused(momentum: Rule, change: dict[str, Any], 
 @pytest.mark.parametrize("channel", [False, True])
 def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
     """Step, chunks and read against the naive reference, gates of all kinds; and padding leaves every state."""
-    rule, x = registry.find(name), memory(9, channel=channel)
+    rule = registry.find(name)
+    x = memory(9, channel=channel, dv=4 if rule.square else 3)
     rows, heads, _, dk = x.k.shape
     made = torch.Generator().manual_seed(0)
     states = [torch.randn(rows, *s, generator=made).double() for s in rule.shapes(heads, dk, x.v.shape[3]).values()]
