@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleepc.errors import UsageError
+from sleepc.memory.features import find as find_features
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
 from sleepc.recipe import Decay, Keep, LayerPlan, Layout, Recipe, WriteTime
@@ -41,6 +42,7 @@ class MemoryOptions:
     asleep: Asleep
     seed: int
     layout: Layout = "graph"
+    features: str = "unit"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,14 @@ Budget = tuple[int, ...]
 
 
 def check_rules(recipe: Recipe) -> None:
-    """Raises UsageError for unknown rules, and for rules that do not fit the recipe. Needs no model."""
+    """Raises UsageError for unknown rules and features, and for rules that do not fit the recipe. Needs no model."""
+    find_features(recipe.features)
+    if recipe.layout == "native" and recipe.features != "unit":
+        raise UsageError(
+            "the layer of the native layout takes queries and keys as they are",
+            where=f"--features {recipe.features}",
+            fix="Leave it out, or use --layout graph.",
+        )
     for override in (None, *recipe.overrides):
         name = (override and override.rule) or recipe.rule
         rule = find_rule(name)
@@ -75,9 +84,8 @@ def memory_groups(recipe: Recipe, plans: tuple[LayerPlan, ...], strategy: str, a
     found: dict[MemoryOptions, list[int]] = {}
     for i, plan in enumerate(plans):
         if plan.strategy == strategy:
-            options = MemoryOptions(
-                plan.rule, plan.decay, plan.write, recipe.window, asleep[i], recipe.seed, plan.layout
-            )
+            own, last = (plan.rule, plan.decay, plan.write), (plan.layout, recipe.features)
+            options = MemoryOptions(*own, recipe.window, asleep[i], recipe.seed, *last)
             found.setdefault(options, []).append(i)
     return tuple(Group(tuple(layers), options) for options, layers in found.items())
 

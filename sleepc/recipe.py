@@ -100,6 +100,7 @@ class Recipe(_Options):
     rule: Name = "gated_delta"
     decay: Decay = "head"
     layout: Layout = "graph"
+    features: Name = "unit"
     layers: Layers = "all"
     window: int = Field(default=256, ge=1, le=MAX_WINDOW)
     passes: int = Field(default=1, ge=1, le=64)

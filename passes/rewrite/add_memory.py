@@ -14,6 +14,7 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.facts import AWAKE, BLOCKS, CLOCKED, Fact
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups, MemoryOptions
+from sleepc.passes.rewrite.features import featured
 from sleepc.passes.rewrite.memory import MemoryBuilder, NewParam, add_memories
 
 SCALE = 1.0  # with unit keys a stored value comes back at its own size
@@ -24,8 +25,8 @@ class AddMemory(Pass):
     """o_window + m (o_memory - o_window), m = sigmoid(W_m x + b_m) per head, 0 until the row's first sleep
     (semantics.md, section 5).
 
-    q and k pass a map per head, identity at start, then the L2 norm; with write time `sleep` the memory is only read
-    in wake, and keys, gates (and values, if the KV window does not hold them anyway) are recorded.
+    q and k pass a map per head, identity at start, then features and the L2 norm; with write time `sleep` the memory is
+    only read in wake, and keys, gates (and values, if the KV window does not hold them anyway) are recorded.
     """
 
     groups: Groups
@@ -60,7 +61,7 @@ def _add(program: ProgramGraphs, cls: BlockClass, options: MemoryOptions) -> lis
 def _mapped(build: MemoryBuilder, e: Emit, value: fx.Node, map_: Parameter, heads: int) -> fx.Node:
     width = build.site.d_k
     weight = e.reshape(build.param(map_), [heads, width, width])
-    return e.ours("l2norm", e.call(aten.matmul.default, e.cast(value, build.dtype), weight))
+    return featured(e, build.options.features, e.call(aten.matmul.default, e.cast(value, build.dtype), weight))
 
 
 def _mix(build: MemoryBuilder, e: Emit, x: fx.Node, memory: fx.Node) -> fx.Node:

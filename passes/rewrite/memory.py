@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
+from sleepc.memory.features import find as find_features
 from sleepc.memory.parameters import GateParameters, Initial, Parameter, Sizes, of_gate
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.rule import Gate, Rule
@@ -68,7 +69,9 @@ def operands(rule: Rule, written: Written, states: list[fx.Node]) -> list[Any]:
 
 
 class MemoryBuilder:
-    """Adds the ports, states and parameters of one memory, of `heads` heads, to a block class, and `results`."""
+    """Adds the ports, states and parameters of one memory, of `heads` heads, to a block class, and `results`. `width`:
+    of its keys.
+    """
 
     def __init__(
         self, program: ProgramGraphs, cls: BlockClass, options: MemoryOptions, site: Site, heads: int | None = None
@@ -76,12 +79,12 @@ class MemoryBuilder:
         self.program, self.cls, self.options, self.site = program, cls, options, site
         self.heads = heads or site.kv_heads
         self.sizes = Sizes(site.q_heads, self.heads, site.d_k, site.d_v, program.hidden)
-        self.rule = find_rule(options.rule)
-        if self.rule.square and site.d_k != site.d_v:
+        self.rule, self.width = find_rule(options.rule), find_features(options.features).width(site.d_k)
+        if self.rule.square and self.width != site.d_v:
             raise UsageError(
-                f"rule {self.rule.name} needs keys and values of one width, and these have {site.d_k} and {site.d_v}",
+                f"rule {self.rule.name} needs keys and values of one width, and these have {self.width} and {site.d_v}",
                 where=f"block class {cls.wake.name}",
-                fix="Use another --rule.",
+                fix="Use another --rule, or other --features.",
             )
         self.graph = cls.wake
         self.dtype = wide_dtype(program.dtype)
@@ -90,11 +93,18 @@ class MemoryBuilder:
         self.states: list[StateSpec] = []
         self.results = cls.wake.results()
 
-    def param(self, parameter: Parameter, initial: Initial | None = None, made: Made | None = None) -> fx.Node:
+    def param(
+        self,
+        parameter: Parameter,
+        initial: Initial | None = None,
+        made: Made | None = None,
+        *,
+        of_keys: bool = False,
+    ) -> fx.Node:
         """A new parameter port in the memory's dtype; `initial` makes another value than the parameter's own, and
-        `made` one of the block's parameters.
+        `made` one of the block's parameters. With `of_keys` d_k is the width of the memory's keys.
         """
-        shape = parameter.shape(self.sizes)
+        shape = parameter.shape(replace(self.sizes, d_k=self.width) if of_keys else self.sizes)
         self.new.append(NewParam(parameter.port, shape, initial or parameter.converted, made))
         return self.graph.add_port("param", parameter.port, TensorType(self.dtype, shape))
 
@@ -109,7 +119,7 @@ class MemoryBuilder:
 
     def memories(self) -> dict[str, fx.Node]:
         """State ports of the rule's tensors."""
-        shapes = self.rule.shapes(self.heads, self.site.d_k, self.site.d_v)
+        shapes = self.rule.shapes(self.heads, self.width, self.site.d_v)
         return {
             name: self.state(
                 StateSpec("memory", name, row(*shape), self.dtype, "accumulate", self.rule.states[name].initial)
@@ -149,10 +159,11 @@ class MemoryBuilder:
     def _decay(self, e: Emit, gate: Gate, parameters: GateParameters, x: fx.Node, mask: fx.Node) -> fx.Node:
         """-exp(A) softplus(W x + b)."""
         heads = self.heads
-        weight = self.param(parameters.weight)
-        rows = parameters.weight.shape(self.sizes)[0]
-        bias = self.param(parameters.bias, lambda *_: self._half_lives().repeat_interleave(rows // heads))
-        rate = self.param(parameters.rate)
+        weight = self.param(parameters.weight, of_keys=True)
+        rows = int(weight.meta["type"].dims[0])
+        each = self._half_lives().repeat_interleave(rows // heads)
+        bias = self.param(parameters.bias, lambda *_: each, of_keys=True)
+        rate = self.param(parameters.rate, of_keys=True)
         softplus = e.call(aten.softplus.default, e.linear(x, weight, bias))
         g = self._masked(e, gate, e.neg(e.mul(softplus, e.call(aten.exp.default, rate))), mask)
         if rows > heads:
@@ -186,13 +197,13 @@ class MemoryBuilder:
             return
         dtype, site = self.program.dtype, self.site
         parts: list[tuple[str, fx.Node, torch.dtype, tuple[int, ...]]] = [
-            ("k", e.cast(written["k"], dtype), dtype, (site.d_k,))
+            ("k", e.cast(written["k"], dtype), dtype, (self.width,))
         ]
         if with_v:
             parts.append(("v", e.cast(written["v"], dtype), dtype, (site.d_v,)))
         for name, gate in self.rule.gates.items():
             per_channel = gate.activation == "decay" and self.options.decay == "channel"
-            parts.append((name, written[name], self.dtype, (site.d_k,) if per_channel else ()))
+            parts.append((name, written[name], self.dtype, (self.width,) if per_channel else ()))
         for name, value, kept, width in parts:
             padding = self.rule.gates[name].at_padding if name in self.rule.gates else 0.0
             dims = row(self.heads, self.options.window, *width)

@@ -11,6 +11,7 @@ from torch import fx
 from sleepc.ir.states import StateSpec
 from sleepc.memory.parameters import CONV, OUT_NORM, TAPS, Parameter
 from sleepc.passes.lib.emit import Emit, aten
+from sleepc.passes.rewrite.features import featured
 from sleepc.passes.rewrite.memory import MemoryBuilder, Written
 
 
@@ -22,9 +23,10 @@ def mix(
     """
     real = build.shared("real")
     q, k, v = _heads(build, e, _convolve(build, e, y))
-    k = e.mul(e.ours("l2norm", k), e.unsqueeze(real, 1, -1))
+    features = build.options.features
+    k = e.mul(featured(e, features, k), e.unsqueeze(real, 1, -1))
     written = {"k": k, "v": v} | build.gates(e, x, real)
-    out = build.answer(e, e.ours("l2norm", q), written, scale)
+    out = build.answer(e, featured(e, features, q), written, scale)
     return _output(build, e, x, out, gate), written
 
 

@@ -37,6 +37,10 @@ class RecipeOptions:
         "Of a mixer in place of attention: graph (behind the layer's own projections) or native (a layer of transformers' Qwen3.5, which `sleepc export --to hf` writes).",
         shown="graph",
     )
+    features: str | None = flag(
+        "What queries and keys are turned into for memories: unit (only unit length), elu (elu + 1), or dpfp1, dpfp2, dpfp3 (2, 4 or 6 times as wide).",
+        shown="unit",
+    )
     layers: str | None = flag(
         'Blocks to convert: "all", "every:2", "3,5,7-9", or "auto:2": all but the 2 that recall most.', shown="all"
     )

@@ -27,6 +27,7 @@ from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor
+from sleepc.memory.features import find as find_features
 from sleepc.memory.parameters import MIX_BIAS, STRENGTHS, parameter_in
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.rule import STRENGTH
@@ -313,7 +314,7 @@ def _setting(program: Trainable, canonical: ProgramGraphs, i: int, plan: LayerPl
         hard=recipe.eviction == "hard",
         decays=sleeps.decays,
         writes=sleeps.writes,
-        width=site.d_k,
+        width=find_features(recipe.features).width(site.d_k),
         corrects=rule.corrects,
     )
 

@@ -21,6 +21,7 @@ from sleepc.ir.parameters import block_key
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import TAKEN, Role, name_of
 from sleepc.ir.types import TensorType, wide_dtype
+from sleepc.memory.features import find as find_features
 from sleepc.memory.parameters import (
     CONV,
     KEY_MAP,
@@ -479,8 +480,8 @@ class Mixer:
         """(1 - m) o_window + m o_memory, m = 0 while memories do not count yet."""
         p, site = self.oracle.parameters_of(self.i), self.site
         x, q, k, v = (self.oracle.wide(value) for value in (x, q, k, v))
-        q = reference.unit(q @ p[QUERY_MAP.name].reshape(site.q_heads, site.d_k, site.d_k))
-        k = reference.unit(k @ p[KEY_MAP.name].reshape(site.kv_heads, site.d_k, site.d_k))
+        q = self._featured(q @ p[QUERY_MAP.name].reshape(site.q_heads, site.d_k, site.d_k))
+        k = self._featured(k @ p[KEY_MAP.name].reshape(site.kv_heads, site.d_k, site.d_k))
         written = {"k": k, "v": v} | reference.gates(self.plan.rule, x, p, site.kv_heads)
         out = self._answer(q, written, with_v=False)
         m = torch.sigmoid(x @ p[MIX.name].T + p[MIX_BIAS.name]).transpose(1, 2)[..., None] * float(self.window.live)
@@ -516,14 +517,17 @@ class Mixer:
             self.layer.mixed = seen
         mixed = torch.nn.functional.silu(reference.causal_conv(seen, p[CONV.name])[:, before.shape[1] :])
         q, k, v = reference.split_heads(mixed, [(site.q_heads, site.d_k), (heads, site.d_k), (heads, site.d_v)])
-        written = {"k": reference.unit(k), "v": v} | reference.gates(self.plan.rule, x, p, heads)
-        out = scale * self._answer(reference.unit(q), written, with_v=True)
+        written = {"k": self._featured(k), "v": v} | reference.gates(self.plan.rule, x, p, heads)
+        out = scale * self._answer(self._featured(q), written, with_v=True)
         merged = (reference.rms(out, self._epsilon()) * p[OUT_NORM.name]).transpose(1, 2).flatten(2)
         return merged * torch.nn.functional.silu(x @ p[OUT_GATE.name].T)
 
     def _epsilon(self) -> float:
         """Of the norm of what the memory answers: in a native layer that of the norm in front of it."""
         return self.oracle.epsilon(self.i) if self.plan.layout == "native" else 1e-6
+
+    def _featured(self, x: Tensor) -> Tensor:
+        return reference.unit(find_features(self.oracle.recipe.features).naive(x))
 
     def _answer(self, q: Tensor, written: Written, *, with_v: bool) -> Tensor:
         memory = self.layer.memory or reference.empty_memory(self.plan.rule, written)
