@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from sleepc.errors import UsageError
+from sleepc.tasks.associative import Associative
+from sleepc.tasks.bigrams import Bigrams
 from sleepc.tasks.depo import Depo
 from sleepc.tasks.gsm_symbolic import GsmSymbolic
 from sleepc.tasks.gsm_worded import GsmWorded
@@ -26,6 +28,8 @@ PUZZLES: Mapping[str, type[Puzzle]] = {
     "multivalue": MultiValue,
     "multiquery": MultiQuery,
     "tracking": Tracking,
+    "associative": Associative,
+    "bigrams": Bigrams,
     "depo": Depo,
     "ngram": NGram,
     "gsm-symbolic": GsmSymbolic,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from sleepc.tasks.bigrams import Bigrams
 from sleepc.tasks.gsm_symbolic import GsmSymbolic
 from sleepc.tasks.gsm_worded import GsmWorded
 from sleepc.tasks.puzzle import Puzzle, Question, Words
@@ -166,7 +167,33 @@ def gsm_worded(puzzle: Puzzle, context: Words, question: Question) -> Words:
     return (str(found), *stop(puzzle))
 
 
+def associative(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    """By the place of the letter in the text."""
+    text = "".join((*context, *question.asked))
+    string, letter = text.split("??")
+    assert string.count(letter) == 1
+    assert len(string) == 2 * question.depth
+    return (string[string.index(letter) + 1],)
+
+
+def bigrams(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    """What came after the word when it was last followed by one; every span tells one thing of a word."""
+    assert isinstance(puzzle, Bigrams)
+    part = [word for word in context if word != "."]
+    assert len(part) == puzzle.tables * question.depth
+    spans, seen = [dict[str, str]() for _ in range(puzzle.tables)], 0
+    for run in sentences(context):
+        table = spans[seen // question.depth]
+        for word, after in pairwise(run):
+            assert word != after
+            assert table.setdefault(word, after) == after
+        seen += len(run)
+    return (spans[-1][question.asked[0]],)
+
+
 SOLVERS: dict[str, Solver] = {
+    "associative": associative,
+    "bigrams": bigrams,
     "rule110": rule110,
     "khop": khop,
     "needle": needle,

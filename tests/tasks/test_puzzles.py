@@ -27,12 +27,15 @@ SMALL: dict[str, tuple[str, ...]] = {
     "multivalue": ("length=9,20", "keys=2", "values=4", "each=2", "tail=4"),
     "multiquery": ("length=9,20", "keys=3", "values=4", "needles=2", "asked=2", "tail=4"),
     "tracking": ("length=30", "names=7", "values=3", "hops=1,2", "tail=2"),
+    "associative": ("pairs=2,4", "letters=5", "digits=3", "tail=1"),
+    "bigrams": ("span=6,9", "words=4", "tables=3"),
     "depo": ("nodes=4", "letters=5", "hops=1,2,3", "questions=3"),
     "ngram": ("length=6,12", "key=2", "answer=1", "letters=6"),
     "gsm-symbolic": ("ops=1,2,5", "noise=3", "names=8"),
     "gsm-worded": ("ops=1,2,5", "noise=2", "most=9"),
 }
 OTHERS = [
+    ("bigrams", ("tables=1", "span=2")),
     ("ngram", ("first=1", "answer=3")),
     ("gsm-symbolic", ("first=1", "noise=0")),
     ("gsm-symbolic", ("chain=0",)),
