@@ -15,7 +15,7 @@ def write_record(block: BlockSleep) -> dict[str, fx.Node]:
     time online, wake was the first time); empty without a record.
     """
     e, record, options = block.e, block.record(), block.memory
-    if options is None or not record:
+    if options is None or "k" not in record:
         return {}
     memory = with_role(block.cls.states, "memory")
     rule, dtype = find_rule(options.rule), memory[0].dtype

@@ -1,9 +1,10 @@
 """Switching bigrams: what follows a word now? (A small check for TTT-E2E, arXiv 2512.23675: a table of bigrams holds
 for a while, and then another one.)
 
-A table says for each word which other one follows it. Runs of it are told, with a point after each, until `span` words
-stand there; then comes the next of `tables`. What is asked was told in the last span, and often otherwise before, so
-who keeps all that followed a word is right less often than who writes over it.
+A table says for each word which one follows it. Runs of it are told, with a point after each, until `span` words stand
+there; then comes the next of `tables`. Asked is what follows the first word of a run of the last span, which is any
+word, so guessing gives 1 / words. Something else may have followed it before: who keeps all that did is right less
+often than who writes over it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Bigrams:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.words < 3:
-            raise refusal(f"of {self.words} words each is followed by the other")
+        if self.words < 2:
+            raise refusal("one word is followed by itself")
         if min(self.span) < 2:
             raise refusal("a span of one word says of none what follows it")
 
@@ -41,26 +42,24 @@ class Bigrams:
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """See Puzzle."""
-        span, context, told = in_turn(self.span, index), list[str](), dict[str, str]()
+        span, context, told = in_turn(self.span, index), list[str](), list[tuple[str, str]]()
         for _ in range(self.tables):
             part, told = self._span(span, rng)
             context += part
-        word = sorted(told)[rng.integers(len(told))]
-        return Example(tuple(context), (Question((word,), (told[word],), span),))
+        first, second = told[rng.integers(len(told))]
+        return Example(tuple(context), (Question((first,), (second,), span),))
 
-    def _span(self, span: int, rng: np.random.Generator) -> tuple[list[str], dict[str, str]]:
-        """Runs of a new table with so many words, and what they tell to follow what."""
-        words = named("w", self.words)
-        after = [(i + int(step)) % self.words for i, step in enumerate(rng.integers(1, self.words, self.words))]
-        text, told, left = list[str](), dict[str, str](), span
+    def _span(self, span: int, rng: np.random.Generator) -> tuple[list[str], list[tuple[str, str]]]:
+        """Runs of a new table with so many words, and the first two of each."""
+        words, after = named("w", self.words), rng.integers(0, self.words, self.words)
+        text, told, left = list[str](), list[tuple[str, str]](), span
         while left:
             longest = min(left, int(rng.integers(2, LONGEST + 1)))
             length = left if left - longest == 1 else longest  # no word stands alone
-            at = int(rng.integers(self.words))
-            for _ in range(length - 1):
-                text.append(words[at])
-                told[words[at]] = words[after[at]]
-                at = after[at]
-            text += [words[at], "."]
+            run = [int(rng.integers(self.words))]
+            while len(run) < length:
+                run.append(int(after[run[-1]]))
+            told.append((words[run[0]], words[run[1]]))
+            text += [*(words[i] for i in run), "."]
             left -= length
         return text, told

@@ -28,10 +28,10 @@ PUZZLES: Mapping[str, type[Puzzle]] = {
     "multivalue": MultiValue,
     "multiquery": MultiQuery,
     "tracking": Tracking,
-    "associative": Associative,
-    "bigrams": Bigrams,
     "depo": Depo,
     "ngram": NGram,
+    "associative": Associative,
+    "bigrams": Bigrams,
     "gsm-symbolic": GsmSymbolic,
     "gsm-worded": GsmWorded,
 }

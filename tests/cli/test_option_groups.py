@@ -18,6 +18,7 @@ from sleepc.cli.distil import DistilOptions
 from sleepc.cli.option_groups import TYPER, argument, flag, flat, switch, with_options
 from sleepc.cli.train import TrainOptions
 from sleepc.cli.training_options import LoopOptions, StepOptions, TrainedOptions
+from sleepc.memory.features import FEATURES
 from sleepc.memory.registry import RULES
 from sleepc.passes.consolidation.registry import CONSOLIDATIONS
 from sleepc.passes.keep.registry import SCORES
@@ -128,6 +129,7 @@ def test_the_help_tells_the_default_that_is_used(group: Any, model: type[BaseMod
     [
         ("rule", RULES, "recipes.md"),
         ("consolidation", CONSOLIDATIONS, "recipes.md"),
+        ("features", FEATURES, "recipes.md"),
         ("keep_score", SCORES, "keep.md"),
     ],
 )

@@ -54,7 +54,7 @@ def test_it_is_what_its_reference_says(subject: str, name: str) -> None:
     [
         ("llama", {"passes": 2}, "does not correct what it wrote"),
         ("llama", {"decay": "channel"}, "has no decay"),
-        ("deepseek-v3", {}, "needs keys and values of one width, and these have 10 and 8"),
+        ("llama", {"features": "dpfp1"}, "needs keys and values of one width, and these have 16 and 8"),
     ],
 )
 def test_what_does_not_fit_is_refused(model: str, options: dict[str, Any], said: str) -> None:

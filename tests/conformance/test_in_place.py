@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "flipped": ("gpt2", {"mlps": "1-2"}),
     "kept": ("llama", {"mlps": "2", "keep": {"slots": 3, "score": "key", "budgets": "equal"}}),
     "hybrid": ("qwen3-5", {"mlps": "0,1"}),
+    "plain": ("nanogpt", {"mlps": "0"}),  # whose norms are float64
 }
 
 
@@ -58,15 +59,17 @@ def bench(name: str, steps: Steps, dtype: torch.dtype = torch.float64) -> Bench:
     return Bench(steps, oracle, make_streams(TOKENS, WINDOW))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("hybrid", "plain") else []) for n in FAMILIES]
+)
 def test_it_is_what_its_oracle_says(name: str) -> None:
     made = bench(name, load(seen(name)))
     small = 1e-5 if name == "hybrid" else 1e-9  # whose own convolutions and norms are float32
     assert invariants.definition(made) < small
-    assert invariants.chunking(made) < 1e-9
-    assert invariants.padding(made) < 1e-9
+    assert invariants.chunking(made) < small
+    assert invariants.padding(made) < small
     assert invariants.saving(made) == 0
-    assert invariants.permuting(made) < 1e-9
+    assert invariants.permuting(made) < small
     written = [s.name for s in seen(name).all_states() if s.role == "fast"]
     assert written
     assert all(made.alone[0].state[each].any() for each in written)
@@ -148,7 +151,7 @@ def test_no_token_is_seen_before_it_is_read(at: int) -> None:
 
 def test_training_reaches_targets_through_sleeps() -> None:
     """The gradient of a later window's loss, against finite differences."""
-    program, ids = seen("llama"), torch.from_numpy(TOKENS)[None]
+    program, ids = seen("plain"), torch.from_numpy(TOKENS)[None]
     values = {key: value.detach().clone() for key, value in materialise(program, "cpu").items()}
     keys = [key_of(0, TARGET_TAPS), key_of(0, TARGET)]
 
@@ -189,7 +192,6 @@ def test_what_it_costs_is_said() -> None:
         ("llama", {"mlps": "3"}, "layer 3 does not exist"),
         ("llama", {"mlps": "no"}, "cannot read layers 'no'"),
         ("llama", {"passes": 2, "rule": "linear"}, "rule linear does not correct"),
-        ("mixtral", {}, "no linear map is found"),
     ],
 )
 def test_what_does_not_fit_is_refused(model: str, options: dict[str, Any], said: str) -> None:
