@@ -40,8 +40,8 @@ class Reader(nn.Module):
         k, q = unit(features(self.key(told))), unit(features(self.query(self.words(asked))))
         beta = self.strength(told)[..., 0].sigmoid()[:, None]
         empty = hot.new_zeros(len(keys), 1, k.shape[-1], KEYS)
-        one = {"rule": self.rule, "passes": 1, "written": False}
-        state = functional.replay(k[:, None], hot[:, None], torch.zeros_like(beta), beta, [empty], **one)
+        still, told_once = torch.zeros_like(beta), (k[:, None], hot[:, None])
+        state = functional.replay(*told_once, still, beta, [empty], rule=self.rule, passes=1, written=False)
         return functional.delta_rule_read(q[:, None, None], state, rule=self.rule, scale=1.0)[:, 0, 0]
 
 
@@ -56,7 +56,7 @@ def learned(rule: str) -> float:
         found = model(keys, values, asked)
         loss = (found - nn.functional.one_hot(wanted, KEYS)).square().sum(-1).mean() / 2
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
     return sum(losses[-50:]) / 50
