@@ -74,3 +74,5 @@ def test_quadrants_of_two_numbers_are_orthogonal() -> None:
 def test_unknown_ones_are_refused() -> None:
     with pytest.raises(UsageError, match="no features are named 'relu'"):
         family("llama").convert(features="relu")
+    with pytest.raises(UsageError, match="takes queries and keys as they are"):
+        family("llama").convert(features="elu", strategy="replace", layout="native")
