@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def write_checkpoint(program: ProgramGraphs, engine: str, dtype: str, draft: Dra
         return _own(program, draft, config, dtype)
     host = dense.host_of(config)
     if host is None:
-        raise _no_host(config, plans)
+        raise no_host(config, plans)
     whole = [*filter(None, [of_sleeps(recipe)]), *dense.of_config(config)]
     layers = of_layers(plans, host)
     kinds = dense.kinds_of(plans)
@@ -89,7 +89,7 @@ def _config(folder: Path | None) -> Any:
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _no_host(config: Any, plans: list[LayerPlan]) -> UsageError:
+def no_host(config: Any, plans: Sequence[LayerPlan]) -> UsageError:
     """What to say of a model whose blocks no class has with native layers."""
     host = Host(f"any class of transformers: none has the blocks of {config.model_type} with native layers", False)
     text = refusal(host, of_layers(plans, Host("", True)), [], plans).on_command_line[0]

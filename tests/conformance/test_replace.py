@@ -48,7 +48,9 @@ def test_biases_norms_head_sizes_and_fused_projections_are_kept(name: str) -> No
     assert invariants.definition(bench) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "phi3", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "phi3", "gemma2"))]
+)
 def test_a_native_layer_is_the_oracles(name: str) -> None:
     """Its gates, its norm with the model's own epsilon and its one map of x, token by token in float64."""
     subject = family(name)
@@ -81,10 +83,10 @@ def test_a_native_layer_folds_norms_and_repeats_heads() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("gpt2", {}, "output projection has a bias"),
-        ("olmo2", {}, "is not the result of an RMS norm"),
-        ("deepseek-v3", {}, "not linear in its input"),
-        ("qwen3-5", {"layers": "1"}, "not read by a linear map alone"),
+        pytest.param("gpt2", {}, "output projection has a bias", marks=pytest.mark.slow),
+        pytest.param("olmo2", {}, "is not the result of an RMS norm", marks=pytest.mark.slow),
+        pytest.param("deepseek-v3", {}, "not linear in its input", marks=pytest.mark.slow),
+        pytest.param("qwen3-5", {"layers": "1"}, "not read by a linear map alone", marks=pytest.mark.slow),
         ("llama", {"rule": "delta"}, "has the rule gated_delta"),
         ("llama", {"strategy": "parallel"}, "whose attention is replaced, and none is"),
     ],

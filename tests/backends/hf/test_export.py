@@ -14,8 +14,13 @@ from torch import Tensor
 
 import sleepc
 from sleepc.api import Program
+from sleepc.backends.hf import checkpoint as writing
+from sleepc.backends.hf.checkpoint import no_host
 from sleepc.backends.hf.engines import FULL, LINEAR, interval_of, refusals, said
-from sleepc.errors import SleepcWarning, UsageError
+from sleepc.backends.hf.obstacles import Host, of_layers, of_sleeps, possible, refusal
+from sleepc.backends.report import Figure
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.recipe import make_recipe
 from sleepc.runtime.session import Session
 from sleepc.train.adapter import with_values
 from sleepc.verify.memory_values import shaken
@@ -72,7 +77,7 @@ def differ(program: Program, model: Any) -> float:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return converted(tmp_path_factory.mktemp("hf"), qwen3(tie_word_embeddings=False), KEPT)
+    return converted(tmp_path_factory.mktemp("hf"), qwen3(tie_word_embeddings=True, rope_parameters=YARN), KEPT)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,7 @@ def test_a_dense_model_with_native_layers_is_one_of_qwen3_5s_class(program: Prog
     model = loaded(checkpoint)
     assert type(model).__name__ == "Qwen3_5ForCausalLM"
     assert model.config.layer_types == [LINEAR, FULL, LINEAR]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
     assert differ(program, model) < 1e-4
     report = json.loads((checkpoint / "native.json").read_text())["report"]
     assert [row["figure"] for row in report["checks"]] == ["logits, one call", "logits, one by one"]
@@ -95,11 +101,11 @@ def test_a_dense_model_with_native_layers_is_one_of_qwen3_5s_class(program: Prog
     assert found.tolist() == [int(step[0]) for step in session.generate(12)]
 
 
-def test_tied_with_yarn_and_in_bfloat16(tmp_path: Path) -> None:
-    program = converted(tmp_path, qwen3(tie_word_embeddings=True, rope_parameters=YARN), KEPT)
+@pytest.mark.slow
+def test_untied_and_in_bfloat16(tmp_path: Path) -> None:
+    program = converted(tmp_path, qwen3(tie_word_embeddings=False), KEPT)
     model = loaded(program.export(tmp_path / "out", to="hf", tokens=TOKENS).path)
-    assert model.config.tie_word_embeddings
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not model.config.tie_word_embeddings
     assert differ(program, model) < 1e-4
     narrow = loaded(program.export(tmp_path / "half", to="hf", tokens=TOKENS, dtype="bfloat16").path)
     assert narrow.dtype == torch.bfloat16
@@ -131,23 +137,44 @@ def test_models_without_norms_of_q_and_k_only_if_no_attention_is_left(tmp_path: 
     assert not (tmp_path / "no").exists()
 
 
-def test_what_is_in_the_way_is_told_layer_by_layer(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", module=make_module("llama", torch.float32))
-    overrides = [{"layers": "1", "strategy": "replace"}, {"layers": "2", "strategy": "leave", "window": "none"}]
-    program = sleepc.convert(model, {"window": 8, "sinks": 2, "passes": 2, "overrides": overrides})
-    with pytest.raises(UsageError) as caught:
-        program.export(tmp_path / "out", to="hf", tokens=TOKENS)
-    assert "layers 0: it has a memory beside attention (strategy parallel)" in caught.value.what
-    assert "layers 1: it keeps biases, q/k norms and their factors" in caught.value.what
-    assert "layers 2: it kept its attention, without the norms of q and k" in caught.value.what
-    assert "the whole model: its sleeps write the window 2 times" in caught.value.what
-    assert "--strategy replace --layout native --passes 1" in caught.value.on_command_line[2]
-    assert not (tmp_path / "out").exists()
-    gpt = sleepc.convert(save_model(tmp_path / "gpt2", "gpt2"), {"window": 8, "sinks": 2})
-    with pytest.raises(UsageError, match="none has the blocks of gpt2 with native layers"):
-        gpt.export(tmp_path / "out", to="hf", tokens=TOKENS)
+def test_what_is_in_the_way_is_told_layer_by_layer() -> None:
+    overrides = [
+        {"layers": "1-2", "strategy": "replace"},
+        {"layers": "3", "strategy": "leave", "window": "none"},
+        {"layers": "4", "strategy": "leave"},
+    ]
+    recipe = make_recipe({"window": 8, "passes": 2, "overrides": overrides})
+    plans, host = recipe.plan(5), Host("Qwen3_5ForCausalLM", normed=False)
+    error = refusal(host, of_layers(plans, host), [of_sleeps(recipe)], plans)
+    assert "layers 0: it has a memory beside attention (strategy parallel)" in error.what
+    assert "layers 1-2: it keeps biases, q/k norms and their factors" in error.what
+    assert "layers 3: it kept its attention, without the norms of q and k" in error.what
+    assert "layers 4: its attention has a window of 8 tokens" in error.what
+    assert "the whole model: its sleeps write the window 2 times" in error.what
+    assert "--strategy replace --layout native --passes 1" in error.on_command_line[2]
+    assert 'layers: "0-2"' in possible(Host("", normed=True), plans)
 
 
+def test_what_computes_something_else_leaves_nothing(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "compare", lambda *_, **__: [Figure("transformers", "logits", 1.0, 1e-4)])
+    with pytest.raises(SleepcError, match="logits 1, at most"):
+        program.export(tmp_path / "no", to="hf", tokens=TOKENS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_blocks_no_class_has() -> None:
+    from transformers import GPT2Config
+
+    plans = make_recipe({"window": 8}).plan(3)
+    error = no_host(GPT2Config(), plans)
+    assert "none has the blocks of gpt2 with native layers" in error.what
+    assert "layers 0-2: it has a memory beside attention" in error.what
+    assert "--to onnx" in error.on_command_line[2]
+
+
+@pytest.mark.slow
 def test_a_hybrid_that_only_changed_weights_keeps_its_class(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "qwen3-5")
     program = sleepc.convert(model, {"window": 8, "sinks": 2, "overrides": [{"layers": "all", "window": "none"}]})
