@@ -165,18 +165,18 @@ def _given(options: RecipeOptions) -> dict[str, Any]:
 
 
 def _tell_conversion(display: Display, program: Program, seen: Inspection) -> None:
-    first, recipe = seen.blocks[0], program.recipe
+    recipe = program.recipe
+    first = next(block for block in seen.blocks if block.q_heads)  # layers of a hybrid's own have none
     kinds = ", ".join(
         part
         for part in (f"{first.q_heads} heads", f"{first.kv_heads} KV heads", f"d={first.head_size}", first.mask)
         if part
     )
-    display.leave(
-        "capture", f"{len(seen.blocks)} blocks · {seen.sites} attention sites ({kinds})", program.timings["capture"]
-    )
+    found = f"{counted(len(seen.blocks), 'block')} · {counted(seen.sites, 'attention site')} ({kinds})"
+    display.leave("capture", found, program.timings["capture"])
     share = 100 * seen.new_parameters / max(seen.parameters, 1)
     kinds_made = Counter(block.becomes for block in seen.blocks)
-    made = ", ".join(f"{counted(count, 'site')} → {what}" for what, count in kinds_made.items())
+    made = ", ".join(f"{counted(count, 'layer')} → {what}" for what, count in kinds_made.items())
     display.leave(
         "rewrite",
         f"{made} ({recipe.strategy})   +{number(seen.new_parameters)} parameters ({share:.1f} %)",

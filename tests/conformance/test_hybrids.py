@@ -5,14 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import sleepc
+from sleepc.cli.convert import _tell_conversion
+from sleepc.cli.display import Display
 from sleepc.errors import SleepcWarning
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.infer import infer_types
@@ -77,6 +81,14 @@ def test_what_a_hybrid_carries(beside: bool) -> None:
     seen = program.inspect()
     assert (len(seen.blocks), seen.sites) == (2, 1 + beside)
     assert seen.blocks[0].becomes == ("window 8 + gated_delta memory" if beside else "as it is, from state to state")
+
+
+def test_what_is_told_of_a_hybrid() -> None:
+    """Heads are those of its attention, in whichever block that is."""
+    program, told = converted(beside=False), StringIO()
+    _tell_conversion(Display(Console(file=told, width=200)), program, program.inspect())
+    assert "2 blocks · 1 attention site (2 heads, 2 KV heads, d=4" in told.getvalue()
+    assert "1 layer → as it is, from state to state, 1 layer → window 8" in told.getvalue()
 
 
 def test_a_state_without_what_it_carries_is_refused(tmp_path: Path) -> None:

@@ -86,16 +86,17 @@ def test_compiled_steps_equal_eager(cache: Path, program: Program, rows: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_hybrid_s_compiled_steps_equal_eager(cache: Path) -> None:
-    """What its recurrent layers carry, too."""
+    """What its recurrent layers carry, too. Its norms and recurrences compute in float32."""
     hybrid = sleepc.convert(make_module("qwen3-5"), {"window": WINDOW, "sinks": 2})
     wanted, state, _ = read(hybrid, 1)
-    got, found, _ = read(hybrid, 1, compile=True)
-    for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max())
-    assert any(".own" in name or "tail" in name for name in state)
-    for name, value in found.items():
-        np.testing.assert_allclose(value, state[name], rtol=0, atol=1e-9, err_msg=name)
+    got, found, said = read(hybrid, 1, compile=True)
+    assert any(".own." in name for name in state)
+    assert any(".tail." in name for name in state)
+    assert len(said) == 1
+    for a, b in zip([*got, *found.values()], [*wanted, *(state[name] for name in found)], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 
 
 def test_code_is_made_outside_a_caller_s_autocast(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
