@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -18,7 +17,6 @@ from sleepc.backends.onnx.softplus import keep_small_softplus
 from sleepc.backends.onnx.views import keep_in_place
 from sleepc.backends.onnx.wake import StepGraph, wake_graph
 from sleepc.backends.onnx.weights import FILE, Weights
-from sleepc.ir.parameters import dtypes_of, shared_keys
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.passes.analysis.sleeps import passes_of, replays, sinks_of
@@ -37,14 +35,13 @@ def write_files(
     *,
     ep: str = "cpu",
     identity: str = "",
-    written: dict[str, tuple[Any, Any]] | None = None,
+    weights: Weights | None = None,
 ) -> ExportManifest:
     """Write a lowered program as wake.onnx (and wake_one.onnx, if the style has it), sleep_replay.onnx,
-    sleep_recurrent.onnx (if the program has a loop) and weights.bin. `written` gets what each weight of the file is
-    (see Weights).
+    sleep_recurrent.onnx (if the program has a loop) and weights.bin. `weights` says afterwards what each weight
+    of the file is.
     """
-    weights = Weights(program.params, dtypes_of(program), folder, shared_keys(program), style.precision)
-    weights.written = {} if written is None else written
+    weights = weights or Weights.of(program, folder, style.precision)
     steps = _steps(program, weights, style)
     files = {name: _save(step, folder / f"{name}.onnx", style) for name, step in steps.items()}
     asleep = steps.get("sleep_recurrent", steps["sleep_replay"])

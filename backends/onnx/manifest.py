@@ -70,6 +70,9 @@ class ExportManifest(FilesManifest):
     ops: str
     ep: str
     sleep_ops: str = "same"
+    fast: bool = True  # of weights in few bits: rounded without a text
+    size: str = ""
+    max_loss: str = ""
     opsets: dict[str, int]
     wake: ModelFile
     wake_one: ModelFile | None = None  # the same for T = 1, for hosts that want a graph without sizes to ask for

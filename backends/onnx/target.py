@@ -20,6 +20,7 @@ from sleepc.progress import Progress
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.call import Style
+    from sleepc.backends.onnx.rounding.fit import Fitted
     from sleepc.backends.report import Report
     from sleepc.ir.program import ProgramGraphs
     from sleepc.passes.base import Stage
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 9.0, "int4": 5.0}  # of a weight; the last two with a scale for 32 of them
 KNOWN = {"precision": (*BITS, "source"), "ops": ("ort", "portable"), "ep": ("cpu", "cuda")}
 SLEEPS = ("same", "portable")
+FITTING = ("fast", "size", "max_loss")  # how weights of int4 are made
 FORMS: dict[str, dict[str, Any]] = {
     "ort": {"columns": True},
     "whole": {"columns": False},
@@ -53,6 +55,9 @@ class Options:
     ep: str = option("cpu", "The execution provider that the files are for: cpu or cuda.")
     sleep_ops: str = option("same", "Operators of sleeps: same (as --ops), or portable in files of --ops ort too.")
     one_token: bool = option(False, "Also write wake_one.onnx, for calls of one token.")
+    fast: bool = option(False, "With int4: round to the nearest, without a text and the minutes that fitting takes.")
+    size: str = option("", "With int4: the most that the model's own weights may take: 120MB. Some then have 8 bits.")
+    max_loss: str = option("", "With int4: the most that perplexity may grow, 4% by default. Some then have 8 bits.")
 
 
 class OnnxTarget(Target):
@@ -88,6 +93,7 @@ class OnnxTarget(Target):
                 where=f"--ops portable --precision {options.precision}",
                 fix="Use --ops ort, or --precision fp32 or fp16.",
             )
+        _check_fitting(options)
         reason = self.missing()
         if reason is not None:
             raise UsageError(reason, where=f"--to {self.name}")
@@ -111,17 +117,21 @@ class OnnxTarget(Target):
         """See `Target.write`: weights are checked by value, and what ONNX Runtime computes against the eager backend.
         The manifest, with the report, is written last.
         """
-        from sleepc.backends.onnx.check.check import check
-        from sleepc.backends.onnx.check.weights import WeightKeys
+        from sleepc.backends.onnx.check.check import CheckedFiles, check
         from sleepc.backends.onnx.host_instructions import instructions_of
         from sleepc.backends.onnx.lower import write_files
+        from sleepc.backends.onnx.weights import Weights
 
-        draft.progress("lowering", None)
-        weights: WeightKeys = {}
         style, folder = style_of(options), draft.folder
-        manifest = write_files(program, folder, style, ep=options.ep, identity=draft.identity, written=weights)
-        manifest = manifest.model_copy(update={"rules": instructions_of(manifest)})
-        report = check(draft.step, folder, manifest, weights, draft.tokens, draft.progress)
+        fitted = _fitted(options, draft)
+        draft.progress("lowering", None)
+        weights = Weights.of(program, folder, style.precision, fitted.weights if fitted else None)
+        manifest = write_files(program, folder, style, ep=options.ep, identity=draft.identity, weights=weights)
+        wish = {name: getattr(options, name) for name in FITTING}
+        manifest = manifest.model_copy(update={"rules": instructions_of(manifest), **wish})
+        subject = CheckedFiles(draft.step, folder, manifest, draft.tokens, draft.progress)
+        report = check(subject, weights.written, weights.fitted)
+        report.facts |= fitted.facts if fitted else {}
         if not report.ok:
             fix = "Use a wider --precision." if report.only_rounding else "Please report the model and these figures."
             raise SleepcError(report.failures(), fix=f"Nothing was written. {fix}")
@@ -159,6 +169,36 @@ class OnnxTarget(Target):
     def forms(self) -> Mapping[str, Callable[[ProgramGraphs, Path], Steps]]:
         """See `Target.forms`."""
         return {name: partial(_lowered, style=style) for name, style in FORMS.items()}
+
+
+def _check_fitting(options: Options) -> None:
+    """Do the options of fitting say something, and not against each other?"""
+    from sleepc.quantities import bytes_of, share_of
+
+    given = [f"--{name.replace('_', '-')}" for name in FITTING if getattr(options, name)]
+    if given and options.precision != "int4":
+        what = f"{', '.join(given)} says how weights in 4 bits are made"
+        raise UsageError(what, where=f"--precision {options.precision}", fix="Use --precision int4, or leave it out.")
+    if options.fast and (options.size or options.max_loss):
+        what = "--fast rounds every weight alike, so that neither a size nor a loss can be asked for"
+        raise UsageError(what, where=", ".join(given), fix="Leave out --fast, or the others.")
+    if options.size:
+        bytes_of(options.size, "--size")
+    if options.max_loss:
+        share_of(options.max_loss, "--max-loss")
+
+
+def _fitted(options: Options, draft: Draft) -> Fitted | None:
+    """Weights in few bits as a text has them fitted; the part of it that the checks do not read."""
+    if options.precision != "int4" or options.fast:
+        return None
+    import numpy as np
+
+    from sleepc.backends.onnx.check.quality import TEXT
+    from sleepc.backends.onnx.rounding.fit import Wish, fit
+
+    tokens = np.array(draft.tokens[TEXT:], np.int64)
+    return fit(draft.step, tokens, Wish.of(options.size, options.max_loss), draft.progress)
 
 
 def style_of(options: Options) -> Style:

@@ -15,6 +15,8 @@ import torch
 
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.ir.packed import PackedWeight, Packing, joined
+from sleepc.ir.parameters import dtypes_of, shared_keys
+from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import Param, packed_of
 
 Keys = str | tuple[str, ...]
@@ -50,6 +52,12 @@ def part_of(weight: PackedWeight, form: Form) -> Array:
     return np.asarray(getattr(weight, name))
 
 
+def packed_as(param: Param, fitted: PackedWeight | None) -> PackedWeight | None:
+    """What a parameter was fitted as, or what a quantised source has it as."""
+    stored = packed_of(param)
+    return fitted if fitted is not None else stored.read() if stored is not None else None
+
+
 @dataclass(frozen=True)
 class Weight:
     """A parameter that has not been asked for yet, since its form depends on who reads it."""
@@ -66,9 +74,17 @@ class Weights:
     folder: Path
     shared: frozenset[str] = frozenset()  # keys that several ports of the program have
     precision: str = "fp32"  # of linear maps and embeddings
+    fitted: Mapping[str, PackedWeight] = field(default_factory=dict)  # what a parameter stands in the file as
     written: dict[str, tuple[Keys, Form]] = field(default_factory=dict)  # by the initializer's name
     _tensors: dict[str, ir.ExternalTensor] = field(default_factory=dict)
     _read: tuple[Keys, PackedWeight] | None = None  # the last one, whose parts are asked for one after the other
+
+    @classmethod
+    def of(
+        cls, program: ProgramGraphs, folder: Path, precision: str, fitted: Mapping[str, PackedWeight] | None = None
+    ) -> Weights:
+        """Those of a program."""
+        return cls(program.params, dtypes_of(program), folder, shared_keys(program), precision, fitted or {})
 
     def form(self, keys: Keys, *, flipped: bool = False) -> Form:
         """How a linear map or an embedding has a parameter, or several that are `alike`. Of a quantised source as that
@@ -80,16 +96,18 @@ class Weights:
         if precision == "fp16":
             return "half"
         how = self.packing(key)
-        if how is not None and how.bits in FITTING.get(precision, ()) and how.turned is flipped:
+        fits = key in self.fitted or (how is not None and how.bits in FITTING.get(precision, ()))
+        if how is not None and fits and how.turned is flipped:
             return "packed"
         if precision != "source":
             return precision
         return "int8" if how is not None and not how.bits else "plain"
 
     def packing(self, keys: Keys) -> Packing | None:
-        """What the source has a parameter as; of several that are alike."""
-        stored = packed_of(self.params[keys if isinstance(keys, str) else keys[0]])
-        return stored.how if stored is not None else None
+        """What a parameter was fitted as, or the source has it as; of several that are alike."""
+        key = keys if isinstance(keys, str) else keys[0]
+        stored = packed_of(self.params[key])
+        return self.fitted[key].how if key in self.fitted else stored.how if stored is not None else None
 
     def alike(self, keys: Sequence[str]) -> list[tuple[str, ...]]:
         """Neighbours that have one form and, if they are packed, one packing."""
@@ -121,8 +139,9 @@ class Weights:
     def packed(self, keys: Keys) -> PackedWeight:
         """A packed parameter, or several that are alike below each other."""
         if self._read is None or self._read[0] != keys:
-            stored = [packed_of(self.params[key]) for key in ((keys,) if isinstance(keys, str) else keys)]
-            self._read = keys, joined([each.read() for each in stored if each is not None])
+            each = (keys,) if isinstance(keys, str) else keys
+            parts = [packed_as(self.params[key], self.fitted.get(key)) for key in each]
+            self._read = keys, joined([part for part in parts if part is not None])
         return self._read[1]
 
     def value(self, keys: Keys) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from sleepc.cli.schedules import no_schedule_fits, show_schedules, subjects_of
 from sleepc.cli.schedules import to_json as schedules_to_json
 from sleepc.errors import UsageError
 from sleepc.output_place import check_file_place
+from sleepc.quantities import bytes_of, number_and_unit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HERE = ("auto", "cpu")
 TIME = "5m"
-BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MEASURED = ("decode_ms", "decode_p99_ms", "read_ms", "pause_ms", "pause_p99_ms")
 
@@ -258,26 +257,11 @@ def _nothing_fits(tuned: Tuned) -> UsageError:
     )
 
 
-def bytes_of(text: str, where: str) -> int:
-    """2GiB, 500MB, 1000 -> bytes. Raises UsageError for anything else."""
-    number, unit = _number_and_unit(text)
-    if unit not in BYTES or not number:
-        raise UsageError(
-            f"cannot read {text!r}", where=where, fix=f"Give a number with a unit: 2GiB ({', '.join(list(BYTES)[1:])})."
-        )
-    return max(int(number * BYTES[unit]), 1)
-
-
 def seconds(text: str, where: str) -> float:
     """50ms, 90s, 5m -> seconds. Raises UsageError for anything else."""
-    number, unit = _number_and_unit(text)
+    number, unit = number_and_unit(text)
     if unit not in SECONDS or not number:
         raise UsageError(
             f"cannot read {text!r}", where=where, fix=f"Give a number with a unit: 5m ({', '.join(SECONDS)})."
         )
     return number * SECONDS[unit]
-
-
-def _number_and_unit(text: str) -> tuple[float, str]:
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([A-Za-z]{0,3})", text, re.ASCII)
-    return (float(found[1]), found[2]) if found else (0.0, "?")

@@ -19,6 +19,7 @@ import pytest
 from torch._inductor import config
 
 import sleepc
+from sleepc import quantities
 from sleepc import tuning as tuning_module
 from sleepc.backends.contract import Target
 from sleepc.backends.table import DEFAULT, DEFAULT_TARGET, find_runner, runners
@@ -485,7 +486,7 @@ def test_what_does_not_fit(
 
 @pytest.mark.parametrize(("text", "value"), [("2GiB", 1 << 31), ("1.5 kB", 1500), ("7", 7), ("500MB", 500_000_000)])
 def test_sizes(text: str, value: int) -> None:
-    assert command.bytes_of(text, "") == value
+    assert quantities.bytes_of(text, "") == value
 
 
 @pytest.mark.parametrize(("text", "value"), [("50ms", 0.05), ("90s", 90), ("5m", 300), ("0.5h", 1800)])
@@ -495,7 +496,7 @@ def test_times(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "s", "-5s", "5 weeks", "1e9s", "٣s", "nan s"])
 def test_other_texts_are_refused(text: str) -> None:
-    for read in (command.seconds, command.bytes_of):
+    for read in (command.seconds, quantities.bytes_of):
         with pytest.raises(UsageError, match="cannot read"):
             read(text, "--time")
 

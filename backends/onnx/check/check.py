@@ -21,7 +21,14 @@ from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.one_token import check_one_token
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
-from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, source_facts
+from sleepc.backends.onnx.check.weights import (
+    NONE,
+    FittedWeights,
+    WeightKeys,
+    check_weights,
+    dequantised,
+    source_facts,
+)
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
 from sleepc.backends.onnx.manifest import ExportManifest, Replaced, Unchanged
@@ -42,7 +49,7 @@ class CheckedFiles:
     program: ProgramGraphs  # in float32
     folder: Path
     manifest: ExportManifest
-    tokens: IntArray
+    tokens: Sequence[int]
     progress: Progress
     report: Report = field(default_factory=Report)
 
@@ -52,32 +59,24 @@ class CheckedFiles:
         return self.manifest.precision in BOUNDS
 
 
-def check(
-    program: ProgramGraphs,
-    folder: Path,
-    manifest: ExportManifest,
-    written: WeightKeys,
-    tokens: Sequence[int],
-    progress: Progress,
-) -> Report:
-    """Check the files in `folder` against the float32 program that they were made from, reading `tokens`.
+def check(subject: CheckedFiles, written: WeightKeys, fitted: FittedWeights = NONE) -> Report:
+    """Check files against the float32 program that they were made from. `written` says what each weight is, `fitted`
+    what some stand there as.
 
-    `written` says what each weight is.
     Raises SleepcError if a file is not what was asked for; what they compute is in the report.
     """
-    started = time.perf_counter()
-    subject = CheckedFiles(program, folder, manifest, np.array(tokens, np.int64), progress)
-    progress("checking the files", None)
+    started, program, folder = time.perf_counter(), subject.program, subject.folder
+    subject.progress("checking the files", None)
     _check_provider(subject)
-    stored, facts = check_files(folder, [graph.file for graph in manifest.graphs])
-    check_weights(program, folder, stored, written)
-    subject.report.facts |= {"runtime": about(), **facts, **source_facts(program, written)}
+    stored, facts = check_files(folder, [graph.file for graph in subject.manifest.graphs])
+    check_weights(program, folder, stored, written, fitted)
+    subject.report.facts |= {"runtime": about(), **facts, **source_facts(program, written, fitted)}
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as shelf:
         expected = Shelf(Path(shelf))
         if subject.quantised:
             _read_text_eager(subject, expected)
             _free()
-        _read_eager(subject, dequantised(program, folder, stored, written), expected)
+        _read_eager(subject, dequantised(program, folder, stored, written, fitted), expected)
         _free()
         _read_onnx(subject, expected)
     subject.report.seconds = time.perf_counter() - started
@@ -95,7 +94,7 @@ def _check_provider(subject: CheckedFiles) -> None:
 def _read_text_eager(subject: CheckedFiles, shelf: Shelf) -> None:
     subject.progress("reading a text with PyTorch", None)
     steps = find_trainer().steps(subject.program)
-    read_text(steps, subject.tokens[:TEXT], lambda at, x: shelf.put(f"text {at}", Found(x)))
+    read_text(steps, np.array(subject.tokens[:TEXT], np.int64), lambda at, x: shelf.put(f"text {at}", Found(x)))
 
 
 def _read_eager(subject: CheckedFiles, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
@@ -145,7 +144,7 @@ def _read_onnx(subject: CheckedFiles, expected: Shelf) -> None:
 def _quality(subject: CheckedFiles, steps: OnnxSteps, expected: Callable[[str], Found]) -> Quality:
     """A text read with ONNX Runtime, against the logits of its pieces."""
     subject.progress("reading a text with ONNX Runtime", None)
-    quality = Quality(subject.tokens[:TEXT])
+    quality = Quality(np.array(subject.tokens[:TEXT], np.int64))
     with _told():
         read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected(f"text {at}").logits))
     return quality

@@ -15,7 +15,7 @@ from sleepc.backends.onnx.check.files import Stored
 from sleepc.backends.onnx.quantise import BLOCK, dequantise
 from sleepc.backends.onnx.weights import FILE, Keys
 from sleepc.errors import SleepcError, UsageError
-from sleepc.ir.packed import PARTS, PackedWeight
+from sleepc.ir.packed import PARTS, PackedWeight, Packing
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import packed_of
@@ -23,12 +23,22 @@ from sleepc.ir.weights import packed_of
 Array = npt.NDArray[Any]
 WeightKeys = dict[str, tuple[Keys, str]]
 """By a weight's name: the parameters it is made of, one below the other, and its form."""
+FittedWeights = Mapping[str, PackedWeight]
+NONE: FittedWeights = {}
 BLOCKS = ("int", "packed")  # forms whose values are rounded, or were by the source
 PIECE = 4 << 20  # numbers that are compared at once
 
 
-def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: WeightKeys) -> None:
-    """Compare every weight with the parameters it was made of. Raises SleepcError at the first one that is off."""
+def check_weights(
+    program: ProgramGraphs,
+    folder: Path,
+    stored: Mapping[str, Stored],
+    written: WeightKeys,
+    fitted: FittedWeights = NONE,
+) -> None:
+    """Compare every weight with the parameters it was made of, or with what they were fitted as. Raises SleepcError at
+    the first one that is off.
+    """
     dtypes = dtypes_of(program)
     for name, place in stored.items():
         if name not in written:
@@ -36,10 +46,16 @@ def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Sto
         keys, form = written[name]
         if not _is_whole(form):
             continue  # with what it scales
-        parts = [program.params[key].materialise().detach().cpu().to(dtypes[key]) for key in several(keys)]
+        as_fitted = fitted if form.startswith("packed") else NONE
+        parts = [
+            _value(as_fitted[key])
+            if key in as_fitted
+            else program.params[key].materialise().detach().cpu().to(dtypes[key])
+            for key in several(keys)
+        ]
         parameter = (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
         if form.startswith("packed"):
-            error = kept(parameter, _packed(program, folder, stored, name, keys))
+            error = kept(parameter, _packed(stored, folder, name, how_of(program, fitted, keys)))
         elif form.startswith("int"):
             error = quantised(parameter, place.read(folder), _scales(stored, name, folder), form)
         else:
@@ -51,7 +67,11 @@ def check_weights(program: ProgramGraphs, folder: Path, stored: Mapping[str, Sto
 
 
 def dequantised(
-    program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], written: WeightKeys
+    program: ProgramGraphs,
+    folder: Path,
+    stored: Mapping[str, Stored],
+    written: WeightKeys,
+    fitted: FittedWeights = NONE,
 ) -> dict[str, torch.Tensor]:
     """Parameters that are in blocks, by key, with the values that kernels compute with.
 
@@ -64,7 +84,7 @@ def dequantised(
             continue
         shapes, turned = [program.params[key].shape for key in several(keys)], "transposed" in form
         if form.startswith("packed"):
-            weight = _packed(program, folder, stored, name, keys)
+            weight = _packed(stored, folder, name, how_of(program, fitted, keys))
             values, turned = torch.from_numpy(weight.value()), weight.how.turned
         else:
             scales = _scales(stored, name, folder)
@@ -82,7 +102,9 @@ def dequantised(
     return found
 
 
-def source_facts(program: ProgramGraphs, written: WeightKeys) -> dict[str, dict[str, Any]]:
+def source_facts(
+    program: ProgramGraphs, written: WeightKeys, fitted: FittedWeights = NONE
+) -> dict[str, dict[str, Any]]:
     """Of a quantised source: how many weights of each kind are kept as it has them, and which are rounded anew, with
     their kinds. Weights in float32 are neither.
     """
@@ -92,7 +114,7 @@ def source_facts(program: ProgramGraphs, written: WeightKeys) -> dict[str, dict[
         for key in several(keys):
             source = packed_of(program.params[key])
             if source is not None and form.startswith(BLOCKS):
-                (kept if form.startswith("packed") else anew)[key] = source.how.kind
+                (kept if form.startswith("packed") and key not in fitted else anew)[key] = source.how.kind
     return {"kept": dict(Counter(kept.values())), "requantised": anew} if kept or anew else {}
 
 
@@ -110,13 +132,26 @@ def _is_whole(form: str) -> bool:
     return form.rpartition(".")[2] not in PARTS
 
 
-def _packed(program: ProgramGraphs, folder: Path, stored: Mapping[str, Stored], name: str, keys: Keys) -> PackedWeight:
-    """A weight of a quantised source as it is in the file. Raises SleepcError if a part is missing, or does not fit."""
-    source, base = packed_of(program.params[several(keys)[0]]), name.removesuffix(".rows")
+def how_of(program: ProgramGraphs, fitted: FittedWeights, keys: Keys) -> Packing:
+    """How a packed weight is to be read: as it was fitted, or as the source has it."""
+    key = several(keys)[0]
+    source = fitted.get(key) or packed_of(program.params[key])
     assert source is not None
+    return source.how
+
+
+def _value(weight: PackedWeight) -> torch.Tensor:
+    """As the parameter has it."""
+    value = torch.from_numpy(weight.value())
+    return value.T.contiguous() if weight.how.turned else value
+
+
+def _packed(stored: Mapping[str, Stored], folder: Path, name: str, how: Packing) -> PackedWeight:
+    """A packed weight as it is in the file. Raises SleepcError if a part is missing, or does not fit."""
+    base = name.removesuffix(".rows")
     parts = {part: place.read(folder) for part in PARTS if (place := stored.get(f"{base}.{part}"))}
     numbers = stored[name].read(folder)
-    return PackedWeight.of(source.how, {"numbers": numbers.reshape(len(numbers), -1), **parts})
+    return PackedWeight.of(how, {"numbers": numbers.reshape(len(numbers), -1), **parts})
 
 
 def several(keys: Keys) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.lower import write_files
 from sleepc.backends.onnx.manifest import ExportManifest
 from sleepc.backends.onnx.target import TARGET, options_of
+from sleepc.backends.onnx.weights import Weights
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.runner import run_stages
 from sleepc.verify.memory_values import shaken
@@ -30,10 +31,14 @@ def new_folder() -> Path:
     return Path(FOLDERS.enter_context(TemporaryDirectory()))
 
 
-def lower(program: ProgramGraphs, folder: Path, style: Style, **more: Any) -> ExportManifest:
-    """A program at level STEP as files of a style, unchecked."""
+def lower(
+    program: ProgramGraphs, folder: Path, style: Style, *, written: dict[str, Any] | None = None, **more: Any
+) -> ExportManifest:
+    """A program at level STEP as files of a style, unchecked. `written` gets what each weight is."""
     lowered = run_stages(program, TARGET.lowering(program, options_of(style)))
-    return write_files(lowered, folder, style, **more)
+    weights = Weights.of(lowered, folder, style.precision)
+    weights.written = {} if written is None else written
+    return write_files(lowered, folder, style, weights=weights, **more)
 
 
 @cache

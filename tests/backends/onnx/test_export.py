@@ -23,7 +23,7 @@ from sleepc.backends.check.reading import Found, tokens_needed
 from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import TRANSLATIONS, Style
 from sleepc.backends.onnx.check import check as checking
-from sleepc.backends.onnx.check.check import check
+from sleepc.backends.onnx.check.check import CheckedFiles, check
 from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.quality import Quality
 from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, plain, quantised
@@ -71,7 +71,7 @@ class Lowered:
 
     def check(self) -> Report:
         graphs = self.program.graphs
-        return check(graphs, self.folder, self.manifest, self.written, TOKENS, lambda what, share: None)
+        return check(CheckedFiles(graphs, self.folder, self.manifest, TOKENS, lambda what, share: None), self.written)
 
     @contextmanager
     def weights(self) -> Iterator[bytearray]:

@@ -1,0 +1,211 @@
+"""How many bits each matrix gets, by what a text's logits lose if it alone has four: within a size, or up to a loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sleepc.backends.onnx.rounding.gptq import GROUP, gptq, rounded
+from sleepc.backends.onnx.rounding.products import Products
+from sleepc.errors import UsageError
+from sleepc.ir.packed import PackedWeight
+from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.weights import packed_of
+from sleepc.progress import Progress
+from sleepc.quantities import bytes_of, share_of
+from sleepc.runtime.steps import IntArray
+
+LEAST, MOST = 512, 4096  # tokens whose products are looked at
+JUDGED = 256  # tokens by which matrices are compared with each other
+LOSS = 0.04  # of perplexity, if nothing is asked for
+HELD = 1 << 30  # bytes of moments at once
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The most bytes of all weights that the model had, and the most that perplexity may grow, as a share."""
+
+    size: int | None = None
+    loss: float | None = None
+
+    @classmethod
+    def of(cls, size: str, loss: str) -> Wish:
+        """Of options; empty ones ask for nothing."""
+        return cls(bytes_of(size, "--size") if size else None, share_of(loss, "--max-loss") if loss else None)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights in few bits by parameter, and what is to be said about them."""
+
+    weights: Mapping[str, PackedWeight]
+    facts: dict[str, Any]
+
+
+def fit(program: ProgramGraphs, tokens: IntArray, wish: Wish, progress: Progress) -> Fitted:
+    """Every matrix of the model that a product or a table reads in 4 bits by GPTQ, or in 8; those that a quantised
+    source has in 4 bits stay as they are. `program`: at level STEP, in float32.
+
+    Raises UsageError for too few tokens, and for a wish that no mix of bits meets, with what comes nearest.
+    """
+    if len(tokens) < LEAST:
+        fix = "Give a longer --text, or --fast, which rounds without one."
+        raise UsageError(f"there are {len(tokens)} tokens to calibrate with, of {LEAST}", where="--text", fix=fix)
+    products = Products(program)
+    judged = _Judged(products, tokens[-JUDGED:])
+    four = _in_four_bits(program, products, tokens[:MOST], progress)
+    lost = {}
+    for done, (key, weight) in enumerate(four.items()):
+        lost[key] = judged.divergence({key: weight})
+        progress("comparing matrices in 4 bits", (done + 1) / len(four))
+    mix = _Mix(program, products, four, lost)
+    count = _chosen(mix, wish, judged)
+    loss = judged.loss(mix.weights(count))
+    facts = {"four_bits": len(four) - count, "eight_bits": mix.order[:count], "calibrated_on": len(tokens[:MOST])}
+    return Fitted(mix.weights(count), {"fitted": {**facts, "bytes": mix.size(count), "loss": loss}})
+
+
+def _in_four_bits(
+    program: ProgramGraphs, products: Products, tokens: IntArray, progress: Progress
+) -> dict[str, PackedWeight]:
+    keys = [key for key in products.turned if _is_fitted(program, key, turned=products.turned[key])]
+    found: dict[str, PackedWeight] = {}
+    while len(found) < len(keys):
+        some = _fitting(keys[len(found) :], products)
+        moments = products.moments(tokens, some)
+        for key in some:
+            found[key] = gptq(_matrix(products, key), _of(moments, products, key), turned=products.turned[key])
+            progress("fitting matrices", len(found) / len(keys))
+    return found
+
+
+def _is_fitted(program: ProgramGraphs, key: str, *, turned: bool) -> bool:
+    source = packed_of(program.params[key])
+    width = program.params[key].shape[0 if turned else 1]
+    return width % GROUP == 0 and (source is None or source.how.bits != 4 or source.how.turned is not turned)
+
+
+def _fitting(keys: Sequence[str], products: Products) -> list[str]:
+    """The first of `keys`, as many as have room for their moments."""
+    sizes = np.cumsum([4 * _matrix(products, key).shape[1] ** 2 for key in keys])
+    return list(keys[: max(int(np.searchsorted(sizes, HELD)), 1)])
+
+
+def _matrix(products: Products, key: str) -> Tensor:
+    """[out, in]."""
+    value = products.values[key]
+    return value.T if products.turned[key] else value
+
+
+def _of(moments: Mapping[str, Tensor], products: Products, key: str) -> Tensor:
+    """Of a table, in which rows are only looked up, all columns count alike."""
+    return moments.get(key, torch.eye(_matrix(products, key).shape[1]))
+
+
+class _Judged:
+    """What weights cost on a text."""
+
+    def __init__(self, products: Products, tokens: IntArray) -> None:
+        self.products, self.tokens = products, tokens
+        self.own = list(self._logs())
+
+    def _logs(self) -> list[npt.NDArray[Any]]:
+        return [torch.log_softmax(torch.from_numpy(x), -1).numpy() for x in self.products.read(self.tokens)]
+
+    def divergence(self, weights: Mapping[str, PackedWeight]) -> float:
+        """KL of the logits with these weights from the program's own, in nats for all tokens."""
+        with self.products.instead(weights):
+            pairs = zip(self.own, self._logs(), strict=True)
+            return sum(float((np.exp(p) * (p - q)).sum(dtype=np.float64)) for p, q in pairs)
+
+    def loss(self, weights: Mapping[str, PackedWeight]) -> float:
+        """How much perplexity grows, as a share."""
+        with self.products.instead(weights):
+            return math.exp(self._surprise(self._logs()) - self._surprise(self.own)) - 1
+
+    def _surprise(self, logs: Sequence[npt.NDArray[Any]]) -> float:
+        """Nats a token."""
+        following, rows = self.tokens[1:], np.concatenate(logs)[:-1]
+        return -float(np.take_along_axis(rows, following[:, None], 1).mean(dtype=np.float64))
+
+
+class _Mix:
+    """Matrices in the order in which 8 bits are worth most for their bytes."""
+
+    def __init__(
+        self, program: ProgramGraphs, products: Products, four: Mapping[str, PackedWeight], lost: Mapping[str, float]
+    ) -> None:
+        self.products, self.four = products, four
+        self.order = sorted(four, key=lambda key: lost[key] / weight_bytes(four[key]), reverse=True)
+        self._eight: dict[str, PackedWeight] = {}
+        rest = [key for key, param in program.params.items() if not param.new and key not in four]
+        self.rest = sum(_bytes(program, products, key) for key in rest)
+
+    def weights(self, count: int) -> dict[str, PackedWeight]:
+        """With the first `count` in 8 bits."""
+        for key in self.order[:count]:
+            if key not in self._eight:
+                self._eight[key] = rounded(_matrix(self.products, key), turned=self.products.turned[key])
+        return {**self.four, **{key: self._eight[key] for key in self.order[:count]}}
+
+    def size(self, count: int) -> int:
+        """Bytes of all that the model had."""
+        wide = sum(prod(self.four[key].shape) // 2 for key in self.order[:count])
+        return self.rest + sum(map(weight_bytes, self.four.values())) + wide
+
+
+def weight_bytes(weight: PackedWeight) -> int:
+    """Of all parts, scales in float32."""
+    return sum(part.nbytes * (2 if part.dtype == np.float16 else 1) for part in weight.parts().values())
+
+
+def _bytes(program: ProgramGraphs, products: Products, key: str) -> int:
+    """Of what is not fitted: as the source has it, if that has four bits, or in float32."""
+    source = packed_of(program.params[key])
+    if key in products.turned and source is not None and source.how.bits == 4:
+        return weight_bytes(source.read())
+    return 4 * prod(program.params[key].shape)
+
+
+def _chosen(mix: _Mix, wish: Wish, judged: _Judged) -> int:
+    """How many matrices get 8 bits."""
+    if wish.size is not None:
+        return _within(mix, wish.size, wish.loss, judged)
+    most = LOSS if wish.loss is None else wish.loss
+    low, high = 0, len(mix.order)
+    while low < high:  # 8 bits of more matrices do not lose more
+        middle = (low + high) // 2
+        low, high = (low, middle) if judged.loss(mix.weights(middle)) <= most else (middle + 1, high)
+    if wish.loss is not None and judged.loss(mix.weights(low)) > most:
+        least = judged.loss(mix.weights(len(mix.order)))
+        raise UsageError(
+            f"perplexity grows by {least:.2%} with all matrices in 8 bits, {mix.size(len(mix.order)) / MB:.0f} MB",
+            where="--max-loss",
+            fix="Ask for no less, or use --precision int8, fp16 or fp32.",
+        )
+    return low
+
+
+def _within(mix: _Mix, size: int, loss: float | None, judged: _Judged) -> int:
+    """As many as a size has room for."""
+    if mix.size(0) > size:
+        raise UsageError(
+            f"no mix of 4 and 8 bits has {size / MB:.0f} MB: with 4 bits everywhere it is {mix.size(0) / MB:.1f} MB",
+            where="--size",
+            fix=f"Give --size {math.ceil(mix.size(0) / MB)}MB or more.",
+        )
+    count = max(n for n in range(len(mix.order) + 1) if mix.size(n) <= size)
+    found = 0.0 if loss is None else judged.loss(mix.weights(count))
+    if loss is not None and found > loss:
+        what = f"perplexity grows by {found:.2%} within {size / MB:.0f} MB"
+        raise UsageError(what, where="--size, --max-loss", fix="Give more of either.")
+    return count

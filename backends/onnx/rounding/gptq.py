@@ -1,0 +1,89 @@
+"""Matrices in whole numbers: of 4 bits so that what they are multiplied with has nearly the same product, of 8 as near
+as they can be.
+
+GPTQ (Frantar et al., arXiv 2210.17323): columns are rounded one after the other, and those that follow take up what it
+does to the product. With H = E[x xᵀ] and H⁻¹ = UᵀU, U an upper triangle, a column j that becomes q_j changes others by
+
+    w_k -= (w_j - q_j) / U_jj * U_jk    for k > j.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sleepc.ir.packed import PackedWeight, Packing
+
+GROUP = 32  # numbers with one scale
+DAMPING = 0.01  # of the mean of H's diagonal: directions that the text did not have
+SHRUNK = [1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72]  # scales that are tried, as shares of the largest one
+KINDS = {4: "GPTQ", 8: "rounded"}
+
+
+def gptq(weight: Tensor, moments: Tensor, *, turned: bool = False) -> PackedWeight:
+    """weight [out, in], in a multiple of GROUP, and the sum of x xᵀ [in, in] over what it is multiplied with, in any
+    scale -> numbers of 4 bits, -8 to 7 times a scale for each group.
+    """
+    upper = _upper(moments)
+    left = weight.detach().float().clone()
+    numbers, scales = torch.empty_like(left), []
+    for at in range(0, left.shape[1], GROUP):
+        group = slice(at, at + GROUP)
+        triangle = upper[group, group]
+        scale = _scale(left[:, group], triangle.diagonal())
+        scales.append(scale)
+        lost = torch.empty_like(left[:, group])
+        for j in range(GROUP):
+            column = left[:, at + j]
+            numbers[:, at + j] = _nearest(column, scale)
+            lost[:, j] = (column - numbers[:, at + j] * scale) / triangle[j, j]
+            left[:, at + j : at + GROUP] -= lost[:, j, None] * triangle[j, j:]
+        left[:, at + GROUP :] -= lost @ upper[group, at + GROUP :]
+    return _packed(numbers, torch.stack(scales, 1), 4, turned)
+
+
+def rounded(weight: Tensor, *, turned: bool = False) -> PackedWeight:
+    """weight [out, in] in numbers of 8 bits, -127 to 127 times a scale for each group."""
+    groups = weight.detach().float().reshape(len(weight), -1, GROUP)
+    scale = _stored(groups.abs().amax(-1) / 127)
+    numbers = torch.where(scale[..., None] > 0, (groups / scale[..., None]).round().clamp(-127, 127), 0)
+    return _packed(numbers.flatten(1), scale, 8, turned)
+
+
+def _upper(moments: Tensor) -> Tensor:
+    """U of H⁻¹ = UᵀU in float32, from H damped."""
+    h = moments.double()
+    mean = float(h.diagonal().mean()) or 1.0
+    h = h + DAMPING * mean * torch.eye(len(h), dtype=torch.float64)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()
+
+
+def _scale(group: Tensor, diagonal: Tensor) -> Tensor:
+    """group [out, n] -> scales [out]: with the largest value at the end of the range that has one number more, or
+    shrunk, whichever changes the product least.
+    """
+    largest = group.gather(1, group.abs().argmax(1, keepdim=True))[:, 0]
+    tried = torch.stack([_stored(largest * share / -8) for share in SHRUNK])  # [n, out]
+    changed = (group - _nearest(group, tried[..., None]) * tried[..., None]) / diagonal
+    best = changed.square().sum(-1).argmin(0)
+    return tried.gather(0, best[None])[0]
+
+
+def _nearest(values: Tensor, scale: Tensor) -> Tensor:
+    return torch.where(scale != 0, (values / scale).round().clamp(-8, 7), 0)
+
+
+def _stored(scale: Tensor) -> Tensor:
+    """As a file has it."""
+    return scale.half().float()
+
+
+def _packed(numbers: Tensor, scales: Tensor, bits: int, turned: bool) -> PackedWeight:
+    raised = (numbers + 2 ** (bits - 1)).to(torch.uint8).numpy()
+    if bits == 4:
+        raised = raised[:, ::2] | raised[:, 1::2] << 4
+    how = Packing(KINDS[bits], bits, GROUP, turned=turned)
+    return PackedWeight.of(how, {"numbers": np.ascontiguousarray(raised), "scales": scales.half().numpy()})
