@@ -102,6 +102,8 @@ def _tell(display: Display, exported: Exported) -> None:
         exact = f" ({found['exact']:.2f} with activations in float32)" if "exact" in found else ""
         words = f"{found['before']:.2f} before, {found['after']:.2f} after{exact}"
         out.print(f"perplexity of {found['tokens']} tokens: {words}")
+    if "fitted" in report:
+        out.print(_of_text(report["fitted"]))
     if "kept" in report:
         out.print(_of_source(report["kept"], report["requantised"]))
     weights = f"{report['weights']} weights by value, " if "weights" in report else ""
@@ -112,6 +114,13 @@ def _tell(display: Display, exported: Exported) -> None:
     else:
         sizes = "   ".join(f"{name} {size(count)}" for name, count in bytes_of.items())
     display.leave("saved", f"{exported.path}/   {sizes}", exported.seconds)
+
+
+def _of_text(fitted: dict[str, Any]) -> str:
+    """What became of the weights that a text has fitted."""
+    counts = f"{fitted['four_bits']} in 4 bits, {len(fitted['eight_bits'])} in 8"
+    words = f"matrices fitted to {fitted['calibrated_on']} tokens: {counts}"
+    return f"{words}; {size(fitted['bytes'])} of the model's own weights, perplexity there {fitted['loss']:+.1%}"
 
 
 def _of_source(kept: dict[str, int], anew: dict[str, str]) -> str:

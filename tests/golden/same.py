@@ -35,8 +35,8 @@ Case = dict[str, Any]
 EXPORTED = [*((name, "parallel") for name in ("llama", "gemma2", "gpt2", "qwen3", "nanogpt", "bloom", "gpt-oss"))]
 EXPORTED += [(name, recipe) for name, recipe in CASES if recipe not in ("parallel", "some-layers")]
 RECIPES = {**CONFORMANCE, "keep": {"keep": {"slots": 3, "budgets": "equal"}}}
-STYLES: list[tuple[str, str, dict[str, str], float]] = [
-    ("llama", "parallel", {"precision": "int4"}, 0.3),
+STYLES: list[tuple[str, str, dict[str, Any], float]] = [
+    ("llama", "parallel", {"precision": "int4", "fast": True}, 0.3),
     ("gpt2", "insert", {"precision": "int8"}, 0.3),
     ("gemma2", "parallel", {"precision": "fp16"}, 1),
     ("llama", "recurrent-hard", {"ops": "portable"}, 1),
@@ -50,7 +50,7 @@ QUICK = (
     "llama keep",
     "gpt2 recurrent-online",
     "gemma2 insert onnx",
-    "llama parallel onnx precision=int4",
+    "llama parallel onnx precision=int4 fast=True",
 )
 
 
@@ -63,7 +63,7 @@ def cases() -> list[Case]:
     return [*found, *(_case(*style) for style in STYLES)]
 
 
-def _case(family: str, recipe: str, export: dict[str, str] | None, calm: float) -> Case:
+def _case(family: str, recipe: str, export: Case | None, calm: float) -> Case:
     words = [family, recipe, *([] if export is None else ["onnx", *(f"{k}={v}" for k, v in export.items())])]
     case = {"name": " ".join(words), "folder": "-".join(words), "family": family, "recipe": RECIPES[recipe]}
     return {**case, "export": export, "calm": calm}

@@ -78,7 +78,12 @@ def run(case: dict[str, Any], families: ModuleType, place: Path, base: Path) -> 
     program.save(place / "artifact")
     if exported is not None:
         tokens = np.random.default_rng(5).integers(0, families.VOCAB, 64).tolist()
-        program.export(tokens=tokens, **exported)
+        try:
+            program.export(tokens=tokens, **exported)
+        except sleepc.SleepcError as error:
+            if "has no option fast" not in error.what:  # commits without it round so anyway
+                raise
+            program.export(tokens=tokens, **{name: value for name, value in exported.items() if name != "fast"})
     backend = "eager" if exported is None else "onnx"
     save_file(computed(program.session(2, backend=backend), families.VOCAB, place / "made.state"), place / "converted")
     loaded = sleepc.load(base / "artifact")

@@ -144,7 +144,7 @@ class _Mix:
     def __init__(
         self, program: ProgramGraphs, products: Products, four: Mapping[str, PackedWeight], lost: Mapping[str, float]
     ) -> None:
-        self.products, self.four = products, four
+        self.program, self.products, self.four = program, products, four
         self.order = sorted(four, key=lambda key: lost[key] / weight_bytes(four[key]), reverse=True)
         self._eight: dict[str, PackedWeight] = {}
         rest = [key for key, param in program.params.items() if not param.new and key not in four]
@@ -154,8 +154,15 @@ class _Mix:
         """With the first `count` in 8 bits."""
         for key in self.order[:count]:
             if key not in self._eight:
-                self._eight[key] = rounded(_matrix(self.products, key), turned=self.products.turned[key])
+                self._eight[key] = self._in_eight_bits(key)
         return {**self.four, **{key: self._eight[key] for key in self.order[:count]}}
+
+    def _in_eight_bits(self, key: str) -> PackedWeight:
+        """As the source has it, if that has 8 bits."""
+        source, turned = packed_of(self.program.params[key]), self.products.turned[key]
+        if source is not None and source.how.bits == 8 and source.how.turned is turned:
+            return source.read()
+        return rounded(_matrix(self.products, key), turned=turned)
 
     def size(self, count: int) -> int:
         """Bytes of all that the model had."""
@@ -164,8 +171,8 @@ class _Mix:
 
 
 def weight_bytes(weight: PackedWeight) -> int:
-    """Of all parts, scales in float32."""
-    return sum(part.nbytes * (2 if part.dtype == np.float16 else 1) for part in weight.parts().values())
+    """Of all parts, as they stand in the file."""
+    return sum(part.nbytes for part in weight.parts().values())
 
 
 def _bytes(program: ProgramGraphs, products: Products, key: str) -> int:
