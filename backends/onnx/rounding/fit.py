@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sleepc.backends.onnx.rounding.gptq import GROUP, gptq, rounded
+from sleepc.backends.onnx.rounding.gptq import GROUP, gptq, rounded, triangle
 from sleepc.backends.onnx.rounding.products import Products
 from sleepc.errors import UsageError
 from sleepc.ir.packed import PackedWeight
@@ -24,7 +24,8 @@ from sleepc.quantities import bytes_of, share_of
 from sleepc.runtime.steps import IntArray
 
 LEAST, MOST = 512, 4096  # tokens whose products are looked at
-JUDGED = 256  # tokens by which matrices are compared with each other
+JUDGED = 128  # tokens by which matrices are compared with each other
+READ = 1024  # tokens of which perplexity is
 LOSS = 0.04  # of perplexity, if nothing is asked for
 HELD = 1 << 30  # bytes of moments at once
 MB = 10**6
@@ -61,7 +62,7 @@ def fit(program: ProgramGraphs, tokens: IntArray, wish: Wish, progress: Progress
         fix = "Give a longer --text, or --fast, which rounds without one."
         raise UsageError(f"there are {len(tokens)} tokens to calibrate with, of {LEAST}", where="--text", fix=fix)
     products = Products(program)
-    judged = _Judged(products, tokens[-JUDGED:])
+    judged = _Judged(products, tokens)
     four = _in_four_bits(program, products, tokens[:MOST], progress)
     lost = {}
     for done, (key, weight) in enumerate(four.items()):
@@ -81,9 +82,12 @@ def _in_four_bits(
     found: dict[str, PackedWeight] = {}
     while len(found) < len(keys):
         some = _fitting(keys[len(found) :], products)
+        last: tuple[Tensor, Tensor] | None = None  # neighbours are multiplied with one value
         moments = products.moments(tokens, some)
         for key in some:
-            found[key] = gptq(_matrix(products, key), _of(moments, products, key), turned=products.turned[key])
+            h = moments.get(key, torch.eye(_matrix(products, key).shape[1]))  # where rows are only looked up
+            last = last if last is not None and last[0] is h else (h, triangle(h))
+            found[key] = gptq(_matrix(products, key), last[1], turned=products.turned[key])
             progress("fitting matrices", len(found) / len(keys))
     return found
 
@@ -106,36 +110,37 @@ def _matrix(products: Products, key: str) -> Tensor:
     return value.T if products.turned[key] else value
 
 
-def _of(moments: Mapping[str, Tensor], products: Products, key: str) -> Tensor:
-    """Of a table, in which rows are only looked up, all columns count alike."""
-    return moments.get(key, torch.eye(_matrix(products, key).shape[1]))
-
-
 class _Judged:
     """What weights cost on a text."""
 
     def __init__(self, products: Products, tokens: IntArray) -> None:
-        self.products, self.tokens = products, tokens
-        self.own = list(self._logs())
+        self.products, self.compared, self.read = products, tokens[-JUDGED:], tokens[-READ:]
+        self.own = list(self._logs(self.compared))
+        self.surprise = self._surprise()
 
-    def _logs(self) -> list[npt.NDArray[Any]]:
-        return [torch.log_softmax(torch.from_numpy(x), -1).numpy() for x in self.products.read(self.tokens)]
+    def _logs(self, tokens: IntArray) -> Iterator[npt.NDArray[Any]]:
+        """Log probabilities [n, V], piece by piece."""
+        return (torch.log_softmax(torch.from_numpy(x), -1).numpy() for x in self.products.read(tokens))
 
     def divergence(self, weights: Mapping[str, PackedWeight]) -> float:
         """KL of the logits with these weights from the program's own, in nats for all tokens."""
         with self.products.instead(weights):
-            pairs = zip(self.own, self._logs(), strict=True)
+            pairs = zip(self.own, self._logs(self.compared), strict=True)
             return sum(float((np.exp(p) * (p - q)).sum(dtype=np.float64)) for p, q in pairs)
 
     def loss(self, weights: Mapping[str, PackedWeight]) -> float:
         """How much perplexity grows, as a share."""
         with self.products.instead(weights):
-            return math.exp(self._surprise(self._logs()) - self._surprise(self.own)) - 1
+            return math.exp(self._surprise() - self.surprise) - 1
 
-    def _surprise(self, logs: Sequence[npt.NDArray[Any]]) -> float:
+    def _surprise(self) -> float:
         """Nats a token."""
-        following, rows = self.tokens[1:], np.concatenate(logs)[:-1]
-        return -float(np.take_along_axis(rows, following[:, None], 1).mean(dtype=np.float64))
+        total, at = 0.0, 1
+        for rows in self._logs(self.read):
+            following = self.read[at : at + len(rows), None]
+            total -= float(np.take_along_axis(rows[: len(following)], following, 1).sum(dtype=np.float64))
+            at += len(rows)
+        return total / (len(self.read) - 1)
 
 
 class _Mix:

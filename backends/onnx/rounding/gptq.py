@@ -21,26 +21,35 @@ SHRUNK = [1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72]  # scales that are tried
 KINDS = {4: "GPTQ", 8: "rounded"}
 
 
-def gptq(weight: Tensor, moments: Tensor, *, turned: bool = False) -> PackedWeight:
-    """weight [out, in], in a multiple of GROUP, and the sum of x xᵀ [in, in] over what it is multiplied with, in any
-    scale -> numbers of 4 bits, -8 to 7 times a scale for each group.
+def triangle(moments: Tensor) -> Tensor:
+    """The sum of x xᵀ [in, in] over what matrices are multiplied with, in any scale -> U [in, in] of H⁻¹ = UᵀU, from H
+    damped.
     """
-    upper = _upper(moments)
-    left = weight.detach().float().clone()
+    h = moments.double()
+    h.diagonal().add_(DAMPING * (float(h.diagonal().mean()) or 1.0))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()
+
+
+def gptq(weight: Tensor, upper: Tensor, *, turned: bool = False) -> PackedWeight:
+    """weight [out, in], in a multiple of GROUP, and the triangle U of what it is multiplied with -> numbers of 4 bits,
+    -8 to 7 times a scale for each group.
+    """
+    left = weight.detach().float().T.contiguous().clone()  # a column is contiguous
     numbers, scales = torch.empty_like(left), []
-    for at in range(0, left.shape[1], GROUP):
-        group = slice(at, at + GROUP)
-        triangle = upper[group, group]
-        scale = _scale(left[:, group], triangle.diagonal())
+    for at in range(0, len(left), GROUP):
+        group = left[at : at + GROUP]
+        block = upper[at : at + GROUP, at : at + GROUP]
+        scale = _scale(group, block.diagonal())
         scales.append(scale)
-        lost = torch.empty_like(left[:, group])
+        lost = torch.empty_like(group)
         for j in range(GROUP):
-            column = left[:, at + j]
-            numbers[:, at + j] = _nearest(column, scale)
-            lost[:, j] = (column - numbers[:, at + j] * scale) / triangle[j, j]
-            left[:, at + j : at + GROUP] -= lost[:, j, None] * triangle[j, j:]
-        left[:, at + GROUP :] -= lost @ upper[group, at + GROUP :]
-    return _packed(numbers, torch.stack(scales, 1), 4, turned)
+            numbers[at + j] = _nearest(group[j], scale)
+            lost[j] = (group[j] - numbers[at + j] * scale) / block[j, j]
+            group[j:] -= block[j, j:, None] * lost[j]
+        left[at + GROUP :] -= upper[at : at + GROUP, at + GROUP :].T @ lost
+    return _packed(numbers.T, torch.stack(scales, 1), 4, turned)
 
 
 def rounded(weight: Tensor, *, turned: bool = False) -> PackedWeight:
@@ -51,25 +60,17 @@ def rounded(weight: Tensor, *, turned: bool = False) -> PackedWeight:
     return _packed(numbers.flatten(1), scale, 8, turned)
 
 
-def _upper(moments: Tensor) -> Tensor:
-    """U of H⁻¹ = UᵀU in float32, from H damped."""
-    h = moments.double()
-    mean = float(h.diagonal().mean()) or 1.0
-    h = h + DAMPING * mean * torch.eye(len(h), dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper.float()
-
-
 def _scale(group: Tensor, diagonal: Tensor) -> Tensor:
-    """group [out, n] -> scales [out]: with the largest value at the end of the range that has one number more, or
+    """group [n, out] -> scales [out]: with the largest value at the end of the range that has one number more, or
     shrunk, whichever changes the product least.
     """
-    largest = group.gather(1, group.abs().argmax(1, keepdim=True))[:, 0]
-    tried = torch.stack([_stored(largest * share / -8) for share in SHRUNK])  # [n, out]
-    changed = (group - _nearest(group, tried[..., None]) * tried[..., None]) / diagonal
-    best = changed.square().sum(-1).argmin(0)
-    return tried.gather(0, best[None])[0]
+    largest = group.gather(0, group.abs().argmax(0, keepdim=True))[0]
+    best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    for share in SHRUNK:
+        scale = _stored(largest * share / -8)
+        cost = ((group - _nearest(group, scale) * scale) / diagonal[:, None]).square().sum(0)
+        best, least = torch.where(cost < least, scale, best), torch.minimum(cost, least)
+    return best
 
 
 def _nearest(values: Tensor, scale: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from sleepc.backends.onnx.check.quality import TEXT
 from sleepc.backends.onnx.quantise import dequantise, quantise
 from sleepc.backends.onnx.rounding import fit as fitting
 from sleepc.backends.onnx.rounding.fit import Wish, fit, weight_bytes
-from sleepc.backends.onnx.rounding.gptq import DAMPING, GROUP, SHRUNK, gptq, rounded
+from sleepc.backends.onnx.rounding.gptq import DAMPING, GROUP, SHRUNK, gptq, rounded, triangle
 from sleepc.backends.onnx.rounding.products import Products
 from sleepc.backends.onnx.target import TARGET, Options
 from sleepc.errors import UsageError
@@ -31,6 +31,7 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB, FEW)
 def _few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "LEAST", FEW)
     monkeypatch.setattr(fitting, "JUDGED", FEW // 2)
+    monkeypatch.setattr(fitting, "READ", FEW)
 
 
 def silent(what: str, share: float | None) -> None:
@@ -75,7 +76,7 @@ def best_scale(group: Tensor, costs: list[float]) -> float:
 def test_numbers_are_those_of_the_definition() -> None:
     x = inputs(96)
     weight = torch.randn(5, 96, generator=torch.Generator().manual_seed(3)) * 0.1
-    found = gptq(weight, x.T @ x)
+    found = gptq(weight, triangle(x.T @ x))
     assert found.shape == (5, 96)
     np.testing.assert_allclose(found.value(), by_definition(weight, x.T @ x).numpy(), rtol=0, atol=1e-6)
 
@@ -84,7 +85,9 @@ def test_products_change_less_than_by_rounding() -> None:
     x = inputs(128)
     weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(4))
     plain = dequantise(*quantise(weight.numpy(), 4), 4, 128)
-    lost = [float((x @ (torch.from_numpy(v) - weight).T).norm()) for v in (gptq(weight, x.T @ x).value(), plain)]
+    lost = [
+        float((x @ (torch.from_numpy(v) - weight).T).norm()) for v in (gptq(weight, triangle(x.T @ x)).value(), plain)
+    ]
     assert lost[0] < 0.5 * lost[1]
 
 
@@ -95,7 +98,7 @@ def test_eight_bits_are_within_half_a_step_and_zeros_stay() -> None:
     step = np.repeat(found.scale, GROUP, 1)
     assert (np.abs(found.value() - weight.numpy()) <= step * 0.51).all()
     assert not found.value()[1].any()
-    assert not gptq(weight, torch.eye(64)).value()[1].any()
+    assert not gptq(weight, triangle(torch.eye(64))).value()[1].any()
 
 
 @cache
