@@ -20,7 +20,7 @@ from sleepc.progress import Progress
 
 if TYPE_CHECKING:
     from sleepc.backends.onnx.call import Style
-    from sleepc.backends.onnx.rounding.fit import Fitted
+    from sleepc.backends.onnx.rounding.fit import FittedBits
     from sleepc.backends.report import Report
     from sleepc.ir.program import ProgramGraphs
     from sleepc.passes.base import Stage
@@ -188,7 +188,7 @@ def _check_fitting(options: Options) -> None:
         share_of(options.max_loss, "--max-loss")
 
 
-def _fitted(options: Options, draft: Draft) -> Fitted | None:
+def _fitted(options: Options, draft: Draft) -> FittedBits | None:
     """Weights in few bits as a text has them fitted; the part of it that the checks do not read."""
     if options.precision != "int4" or options.fast:
         return None

@@ -45,14 +45,14 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedBits:
     """Weights in few bits by parameter, and what is to be said about them."""
 
     weights: Mapping[str, PackedWeight]
     facts: dict[str, Any]
 
 
-def fit(program: ProgramGraphs, tokens: IntArray, wish: Wish, progress: Progress) -> Fitted:
+def fit(program: ProgramGraphs, tokens: IntArray, wish: Wish, progress: Progress) -> FittedBits:
     """Every matrix of the model that a product or a table reads in 4 bits by GPTQ, or in 8; those that a quantised
     source has in 4 bits stay as they are. `program`: at level STEP, in float32.
 
@@ -72,7 +72,7 @@ def fit(program: ProgramGraphs, tokens: IntArray, wish: Wish, progress: Progress
     count = _chosen(mix, wish, judged)
     loss = judged.loss(mix.weights(count))
     facts = {"four_bits": len(four) - count, "eight_bits": mix.order[:count], "calibrated_on": len(tokens[:MOST])}
-    return Fitted(mix.weights(count), {"fitted": {**facts, "bytes": mix.size(count), "loss": loss}})
+    return FittedBits(mix.weights(count), {"fitted": {**facts, "bytes": mix.size(count), "loss": loss}})
 
 
 def _in_four_bits(

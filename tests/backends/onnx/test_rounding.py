@@ -145,7 +145,7 @@ def test_what_stands_in_a_place_is_what_is_computed_with() -> None:
     assert np.abs(other - own).max() > 1e-3
 
 
-def fitted(**wish: Any) -> fitting.Fitted:
+def fitted(**wish: Any) -> fitting.FittedBits:
     return fit(program("llama"), TOKENS, Wish(**wish), silent)
 
 
