@@ -133,8 +133,8 @@ class Llama:
         """The last one's logits are copied out, as whoever samples would."""
         for first in range(0, len(tokens), self.PIECE):
             piece = tokens[first : first + self.PIECE].tolist()
-            batch = self.llama.llama_batch_get_one((self.llama.llama_token * len(piece))(*piece), len(piece))
-            failed = self.llama.llama_decode(self.context, batch)
+            held = (self.llama.llama_token * len(piece))(*piece)  # the batch has its address only
+            failed = self.llama.llama_decode(self.context, self.llama.llama_batch_get_one(held, len(piece)))
             assert not failed, f"llama_decode: {failed}"
         logits = self.llama.llama_get_logits_ith(self.context, -1)
         return np.ctypeslib.as_array(logits, (self.vocab,)).copy()
