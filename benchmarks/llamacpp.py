@@ -13,7 +13,8 @@ from peers import CannotBuild
 LLAMA = "llama-cpp-python==0.3.36"
 # As a person builds it who wants it fast; without the parts that are not measured.
 FLAGS = "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF"
-SETTINGS = {"CMAKE_ARGS": FLAGS, "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+# Its AMX kernels crashed where these figures were measured (a virtual machine), with any file of 4 bits.
+WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 AGAIN = """
 import sys
 import llama_cpp as llama
@@ -27,7 +28,11 @@ sys.exit(llama.llama_model_quantize(source.encode(), target.encode(), params))
 
 def python_of(folder: Path) -> Path:
     """The environment's Python. Raises CannotBuild where there is no compiler, or the package cannot be had."""
-    return peers.environment(folder, LLAMA, "--no-binary", "llama-cpp-python", settings=SETTINGS)
+    flags = FLAGS
+    if "amx_tile" in Path("/proc/cpuinfo").read_text():
+        flags += f" '-DCMAKE_C_FLAGS={WITHOUT_AMX}' '-DCMAKE_CXX_FLAGS={WITHOUT_AMX}'"
+    settings = {"CMAKE_ARGS": flags, "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+    return peers.environment(folder, LLAMA, "--no-binary", "llama-cpp-python", settings=settings)
 
 
 def requantised(python: Path, source: Path, kind: str, folder: Path) -> tuple[Path, Row]:
