@@ -32,7 +32,8 @@ def python_of(folder: Path) -> Path:
     if "amx_tile" in Path("/proc/cpuinfo").read_text():
         flags += f" '-DCMAKE_C_FLAGS={WITHOUT_AMX}' '-DCMAKE_CXX_FLAGS={WITHOUT_AMX}'"
     settings = {"CMAKE_ARGS": flags, "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
-    return peers.environment(folder, LLAMA, "--no-binary", "llama-cpp-python", settings=settings)
+    fresh = ("--no-binary", "llama-cpp-python", "--no-cache-dir")  # with these flags, whatever was built before
+    return peers.environment(folder, LLAMA, *fresh, settings=settings)
 
 
 def requantised(python: Path, source: Path, kind: str, folder: Path) -> tuple[Path, Row]:
