@@ -68,7 +68,7 @@ def best_scale(group: Tensor, costs: list[float]) -> float:
 
     def cost(scale: float) -> float:
         pairs = zip(group.tolist(), costs, strict=True)
-        return sum((w - min(max(round(w / scale), -8), 7) * scale) ** 2 / c for w, c in pairs)
+        return float(sum((w - min(max(round(w / scale), -8), 7) * scale) ** 2 / c for w, c in pairs))
 
     return min(tried, key=cost)
 
