@@ -174,13 +174,12 @@ with endable():
 
 
 def _begun(file: Path, cache: Path) -> subprocess.Popen[str]:
-    """A process in the middle of a conversion."""
+    """A process in the middle of a conversion, which would end by itself if nobody read what it says."""
     command = [sys.executable, "-c", BEGIN, str(file)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     while "dequantising" not in process.stdout.readline():
         assert process.poll() is None
-    process.stdout.close()
     while not (cache.is_dir() and any(cache.iterdir())):
         time.sleep(0.01)
     return process
@@ -188,18 +187,17 @@ def _begun(file: Path, cache: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_conversion_that_is_ended_leaves_nothing(file: Path, cache: Path, number: signal.Signals) -> None:
-    process = _begun(file, cache)
-    process.send_signal(number)
-    assert process.wait() != 0
+    with _begun(file, cache) as process:
+        process.send_signal(number)
+    assert process.returncode != 0
     assert list(cache.iterdir()) == []
 
 
 def test_what_a_killed_conversion_left_goes_at_the_next_one(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = _begun(file, cache)
-    process.kill()
-    process.wait()
+    with _begun(file, cache) as process:
+        process.kill()
     assert len(list(cache.iterdir())) == 1
 
     def quick(path: Path, target: Path) -> list[str]:
