@@ -34,7 +34,11 @@ def converted(name: str, dtype: torch.dtype) -> tuple[ProgramGraphs, Recipe]:
 
 
 @pytest.mark.parametrize(
-    ("subject", "name"), [("eager", "sleep"), ("eager", "online"), ("ort", "sleep"), ("portable", "online")]
+    ("subject", "name"),
+    [
+        *(("eager", "sleep"), ("eager", "online"), ("ort", "sleep"), ("portable", "online")),
+        pytest.param("mlir", "online", marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_what_its_reference_says(subject: str, name: str) -> None:
     on = runs(subject)

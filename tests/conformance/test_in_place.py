@@ -75,8 +75,11 @@ def test_it_is_what_its_oracle_says(name: str) -> None:
     assert all(made.alone[0].state[each].any() for each in written)
 
 
-@pytest.mark.parametrize(("style", "name"), [("ort", "llama"), ("portable", "flipped")])
-def test_in_onnx_it_is_what_its_oracle_says(style: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("style", "name"),
+    [("ort", "llama"), ("portable", "flipped"), pytest.param("mlir", "llama", marks=pytest.mark.slow)],
+)
+def test_in_an_export_it_is_what_its_oracle_says(style: str, name: str) -> None:
     subject = runs(style)
     made = bench(name, subject.load(seen(name, subject.dtype)), subject.dtype)
     assert invariants.definition(made) < subject.tolerance
