@@ -86,8 +86,8 @@ def plain_of(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def known_by(value: Any) -> Any:
-    """What a value is, in all modules that have it: capturing puts a new function around each module's own forward."""
+    """What a value is, in all modules that have it: capturing puts new functions around each module's own forward."""
     if isinstance(value, FunctionType) and str(value.__globals__["__name__"]).startswith("sleepc.capture."):
         inner = getattr(value, "__wrapped__", None)
-        return value.__code__, getattr(inner, "__func__", inner)
+        return value.__code__, known_by(getattr(inner, "__func__", inner))
     return value
