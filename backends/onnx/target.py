@@ -130,7 +130,7 @@ class OnnxTarget(Target):
         wish = {name: getattr(options, name) for name in FITTING}
         manifest = manifest.model_copy(update={"rules": instructions_of(manifest), **wish})
         subject = CheckedFiles(draft.step, folder, manifest, draft.tokens, draft.progress)
-        report = check(subject, weights.written, weights.fitted)
+        report = check(subject, weights)
         report.facts |= fitted.facts if fitted else {}
         if not report.ok:
             fix = "Use a wider --precision." if report.only_rounding else "Please report the model and these figures."

@@ -33,6 +33,11 @@ first ("half.transposed", "int4.transposed.scales"). "packed": the numbers of a 
 """
 
 
+def several(keys: Keys) -> tuple[str, ...]:
+    """Keys as a tuple."""
+    return (keys,) if isinstance(keys, str) else keys
+
+
 def formed(value: torch.Tensor, form: Form) -> Array:
     """A parameter in a form."""
     if form.startswith("int"):
@@ -90,7 +95,7 @@ class Weights:
         """How a linear map or an embedding has a parameter, or several that are `alike`. Of a quantised source as that
         has it, if it fits; what the conversion added or training changed stays as it is. `flipped`: read as [in, out].
         """
-        key, precision = keys if isinstance(keys, str) else keys[0], self.precision
+        key, precision = several(keys)[0], self.precision
         if precision == "fp32" or self.is_new(key):
             return "plain"
         if precision == "fp16":
@@ -105,7 +110,7 @@ class Weights:
 
     def packing(self, keys: Keys) -> Packing | None:
         """What a parameter was fitted as, or the source has it as; of several that are alike."""
-        key = keys if isinstance(keys, str) else keys[0]
+        key = several(keys)[0]
         stored = packed_of(self.params[key])
         return self.fitted[key].how if key in self.fitted else stored.how if stored is not None else None
 
@@ -139,17 +144,13 @@ class Weights:
     def packed(self, keys: Keys) -> PackedWeight:
         """A packed parameter, or several that are alike below each other."""
         if self._read is None or self._read[0] != keys:
-            each = (keys,) if isinstance(keys, str) else keys
-            parts = [packed_as(self.params[key], self.fitted.get(key)) for key in each]
+            parts = [packed_as(self.params[key], self.fitted.get(key)) for key in several(keys)]
             self._read = keys, joined([part for part in parts if part is not None])
         return self._read[1]
 
     def value(self, keys: Keys) -> torch.Tensor:
         """A parameter, or several of one width below each other, in the dtype of its ports."""
-        parts = [
-            self.params[key].materialise().detach().cpu().to(self.dtypes[key])
-            for key in ((keys,) if isinstance(keys, str) else keys)
-        ]
+        parts = [self.params[key].materialise().detach().cpu().to(self.dtypes[key]) for key in several(keys)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
 
     def is_new(self, key: str) -> bool:

@@ -126,6 +126,10 @@ class PackedWeight:
             found += self.low[..., None]
         return found.reshape(self.shape)
 
+    def parameter(self) -> npt.NDArray[np.float32]:
+        """Its value as the parameter has it: [out, in], or [in, out] if it is turned."""
+        return np.ascontiguousarray(self.value().T) if self.how.turned else self.value()
+
     def first_off(self, matrix: Array) -> tuple[int, int] | None:
         """(a row, how many values of the piece that begins there are not the matrix's); None if all are, but for
         a sum's order. The matrix has the same shape.

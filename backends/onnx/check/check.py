@@ -21,18 +21,12 @@ from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.one_token import check_one_token
 from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
-from sleepc.backends.onnx.check.weights import (
-    NONE,
-    FittedWeights,
-    WeightKeys,
-    check_weights,
-    dequantised,
-    source_facts,
-)
+from sleepc.backends.onnx.check.weights import check_weights, dequantised, source_facts
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
 from sleepc.backends.onnx.manifest import ExportManifest, Replaced, Unchanged
 from sleepc.backends.onnx.steps import OnnxSteps
+from sleepc.backends.onnx.weights import Weights
 from sleepc.backends.report import Report
 from sleepc.backends.table import find_trainer
 from sleepc.errors import SleepcError
@@ -59,9 +53,8 @@ class CheckedFiles:
         return self.manifest.precision in BOUNDS
 
 
-def check(subject: CheckedFiles, written: WeightKeys, fitted: FittedWeights = NONE) -> Report:
-    """Check files against the float32 program that they were made from. `written` says what each weight is, `fitted`
-    what some stand there as.
+def check(subject: CheckedFiles, weights: Weights) -> Report:
+    """Check files against the float32 program that they were made from. `weights` says what each weight is.
 
     Raises SleepcError if a file is not what was asked for; what they compute is in the report.
     """
@@ -69,14 +62,14 @@ def check(subject: CheckedFiles, written: WeightKeys, fitted: FittedWeights = NO
     subject.progress("checking the files", None)
     _check_provider(subject)
     stored, facts = check_files(folder, [graph.file for graph in subject.manifest.graphs])
-    check_weights(program, folder, stored, written, fitted)
-    subject.report.facts |= {"runtime": about(), **facts, **source_facts(program, written, fitted)}
+    check_weights(program, weights, stored)
+    subject.report.facts |= {"runtime": about(), **facts, **source_facts(weights)}
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as shelf:
         expected = Shelf(Path(shelf))
         if subject.quantised:
             _read_text_eager(subject, expected)
             _free()
-        _read_eager(subject, dequantised(program, folder, stored, written, fitted), expected)
+        _read_eager(subject, dequantised(program, weights, stored), expected)
         _free()
         _read_onnx(subject, expected)
     subject.report.seconds = time.perf_counter() - started

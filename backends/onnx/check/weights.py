@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,51 +12,41 @@ import torch
 
 from sleepc.backends.onnx.check.files import Stored
 from sleepc.backends.onnx.quantise import BLOCK, dequantise
-from sleepc.backends.onnx.weights import FILE, Keys
+from sleepc.backends.onnx.weights import FILE, Weights, several
 from sleepc.errors import SleepcError, UsageError
-from sleepc.ir.packed import PARTS, PackedWeight, Packing
+from sleepc.ir.packed import PARTS, PackedWeight
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import packed_of
 
 Array = npt.NDArray[Any]
-WeightKeys = dict[str, tuple[Keys, str]]
-"""By a weight's name: the parameters it is made of, one below the other, and its form."""
-FittedWeights = Mapping[str, PackedWeight]
-NONE: FittedWeights = {}
 BLOCKS = ("int", "packed")  # forms whose values are rounded, or were by the source
 PIECE = 4 << 20  # numbers that are compared at once
 
 
-def check_weights(
-    program: ProgramGraphs,
-    folder: Path,
-    stored: Mapping[str, Stored],
-    written: WeightKeys,
-    fitted: FittedWeights = NONE,
-) -> None:
-    """Compare every weight with the parameters it was made of, or with what they were fitted as. Raises SleepcError at
-    the first one that is off.
+def check_weights(program: ProgramGraphs, weights: Weights, stored: Mapping[str, Stored]) -> None:
+    """Compare every weight that is `stored` with the parameters it was made of, or with what they were fitted as.
+    `weights` says which these are. Raises SleepcError at the first one that is off.
     """
-    dtypes = dtypes_of(program)
+    dtypes, folder = dtypes_of(program), weights.folder
     for name, place in stored.items():
-        if name not in written:
+        if name not in weights.written:
             raise SleepcError(f"weight {name} is not a parameter of the program", where=FILE)
-        keys, form = written[name]
+        keys, form = weights.written[name]
         if not _is_whole(form):
             continue  # with what it scales
-        as_fitted = fitted if form.startswith("packed") else NONE
+        as_fitted = weights.fitted if form.startswith("packed") else {}
         parts = [
-            _value(as_fitted[key])
+            torch.from_numpy(as_fitted[key].parameter())
             if key in as_fitted
             else program.params[key].materialise().detach().cpu().to(dtypes[key])
             for key in several(keys)
         ]
         parameter = (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
         if form.startswith("packed"):
-            error = kept(parameter, _packed(stored, folder, name, how_of(program, fitted, keys)))
+            error = kept(parameter, _packed(weights, stored, name))
         elif form.startswith("int"):
-            error = quantised(parameter, place.read(folder), _scales(stored, name, folder), form)
+            error = quantised(parameter, place.read(folder), _scales(weights, stored, name), form)
         else:
             error = plain(parameter, place.read(folder), form)
         if error:
@@ -66,33 +55,29 @@ def check_weights(
             )
 
 
-def dequantised(
-    program: ProgramGraphs,
-    folder: Path,
-    stored: Mapping[str, Stored],
-    written: WeightKeys,
-    fitted: FittedWeights = NONE,
-) -> dict[str, torch.Tensor]:
+def dequantised(program: ProgramGraphs, weights: Weights, stored: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
     """Parameters that are in blocks, by key, with the values that kernels compute with.
 
     Raises UsageError if a parameter has other values in one place than in another.
     """
     found: dict[str, torch.Tensor] = {}
     for name, place in stored.items():
-        keys, form = written[name]
+        keys, form = weights.written[name]
         if not form.startswith(BLOCKS) or not _is_whole(form):
             continue
-        shapes, turned = [program.params[key].shape for key in several(keys)], "transposed" in form
+        shapes = [program.params[key].shape for key in several(keys)]
         if form.startswith("packed"):
-            weight = _packed(stored, folder, name, how_of(program, fitted, keys))
-            values, turned = torch.from_numpy(weight.value()), weight.how.turned
+            whole = torch.from_numpy(_packed(weights, stored, name).parameter())
         else:
-            scales = _scales(stored, name, folder)
-            values = _values(place.read(folder), scales, int(form[3]), shapes[0][0] if turned else shapes[0][1])
-        parts = torch.split(values.T if turned else values, [shape[0] for shape in shapes])
+            scales = _scales(weights, stored, name)
+            values = _values(
+                place.read(weights.folder), scales, int(form[3]), shapes[0][0 if "transposed" in form else 1]
+            )
+            whole = values.T if "transposed" in form else values
+        parts = torch.split(whole, [shape[0] for shape in shapes])
         found |= dict(zip(several(keys), (part.contiguous() for part in parts), strict=True))
     for name in stored:
-        keys, form = written[name]
+        keys, form = weights.written[name]
         if not form.startswith(BLOCKS) and found.keys() & set(several(keys)):
             raise UsageError(
                 f"parameter {name} is needed whole and in blocks of {BLOCK}, and its width is not a multiple of that",
@@ -102,19 +87,17 @@ def dequantised(
     return found
 
 
-def source_facts(
-    program: ProgramGraphs, written: WeightKeys, fitted: FittedWeights = NONE
-) -> dict[str, dict[str, Any]]:
+def source_facts(weights: Weights) -> dict[str, dict[str, Any]]:
     """Of a quantised source: how many weights of each kind are kept as it has them, and which are rounded anew, with
     their kinds. Weights in float32 are neither.
     """
     kept: dict[str, str] = {}
     anew: dict[str, str] = {}
-    for keys, form in written.values():
+    for keys, form in weights.written.values():
         for key in several(keys):
-            source = packed_of(program.params[key])
+            source = packed_of(weights.params[key])
             if source is not None and form.startswith(BLOCKS):
-                (kept if form.startswith("packed") and key not in fitted else anew)[key] = source.how.kind
+                (kept if form.startswith("packed") and key not in weights.fitted else anew)[key] = source.how.kind
     return {"kept": dict(Counter(kept.values())), "requantised": anew} if kept or anew else {}
 
 
@@ -132,38 +115,20 @@ def _is_whole(form: str) -> bool:
     return form.rpartition(".")[2] not in PARTS
 
 
-def how_of(program: ProgramGraphs, fitted: FittedWeights, keys: Keys) -> Packing:
-    """How a packed weight is to be read: as it was fitted, or as the source has it."""
-    key = several(keys)[0]
-    source = fitted.get(key) or packed_of(program.params[key])
-    assert source is not None
-    return source.how
-
-
-def _value(weight: PackedWeight) -> torch.Tensor:
-    """As the parameter has it."""
-    value = torch.from_numpy(weight.value())
-    return value.T.contiguous() if weight.how.turned else value
-
-
-def _packed(stored: Mapping[str, Stored], folder: Path, name: str, how: Packing) -> PackedWeight:
+def _packed(weights: Weights, stored: Mapping[str, Stored], name: str) -> PackedWeight:
     """A packed weight as it is in the file. Raises SleepcError if a part is missing, or does not fit."""
-    base = name.removesuffix(".rows")
-    parts = {part: place.read(folder) for part in PARTS if (place := stored.get(f"{base}.{part}"))}
-    numbers = stored[name].read(folder)
+    base, how = name.removesuffix(".rows"), weights.packing(weights.written[name][0])
+    assert how is not None
+    parts = {part: place.read(weights.folder) for part in PARTS if (place := stored.get(f"{base}.{part}"))}
+    numbers = stored[name].read(weights.folder)
     return PackedWeight.of(how, {"numbers": numbers.reshape(len(numbers), -1), **parts})
 
 
-def several(keys: Keys) -> tuple[str, ...]:
-    """Keys as a tuple."""
-    return (keys,) if isinstance(keys, str) else keys
-
-
-def _scales(stored: Mapping[str, Stored], name: str, folder: Path) -> Array:
+def _scales(weights: Weights, stored: Mapping[str, Stored], name: str) -> Array:
     scales = f"{name.removesuffix('.rows')}.scales"
     if scales not in stored:
         raise SleepcError(f"weight {name} has no scales", where=FILE)
-    return stored[scales].read(folder)
+    return stored[scales].read(weights.folder)
 
 
 def plain(parameter: Array, found: Array, form: str) -> str:

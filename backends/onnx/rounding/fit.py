@@ -68,11 +68,10 @@ def fit(program: ProgramGraphs, tokens: IntArray, wish: Wish, progress: Progress
     for done, (key, weight) in enumerate(four.items()):
         lost[key] = judged.divergence({key: weight})
         progress("comparing matrices in 4 bits", (done + 1) / len(four))
-    mix = _Mix(program, products, four, lost)
-    count = _chosen(mix, wish, judged)
-    loss = judged.loss(mix.weights(count))
+    mix = _Mix(program, products, four, lost, judged)
+    count = _chosen(mix, wish)
     facts = {"four_bits": len(four) - count, "eight_bits": mix.order[:count], "calibrated_on": len(tokens[:MOST])}
-    return FittedBits(mix.weights(count), {"fitted": {**facts, "bytes": mix.size(count), "loss": loss}})
+    return FittedBits(mix.weights(count), {"fitted": {**facts, "bytes": mix.size(count), "loss": mix.loss(count)}})
 
 
 def _in_four_bits(
@@ -147,11 +146,17 @@ class _Mix:
     """Matrices in the order in which 8 bits are worth most for their bytes."""
 
     def __init__(
-        self, program: ProgramGraphs, products: Products, four: Mapping[str, PackedWeight], lost: Mapping[str, float]
+        self,
+        program: ProgramGraphs,
+        products: Products,
+        four: Mapping[str, PackedWeight],
+        lost: Mapping[str, float],
+        judged: _Judged,
     ) -> None:
-        self.program, self.products, self.four = program, products, four
+        self.program, self.products, self.four, self.judged = program, products, four, judged
         self.order = sorted(four, key=lambda key: lost[key] / weight_bytes(four[key]), reverse=True)
         self._eight: dict[str, PackedWeight] = {}
+        self._losses: dict[int, float] = {}
         rest = [key for key, param in program.params.items() if not param.new and key not in four]
         self.rest = sum(_bytes(program, products, key) for key in rest)
 
@@ -168,6 +173,12 @@ class _Mix:
         if source is not None and source.how.bits == 8 and source.how.turned is turned:
             return source.read()
         return rounded(_matrix(self.products, key), turned=turned)
+
+    def loss(self, count: int) -> float:
+        """How much perplexity grows, as a share; each is read once."""
+        if count not in self._losses:
+            self._losses[count] = self.judged.loss(self.weights(count))
+        return self._losses[count]
 
     def size(self, count: int) -> int:
         """Bytes of all that the model had."""
@@ -188,17 +199,17 @@ def _bytes(program: ProgramGraphs, products: Products, key: str) -> int:
     return 4 * prod(program.params[key].shape)
 
 
-def _chosen(mix: _Mix, wish: Wish, judged: _Judged) -> int:
+def _chosen(mix: _Mix, wish: Wish) -> int:
     """How many matrices get 8 bits."""
     if wish.size is not None:
-        return _within(mix, wish.size, wish.loss, judged)
+        return _within(mix, wish.size, wish.loss)
     most = LOSS if wish.loss is None else wish.loss
     low, high = 0, len(mix.order)
     while low < high:  # 8 bits of more matrices do not lose more
         middle = (low + high) // 2
-        low, high = (low, middle) if judged.loss(mix.weights(middle)) <= most else (middle + 1, high)
-    if wish.loss is not None and judged.loss(mix.weights(low)) > most:
-        least = judged.loss(mix.weights(len(mix.order)))
+        low, high = (low, middle) if mix.loss(middle) <= most else (middle + 1, high)
+    if wish.loss is not None and mix.loss(low) > most:
+        least = mix.loss(len(mix.order))
         raise UsageError(
             f"perplexity grows by {least:.2%} with all matrices in 8 bits, {mix.size(len(mix.order)) / MB:.0f} MB",
             where="--max-loss",
@@ -207,7 +218,7 @@ def _chosen(mix: _Mix, wish: Wish, judged: _Judged) -> int:
     return low
 
 
-def _within(mix: _Mix, size: int, loss: float | None, judged: _Judged) -> int:
+def _within(mix: _Mix, size: int, loss: float | None) -> int:
     """As many as a size has room for."""
     if mix.size(0) > size:
         raise UsageError(
@@ -216,7 +227,7 @@ def _within(mix: _Mix, size: int, loss: float | None, judged: _Judged) -> int:
             fix=f"Give --size {math.ceil(mix.size(0) / MB)}MB or more.",
         )
     count = max(n for n in range(len(mix.order) + 1) if mix.size(n) <= size)
-    found = 0.0 if loss is None else judged.loss(mix.weights(count))
+    found = 0.0 if loss is None else mix.loss(count)
     if loss is not None and found > loss:
         what = f"perplexity grows by {found:.2%} within {size / MB:.0f} MB"
         raise UsageError(what, where="--size, --max-loss", fix="Give more of either.")

@@ -78,8 +78,7 @@ class Products:
         other = self._instead.get(key)
         if other is None:
             return key, weight
-        value = torch.from_numpy(other.value())
-        return key, value.T if other.how.turned else value
+        return key, torch.from_numpy(other.parameter())
 
     def _note(self, key: str | None, x: Tensor) -> None:
         if key not in self._wanted or key is None:

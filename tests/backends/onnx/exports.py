@@ -31,14 +31,16 @@ def new_folder() -> Path:
     return Path(FOLDERS.enter_context(TemporaryDirectory()))
 
 
-def lower(
-    program: ProgramGraphs, folder: Path, style: Style, *, written: dict[str, Any] | None = None, **more: Any
-) -> ExportManifest:
-    """A program at level STEP as files of a style, unchecked. `written` gets what each weight is."""
+def lower(program: ProgramGraphs, folder: Path, style: Style, **more: Any) -> ExportManifest:
+    """A program at level STEP as files of a style, unchecked."""
+    return lower_weights(program, folder, style, **more)[0]
+
+
+def lower_weights(program: ProgramGraphs, folder: Path, style: Style, **more: Any) -> tuple[ExportManifest, Weights]:
+    """The same, and what each weight of the file is."""
     lowered = run_stages(program, TARGET.lowering(program, options_of(style)))
     weights = Weights.of(lowered, folder, style.precision)
-    weights.written = {} if written is None else written
-    return write_files(lowered, folder, style, weights=weights, **more)
+    return write_files(lowered, folder, style, weights=weights, **more), weights
 
 
 @cache

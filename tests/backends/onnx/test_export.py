@@ -26,12 +26,12 @@ from sleepc.backends.onnx.check import check as checking
 from sleepc.backends.onnx.check.check import CheckedFiles, check
 from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.quality import Quality
-from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, dequantised, plain, quantised
+from sleepc.backends.onnx.check.weights import check_weights, dequantised, plain, quantised
 from sleepc.backends.onnx.installed import missing_exporter, missing_runtime
 from sleepc.backends.onnx.manifest import ExportManifest
 from sleepc.backends.onnx.quantise import quantise
 from sleepc.backends.onnx.target import TARGET, Options
-from sleepc.backends.onnx.weights import FILE
+from sleepc.backends.onnx.weights import FILE, Weights
 from sleepc.backends.report import Figure, Report
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.ir.states import StateSpec
@@ -39,7 +39,7 @@ from sleepc.ir.weights import HeldTensor
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
-from tests.backends.onnx.exports import lower
+from tests.backends.onnx.exports import lower_weights
 from tests.families import VOCAB, make_module
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, VOCAB, 96)]
@@ -57,24 +57,23 @@ class Lowered:
     program: Program
     folder: Path
     manifest: ExportManifest
-    written: WeightKeys
+    weights: Weights
 
     @classmethod
     def make(cls, program: Program, folder: Path, precision: str = "fp32") -> Lowered:
         folder.mkdir(exist_ok=True)
-        written: WeightKeys = {}
         style = Style(precision=precision)  # type: ignore[arg-type]
-        return cls(program, folder, lower(program.graphs, folder, style, written=written), written)
+        return cls(program, folder, *lower_weights(program.graphs, folder, style))
 
     def stored(self) -> dict[str, Stored]:
         return check_files(self.folder, [graph.file for graph in self.manifest.graphs])[0]
 
     def check(self) -> Report:
         graphs = self.program.graphs
-        return check(CheckedFiles(graphs, self.folder, self.manifest, TOKENS, lambda what, share: None), self.written)
+        return check(CheckedFiles(graphs, self.folder, self.manifest, TOKENS, lambda what, share: None), self.weights)
 
     @contextmanager
-    def weights(self) -> Iterator[bytearray]:
+    def changed(self) -> Iterator[bytearray]:
         """The bytes of the weights' file, to be changed."""
         data = bytearray((self.folder / FILE).read_bytes())
         yield data
@@ -152,30 +151,33 @@ def test_what_rounding_costs_is_told_apart(program: Program, tmp_path: Path) -> 
 
 def test_a_weight_with_one_wrong_value(lowered: Lowered) -> None:
     place = next(s for s in lowered.stored().values() if len(s.shape) == 2)
-    with lowered.weights() as data:
+    with lowered.changed() as data:
         data[place.offset + 5] ^= 1
     with pytest.raises(SleepcError, match=r"1 values differ"):
         lowered.check()
 
 
 def test_a_weight_that_is_another_one(lowered: Lowered) -> None:
-    names = [name for name, (_, form) in lowered.written.items() if form == "transposed"]
+    names = [name for name, (_, form) in lowered.weights.written.items() if form == "transposed"]
     (first, second) = [n for n in names if lowered.stored()[n].shape == lowered.stored()[names[0]].shape][:2]
-    lowered.written[first], lowered.written[second] = lowered.written[second], lowered.written[first]
+    lowered.weights.written[first], lowered.weights.written[second] = (
+        lowered.weights.written[second],
+        lowered.weights.written[first],
+    )
     with pytest.raises(SleepcError, match="does not have the values of"):
         lowered.check()
 
 
 def test_a_weight_that_is_no_parameter(lowered: Lowered) -> None:
     name = next(iter(lowered.stored()))
-    del lowered.written[name]
+    del lowered.weights.written[name]
     with pytest.raises(SleepcError, match="is not a parameter of the program"):
         lowered.check()
 
 
 @pytest.mark.parametrize("extra", [b"\0" * 8, b""])
 def test_bytes_that_are_no_weight_and_bytes_that_are_missing(lowered: Lowered, extra: bytes) -> None:
-    with lowered.weights() as data:
+    with lowered.changed() as data:
         if extra:
             data += extra
         else:
@@ -230,12 +232,12 @@ def test_a_node_that_the_provider_has_no_kernel_for(lowered: Lowered, monkeypatc
 def test_a_parameter_that_is_rounded_in_one_place_only(program: Program, tmp_path: Path) -> None:
     rounded = Lowered.make(program, tmp_path, "int8")
     stored = rounded.stored()
-    key = next(keys for keys, form in rounded.written.values() if form == "int8")
-    whole = next(name for name, (_, form) in rounded.written.items() if form == "plain" and name in stored)
-    assert dequantised(program.graphs, tmp_path, stored, rounded.written)
-    rounded.written[whole] = (key, "plain")
+    key = next(keys for keys, form in rounded.weights.written.values() if form == "int8")
+    whole = next(name for name, (_, form) in rounded.weights.written.items() if form == "plain" and name in stored)
+    assert dequantised(program.graphs, rounded.weights, stored)
+    rounded.weights.written[whole] = (key, "plain")
     with pytest.raises(UsageError, match="whole and in blocks"):
-        dequantised(program.graphs, tmp_path, stored, rounded.written)
+        dequantised(program.graphs, rounded.weights, stored)
 
 
 def test_an_operator_that_is_translated_wrongly(
@@ -384,7 +386,7 @@ def test_weights_of_another_training(lowered: Lowered) -> None:
     key = "model.norm.weight"
     other = replace(graphs, params={**graphs.params, key: HeldTensor(graphs.params[key].materialise() + 1)})
     with pytest.raises(SleepcError, match="32 values differ"):
-        check_weights(other, lowered.folder, lowered.stored(), lowered.written)
+        check_weights(other, lowered.weights, lowered.stored())
 
 
 def test_what_the_runtime_refuses_to_run(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,15 @@ from sleepc.api import Program
 from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import Style
 from sleepc.backends.onnx.check.files import check_files
-from sleepc.backends.onnx.check.weights import WeightKeys, check_weights, kept, source_facts
+from sleepc.backends.onnx.check.weights import check_weights, kept, source_facts
 from sleepc.backends.onnx.target import TARGET, Options
-from sleepc.backends.onnx.weights import FILE
+from sleepc.backends.onnx.weights import FILE, Weights, several
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.packed import Packing
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import FileTensor, HeldTensor, Param, packed_of
 from sleepc.passes.runner import run_stages
-from tests.backends.onnx.exports import lower
+from tests.backends.onnx.exports import lower_weights
 
 pytest.importorskip("gguf", reason="the gguf package is not installed")
 pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate, which is not installed")
@@ -37,20 +37,18 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return sleepc.convert(quantised_folder(tmp_path_factory.mktemp("gguf")), {"window": 8, "sinks": 2})
 
 
-def written(graphs: ProgramGraphs, folder: Path, precision: str) -> WeightKeys:
+def written(graphs: ProgramGraphs, folder: Path, precision: str) -> Weights:
     """The files in a precision, and what their weights are."""
     folder.mkdir(exist_ok=True)
-    found: WeightKeys = {}
-    lower(graphs, folder, Style(precision=precision), written=found)  # type: ignore[arg-type]
-    return found
+    return lower_weights(graphs, folder, Style(precision=precision))[1]  # type: ignore[arg-type]
 
 
-def forms(found: WeightKeys) -> dict[str, str]:
+def forms(found: Weights) -> dict[str, str]:
     """The form of each matrix of the first block, by its short name."""
     return {
         key.split(".")[-2]: form
-        for keys, form in found.values()
-        for key in ([keys] if isinstance(keys, str) else keys)
+        for keys, form in found.written.values()
+        for key in several(keys)
         if ".layers.0." in key and "norm" not in key and form.rpartition(".")[2] in ("packed", "int4", "transposed")
     }
 
@@ -103,7 +101,7 @@ def test_what_training_changed_stays_as_it_is(program: Program, tmp_path: Path) 
     other = replace(graphs, params={**graphs.params, UP: changed})
     found = written(other, tmp_path, "source")
     assert (forms(found)["up_proj"], forms(found)["gate_proj"]) == ("transposed", "packed")
-    check_weights(other, tmp_path, check_files(tmp_path, ["wake.onnx", "sleep_replay.onnx"])[0], found)
+    check_weights(other, found, check_files(tmp_path, ["wake.onnx", "sleep_replay.onnx"])[0])
     trained = sleepc.load(replace(program, graphs=other, report={}).save(tmp_path / "trained"))
     assert packed_of(trained.graphs.params[UP]) is None
     assert packed_of(trained.graphs.params[DOWN]) is not None
@@ -113,7 +111,7 @@ def test_int4_keeps_what_has_four_bits_and_names_what_has_more(program: Program,
     found = written(program.graphs, tmp_path, "int4")
     packed = dict.fromkeys(["q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"], "packed")
     assert forms(found) == {**packed, "v_proj": "int4", "down_proj": "int4"}
-    facts = source_facts(program.graphs, found)
+    facts = source_facts(found)
     assert facts["kept"] == {"Q4_0": 2, "Q4_1": 8}
     assert facts["requantised"][DOWN] == "Q8_0"
     assert len(facts["requantised"]) == 5
@@ -127,20 +125,20 @@ def test_a_kind_without_a_packed_form_is_rounded_anew_and_named(program: Program
     params[DOWN] = replace(param, packed=replace(param.packed, how=Packing("IQ2_XXS", 0, 0), hashes=()))
     graphs = replace(program.graphs, params=params)
     found = written(graphs, tmp_path, "source")
-    assert source_facts(graphs, found)["requantised"] == {DOWN: "IQ2_XXS"}
+    assert source_facts(found)["requantised"] == {DOWN: "IQ2_XXS"}
 
 
 @pytest.mark.parametrize("part", ["packed", "packed.scales", "packed.lows"])
 def test_a_number_that_is_another_one_is_found(program: Program, tmp_path: Path, part: str) -> None:
     found = written(program.graphs, tmp_path, "source")
     stored = check_files(tmp_path, ["wake.onnx", "sleep_replay.onnx"])[0]
-    check_weights(program.graphs, tmp_path, stored, found)
-    place = next(place for name, place in stored.items() if found[name][1] == part)
+    check_weights(program.graphs, found, stored)
+    place = next(place for name, place in stored.items() if found.written[name][1] == part)
     data = bytearray((tmp_path / FILE).read_bytes())
     data[place.offset + 1] ^= 0x10
     (tmp_path / FILE).write_bytes(data)
     with pytest.raises(SleepcError, match="are not those of its source"):
-        check_weights(program.graphs, tmp_path, stored, found)
+        check_weights(program.graphs, found, stored)
 
 
 def test_a_weight_of_another_shape_is_found(program: Program) -> None:
