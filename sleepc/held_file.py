@@ -164,6 +164,6 @@ def is_inside(folder: Path, path: Path) -> bool:
 
 def refuse_links_out(folder: Path, kind: str, fix: str) -> None:
     """Raises SleepcError for a link in a folder of this kind that leads out of it: a tokenizer, say, has no hash."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         if path.is_symlink() and not is_inside(folder, path):
-            raise SleepcError(f"{path.name} leads out of the {kind}", where=str(path), fix=fix)
+            raise SleepcError(f"{path.relative_to(folder)} leads out of the {kind}", where=str(path), fix=fix)

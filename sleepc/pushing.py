@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sleepc.backends.table import exporter_of
 from sleepc.errors import SleepcError, UsageError
+from sleepc.held_file import refuse_links_out
 from sleepc.hf.papers import CARD, Card, card_text
 from sleepc.manifest import MANIFEST, read_manifest
 from sleepc.progress import Progress, silent
@@ -32,16 +33,17 @@ class Upload:
 
 
 def plan_upload(folder: Path, repo: str) -> Upload:
-    """Every file of an artifact or an export, with a model card if it has none; nothing is sent.
+    """Every file of an artifact or an export but hidden ones, with a model card if it has none; nothing is sent.
 
     Raises UsageError for a folder that is neither, an artifact that refers to weights outside it, and a name that the
-    hub does not take; SleepcError for a damaged artifact.
+    hub does not take; SleepcError for a damaged artifact, and for a link that leads out of the folder.
     """
     if not REPO.fullmatch(repo):
         raise UsageError(f"{repo!r} is no name of a repository", where="REPO", fix="Give OWNER/NAME.")
     ours = (folder / MANIFEST).is_file()
     if not ours and exporter_of(folder) is None:
         raise UsageError(f"{folder} is neither an artifact nor an export", fix="`sleepc export` makes an export.")
+    refuse_links_out(folder, "folder", "Nothing outside of it is sent: remove the link, or put a copy there.")
     made = {}
     if ours:
         manifest = read_manifest(folder)
@@ -55,8 +57,9 @@ def plan_upload(folder: Path, repo: str) -> Upload:
         if not (folder / CARD).is_file():
             card = Card(manifest.source.name, "sleepc", manifest.recipe.given())
             made[CARD] = card_text(folder, card).encode()
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return Upload(repo, {path.relative_to(folder).as_posix(): path for path in paths}, made)
+    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    shown = {name.as_posix(): path for name, path in names.items() if not any(x.startswith(".") for x in name.parts)}
+    return Upload(repo, shown, made)
 
 
 def upload(planned: Upload, *, public: bool = False, progress: Progress = silent) -> str:

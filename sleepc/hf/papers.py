@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sleepc.errors import SleepcWarning
+from sleepc.held_file import is_inside
 
 LICENCES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")  # beginnings of names
 TERMS = "TERMS"  # in a name
@@ -36,12 +40,19 @@ def papers(folder: Path) -> list[Path]:
 
 
 def copy_papers(source: Path, target: Path) -> None:
-    """Copy them, and the original's card as README.original.md."""
-    for path in papers(source):
-        shutil.copyfile(path, target / path.name)
+    """Copy them, and the original's card as README.original.md. Warns of links out of the folder, which are left: what
+    is copied is meant to be passed on.
+    """
     card = next((path for path in (source / ORIGINAL, source / CARD) if path.is_file()), None)
+    copies = {path: path.name for path in papers(source)}
     if card is not None and card.stat().st_size <= MOST:
-        shutil.copyfile(card, target / ORIGINAL)
+        copies[card] = ORIGINAL
+    for path, name in copies.items():
+        if is_inside(source, path):
+            shutil.copyfile(path, target / name)
+        else:
+            text = f"{path.name} is a link to a file outside of {source}: it is not copied"
+            warnings.warn(text, SleepcWarning, stacklevel=2)
 
 
 def write_card(folder: Path, card: Card) -> None:
