@@ -9,7 +9,6 @@ import numpy as np
 
 from sleepc.backends.contract import Backend
 from sleepc.backends.table import DEFAULT
-from sleepc.recipe import Recipe
 from sleepc.tasks.programs import with_passes
 from sleepc.tune.measure import Runs, figures
 from sleepc.tune.quality import OWN, QualityFile
@@ -52,7 +51,7 @@ def _measured(tuning: Tuning, subjects: Subjects) -> Iterator[Schedule]:
             if passes in done:
                 continue
             done.add(passes)
-            words = words_of(program.recipe, passes)
+            words = words_of(program, passes)
             tuning.progress(f"{name} {words}", None)
             took = figures(_runs(tuning, program, passes), tuning.reference(), level)
             own, state = at == 0 and passes == program.recipe.passes, program.graphs.state_bytes()
@@ -70,10 +69,11 @@ def _runs(tuning: Tuning, program: Tunes, passes: int) -> Runs:
     return Runs(runner.steps(graphs), tokens, weight_bytes(graphs) + graphs.state_bytes())
 
 
-def words_of(recipe: Recipe, passes: int) -> str:
-    """What a recipe says of the schedule: window, passes, the loop's blocks, what is kept."""
+def words_of(program: Tunes, passes: int) -> str:
+    """What is said of a schedule: window, passes, the loop's blocks, what is kept."""
+    recipe = program.recipe
     said: dict[str, object] = {"window": recipe.window, "passes": passes}
-    if recipe.consolidation != "replay":
+    if program.graphs.loop is not None:
         said["loop"] = recipe.loop
     if recipe.keep is not None:
         said["keep"] = f"{recipe.keep.slots}:{recipe.keep.dtype}"

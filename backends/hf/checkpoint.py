@@ -15,7 +15,7 @@ from sleepc.backends.contract import Draft
 from sleepc.backends.hf import dense
 from sleepc.backends.hf.check import compare
 from sleepc.backends.hf.engines import ENGINE, FULL, find_engine, refusals, said
-from sleepc.backends.hf.obstacles import Host, of_layers, of_sleeps, refusal
+from sleepc.backends.hf.obstacles import Host, of_layers, refusal
 from sleepc.backends.hf.own_class import write_own
 from sleepc.backends.report import Figure
 from sleepc.errors import SleepcWarning, UsageError
@@ -27,7 +27,8 @@ from sleepc.hf.weight_files import INDEX, SINGLE
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import Planned, write_planned
 from sleepc.passes.analysis.find_sites import find_attention
-from sleepc.recipe import LayerPlan
+from sleepc.passes.consolidation.registry import find as find_consolidation
+from sleepc.recipe import LayerPlan, Recipe
 
 GENERATION = "generation_config.json"
 SHARD = 1 << 30  # bytes of a file
@@ -58,7 +59,7 @@ def write_checkpoint(program: ProgramGraphs, engine: str, dtype: str, draft: Dra
     host = dense.host_of(config)
     if host is None:
         raise no_host(config, plans)
-    whole = [*filter(None, [of_sleeps(recipe)]), *dense.of_config(config)]
+    whole = [*of_sleeps(recipe, len(plans)), *dense.of_config(config)]
     layers = of_layers(plans, host)
     kinds = dense.kinds_of(plans)
     if layers or whole:
@@ -68,6 +69,12 @@ def write_checkpoint(program: ProgramGraphs, engine: str, dtype: str, draft: Dra
         fix = "Choose another runtime (--for), or other layers: convert again with --layers every:N left as they are."
         raise UsageError("; ".join(no), where=f"--for {engine}", fix=fix)
     return _dense(program, draft, config, kinds, engine, _dtype(program, dtype))
+
+
+def of_sleeps(recipe: Recipe, blocks: int) -> list[str]:
+    """What sleeps do that no checkpoint can say, if anything."""
+    chosen = find_consolidation(recipe.consolidation)
+    return [f"its sleeps do what no class does: {chosen.in_words(recipe, blocks)}"] if chosen.changes(recipe) else []
 
 
 def _plans(program: ProgramGraphs, plans: tuple[LayerPlan, ...]) -> list[LayerPlan]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleepc.errors import UsageError
-from sleepc.recipe import LayerPlan, Recipe
+from sleepc.recipe import LayerPlan
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,6 @@ def _reason(plan: LayerPlan, host: Host) -> str:
     if not host.normed:
         return "it kept its attention, without the norms of q and k that the class always computes"
     return ""
-
-
-def of_sleeps(recipe: Recipe) -> str:
-    """What sleeps do that no checkpoint can say; nothing if they leave memories as they are."""
-    if recipe.consolidation != "replay":
-        return f"its sleeps run blocks again (consolidation {recipe.consolidation})"
-    return f"its sleeps write the window {recipe.passes} times" if recipe.passes > 1 else ""
 
 
 def refusal(host: Host, layers: dict[str, list[int]], whole: Sequence[str], plans: Sequence[LayerPlan]) -> UsageError:

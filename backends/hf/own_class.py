@@ -15,15 +15,14 @@ SHARD = "1GB"
 
 
 @torch.no_grad()
-def write_own(program: ProgramGraphs, source: Path, folder: Path) -> int:
-    """Save the original with the program's weights in `folder`, as transformers saves it; how many were changed.
+def write_own(program: ProgramGraphs, source: Path, folder: Path) -> None:
+    """Save the original with the program's weights in `folder`, as transformers saves it.
 
     Raises UsageError for a parameter that the original has under no such name, SleepcError if it is not there.
     """
     module = load_module(check_folder(str(source), source))
     named = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    changed = 0
     for key, param in program.params.items():
         if key in buffers:
             continue
@@ -33,6 +32,4 @@ def write_own(program: ProgramGraphs, source: Path, folder: Path) -> int:
         value = param.materialise()
         if not torch.equal(value.to(named[key].dtype), named[key]):
             named[key].data = value.to(named[key].dtype).clone()
-            changed += 1
     module.save_pretrained(folder, max_shard_size=SHARD)  # type: ignore[operator]
-    return changed

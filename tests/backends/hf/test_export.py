@@ -15,9 +15,9 @@ from torch import Tensor
 import sleepc
 from sleepc.api import Program
 from sleepc.backends.hf import checkpoint as writing
-from sleepc.backends.hf.checkpoint import no_host
+from sleepc.backends.hf.checkpoint import no_host, of_sleeps
 from sleepc.backends.hf.engines import FULL, LINEAR, interval_of, refusals, said
-from sleepc.backends.hf.obstacles import Host, of_layers, of_sleeps, possible, refusal
+from sleepc.backends.hf.obstacles import Host, of_layers, possible, refusal
 from sleepc.backends.report import Figure
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.recipe import make_recipe
@@ -145,12 +145,12 @@ def test_what_is_in_the_way_is_told_layer_by_layer() -> None:
     ]
     recipe = make_recipe({"window": 8, "passes": 2, "overrides": overrides})
     plans, host = recipe.plan(5), Host("Qwen3_5ForCausalLM", normed=False)
-    error = refusal(host, of_layers(plans, host), [of_sleeps(recipe)], plans)
+    error = refusal(host, of_layers(plans, host), of_sleeps(recipe, 5), plans)
     assert "layers 0: it has a memory beside attention (strategy parallel)" in error.what
     assert "layers 1-2: it keeps biases, q/k norms and their factors" in error.what
     assert "layers 3: it kept its attention, without the norms of q and k" in error.what
     assert "layers 4: its attention has a window of 8 tokens" in error.what
-    assert "the whole model: its sleeps write the window 2 times" in error.what
+    assert "the whole model: its sleeps do what no class does: 2 passes of replay" in error.what
     assert "--strategy replace --layout native --passes 1" in error.on_command_line[2]
     assert 'layers: "0-2"' in possible(Host("", normed=True), plans)
 
