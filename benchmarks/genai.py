@@ -22,12 +22,10 @@ def python_of(folder: Path) -> Path:
     """The environment's Python. Its builder needs torch and transformers: it sees those of the running environment,
     behind its own packages. Raises CannotBuild.
     """
-    fresh = not (folder / "ready").is_file()
     python = peers.environment(folder, GENAI)
-    if fresh:
-        inside = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-        site = Path(subprocess.run(inside, check=True, capture_output=True, text=True).stdout.strip())
-        (site / "builder_needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    inside = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(inside, check=True, capture_output=True, text=True).stdout.strip())
+    (site / "builder_needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
 

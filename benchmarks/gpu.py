@@ -242,7 +242,8 @@ class Models:
         folder = self.scratch / precision
         if not folder.exists():
             console.log(f"export, {precision}")
-            self.program().export(folder, precision=precision, ep="cuda")
+            fast = {"fast": True} if precision == "int4" else {}  # what is measured is time
+            self.program().export(folder, precision=precision, ep="cuda", **fast)
         return find_target("onnx").open(folder).steps(device=self.options.device)
 
 

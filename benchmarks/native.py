@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import peers
 import torch
-from common import Row, arguments, console, machine, report
+from common import Row, arguments, machine, report
 
 import sleepc
 from sleepc.api import Program
@@ -81,9 +81,9 @@ def ours(program: Program, ids: list[int]) -> tuple[list[int], np.ndarray, float
 def theirs(env: Path, folder: Path, ids: list[int], tokens: list[int], logits: np.ndarray) -> Row:
     """The same from mlx-lm, or why not."""
     try:
-        python = python_of(env)
-    except subprocess.CalledProcessError as error:
-        return {"why": f"skipped: pip could not install {', '.join(PACKAGES)} ({error.returncode})"}
+        python = peers.environment(env, *PACKAGES)
+    except peers.CannotBuild as error:
+        return {"why": f"skipped: {error}"}
     worker = Path(__file__).with_name("native_worker.py")
     command = [str(python), str(worker), str(folder), str(WRITTEN), ",".join(map(str, ids))]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -97,17 +97,6 @@ def theirs(env: Path, folder: Path, ids: list[int], tokens: list[int], logits: n
         "largest_error": float(error),
         "ms_per_token": median(found["ms"]),
     }
-
-
-def python_of(folder: Path) -> Path:
-    """The environment's Python; the environment is made where there is none."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        console.log(f"installing {', '.join(PACKAGES)} into {folder}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-input", *PACKAGES], check=True)
-        (folder / "ready").touch()
-    return python
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ class CannotBuild(Exception):
 
 
 def environment(folder: Path, *packages: str, settings: Mapping[str, str] | None = None) -> Path:
-    """The environment's Python; where there is no environment, pip makes it of `packages`, with `settings` of the
-    process. Raises CannotBuild.
+    """The environment's Python; where there is none of these `packages`, pip makes it, with `settings` of the process.
+
+    Raises CannotBuild.
     """
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
+    python, mark = folder / "bin" / "python", folder / "ready"
+    if not mark.is_file() or mark.read_text().splitlines() != list(packages):
         console.log(f"installing {packages[0]} into {folder}")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--clear", str(folder)], check=True)
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-input", *packages]
@@ -28,5 +29,5 @@ def environment(folder: Path, *packages: str, settings: Mapping[str, str] | None
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["pip failed"]
             raise CannotBuild(next((line for line in lines if line.startswith("ERROR")), lines[-1]))
-        (folder / "ready").touch()
+        mark.write_text("\n".join(packages))
     return python

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import runtime_worker
 from common import Row, arguments, console, machine, make_tiny, report, some_of
 
@@ -99,27 +99,20 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def environment(folder: Path, runtime: str) -> list[str]:
     """The command that follows an export in this runtime; what it needs is installed where it is not yet."""
-    pins, mark = PINS[runtime], folder / "ready"
-    fresh = not mark.is_file() or mark.read_text() != "\n".join(pins)
-    if fresh:
+    pins = PINS[runtime]
+    if runtime != "web":
+        python = peers.environment(folder, *pins, NUMPY)
+        return [str(python), str(Path(__file__).with_name("runtime_worker.py")), runtime]
+    mark = folder / "ready"
+    if not mark.is_file() or mark.read_text() != "\n".join(pins):
         console.log(f"installing {', '.join(pins)} into {folder}")
         shutil.rmtree(folder, ignore_errors=True)
-    if runtime == "web":
-        if fresh:
-            folder.mkdir(parents=True)
-            (folder / "package.json").write_text("{}")
-            npm = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--save-exact", *pins]
-            subprocess.run(npm, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        command = ["node", str(Path(__file__).with_name("runtime_worker.mjs")), str(folder)]
-    else:
-        python = folder / "bin" / "python"
-        if fresh:
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-            pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-input"]
-            subprocess.run([*pip, *pins, NUMPY], check=True)
-        command = [str(python), str(Path(__file__).with_name("runtime_worker.py")), runtime]
-    mark.write_text("\n".join(pins))
-    return command
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text("{}")
+        npm = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--save-exact", *pins]
+        subprocess.run(npm, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        mark.write_text("\n".join(pins))
+    return ["node", str(Path(__file__).with_name("runtime_worker.mjs")), str(folder)]
 
 
 def followed(command: list[str], folder: Path) -> Iterator[Row]:

@@ -151,6 +151,10 @@ class Consolidation:
         """The blocks whose MLP's down-projection sleeps write: they have a state of role `fast`."""
         return ()
 
+    def changes(self, recipe: Recipe) -> bool:
+        """Do sleeps change a model beyond what its tokens wrote while awake?"""
+        return recipe.passes > 1
+
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
         """Passes after attention is bounded and before memories are added."""
         return ()

@@ -57,6 +57,10 @@ class InPlace(Replay):
         super().check_layers(recipe, plans)
         self.written(recipe, len(plans))
 
+    def changes(self, recipe: Recipe) -> bool:
+        """Sleeps write MLPs."""
+        return True
+
     def written(self, recipe: Recipe, blocks: int) -> tuple[int, ...]:
         """The blocks that `mlps` names."""
         if recipe.mlps == "auto":

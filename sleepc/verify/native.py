@@ -22,8 +22,9 @@ def epsilon_before(wake: Graph, bound: Mapping[str, Tensor]) -> float:
     wake: the original block, `bound` its parameters by port.
     """
     part = normalised_input(wake)
-    own = {name: value.double() for name, value in bound.items() if value.dtype.is_floating_point}
-    width = part.ports()["h"].meta["type"].dims[2]
+    ports = part.ports()
+    own = {name: value.double() for name, value in bound.items() if name in ports and value.dtype.is_floating_point}
+    width = ports["h"].meta["type"].dims[2]
 
     def hook(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return widened(node, args, kwargs, torch.float64)

@@ -162,6 +162,7 @@ class Oracle:
         self.own = {name: recurrences_of(cls.wake) for name, cls in canonical.classes.items()}
         written = self.consolidation.written(recipe, len(canonical.layout))
         self.downs = {i: find_down(canonical.classes[canonical.layout[i].cls].wake) for i in written}
+        self.epsilon = cache(self._epsilon_before)
         self.turner = cache(lambda name: _Turner(canonical.classes[name].wake))
         sites = [self.sites.get(block.cls) for block in canonical.layout]
         may = may_keep(self.plans, recipe.window)
@@ -223,7 +224,7 @@ class Oracle:
         logits: Tensor = self.ending({**self.parameters, **values}, self._widen)["logits"]
         return logits if alone else logits[:, at]
 
-    def epsilon(self, i: int) -> float:
+    def _epsilon_before(self, i: int) -> float:
         """Of the norm in front of block i."""
         block = self.program.layout[i]
         bound = {port: self.parameters[key] for port, key in block.params.items()}
