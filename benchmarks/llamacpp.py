@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -12,9 +13,11 @@ from peers import CannotBuild
 
 LLAMA = "llama-cpp-python==0.3.36"
 # As a person builds it who wants it fast; without the parts that are not measured.
-FLAGS = "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF"
-# Its AMX kernels crashed where these figures were measured (a virtual machine), with any file of 4 bits.
-WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+LEFT_OUT = "-DLLAVA_BUILD=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF"
+FLAGS = f"-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON {LEFT_OUT}"
+# GCC 12 takes it that `ldtilecfg` reads 8 of its 64 bytes, and leaves out the stores of the others as dead: AMX kernels
+# then end in a segmentation fault at the first call of several tokens.
+AMX = "-fno-tree-dse -fno-dse"
 AGAIN = """
 import sys
 import llama_cpp as llama
@@ -30,8 +33,8 @@ def python_of(folder: Path) -> Path:
     """The environment's Python. Raises CannotBuild where there is no compiler, or the package cannot be had."""
     flags = FLAGS
     if "amx_tile" in Path("/proc/cpuinfo").read_text():
-        flags += f" '-DCMAKE_C_FLAGS={WITHOUT_AMX}' '-DCMAKE_CXX_FLAGS={WITHOUT_AMX}'"
-    settings = {"CMAKE_ARGS": flags, "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+        flags += f" '-DCMAKE_C_FLAGS={AMX}' '-DCMAKE_CXX_FLAGS={AMX}'"
+    settings = {"CMAKE_ARGS": flags, "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")}
     fresh = ("--no-binary", "llama-cpp-python", "--no-cache-dir")  # with these flags, whatever was built before
     return peers.environment(folder, LLAMA, *fresh, settings=settings)
 
