@@ -1,9 +1,9 @@
-"""What the check of an export has found: a row for each check, and perplexity before and after."""
+"""What the check of an export has found: a row for each check, perplexity and recall before and after."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 TEXT = "text"  # the check of what rounding costs
 
@@ -31,13 +31,26 @@ class Figure:
         )
 
 
+class RecallAt(TypedDict):
+    """How many nats less a token of a passage surprises when it is read again after so many `tokens`: with the program,
+    and with the files.
+    """
+
+    tokens: int
+    before: float
+    after: float
+
+
 @dataclass
 class Report:
-    """All rows. `perplexity` has tokens, and the perplexity of the program and of the files over them."""
+    """All rows. `perplexity` has tokens, and the perplexity of the program and of the files over them; `recall` is of
+    passages of the same text.
+    """
 
     rows: list[Figure] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     perplexity: dict[str, float] = field(default_factory=dict)
+    recall: list[RecallAt] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -63,6 +76,7 @@ class Report:
             "ok": self.ok,
             "checks": [asdict(row) | {"ok": row.ok} for row in self.rows],
             "perplexity": self.perplexity,
+            "recall": self.recall,
             "seconds": self.seconds,
             **self.facts,
         }

@@ -21,6 +21,7 @@ from sleepc.output_place import check_folder_inside
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sleepc.backends.report import RecallAt
     from sleepc.exporting import Exported
 
 MANY = 6  # files that are not listed each
@@ -102,6 +103,8 @@ def _tell(display: Display, exported: Exported) -> None:
         exact = f" ({found['exact']:.2f} with activations in float32)" if "exact" in found else ""
         words = f"{found['before']:.2f} before, {found['after']:.2f} after{exact}"
         out.print(f"perplexity of {found['tokens']} tokens: {words}")
+    if report.get("recall"):
+        out.print(recalled(report["recall"]))
     if "fitted" in report:
         out.print(_of_text(report["fitted"]))
     if "kept" in report:
@@ -114,6 +117,15 @@ def _tell(display: Display, exported: Exported) -> None:
     else:
         sizes = "   ".join(f"{name} {size(count)}" for name, count in bytes_of.items())
     display.leave("saved", f"{exported.path}/   {sizes}", exported.seconds)
+
+
+def recalled(found: list[RecallAt]) -> str:
+    """What is still known of what was read some time ago, in a line."""
+    distances = " · ".join(str(each["tokens"]) for each in found)
+    before = " · ".join(f"{each['before']:.2f}" for each in found)
+    after = " · ".join(f"{each['after']:.2f}" for each in found)
+    said = f"recall, as nats a token surprises less when it is read again after {distances} tokens"
+    return f"{said}: {before} before, {after} after"
 
 
 def _of_text(fitted: dict[str, Any]) -> str:

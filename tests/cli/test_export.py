@@ -12,6 +12,7 @@ import sleepc
 from sleepc.backends.onnx.check import check as module
 from sleepc.backends.onnx.weights import Weights
 from sleepc.backends.report import Figure, Report
+from sleepc.cli.export import recalled
 from tests.cli.models import run_here, save_model
 
 FILES = {"onnx.json", "wake.onnx", "sleep_replay.onnx", "weights.bin", "config.json", "tokenizer.json"}
@@ -57,8 +58,14 @@ def test_an_export_stands_in_the_artifact_and_is_replaced_only_by_force(
     assert code == 0
     found = json.loads(said)
     assert found["report"]["perplexity"]["after"] > 1
+    assert "recall, as nats a token surprises less" in recalled(found["report"]["recall"])
     assert (folder / "wake.onnx").read_bytes() != b"other"
     assert not list(artifact.glob(".*"))
+
+
+def test_recall_is_told_by_distance() -> None:
+    said = recalled([{"tokens": 64, "before": 2, "after": 1.987}, {"tokens": 576, "before": 0.1, "after": -0.1}])
+    assert said.endswith("it is read again after 64 · 576 tokens: 2.00 · 0.10 before, 1.99 · -0.10 after")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sleepc.backends.check.sleeps import sleeps_of
 from sleepc.backends.onnx.check.accurate import accurate
 from sleepc.backends.onnx.check.files import check_files
 from sleepc.backends.onnx.check.one_token import check_one_token
-from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, read_text
+from sleepc.backends.onnx.check.quality import BOUNDS, TEXT, Quality, passages, read_again, read_text
 from sleepc.backends.onnx.check.weights import check_weights, dequantised, source_facts
 from sleepc.backends.onnx.installed import about
 from sleepc.backends.onnx.kernels import check_kernels
@@ -33,7 +33,8 @@ from sleepc.errors import SleepcError
 from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.progress import Progress
-from sleepc.runtime.steps import IntArray
+from sleepc.runtime.session import Session
+from sleepc.runtime.steps import FloatArray, IntArray
 
 
 @dataclass
@@ -66,12 +67,13 @@ def check(subject: CheckedFiles, weights: Weights) -> Report:
     subject.report.facts |= {"runtime": about(), **facts, **source_facts(weights)}
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder) as shelf:
         expected = Shelf(Path(shelf))
-        if subject.quantised:
-            _read_text_eager(subject, expected)
-            _free()
+        again = _read_text_eager(subject, expected) if subject.quantised else []
+        _free()
         _read_eager(subject, dequantised(program, weights, stored), expected)
         _free()
         _read_onnx(subject, expected)
+        if subject.quantised:
+            _read_text_onnx(subject, expected, again)
     subject.report.seconds = time.perf_counter() - started
     return subject.report
 
@@ -84,10 +86,12 @@ def _check_provider(subject: CheckedFiles) -> None:
             raise SleepcError(f"CUDA has no kernel for {'; '.join(missing)}", where="--ep cuda", fix="Use --ep cpu.")
 
 
-def _read_text_eager(subject: CheckedFiles, shelf: Shelf) -> None:
+def _read_text_eager(subject: CheckedFiles, shelf: Shelf) -> list[FloatArray]:
+    """Puts logits on the shelf; what passages surprise when they are read again."""
     subject.progress("reading a text with PyTorch", None)
-    steps = find_trainer().steps(subject.program)
-    read_text(steps, np.array(subject.tokens[:TEXT], np.int64), lambda at, x: shelf.put(f"text {at}", Found(x)))
+    steps, tokens = find_trainer().steps(subject.program), _text(subject)
+    session = read_text(steps, tokens, lambda at, x: shelf.put(f"text {at}", Found(x)))
+    return read_again(session, tokens, passages(steps, len(tokens)))
 
 
 def _read_eager(subject: CheckedFiles, in_blocks: dict[str, Tensor], shelf: Shelf) -> None:
@@ -122,25 +126,37 @@ def _read_onnx(subject: CheckedFiles, expected: Shelf) -> None:
         others: list[Other] = [(name, _sleeping(steps, passes)) for name, _, passes in sleeps]
         reading = StepsReader(steps, _enough(subject), compared)
         reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
-        exact = _quality(subject, steps, expected.look) if report.facts.get("kept") else None
-        del steps, others, reading
+        del others, reading
+        if report.facts.get("kept"):
+            exact = _quality(subject, steps, expected.look)[0]
+            report.rows += exact.exact_rows(lossless=not report.facts["requantised"])
+            report.perplexity["exact"] = exact.perplexity()["after"]
+        del steps
         report.rows += check_one_token(subject.folder, manifest, _enough(subject), states)
-    if subject.quantised:
-        quality = _quality(subject, OnnxSteps(subject.folder, subject.manifest), expected.take)
-        report.rows += quality.rows(subject.manifest.precision)
-        report.perplexity = quality.perplexity()
-    if exact is not None:
-        report.rows += exact.exact_rows(lossless=not report.facts["requantised"])
-        report.perplexity["exact"] = exact.perplexity()["after"]
 
 
-def _quality(subject: CheckedFiles, steps: OnnxSteps, expected: Callable[[str], Found]) -> Quality:
-    """A text read with ONNX Runtime, against the logits of its pieces."""
-    subject.progress("reading a text with ONNX Runtime", None)
-    quality = Quality(np.array(subject.tokens[:TEXT], np.int64))
+def _read_text_onnx(subject: CheckedFiles, expected: Shelf, again: Sequence[FloatArray]) -> None:
+    """With the files as they are. `again`: what passages surprised in float32."""
+    report, steps = subject.report, OnnxSteps(subject.folder, subject.manifest)
+    quality, session = _quality(subject, steps, expected.take)
+    starts = passages(steps, len(quality.tokens))
     with _told():
-        read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected(f"text {at}").logits))
-    return quality
+        report.recall = quality.recall(starts, again, read_again(session, quality.tokens, starts))
+    report.rows += quality.rows(subject.manifest.precision)
+    report.perplexity |= quality.perplexity()
+
+
+def _quality(subject: CheckedFiles, steps: OnnxSteps, expected: Callable[[str], Found]) -> tuple[Quality, Session]:
+    """A text read with ONNX Runtime, against the logits of its pieces; the session is at its end."""
+    subject.progress("reading a text with ONNX Runtime", None)
+    quality = Quality(_text(subject))
+    with _told():
+        session = read_text(steps, quality.tokens, lambda at, x: quality.add(at, x, expected(f"text {at}").logits))
+    return quality, session
+
+
+def _text(subject: CheckedFiles) -> IntArray:
+    return np.array(subject.tokens[:TEXT], np.int64)
 
 
 @contextmanager

@@ -65,6 +65,10 @@ def test_an_export_at_source_precision_is_lossless(program: Program, tmp_path: P
     assert abs(exact) < 1e-6 < rounded
     before, after = report["perplexity"]["before"], report["perplexity"]["exact"]
     assert after == pytest.approx(before, rel=1e-5)
+    (recall,) = report["recall"]  # four windows back, as far as a passage of this text can be
+    assert recall["tokens"] == 32
+    assert recall["after"] == pytest.approx(recall["before"], abs=0.05)
+    assert recall["after"] != recall["before"]
 
 
 def test_artifacts_refer_to_what_the_source_has_or_copy_it(program: Program, tmp_path: Path) -> None:
