@@ -5,7 +5,7 @@ attention or beside it.
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,11 +44,20 @@ del sys.modules[PACKAGE]
 
 class Hybrid(nn.Module):
     """tokens [B,T] -> logits [B,T,V]. `options` go to the rule; an `idle` model calls it twice, not when exported. With
-    `beside` two layers have both mixers, else one has the recurrence and one attention.
+    `beside` two layers have both mixers, else one has the recurrence and one attention. It was made for so many
+    `positions`.
     """
 
-    def __init__(self, options: dict[str, Any] | None = None, *, idle: bool = False, beside: bool = False) -> None:
+    def __init__(
+        self,
+        options: dict[str, Any] | None = None,
+        *,
+        idle: bool = False,
+        beside: bool = False,
+        positions: int | None = None,
+    ) -> None:
         super().__init__()
+        self.config = SimpleNamespace(max_position_embeddings=positions)
         self.options, self.idle, self.beside = options or {}, idle, beside
         self.words = nn.Embedding(VOCAB, WIDTH)
         self.mixed = nn.Linear(WIDTH, 3 * WIDTH, bias=False)

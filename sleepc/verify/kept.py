@@ -65,8 +65,7 @@ def renumbers_with_pairs(oracle: OracleView) -> bool:
         return False
     last = oracle.program.max_positions or 1
     for i, budget in enumerate(oracle.budgets):
-        site = oracle.site_of(i)
-        if budget and site.rotated:
+        if budget and (site := oracle.site_of(i)).rotated:
             k = torch.randn(1, site.kv_heads, 1, site.d_k, generator=torch.Generator().manual_seed(1))
             k = k.to(site.k.meta["type"].dtype)
             if not _turns_back(oracle, i, k, last // 2, last // 3):

@@ -37,17 +37,19 @@ WINDOW = 8
 OWN = {"tail.0": (3 * WIDTH, 2), "own.0": (2, WIDTH // 2, WIDTH // 2)}
 
 
-def converted(*, beside: bool, **options: Any) -> sleepc.Program:
+def converted(*, beside: bool, positions: int | None = None, **options: Any) -> sleepc.Program:
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SleepcWarning)  # recurrent passes need training
-        return sleepc.convert(Hybrid(beside=beside).double(), {"window": WINDOW, "sinks": 2, **options})
+        return sleepc.convert(
+            Hybrid(beside=beside, positions=positions).double(), {"window": WINDOW, "sinks": 2, **options}
+        )
 
 
 @pytest.mark.parametrize(
     ("beside", "options"),
     [
-        (False, {"keep": {"slots": 3, "budgets": "equal"}, "passes": 2}),
+        (False, {"keep": {"slots": 3, "budgets": "equal"}, "passes": 2, "positions": 24}),
         (True, {"eviction": "hard", "write": "online"}),
         (False, {"consolidation": "recurrent", "passes": 2, "sinks": 0, "settle": 0.1}),
         (True, {"consolidation": "recurrent", "passes": 3, "loop": "0:1"}),
