@@ -6,7 +6,8 @@ in blocks of Q4_0. Each runs in a process of its own on as many threads (`--thre
 a few tokens at a time, and medians are compared, with those of the fastest peer in each row (`ratio`); all read the
 whole context, of random tokens. `_cpu_ms` is processor time. genai and llama.cpp live in environments of their own,
 made under build/ the first time (`--genai-env` and `--llama-env` name others); llama.cpp is built from source there,
-which takes a quarter of an hour. What is left out is said, with the reason.
+which takes a quarter of an hour. What is left out is said, with the reason. `keep` is the same model converted with
+`--keep` and its pairs in int8 (`--slots`, 0 for none); its `keep_ratio` is to sleepc's time without, sleeps included.
 
 `sleepc_ms_with_sleep` has the share of a sleep that every token pays for. RSS counts everything that is resident,
 mapped weights too. Targets are what this backend was built to reach; they are for two cores and SmolLM2-135M.
@@ -36,7 +37,7 @@ from sleepc.hf.resolve import Checkpoint, is_gguf
 
 COLUMNS = (
     *("precision", "context", "sleepc_ms", "sleepc_ms_with_sleep", "genai_ms", "llama_ms", "llama_q4_0_ms", "ratio"),
-    *("target", "sleepc_rss_mb", "genai_rss_mb", "llama_rss_mb"),
+    *("target", "sleepc_rss_mb", "genai_rss_mb", "llama_rss_mb", "keep_ms_with_sleep", "keep_ratio", "keep_target"),
     *("iree_ms", "iree_ms_with_sleep", "iree_ratio", "iree_target", "iree_rss_mb"),
 )
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,7 @@ DECODE = {
 PREFILL = {(precision, 4096): 0.55 for precision in (*FOUR_BITS, "fp32")}
 RSS_MB = dict.fromkeys(FOUR_BITS, 300)
 IREE_DECODE = 1.5  # of ONNX Runtime's
+KEEP_DECODE = 1.25  # of the time without
 GENAI = {"fp32": "fp32", "int4": "int4", "int8": "int8", "source": "int4"}  # its builder's precision beside ours
 LLAMA = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_0", "source": "Q4_0"}  # and llama.cpp's
 
@@ -95,6 +97,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens measured at each context")
     parser.add_argument("--prefill", type=int, default=4096, help="tokens of the prefill")
     parser.add_argument("--window", type=int, default=128, help="of the conversion; the demo's by default")
+    parser.add_argument("--slots", type=int, default=340, help="pairs that the model with keep keeps; 0 for none")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "onnx_cpu", help="a folder for the models")
     parser.add_argument("--genai-env", type=Path, default=ROOT / "build" / "genai")
@@ -104,7 +107,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="take exports of an earlier run, where there are some")
     options = parser.parse_args()
     if options.tiny:
-        options.contexts, options.prefill, options.tokens = [300, 600], 600, 8
+        options.contexts, options.prefill, options.tokens, options.slots = [300, 600], 600, 8, 0
         options.precisions, options.no_genai, options.no_llama = "fp32", True, True
     report(rows(options), as_json=options.json, title="exports, CPU", columns=COLUMNS)
 
@@ -115,24 +118,37 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     with checkpoint_of(options) as checkpoint:
         if options.tiny:
             add_letters(checkpoint.folder)
-        artifact = options.work / f"artifact-{options.window}"
-        if not (options.keep and artifact.is_dir()):
-            window = ("--window", str(options.window))
-            sleepc("convert", checkpoint.name, "-o", str(artifact), *window, "--force", "--no-verify")
+        artifacts = converted(options, checkpoint)
         for precision in options.precisions.split(","):
             if precision == "source" and not is_gguf(checkpoint.name):
                 yield {"kind": "skipped", "precision": precision, "reason": f"{checkpoint.name} is no GGUF file"}
                 continue
-            yield from measured(options, checkpoint, artifact, precision)
+            yield from measured(options, checkpoint, artifacts, precision)
 
 
-def measured(options: argparse.Namespace, checkpoint: Checkpoint, artifact: Path, precision: str) -> Iterator[Row]:
+def converted(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Path]:
+    """The artifacts, by what they are called here."""
+    recipes: dict[str, tuple[str, ...]] = {"sleepc": ()}
+    if options.slots:
+        recipes["keep"] = ("--keep", str(options.slots), "--keep-dtype", "int8")
+    found = {}
+    for name, recipe in recipes.items():
+        found[name] = options.work / "-".join(["artifact", str(options.window), *recipe[1::2]])
+        if not (options.keep and found[name].is_dir()):
+            window = ("--window", str(options.window))
+            sleepc("convert", checkpoint.name, "-o", str(found[name]), *window, *recipe, "--force", "--no-verify")
+    return found
+
+
+def measured(
+    options: argparse.Namespace, checkpoint: Checkpoint, artifacts: dict[str, Path], precision: str
+) -> Iterator[Row]:
     """The rows of a precision: the exports, what they hold when loaded, prefill, decode at each context."""
     vocab = checkpoint.config["vocab_size"]
     made: Row = {}
     with ExitStack() as stack:
         workers = {}
-        for name, how in ours(precision).items():
+        for name, (artifact, how) in ours(artifacts, precision).items():
             folder = options.work / f"{name}-{precision}-{options.window}"
             if not (options.keep and folder.is_dir()):
                 made |= sleepc("export", str(artifact), *how, "-o", str(folder), "--force", name=name)
@@ -180,13 +196,15 @@ def with_llama(options: argparse.Namespace, checkpoint: Checkpoint, precision: s
     return {name: (str(python), "llama", file) for name, file in files.items()}, row
 
 
-def ours(precision: str) -> dict[str, tuple[str, ...]]:
-    """How the exports of a precision are asked for, by what they are called here."""
-    found: dict[str, tuple[str, ...]] = {"sleepc": ("--to", "onnx", "--precision", precision)}
+def ours(artifacts: dict[str, Path], precision: str) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """The artifact of each export of a precision, and how it is asked for, by what they are called here."""
+    found: dict[str, tuple[Path, tuple[str, ...]]] = {
+        name: (artifact, ("--to", "onnx", "--precision", precision)) for name, artifact in artifacts.items()
+    }
     if precision == "fp32":
         reason = find_target("mlir").missing()
         if reason is None:
-            found["iree"] = ("--to", "mlir")
+            found["iree"] = (artifacts["sleepc"], ("--to", "mlir"))
         else:
             console.log(f"IREE is left out: {reason}")
     return found
@@ -233,7 +251,7 @@ def decode(workers: dict[str, Worker], precision: str, contexts: list[int], coun
 
 
 def _ratio(row: Row, unit: str, target: float | None) -> Row:
-    """Of sleepc's time to that of its fastest peer, and of IREE's to sleepc's."""
+    """Of sleepc's time to that of its fastest peer, and of IREE's and of what keep takes to sleepc's."""
     peers = [
         row[key] for key in row if key.endswith(f"_{unit}") and key.startswith(("genai", "llama")) and "cpu" not in key
     ]
@@ -241,6 +259,11 @@ def _ratio(row: Row, unit: str, target: float | None) -> Row:
     found: Row = {"ratio": row[f"sleepc_{unit}"] / min(peers) if peers else None, "target": target}
     if iree:
         found |= {"iree_ratio": iree / row[f"sleepc_{unit}"], "iree_target": IREE_DECODE if unit == "ms" else None}
+    if "keep_ms_with_sleep" in row:
+        found |= {
+            "keep_ratio": row["keep_ms_with_sleep"] / row["sleepc_ms_with_sleep"],
+            "keep_target": KEEP_DECODE,
+        }
     return found
 
 
