@@ -1,7 +1,7 @@
 """A sleep chooses, for every KV head, among the pairs that it keeps and those of the window.
 
-All S + Hkv L candidates stand in one row, older ones first: a stable sort by head and score puts the best of each head
-at the front of its part, and of equals the older one. Which places those are depends on budgets alone. A second sort,
+All S + Hkv L candidates stand in one row, older ones first: a sort by head and standing puts the best of each head at
+the front of its part, and of equals the older one. Which places those are depends on budgets alone. A second sort,
 by head and whether a candidate is one of the best, leaves both the best and the others in order of position.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from sleepc.ir.roles import PINNED_SCORE
@@ -17,7 +16,7 @@ from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.keep.contract import NOTHING, STEP, Score, WindowPairs
 from sleepc.passes.keep.drop import Parts, drop
-from sleepc.passes.keep.places import best_places, in_order, owners, rows_at, slot_ends
+from sleepc.passes.keep.places import best_places, in_order, owners, rows_at, slot_ends, standing
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.kept_pairs import (
     RECORD,
@@ -30,7 +29,7 @@ from sleepc.passes.rewrite.kept_pairs import (
 )
 from sleepc.passes.rewrite.turn_keys import turn
 
-MOST_STEPS = 2**45  # greater scores count as this many steps
+MOST = 2.0**29  # greater scores count as this much
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,9 @@ def _best_first(e: Emit, block: BlockSleep, score: fx.Node, head: fx.Node) -> fx
     others in order of position.
     """
     owner = e.call(aten.cat.default, [head, owners(e, block.kv_heads, block.window)])
-    steps = e.call(aten.clamp.default, e.mul(score, -1 / STEP), -MOST_STEPS, MOST_STEPS)
-    steps = e.where(e.call(aten.gt.Scalar, score, NOTHING / 2), steps, 2.0 * MOST_STEPS)
-    by_score = in_order(e, e.add(e.cast(steps, torch.int64), e.mul(owner, 4 * MOST_STEPS)))
+    capped = e.call(aten.clamp.default, score, -MOST, MOST)
+    capped = e.where(e.call(aten.gt.Scalar, score, NOTHING / 2), capped, -2 * MOST)
+    by_score = in_order(e, e.add(standing(e, capped), e.mul(owner, e.size(score, 1))))
     best = e.call(aten.index_select.default, by_score, 1, best_places(e, head, block.window))
     parts = e.call(aten.expand_as.default, e.unsqueeze(e.call(aten.add.Scalar, e.mul(owner, 2), 1), 0), by_score)
     first = e.call(aten.expand_as.default, e.unsqueeze(e.mul(head, 2), 0), best)

@@ -4,6 +4,7 @@ window of every head.
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from sleepc.passes.lib.emit import Emit, aten
@@ -36,8 +37,21 @@ def other_places(e: Emit, head: fx.Node, heads: int, window: int) -> fx.Node:
 
 
 def in_order(e: Emit, values: fx.Node) -> fx.Node:
-    """The places of values [B,M] in order; of equals the first one comes first."""
-    return e.item(e.call(aten.sort.stable, values, stable=True, dim=1), 1)
+    """The places of whole numbers [B,M] in order, of equals the first one first, also where a sort mixes equals."""
+    count = e.size(values, 1)
+    distinct = e.add(e.mul(values, count), e.call(aten.arange.default, count))
+    return e.item(e.call(aten.sort.stable, distinct, stable=True, dim=1), 1)
+
+
+def standing(e: Emit, scores: fx.Node) -> fx.Node:
+    """How many different scores are better than each of [B,M]. Whole numbers that fit 32 bits, which not all runtimes
+    go beyond, and equals are equal in whatever order they were sorted.
+    """
+    ordered = e.call(aten.sort.stable, scores, stable=True, dim=1, descending=True)
+    best, at = e.item(ordered, 0), e.item(ordered, 1)
+    first, others = e.call(aten.slice.Tensor, best, 1, 0, 1), e.call(aten.slice.Tensor, best, 1, 0, -1)
+    worse = e.call(aten.lt.Tensor, best, e.call(aten.cat.default, [first, others], 1))
+    return e.call(aten.scatter.src, at, 1, at, e.call(aten.cumsum.default, e.cast(worse, torch.int64), 1))
 
 
 def rows_at(e: Emit, values: fx.Node, index: fx.Node, width: tuple[int | str, ...]) -> fx.Node:

@@ -32,7 +32,7 @@ from sleepc.passes.consolidation.block_sleep import (
     WINDOW_PINNED,
     WINDOW_POSITIONS,
 )
-from sleepc.passes.keep.contract import NOTHING, STEP, HeadPairs, Score, WindowPairs
+from sleepc.passes.keep.contract import NOTHING, HeadPairs, Score, WindowPairs
 from sleepc.passes.keep.registry import SCORES, register
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.pipeline import rewrite_stages
@@ -169,10 +169,10 @@ def _one_head(program: ProgramGraphs) -> None:
 
 
 def _oldest(program: ProgramGraphs) -> None:
-    """A sleep keeps the worst pairs."""
+    """A sleep keeps the oldest pairs: it takes all scores for equal."""
     for node in (node for cls in program.classes.values() if cls.sleep for node in cls.sleep.calls()):
-        if is_call(node, aten.mul.Tensor) and node.args[1] == -1 / STEP:
-            node.args = (node.args[0], 1 / STEP)
+        if is_call(node, aten.sort.stable) and node.kwargs.get("descending"):
+            node.kwargs = {**node.kwargs, "descending": False}
 
 
 def _one_budget(program: ProgramGraphs) -> None:
