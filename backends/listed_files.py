@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sleepc.errors import SleepcError
-from sleepc.held_file import HeldFile, is_inside
+from sleepc.backends.report import Figure, Report
+from sleepc.errors import SleepcError, UsageError
+from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.sealed_json import Data, FileKind, Strict, digest, read_sealed
 
 MOST = 16 << 20  # bytes of a manifest
@@ -29,6 +31,11 @@ def facts_of(path: Path) -> FileFacts:
     """The size and hash of a file."""
     file = HeldFile(path)
     return FileFacts(size=file.size, sha256=file.sha256())
+
+
+def facts_in(folder: Path) -> dict[str, FileFacts]:
+    """Those of every file of a folder, in the order of their names."""
+    return {path.name: facts_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def sealed(manifest: Any) -> Any:
@@ -73,3 +80,21 @@ class ListedFiles:
                 raise SleepcError(f"{name} was changed after the export", where=str(path), fix=self.again)
             held[name] = file
         return held
+
+
+def verified(folder: Path, mark: str, form: ListedFiles, model: type[Data]) -> Report:
+    """The files by size and hash, whose manifest is `mark`. Raises UsageError if there is none, SleepcError for a file
+    that was changed.
+    """
+    started = time.perf_counter()
+    if not (folder / mark).is_file():
+        raise UsageError(f"{folder} has no {mark}", fix=f"`sleepc export ARTIFACT --to {form.target}` makes one.")
+
+    def checked(at: Path) -> int:
+        refuse_links_out(at, "export", form.again)
+        manifest: Any = form.read(at / mark, model)
+        return len(form.check(at, manifest.files))
+
+    count = load_whole(folder, checked)
+    rows = [Figure("files", "changed", 0, 0, f"{count} by size and sha256")]
+    return Report(rows, seconds=time.perf_counter() - started)

@@ -21,6 +21,7 @@ HOST_TARGETS: dict[str, HostTarget | str] = {
     "triton": "sleepc.backends.triton.target",
     "inductor": "sleepc.backends.eager.target",
     "hf": "sleepc.backends.hf.target",
+    "gguf": "sleepc.backends.gguf.target",
 }
 """The same, of those whose files no command runs by themselves. One may be called as a backend is."""
 DEFAULT, DEFAULT_TARGET = next(iter(BACKENDS)), next(iter(TARGETS))

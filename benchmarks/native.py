@@ -1,19 +1,23 @@
-"""A native checkpoint in another runtime: mlx-lm's CPU wheel, in an environment of its own.
+"""A native checkpoint in other runtimes, each in an environment of its own: mlx-lm's CPU wheel and llama.cpp.
 
-A random dense Qwen3, three of four layers of which are native, is exported for it; greedy tokens and logits are
-compared with the program's, and processor milliseconds per token are printed beside those of our own sessions.
-llama.cpp is not run: its converter takes known tokenizers only, and its package has to be compiled.
+A random dense Qwen3 (YaRN, irregular layers for llama.cpp), some of whose layers are native, is exported for each; the
+tokens that it writes, greedily, and their logits are compared with the program's, and those of rounded files with
+transformers' on the numbers of the file. Processor milliseconds per token stand beside those of our own sessions;
+llama.cpp also runs the dense Qwen3, which says how exact it is.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import llamacpp
 import numpy as np
 import peers
 import torch
@@ -21,48 +25,84 @@ from common import Row, arguments, machine, report
 
 import sleepc
 from sleepc.api import Program
+from sleepc.backends.gguf.check import GgufTensors
+from sleepc.backends.gguf.tensors import placed
+from sleepc.ir.tensorfile import Planned
 from sleepc.runtime.session import Session
 from sleepc.verify.memory_values import shaken
 
 PACKAGES = ("mlx[cpu]==0.32.*", "mlx-lm==0.32.*")
-COLUMNS = ("runtime", "tokens_equal", "largest_error", "ms_per_token", "why")
+COLUMNS = ("runtime", "weights", "tokens_equal", "largest_error", "ms_per_token", "why")
 SHAPE = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512}
+ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 PROMPT, WRITTEN = 40, 32
+KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--mlx-env", type=Path, default=Path("build/mlx-env"), help="where mlx-lm is installed")
+    parser.add_argument("--llama-env", type=Path, default=Path("build/llama-env"), help="where llama.cpp is built")
     options = parser.parse_args()
     rows = [machine()]
     with TemporaryDirectory(prefix="sleepc-bench-") as scratch:
-        program = converted(Path(scratch))
-        ids = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], PROMPT).tolist()
-        tokens, logits, ms = ours(program, ids)
-        rows.append({"kind": "native", "runtime": "sleepc", "ms_per_token": ms})
-        folder = program.export(Path(scratch) / "mlx", to="hf", tokens=ids * 2, runtime="mlx").path
-        rows.append({"kind": "native", "runtime": "mlx", **theirs(options.mlx_env, folder, ids, tokens, logits)})
+        for row in measured(options, Path(scratch)):
+            rows.append({"kind": "native", **row})
     report(rows, as_json=options.json, title="native checkpoints", columns=COLUMNS)
 
 
-def converted(folder: Path) -> Program:
-    """A program whose memories answer, of a random Qwen3."""
+def measured(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """A row for each runtime and kind of weights."""
+    ids = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], PROMPT).tolist()
+    module = dense(scratch / "model")
+    regular, irregular = (converted(scratch, layers) for layers in ("every:4", "1"))
+    found = ours(regular, ids)
+    folder = regular.export(scratch / "mlx", to="hf", tokens=ids * 2, runtime="mlx").path
+    rows = [{"runtime": "sleepc", "ms_per_token": found[2]}]
+    try:
+        python = peers.environment(options.mlx_env, *PACKAGES)
+        rows.append({"runtime": "mlx", "weights": "f32", **theirs(python, "mlx", folder, ids, found[:2])})
+    except peers.CannotBuild as error:
+        rows.append({"runtime": "mlx", "why": f"skipped: {error}"})
+    try:
+        python = llamacpp.python_of(options.llama_env)
+    except peers.CannotBuild as error:
+        return [*rows, {"runtime": "llama.cpp", "why": f"skipped: {error}"}]
+    dense_file = write_dense(module, scratch / "dense.gguf")
+    level = theirs(python, "llama.cpp", dense_file, ids, in_transformers(module, ids))
+    rows.append({"runtime": "llama.cpp, dense Qwen3", "weights": "f32", **level})
+    checkpoint = irregular.export(scratch / "hf", to="hf", tokens=ids * 2).path
+    for kind in KINDS:
+        file = irregular.export(scratch / kind, to="gguf", tokens=ids * 2, dtype=kind).path / "model.gguf"
+        wanted = ours(irregular, ids)[:2] if kind in ("f32", "f16") else in_transformers(of_file(checkpoint, file), ids)
+        rows.append({"runtime": "llama.cpp", "weights": kind, **theirs(python, "llama.cpp", file, ids, wanted)})
+    return rows
+
+
+def dense(folder: Path) -> Any:
+    """A random Qwen3."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    module = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    module = Qwen3ForCausalLM(Qwen3Config(**SHAPE, rope_parameters=ROPE))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    module.save_pretrained(folder / "model")
-    kept = [{"layers": "every:4", "strategy": "leave", "window": "none"}]
+    module.save_pretrained(folder)
+    return module.train(False)
+
+
+def converted(scratch: Path, attends: str) -> Program:
+    """A program whose memories answer, which keeps attention in these layers."""
+    kept = [{"layers": attends, "strategy": "leave", "window": "none"}]
     recipe = {"window": 32, "strategy": "replace", "layout": "native", "overrides": kept}
-    program = sleepc.convert(folder / "model", recipe)
+    program = sleepc.convert(scratch / "model", recipe)
     program.graphs = shaken(program.graphs)
-    program.save(folder / "artifact")
-    return sleepc.load(folder / "artifact")
+    place = scratch / f"artifact-{attends.replace(':', '-')}"
+    program.save(place)
+    return sleepc.load(place)
 
 
 def ours(program: Program, ids: list[int]) -> tuple[list[int], np.ndarray, float]:
@@ -78,20 +118,70 @@ def ours(program: Program, ids: list[int]) -> tuple[list[int], np.ndarray, float
     return tokens, np.stack(every), 1e3 * median(seconds[1:])
 
 
-def theirs(env: Path, folder: Path, ids: list[int], tokens: list[int], logits: np.ndarray) -> Row:
-    """The same from mlx-lm, or why not."""
-    try:
-        python = peers.environment(env, *PACKAGES)
-    except peers.CannotBuild as error:
-        return {"why": f"skipped: {error}"}
+@torch.no_grad()
+def in_transformers(module: Any, ids: list[int]) -> tuple[list[int], np.ndarray]:
+    """Greedy tokens, and their logits, each time of the whole text."""
+    tokens: list[int] = []
+    every = []
+    for _ in range(WRITTEN):
+        every.append(module(input_ids=torch.tensor([ids + tokens]), use_cache=False).logits[0, -1].numpy())
+        tokens.append(int(every[-1].argmax()))
+    return tokens, np.stack(every)
+
+
+def of_file(checkpoint: Path, file: Path) -> Any:
+    """The checkpoint in transformers, with the numbers that a GGUF file has."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=False).train(False)
+    named = {name: Planned(value.dtype, tuple(value.shape), value.clone) for name, value in model.named_parameters()}
+    places = placed(named, model.config.to_dict(), file.parent.name.upper())
+    model.load_state_dict({name: each.make() for name, each in GgufTensors(file).of_class(places)}, strict=False)
+    return model
+
+
+def write_dense(module: Any, path: Path) -> Path:
+    """The dense Qwen3 as a GGUF file in float32."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "qwen3")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, SHAPE["num_hidden_layers"])
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(SHAPE["vocab_size"])
+    writer.add_block_count(SHAPE["num_hidden_layers"])
+    writer.add_context_length(SHAPE["max_position_embeddings"])
+    writer.add_embedding_length(SHAPE["hidden_size"])
+    writer.add_feed_forward_length(SHAPE["intermediate_size"])
+    writer.add_head_count(SHAPE["num_attention_heads"])
+    writer.add_head_count_kv(SHAPE["num_key_value_heads"])
+    writer.add_key_length(SHAPE["head_dim"])
+    writer.add_value_length(SHAPE["head_dim"])
+    writer.add_layer_norm_rms_eps(module.config.rms_norm_eps)
+    writer.add_rope_freq_base(ROPE["rope_theta"])
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(ROPE["factor"])
+    writer.add_rope_scaling_orig_ctx_len(ROPE["original_max_position_embeddings"])
+    for name, value in module.named_parameters():
+        writer.add_tensor(names.get_name(name.removesuffix(".weight")) + ".weight", value.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def theirs(python: Path, runtime: str, path: Path, ids: list[int], wanted: tuple[list[int], np.ndarray]) -> Row:
+    """The same tokens from another runtime, compared; or why not."""
     worker = Path(__file__).with_name("native_worker.py")
-    command = [str(python), str(worker), str(folder), str(WRITTEN), ",".join(map(str, ids))]
+    command = [str(python), str(worker), runtime, str(path), str(WRITTEN), ",".join(map(str, ids))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        return {"why": f"failed: {done.stderr.strip().splitlines()[-1]}"}
+        return {"why": f"failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"}
     found = json.loads(done.stdout)
-    error = np.abs(np.array(found["logits"]) - logits).max() / np.abs(logits).max()
+    tokens, logits = wanted
     equal = sum(a == b for a, b in zip(found["tokens"], tokens, strict=True))
+    same = next((i for i, (a, b) in enumerate(zip(found["tokens"], tokens, strict=True)) if a != b), WRITTEN - 1) + 1
+    error = np.abs(np.array(found["logits"])[:same] - logits[:same]).max() / np.abs(logits).max()
     return {
         "tokens_equal": f"{equal} of {WRITTEN}",
         "largest_error": float(error),

@@ -1,6 +1,6 @@
-"""A native checkpoint in mlx-lm, in an environment without sleepc: greedy tokens, and milliseconds of each.
+"""A native checkpoint in another runtime, in an environment without sleepc: greedy tokens, and milliseconds of each.
 
-Arguments: a folder, the number of tokens to write, the prompt's ids. One line of JSON.
+Arguments: the runtime, a folder or file, the number of tokens to write, the prompt's ids. One line of JSON.
 """
 
 from __future__ import annotations
@@ -8,28 +8,55 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def main() -> None:
-    """Read the prompt at once, then write token by token."""
+def mlx(path: Path) -> Callable[[list[int]], list[float]]:
+    """mlx-lm, on the CPU: what follows the tokens that are given, after those that were."""
     import mlx.core as mx  # type: ignore[import-not-found]
     from mlx_lm.models.cache import make_prompt_cache  # type: ignore[import-not-found]
     from mlx_lm.utils import load_model  # type: ignore[import-not-found]
 
-    folder, count, ids = Path(sys.argv[1]), int(sys.argv[2]), [int(i) for i in sys.argv[3].split(",")]
     mx.set_default_device(mx.cpu)
-    model, _ = load_model(folder)
+    model, _ = load_model(path)
     cache = make_prompt_cache(model)
+
+    def feed(ids: list[int]) -> list[float]:
+        logits = model(mx.array([ids]), cache=cache)[0, -1].astype(mx.float32)
+        mx.eval(logits)
+        return list(logits.tolist())
+
+    return feed
+
+
+def llama(path: Path) -> Callable[[list[int]], list[float]]:
+    """llama.cpp, as it is by default, but on one thread."""
+    import llama_cpp
+
+    model: Any = llama_cpp.Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False)
+
+    def feed(ids: list[int]) -> list[float]:
+        model.eval(ids)
+        return list(model.scores[model.n_tokens - 1].tolist())
+
+    return feed
+
+
+RUNTIMES = {"mlx": mlx, "llama.cpp": llama}
+
+
+def main() -> None:
+    """Read the prompt at once, then write token by token."""
+    count, read = int(sys.argv[3]), [int(i) for i in sys.argv[4].split(",")]
+    feed = RUNTIMES[sys.argv[1]](Path(sys.argv[2]))
     every, tokens, seconds = [], [], []
-    read = ids
     for _ in range(count):
         started = time.process_time()
-        logits = model(mx.array([read]), cache=cache)[0, -1].astype(mx.float32)
-        mx.eval(logits)
+        every.append(feed(read))
         seconds.append(time.process_time() - started)
-        every.append(logits.tolist())
-        tokens.append(int(mx.argmax(logits)))
+        tokens.append(max(range(len(every[-1])), key=every[-1].__getitem__))
         read = tokens[-1:]
     print(json.dumps({"tokens": tokens, "logits": every, "ms": [1e3 * each for each in seconds[1:]]}))
 

@@ -126,7 +126,14 @@ NO_TORCH = (
     *("backends/triton/manifest.py", "backends/triton/target.py"),
     *("backends/mlir/devices.py", "backends/mlir/installed.py", "backends/mlir/load.py", "backends/mlir/manifest.py"),
     *("backends/mlir/steps.py", "backends/mlir/target.py"),
-    *("backends/hf/engines.py", "backends/hf/manifest.py", "backends/hf/obstacles.py", "backends/hf/target.py"),
+    *(
+        "backends/gguf/manifest.py",
+        "backends/gguf/target.py",
+        "backends/hf/engines.py",
+        "backends/hf/manifest.py",
+        "backends/hf/obstacles.py",
+        "backends/hf/target.py",
+    ),
 )
 NO_TORCH_LOADED = (
     *("sleepc", "sleepc.cli.main", "sleepc.errors", "sleepc.manifest", "sleepc.recipe", "sleepc.runtime.session"),
@@ -134,7 +141,7 @@ NO_TORCH_LOADED = (
     *("sleepc.backends.table", "sleepc.backends.export", "sleepc.backends.eager.backend"),
     *("sleepc.backends.onnx.target", "sleepc.backends.onnx.cuda", "sleepc.backends.onnx.load"),
     *("sleepc.backends.mlir.target", "sleepc.backends.mlir.load", "sleepc.backends.mlir.steps"),
-    *("sleepc.backends.triton.target", "sleepc.backends.hf.target", "sleepc.pushing"),
+    *("sleepc.backends.triton.target", "sleepc.backends.hf.target", "sleepc.backends.gguf.target", "sleepc.pushing"),
     *("sleepc.backends.onnx.steps", "sleepc.cli.opening", "sleepc.cli.subjects", "sleepc.cli.evaluation_task"),
     "sleepc.tune.record",
     *("sleepc.cli.tasks", "sleepc.tasks.puzzles", "sleepc.tasks.solving", "sleepc.tasks.spelling"),

@@ -18,7 +18,7 @@ from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""The largest error of logits, as a share of their scale, in which the checkpoint may be."""
+"""The largest error of logits, as a share of their scale, by the dtype of the checkpoint."""
 BEYOND = 40  # tokens that are read after the first sleep
 COMPARED, SINGLE = 33, 8  # the last tokens, whose logits are compared; of these, read one by one with a cache
 CACHES = ("cache", "past_key_values")  # what calls give and take, by transformers' version
@@ -33,10 +33,10 @@ def tokens_read(program: ProgramGraphs, tokens: Sequence[int]) -> list[int]:
 
 
 def compare(
-    program: ProgramGraphs, folder: Path, tokens: Sequence[int], dtype: torch.dtype, *, cached: bool = True
+    program: ProgramGraphs, folder: Path, tokens: Sequence[int], bound: float, *, cached: bool = True
 ) -> list[Figure]:
-    """Logits of the last tokens, of the program at level STEP and of the checkpoint in `folder`, which is in `dtype`:
-    read at once, and one after the other if it has a cache.
+    """Logits of the last tokens, of the program at level STEP and of the checkpoint in `folder`, which may differ by
+    `bound`, a share of their scale: read at once, and one after the other if it has a cache.
     """
     read = tokens_read(program, tokens)
     session = Session(find_trainer().steps(program), 1)
@@ -48,12 +48,12 @@ def compare(
     found = {"one call": logits_at_once(model, read)[-last:]}
     if cached:
         found["one by one"] = logits_one_by_one(model, read)
-    return [_figure(name, value, wanted[-len(value) :], dtype, len(read)) for name, value in found.items()]
+    return [_figure(name, value, wanted[-len(value) :], bound, len(read)) for name, value in found.items()]
 
 
-def _figure(name: str, found: Tensor, wanted: Tensor, dtype: torch.dtype, count: int) -> Figure:
+def _figure(name: str, found: Tensor, wanted: Tensor, bound: float, count: int) -> Figure:
     error = float((found.double() - wanted).abs().max() / wanted.abs().max())
-    return Figure("transformers", f"logits, {name}", error, BOUNDS[dtype], f"{count} tokens")
+    return Figure("transformers", f"logits, {name}", error, bound, f"{count} tokens")
 
 
 @torch.no_grad()

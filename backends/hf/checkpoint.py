@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from sleepc.backends.contract import Draft
-from sleepc.backends.hf import dense
-from sleepc.backends.hf.check import compare
-from sleepc.backends.hf.engines import ENGINE, FULL, find_engine, refusals, said
-from sleepc.backends.hf.obstacles import Host, of_layers, refusal
+from sleepc.backends.hf.check import BOUNDS, compare
+from sleepc.backends.hf.dense import CLASS, Dense
+from sleepc.backends.hf.engines import ENGINE, find_engine, said
+from sleepc.backends.hf.fitting import config_of, dense_of
 from sleepc.backends.hf.own_class import write_own
 from sleepc.backends.report import Figure
 from sleepc.errors import SleepcWarning, UsageError
@@ -26,9 +26,6 @@ from sleepc.hf.tokenizer import MAIN
 from sleepc.hf.weight_files import INDEX, SINGLE
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import Planned, write_planned
-from sleepc.passes.analysis.find_sites import find_attention
-from sleepc.passes.consolidation.registry import find as find_consolidation
-from sleepc.recipe import LayerPlan, Recipe
 
 GENERATION = "generation_config.json"
 SHARD = 1 << 30  # bytes of a file
@@ -50,58 +47,11 @@ def write_checkpoint(program: ProgramGraphs, engine: str, dtype: str, draft: Dra
     Raises UsageError, with all that is in the way, for a program that no class can express, or not one that the engine
     runs, SleepcError if transformers computes something else.
     """
-    recipe = draft.recipe
-    config = _config(draft.described)
-    assert recipe is not None
-    plans = _plans(program, recipe.plan(len(program.layout)))
-    if all(plan.strategy == "leave" and plan.window is None for plan in plans):
+    config = config_of(draft.described, "hf")
+    found = dense_of(program, draft.recipe, config, engine, "hf")
+    if found is None:
         return _own(program, draft, config, dtype)
-    host = dense.host_of(config)
-    if host is None:
-        raise no_host(config, plans)
-    whole = [*of_sleeps(recipe, len(plans)), *dense.of_config(config)]
-    layers = of_layers(plans, host)
-    kinds = dense.kinds_of(plans)
-    if layers or whole:
-        raise refusal(host, layers, whole, plans)
-    no = refusals(engine, kinds)
-    if no:
-        fix = "Choose another runtime (--for), or other layers: convert again with --layers every:N left as they are."
-        raise UsageError("; ".join(no), where=f"--for {engine}", fix=fix)
-    return _dense(program, draft, config, kinds, engine, _dtype(program, dtype))
-
-
-def of_sleeps(recipe: Recipe, blocks: int) -> list[str]:
-    """What sleeps do that no checkpoint can say, if anything."""
-    chosen = find_consolidation(recipe.consolidation)
-    return [f"its sleeps do what no class does: {chosen.in_words(recipe, blocks)}"] if chosen.changes(recipe) else []
-
-
-def _plans(program: ProgramGraphs, plans: tuple[LayerPlan, ...]) -> list[LayerPlan]:
-    """The recipe's, but that layers which are recurrent by themselves are as they were."""
-    found = []
-    for block, plan in zip(program.layout, plans, strict=True):
-        alone = plan.strategy == "leave" and find_attention(program.classes[block.cls].wake) is None
-        found.append(LayerPlan("leave", plan.rule, plan.decay, plan.write, None) if alone else plan)
-    return found
-
-
-def _config(folder: Path | None) -> Any:
-    """The original's configuration, as a class of transformers. Raises UsageError if there is none."""
-    from transformers import AutoConfig
-
-    if folder is None or not (folder / CONFIG).is_file():
-        what = "the original was a module in memory, and a checkpoint needs its config.json"
-        raise UsageError(what, where="--to hf", fix="Save it with save_pretrained, and convert that folder.")
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def no_host(config: Any, plans: Sequence[LayerPlan]) -> UsageError:
-    """What to say of a model whose blocks no class has with native layers."""
-    host = Host(f"any class of transformers: none has the blocks of {config.model_type} with native layers", False)
-    text = refusal(host, of_layers(plans, Host("", True)), [], plans).on_command_line[0]
-    fix = f"{', '.join(dense.NORMED)} have one. Other targets write this program as it is: --to onnx."
-    return UsageError(text, where="--to hf", fix=fix)
+    return _dense(program, draft, found, engine, _dtype(program, dtype))
 
 
 def _dtype(program: ProgramGraphs, name: str) -> torch.dtype:
@@ -110,24 +60,20 @@ def _dtype(program: ProgramGraphs, name: str) -> torch.dtype:
     return torch.float32 if program.dtype == torch.float64 else program.dtype
 
 
-def _dense(
-    program: ProgramGraphs, draft: Draft, config: Any, kinds: list[str], engine: str, dtype: torch.dtype
-) -> WrittenCheckpoint:
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    weights = dense.DenseWeights(program, kinds, dtype, width)
+def _dense(program: ProgramGraphs, draft: Draft, found: Dense, engine: str, dtype: torch.dtype) -> WrittenCheckpoint:
+    weights = found.weights(program, dtype)
     planned = weights.plan()
     draft.progress("writing weights", None)
-    _write(draft.folder, planned)
-    cached = FULL in kinds
-    made = {**dense.configured(config, kinds, dtype, tied=weights.tied), "use_cache": cached}
-    if not cached:
+    write_weights(draft.folder, planned)
+    made = found.configured(dtype, tied=weights.tied)
+    if not found.attends:
         _say_no_cache(draft.folder)
-    _write_config(draft.folder, made)
+    write_config(draft.folder, made)
     draft.progress("comparing with transformers", None)
-    rows = compare(program, draft.folder, draft.tokens, dtype, cached=cached)
-    _write_config(draft.folder, {**made, **said(engine, kinds)})
+    rows = compare(program, draft.folder, draft.tokens, BOUNDS[dtype], cached=found.attends)
+    write_config(draft.folder, {**made, **said(engine, found.kinds)})
     _check_tokenizer(draft.folder, engine)
-    return WrittenCheckpoint(dense.CLASS, len(planned), rows)
+    return WrittenCheckpoint(CLASS, len(planned), rows)
 
 
 def _say_no_cache(folder: Path) -> None:
@@ -153,12 +99,12 @@ def _own(program: ProgramGraphs, draft: Draft, config: Any, dtype: str) -> Writt
     if kept is not None:  # transformers writes one of the configuration alone
         said_before.write_bytes(kept)
     cls = (config.architectures or [type(config).__name__])[0]
-    rows = compare(program, draft.folder, draft.tokens, _dtype(program, "auto"))
+    rows = compare(program, draft.folder, draft.tokens, BOUNDS[_dtype(program, "auto")])
     return WrittenCheckpoint(cls, len(program.params), rows)
 
 
-def _write(folder: Path, planned: Mapping[str, Planned]) -> None:
-    """One file, or several with an index."""
+def write_weights(folder: Path, planned: Mapping[str, Planned]) -> None:
+    """Weights as transformers reads them: one file, or several with an index."""
     shards: list[dict[str, Planned]] = [{}]
     room = SHARD
     for name, each in planned.items():
@@ -180,7 +126,8 @@ def _write(folder: Path, planned: Mapping[str, Planned]) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """config.json."""
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -53,36 +53,63 @@ def kinds_of(plans: Sequence[LayerPlan]) -> list[str]:
     return [LINEAR if plan.strategy == "replace" else FULL for plan in plans]
 
 
-def configured(config: Any, kinds: Sequence[str], dtype: torch.dtype, *, tied: bool) -> dict[str, Any]:
-    """The class's configuration, with the sizes and positions of the original's."""
-    from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
+@dataclass(frozen=True)
+class Dense:
+    """A dense model that the class has: the original's configuration, what the class calls its layers, and the target
+    that asks.
+    """
 
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    same = (
-        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-        *("num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range"),
-        *("pad_token_id", "bos_token_id", "eos_token_id"),
-    )
-    third = width // 2 // 3
-    sections = {"mrope_section": [width // 2 - 2 * third, third, third], "mrope_interleaved": True}
-    rope = dict(config.rope_parameters) if FULL in kinds else {"rope_type": "default", "rope_theta": 10000.0}
-    made: Any = Qwen3_5TextConfig(
-        **{name: getattr(config, name) for name in same},
-        head_dim=width,
-        tie_word_embeddings=tied,
-        attention_bias=False,
-        linear_conv_kernel_dim=TAPS,
-        linear_key_head_dim=width,
-        linear_value_head_dim=width,
-        linear_num_key_heads=heads,
-        linear_num_value_heads=heads,
-        layer_types=list(kinds),
-        rope_parameters={**rope, "partial_rotary_factor": 1.0, **sections},
-        architectures=[CLASS],
-        dtype=str(dtype).removeprefix("torch."),
-    )
-    return dict(made.to_dict())
+    config: Any
+    kinds: Sequence[str]
+    to: str = "hf"
+
+    @property
+    def attends(self) -> bool:
+        """Does a layer keep its attention?"""
+        return FULL in self.kinds
+
+    @property
+    def width(self) -> int:
+        """Of a head."""
+        found = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+        return int(found)
+
+    def configured(self, dtype: torch.dtype, *, tied: bool) -> dict[str, Any]:
+        """The class's configuration, with the sizes and positions of the original's."""
+        from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
+
+        heads = self.config.num_attention_heads
+        same = (
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+            *("num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range"),
+            *("pad_token_id", "bos_token_id", "eos_token_id"),
+        )
+        # Of pairs of numbers, every third is turned by one of three positions, which are equal in a text. llama.cpp
+        # does not turn those that are left over: there are none.
+        sections = [(self.width // 2 + more) // 3 for more in (2, 1, 0)]
+        rope = dict(self.config.rope_parameters) if self.attends else {"rope_type": "default", "rope_theta": 10000.0}
+        rope |= {"partial_rotary_factor": 1.0, "mrope_section": sections, "mrope_interleaved": True}
+        made: Any = Qwen3_5TextConfig(
+            **{name: getattr(self.config, name) for name in same},
+            head_dim=self.width,
+            tie_word_embeddings=tied,
+            attention_bias=False,
+            linear_conv_kernel_dim=TAPS,
+            linear_key_head_dim=self.width,
+            linear_value_head_dim=self.width,
+            linear_num_key_heads=heads,
+            linear_num_value_heads=heads,
+            layer_types=list(self.kinds),
+            rope_parameters=rope,
+            architectures=[CLASS],
+            dtype=str(dtype).removeprefix("torch."),
+            use_cache=self.attends,
+        )
+        return dict(made.to_dict())
+
+    def weights(self, program: ProgramGraphs, dtype: torch.dtype) -> DenseWeights:
+        """The class's weights, in a dtype."""
+        return DenseWeights(program, self, dtype)
 
 
 @dataclass
@@ -90,9 +117,8 @@ class DenseWeights:
     """The class's weights, from a program's parameters; `used` are the keys of those that went into one."""
 
     program: ProgramGraphs
-    kinds: Sequence[str]
+    model: Dense
     dtype: torch.dtype
-    width: int
 
     def __post_init__(self) -> None:
         self.used: set[str] = set()
@@ -101,14 +127,14 @@ class DenseWeights:
     def plan(self) -> dict[str, Planned]:
         """Every weight by its name in the class. Raises UsageError if a parameter has no place there."""
         self._same(EMBEDDING, HEAD if EMBEDDING not in self.program.params else None)
-        for i, kind in enumerate(self.kinds):
+        for i, kind in enumerate(self.model.kinds):
             self._layer(f"model.layers.{i}.", i, kind)
         self._norm("model.norm.weight")
         if not self.tied:
             self._same(HEAD)
         left = [key for key in self._read() - self.used if not key.endswith(COMPUTED)]
         if left:
-            raise UsageError(f"the class has no place for {', '.join(sorted(left)[:3])}", where="--to hf")
+            raise UsageError(f"the class has no place for {', '.join(sorted(left)[:3])}", where=f"--to {self.model.to}")
         return self.planned
 
     @property
@@ -129,7 +155,7 @@ class DenseWeights:
 
     def _shape(self, key: str) -> tuple[int, ...]:
         if key not in self.program.params:
-            raise UsageError(f"the program has no parameter {key}, which the class has", where="--to hf")
+            raise UsageError(f"the program has no parameter {key}, which the class has", where=f"--to {self.model.to}")
         return self.program.params[key].shape
 
     def _same(self, name: str, key: str | None = None) -> None:
@@ -167,7 +193,7 @@ class DenseWeights:
 
     def _full(self, prefix: str, i: int) -> None:
         """Attention as it was: its gate is 1/2 whatever it reads, and its output projection doubled."""
-        into, width = prefix + "self_attn.", self.width
+        into, width = prefix + "self_attn.", self.model.width
         rows, hidden = self._shape(into + "q_proj.weight")
 
         def gated(q: Tensor) -> Tensor:

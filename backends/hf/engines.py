@@ -7,7 +7,7 @@ mlx-lm 0.32.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,15 @@ INTERVAL = "full_attention_interval"
 @dataclass(frozen=True)
 class Engine:
     """`model_type`: what its config.json calls the class. `regular`: does it take every n-th layer for attention,
-    whatever layer_types says? `attends`: does it need one? `more`: what else its config.json has. `how`: a command, or
-    a call, that loads a FOLDER.
+    whatever layer_types says? `attends`: does it need one? `scales`: of rotary positions, those that it scales, if not
+    all that transformers does. `more`: what else its config.json has. `how`: a command, or a call, that loads a FOLDER.
     """
 
     how: str
     model_type: str = "qwen3_5_text"
     regular: bool = False
     attends: bool = False
+    scales: tuple[str, ...] | None = None
     more: tuple[tuple[str, Any], ...] = ()
 
 
@@ -35,7 +36,11 @@ ENGINES = {
     "transformers": Engine("AutoModelForCausalLM.from_pretrained('FOLDER')"),
     "vllm": Engine("vllm serve FOLDER", attends=True, more=(("mamba_ssm_dtype", "float32"),)),
     "sglang": Engine("python -m sglang.launch_server --model-path FOLDER", regular=True, attends=True),
-    "llama.cpp": Engine("python convert_hf_to_gguf.py --no-mtp --outfile model.gguf FOLDER", attends=True),
+    "llama.cpp": Engine(
+        "python convert_hf_to_gguf.py --no-mtp --outfile model.gguf FOLDER",
+        attends=True,
+        scales=("default", "linear", "yarn"),
+    ),
     "mlx": Engine("mlx_lm.generate --model FOLDER --prompt …", "qwen3_5", regular=True, attends=True),
 }
 ENGINE = next(iter(ENGINES))
@@ -55,8 +60,8 @@ def interval_of(kinds: Sequence[str]) -> int | None:
     return step if places == [*range(step - 1, len(kinds), step)] else None
 
 
-def refusals(name: str, kinds: Sequence[str]) -> list[str]:
-    """Why an engine cannot run layers of these kinds, in sentences."""
+def refusals(name: str, kinds: Sequence[str], rope: Mapping[str, Any]) -> list[str]:
+    """Why an engine cannot run layers of these kinds, with these rotary positions, in sentences."""
     engine, found = ENGINES[name], []
     if LINEAR not in kinds:
         found.append(f"{name} runs the class only with linear layers, and none is")
@@ -65,6 +70,10 @@ def refusals(name: str, kinds: Sequence[str]) -> list[str]:
     if engine.regular and interval_of(kinds) is None:
         places = ", ".join(str(i) for i, kind in enumerate(kinds) if kind == FULL)
         found.append(f"{name} takes every n-th layer for attention, counted from 1, and here these have it: {places}")
+    scaling = rope.get("rope_type", "default")
+    if engine.scales is not None and scaling not in engine.scales:
+        known = ", ".join(engine.scales)
+        found.append(f"{name} scales the class's positions by {known}, and here it is rope_type {scaling}")
     return found
 
 

@@ -44,12 +44,14 @@ def _reason(plan: LayerPlan, host: Host) -> str:
     return ""
 
 
-def refusal(host: Host, layers: dict[str, list[int]], whole: Sequence[str], plans: Sequence[LayerPlan]) -> UsageError:
-    """What is in the way, and the recipe that would make it possible."""
+def refusal(
+    host: Host, layers: dict[str, list[int]], whole: Sequence[str], plans: Sequence[LayerPlan], to: str = "hf"
+) -> UsageError:
+    """What is in the way of the target `to`, and the recipe that would make it possible."""
     lines = [f"layers {ranges(which)}: {reason}" for reason, which in layers.items()]
     lines += [f"the whole model: {reason}" for reason in whole]
     text = "\n  ".join((f"this program is no checkpoint of {host.name}:", *lines))
-    return UsageError(text, where="--to hf", fix=possible(host, plans))
+    return UsageError(text, where=f"--to {to}", fix=possible(host, plans))
 
 
 def possible(host: Host, plans: Sequence[LayerPlan]) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from sleepc.backends.contract import Draft, HostTarget, Written, option
 from sleepc.backends.hf.engines import ENGINE, ENGINES, find_engine
-from sleepc.backends.hf.manifest import MANIFEST, NAME, NativeManifest, verified
-from sleepc.backends.listed_files import facts_of, sealed
+from sleepc.backends.hf.manifest import FILES, MANIFEST, NAME, NativeManifest
+from sleepc.backends.listed_files import facts_in, sealed, verified
 from sleepc.backends.report import Report
 from sleepc.errors import SleepcError, UsageError
 from sleepc.version import __version__
@@ -74,13 +74,13 @@ class HfTarget(HostTarget):
         report.seconds = time.perf_counter() - started
         if not report.ok:
             raise SleepcError(report.failures(), fix="Nothing was written. Please report the model and these figures.")
-        files = sorted(path.name for path in draft.folder.iterdir() if path.is_file())
+        files = facts_in(draft.folder)
         manifest = NativeManifest(
             sleepc=__version__,
             identity=draft.identity,
             cls=made.cls,
             runtime=options.runtime,
-            files={name: facts_of(draft.folder / name) for name in files},
+            files=files,
             report=report.to_json(),
         )
         (draft.folder / MANIFEST).write_text(sealed(manifest).model_dump_json(indent=1) + "\n")
@@ -88,7 +88,7 @@ class HfTarget(HostTarget):
 
     def verify(self, folder: Path) -> Report:
         """See `HostTarget.verify`: no file is loaded."""
-        return verified(folder)
+        return verified(folder, MANIFEST, FILES, NativeManifest)
 
 
 TARGET = HfTarget()

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,46 +14,17 @@ from torch import Tensor
 import sleepc
 from sleepc.api import Program
 from sleepc.backends.hf import checkpoint as writing
-from sleepc.backends.hf.checkpoint import no_host, of_sleeps
 from sleepc.backends.hf.engines import FULL, LINEAR, interval_of, refusals, said
+from sleepc.backends.hf.fitting import no_host, of_sleeps
 from sleepc.backends.hf.obstacles import Host, of_layers, possible, refusal
 from sleepc.backends.report import Figure
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.recipe import make_recipe
 from sleepc.runtime.session import Session
 from sleepc.train.adapter import with_values
-from sleepc.verify.memory_values import shaken
 from tests.cli.models import run_here, save_model
-from tests.families import SHAPE, VOCAB, make_module
-
-TOKENS = [int(i) for i in np.random.default_rng(0).integers(0, VOCAB, 64)]
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
-NATIVE: dict[str, Any] = {"window": 8, "sinks": 2, "strategy": "replace", "layout": "native"}
-KEPT = {**NATIVE, "overrides": [{"layers": "1", "strategy": "leave", "window": "none"}]}
-
-
-def qwen3(**options: Any) -> Any:
-    """Random weights, norms among them."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(5)
-    module = Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16, **options))
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(std=0.2)
-    module.train(False)
-    return module
-
-
-def converted(folder: Path, module: Any, recipe: dict[str, Any]) -> Program:
-    """A program whose memories answer, saved as an artifact."""
-    model = save_model(folder / "model", module=module)
-    (model / "LICENSE").write_text("Do as you like.")
-    (model / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# The original\n")
-    program = sleepc.convert(model, recipe)
-    program.graphs = shaken(program.graphs)
-    program.save(folder / "artifact")
-    return sleepc.load(folder / "artifact")
+from tests.families import make_module
+from tests.natives import KEPT, NATIVE, TOKENS, converted, qwen3
 
 
 def loaded(folder: Path) -> Any:
@@ -76,8 +46,8 @@ def differ(program: Program, model: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return converted(tmp_path_factory.mktemp("hf"), qwen3(tie_word_embeddings=True, rope_parameters=YARN), KEPT)
+def program(native: Program) -> Program:
+    return native
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +176,15 @@ def test_regular_layers_are_found(kinds: str, step: int | None) -> None:
     ],
 )
 def test_what_a_runtime_does_not_run_is_refused(engine: str, kinds: str, why: str) -> None:
-    found = "; ".join(refusals(engine, [{"L": LINEAR, "F": FULL}[kind] for kind in kinds]))
+    found = "; ".join(refusals(engine, [{"L": LINEAR, "F": FULL}[kind] for kind in kinds], {}))
     assert why in found
     assert bool(why) == bool(found)
+
+
+def test_scaled_positions_that_a_runtime_has_not_are_refused() -> None:
+    kinds, scaled = [LINEAR, FULL], {"rope_type": "llama3"}
+    assert refusals("llama.cpp", kinds, {"rope_type": "yarn"}) == refusals("vllm", kinds, scaled) == []
+    assert "by default, linear, yarn, and here it is rope_type llama3" in refusals("llama.cpp", kinds, scaled)[0]
 
 
 def test_one_configuration_does_not_serve_all() -> None:

@@ -1,0 +1,1 @@
+"""GGUF files of what llama.cpp's architecture `qwen35` runs."""
