@@ -19,6 +19,7 @@ from sleepc.backends.tunable import Setting
 from sleepc.errors import SleepcError, UsageError
 from sleepc.exporting import ENOUGH, Exportable, Request, export_program
 from sleepc.hf.gguf import cache_folder
+from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.progress import Progress
 from sleepc.recipe import Recipe
@@ -360,8 +361,8 @@ def _reason(error: BaseException) -> str:
 
 
 def weight_bytes(graphs: ProgramGraphs) -> int:
-    """Of all parameters, in the program's dtype."""
-    return sum(graphs.dtype.itemsize * prod(each.shape) for each in graphs.params.values())
+    """Of all parameters, as they are loaded."""
+    return sum(dtype.itemsize * prod(graphs.params[key].shape) for key, dtype in dtypes_of(graphs).items())
 
 
 def _exports(

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from sleepc.backends.contract import TrainingBackend
+from sleepc.ir.parameters import dtypes_of
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ops import functional
 from sleepc.ops.library import NAMESPACE
@@ -108,7 +109,8 @@ def count(
     """What steps of a program take as a backend runs them, matrices having so many `bits` for a weight, or the
     program's. `call` tokens are at most a window's.
     """
-    parameters = {key: torch.empty(spec.shape, dtype=spec.dtype, device=META) for key, spec in program.params.items()}
+    params = program.params
+    parameters = {k: torch.empty(params[k].shape, dtype=d, device=META) for k, d in dtypes_of(program).items()}
     steps = backend.steps_on(program, parameters, device=META)
     state = steps.new_state(rows)
     matrices = [] if bits is None else [each for each in parameters.values() if each.dim() == 2]

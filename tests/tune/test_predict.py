@@ -20,6 +20,7 @@ from sleepc.tune.predict import candidates_for, parts, predict, seconds
 from sleepc.tune.profile import Profile, Sourced, find_profile
 from sleepc.tune.space import Candidate
 from sleepc.tune.work import FREE, Op, count
+from sleepc.tuning import weight_bytes
 
 WINDOW, WIDTH = 16, 32
 FLOATS = 4
@@ -68,6 +69,14 @@ def test_as_many_operators_are_counted_as_run(program: Program, tokens: int) -> 
     # PyTorch has a few operators for a processor that are several on no device.
     assert read.count <= len(work.read) <= 1.1 * read.count
     assert len(work.sleep) == pytest.approx(sleep.count, rel=0.02)
+
+
+def test_files_of_another_dtype_count_as_they_are_loaded(program: Program) -> None:
+    model = GPT(vocab=64, width=WIDTH, heads=2, blocks=2, context=64).to(torch.bfloat16)
+    wide = sleepc.convert(model, {"window": WINDOW, "sinks": 2, "dtype": "float32"})
+    assert torch.bfloat16 in {param.dtype for param in wide.graphs.params.values()}
+    assert count(wide.graphs, find_trainer(), WINDOW) == count(program.graphs, find_trainer(), WINDOW)
+    assert weight_bytes(wide.graphs) == weight_bytes(program.graphs)
 
 
 def test_operations_and_bytes_are_those_of_the_weights(program: Program) -> None:
