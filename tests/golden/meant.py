@@ -114,6 +114,12 @@ MEANT = (
         ("export",),
         "short ranges of a known size are constants",
     ),
+    Meant(
+        "65d03e5ca15899d2301afb215a7bec37b9160dce",
+        "* keep onnx",
+        ("export",),
+        "kept pairs are chosen by keys of 32 bits; which ones is the same",
+    ),
 )
 
 
