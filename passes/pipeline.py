@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from sleepc.errors import UsageError
-from sleepc.ir.levels import LOWERED
+from sleepc.ir.levels import FUSED, LOWERED
 from sleepc.ir.program import ProgramGraphs
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Stage
@@ -46,6 +46,7 @@ from sleepc.passes.lower.drop_idle_masks import DropIdleMasks
 from sleepc.passes.lower.drop_unread import DropUnread
 from sleepc.passes.lower.find_rms_norm import FindRmsNorm
 from sleepc.passes.lower.find_rotary import FindRotary
+from sleepc.passes.lower.fuse_memory import FuseMemory
 from sleepc.passes.lower.join_linears import JoinLinears
 from sleepc.passes.plan import Groups, check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
@@ -178,8 +179,10 @@ def lower_stages(kernels: Collection[str] = LOWERED, *, masks: bool = False) -> 
     """STEP -> LOWERED, for a target that has `kernels` of these operators, out of those that only this level has. With
     `masks` even masks that do not matter are kept.
     """
+    fused = FuseMemory(tuple(name for name in FUSED if name in kernels))
     found = {"rms_norm": FindRmsNorm(), "rotary": FindRotary(), "linears": JoinLinears()}
-    chosen = [*(each for name, each in found.items() if name in kernels), *([] if masks else [DropIdleMasks()])]
+    chosen = [each for name, each in found.items() if name in kernels]
+    chosen = [*([fused] if fused.kernels else []), *chosen, *([] if masks else [DropIdleMasks()])]
     return (Stage("lower", "LOWERED", (*chosen, DropUnread())),)
 
 

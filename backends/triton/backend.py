@@ -26,8 +26,8 @@ OWN, FEATURES = ("delta_rule", "delta_rule_read", "replay"), ("l2norm", "short_c
 
 
 class TritonBackend(EagerBackend):
-    """EagerBackend, but for `delta_rule`, `delta_rule_read`, `replay` and FEATURES. In Triton's interpreter
-    (TRITON_INTERPRET=1) it runs on the CPU, very slowly: that is for tests.
+    """EagerBackend, but for `delta_rule`, `delta_rule_read`, `replay`, FEATURES, and, unless it trains, what stands
+    around a memory (`fused`). In Triton's interpreter (TRITON_INTERPRET=1) it runs on the CPU, very slowly: for tests.
     """
 
     name = "triton"
@@ -67,12 +67,12 @@ class TritonBackend(EagerBackend):
         import torch
 
         from sleepc.backends.triton import delta_rule as operators
-        from sleepc.backends.triton import features
+        from sleepc.backends.triton import features, fused
+        from sleepc.ir.levels import FUSED
 
-        made: dict[Any, Callable[..., Any]] = {
-            getattr(torch.ops.sleepc, name).default: partial(getattr(operators, name), low=low) for name in OWN
-        }
-        return made | {getattr(torch.ops.sleepc, name).default: getattr(features, name) for name in FEATURES}
+        made = {name: partial(getattr(operators, name), low=low) for name in OWN}
+        made |= {name: getattr(features, name) for name in FEATURES} | {name: getattr(fused, name) for name in FUSED}
+        return {getattr(torch.ops.sleepc, name).default: function for name, function in made.items()}
 
     def steps_on(
         self,
@@ -88,9 +88,11 @@ class TritonBackend(EagerBackend):
         import torch
 
         from sleepc.backends.eager.steps import EagerSteps
+        from sleepc.ir.levels import FUSED
 
+        program = program if train else fused(program)
         if torch.device(device).type == "meta":  # nothing is computed, so Triton need not be here
-            themselves = (getattr(torch.ops.sleepc, name).default for name in (*OWN, *FEATURES))
+            themselves = (getattr(torch.ops.sleepc, name).default for name in (*OWN, *FEATURES, *FUSED))
             own = {each: each for each in themselves}
         else:
             own = self._own(program.dtype)
@@ -126,11 +128,20 @@ class TritonBackend(EagerBackend):
         self.check_device(device)
         if torch.device(device).type != "cuda":
             raise UsageError("a step is captured on a GPU only", where="--compile", fix="Leave it out.")
-        program = retyped(program, dtype)
+        program = fused(retyped(program, dtype))
         kernels = {**super().kernels(train=False), **self._own(program.dtype)}
         return CapturedSteps(program, materialise(program, device), kernels, progress, device=device)
 
     tunables = TrainingBackend.tunables  # on the CPU it is interpreted: nobody is to be led there
+
+
+def fused(program: ProgramGraphs) -> ProgramGraphs:
+    """The program with one operator for each part around its memories that there is a kernel for."""
+    from sleepc.ir.levels import FUSED
+    from sleepc.passes.pipeline import lower_stages
+    from sleepc.passes.runner import run_stages
+
+    return program if program.level == "LOWERED" else run_stages(program, lower_stages(FUSED, masks=True))
 
 
 BACKEND = TritonBackend()

@@ -18,9 +18,18 @@ SINGLE = (
     *("g", "beta", "total", "scores", "made", "state", "end"),
     *("d_end", "d_state", "d_g", "d_beta", "d_made", "d_total"),
     *("weight", "tail", "after"),
+    *("strengths", "decays", "rate", "answer", "share"),
 )
 """Arguments that are float32 whatever is multiplied."""
-COUNTS = ("tokens", "count", "firsts", "passes", "shared_queries", "shared_keys", "shared_memories", "shared_rows")
+COUNTS = (
+    *("tokens", "heads", "count", "firsts", "passes"),
+    *("shared_queries", "shared_keys", "shared_memories", "shared_rows"),
+)
+KINDS: Mapping[str, str] = {
+    **dict.fromkeys(COUNTS, "i32"),
+    **{"scale": "fp32", "epsilon": "fp32", "lengths": "*i64", "real": "*i1", "live": "*i1"},
+}
+"""Arguments that have one type whatever is multiplied, as Triton writes it."""
 STAGES = 1
 """Loads that are under way at once in a loop: more take more registers, and what they bring needs a GPU to be seen."""
 TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
@@ -28,6 +37,7 @@ TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 WAYS: Mapping[str, tuple[int, int]] = {
     **{"solve": (0, 8), "prepare": (64, 8), "carry": (32, 4), "read": (64, 8)},
     **{"sums": (0, 4), "scores": (0, 4), "of_scores": (0, 4), "of_sums": (0, 4)},
+    **{"masked_l2norm": (0, 4), "gates": (64, 4), "mixed": (64, 4), "gated_norm": (0, 4)},
     **{"l2norm": (0, 4), "convolve": (256, 4), "step": (32, 4), "recall": (32, 4), "replay": (16, 4)},
     **{"spread": (32, 8), "carry_back": (16, 4), "of_queries": (64, 8)},
     **{"of_states": (32, 8), "unsolve": (32, 8), "of_rights": (32, 8)},
@@ -37,6 +47,8 @@ WIDE_WAYS: Mapping[str, tuple[int, int]] = {"read": (32, 8)}
 """The same where float32 is multiplied by three products of TF32 and heads are larger than 64, for what WAYS spill."""
 IN_ONE = (
     "l2norm",
+    "masked_l2norm",
+    "gated_norm",
     "solve",
     "prepare",
     "sums",
@@ -111,8 +123,6 @@ def types(names: Sequence[str], it: Problem) -> dict[str, str]:
 def _type(name: str, it: Problem) -> str:
     if name.isupper():
         return "constexpr"
-    if name in COUNTS or name == "scale":
-        return "fp32" if name == "scale" else "i32"
-    if name == "lengths":
-        return "*i64"
+    if name in KINDS:
+        return KINDS[name]
     return "*fp32" if name in SINGLE else f"*{it.dot}"

@@ -96,8 +96,9 @@ OURS = (
     "delta_rule_read",
     "replay",
 )
-# What passes/lower finds: at level LOWERED only.
+# What passes/lower finds: at level LOWERED only. Kernels of GPUs alone have use for the latter.
 LOWERED = ("rms_norm", "rotary", "linears")
+FUSED = ("masked_l2norm", "gates", "mixed", "gated_norm")
 SIZE_OPERATORS: dict[str, Callable[..., Any]] = {
     "sym.add": python.add,
     "sym.sub": python.sub,
@@ -182,7 +183,7 @@ def table() -> dict[str, Callable[..., Any]]:
 def lowered_table() -> dict[str, Callable[..., Any]]:
     """What level LOWERED has besides."""
     importlib.import_module("sleepc.ops")
-    return {f"sleepc.{name}": _overload("sleepc", name) for name in LOWERED}
+    return {f"sleepc.{name}": _overload("sleepc", name) for name in (*LOWERED, *FUSED)}
 
 
 @cache

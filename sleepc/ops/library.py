@@ -141,6 +141,27 @@ def _linears(x: Tensor, weights: Sequence[Tensor], *_: Any, width: int = 0) -> l
     return [x.new_empty(*rows, size) for size in sizes]
 
 
+def _masked_l2norm(x: Tensor, real: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _gates(real: Tensor, strengths: Tensor, decays: Tensor | None = None, *_: Any, **__: Any) -> list[Tensor]:
+    rows, tokens, heads = strengths.shape
+    made = [strengths.new_empty(rows, heads, tokens)]
+    if decays is not None:
+        wide = decays.shape[2] // heads
+        made.append(decays.new_empty(rows, heads, tokens, *([wide] if wide > 1 else [])))
+    return made
+
+
+def _mixed(window: Tensor, memory: Tensor, share: Tensor, live: Tensor) -> Tensor:
+    return window.new_empty(window.shape)
+
+
+def _gated_norm(x: Tensor, weight: Tensor, opening: Tensor, *, eps: float) -> Tensor:
+    return opening.new_empty(opening.shape)
+
+
 def _same(state: Sequence[Tensor]) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in state]
 
@@ -210,6 +231,14 @@ _define(
 _define("(Tensor x) -> Tensor", functional.l2norm, _l2norm)
 _define("(Tensor x, Tensor weight, *, float eps) -> Tensor", functional.rms_norm, _rms_norm)
 _define("(Tensor x, Tensor cos, Tensor sin) -> Tensor", functional.rotary, _rotary)
+_define("(Tensor x, Tensor real) -> Tensor", functional.masked_l2norm, _masked_l2norm)
+_define(
+    "(Tensor real, Tensor strengths, Tensor? decays=None, Tensor? rate=None) -> Tensor[]",
+    functional.gates,
+    _gates,
+)
+_define("(Tensor window, Tensor memory, Tensor share, Tensor live) -> Tensor", functional.mixed, _mixed)
+_define("(Tensor x, Tensor weight, Tensor opening, *, float eps) -> Tensor", functional.gated_norm, _gated_norm)
 _define(
     "(Tensor x, Tensor[] weights, Tensor[]? biases=None, *, int width=0) -> Tensor[]",
     functional.linears,

@@ -260,6 +260,44 @@ def linears(
     return results
 
 
+def masked_l2norm(x: Tensor, real: Tensor) -> Tensor:
+    """Unit length, and zeros where nothing is read."""
+    return torch.where(real[:, None, :, None], l2norm(x), 0.0)
+
+
+def gates(real: Tensor, strengths: Tensor, decays: Tensor | None = None, rate: Tensor | None = None) -> list[Tensor]:
+    """Number by number, [B, H, T] and after that [B, H, T] or [B, H, T, dk]."""
+    rows, tokens, heads = strengths.shape
+    beta = torch.zeros(rows, heads, tokens, dtype=torch.float64)
+    for b, t, h in product(range(rows), range(tokens), range(heads)):
+        beta[b, h, t] = float(real[b, t]) / (1 + math.exp(-float(strengths[b, t, h])))
+    if decays is None or rate is None:
+        return [beta]
+    wide = decays.shape[2] // heads
+    g = torch.zeros(rows, heads, tokens, wide, dtype=torch.float64)
+    for b, t, n in product(range(rows), range(tokens), range(decays.shape[2])):
+        size = math.log1p(math.exp(float(decays[b, t, n])))
+        g[b, n // wide, t, n % wide] = -math.exp(float(rate[n])) * size * float(real[b, t])
+    return [beta, g if wide > 1 else g[..., 0]]
+
+
+def mixed(window: Tensor, memory: Tensor, share: Tensor, live: Tensor) -> Tensor:
+    """Row by row and head by head: the window's answer, and of one that has slept a share m of the memory's."""
+    out = window.double().clone()
+    for b, h in product(range(window.shape[0]), range(window.shape[1])):
+        m = share[b, :, h, None].double().sigmoid() if live[b] else 0.0
+        out[b, h] = (1 - m) * out[b, h] + m * memory[b, h].double()
+    return out
+
+
+def gated_norm(x: Tensor, weight: Tensor, opening: Tensor, *, eps: float) -> Tensor:
+    """Head by head: the RMS norm, times y / (1 + e^-y) of what opens it."""
+    width = x.shape[3]
+    normed = [rms_norm(x[:, h], weight, eps=eps) for h in range(x.shape[1])]
+    opened = [opening[..., h * width : (h + 1) * width].double() for h in range(x.shape[1])]
+    return torch.cat([each * y / (1 + (-y).exp()) for each, y in zip(normed, opened, strict=True)], -1)
+
+
 def _tokens(rule: Rule, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, gates: Sequence[Tensor] | None) -> Tokens:
     named = {"k": k, "v": v, "g": g, "beta": beta, **dict(zip(_others(rule), gates or (), strict=True))}
     return {name: named[name].double() for name in ("k", "v", *rule.gates)}

@@ -116,3 +116,23 @@ def test_linears_equal_their_meaning(tokens: int, width: int, biased: bool) -> N
     for got, want in zip(functional.linears(*given, width=width), naive.linears(*given, width=width), strict=True):
         assert got.shape == want.shape
         assert worst(got, want) < 1e-14
+
+
+@few
+@given(tokens=st.integers(0, 3), heads=st.integers(1, 3), wide=st.integers(1, 3), rows=st.integers(1, 2))
+def test_what_stands_around_a_memory_equals_its_meaning(tokens: int, heads: int, wide: int, rows: int) -> None:
+    real = torch.arange(tokens) < torch.tensor([[tokens], [1]])[:rows]
+    by_head, columns = normal(rows, heads, tokens, wide), normal(rows, tokens, heads * wide, seed=1)
+    asked, rate, live = normal(rows, tokens, heads, seed=2), normal(heads * wide, seed=3), torch.tensor([True, False])
+    cases: list[tuple[str, tuple[Tensor, ...], dict[str, float]]] = [
+        ("masked_l2norm", (by_head, real), {}),
+        ("gates", (real, asked), {}),
+        ("gates", (real, asked, columns, rate), {}),
+        ("mixed", (by_head, 2 * by_head + 1, asked, live[:rows]), {}),
+        ("gated_norm", (by_head, rate[:wide], columns), {"eps": 1e-3}),
+    ]
+    for name, given, options in cases:
+        got, want = (getattr(each, name)(*given, **options) for each in (functional, naive))
+        for a, b in zip(*(x if isinstance(x, list) else [x] for x in (got, want)), strict=True):
+            assert a.shape == b.shape
+            assert worst(a, b) < 1e-14

@@ -84,6 +84,19 @@ def _memory_cases(tokens: int) -> list[Case]:
     return [*cases, Case("delta_rule_read", (x.q, [x.state]), {"rule": "delta", "scale": 0.7})]
 
 
+def _fused_cases(tokens: int) -> list[Case]:
+    real, heads, columns = torch.arange(tokens) < torch.tensor([[tokens], [1]]), (2, 3, tokens, 2), (2, tokens, 6)
+    asked, decays, rate = normal(2, tokens, 3), normal(*columns, seed=1), normal(6, seed=2)
+    return [
+        Case("masked_l2norm", (normal(*heads), real)),
+        Case("gates", (real, asked), {}, "strength"),
+        Case("gates", (real, asked, decays[..., :3].contiguous(), rate[:3].contiguous()), {}, "head"),
+        Case("gates", (real, asked, decays, rate), {}, "channel"),
+        Case("mixed", (normal(*heads), normal(*heads, seed=1), asked, torch.tensor([True, False]))),
+        Case("gated_norm", (normal(*heads), normal(2, seed=1), normal(*columns, seed=2)), {"eps": 1e-5}),
+    ]
+
+
 def _cases(tokens: int) -> list[Case]:
     lengths = torch.tensor([tokens, max(tokens - 1, 0)])
     conv = (normal(2, tokens, 3), normal(3, 4, seed=1), normal(2, 3, 3, seed=2), lengths)
@@ -97,6 +110,7 @@ def _cases(tokens: int) -> list[Case]:
         Case("linears", (normal(2, tokens, 3), maps)),
         Case("linears", (normal(2, tokens, 3), maps, [normal(4, seed=3), normal(2, seed=4)]), {"width": 2}, "heads"),
         Case("rotary", (normal(2, 3, tokens, 4), normal(2, tokens, 4, seed=1), normal(2, tokens, 4, seed=2))),
+        *_fused_cases(tokens),
         *_memory_cases(tokens),
     ]
 

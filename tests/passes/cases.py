@@ -26,6 +26,7 @@ import torch
 
 from sleepc.errors import Refusal, SleepcError
 from sleepc.ir.graph import Graph
+from sleepc.ir.levels import FUSED, LOWERED
 from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.text import parse_graph
 from sleepc.ir.types import TensorType
@@ -36,6 +37,7 @@ from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Pass, Stage
 from sleepc.passes.consolidation.add_fast_down import AddFastDown
 from sleepc.passes.consolidation.add_loop import AddLoop
+from sleepc.passes.lower.fuse_memory import FuseMemory
 from sleepc.passes.pipeline import front_stages, lower_stages, rewrite_stages
 from sleepc.passes.plan import Asleep, Group, MemoryOptions
 from sleepc.passes.runner import run_stages
@@ -44,7 +46,7 @@ from tests.golden.texts import print_program
 
 FOLDER = Path(__file__).parent / "texts"
 GRAPH = re.compile(r"^graph ([^ ]+) \{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
-LOWER = {each.name for stage in lower_stages() for each in stage.passes}
+LOWER = {each.name for stage in lower_stages((*LOWERED, *FUSED)) for each in stage.passes}
 NO_MEMORY = {"decay": "head", "write": "sleep", "window": 4, "asleep": Asleep(recorded=True), "seed": 0}
 
 
@@ -52,7 +54,7 @@ def passes() -> dict[str, type[Pass]]:
     """Every pass of the compiler by its name."""
     recipe = make_recipe({"window": 4})
     staged = [each for stage in (*front_stages(), *rewrite_stages(recipe, 1), *lower_stages()) for each in stage.passes]
-    others = (AddFastDown, AddLoop, AddLowRank, MergeLowRank, Retype)
+    others = (FuseMemory, AddFastDown, AddLoop, AddLowRank, MergeLowRank, Retype)
     return {each.name: type(each) for each in staged} | {each.name: each for each in others}
 
 
