@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 
 from sleepc.backends.triton.choices import Problem, choose, types
 from sleepc.backends.triton.devices import DEVICES, find_device
-from sleepc.backends.triton.kernels import channels, chunked, features, gradients, replayed, single
+from sleepc.backends.triton.kernels import channels, chunked, features, fused, gradients, replayed, single
 from sleepc.errors import SleepcError
 
 ALIGNED = 16
@@ -33,9 +33,27 @@ GRADIENTS = (
     gradients.of_rights,
 )
 CHUNKED = (chunked.solve, chunked.prepare, chunked.carry, chunked.read)
+AROUND = (fused.masked_l2norm, fused.gates, fused.mixed, fused.gated_norm)
 KERNELS = {
-    "head": (features.l2norm, features.convolve, *CHUNKED, single.step, single.recall, replayed.replay, *GRADIENTS),
-    "channel": (channels.sums, channels.scores, *CHUNKED, *GRADIENTS, channels.of_scores, channels.of_sums),
+    "head": (
+        features.l2norm,
+        features.convolve,
+        *AROUND,
+        *CHUNKED,
+        single.step,
+        single.recall,
+        replayed.replay,
+        *GRADIENTS,
+    ),
+    "channel": (
+        fused.gates,
+        channels.sums,
+        channels.scores,
+        *CHUNKED,
+        *GRADIENTS,
+        channels.of_scores,
+        channels.of_sums,
+    ),
 }
 """Kernels by the form of decay that they are compiled for in the table."""
 
@@ -85,7 +103,7 @@ def taken(kernel: Any, it: Problem, name: str) -> Taken:
     """Compile a kernel for a kind of GPU, and read what it takes."""
     made = compile_for(kernel, it, name)
     registers, spilled = registers_of(made, name)
-    size = it.dv // 16 if kernel is features.convolve else it.dk
+    size = it.dv // 16 if kernel in (features.convolve, fused.gates) else it.dk
     return Taken(kernel.fn.__name__, it.decay, size, name, registers, made.metadata.shared, spilled)
 
 
@@ -122,10 +140,14 @@ def _number(pattern: str, words: str) -> int:
 
 def problem(kernel: Any, decay: str, size: int, name: str) -> Problem:
     """The problem of the table: the gated delta rule in a bfloat16 program, heads of `size`; convolutions have four
-    taps, and 16 channels for each number of a head.
+    taps, and 16 channels for each number of a head, as gates have columns. All around a memory is as `fused` has it.
     """
-    if kernel is features.convolve:
-        return Problem(4, 16 * size, 16, "fp32", corrects=False, decay=decay, exact="")
+    if kernel in (features.convolve, fused.gates):
+        taps = 4 if kernel is features.convolve else 1 if decay == "head" else size
+        return Problem(taps, 16 * size, 16, "fp32", corrects=False, decay=decay, exact="")
+    if kernel in AROUND:
+        dot = "bf16" if kernel is fused.mixed else "fp32"
+        return Problem(size, size, 16, dot, corrects=False, decay=decay, exact="")
     dot = "fp32" if kernel in (single.step, features.l2norm) else "bf16"
     return Problem(size, size, 64, dot, corrects=True, decay=decay, exact=find_device(name).exact)
 

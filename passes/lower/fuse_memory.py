@@ -30,7 +30,7 @@ class FuseMemory(Pass):
 
     kernels: tuple[str, ...] = FUSED
     name: ClassVar[str] = "fuse-memory"
-    effect: ClassVar[Effect] = "ROUNDING"  # kernels may sum up otherwise
+    effect: ClassVar[Effect] = "EXACT"
     requires: ClassVar[tuple[Fact, ...]] = (SLEEPS,)
 
     def run(self, program: ProgramGraphs) -> int:
@@ -73,7 +73,7 @@ def _mix(node: fx.Node) -> Found:
     """window + m (memory - window), cast to window's dtype, m being sigmoid(share) [B,T,H] by head, and 0 in rows that
     are not live [B].
     """
-    total = node.args[0] if is_call(node, aten.to.dtype) and len(node.args) == 2 else None
+    total: Any = node.args[0] if is_call(node, aten.to.dtype) and len(node.args) == 2 else None
     for wide, change in factors(total) if is_call(total, aten.add.Tensor) else ():
         window = wide.args[0] if is_call(wide, aten.to.dtype) else wide
         for m, apart in factors(change) if is_call(change, aten.mul.Tensor) else ():
@@ -90,8 +90,8 @@ def _mix(node: fx.Node) -> Found:
 def _share(m: Any) -> tuple[fx.Node, fx.Node] | None:
     """share [B,T,H] and live [B] of sigmoid(share) [B,H,T,1] times live."""
     for by_head, mask in factors(m) if is_call(m, aten.mul.Tensor) else ():
-        gate = _turned(by_head.args[0]) if is_call(by_head, aten.unsqueeze.default) and by_head.args[1] == -1 else None
-        live = _flags(mask, (_dims(m)[0], 1, 1, 1))
+        inner: Any = by_head.args[0] if is_call(by_head, aten.unsqueeze.default) and by_head.args[1] == -1 else None
+        gate, live = _turned(inner), _flags(mask, (_dims(m)[0], 1, 1, 1))
         if live is not None and is_call(gate, aten.sigmoid.default):
             return gate.args[0], live
     return None
@@ -100,8 +100,8 @@ def _share(m: Any) -> tuple[fx.Node, fx.Node] | None:
 def _output(node: fx.Node) -> Found:
     """The RMS norm of every head of x [B,H,T,D], times its weight [D], as [B,T,H D], times silu of what opens it."""
     for merged, opened in factors(node) if is_call(node, aten.mul.Tensor) else ():
-        opening = opened.args[0] if is_call(opened, aten.silu.default) else None
-        weighted = _turned(merged.args[0]) if is_call(merged, aten.reshape.default) else None
+        opening: Any = opened.args[0] if is_call(opened, aten.silu.default) else None
+        weighted: Any = _turned(merged.args[0]) if is_call(merged, aten.reshape.default) else None
         for normed, weight in factors(weighted) if is_call(weighted, aten.mul.Tensor) else ():
             found = _normed(normed)
             if found is None or opening is None or not isinstance(weight, fx.Node):
@@ -118,8 +118,8 @@ def _normed(node: Any) -> tuple[fx.Node, float] | None:
     for x, root in factors(node) if is_call(node, aten.mul.Tensor) else ():
         total: Any = root.args[0] if is_call(root, aten.rsqrt.default) else None
         epsilon = constant(total.args[1]) if is_call(total, aten.add.Tensor) else None
-        mean = total.args[0] if epsilon is not None else None
-        square = mean.args[0] if is_call(mean, aten.mean.dim) and mean.args[1:] == ([-1], True) else None
+        mean: Any = total.args[0] if epsilon is not None else None
+        square: Any = mean.args[0] if is_call(mean, aten.mean.dim) and mean.args[1:] == ([-1], True) else None
         if epsilon is not None and is_call(square, aten.mul.Tensor) and square.args == (x, x) and len(_dims(x)) == 4:
             return x, epsilon
     return None
@@ -177,7 +177,7 @@ def _gate(node: fx.Node) -> _Gate | None:
             continue
         if is_call(product, aten.sigmoid.default) and len(_dims(node)) == 3:
             return _Gate(node, product.args[0], real, None)
-        positive = product.args[0] if is_call(product, aten.neg.default) else None
+        positive: Any = product.args[0] if is_call(product, aten.neg.default) else None
         for soft, factor in factors(positive) if is_call(positive, aten.mul.Tensor) else ():
             plain = is_call(soft, aten.softplus.default) and len(soft.args) == 1
             if plain and is_call(factor, aten.exp.default) and _dims(factor) == _dims(value)[2:]:

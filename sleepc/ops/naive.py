@@ -285,7 +285,7 @@ def mixed(window: Tensor, memory: Tensor, share: Tensor, live: Tensor) -> Tensor
     """Row by row and head by head: the window's answer, and of one that has slept a share m of the memory's."""
     out = window.double().clone()
     for b, h in product(range(window.shape[0]), range(window.shape[1])):
-        m = share[b, :, h, None].double().sigmoid() if live[b] else 0.0
+        m = share[b, :, h, None].double().sigmoid() * live[b]
         out[b, h] = (1 - m) * out[b, h] + m * memory[b, h].double()
     return out
 

@@ -131,8 +131,8 @@ def test_what_stands_around_a_memory_equals_its_meaning(tokens: int, heads: int,
         ("mixed", (by_head, 2 * by_head + 1, asked, live[:rows]), {}),
         ("gated_norm", (by_head, rate[:wide], columns), {"eps": 1e-3}),
     ]
-    for name, given, options in cases:
-        got, want = (getattr(each, name)(*given, **options) for each in (functional, naive))
+    for name, tensors, options in cases:
+        got, want = (getattr(each, name)(*tensors, **options) for each in (functional, naive))
         for a, b in zip(*(x if isinstance(x, list) else [x] for x in (got, want)), strict=True):
             assert a.shape == b.shape
             assert worst(a, b) < 1e-14

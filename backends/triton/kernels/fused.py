@@ -28,7 +28,9 @@ def softplus(x):
 
 @triton.jit
 def place(first, tokens, heads, C: tl.constexpr):
-    """Of C heads of tokens [B, heads, tokens] from number `first` on: the number of its token [B, tokens], and its head."""
+    """Of C heads of tokens [B, heads, tokens], from number `first` on: the numbers of their tokens [B, tokens], and
+    what head each is.
+    """
     number = first + tl.arange(0, C)
     return number // (heads * tokens) * tokens + number % tokens, number // tokens % heads
 

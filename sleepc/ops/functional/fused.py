@@ -28,7 +28,7 @@ def gates(real: Tensor, strengths: Tensor, decays: Tensor | None = None, rate: T
     made = [(strengths.sigmoid() * mask).transpose(1, 2)]
     if decays is not None and rate is not None:
         g = -(softplus(decays) * rate.exp()) * mask
-        made.append((g if g.shape[2] == heads else g.unflatten(2, (heads, g.shape[2] // heads))).transpose(1, 2))
+        made.append((g if g.shape[2] == heads else g.view(*g.shape[:2], heads, g.shape[2] // heads)).transpose(1, 2))
     return [x.clone(memory_format=torch.contiguous_format) for x in made]
 
 

@@ -20,6 +20,7 @@ from sleepc.backends.triton.backend import BACKEND
 from sleepc.backends.triton.choices import Problem
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.graph import Graph
+from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Array, FloatArray
@@ -52,7 +53,12 @@ def read_by(program: Program, backend: str) -> tuple[FloatArray, dict[str, Array
     return np.stack(logits), steps.to_named_arrays(session.snapshot().state)
 
 
-@pytest.mark.parametrize(("write", "used"), [("online", {"step", "carry", "read"}), ("sleep", {"recall", "replay"})])
+AROUND = {"masked_l2norm", "gates", "mixed"}
+
+
+@pytest.mark.parametrize(
+    ("write", "used"), [("online", {"step", "carry", "read", *AROUND}), ("sleep", {"recall", "replay", *AROUND})]
+)
 def test_a_session_equals_eager(started: set[str], write: str, used: set[str]) -> None:
     """Logits and states, with kept pairs, across sleeps."""
     torch.manual_seed(0)
@@ -65,6 +71,22 @@ def test_a_session_equals_eager(started: set[str], write: str, used: set[str]) -
     for name, value in states.items():
         assert np.abs(others[name].astype(float) - value).max() <= 1e-5 * max(1, np.abs(value).max()), name
     assert used <= started
+
+
+def test_a_mixer_in_attentions_place_equals_eager(started: set[str]) -> None:
+    """Its output norm by a kernel, which a program that trains does not see."""
+    torch.manual_seed(0)
+    recipe = {"window": WINDOW, "sinks": 2, "strategy": "replace", "rule": "delta"}
+    program = sleepc.convert(GPT(vocab=VOCAB, width=16, heads=2, blocks=1, context=64), recipe)
+    program.graphs = shaken(program.graphs)
+    logits = []
+    for backend in ("eager", "triton"):
+        session = program.session(batch=2, backend=backend)
+        logits += [session.feed([[1, 2, 3], [4]]), session.feed([[5], [6]])]
+    for want, got in zip(logits[:2], logits[2:], strict=True):
+        assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+    assert {"masked_l2norm", "gates", "gated_norm", "convolve"} <= started
+    assert BACKEND.steps_on(program.graphs, materialise(program.graphs, "cpu"), train=True).program is program.graphs
 
 
 def test_a_narrow_program_computes_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
