@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diffing": {"ir"},
     "doctor": {"backends", "hf"},
     "models": {"backends", "hf"},
-    "pushing": {"backends", "hf", "manifest"},
+    "pushing": {"backends", "hf", "manifest", "held_file"},
 }
 ANYWHERE = {"errors", "names", "progress", "version"}  # may be imported by all
 ABOVE = (
