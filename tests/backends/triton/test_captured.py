@@ -17,7 +17,7 @@ import sleepc
 from examples.nanogpt import GPT
 from sleepc.api import Program
 from sleepc.backends.eager.native import Function
-from sleepc.backends.triton.backend import BACKEND
+from sleepc.backends.triton.backend import BACKEND, fused
 from sleepc.backends.triton.captured import CapturedSteps, Held, Recording, Run, one_graph
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
@@ -67,6 +67,7 @@ def captured(program: ProgramGraphs) -> Steps:
         graphs.append(one_graph(function))
         return graphs[-1]
 
+    program = fused(program)
     parameters, kernels = materialise(program, "cpu"), BACKEND.kernels(train=False)
     options: dict[str, Any] = {"device": "cpu", "compile": traced, "capture": again}
     tell = lambda what, share: said.append(what)  # noqa: E731
