@@ -27,6 +27,9 @@ class TrainingSteps(Steps, Protocol):
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
         """Use these parameters from now on."""
 
+    def bind_block(self, i: int, parameters: Mapping[str, Tensor]) -> None:
+        """Use these parameters in one block from now on: all that it has."""
+
     def new_state(self, batch: int) -> Tensors:
         """The state of `batch` rows that have read nothing."""
 

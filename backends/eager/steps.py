@@ -68,13 +68,18 @@ class EagerSteps:
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
         """Use these parameters from now on."""
         self.parameters = dict(parameters)
-        self._blocks = []
-        for i, block in enumerate(self.program.layout):
-            own = {port: self.parameters[key] for port, key in block.params.items()}
-            for each in (self._wake, self._sleep):
-                own |= each[block.cls].folded(own) if block.cls in each else {}
-            names = {s.name: f"{i}.{s.name}" for s in self.program.classes[block.cls].states}
-            self._blocks.append((block.cls, own, names))
+        self._blocks = [self._bound(i, self.parameters) for i in range(len(self.program.layout))]
+
+    def bind_block(self, i: int, parameters: Mapping[str, Tensor]) -> None:
+        """Use these parameters in one block from now on: all that it has."""
+        self._blocks[i] = self._bound(i, parameters)
+
+    def _bound(self, i: int, parameters: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, str]]:
+        block = self.program.layout[i]
+        own: dict[str, Any] = {port: parameters[key] for port, key in block.params.items()}
+        for each in (self._wake, self._sleep):
+            own |= each[block.cls].folded(own) if block.cls in each else {}
+        return block.cls, own, {s.name: f"{i}.{s.name}" for s in self.program.classes[block.cls].states}
 
     @property
     def window(self) -> int:

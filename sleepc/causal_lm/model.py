@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -17,6 +17,7 @@ from sleepc.api import Program, load
 from sleepc.backends.table import DEFAULT, find_trainer
 from sleepc.backends.training_steps import TrainingSteps
 from sleepc.capturing import DTYPES
+from sleepc.causal_lm.blocks import block_modules, call_through, is_called
 from sleepc.causal_lm.cache import SleepCache
 from sleepc.causal_lm.modules import LINEAR, apply_linear, grow
 from sleepc.errors import UsageError
@@ -61,6 +62,7 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         self.program, self.graphs, self.backend = program, graphs, trainer
         self.slots = grow(self, graphs)
         self._bound: list[Any] = []
+        self.__dict__["_blocks"] = []  # modules that have their place in the tree
         self._steps: dict[bool, TrainingSteps] = {}
         folder = program.folder()
         if said := read_object(folder / "generation_config.json") if folder else {}:
@@ -90,6 +92,14 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             raise UsageError(f"unknown dtype {dtype!r}", where="dtype", fix=f"One of: {', '.join(DTYPES)}.")
         model = cls(load(Path(pretrained_model_name_or_path)), dtype=kind, backend=backend)
         return model if device_map is None else model.on_device(str(device_map))
+
+    def block_modules(self) -> list[nn.Module]:
+        """The blocks' modules, in order, which `torch.distributed.fsdp.fully_shard` takes one by one. Raises UsageError
+        if blocks share one.
+        """
+        self._blocks = block_modules(self, self.graphs)
+        self._steps.clear()
+        return list(self._blocks)
 
     def on_device(self, device: str) -> SleepForCausalLM:
         """Itself, moved there. Raises UsageError for a device that is not there, or not the backend's."""
@@ -208,6 +218,8 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             self._steps[train] = self.backend.steps_on(
                 self.graphs, named, device=self.device, train=train, replaced={LINEAR: apply_linear}
             )
+            if any(map(is_called, self._blocks)):
+                call_through(self._steps[train], self._blocks, {slot.key: slot for slot in self.slots})
         return self._steps[train]
 
     # -- what transformers asks -------------------------------------------------------------------

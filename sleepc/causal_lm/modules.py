@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,14 @@ from sleepc.train.parameters import graphs_with_keys, linear_keys, tied_keys
 
 LINEAR = aten.linear.default
 WEIGHT, BIAS = ".weight", ".bias"
+
+
+class TreeModule(nn.Module):
+    """A module of the tree. What is called within it (`call`) is called as its forward, for what stands around that."""
+
+    def forward(self, call: Callable[..., Any], *inputs: Any) -> Any:
+        """What `call` gives."""
+        return call(*inputs)
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def _module_at(root: nn.Module, path: str, key: str) -> nn.Module:
         if name not in root._modules:
             if hasattr(root, name):
                 raise _taken(key)
-            root.add_module(name, nn.Module())
+            root.add_module(name, TreeModule())
         root = root.get_submodule(name)
     return root
 
