@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -22,6 +23,7 @@ from sleepc.runtime.steps import CLOCKS, TOKEN
 from sleepc.sealed_json import FileKind, FileName, Strict, digest, read_sealed
 
 MOST = 16 << 20  # bytes of a manifest
+NUMBERS = 1 << 40  # of a state
 
 DtypeName = Annotated[str, Field(pattern=r"^(f64|f32|f16|i64|i16|i8|u8|bool)$")]
 Dim = Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
@@ -80,6 +82,8 @@ class FilesManifest(Strict):
         require(all(stores[i] == ("B", sum(budget)) for i, budget in self.budgets.items()), "budgets of other states")
         for name, (dtype, dims) in CLOCKS.items():
             require(name in known and (known[name].dtype, known[name].dims) == (dtype, dims), f"no clock {name}")
+        sizes = [prod(d for d in s.dims if isinstance(d, int)) for s in states]
+        require(max(sizes, default=0) < NUMBERS, "a state that no machine has room for")
         require(all(s.dims[:1] == ("B",) and all(isinstance(d, int) for d in s.dims[1:]) for s in states), "dims")
 
 

@@ -19,6 +19,7 @@ from sleepc.passes.base import Stage
 from sleepc.passes.runner import run_stages
 from sleepc.progress import Progress, silent
 from sleepc.recipe import Recipe
+from sleepc.runtime.arguments import typed
 from sleepc.whole_folder import check_free, written_beside
 
 ENOUGH = 64  # tokens of a text, which is read again and again if it is too short
@@ -119,13 +120,13 @@ def lower(
 
 
 def options_of(target: Exporter, given: Mapping[str, Any]) -> Any:
-    """What was given as the target's options. Raises UsageError for what is none of them."""
+    """What was given as the target's options. Raises UsageError for what is none of them, or of another type."""
     known = [each.name for each in fields(target.options)]
     for name in given:
         if name not in known:
             fix = f"It has {', '.join(known)}." if known else "It has none."
             raise UsageError(f"the target {target.name} has no option {name}", where=f"--to {target.name}", fix=fix)
-    return target.options(**given)
+    return typed(target.options)(**given)
 
 
 def _folder(program: Exportable, path: str | Path | None, to: str) -> Path:

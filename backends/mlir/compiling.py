@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from sleepc.backends.mlir.devices import DEVICES
 from sleepc.backends.mlir.importing import DialectFunction, NotLowered, with_places
 
 SCOPE = "model"  # of the parameters' names
+NOT_PLAIN = re.compile(rb"[^ !#-\[\]-~]")
 
 
 def join(functions: Sequence[DialectFunction]) -> str:
@@ -70,7 +71,8 @@ def _wrapper(ir: Any, function: DialectFunction, body: Any) -> str:
 
 
 def _quoted(name: str) -> str:
-    return json.dumps(name)
+    """As MLIR's parser reads a text: bytes of UTF-8, by two digits where they are no plain letters."""
+    return '"' + NOT_PLAIN.sub(lambda found: rb"\%02X" % found[0][0], name.encode()).decode() + '"'
 
 
 def compile_module(text: str, to: Path, device: str, arch: str) -> None:

@@ -32,7 +32,11 @@ HERE = "x86-64-v3" if architecture() == "x86_64" else "generic"
 DEVICES = {
     CPU: IreeDevice(CPU, "--iree-llvmcpu-target-cpu", (HERE, HOST, "generic")),
     "cuda": IreeDevice(
-        "cuda", "--iree-cuda-target", ("sm_86", "sm_80", "sm_89"), ("sm_90", "sm_90a", "sm_100", "h100"), "sm_89"
+        "cuda",
+        "--iree-cuda-target",
+        ("sm_86", "sm_80", "sm_89", "sm_120"),
+        ("sm_90", "sm_90a", "sm_100", "h100"),
+        "sm_89",
     ),
     "rocm": IreeDevice("rocm", "--iree-rocm-target", ("gfx942", "gfx1100")),
     # of what IREE takes for any device: no integers of 64 bits, which positions are

@@ -12,6 +12,8 @@ from sleepc.sealed_json import FileName, Strict
 MANIFEST = "mlir.json"
 FUNCTIONS = ("token", "chunk", "logits", "last", "sleep")
 PASSES = ("again", "behind")  # of sleeps of several passes
+CALLS = ("tokens", "lengths")
+PRECISION = "fp32"
 NEW, MOVED = "new.", "moved"  # before a state that a pass has written; how much that changed it
 Sizes = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=8)]
 
@@ -63,6 +65,7 @@ class ModuleManifest(FilesManifest):
     def _fits(self) -> ModuleManifest:
         """Do functions and states agree with each other?"""
         self.check_states(self.states)
+        require(self.precision == PRECISION, "another precision")
         optional = set(self.functions) - set(FUNCTIONS)
         require(
             optional <= set(PASSES) and set(self.functions) >= set(FUNCTIONS), "other functions than a session calls"
@@ -72,6 +75,8 @@ class ModuleManifest(FilesManifest):
         for name in ("token", "chunk", "sleep", *optional):
             inputs = {t.name: (t.dtype, t.sizes) for t in self.functions[name].inputs}
             require(inputs.items() >= states.items(), f"{name} does not take the states")
+            calls = {"token": set(CALLS), "chunk": set(CALLS), "sleep": set()}.get(name)
+            require(calls is None or inputs.keys() == states.keys() | calls, f"{name} takes more than a session has")
             for tensor in self.functions[name].outputs:
                 same = states.get(tensor.name, (tensor.dtype, tensor.sizes)) == (tensor.dtype, tensor.sizes)
                 require(same, f"{name} gives another {tensor.name} than the state is")
@@ -80,6 +85,9 @@ class ModuleManifest(FilesManifest):
         return self
 
     def _check_passes(self, states: dict[str, tuple[str, tuple[Dim, ...]]]) -> None:
+        again = self.functions.get("again")
+        moved = again is not None and any(t.name == MOVED for t in again.outputs)
+        require(moved or not self.settle, "no pass says how much it changes")
         names = {t.name for t in self.functions["sleep"].outputs}
         for name in PASSES:
             for tensor in self.functions[name].inputs if name in self.functions else ():
@@ -89,9 +97,10 @@ class ModuleManifest(FilesManifest):
 
     def _check_logits(self) -> None:
         chunk = {t.name: t for t in self.functions["chunk"].outputs}
-        calls = {"tokens": ("i64", (1, self.chunk)), "lengths": ("i64", (1,))}
-        given = {t.name: (t.dtype, t.sizes) for t in self.functions["chunk"].inputs}
-        require(given.items() >= calls.items(), "chunk does not take tokens")
+        for name, count in (("token", 1), ("chunk", self.chunk)):
+            given = {t.name: (t.dtype, t.sizes) for t in self.functions[name].inputs}
+            calls = dict(zip(CALLS, (("i64", (1, count)), ("i64", (1,))), strict=True))
+            require(given.items() >= calls.items(), f"{name} does not take tokens")
         for name, count in (("token", 1), ("last", 1), ("logits", self.chunk)):
             found = [t.sizes for t in self.functions[name].outputs if t.name == "logits"]
             require(found == [(1, count, self.vocab)], f"{name} gives no logits")

@@ -18,6 +18,8 @@ from sleepc.ir.roles import TAKEN
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 SCOPE = "model"
+AGAIN = "Export again: `sleepc export ARTIFACT --to mlir --force`."
+FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError)  # what IREE's Python calls its errors
 
 
 @dataclass
@@ -48,9 +50,9 @@ class IreeSteps:
         in_place()
         try:
             self._context = self._open(folder)
-        except (RuntimeError, ValueError) as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            raise SleepcError(f"IREE cannot open {manifest.module}: {first}", where=str(folder)) from error
+        except FAILURES as error:
+            what = f"IREE cannot open {manifest.module} with {manifest.weights}: {_first_line(error)}"
+            raise SleepcError(what, where=str(folder), fix=AGAIN) from error
         in_place()
         self._empty: dict[str, Any] | None = None
         self._dtypes = {s.name: s.dtype for s in manifest.states}
@@ -65,6 +67,9 @@ class IreeSteps:
         modules = [iree.create_hal_module(instance, self._device)]
         modules += [iree.create_io_parameters_module(instance, provider), module]
         self._functions = {name: module.lookup_function(name) for name in self.manifest.functions}
+        absent = [name for name, found in self._functions.items() if found is None]
+        if absent:
+            raise RuntimeError(f"it has no function {absent[0]}")
         return iree.VmContext(instance, modules)
 
     def taking(self, passes: int) -> IreeSteps:
@@ -98,10 +103,10 @@ class IreeSteps:
             arguments.push_ref(values[each])
         try:
             self._context.invoke(function, arguments, found)
-        except RuntimeError as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            raise SleepcError(f"IREE cannot run {name}: {first}", where=self.manifest.module) from error
-        return {key: found.get_as_object(i, iree.HalBufferView) for i, key in enumerate(self._made[name])}
+            return {key: found.get_as_object(i, iree.HalBufferView) for i, key in enumerate(self._made[name])}
+        except FAILURES as error:
+            what = f"IREE cannot run {name}: {_first_line(error)}"
+            raise SleepcError(what, where=self.manifest.module, fix=AGAIN) from error
 
     def _there(self, array: Array) -> Any:
         """An array as IREE's, which copies it."""
@@ -215,6 +220,10 @@ class IreeSteps:
     def _array(self, state: IreeState, name: str) -> Array:
         dtype = NUMPY[self._dtypes[name]]  # bytes come back from code without a sign, and are taken for i8
         return np.concatenate([self._back(row[name]).view(dtype) for row in state.rows])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _device(iree: Any, threads: int) -> Any:

@@ -31,7 +31,7 @@ def write_weights(program: ProgramGraphs, path: Path) -> None:
         shape, end = list(program.params[key].shape), place + sizes[key]
         header[key] = {"dtype": NAMES[dtypes[key]], "shape": shape, "data_offsets": [place, end]}
         place = end
-    text = json.dumps(header).encode()
+    text = json.dumps(header, ensure_ascii=False).encode()  # IREE takes names as they stand, and reads no \\u
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sleepc
@@ -28,12 +30,14 @@ from sleepc.backends.mlir.devices import DEVICES
 from sleepc.backends.mlir.entries import entries_of
 from sleepc.backends.mlir.importing import function_of
 from sleepc.backends.mlir.load import MlirProgram
+from sleepc.backends.mlir.manifest import ModuleManifest
 from sleepc.backends.mlir.steps import IreeSteps
 from sleepc.backends.mlir.target import TARGET
 from sleepc.backends.mlir.traced import EntryPoint, in_block
 from sleepc.cli.main import main
 from sleepc.errors import SleepcError
 from sleepc.exporting import lower
+from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from tests.cli.models import run_here, save_model
 from tests.conformance.backends import load
@@ -42,6 +46,7 @@ pytestmark = pytest.mark.skipif(TARGET.missing() is not None, reason=str(TARGET.
 aten = torch.ops.aten
 ROOT = Path(__file__).resolve().parents[3]
 TOKENS = [i * 7 % 61 for i in range(21)]
+EXTRA = {"name": "more", "dtype": "f32", "sizes": (1,)}
 FILES = {"mlir.json", "program.vmfb", "weights.safetensors", "tokenizer.json"}
 
 
@@ -142,6 +147,78 @@ def test_a_changed_file_is_refused(program: Program, tmp_path: Path) -> None:
     export.native_code = True
     with pytest.raises(SleepcError, match=r"weights.safetensors was changed after the export"):
         export.steps()
+
+
+def _cut(manifest: dict[str, Any], folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:1000])
+
+
+def _another_function(manifest: dict[str, Any], folder: Path) -> None:
+    manifest["functions"] |= dict.fromkeys(("again", "behind"), manifest["functions"]["sleep"])
+
+
+def _one_output_more(manifest: dict[str, Any], folder: Path) -> None:
+    outputs = manifest["functions"]["token"]["outputs"]
+    outputs.append({**outputs[0], "name": "more"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_cut, "cannot open program.vmfb with weights.safetensors"),
+        (_another_function, "cannot open .*: it has no function (again|behind)"),
+        (_one_output_more, "cannot run token"),
+    ],
+)
+def test_files_that_do_not_go_together_are_told(
+    program: Program, tmp_path: Path, change: Callable[[dict[str, Any], Path], None], said: str
+) -> None:
+    """Whoever writes a manifest may seal it, so what its hash says is no proof of what IREE finds."""
+    assert program.path is not None
+    folder = Path(shutil.copytree(program.path / "mlir", tmp_path / "export"))
+    manifest = opened(program).manifest.model_dump()
+    change(manifest, folder)
+    with pytest.raises(SleepcError, match=said) as caught:
+        Session(IreeSteps(folder, ModuleManifest.model_validate(manifest), threads=1)).feed(TOKENS[:1])
+    assert "Export again" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m["functions"]["token"]["inputs"].append(EXTRA), "token takes more than a session has"),
+        (lambda m: m["functions"]["sleep"]["inputs"].append(EXTRA), "sleep takes more than a session has"),
+        (lambda m: m["functions"]["token"]["inputs"].pop(0), "token does not take|token takes"),
+        (lambda m: m.update(settle=0.5), "no pass says how much it changes"),
+        (lambda m: m.update(precision="fp33"), "another precision"),
+        (lambda m: m["states"][-1].update(dims=("B", *[2**31 - 1] * 3)), "that no machine has room for"),
+    ],
+)
+def test_a_manifest_that_says_what_cannot_be_is_refused(
+    program: Program, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    manifest = opened(program).manifest.model_dump()
+    change(manifest)
+    with pytest.raises(ValidationError, match=said):
+        ModuleManifest.model_validate(manifest)
+
+
+def test_names_of_parameters_are_in_any_script(artifact: Program, tmp_path: Path) -> None:
+    names = {"input_layernorm": "größe", "post_attention_layernorm": "語 1"}
+
+    def renamed(key: str) -> str:
+        for old, new in names.items():
+            key = key.replace(old, new)
+        return key
+
+    assert artifact.path is not None
+    program = sleepc.load(artifact.path)
+    graphs = program.graphs
+    blocks = [replace(b, params={port: renamed(key) for port, key in b.params.items()}) for b in graphs.layout]
+    params = {renamed(key): param for key, param in graphs.params.items()}
+    program.graphs = replace(graphs, layout=blocks, params=params)
+    report = program.export(tmp_path / "out", to="mlir", chunk=4, tokens=TOKENS * 4).report
+    assert report["ok"]
 
 
 def random(matrix: torch.Tensor, right: torch.Tensor, **options: bool) -> torch.Tensor:

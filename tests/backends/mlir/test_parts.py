@@ -20,6 +20,7 @@ from sleepc.backends.mlir.manifest import ModuleManifest
 from sleepc.backends.mlir.target import TARGET, IreeOptions
 from sleepc.backends.mlir.weights import ALIGNMENT, check_weights, write_weights
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
+from sleepc.exporting import options_of
 from sleepc.ir.tensorfile import TensorFile
 from tests.families import family
 
@@ -125,6 +126,14 @@ def test_versions_that_do_not_fit_are_refused(
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=f"(?s){said}"):
         TARGET.check(IreeOptions(**options))
+
+
+def test_options_of_another_type_are_refused() -> None:
+    with pytest.raises(UsageError, match="chunk '4' is not a whole number"):
+        options_of(TARGET, {"chunk": "4"})
+    with pytest.raises(UsageError, match=r"chunk 4\.0"):
+        options_of(TARGET, {"chunk": 4.0})
+    assert options_of(TARGET, {"chunk": 4}).chunk == 4
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, name: str = "x86_64") -> None:

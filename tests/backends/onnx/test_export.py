@@ -293,6 +293,23 @@ def test_tensors_of_one_memory_are_measured_together(block: int, within: bool) -
     assert [row.ok for row in rows] == [True, False]
 
 
+@pytest.mark.parametrize(("dtype", "off", "ok"), [(torch.int8, 0.005, True), (torch.int8, 0.02, False)])
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_memory_takes_what_pairs_in_few_bits_may_differ_by(
+    dtype: torch.dtype, off: float, ok: bool, block: int
+) -> None:
+    """A dropped pair is written as its slots held it: of one number that was between two whole ones, a step."""
+    specs = [
+        StateSpec("kept", "k", ("B", 2), dtype, "overwrite", block=0),
+        StateSpec("memory", "S", ("B", 2), torch.float32, "accumulate", block=block),
+    ]
+    slots, memory = np.zeros((1, 2), np.int8), np.ones((1, 2))
+    logits = np.ones((1, 2), np.float32)
+    expected = Found(logits, {specs[0].name: slots, specs[1].name: memory})
+    found = Found(logits, {specs[0].name: slots, specs[1].name: memory - off})
+    assert [row.ok for row in compare("a check", found, expected, "fp32", specs)] == [True, ok and block == 0]
+
+
 def test_errors_are_relative_to_the_scale_and_nothing_hides_in_them() -> None:
     x = np.array([0.001, -0.004])
     assert relative(x + 0.0004, x) == pytest.approx(0.1)
