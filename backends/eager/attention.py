@@ -52,6 +52,17 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) 
     """q [B,Hq,T,D], keys [B,Hkv,K,D], values [B,Hkv,K,Dv], mask [B or 1,1 or Hkv,T,K] -> [B,Hq,T,Dv]."""
     rows = group(q, keys.shape[1]).flatten(2, 3)  # [B, Hkv, G*T, D]
     if q.shape[2] > 1:
+        keys, values, mask = _seen(keys, values, mask)
         mask = mask.repeat(1, 1, rows.shape[2] // q.shape[2], 1)
     out = torch.nn.functional.scaled_dot_product_attention(rows, keys, values, mask, scale=scale)
     return out.view(*q.shape[:3], values.shape[3])
+
+
+def _seen(keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without keys that no query sees, if these are many, as before a large window is full: the kernel would
+    multiply them too.
+    """
+    (at,) = mask.flatten(0, 2).any(0).nonzero(as_tuple=True)
+    if not 0 < 4 * len(at) < 3 * keys.shape[2]:
+        return keys, values, mask
+    return keys[:, :, at], values[:, :, at], mask[..., at]

@@ -18,6 +18,7 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import parameter_in
 from sleepc.tasks.lessons import NOTHING
+from sleepc.train.abreast import can_be_abreast, read_abreast
 from sleepc.train.divergence import BeforeHead, alone, divergence
 from sleepc.train.first_window import begins_alike, borders, learns_later
 from sleepc.train.losses import kl_sum, relative_error_sum, surprise_sum
@@ -26,6 +27,7 @@ from sleepc.train.settings import TAUGHT, StageName
 from sleepc.train.weighing import Weighing
 
 LOW = torch.bfloat16
+TOGETHER = 1024  # tokens in whole windows that are read at once: as fast as more, and masks of more take memory
 Found = tuple[Tensor | int, Tensor | int, Tensors]
 """Of a window: its loss, labels that each row has missed [B], and the state after it."""
 
@@ -49,7 +51,12 @@ class Segment:
     def cut(self, first: int, size: int) -> Iterator[Segment]:
         """The same, `first` tokens of it, then `size` at a time."""
         length = self.tokens.shape[1]
-        for start, end in pairwise([0, *range(first, length, size), length]):
+        return self.at([0, *range(first, length, size), length])
+
+    def at(self, borders: Sequence[int]) -> Iterator[Segment]:
+        """The same from border to border, without what is empty."""
+        length = self.tokens.shape[1]
+        for start, end in pairwise(sorted({min(border, length) for border in borders})):
             labels, real = self.labels[:, start:end], (self.lengths - start).clamp(0, end - start)
             asks, last = bool((labels != NOTHING).any()), self.last and end == length
             yield Segment(self.tokens[:, start:end], real, labels, last=last, asks=asks)
@@ -136,6 +143,7 @@ class Student:
             name: teacher is not None and learns_later(graphs, mine) and begins_alike(self.bound(name), teacher)
             for name, graphs in programs.items()
         }
+        self.abreast = not how.checkpointing and can_be_abreast(self.program)
         self.memories = [i for i, block in enumerate(self.program.layout) if _has_new(self.program, block.params)]
 
     def values(self) -> dict[str, Tensor]:
@@ -168,7 +176,7 @@ class Student:
         steps = self.bound(name)
         loss, state, taught, missed = torch.zeros((), device=self.device), carry.state, carry.taught, carry.missed
         alike = carry.fresh and goal == "distil" and self.begins_alike[name]
-        for at, segment in enumerate(part.cut(steps.window, steps.window)):
+        for at, segment in enumerate(self._windows(goal, steps, part, alike)):
             segment = segment.to(self.device)
             if alike and at == 0:  # nothing is to be learned of it but what it leaves for later windows
                 state, taught = self._as_taught(steps, segment, state, taught, passes)
@@ -180,6 +188,19 @@ class Student:
             loss = loss + found
             missed = missed + more
         return loss, Carry(state, taught, missed, fresh=False)
+
+    def _windows(self, goal: StageName, steps: TrainingSteps, part: Segment, alike: bool) -> Iterator[Segment]:
+        """A part as it is read: the first window by itself if it is as the teacher's (`alike`), whole windows together
+        where that can be, and what is left over.
+        """
+        size, length = steps.window, part.tokens.shape[1]
+        if goal == "align" or not self.abreast or (goal == "distil" and not self._alone(steps)):
+            return part.cut(size, size)
+        first, whole = size if alike else 0, length // size * size
+        return part.at([0, *range(first, whole, max(TOGETHER // size, 1) * size), whole, length])
+
+    def _alone(self, steps: TrainingSteps) -> bool:
+        return alone(steps) and self.teacher is not None and alone(self.teacher)
 
     def _as_taught(
         self, steps: TrainingSteps, segment: Segment, state: Tensors, taught: Tensors | None, passes: int | None
@@ -215,8 +236,7 @@ def _distil(
     assert teacher is not None
     if student.weigh:
         weighing = Weighing(segment.labels[real], student.weigh)
-    values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
-    slept = sleep_after(steps, segment, state, passes)
+    values, slept = _read(steps, segment, state, passes)
     if alone(steps) and alone(teacher) and real.any() and not student.checkpointing:
         return divergence(BeforeHead(steps, values), BeforeHead(teacher, lesson), real, shared, weighing), 0, slept
     logits = steps.logits(values, segment.lengths, "all")
@@ -231,8 +251,7 @@ def _surprise(
     student: Student, steps: TrainingSteps, segment: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
     """Surprise at the labels; the head reads nothing but what they are asked after."""
-    values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
-    slept = sleep_after(steps, segment, state, passes)
+    values, slept = _read(steps, segment, state, passes)
     if not segment.asks:
         return 0, 0, slept
     places = segment.labels != NOTHING
@@ -261,6 +280,15 @@ def _align(
 
 
 _GOALS = {"align": _align, "distil": _distil, "lengthen": _surprise, "solve": _surprise}
+
+
+def _read(steps: TrainingSteps, segment: Segment, state: Tensors, passes: int | None) -> tuple[Any, Tensors]:
+    """A window or less, or several whole ones -> (what the head reads, the state after their sleeps)."""
+    if segment.tokens.shape[1] > steps.window:
+        windows = [(each.tokens, each.lengths) for each in segment.cut(steps.window, steps.window)]
+        return read_abreast(steps, state, windows, last=segment.last)
+    values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
+    return values, sleep_after(steps, segment, state, passes)
 
 
 def sleep_after(steps: TrainingSteps, segment: Segment, state: Tensors, passes: int | None = None) -> Tensors:

@@ -161,13 +161,17 @@ def test_attention_over_windows_without_gradients(
     assert torch.equal(got[1, :, -1:], torch.zeros_like(got[1, :, -1:]))
 
 
+@pytest.mark.parametrize("empty", [0, 6])
 @pytest.mark.parametrize("slots", [None, 5])
 @pytest.mark.parametrize("values", [4, 3])
-def test_gradients_of_attention_over_windows(slots: int | None, values: int) -> None:
-    """Those of PyTorch's kernel are those of plain functions, and finite for a query that sees nothing."""
+def test_gradients_of_attention_over_windows(slots: int | None, values: int, empty: int) -> None:
+    """Those of PyTorch's kernel are those of plain functions, and finite for a query that sees nothing; also where many
+    places are `empty`, which no query sees and the kernel is not given.
+    """
     new = normal(2, 6, 5, 4), normal(2, 3, 5, 4, seed=1), normal(2, 3, 5, values, seed=2)
     mask = torch.rand(2, 1, 5, 12, generator=torch.Generator().manual_seed(0)) > 0.5
     mask[1, :, -1:] = False
+    mask[..., :empty] = False
     leaves = [x.requires_grad_() for x in (*new, normal(2, 3, 7, 4, seed=4), normal(2, 3, 7, values, seed=5))]
     args: list[Tensor] = [*leaves, mask]
     both: tuple[Any, Any] = window_attention, functional.window_attention
@@ -179,6 +183,7 @@ def test_gradients_of_attention_over_windows(slots: int | None, values: int) -> 
         both = kept_attention, functional.kept_attention
     outs = [run(*args, scale=0.5) for run in both]
     fused, plain = (torch.autograd.grad(out.sin().sum(), leaves) for out in outs)
+    assert worst(outs[0].detach(), outs[1].detach()) < 1e-12
     for got, want in zip(fused, plain, strict=True):
         assert want.abs().max() > 0
         assert worst(got, want) < 1e-12
