@@ -8,6 +8,7 @@ from typing import Any
 
 from sleepc.errors import UsageError
 from sleepc.tasks.associative import Associative
+from sleepc.tasks.babilong import BabiLong
 from sleepc.tasks.bigrams import Bigrams
 from sleepc.tasks.depo import Depo
 from sleepc.tasks.gsm_symbolic import GsmSymbolic
@@ -28,6 +29,7 @@ PUZZLES: Mapping[str, type[Puzzle]] = {
     "multivalue": MultiValue,
     "multiquery": MultiQuery,
     "tracking": Tracking,
+    "babilong": BabiLong,
     "depo": Depo,
     "ngram": NGram,
     "associative": Associative,

@@ -190,7 +190,30 @@ def bigrams(puzzle: Puzzle, context: Words, question: Question) -> Words:
     return (spans[-1][question.asked[0]],)
 
 
+def babilong(puzzle: Puzzle, context: Words, question: Question) -> Words:
+    """Backwards from a sentence: where was the person, who had the thing, where was it before something moved it?"""
+    told = sentences(tuple(word for word in context if not word.startswith("n")))
+
+    def person(name: str, upto: int) -> str:
+        return next(place for who, how, place in reversed(told[:upto]) if (who, how) == (name, "goes"))
+
+    def thing(name: str, upto: int) -> str:
+        last = next(i for i in reversed(range(upto)) if told[i][2] == name)
+        who, how, _ = told[last]
+        return person(who, upto if how == "takes" else last)
+
+    kind, name, _ = question.asked
+    if question.depth == 1:
+        return (person(name, len(told)),)
+    now = thing(name, len(told))
+    if question.depth == 2:
+        return (now,)
+    assert kind == "before"
+    return (next(place for i in reversed(range(len(told))) if (place := thing(name, i)) != now),)
+
+
 SOLVERS: dict[str, Solver] = {
+    "babilong": babilong,
     "associative": associative,
     "bigrams": bigrams,
     "rule110": rule110,
