@@ -25,6 +25,7 @@ LINKED = ("passes", "backends")
 MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "version": set(),
+    "systems": set(),
     "errors": {"wording"},
     "names": set(),
     "wording": set(),

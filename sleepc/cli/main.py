@@ -32,6 +32,7 @@ from sleepc.cli.tasks import tasks
 from sleepc.cli.train import train
 from sleepc.cli.tune import tune
 from sleepc.cli.verify import verify
+from sleepc.cli.why_not import why_not
 from sleepc.errors import SleepcWarning
 from sleepc.version import __version__
 
@@ -53,6 +54,7 @@ def make_app() -> typer.Typer:
         app.command()(command)
     app.command("eval")(evaluate)
     app.command()(tasks)
+    app.command("why-not")(why_not)
     app.command()(adapt)
     app.command()(export_command())
     return app
