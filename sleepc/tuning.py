@@ -269,12 +269,25 @@ class Tuning:
             DEVICE,
             {name: _fixed(self.runners[name], options) for name, (_, options) in self.existing.items()},
         )
-        forms = [*found.forms, *(form for form in more.forms if form not in found.forms)]
+        every_form = [*found.forms, *(form for form in more.forms if form not in found.forms)]
+        refused = {id(form): self._refused(form) for form in every_form}
+        forms = [form for form in every_form if refused[id(form)] is None]
         default = next((form for form in forms if form.runner == DEFAULT), None)
         if default is None:
             raise UsageError(f"the backend {DEFAULT}, which others are compared with, does not run here", where="tune")
         forms.sort(key=lambda form: form != default)  # the reference is measured first
-        return Space(tuple(forms), found.left_out)
+        unfit = ((form.candidate(), reason) for form in every_form if (reason := refused[id(form)]) is not None)
+        return Space(tuple(forms), (*found.left_out, *unfit))
+
+    def _refused(self, form: RunForm) -> str | None:
+        """Why files cannot be written that way of this program; None if they can."""
+        runner = self.runners[form.runner]
+        try:
+            if isinstance(runner, Target):
+                runner.lowering(self.program.graphs, runner.options(**form.options))
+        except SleepcError as error:
+            return error.what
+        return None
 
     def _add(self, candidate: Candidate, limits: Limits) -> None:
         """Measure a candidate, and keep that at once."""

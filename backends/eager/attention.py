@@ -13,6 +13,7 @@ from sleepc.ops.functional.heads import group
 
 FUSED = ("cpu",)
 """Devices whose kernel, too, gives zeros to a query that sees nothing."""
+MANY = 64  # queries: for fewer, finding the keys that none of them sees takes longer than it saves
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, *held: Any, scale: float, softcap: float = 0.0) -> Tensor:
@@ -52,7 +53,8 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) 
     """q [B,Hq,T,D], keys [B,Hkv,K,D], values [B,Hkv,K,Dv], mask [B or 1,1 or Hkv,T,K] -> [B,Hq,T,Dv]."""
     rows = group(q, keys.shape[1]).flatten(2, 3)  # [B, Hkv, G*T, D]
     if q.shape[2] > 1:
-        keys, values, mask = _seen(keys, values, mask)
+        if q.shape[2] >= MANY:
+            keys, values, mask = _seen(keys, values, mask)
         mask = mask.repeat(1, 1, rows.shape[2] // q.shape[2], 1)
     out = torch.nn.functional.scaled_dot_product_attention(rows, keys, values, mask, scale=scale)
     return out.view(*q.shape[:3], values.shape[3])

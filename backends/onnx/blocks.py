@@ -38,7 +38,7 @@ class Blocks:
 def all_blocks(
     program: ProgramGraphs, e: Emitter, values: Mapping[str, Any], states: Mapping[str, ir.Value], style: Style
 ) -> Blocks:
-    """The blocks; twice for weights of 4 bits, since the fastest products for one token and for many are different
+    """The blocks; twice where there are weights of 4 bits, since the fastest products for one token and for many are different
     kernels of ONNX Runtime's: the graph chooses when it runs.
     """
     if not style.columns or style.tokens != "any" or not _has_four_bits(program, e, style):
@@ -64,6 +64,8 @@ def all_blocks(
 
 def _has_four_bits(program: ProgramGraphs, e: Emitter, style: Style) -> bool:
     """Are most weights of the blocks that are written in few bits of 4 bits?"""
+    if style.packed:
+        return True
     keys = {key for block in program.layout for key in block.params.values()} if style.precision == "source" else ()
     sizes: Counter[int] = Counter()
     for key in keys:

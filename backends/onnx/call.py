@@ -35,6 +35,12 @@ class Style:
     tokens: Tokens = "any"  # how many a call has, in a part of the graph that is for one or for many
     plain_sleeps: bool = False  # sleeps in plain operators, whatever `ops` is
     one_token: bool = False  # a graph of its own for calls of one token
+    packed: bool = False  # calls of one token read weights in 4 bits where a quantised source has them so
+
+    @property
+    def reads_packed(self) -> bool:
+        """Does this part of the graph?"""
+        return self.packed and self.tokens == "one"
 
 
 @dataclass

@@ -27,13 +27,14 @@ def _map(c: Call, x: ir.Value, key: Keys, sizes: tuple[int, int], *, flipped: bo
 
     What the conversion added (gates, maps of memories) stays in float32.
     """
-    e, form = c.e, c.e.weights.form(key, flipped=flipped)
+    e, form = c.e, c.e.weights.form(key, flipped=flipped, packed=c.style.reads_packed)
     if form == "plain":
         return e("MatMul", x, e.weight(key, "plain" if flipped else "transposed"))
     if form == "half":
         half = e("MatMul", e.cast(x, torch.float16), e.weight(key, "half" if flipped else "half.transposed"))
         return e.cast(half, torch.float32)
     weight = few_bits(e, key, f"{form}.transposed" if flipped and form != "packed" else form)
+    in_floats = c.style.tokens == "many" or c.style.precision == "fp32"
     product = e(
         "MatMulNBits",
         *(x, weight.numbers, weight.scale),
@@ -42,7 +43,7 @@ def _map(c: Call, x: ir.Value, key: Keys, sizes: tuple[int, int], *, flipped: bo
         N=sizes[0],
         bits=weight.bits,
         block_size=weight.group,
-        accuracy_level=FLOAT_PRODUCTS if c.style.tokens == "many" and weight.bits == 4 else INT8_PRODUCTS,
+        accuracy_level=FLOAT_PRODUCTS if in_floats and weight.bits == 4 else INT8_PRODUCTS,
     )
     return product if weight.low is None else e("Add", product, _of_lows(c, x, weight.low, sizes[1] // weight.group))
 
@@ -73,7 +74,7 @@ def _tied(c: Call, key: str) -> ir.Value | None:
     """The same by a weight that others read too, which so is in the file once, as they read it. Blocks of int4 and int8
     serve both anyway.
     """
-    e, form = c.e, c.e.weights.form(key)
+    e, form = c.e, c.e.weights.form(key, packed=c.style.reads_packed)
     if key not in e.weights.shared or form not in ("plain", "half"):
         return None
     half = form == "half"
@@ -105,7 +106,7 @@ def _whole(c: Call, sizes: Sequence[int]) -> ir.Value:
     """All maps in one, or in as many as are alike: [.., sum of outputs]."""
     size = {weight.key: size for weight, size in zip(c.raw(1), sizes, strict=True)}
     x: TensorType = c.type(0)
-    runs = c.e.weights.alike(list(size))
+    runs = c.e.weights.alike(list(size), packed=c.style.reads_packed)
     products = [_map(c, c.tensor(0), keys, (sum(size[k] for k in keys), int(x.dims[-1]))) for keys in runs]
     product = products[0] if len(products) == 1 else c.e("Concat", *products, axis=-1)
     biases = c.raw(2) if len(c.node.args) > 2 else None

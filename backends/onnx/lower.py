@@ -52,6 +52,7 @@ def write_files(
         ops=style.ops,
         ep=ep,
         sleep_ops="portable" if style.plain_sleeps else "same",
+        packed=style.packed,
         opsets=OPSETS[style.ops],
         vocab=program.vocab,
         window=program.window,

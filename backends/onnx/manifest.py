@@ -70,6 +70,7 @@ class ExportManifest(FilesManifest):
     ops: str
     ep: str
     sleep_ops: str = "same"
+    packed: bool = False  # calls of one token read a second copy of weights, in a source's 4 bits
     fast: bool = True  # of weights in few bits: rounded without a text
     size: str = ""
     max_loss: str = ""

@@ -55,6 +55,11 @@ class Options:
     ep: str = option("cpu", "The execution provider that the files are for: cpu or cuda.")
     sleep_ops: str = option("same", "Operators of sleeps: same (as --ops), or portable in files of --ops ort too.")
     one_token: bool = option(False, "Also write wake_one.onnx, for calls of one token.")
+    packed: bool = option(
+        False,
+        "With fp32: calls of one token read what a GGUF file has in 4 bits as it has it, exactly, from a second copy.",
+        tried=(False, True),
+    )
     fast: bool = option(False, "With int4: round to the nearest, without a text and the minutes that fitting takes.")
     size: str = option("", "With int4: the most that the model's own weights may take: 120MB. Some then have 8 bits.")
     max_loss: str = option("", "With int4: the most that perplexity may grow, 4% by default. Some then have 8 bits.")
@@ -94,6 +99,12 @@ class OnnxTarget(Target):
                 fix="Use --ops ort, or --precision fp32 or fp16.",
             )
         _check_fitting(options)
+        if options.packed and not (options.precision == "fp32" and _columns(options)):
+            raise UsageError(
+                "a second copy of weights in 4 bits is for files in fp32 for ONNX Runtime on a CPU",
+                where=f"--packed --precision {options.precision} --ops {options.ops} --ep {options.ep}",
+                fix="Leave out --packed, or the others.",
+            )
         reason = self.missing()
         if reason is not None:
             raise UsageError(reason, where=f"--to {self.name}")
@@ -104,11 +115,16 @@ class OnnxTarget(Target):
         from sleepc.ir.weights import packed_of
         from sleepc.passes.pipeline import lower_stages, widened
 
-        if options.precision == "source" and not any(map(packed_of, program.params.values())):
+        found = [stored.how.bits for param in program.params.values() if (stored := packed_of(param)) is not None]
+        if options.precision == "source" and not found:
             raise UsageError(
                 "no weight of this program is one of a quantised GGUF file",
                 where="--precision source",
                 fix="Convert a GGUF file (again, if that was done by an older version), or use int8, int4 or fp32.",
+            )
+        if options.packed and 4 not in found:
+            raise UsageError(
+                "no weight of this program is one of a GGUF file in 4 bits", where="--packed", fix="Leave it out."
             )
         kernels = LOWERED if options.ops == "ort" else ()
         return (*widened(program), *lower_stages(kernels, masks=not _columns(options)))
@@ -211,6 +227,7 @@ def style_of(options: Options) -> Style:
         columns=_columns(options),
         plain_sleeps=options.sleep_ops == "portable",
         one_token=options.one_token,
+        packed=options.packed,
     )
 
 

@@ -91,11 +91,14 @@ class Weights:
         """Those of a program."""
         return cls(program.params, dtypes_of(program), folder, shared_keys(program), precision, fitted or {})
 
-    def form(self, keys: Keys, *, flipped: bool = False) -> Form:
+    def form(self, keys: Keys, *, flipped: bool = False, packed: bool = False) -> Form:
         """How a linear map or an embedding has a parameter, or several that are `alike`. Of a quantised source as that
         has it, if it fits; what the conversion added or training changed stays as it is. `flipped`: read as [in, out].
+        `packed`: in fp32 too, where the source has 4 bits.
         """
         key, precision = several(keys)[0], self.precision
+        if packed and self.four_bits(key, flipped=flipped):
+            return "packed"
         if precision == "fp32" or self.is_new(key):
             return "plain"
         if precision == "fp16":
@@ -114,9 +117,15 @@ class Weights:
         stored = packed_of(self.params[key])
         return self.fitted[key].how if key in self.fitted else stored.how if stored is not None else None
 
-    def alike(self, keys: Sequence[str]) -> list[tuple[str, ...]]:
+    def four_bits(self, key: str, *, flipped: bool = False) -> bool:
+        """Has a quantised source a parameter in 4 bits, as [out, in] (`flipped`: [in, out])?"""
+        how = self.packing(key)
+        return how is not None and how.bits == 4 and how.turned is flipped
+
+    def alike(self, keys: Sequence[str], *, packed: bool = False) -> list[tuple[str, ...]]:
         """Neighbours that have one form and, if they are packed, one packing."""
-        kinds = [(form := self.form(key), self.packing(key) if form == "packed" else None) for key in keys]
+        forms = [self.form(key, packed=packed) for key in keys]
+        kinds = [(form, self.packing(key) if form == "packed" else None) for form, key in zip(forms, keys, strict=True)]
         runs = groupby(range(len(keys)), lambda i: kinds[i])
         return [tuple(keys[i] for i in run) for _, run in runs]
 

@@ -111,8 +111,9 @@ def test_what_is_rounded_is_not_equal() -> None:
     assert equal(entry(DEFAULT, figures, error=2 * EQUAL))  # as far off as its dtype is: it was compared
     target = find_target(DEFAULT_TARGET)
     every = dict(vars(target.options()))
-    (tried,) = (each for each in fields(target.options) if each.metadata.get(TRIED))
-    cases = [({}, True), ({tried.name: tried.metadata[TRIED][-1]}, True), ({"precision": "fp16"}, False)]
+    tried = [{each.name: each.metadata[TRIED][-1]} for each in fields(target.options) if each.metadata.get(TRIED)]
+    assert tried
+    cases = [({}, True), *((each, True) for each in tried), ({"precision": "fp16"}, False)]
     for (changes, right), error in product(cases, (0.0, 2 * EQUAL)):  # what was measured of it decides nothing
         candidate = Candidate(runner=target.name, options={**every, **changes})
         assert equal(entry(target.name, figures, error).model_copy(update={"candidate": candidate})) == right

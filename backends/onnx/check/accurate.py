@@ -12,7 +12,7 @@ import onnx
 
 from sleepc.backends.onnx.manifest import ExportManifest, ModelFile
 
-EXACT = 0  # accuracy_level: products in float32
+EXACT, FLOATS = 0, (0, 1)  # accuracy_level: products in float32
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _make_exact(graph: onnx.GraphProto) -> int:
     count = 0
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.name == "accuracy_level" and attribute.i != EXACT:
+            if attribute.name == "accuracy_level" and attribute.i not in FLOATS:
                 attribute.i = EXACT
                 count += 1
             elif attribute.type == onnx.AttributeProto.GRAPH:

@@ -127,7 +127,7 @@ def _read_onnx(subject: CheckedFiles, expected: Shelf) -> None:
         reading = StepsReader(steps, _enough(subject), compared)
         reading.read_all(others, lambda share: progress("reading with ONNX Runtime", share))
         del others, reading
-        if report.facts.get("kept"):
+        if subject.quantised and report.facts.get("kept"):
             exact = _quality(subject, steps, expected.look)[0]
             report.rows += exact.exact_rows(lossless=not report.facts["requantised"])
             report.perplexity["exact"] = exact.perplexity()["after"]

@@ -56,25 +56,30 @@ def check_weights(program: ProgramGraphs, weights: Weights, stored: Mapping[str,
 
 
 def dequantised(program: ProgramGraphs, weights: Weights, stored: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
-    """Parameters that are in blocks, by key, with the values that kernels compute with.
+    """Parameters that are in blocks, by key, with the values that kernels compute with. What a quantised source has,
+    and is there in float32 too, has been compared.
 
     Raises UsageError if a parameter has other values in one place than in another.
     """
     found: dict[str, torch.Tensor] = {}
+    written = [weights.written[name] for name in stored]
+    in_floats = {key for keys, form in written if not form.startswith(BLOCKS) for key in several(keys)}
     for name, place in stored.items():
         keys, form = weights.written[name]
         if not form.startswith(BLOCKS) or not _is_whole(form):
             continue
+        if form.startswith("packed") and not weights.fitted and in_floats.issuperset(several(keys)):
+            continue
         shapes = [program.params[key].shape for key in several(keys)]
         if form.startswith("packed"):
-            whole = torch.from_numpy(_packed(weights, stored, name).parameter())
+            matrix = torch.from_numpy(_packed(weights, stored, name).parameter())
         else:
             scales = _scales(weights, stored, name)
             values = _values(
                 place.read(weights.folder), scales, int(form[3]), shapes[0][0 if "transposed" in form else 1]
             )
-            whole = values.T if "transposed" in form else values
-        parts = torch.split(whole, [shape[0] for shape in shapes])
+            matrix = values.T if "transposed" in form else values
+        parts = torch.split(matrix, [shape[0] for shape in shapes])
         found |= dict(zip(several(keys), (part.contiguous() for part in parts), strict=True))
     for name in stored:
         keys, form = weights.written[name]

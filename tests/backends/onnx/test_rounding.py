@@ -217,5 +217,5 @@ def test_files_have_what_was_fitted(tmp_path: Path) -> None:
     assert report["ok"]
     assert (report["fitted"]["four_bits"] > 5, report["fitted"]["eight_bits"]) == (True, [])
     assert TARGET.options_of(TARGET.open(tmp_path)) == {"precision": "int4", "ops": "ort", "ep": "cpu"} | {
-        "sleep_ops": "same", "one_token": False, "fast": False, "size": "", "max_loss": "90000%"
+        "sleep_ops": "same", "one_token": False, "packed": False, "fast": False, "size": "", "max_loss": "90000%"
     }  # fmt: skip

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import sleepc
 from sleepc.api import Program
 from sleepc.backends.contract import Draft
 from sleepc.backends.onnx.call import Style
-from sleepc.backends.onnx.check.files import check_files
+from sleepc.backends.onnx.check.files import Stored, check_files
 from sleepc.backends.onnx.check.weights import check_weights, kept, source_facts
 from sleepc.backends.onnx.target import TARGET, Options
 from sleepc.backends.onnx.weights import FILE, Weights, several
@@ -43,6 +45,14 @@ def written(graphs: ProgramGraphs, folder: Path, precision: str) -> Weights:
     return lower_weights(graphs, folder, Style(precision=precision))[1]  # type: ignore[arg-type]
 
 
+def changed(folder: Path, found: Weights, stored: Mapping[str, Stored], form: str) -> None:
+    """One bit of the first weight of that form becomes another."""
+    place = next(place for name, place in stored.items() if found.written[name][1] == form)
+    data = bytearray((folder / FILE).read_bytes())
+    data[place.offset + 1] ^= 0x10
+    (folder / FILE).write_bytes(data)
+
+
 def forms(found: Weights) -> dict[str, str]:
     """The form of each matrix of the first block, by its short name."""
     return {
@@ -69,6 +79,35 @@ def test_an_export_at_source_precision_is_lossless(program: Program, tmp_path: P
     assert recall["tokens"] == 32
     assert recall["after"] == pytest.approx(recall["before"], abs=0.05)
     assert recall["after"] != recall["before"]
+
+
+def test_calls_of_one_token_read_packed_weights_beside_those_in_floats(program: Program, tmp_path: Path) -> None:
+    """What the source has in 4 bits, and what has more stays in floats; both compute the program's own numbers."""
+    options = Options(packed=True)
+    lowered = run_stages(program.graphs, TARGET.lowering(program.graphs, options))
+    report = TARGET.write(lowered, options, Draft(tmp_path, program.graphs, TOKENS)).report
+    assert report["ok"]
+    assert (report["kept"], report["requantised"]) == ({"Q4_0": 2, "Q4_1": 8}, {})
+    errors = [row["value"] for row in report["checks"] if row["figure"] in ("logits", "state")]
+    assert max(errors) < 1e-5
+    graph = onnx.load(tmp_path / "wake.onnx", load_external_data=False).graph
+    (choice,) = (node for node in graph.node if node.op_type == "If")
+    bodies = {attribute.name: [node.op_type for node in attribute.g.node] for attribute in choice.attribute}
+    assert [body.count("MatMulNBits") for body in (bodies["then_branch"], bodies["else_branch"])] == [
+        6,
+        0,
+    ]  # q with k, o, gate with up
+    assert TARGET.options_of(TARGET.open(tmp_path))["packed"] is True
+
+
+@pytest.mark.parametrize("part", ["packed", "packed.scales", "packed.lows"])
+def test_a_second_copy_is_compared_with_the_weights_too(program: Program, tmp_path: Path, part: str) -> None:
+    found = lower_weights(program.graphs, tmp_path, Style(packed=True))[1]
+    stored = check_files(tmp_path, ["wake.onnx", "sleep_replay.onnx"])[0]
+    check_weights(program.graphs, found, stored)
+    changed(tmp_path, found, stored, part)
+    with pytest.raises(SleepcError, match="are not those of its source"):
+        check_weights(program.graphs, found, stored)
 
 
 def test_artifacts_refer_to_what_the_source_has_or_copy_it(program: Program, tmp_path: Path) -> None:
@@ -137,10 +176,7 @@ def test_a_number_that_is_another_one_is_found(program: Program, tmp_path: Path,
     found = written(program.graphs, tmp_path, "source")
     stored = check_files(tmp_path, ["wake.onnx", "sleep_replay.onnx"])[0]
     check_weights(program.graphs, found, stored)
-    place = next(place for name, place in stored.items() if found.written[name][1] == part)
-    data = bytearray((tmp_path / FILE).read_bytes())
-    data[place.offset + 1] ^= 0x10
-    (tmp_path / FILE).write_bytes(data)
+    changed(tmp_path, found, stored, part)
     with pytest.raises(SleepcError, match="are not those of its source"):
         check_weights(program.graphs, found, stored)
 
@@ -162,3 +198,8 @@ def test_where_there_is_nothing_to_keep_it_is_refused(program: Program) -> None:
         TARGET.lowering(replace(program.graphs, params=floats), Options(precision="source"))
     with pytest.raises(UsageError, match="kernels of ONNX Runtime's own"):
         TARGET.check(Options(precision="source", ops="portable"))
+    with pytest.raises(UsageError, match="in 4 bits"):
+        TARGET.lowering(replace(program.graphs, params=floats), Options(packed=True))
+    for other in (Options(packed=True, precision="source"), Options(packed=True, ops="portable")):
+        with pytest.raises(UsageError, match="second copy of weights in 4 bits is for files in fp32"):
+            TARGET.check(other)
