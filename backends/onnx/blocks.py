@@ -38,8 +38,8 @@ class Blocks:
 def all_blocks(
     program: ProgramGraphs, e: Emitter, values: Mapping[str, Any], states: Mapping[str, ir.Value], style: Style
 ) -> Blocks:
-    """The blocks; twice where there are weights of 4 bits, since the fastest products for one token and for many are different
-    kernels of ONNX Runtime's: the graph chooses when it runs.
+    """The blocks; twice where there are weights of 4 bits, since the fastest products for one token and for many are
+    different kernels of ONNX Runtime's: the graph chooses when it runs.
     """
     if not style.columns or style.tokens != "any" or not _has_four_bits(program, e, style):
         return _blocks(program, e, values, states, style)
