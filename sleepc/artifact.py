@@ -19,7 +19,7 @@ from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.ir.graph import Graph
 from sleepc.ir.older import aged, renewed
 from sleepc.ir.packed import StoredPacked, packed_in
-from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
+from sleepc.ir.program import Block, BlockClass, Learn, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.tensorfile import TensorFile, write_tensors
 from sleepc.ir.text import parse_graph, print_graph
@@ -31,6 +31,7 @@ from sleepc.manifest import (
     BlockEntry,
     ClassEntry,
     GraphFile,
+    LearnEntry,
     LoopEntry,
     Manifest,
     ParamEntry,
@@ -93,6 +94,7 @@ def save_artifact(
             head=_write_graph(draft, program.head),
             clock=_write_graph(draft, _present(program.clock)),
             loop=_write_loop(draft, program.loop) if program.loop else None,
+            learn=_write_learn(draft, program.learn) if program.learn else None,
             window=program.window,
             classes={name: _write_class(draft, cls) for name, cls in program.classes.items()},
             layout=[BlockEntry(cls=b.cls, params=b.params) for b in program.layout],
@@ -129,6 +131,11 @@ def _write_class(draft: Path, cls: BlockClass) -> ClassEntry:
 def _write_loop(draft: Path, loop: Loop) -> LoopEntry:
     given = _write_graph(draft, loop.given)
     return LoopEntry(start=loop.start, end=loop.end, passes=loop.passes, given=given, settle=loop.settle)
+
+
+def _write_learn(draft: Path, learn: Learn) -> LearnEntry:
+    step = _write_graph(draft, learn.step)
+    return LearnEntry(start=learn.start, steps=learn.steps, lr=learn.lr, clip=learn.clip, step=step)
 
 
 def _write_graph(draft: Path, graph: Graph) -> GraphFile:
@@ -228,6 +235,7 @@ def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
         head=_read_graph(folder, manifest.head),
         clock=_read_graph(folder, manifest.clock),
         loop=_read_loop(folder, manifest) if manifest.loop else None,
+        learn=_read_learn(folder, manifest) if manifest.learn else None,
         window=manifest.window,
         classes={name: _read_class(folder, entry) for name, entry in manifest.classes.items()},
         layout=[Block(entry.cls, entry.params) for entry in manifest.layout],
@@ -285,6 +293,15 @@ def _read_loop(folder: Path, manifest: Manifest) -> Loop | None:
     return Loop(entry.start, entry.end, entry.passes, _read_graph(folder, entry.given), entry.settle)
 
 
+def _read_learn(folder: Path, manifest: Manifest) -> Learn | None:
+    entry = manifest.learn
+    if entry is None:
+        return None
+    if entry.start >= len(manifest.layout):
+        raise SleepcError(f"blocks from {entry.start} on learn, and there are {len(manifest.layout)}", fix=RESTORE)
+    return Learn(entry.start, entry.steps, entry.lr, entry.clip, _read_graph(folder, entry.step))
+
+
 def _state_spec(entry: StateEntry) -> StateSpec:
     role, part = entry.role_and_part()
     return StateSpec(role, part, tuple(entry.dims), DTYPES[entry.dtype], entry.update, entry.initial)
@@ -334,8 +351,9 @@ def _check_layout(program: ProgramGraphs) -> None:
         named = {s.name for s in cls.states}
         if any(set(graph.ports("state")) - named for graph in cls.graphs()):
             raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
-    given = [program.loop.given] if program.loop else []
-    for graph in (program.embed, program.head, *given):
+    more = [program.loop.given] if program.loop else []
+    more += [program.learn.step] if program.learn else []
+    for graph in (program.embed, program.head, *more):
         _check_own(program, graph)
 
 

@@ -82,6 +82,7 @@ def _facts(a: ProgramGraphs, b: ProgramGraphs) -> list[str]:
         "positions": (a.max_positions, b.max_positions),
         "window": (a.window, b.window),
         "loop": (_loop(a), _loop(b)),
+        "learning": (_learning(a), _learning(b)),
     }
     return [f"{name} {old} → {new}" for name, (old, new) in pairs.items() if old != new]
 
@@ -91,6 +92,13 @@ def _loop(program: ProgramGraphs) -> str:
     if loop is None:
         return "none"
     return f"{loop.start}:{loop.end}, {loop.passes} passes" + (f", settle {loop.settle:g}" if loop.settle else "")
+
+
+def _learning(program: ProgramGraphs) -> str:
+    learn = program.learn
+    if learn is None:
+        return "none"
+    return f"from block {learn.start} on, {learn.steps} steps, rate {learn.lr:g}, clip {learn.clip:g}"
 
 
 def _pairs(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, Graph | None, Graph | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.levels import aten
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.states import find_state
+from sleepc.ir.states import find_state, with_role
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.ir.weights import is_learned
 from sleepc.masks import Mask
@@ -50,7 +50,7 @@ class BlockInfo:
 class Inspection:
     """A model's blocks and sites, and what a conversion adds, keeps and costs. Bytes are per sequence.
 
-    `sleep_in_tokens`: how many tokens are read for the operations of a sleep; None if that was not counted.
+    `learned_bytes`: what of the state sleeps add to weights of the model. `sleep_in_tokens`: how many tokens are read for the operations of a sleep; None if that was not counted.
     """
 
     blocks: list[BlockInfo]
@@ -69,6 +69,7 @@ class Inspection:
     kv_bytes_per_token: int  # of that, once windows of layers' own are full
     break_even: int | None  # None: the original's cache never grows as large as the state
     sleep: str
+    learned_bytes: int = 0
     sleep_in_tokens: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -105,6 +106,7 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
         kv_bytes_per_token=cache.bytes_per_token,
         break_even=cache.break_even(state),
         sleep=_sleep(recipe, converted),
+        learned_bytes=sum(spec.bytes_per_row() for spec in with_role(converted.all_states(), "fast")),
     )
 
 

@@ -88,6 +88,16 @@ class LoopEntry(Strict):
     settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
 
 
+class LearnEntry(Strict):
+    """See ir.program.Learn."""
+
+    start: int = Field(ge=0)
+    steps: int = Field(ge=0, le=64)
+    lr: float = Field(ge=0, allow_inf_nan=False)
+    clip: float = Field(gt=0, allow_inf_nan=False)
+    step: GraphFile
+
+
 class WeightFile(Strict):
     """A safetensors file: inside the artifact (a relative path) or, by reference, elsewhere (an absolute one). One that
     is `packed` has what a quantised source has the parameters as.
@@ -140,6 +150,7 @@ class Manifest(Strict):
     head: GraphFile
     clock: GraphFile
     loop: LoopEntry | None = None
+    learn: LearnEntry | None = Field(default=None, exclude_if=lambda entry: entry is None)  # older files have none
     window: int = Field(gt=0)
     classes: dict[str, ClassEntry]
     layout: list[BlockEntry] = Field(min_length=1, max_length=MAX_BLOCKS)

@@ -79,6 +79,20 @@ class Keep(_Options):
     dtype: Literal["float", "int8", "int4"] = "float"
 
 
+class Gradient(_Options):
+    """How sleeps of consolidation `gradient` learn: `steps` of gradient descent at the rate `lr` on the mean surprise
+    at the window's next tokens, with the gradient of all that a row learns cut to the norm `clip`. What is learned
+    stands beside the linear maps of MLPs (`weights`: all, or the down-projections alone), for each row: [rank, out]
+    behind a map of the inputs to `rank` numbers, or with rank 0 [in, out].
+    """
+
+    steps: Annotated[int, Field(ge=0, le=64)] = 1
+    lr: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.3
+    clip: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    rank: Annotated[int, Field(ge=0, le=1 << 16)] = 16
+    weights: Literal["mlp", "down"] = "mlp"
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions. `layout`: of
@@ -108,6 +122,7 @@ class Recipe(_Options):
     loop: str = Field(default="all", pattern=r"^(all|middle|\d{1,6}:\d{1,6})$")
     settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
     mlps: Layers = "auto"
+    gradient: Gradient | None = None
     eviction: Eviction = "sliding"
     own_windows: Literal["auto", "leave", "narrow"] = "auto"
     last_position: Literal["evict", "renumber"] = "evict"

@@ -16,9 +16,9 @@ from sleepc.backends.contract import Kernels
 from sleepc.backends.eager.executor import Executor
 from sleepc.backends.eager.recurrence import Recurrence, memory_change
 from sleepc.errors import SleepcError, UsageError
-from sleepc.ir.graph import without_result
+from sleepc.ir.graph import PARAMETERS, without_result
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.roles import TAKEN
+from sleepc.ir.roles import SKIPPED, TAKEN
 from sleepc.ir.types import DTYPE_NAMES
 from sleepc.passes.rewrite.kept_pairs import slots_of_heads
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
@@ -62,6 +62,7 @@ class EagerSteps:
         self._sleep = {n: made(c.sleep) for n, c in program.classes.items() if c.sleep}
         self._runs_on, self._notes = (functions, self.device), dict[str, Executor]()
         self._recurrence = Recurrence(program, functions, self.device) if program.loop else None
+        self._learn = Executor(program.learn.step, functions, self.device) if program.learn else None
         self._head_extras = set(program.head.ports("input")) - {"h"}
         self.bind(parameters)
 
@@ -206,9 +207,21 @@ class EagerSteps:
         return self._recurrence
 
     def begin_sleep(self, state: State) -> tuple[dict[str, Any], State]:
-        """What every block's sleep reads, and the state with its counters as they are after the sleep."""
+        """What every block's sleep reads, and the state with its counters, and what it learned, as they are after it."""
         clock = self._clock(state)
-        return clock, dict(state) | {s.name: clock.pop(s.name) for s in self.program.states}
+        counted = {s.name: clock.pop(s.name) for s in self.program.states}
+        return clock, dict(state) | counted | self.learned(state)
+
+    def learned(self, state: State) -> State:
+        """What steps of gradient descent make of the state that a window leaves; nothing if sleeps take none."""
+        learn, new = self.program.learn, State()
+        if learn is None or self._learn is None:
+            return new
+        ports = {name: node.meta["type"].dtype for kind in PARAMETERS for name, node in learn.step.ports(kind).items()}
+        own = {key: self.parameters[key].to(dtype) for key, dtype in ports.items()}
+        for _ in range(learn.steps):
+            new = self._learn({**own, **state, **new})
+        return new
 
     def sleep_block(self, i: int, clock: Mapping[str, Any], state: State) -> State:
         """One block consolidates and evicts: what it changes of the state. Recurrent passes are not in it."""
@@ -263,6 +276,10 @@ class EagerSteps:
         if not loop.settle:
             return np.full(len(state["since"]), loop.passes, np.int64)
         return _to_array(state[TAKEN])
+
+    def steps_skipped(self, state: State) -> IntArray | None:
+        """See `Steps.steps_skipped`."""
+        return _to_array(state[SKIPPED]) if SKIPPED in state else None
 
     def signature(self) -> Signature:
         """See `Steps.signature`."""

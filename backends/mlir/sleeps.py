@@ -51,7 +51,9 @@ def _sleep(subject: Traced) -> EntryPoint:
                 new |= subject.steps.sleep_block(i, clock, state)
         return changed(state, new) | ({"h": subject.steps.begin_refine(state)["h"]} if subject.program.loop else {})
 
-    return EntryPoint("sleep", subject.of(_sleep_parameters(subject.program)), dict(subject.state), run)
+    learned = keys_of(subject.program.learn.step) if subject.program.learn else []
+    keys = [*_sleep_parameters(subject.program), *learned]
+    return EntryPoint("sleep", subject.of(keys), dict(subject.state), run)
 
 
 def _looping(subject: Traced, loop: Loop) -> list[EntryPoint]:

@@ -14,7 +14,7 @@ from sleepc.backends.arrays import NUMPY
 from sleepc.backends.mlir.manifest import MOVED, NEW, ModuleManifest
 from sleepc.backends.tunable import available_threads
 from sleepc.errors import SleepcError
-from sleepc.ir.roles import TAKEN
+from sleepc.ir.roles import SKIPPED, TAKEN
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 SCOPE = "model"
@@ -202,6 +202,10 @@ class IreeSteps:
         if any(s.name == TAKEN for s in self.manifest.states):
             return self._array(state, TAKEN)
         return np.full(len(state.rows), self.passes, np.int64)
+
+    def steps_skipped(self, state: IreeState) -> IntArray | None:
+        """See `Steps.steps_skipped`."""
+        return self._array(state, SKIPPED) if any(s.name == SKIPPED for s in self.manifest.states) else None
 
     def signature(self) -> Signature:
         """See `Steps.signature`."""

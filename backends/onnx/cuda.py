@@ -19,7 +19,6 @@ from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Re
 from sleepc.backends.onnx.state import shape_of
 from sleepc.backends.onnx.steps import OnnxSteps, shared, told
 from sleepc.errors import UsageError
-from sleepc.ir.roles import TAKEN
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, State
 
 CUDA = "CUDAExecutionProvider"
@@ -134,9 +133,9 @@ class DeviceSteps(OnnxSteps):
         found: IntArray = state.now("position").numpy().copy()
         return found
 
-    def counted(self, state: Any) -> IntArray | None:
+    def counted(self, state: Any, name: str) -> IntArray | None:
         """See OnnxSteps."""
-        return state.now(TAKEN).numpy().copy() if TAKEN in state.places else None
+        return state.now(name).numpy().copy() if name in state.places else None
 
     def _run(
         self, graph: ModelFile, state: DeviceState, replaced: Mapping[str, str], given: Mapping[str, Array]

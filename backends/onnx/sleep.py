@@ -15,7 +15,7 @@ from sleepc.backends.onnx.settling import moves, where
 from sleepc.backends.onnx.translate import translate
 from sleepc.backends.onnx.wake import StepGraph
 from sleepc.backends.onnx.weights import Weights
-from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.program import Learn, ProgramGraphs
 from sleepc.ir.roles import TAKEN
 from sleepc.ir.states import with_role
 from sleepc.ir.types import TensorType
@@ -24,7 +24,7 @@ from sleepc.ir.types import TensorType
 def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recurrent: bool = False) -> StepGraph:
     """Consolidate and evict. Input in addition to the state: passes [] (N). With `recurrent` the blocks of the
     program's loop run again over the window, N - 1 times, before memories have their final values; otherwise a sleep
-    reads records and memories only.
+    reads records and memories only, unless it learns.
     """
     assert program.clock is not None
     e = Emitter(weights)
@@ -45,9 +45,31 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
         new |= {f"{i}.{name}": value for name, value in results.items()}
     if recurrent:
         new |= _again(program, e, states, new, passes, style)
+    if program.learn is not None:
+        new |= _learned(program.learn, e, states, style)
     for name, value in new.items():
         step.replace(name, value, specs[name].type())
     return step
+
+
+def _learned(learn: Learn, e: Emitter, old: dict[str, ir.Value], style: Style) -> dict[str, ir.Value]:
+    """Steps of gradient descent on the window that `old` holds: the first, and then the others as a Loop."""
+
+    def step(known: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        return translate(e, learn.step, ports_of(learn.step, {**old, **known}), style)
+
+    with e.part("learn."):
+        new = step({}) if learn.steps else {}
+        if learn.steps < 2:
+            return new
+        names = list(new)
+
+        def body(carried: Any) -> list[ir.Value]:
+            found = step(dict(zip(names, carried, strict=True)))
+            return [found[name] for name in names]
+
+        last = repeat(e, e.const(learn.steps, torch.int64), list(new.values()), body)
+    return dict(zip(names, last, strict=True))
 
 
 def _again(

@@ -15,7 +15,7 @@ from sleepc.backends.onnx.manifest import Columns, ExportManifest, ModelFile, Re
 from sleepc.backends.onnx.state import OnnxState, empty, from_arrays, put_rows, selected, write_columns
 from sleepc.backends.tunable import available_threads
 from sleepc.errors import SleepcError
-from sleepc.ir.roles import TAKEN
+from sleepc.ir.roles import SKIPPED, TAKEN
 from sleepc.runtime.steps import Array, BoolArray, FloatArray, IntArray, Logits, Signature
 
 SPINS: dict[str, dict[str, str]] = {"long": {}, "short": {"spin_duration_us": "20"}, "none": {"allow_spinning": "0"}}
@@ -189,13 +189,17 @@ class OnnxSteps:
         """See `Steps.passes_taken`."""
         if self.manifest.sleep_recurrent is None:
             return None
-        counted = self.counted(state)
+        counted = self.counted(state, TAKEN)
         passes = self.passes or self.manifest.passes
         return np.full(state.batch, passes, np.int64) if counted is None else counted
 
-    def counted(self, state: Any) -> IntArray | None:
-        """What the state says of it, if it does."""
-        found: IntArray | None = state.arrays.get(TAKEN)
+    def steps_skipped(self, state: Any) -> IntArray | None:
+        """See `Steps.steps_skipped`."""
+        return self.counted(state, SKIPPED)
+
+    def counted(self, state: Any, name: str) -> IntArray | None:
+        """A count [B] of the state, if it has it."""
+        found: IntArray | None = state.arrays.get(name)
         return found if found is None else found.copy()
 
     def signature(self) -> Signature:

@@ -1,4 +1,4 @@
-"""The down-projection of a block's MLP: the linear map by which it comes back to the hidden width."""
+"""A block's MLP: the linear map by which it comes back to the hidden width, and those that make what that reads."""
 
 from __future__ import annotations
 
@@ -15,12 +15,36 @@ def find_down(graph: Graph) -> LinearMap | None:
     """Of all linear maps to the width of h, whose inputs no attention and no recurrence gives, that with the most
     inputs; of equals the last. None if there is none: experts are batched, and packed streams have another width.
     """
-    maps = [each for port in graph.ports("param").values() for each in linear_maps(port)]
+    maps = _all_maps(graph)
     calls = {each.call for each in maps}
     mixers = {find_attention(graph), *(node for node in graph.calls() if is_call(node, *RECURRENCES))}
     width, order = dims(graph.ports()["h"])[-1], {node: i for i, node in enumerate(graph.calls())}
     found = [each for each in maps if dims(each.call)[-1] == width and _is_inner(each.x, calls, mixers)]
     return max(found, key=lambda each: (int(dims(each.x)[-1]), order[each.call]), default=None)
+
+
+def find_mlp(graph: Graph) -> dict[str, LinearMap]:
+    """The linear maps of the MLP by name: `down`, and in their order `up0`, `up1`, .. that make what it reads; empty
+    where `find_down` finds none.
+    """
+    down = find_down(graph)
+    if down is None:
+        return {}
+    maps = {each.call: each for each in _all_maps(graph)}
+    stack, seen, ups = [down.x], set[fx.Node](), set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in maps:
+            ups.add(node)
+        elif node not in seen:
+            seen.add(node)
+            stack += node.all_input_nodes
+    order = [node for node in graph.calls() if node in ups]
+    return {"down": down, **{f"up{i}": maps[node] for i, node in enumerate(order)}}
+
+
+def _all_maps(graph: Graph) -> list[LinearMap]:
+    return [each for port in graph.ports("param").values() for each in linear_maps(port)]
 
 
 def _is_inner(value: fx.Node, maps: set[fx.Node], mixers: set[fx.Node | None]) -> bool:

@@ -18,6 +18,7 @@ from sleepc.passes.analysis.find_sites import dims
 from sleepc.passes.analysis.linear_maps import LinearMap
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.consolidation.block_sleep import BlockSleep
+from sleepc.passes.consolidation.fast_maps import add_beside, inputs_of
 from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, Fact
 from sleepc.passes.lib.classes import chosen_classes, embed_port
 from sleepc.passes.lib.emit import Emit, aten
@@ -70,12 +71,8 @@ class AddFastDown(Pass):
         spec = StateSpec("fast", DOWN, ("B", width, out), wide, "accumulate")
         fast = graph.add_port("state", spec.name, spec.type())
         e = Emit(graph, "in-place", down.call.next)
-        z = e.reshape(down.x, [e.size(h, 0), e.size(h, 1), width]) if len(dims(down.x)) == 2 else down.x
-        written = e.call(aten.matmul.default, e.cast(z, wide), fast)
-        if len(dims(down.call)) == 2:
-            written = e.reshape(written, [-1, out])
-        total = e.add(down.call, e.cast(written, down.call.meta["type"].dtype))
-        down.call.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+        z = inputs_of(e, graph, down)
+        add_beside(e, down, e.cast(z, wide), fast)
         e, results = Emit(graph, "in-place"), graph.results()
         x = rms(e, e.cast(h, wide), EPSILON)
         states = [spec]

@@ -9,6 +9,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, fx
 
+from sleepc.ir.graph import Graph
+from sleepc.passes.analysis.find_down import find_down
+from sleepc.passes.analysis.linear_maps import LinearMap
 from sleepc.passes.base import Pass
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.consolidation.record import write_record
@@ -51,8 +54,9 @@ class Layer:
     what is to be written into it: what the window's tokens have made or, in the sleep of a layer that keeps pairs, what
     it drops. `kept`: the pairs that it keeps, or None. `made`: what all of the stream's tokens have. `own`: what its
     own convolutions have seen and its own recurrences hold, by the names of their states. `fast`: what sleeps have
-    added to the down-projection of its MLP [B,d_f,d], if they write it; `inputs` [B,n,d_f] and `sources` [B,n,d] are
-    what the window's tokens have recorded for that: what the map reads, and the block's h over its root mean square.
+    added to linear maps of its MLP [B,in,out], by the maps' names, if they write any; `inputs` [B,n,d_f] and `sources`
+    [B,n,d] are what the window's tokens have recorded for the down-projection: what it reads, and the block's h over
+    its root mean square.
     """
 
     k: Tensor | None = None
@@ -63,7 +67,7 @@ class Layer:
     kept: Pairs | None = None
     made: dict[str, Tensor] | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
-    fast: Tensor | None = None
+    fast: dict[str, Tensor] = field(default_factory=dict)
     inputs: Tensor = field(default_factory=lambda: torch.zeros(0))
     sources: Tensor = field(default_factory=lambda: torch.zeros(0))
 
@@ -106,6 +110,14 @@ class StreamSleep(Protocol):
         """What block i remembers is again as it was when the window began."""
 
     @property
+    def tokens(self) -> Tensor:
+        """What the window read [B,n]."""
+
+    @property
+    def block_inputs(self) -> list[Tensor]:
+        """What went into every block in wake [B,n,d]."""
+
+    @property
     def block_outputs(self) -> list[Tensor]:
         """What wake left after every block [B,n,d]."""
 
@@ -119,6 +131,10 @@ class StreamSleep(Protocol):
         """Block i over the window once more: h [B,n,d] -> [B,n,d]. `live`: do memories count? By default as in the
         window.
         """
+
+
+    def logits(self, h: Tensor) -> Tensor:
+        """The head on h [B,n,d] of the window -> [B,n,V]."""
 
 
 class Consolidation:
@@ -148,8 +164,13 @@ class Consolidation:
         raise NotImplementedError
 
     def written(self, recipe: Recipe, blocks: int) -> tuple[int, ...]:
-        """The blocks whose MLP's down-projection sleeps write: they have a state of role `fast`."""
+        """The blocks whose MLP sleeps write: they have states of role `fast`."""
         return ()
+
+    def maps(self, recipe: Recipe, graph: Graph) -> dict[str, LinearMap]:
+        """The linear maps of such a block, as it is before any rewriting, by the parts of these states."""
+        down = find_down(graph)
+        return {} if down is None else {"down": down}
 
     def changes(self, recipe: Recipe) -> bool:
         """Do sleeps change a model beyond what its tokens wrote while awake?"""

@@ -29,12 +29,13 @@ from torch import Tensor, fx
 from sleepc.errors import UsageError
 from sleepc.memory.parameters import TARGET, TARGET_TAPS
 from sleepc.passes.base import Pass
-from sleepc.passes.consolidation.add_fast_down import RATE, AddFastDown, write_down
+from sleepc.passes.consolidation.add_fast_down import DOWN, RATE, AddFastDown, write_down
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.consolidation.contract import Plans, StreamSleep
 from sleepc.passes.consolidation.replay import Replay
 from sleepc.recipe import Recipe, parse_layers
 
+WRITING = ("in_place", "gradient")  # which write MLPs
 EVERY = 6  # blocks, of which one is written if the recipe does not say which; the paper's 0, 6, 12, ...
 
 
@@ -44,12 +45,12 @@ class InPlace(Replay):
     name: ClassVar[str] = "in_place"
 
     def check_unused(self, recipe: Recipe) -> None:
-        """`mlps` is about what it writes."""
-        if recipe.mlps != "auto":
+        """`mlps` is about what sleeps of this one write, and those that learn."""
+        if recipe.mlps != "auto" and recipe.consolidation not in WRITING:
             raise UsageError(
                 f"consolidation {recipe.consolidation} writes no MLPs",
                 where=f"--mlps {recipe.mlps}",
-                fix=f"Add --consolidation {self.name}, or leave it out.",
+                fix=f"Add --consolidation {' or '.join(WRITING)}, or leave it out.",
             )
 
     def check_layers(self, recipe: Recipe, plans: Plans) -> None:
@@ -80,8 +81,7 @@ class InPlace(Replay):
         super().remember(sleep)
         for i in self.written(sleep.recipe, len(sleep.plans)):
             layer, parameters = sleep.layers[i], sleep.parameters_of(i)
-            assert layer.fast is not None, "a window was read"
-            layer.fast = naive_write(layer.fast, layer.inputs, layer.sources, parameters)
+            layer.fast[DOWN] = naive_write(layer.fast[DOWN], layer.inputs, layer.sources, parameters)
 
     def in_words(self, recipe: Recipe, blocks: int) -> str:
         """What is written."""

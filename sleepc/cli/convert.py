@@ -47,7 +47,7 @@ class RecipeOptions:
     window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")
     passes: int | None = flag("Number of passes of a sleep over its window (N).", shown="1")
     consolidation: str | None = flag(
-        "What the passes of a sleep do: replay (repeat the memory's update), recurrent (run blocks again; needs training) or in_place (replay, and write MLPs; needs training).",
+        "What the passes of a sleep do: replay (repeat the memory's update), recurrent (run blocks again; needs training), in_place (replay, and write MLPs; needs training) or gradient (replay, and take steps of gradient descent).",
         shown="replay",
     )
     loop: str | None = flag("Blocks that recurrent passes run: all, middle or a:b.", shown="all")
@@ -56,7 +56,17 @@ class RecipeOptions:
         shown="0",
     )
     mlps: str | None = flag(
-        "Blocks whose MLPs sleeps of in_place write: like --layers, or auto (blocks 0, 6, 12, ...).", shown="auto"
+        "Blocks whose MLPs sleeps write: like --layers, or auto (in_place: blocks 0, 6, 12, ...; gradient: the last quarter).",
+        shown="auto",
+    )
+    gradient_steps: int | None = flag("Steps of gradient descent that a sleep of gradient takes.", shown="1")
+    gradient_lr: float | None = flag("Learning rate of these steps.", shown="0.3")
+    gradient_clip: float | None = flag("Norm that a row's gradient is cut to.", shown="1")
+    gradient_rank: int | None = flag(
+        "Rank of what is learned beside each linear map; 0: all of it, which is as large as the weights.", shown="16"
+    )
+    gradient_weights: str | None = flag(
+        "What is learned in these blocks: mlp (all linear maps of the MLP) or down (the last one).", shown="mlp"
     )
     eviction: str | None = flag(
         "What a sleep does to the window: sliding (it slides on) or hard (it is emptied).", shown="sliding"
@@ -119,7 +129,10 @@ def convert(
     from sleepc.recipe_file import read_recipe
 
     given = _given(options.recipe)
-    recipe = {**(read_recipe(options.recipe_file) if options.recipe_file else {}), **given}
+    file = read_recipe(options.recipe_file) if options.recipe_file else {}
+    if "gradient" in given:
+        given["gradient"] = {**file.get("gradient", {}), **given["gradient"]}
+    recipe = {**file, **given}
     make_recipe(recipe)
     check_free(options.output, force=options.force)  # before any work
     dump, as_json = options.dump_graphs, options.as_json
@@ -150,6 +163,7 @@ def convert(
 def _given(options: RecipeOptions) -> dict[str, Any]:
     """The options of a recipe that are given."""
     from sleepc.errors import UsageError
+    from sleepc.recipe import Gradient
     from sleepc.recipe_file import read_budgets
 
     given = {name: value for name, value in vars(options).items() if value is not None}
@@ -159,6 +173,9 @@ def _given(options: RecipeOptions) -> dict[str, Any]:
         raise UsageError(what, where=option, fix="Add --keep 128.")
     if how.get("budgets", "auto") not in ("auto", "equal"):
         how["budgets"] = read_budgets(Path(how["budgets"]))
+    learn = {key: given.pop(f"gradient_{key}") for key in Gradient.model_fields if f"gradient_{key}" in given}
+    if learn:
+        given["gradient"] = learn
     if "keep" in given:
         given["keep"] = {"slots": given["keep"], **how}
     return given
@@ -230,6 +247,15 @@ def _check(display: Display, program: Program, accept: bool) -> tuple[bool, dict
     return report.ok, report.to_json()
 
 
+def _learned_in_words(program: Program, there: int) -> str:
+    """How many bytes of the state are what sleeps learn, and how there would be fewer."""
+    text = f"{size(there)} of the state are what sleeps add to weights"
+    gradient = program.recipe.gradient
+    if program.recipe.consolidation == "gradient" and gradient is not None and gradient.rank == 0:
+        text += "; a rank keeps less: --gradient-rank 16   (docs/recipes.md)"
+    return text
+
+
 def _instead(program: Program) -> str:
     """What can be done against emptied windows."""
     if program.recipe.keep is None:
@@ -250,6 +276,8 @@ def _tell_saved(display: Display, program: Program, seen: Inspection, options: C
     )
     display.leave("saved", f"{output}/   {weights}   {size(added)} new", program.timings["save"])
     display.leave("", f"state per sequence {size(seen.state_bytes)} at any length   ({cache_in_words(seen)})")
+    if seen.learned_bytes:
+        display.leave("", _learned_in_words(program, seen.learned_bytes))
     emptied = first_emptied(program.graphs, program.recipe)
     if emptied is not None:
         display.leave(

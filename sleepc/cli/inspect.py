@@ -75,6 +75,8 @@ def _table(seen: Inspection, why: bool) -> None:
         out.print(f"      as many operations as {seen.sleep_in_tokens:.1f} tokens that are read")
     out.print(f"{seen.convertible} of {seen.sites} sites convertible   +{number(seen.new_parameters)} parameters")
     out.print(f"state per sequence {size(seen.state_bytes)} at any length · {cache_in_words(seen)}")
+    if seen.learned_bytes:
+        out.print(f"      {size(seen.learned_bytes)} of it are what sleeps add to weights")
     if why:
         for b in seen.blocks:
             out.print(f"  block {b.index}: {b.why}")

@@ -252,6 +252,7 @@ class AnswerPrinter:
             "tokens_generated": len(self.tokens),
             "sleeps": session.stats.sleeps,
             "windows_emptied": session.stats.emptied,
+            **({"steps_skipped": session.stats.skipped} if session.stats.skipped else {}),
             **({} if passes is None else {"passes_per_sleep": passes}),
             **({} if cost is None else {"sleep_in_tokens": cost}),
             "sleeps_while_answering": self.sleeps_answering,
@@ -275,6 +276,9 @@ class AnswerPrinter:
                 f"the window was emptied at {number(int(f['windows_emptied']))} of these sleeps, and positions began again "
                 "(docs/recipes.md: eviction, last_position)"
             )
+        if "steps_skipped" in f:
+            steps = counted(int(f["steps_skipped"]), "step")
+            err.print(f"{steps} of gradient descent left out: the gradient was not finite")
         err.print(
             f"{counted(int(f['tokens_generated']), 'token')} · {f['ms_per_token']:.0f} ms/token (p99 {f['ms_per_token_p99']:.0f} ms) · "
             f"{sleeps(int(f['sleeps_while_answering']))} while answering"

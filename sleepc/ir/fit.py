@@ -38,6 +38,10 @@ def check_fit(program: ProgramGraphs) -> None:
         given = {**_gives(program.loop.given, needed=(), may={}), **LIVE}
         if program.loop_hidden() is None:
             raise InvalidProgram("V31", f"the loop needs the hidden states of block {program.loop.end - 1}")
+    if program.learn is not None:
+        states = _types(program.all_states())
+        _reads(program.learn.step, {}, states)
+        _gives(program.learn.step, needed=(), may=states, others=False)
     for cls in program.classes.values():
         _check_class(cls, values, clock, given, program.window)
 

@@ -66,6 +66,20 @@ def infer_types(graph: Graph) -> None:
             _SIZES.popitem(last=False)
 
 
+@contextmanager
+def symbolic(types: Sequence[TensorType]) -> Iterator[list[torch.Tensor]]:
+    """Fake tensors of these types, whose sizes with a name are symbols, to trace functions on.
+
+    Raises SleepcError if what is traced holds for particular sizes only.
+    """
+    names = sorted({name for type_ in types for dim in type_.dims for name in dims.names_of(dim)})
+    sizes = _Symbols({**HINTS, **dict(zip([n for n in names if n not in HINTS], MORE_HINTS, strict=False))})
+    with sizes.mode, enable_python_dispatcher(), _quiet():
+        yield [_example(type_, sizes.symbols) for type_ in types]
+    if found := _narrowed(sizes.environment, sizes.names):
+        raise SleepcError(f"right only for particular sizes ({found})")
+
+
 @dataclass(eq=False)
 class _Typed:
     """A fake value and its type, one for all that are alike."""
@@ -168,12 +182,15 @@ def _check_arguments(node: fx.Node, args: Sequence[Any]) -> None:
 def _value(node: fx.Node, values: Mapping[fx.Node, _Typed], symbols: Mapping[str, torch.SymInt]) -> Any:
     """The node's value over fake tensors and symbolic sizes."""
     if node.op == "placeholder":
-        type_ = node.meta["type"]
-        shape = [dims.evaluate(dims.parse_dim(str(d)), symbols) for d in type_.dims]
-        return torch.empty(shape, dtype=type_.dtype, device="cpu")
+        return _example(node.meta["type"], symbols)
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n].value)
     assert callable(node.target)
     return node.target(*args, **kwargs)
+
+
+def _example(type_: TensorType, symbols: Mapping[str, torch.SymInt]) -> torch.Tensor:
+    shape = [dims.evaluate(dims.parse_dim(str(d)), symbols) for d in type_.dims]
+    return torch.empty(shape, dtype=type_.dtype, device="cpu")
 
 
 def _is_size(value: Any) -> bool:
@@ -236,15 +253,19 @@ def _check_size(value: int | torch.SymInt) -> None:
 
 def _check_general(graph: Graph, node: fx.Node, environment: ShapeEnv, names: Mapping[sympy.Expr, str]) -> None:
     """A node must not hold for one value of a symbolic size only."""
+    if text := _narrowed(environment, names):
+        raise fault("V14", f"right only for particular sizes ({text})", graph, node)
+
+
+def _narrowed(environment: ShapeEnv, names: Mapping[sympy.Expr, str]) -> str:
+    """Which sizes have been tied to one value, "" if none."""
     narrowed = [f"{symbol} = {to}" for symbol, to in environment.replacements.items()]
     if not narrowed:
         narrowed = [str(g.expr) for g in environment.guards if g.expr.has(sympy.Eq)]
-    if not narrowed:
-        return
     text = ", ".join(dict.fromkeys(narrowed))
     for symbol, name in names.items():
         text = text.replace(str(symbol), name)
-    raise fault("V14", f"right only for particular sizes ({text})", graph, node)
+    return text
 
 
 def _first_line(error: Exception) -> str:

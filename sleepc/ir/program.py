@@ -76,13 +76,34 @@ class Loop:
 
 
 @dataclass
+class Learn:
+    """Consolidation `gradient`: before all else that a sleep does, `step` makes of the state, by full names ("3.k"),
+    new values of what the blocks from `start` on learn, `steps` times, each from those of the step before. Its
+    parameters are named by their keys in `params`; it holds the rate `lr` and the norm `clip` as numbers.
+
+    It is derived: blocks from `start` on and head, over the window, and the way back. A pass that changes those makes
+    it anew (passes/consolidation/learning.py).
+    """
+
+    start: int
+    steps: int
+    lr: float
+    clip: float
+    step: Graph
+
+    def clone(self) -> Learn:
+        """A copy whose graph may be changed."""
+        return replace(self, step=self.step.clone())
+
+
+@dataclass
 class ProgramGraphs:
     """A model as a compiler sees it (docs/ir.md). At level ATEN the whole model is in `embed`, and there are no blocks.
 
     embed: (tokens [B,T], positions [B,T]) -> h [B,T,d] and loop-invariant extras; from CONVERTED on also the clock's
     values.
     head: h [B,T,d] -> logits [B,T,V].  clock: counters at a sleep -> new counters and what the blocks' sleep graphs
-    read.  loop: where sleeps run blocks again.
+    read.  loop: where sleeps run blocks again.  learn: where they take steps of gradient descent.
     A port of kind param or const of `embed`, `head` is named by its key in `params`; in a block class by
     `Block.params`.
     """
@@ -94,6 +115,7 @@ class ProgramGraphs:
     layout: list[Block] = field(default_factory=list)
     clock: Graph | None = None
     loop: Loop | None = None
+    learn: Learn | None = None
     states: tuple[StateSpec, ...] = ()
     params: dict[str, Param] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
@@ -117,6 +139,8 @@ class ProgramGraphs:
             yield self.clock
         if self.loop is not None:
             yield self.loop.given
+        if self.learn is not None:
+            yield self.learn.step
 
     def all_states(self) -> list[StateSpec]:
         """Every state tensor of a session, by its full name ("3.k" is state k of block 3)."""
@@ -156,6 +180,7 @@ class ProgramGraphs:
             head=self.head.clone(),
             clock=self.clock.clone() if self.clock else None,
             loop=self.loop.clone() if self.loop else None,
+            learn=self.learn.clone() if self.learn else None,
             classes=classes,
             layout=list(self.layout),
             params=dict(self.params),

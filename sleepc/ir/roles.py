@@ -24,11 +24,12 @@ AT_SLEEP: dict[Role, AtSleep] = {
     # weight of the model's own (role fast): z, its inputs, and x, what its targets are made of.
     "loop": "emptied",  # what passes that run blocks again start from: hidden, window_tokens
     "memory": "consolidated",  # a rule's tensors, by the rule's names; as they are if nothing was recorded
-    "fast": "consolidated",  # what sleeps have added to a weight of the model's own, for each row: down
+    "fast": "consolidated",  # what sleeps have added to weights of the model's own, for each row: down, up0
     "start": "left",  # a memory as it was when the window began, by the same names. Passes of a loop write it.
     "tail": "left",  # the last inputs of a causal convolution; those of the model's own are tail.0, tail.1
     "own": "left",  # what the model's own recurrences carry: own.0, own.1. Every token and passes of a loop write it.
-    "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep. Passes of a loop count it anew.
+    "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep; passes of a loop count it anew.
+    # steps_skipped, by all of a row's sleeps, since a gradient was not finite; steps go on from what there was.
 }
 PREFIX: dict[Role, str] = {
     "kept": "kept.",
@@ -38,7 +39,7 @@ PREFIX: dict[Role, str] = {
     "start": "start.",
     "own": "own.",
 }
-TAKEN, PINNED = "passes_taken", "pinned"
+TAKEN, SKIPPED, PINNED = "passes_taken", "steps_skipped", "pinned"
 PINNED_SCORE = 3.4028234663852886e38  # the score of a kept pair that is pinned: the greatest float32; others are less
 
 # Names of states that are not a rule's tensors, for artifacts of format 1, which has no roles.
@@ -47,7 +48,7 @@ BY_NAME: dict[str, Role] = {
     **dict.fromkeys(("hidden", "window_tokens"), "loop"),
     **dict.fromkeys(("k", "v"), "kv"),
     "tail": "tail",
-    TAKEN: "count",
+    **dict.fromkeys((TAKEN, SKIPPED), "count"),
     PINNED: "pin",
 }
 

@@ -41,7 +41,8 @@ LAST, KNOWN = "session.logits", "session.known"  # in addition to the backend's 
 class Stats:
     """What a session has done; `seconds` are those spent in the backend, `sleep_seconds` those of them in sleeps; a
     sleep is one row's. `passes` are those of all sleeps together, 0 if sleeps run no block again; `emptied` counts the
-    sleeps after which positions began again, since all but the sinks left the window.
+    sleeps after which positions began again, since all but the sinks left the window; `skipped` the steps of gradient
+    descent that were left out since a gradient was not finite.
     """
 
     state_bytes: int
@@ -50,6 +51,7 @@ class Stats:
     sleeps: int = 0
     passes: int = 0
     emptied: int = 0
+    skipped: int = 0
     seconds: float = 0.0
     sleep_seconds: float = 0.0
 
@@ -66,13 +68,21 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class _Before:
+    """What is counted of all rows before a sleep: positions, and steps that were left out, if there are any to take."""
+
+    positions: IntArray
+    skipped: IntArray | None
+
+
+@dataclass(frozen=True)
 class _Asleep:
-    """A sleep in the background: which rows, all positions before it, and what it will give: the state, and the seconds
+    """A sleep in the background: which rows, what was before it, and what it will give: the state, and the seconds
     that it took.
     """
 
     rows: BoolArray
-    before: IntArray
+    before: _Before
     found: Future[tuple[State, float]]
 
 
@@ -193,8 +203,7 @@ class Session:
             if not background:
                 return self._sleep_rows(tired)
             if tired.any():
-                before = self.steps.positions(self._state)
-                self._asleep = _Asleep(tired, before, _in_background(lambda: self._timed_sleep(tired)))
+                self._asleep = _Asleep(tired, self._before(), _in_background(lambda: self._timed_sleep(tired)))
             return np.flatnonzero(tired).astype(np.int64)
 
     # -- writing ---------------------------------------------------------------------------------
@@ -456,28 +465,43 @@ class Session:
     def _sleep_rows(self, rows: BoolArray) -> IntArray:
         if not rows.any():
             return np.zeros(0, np.int64)
-        before = self.steps.positions(self._state)
-        return self._slept(rows, before, *self._timed_sleep(rows))
+        return self._slept(rows, self._before(), *self._timed_sleep(rows))
+
+    def _before(self) -> _Before:
+        return _Before(self.steps.positions(self._state), self.steps.steps_skipped(self._state))
 
     def _timed_sleep(self, rows: BoolArray) -> tuple[State, float]:
         """The state after a sleep, and the seconds that it took. In the background this is all that is done."""
         start = time.perf_counter()
         return self.steps.sleep(self._state, rows), time.perf_counter() - start
 
-    def _slept(self, rows: BoolArray, before: IntArray, state: State, seconds: float) -> IntArray:
-        """Rows have slept, whose positions were `before`: indices of them."""
+    def _slept(self, rows: BoolArray, before: _Before, state: State, seconds: float) -> IntArray:
+        """Rows have slept, which were as `before` says: indices of them."""
         slept = np.flatnonzero(rows).astype(np.int64)
         self._state = state
         self._stats.seconds += seconds
         self._stats.sleep_seconds += seconds
         self._stats.sleeps += len(slept)
-        self._stats.emptied += int((self.steps.positions(self._state) < before).sum())
+        self._stats.emptied += int((self.steps.positions(self._state) < before.positions).sum())
         taken = self.steps.passes_taken(self._state)
         self._stats.passes += 0 if taken is None else int(taken[slept].sum())
+        skipped = self.steps.steps_skipped(self._state)
+        if before.skipped is not None and skipped is not None:
+            self._tell_skipped(int((skipped - before.skipped).sum()))
         self._since = np.where(rows, 0, self._since)
         if self.on_sleep is not None:
             self.on_sleep(slept.copy())
         return slept
+
+    def _tell_skipped(self, count: int) -> None:
+        """Count steps that were left out, and say so the first time."""
+        if count and not self._stats.skipped:
+            text = (
+                "a sleep's gradient was not finite: its step was left out, and what the row has learned stays as it was "
+                "(session.stats.skipped counts these)"
+            )
+            warnings.warn(text, SleepcWarning, stacklevel=3)
+        self._stats.skipped += count
 
     def _settle(self, *, due: bool = True) -> None:
         """What every use of the session begins with: wait for the sleep in the background, and let rows sleep that are

@@ -32,6 +32,7 @@ and whether any sleep has consolidated it."""
 
 # Arrays that some states have, in addition to CLOCKS.
 #   TAKEN          i64 [B]: how many passes each row's last sleep took, if that may differ from row to row
+#   SKIPPED        i64 [B]: how many steps of gradient descent its sleeps have left out
 #   PINNED         bool [B, L]: which tokens of the window the next sleep is to keep before all others
 #   GAP + W        i64 [B, sinks + W], by slot of KV windows of length W, a token that is not to be seen; -1
 #   N.KEPT + ..    [B, S, ..] of the pairs that block N keeps: TOKEN their numbers in the row's stream, SCORE the
@@ -85,6 +86,11 @@ class Steps(Protocol):
 
     def passes_taken(self, state: State) -> IntArray | None:
         """How many passes over its window each row's last sleep took [B]; None if sleeps run no block again."""
+
+    def steps_skipped(self, state: State) -> IntArray | None:
+        """How many steps of gradient descent each row's sleeps have left out, since a gradient was not finite [B]; None
+        if sleeps take none.
+        """
 
     def signature(self) -> Signature:
         """Names, dtypes and shapes of the arrays that make up a state; CLOCKS are among them."""

@@ -24,6 +24,7 @@ from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.memory.features import find as find_features
 from sleepc.memory.parameters import (
     CONV,
+    INTO,
     KEY_MAP,
     MIX,
     MIX_BIAS,
@@ -35,7 +36,6 @@ from sleepc.memory.parameters import (
     PROJECTION,
     QUERY_MAP,
 )
-from sleepc.passes.analysis.find_down import find_down
 from sleepc.passes.analysis.find_sites import Site, find_site, find_sites, recurrences_of
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
@@ -134,8 +134,7 @@ class ReadStream:
                 waiting = slots_hold(rule, layer.made, layer.kept, with_v=with_v, dtype=dtype_of(self.oracle))
                 found |= {name_of("kept", n): x for n, x in waiting.items()}
         found |= own_states(self.oracle.program.classes[self.oracle.program.layout[i].cls].wake, layer.own)
-        if layer.fast is not None:
-            found[name_of("fast", "down")] = layer.fast
+        found |= {name_of("fast", part): fast for part, fast in layer.fast.items()}
         if layer.memory is not None:
             names = memory_names(self.oracle.plans[i].rule)
             found |= {name_of("memory", n): x for n, x in zip(names, layer.memory, strict=True)}
@@ -161,7 +160,8 @@ class Oracle:
         self.sites = find_sites(canonical)
         self.own = {name: recurrences_of(cls.wake) for name, cls in canonical.classes.items()}
         written = self.consolidation.written(recipe, len(canonical.layout))
-        self.downs = {i: find_down(canonical.classes[canonical.layout[i].cls].wake) for i in written}
+        graphs = {i: canonical.classes[canonical.layout[i].cls].wake for i in written}
+        self.written = {i: self.consolidation.maps(recipe, graph) for i, graph in graphs.items()}
         self.epsilon = cache(self._epsilon_before)
         self.turner = cache(lambda name: _Turner(canonical.classes[name].wake))
         sites = [self.sites.get(block.cls) for block in canonical.layout]
@@ -191,12 +191,14 @@ class Oracle:
             window = Window(start, end, asleep=False, live=bool(time.slept[start] > 0))
             block_outputs: list[Tensor] = []
             h = given.pop("h")
+            first = h
             for i in range(len(self.plans)):
                 h = self.block(i, {**given, "h": h}, window, stream)
                 block_outputs.append(h)
             stream.windows.append(ReadWindow(start, end, h, given))
             if end in time.cuts:
-                self._sleep(stream, _Sleep(self, stream, window, given, block_outputs, before))
+                inputs, read = [first, *block_outputs[:-1]], tokens[:, start:end]
+                self._sleep(stream, _Sleep(self, stream, window, given, read, inputs, block_outputs, before))
         return stream
 
     def _sleep(self, stream: ReadStream, sleep: _Sleep) -> None:
@@ -302,6 +304,8 @@ class _Sleep:
     stream: ReadStream
     window: Window
     given: dict[str, Any]
+    tokens: Tensor
+    block_inputs: list[Tensor]
     block_outputs: list[Tensor]
     before: list[tuple[Memory | None, Own]]
     taken: Tensor | None = None
@@ -328,6 +332,9 @@ class _Sleep:
         live = self.window.live if live is None else live
         again = Window(self.window.start, self.window.end, asleep=True, live=live)
         return self.oracle.block(i, {**self.given, "h": h}, again, self.stream)
+
+    def logits(self, h: Tensor) -> Tensor:
+        return self.oracle.head({**self.given, "h": h}, torch.arange(h.shape[1]))
 
 
 def brings_near(recipe: Recipe, site: Site, ring: int) -> bool:
@@ -366,12 +373,15 @@ class _OwnHook:
     def __init__(self, oracle: Oracle, i: int, window: Window, layer: Layer, h: Tensor) -> None:
         self.oracle, self.layer, self.window, self.h = oracle, layer, window, h
         self.names = {node: name for name, node in oracle.own[oracle.program.layout[i].cls].items()}
-        self.down = oracle.downs.get(i)
+        self.maps = {one.call: (part, one) for part, one in oracle.written.get(i, {}).items()}
+        self.parameters = oracle.parameters_of(i)
 
     def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.down is not None and node is self.down.call:
+        if node in self.maps:
+            part, one = self.maps[node]
             plain: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-            return plain + self._added(args[node.args.index(self.down.x)]).view(plain.shape).to(plain.dtype)
+            added = self._added(part, args[node.args.index(one.x)], plain.shape[-1])
+            return plain + added.reshape(plain.shape).to(plain.dtype)
         if node not in self.names:
             return self.oracle._widen(node, args, kwargs)
         name, fresh = self.names[node], self.window.asleep and self.names[node].startswith("tail")
@@ -380,16 +390,20 @@ class _OwnHook:
             self.layer.own = own
         return [out]
 
-    def _added(self, z: Tensor) -> Tensor:
-        """What sleeps have added to a map's answer to z [B,n,d_f] or [B n,d_f]: [B,n,d]."""
-        oracle, layer, (rows, count, width) = self.oracle, self.layer, self.h.shape
+    def _added(self, part: str, z: Tensor, width: int) -> Tensor:
+        """What sleeps have added to a map's answer to z [B,n,in] or [B n,in]: [B,n,out]."""
+        oracle, layer, (rows, count) = self.oracle, self.layer, self.h.shape[:2]
         z = z.view(rows, count, -1)
-        if layer.fast is None:
-            layer.fast = oracle.wide(z).new_zeros(rows, z.shape[2], width)
-        if not self.window.asleep:
+        into = self.parameters.get(INTO + part)
+        read = oracle.wide(z)
+        if into is not None:
+            read = read @ into.T if into.dim() == 2 else read * into
+        if part not in layer.fast:
+            layer.fast[part] = read.new_zeros(rows, read.shape[2], width)
+        if not self.window.asleep and part == "down":
             seen = {"k": oracle.wide(z), "v": reference.rms(oracle.wide(self.h))}
             layer.inputs, layer.sources = oracle.recorded(seen, with_v=True).values()
-        return torch.einsum("bni,bio->bno", oracle.wide(z), layer.fast)
+        return torch.einsum("bni,bio->bno", read, layer.fast[part])
 
 
 class _BlockHook:

@@ -18,7 +18,7 @@ import torch
 
 from sleepc.capturing import capture_flat
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import Block, BlockClass, Loop, ProgramGraphs
+from sleepc.ir.program import Block, BlockClass, Learn, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.text import print_graph
 from sleepc.ir.types import DTYPE_NAMES
@@ -104,7 +104,9 @@ def _facts(program: ProgramGraphs) -> Iterator[str]:
         value = getattr(program, part.name)
         if isinstance(value, Loop):
             yield from (f"  loop.{f.name}: {getattr(value, f.name)}" for f in fields(value) if f.name != "given")
-        elif value is None or isinstance(value, (int, float, str, torch.dtype)):
+        elif isinstance(value, Learn):
+            yield from (f"  learn.{f.name}: {getattr(value, f.name)}" for f in fields(value) if f.name != "step")
+        elif part.name != "learn" and (value is None or isinstance(value, (int, float, str, torch.dtype))):
             yield f"  {part.name}: {value}"
     for name, cls in program.classes.items():
         yield f"  class {name}: {', '.join(graph.name for graph in cls.graphs())}{_rest(cls)}"

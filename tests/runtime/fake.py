@@ -150,6 +150,10 @@ class FakeSteps:
         assert not state.consumed
         return state.arrays["passes"].copy() if self.recurs else None
 
+    def steps_skipped(self, state: FakeState) -> IntArray | None:
+        assert not state.consumed
+        return state.arrays["skipped"].copy() if "skipped" in state.arrays else None
+
     def select_rows(self, state: FakeState, rows: IntArray) -> FakeState:
         assert not state.consumed
         return FakeState({name: array[rows] for name, array in state.arrays.items()})

@@ -57,6 +57,9 @@ class Recall:
     def passes_taken(self, state: State) -> IntArray | None:
         return None
 
+    def steps_skipped(self, state: State) -> IntArray | None:
+        return None
+
     def select_rows(self, state: State, rows: IntArray) -> State:
         return {name: array[rows] for name, array in state.items()}
 

@@ -1,0 +1,149 @@
+"""Consolidation `gradient` (test-time training, arXiv 2512.23675): a sleep takes steps of gradient descent on its window.
+
+    y_t = W z_t + Dᵀ A z_t                wake: of a linear map W in an MLP that learns; D [r,out] is a row's state
+    D' = D - lr min(1, clip / |g|) g      sleep, `steps` times: g is the gradient of the window's mean next-token loss
+
+`mlps` says which blocks learn; without it they are the last quarter. The blocks from the first of them on, and the
+head, run over the window again, from the hidden states that wake left before it, with attention confined as in
+recurrent passes; blocks below run neither forward nor back. Memories of the layers are written as by `replay`.
+
+What the paper leaves open, or what is different here:
+- The paper gives these blocks an MLP more, which is learned from scratch. A conversion has none, so what is learned
+  stands beside the maps of the block's own MLP, zero at first: W itself is never written, and rows share it.
+- D has `rank` rows, behind a map A of the inputs that training may change: a quarter of SmolLM2's MLPs would be 85 MB
+  of state for each row. Rank 0 is the whole map, whose inputs A only scales.
+- A window that ends early (a forced sleep) is learned from the tokens that it has. The last token has no target.
+- No momentum, no decay, and no per-token steps, as in the paper. The update of later blocks changes what earlier ones'
+  gradient is at the next of several steps, not within one.
+- The keys and values that a window leaves in the KV window are those of the weights before its sleep.
+- Training goes through the steps (second order) wherever it goes through a sleep.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sleepc.errors import UsageError
+from sleepc.ir.graph import Graph
+from sleepc.passes.analysis.linear_maps import LinearMap
+from sleepc.passes.base import Pass
+from sleepc.passes.consolidation.add_fast_maps import AddFastMaps, learned_maps
+from sleepc.passes.consolidation.add_learning import AddLearning
+from sleepc.passes.consolidation.contract import Plans, StreamSleep
+from sleepc.passes.consolidation.replay import Replay
+from sleepc.recipe import Gradient, Recipe, parse_layers
+
+Key = tuple[int, str]
+
+
+class ByGradient(Replay):
+    """`replay`, and what stands beside some MLPs learns the window's next tokens."""
+
+    name: ClassVar[str] = "gradient"
+
+    def check(self, recipe: Recipe) -> None:
+        """A window has to have a next token."""
+        super().check(recipe)
+        if recipe.window < 2:
+            raise UsageError("a window of one token has no next token to learn", where="--window", fix="Give 2 or more.")
+
+    def check_unused(self, recipe: Recipe) -> None:
+        """Its options say how it learns."""
+        if recipe.gradient is not None:
+            raise UsageError(
+                f"consolidation {recipe.consolidation} takes no steps of gradient descent",
+                where="--gradient-*",
+                fix=f"Add --consolidation {self.name}, or leave them out.",
+            )
+
+    def check_layers(self, recipe: Recipe, plans: Plans) -> None:
+        """Blocks that are there, and memories that are as they were when the window began."""
+        super().check_layers(recipe, plans)
+        start = self.written(recipe, len(plans))[0]
+        for i, plan in enumerate(plans[start:], start):
+            if plan.strategy != "leave" and plan.write == "online":
+                before = f"; or convert other layers, --layers 0-{start - 1}" if start else ""
+                raise UsageError(
+                    "steps of gradient descent run blocks again from the window's start, and the memory of this one "
+                    "is written by every token",
+                    where=f"block {i}",
+                    fix=f"Use --strategy parallel, or insert with --write sleep{before}.",
+                )
+
+    def changes(self, recipe: Recipe) -> bool:
+        """Sleeps learn."""
+        return True
+
+    def written(self, recipe: Recipe, blocks: int) -> tuple[int, ...]:
+        """The blocks that `mlps` names, or the last quarter."""
+        if recipe.mlps == "auto":
+            return tuple(range(blocks - -(-blocks // 4), blocks))
+        return parse_layers(recipe.mlps, blocks, where="--mlps")
+
+    def maps(self, recipe: Recipe, graph: Graph) -> dict[str, LinearMap]:
+        """Those of the MLP that learn."""
+        return learned_maps(graph, options_of(recipe).weights)
+
+    def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
+        """A state beside each map."""
+        options = options_of(recipe)
+        return (AddFastMaps(self.written(recipe, len(plans)), options.weights, options.rank, recipe.seed),)
+
+    def stateful(self, recipe: Recipe, blocks: int) -> tuple[Pass, ...]:
+        """The graph of a step."""
+        options, start = options_of(recipe), self.written(recipe, blocks)[0]
+        return (AddLearning(start, options.steps, options.lr, options.clip, recipe.window, recipe.sinks),)
+
+    def remember(self, sleep: StreamSleep) -> None:
+        """The steps by PyTorch's own differentiation of the model, from the memories that the window read."""
+        learned = self._learned(sleep)
+        super().remember(sleep)
+        for (i, part), fast in learned.items():
+            sleep.layers[i].fast[part] = fast
+
+    def _learned(self, sleep: StreamSleep) -> dict[Key, Tensor]:
+        options, blocks = options_of(sleep.recipe), self.written(sleep.recipe, len(sleep.plans))
+        records = [layer.written for layer in sleep.layers]  # a block that runs again notes others
+        old = {(i, part): fast for i in blocks for part, fast in sleep.layers[i].fast.items()}
+        for _ in range(options.steps if sleep.tokens.shape[1] > 1 else 0):
+            gradients = _gradients(sleep, blocks[0], old)
+            old = {key: fast - options.lr * gradients[key] for key, fast in old.items()}
+        for layer, record in zip(sleep.layers, records, strict=True):
+            layer.written = record
+        return old
+
+    def in_words(self, recipe: Recipe, blocks: int) -> str:
+        """What is learned."""
+        options, named = options_of(recipe), ", ".join(map(str, self.written(recipe, blocks)))
+        maps = "the MLPs" if options.weights == "mlp" else "the down-projections"
+        steps = f"{options.steps} step{'' if options.steps == 1 else 's'} of gradient descent"
+        learned = f"{steps} (rate {options.lr:g}, clip {options.clip:g}) on {maps} of blocks {named}"
+        return f"{Replay().in_words(recipe, blocks)}, and {learned}"
+
+
+def options_of(recipe: Recipe) -> Gradient:
+    """How sleeps learn."""
+    return recipe.gradient or Gradient()
+
+
+def _gradients(sleep: StreamSleep, start: int, old: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    """Of every row's mean surprise, cut to the norm `clip`; zero where it is not finite."""
+    further = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = {key: x if x.requires_grad else x.detach().requires_grad_() for key, x in old.items()}
+        for (i, part), leaf in leaves.items():
+            sleep.layers[i].fast[part] = leaf
+        h = sleep.block_inputs[start]
+        for i in range(start, len(sleep.plans)):
+            h = sleep.run(i, h)
+        logits = sleep.logits(h)[:, :-1]
+        surprise = cross_entropy(logits.transpose(1, 2), sleep.tokens[:, 1:], reduction="none").mean(1)  # [B]
+        found = torch.autograd.grad(surprise.sum(), list(leaves.values()), create_graph=further)
+    norm = torch.cat([g.flatten(1) for g in found], 1).norm(dim=1)
+    cut = (options_of(sleep.recipe).clip / norm).clamp(max=1)
+    cut = torch.where(torch.isfinite(norm), cut, 0)[:, None, None]
+    return {key: torch.where(cut > 0, cut * g, 0) for key, g in zip(leaves, found, strict=True)}
