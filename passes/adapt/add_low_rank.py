@@ -15,6 +15,7 @@ from sleepc.ir.types import TensorType
 from sleepc.memory.parameters import normal, zeros
 from sleepc.passes.analysis.linear_maps import LinearMap, linear_maps
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.consolidation.learning import learn_anew
 from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.rewrite.memory import NewParam, add_to_layout
@@ -56,6 +57,8 @@ class AddLowRank(Pass):
                 for graph in cls.graphs():
                     infer_types(graph)
             count += len(new) // 2
+        if count:
+            learn_anew(program)
         return count
 
     def _ports(self, program: ProgramGraphs, name: str) -> list[str]:

@@ -17,6 +17,7 @@ from sleepc.ir.program import Block, BlockClass, ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
 from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, maps_of
 from sleepc.passes.base import Effect, Pass
+from sleepc.passes.consolidation.learning import learn_anew
 from sleepc.passes.facts import SLEEPS, Fact
 from sleepc.passes.lib.emit import aten
 
@@ -62,6 +63,8 @@ class MergeLowRank(Pass):
             if ports:
                 for graph in cls.graphs():
                     infer_types(graph)
+        if count:
+            learn_anew(program)
         return count
 
 

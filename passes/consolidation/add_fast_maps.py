@@ -57,7 +57,9 @@ class AddFastMaps(Pass):
             cls = program.classes[name]
             maps = learned_maps(cls.wake, self.weights)
             if not maps or not maps.keys() <= set(LEARNED):
-                found = f"its MLP has {len(maps)} linear maps" if maps else "no linear map is found by which it comes back"
+                found = (
+                    f"its MLP has {len(maps)} linear maps" if maps else "no linear map is found by which it comes back"
+                )
                 block = next(i for i, block in enumerate(program.layout) if block.cls == name)
                 raise UsageError(
                     f"the block's MLP cannot learn: {found}",

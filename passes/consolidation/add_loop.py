@@ -58,7 +58,9 @@ class AddLoop(Pass):
         for name in again:
             self._run_again(program, program.classes[name], name, from_start=name in after)
         read = {port for name in again for port in _again(program.classes[name]).ports("input")} - {"h"}
-        program.loop = Loop(self.start, self.end, self.passes, WindowStart(program, self.window, self.sinks).given(read), self.settle)
+        program.loop = Loop(
+            self.start, self.end, self.passes, WindowStart(program, self.window, self.sinks).given(read), self.settle
+        )
         if self.settle:
             program.states = (*program.states, StateSpec("count", TAKEN, ("B",), torch.int64, "overwrite"))
         return 1 + len(again)

@@ -132,7 +132,6 @@ class StreamSleep(Protocol):
         window.
         """
 
-
     def logits(self, h: Tensor) -> Tensor:
         """The head on h [B,n,d] of the window -> [B,n,V]."""
 

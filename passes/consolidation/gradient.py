@@ -49,7 +49,9 @@ class ByGradient(Replay):
         """A window has to have a next token."""
         super().check(recipe)
         if recipe.window < 2:
-            raise UsageError("a window of one token has no next token to learn", where="--window", fix="Give 2 or more.")
+            raise UsageError(
+                "a window of one token has no next token to learn", where="--window", fix="Give 2 or more."
+            )
 
     def check_unused(self, recipe: Recipe) -> None:
         """Its options say how it learns."""

@@ -23,12 +23,12 @@ from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sleepc.errors import SleepcError, UsageError
-from sleepc.ir import dims, levels
+from sleepc.errors import UsageError
+from sleepc.ir import levels
 from sleepc.ir.graph import PARAMETERS, Graph, Port, PortKind
 from sleepc.ir.infer import infer_types, symbolic
 from sleepc.ir.interp import run
-from sleepc.ir.program import Learn, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import SKIPPED
 from sleepc.ir.states import find_state, with_role
 from sleepc.ir.types import TensorType, wide_dtype
@@ -37,7 +37,25 @@ from sleepc.passes.analysis.sleeps import sinks_of
 from sleepc.passes.consolidation.window_again import TOKENS, WindowStart, confine, drop_ports
 from sleepc.passes.lib.emit import aten
 
-PLAIN = {getattr(torch.ops.sleepc, name).default: getattr(functional, name) for name in levels.OURS}
+
+def _layer_norm(
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """x less its mean, over its deviation, in float32 or wider: PyTorch's own comes with results that targets lack."""
+    over, wide = list(range(-len(shape), 0)), x.to(wide_dtype(x.dtype))
+    centred = wide - wide.mean(over, keepdim=True)
+    y = (centred * (centred.square().mean(over, keepdim=True) + eps).rsqrt()).to(x.dtype)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+PLAIN: dict[Any, Any] = {getattr(torch.ops.sleepc, name).default: getattr(functional, name) for name in levels.OURS}
+PLAIN[aten.layer_norm.default] = _layer_norm
 SAME = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)  # nothing is written: the value itself
 RESHAPES = (aten.view.default, aten._unsafe_view.default)  # which a value of other strides may not have
 

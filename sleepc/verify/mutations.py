@@ -20,6 +20,7 @@ from sleepc.ir.states import find_state, with_role
 from sleepc.ir.weights import HeldTensor
 from sleepc.masks import Mask
 from sleepc.memory.parameters import PREFIX
+from sleepc.passes.consolidation.learning import learn_anew
 from sleepc.passes.lib.emit import Emit, aten
 
 ours = torch.ops.sleepc
@@ -372,6 +373,45 @@ def settled_too_early(program: ProgramGraphs) -> int:
         return 0
     program.loop.settle *= 2
     return 1
+
+
+@mutation("one step of gradient descent too many")
+def step_too_many(program: ProgramGraphs) -> int:
+    """A sleep takes one step more than it should."""
+    if program.learn is None:
+        return 0
+    program.learn.steps += 1
+    return 1
+
+
+@mutation("gradient descent uphill")
+def uphill(program: ProgramGraphs) -> int:
+    """What a window made surprising becomes more so."""
+    if program.learn is None:
+        return 0
+    program.learn.lr *= -1
+    learn_anew(program)
+    return 1
+
+
+@mutation("a gradient of another norm")
+def other_clip(program: ProgramGraphs) -> int:
+    """It is cut to a quarter of what it should be."""
+    if program.learn is None:
+        return 0
+    program.learn.clip /= 4
+    learn_anew(program)
+    return 1
+
+
+@mutation("tokens learned in place of those after them")
+def same_token(program: ProgramGraphs) -> int:
+    """What a token is to be followed by is the token itself."""
+    nodes = _calls(program.learn.step, aten.slice.Tensor) if program.learn else []
+    found = [n for n in nodes if n.args[1:3] == (1, 1) and n.meta["type"].dtype == torch.int64]
+    for node in found:
+        node.args = (node.args[0], 1, 0, program.window - 1)
+    return len(found)
 
 
 @mutation("recurrent passes at the positions of the next window")

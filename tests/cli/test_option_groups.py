@@ -23,7 +23,7 @@ from sleepc.memory.registry import RULES
 from sleepc.passes.consolidation.registry import CONSOLIDATIONS
 from sleepc.passes.keep.registry import SCORES
 from sleepc.passes.rewrite.rounded import FORMS
-from sleepc.recipe import Keep, Recipe
+from sleepc.recipe import Gradient, Keep, Recipe
 from sleepc.train.settings import Settings
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
@@ -89,6 +89,8 @@ def test_every_option_of_a_recipe_is_a_flag_of_convert() -> None:
     flags = [name for name in Recipe.model_fields if name != "overrides"]
     at = flags.index("keep") + 1
     flags[at:at] = ["keep_score", "keep_budgets", "keep_dtype"]  # a recipe has these in `keep`
+    at = flags.index("gradient")
+    flags[at : at + 1] = [f"gradient_{name}" for name in Gradient.model_fields]
     assert [each.name for each in fields(RecipeOptions)] == flags
 
 
@@ -113,10 +115,12 @@ def test_the_help_tells_the_default_that_is_used(group: Any, model: type[BaseMod
     defaults = {name: option.default for name, option in model.model_fields.items() if option.default is not False}
     if model is Settings:
         defaults = {name: default for name, default in defaults.items() if name not in UNTOLD}
-    defaults.pop("keep", None)  # it has none
+    for name in ("keep", "gradient"):  # they have none
+        defaults.pop(name, None)
     told = {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
     if group is RecipeOptions:
-        defaults |= {f"keep_{name}": option.default for name, option in Keep.model_fields.items()}
+        for group_name, parts in (("keep", Keep), ("gradient", Gradient)):
+            defaults |= {f"{group_name}_{name}": option.default for name, option in parts.model_fields.items()}
         told |= {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
     assert told
     assert {name: type(defaults[name])(shown) for name, shown in told.items()} == {
