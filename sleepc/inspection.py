@@ -50,7 +50,8 @@ class BlockInfo:
 class Inspection:
     """A model's blocks and sites, and what a conversion adds, keeps and costs. Bytes are per sequence.
 
-    `learned_bytes`: what of the state sleeps add to weights of the model. `sleep_in_tokens`: how many tokens are read for the operations of a sleep; None if that was not counted.
+    `learned_bytes`: what of the state sleeps add to weights of the model. `sleep_in_tokens`: how many tokens are read
+    for the operations of a sleep; None if that was not counted.
     """
 
     blocks: list[BlockInfo]

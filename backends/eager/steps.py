@@ -207,7 +207,7 @@ class EagerSteps:
         return self._recurrence
 
     def begin_sleep(self, state: State) -> tuple[dict[str, Any], State]:
-        """What every block's sleep reads, and the state with its counters and what it learned as they are afterwards."""
+        """What every block's sleep reads, and the state with its counters and what it learned as they are after it."""
         clock = self._clock(state)
         counted = {s.name: clock.pop(s.name) for s in self.program.states}
         return clock, dict(state) | counted | self.learned(state)

@@ -1,4 +1,4 @@
-"""Consolidation `gradient` (test-time training, arXiv 2512.23675): a sleep takes steps of gradient descent on its window.
+"""Consolidation `gradient` (test-time training, arXiv 2512.23675): sleeps take steps of gradient descent on windows.
 
     y_t = W z_t + Dᵀ A z_t                wake: of a linear map W in an MLP that learns; D [r,out] is a row's state
     D' = D - lr min(1, clip / |g|) g      sleep, `steps` times: g is the gradient of the window's mean next-token loss

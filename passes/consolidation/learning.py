@@ -77,7 +77,7 @@ class Tail:
     sinks: int
 
     def step(self, lr: float, clip: float) -> Graph:
-        """A step from state to state. Raises UsageError for blocks whose way back has an operator that no program has."""
+        """A step from state to state. Raises UsageError for a way back that has an operator that no program has."""
         ports = self._ports()
         names = list(ports)
         fast = [spec.name for spec in with_role(self.program.all_states(), "fast") if spec.name in ports]
@@ -180,7 +180,7 @@ class _Descent:
         return logits[:, :-1].to(wide_dtype(program.dtype))
 
     def _slope(self, logits: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """The loss by the logits [B,L-1,V]: softmax less one at the next token, over the number of tokens that have one."""
+        """The loss by the logits [B,L-1,V]: softmax less one at the next token, over how many tokens have one."""
         after, count = known[TOKENS][:, 0, 1:], known["since"] - 1
         places = torch.arange(self.tail.window - 1, device=logits.device)
         share = (places < count[:, None]).to(logits.dtype) / count.clamp(min=1)[:, None]

@@ -497,7 +497,7 @@ class Session:
         """Count steps that were left out, and say so the first time."""
         if count and not self._stats.skipped:
             text = (
-                "a sleep's gradient was not finite: its step was left out, and what the row has learned stays as it was "
+                "a sleep's gradient was not finite: its step was left out, and what the row has learned is as before "
                 "(session.stats.skipped counts these)"
             )
             warnings.warn(text, SleepcWarning, stacklevel=3)
