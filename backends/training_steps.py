@@ -78,5 +78,8 @@ class TrainingSteps(Steps, Protocol):
     def begin_sleep(self, state: Tensors) -> tuple[Values, Tensors]:
         """What every block's sleep reads, and the state with its counters as they are after the sleep."""
 
+    def learned(self, state: Tensors) -> Tensors:
+        """What steps of gradient descent make of the state that a window leaves; nothing if sleeps take none."""
+
     def sleep_block(self, i: int, clock: Mapping[str, Any], state: Tensors) -> Tensors:
         """One block consolidates and evicts: what it changes of the state. Recurrent passes are not in it."""

@@ -185,6 +185,7 @@ class EagerSteps:
     def sleep_first(self, state: State) -> State:
         """Consolidate and evict in every row, in one pass: no block runs again."""
         clock, new = self.begin_sleep(state)
+        new.update(self.learned(state))
         for i in range(len(self._blocks)):
             new.update(self.sleep_block(i, clock, state))
         return new
@@ -207,10 +208,9 @@ class EagerSteps:
         return self._recurrence
 
     def begin_sleep(self, state: State) -> tuple[dict[str, Any], State]:
-        """What every block's sleep reads, and the state with its counters and what it learned as they are after it."""
+        """What every block's sleep reads, and the state with its counters as they are after the sleep."""
         clock = self._clock(state)
-        counted = {s.name: clock.pop(s.name) for s in self.program.states}
-        return clock, dict(state) | counted | self.learned(state)
+        return clock, dict(state) | {s.name: clock.pop(s.name) for s in self.program.states}
 
     def learned(self, state: State) -> State:
         """What steps of gradient descent make of the state that a window leaves; nothing if sleeps take none."""

@@ -46,6 +46,7 @@ def _sleep(subject: Traced) -> EntryPoint:
     def run(values: Tensors) -> Tensors:
         state = subject.bound(values)
         clock, new = subject.steps.begin_sleep(state)
+        new |= subject.steps.learned(state)
         for i in range(len(subject.program.layout)):
             with in_block(i):
                 new |= subject.steps.sleep_block(i, clock, state)

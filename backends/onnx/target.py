@@ -126,6 +126,12 @@ class OnnxTarget(Target):
             raise UsageError(
                 "no weight of this program is one of a GGUF file in 4 bits", where="--packed", fix="Leave it out."
             )
+        if program.learn is not None and options.precision != "fp32":
+            raise UsageError(
+                "sleeps of this program take steps of gradient descent, for which weights are there in float32",
+                where=f"--precision {options.precision}",
+                fix="Use --precision fp32, or convert with another --consolidation.",
+            )
         kernels = LOWERED if options.ops == "ort" else ()
         return (*widened(program), *lower_stages(kernels, masks=not _columns(options)))
 
