@@ -14,13 +14,13 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pydoc_data.topics import topics
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from common import Row, arguments, checkpoint_of, console, machine, numbers, report, some_of
-from pydoc_data.topics import topics
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 

@@ -93,8 +93,7 @@ def save_artifact(
             embed=_write_graph(draft, program.embed),
             head=_write_graph(draft, program.head),
             clock=_write_graph(draft, _present(program.clock)),
-            loop=_write_loop(draft, program.loop) if program.loop else None,
-            learn=_write_learn(draft, program.learn) if program.learn else None,
+            **_write_more(draft, program),
             window=program.window,
             classes={name: _write_class(draft, cls) for name, cls in program.classes.items()},
             layout=[BlockEntry(cls=b.cls, params=b.params) for b in program.layout],
@@ -126,6 +125,14 @@ def _write_class(draft: Path, cls: BlockClass) -> ClassEntry:
         again=_write_graph(draft, cls.again) if cls.again else None,
         states=[_state_entry(s) for s in cls.states],
     )
+
+
+def _write_more(draft: Path, program: ProgramGraphs) -> dict[str, Any]:
+    """What sleeps do besides their blocks' graphs."""
+    return {
+        "loop": _write_loop(draft, program.loop) if program.loop else None,
+        "learn": _write_learn(draft, program.learn) if program.learn else None,
+    }
 
 
 def _write_loop(draft: Path, loop: Loop) -> LoopEntry:

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcError, UsageError
 from sleepc.ir import levels
 from sleepc.ir.graph import PARAMETERS, Graph, Port, PortKind
 from sleepc.ir.infer import infer_types, symbolic
@@ -82,7 +82,10 @@ class Tail:
         names = list(ports)
         fast = [spec.name for spec in with_role(self.program.all_states(), "fast") if spec.name in ports]
         descent = _Descent(self, fast, lr, clip)
+        if not fast:
+            raise SleepcError(f"nothing stands beside weights of blocks from {self.start} on that sleeps could learn")
         results: list[str] = []
+        table: Any = core_aten_decompositions()
 
         def traced(*values: Tensor) -> list[Tensor]:
             found = descent(dict(zip(names, values, strict=True)))
@@ -90,7 +93,7 @@ class Tail:
             return list(found.values())
 
         with symbolic([type_ for _, type_ in ports.values()]) as values:
-            made = make_fx(traced, decomposition_table=core_aten_decompositions())(*values)
+            made = make_fx(traced, decomposition_table=table)(*values)
         return _graph(made.graph, ports, results)
 
     @cached_property
@@ -225,7 +228,7 @@ def _graph(traced: fx.Graph, ports: Mapping[str, tuple[PortKind, TensorType]], r
     graph.returns = tuple(results)
     graph.drop_dead()
     for kind in (*PARAMETERS, "state"):
-        for port in graph.ports(kind).values():  # type: ignore[arg-type]  # one of the kinds
+        for port in graph.ports(kind).values():
             if not port.users:
                 graph.fx.erase_node(port)
     infer_types(graph)
