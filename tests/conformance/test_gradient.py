@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "flipped": ("gpt2", {"gradient": FAST, "mlps": "1-2"}),  # positions of tokens, layer norms
     "kept": ("llama", {"gradient": FAST, "keep": {"slots": 3, "score": "key", "budgets": "equal"}}),
     "capped": ("gemma2", {"gradient": FAST, "own_windows": "leave"}),
-    "hybrid": ("qwen3-5", {"gradient": FAST, "mlps": "3"}),
+    "hybrid": ("qwen3-5", {"gradient": FAST, "mlps": "1"}),
     "plain": ("nanogpt", {"gradient": FAST}),  # whose norms are float64
 }
 SLOW = ("hybrid", "plain", "capped", "insert", "kept", "whole")
