@@ -131,7 +131,7 @@ SYSTEMS = (
         "2512.13898",
         "gradient steps on query projections, keys and values frozen",
         "",
-        "not built: `--consolidation gradient` learns MLPs only; and it needs the whole KV cache, which is what is to go",
+        "not built: `--consolidation gradient` learns MLPs; and it needs the whole KV cache, which is what is to go",
     ),
     System(
         "LaCT",
