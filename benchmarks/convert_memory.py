@@ -67,8 +67,13 @@ def main() -> None:
 
 
 def watch(model: Path, scratch: Path) -> Row:
-    """Convert `model` in a child and watch its memory. MiB, seconds from after the imports to the end of the save."""
-    command = [sys.executable, "-c", CHILD, str(model), str(scratch / f"{model.name}.sleep")]
+    """Convert `model` in a child and watch its memory."""
+    return watched(CHILD, model, scratch / f"{model.name}.sleep")
+
+
+def watched(code: str, *arguments: object) -> Row:
+    """Run a child such as CHILD and watch its memory. MiB, seconds from after the imports until it is done."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:
         _until(child, "imported")
         base = _memory(child.pid)
@@ -118,7 +123,7 @@ def _line(child: subprocess.Popen[bytes]) -> str:
     assert child.stdout is not None
     line = child.stdout.readline().decode().strip()
     if not line:
-        raise SystemExit(f"the conversion ended with status {child.wait()}")
+        raise SystemExit(f"the child ended with status {child.wait()}")
     return line
 
 

@@ -25,7 +25,7 @@ def qwen3(**options: Any) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(5)
-    module = Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16, **options))
+    module = Qwen3ForCausalLM(Qwen3Config(**{**SHAPE, "head_dim": 16, **options}))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(std=0.2)

@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from sleepc.backends.contract import Draft
 from sleepc.backends.gguf.tensors import Placed
-from sleepc.backends.hf.check import BOUNDS, compare, logits_at_once
+from sleepc.backends.hf.calls import logits_at_once
+from sleepc.backends.hf.check import BOUNDS, compare
 from sleepc.backends.hf.checkpoint import write_config, write_weights
 from sleepc.backends.hf.engines import FULL
 from sleepc.backends.report import Figure

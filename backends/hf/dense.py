@@ -33,7 +33,7 @@ COMPUTED = ("inv_freq",)  # buffers that the class makes of its configuration
 def host_of(config: Any) -> Host | None:
     """What takes a model of this configuration; None if nothing does."""
     kind = config.model_type
-    return Host(CLASS, NORMED[kind]) if kind in NORMED else None
+    return Host(CLASS, NORMED[kind], tuple(windows_of(config))) if kind in NORMED else None
 
 
 def of_config(config: Any) -> list[str]:
@@ -46,6 +46,15 @@ def of_config(config: Any) -> list[str]:
     if getattr(config, "attention_bias", False):
         found.append("its attention has biases (attention_bias), and native layers have none")
     return found
+
+
+def windows_of(config: Any) -> list[int]:
+    """How many tokens each layer's attention sees at most, by the configuration; 0 for all."""
+    count, size = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    if not size or size >= config.max_position_embeddings:
+        return [0] * count
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * count
+    return [size if kind == "sliding_attention" else 0 for kind in kinds]
 
 
 def kinds_of(plans: Sequence[LayerPlan]) -> list[str]:

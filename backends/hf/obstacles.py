@@ -12,24 +12,30 @@ from sleepc.recipe import LayerPlan
 @dataclass(frozen=True)
 class Host:
     """What the layers of a model may be in the class that takes them. `normed`: does its attention have the norms of q
-    and k that the class has?
+    and k that the class has? `windows`: how many tokens attention sees in each layer of the original, 0 for all (so all
+    do if there are none).
     """
 
     name: str
     normed: bool
+    windows: tuple[int, ...] = ()
+
+    def window(self, i: int) -> int:
+        """That of a layer."""
+        return self.windows[i] if self.windows else 0
 
 
 def of_layers(plans: Sequence[LayerPlan], host: Host) -> dict[str, list[int]]:
     """What is in the way, and in which layers."""
     found: dict[str, list[int]] = {}
     for i, plan in enumerate(plans):
-        reason = _reason(plan, host)
+        reason = _reason(plan, host, host.window(i))
         if reason:
             found.setdefault(reason, []).append(i)
     return found
 
 
-def _reason(plan: LayerPlan, host: Host) -> str:
+def _reason(plan: LayerPlan, host: Host, own: int) -> str:
     if plan.strategy in ("parallel", "insert"):
         where = "beside attention" if plan.strategy == "parallel" else "behind the block"
         return f"it has a memory {where} (strategy {plan.strategy}), for which the class has no place"
@@ -37,6 +43,8 @@ def _reason(plan: LayerPlan, host: Host) -> str:
         if plan.layout == "native":
             return ""
         return "it keeps biases, q/k norms and their factors in front of its memory (layout graph)"
+    if own:
+        return f"its attention has a window of its own of {own} tokens, and the class sees all of them"
     if plan.window is not None:
         return f"its attention has a window of {plan.window} tokens, and the class sees all of them"
     if not host.normed:
@@ -56,7 +64,7 @@ def refusal(
 
 def possible(host: Host, plans: Sequence[LayerPlan]) -> str:
     """A recipe with which the same model can be written."""
-    left = [i for i, plan in enumerate(plans) if plan.strategy == "leave"] if host.normed else []
+    left = [i for i, plan in enumerate(plans) if plan.strategy == "leave" and not host.window(i)] if host.normed else []
     if not left or len(left) == len(plans):
         return "Possible with: sleepc convert MODEL -o OUT --strategy replace --layout native --passes 1"
     replaced = ranges([i for i in range(len(plans)) if i not in left])

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 PROMISED = {
     "decode_cpu": {"context", "sleepc_ms", "transformers_ms", "ratio", "state_bytes", "kv_cache_bytes", "prefill"},
     "perplexity": {"from", "to", "full", "sliding", "converted", "converted/sliding"},
+    "native_memory": {"layers", "seconds", "anonymous_mib", "at_peak", "weights", "logits", "bound"},
     "convert_memory": {"case", "seconds", "anonymous_mib", "peak_rss_mib", "at_peak"},
 }
 # What a person is warned of, a benchmark goes on with.
@@ -140,6 +141,15 @@ def test_sleep_smollm2(run: Run) -> None:
     assert [len(row["curve"]) for row in curves] == [2, 1, 2, 1]
     assert [row["tokens"] for row in curves[:2]] == [row["tokens"] for row in curves[2:]]  # at equal tokens
     assert all(row["step_s"] > 0 and 0 <= row["right"] <= 1 for row in curves)
+
+
+@pytest.mark.slow
+def test_native_memory(rows: Rows) -> None:
+    few, many = rows("native_memory")
+    assert (few["layers"], many["layers"]) == (4, 8)
+    assert many["weights"] > 1.5 * few["weights"]
+    assert many["anonymous_mib"] < few["anonymous_mib"] + 20
+    assert all(row["logits"] <= row["bound"] for row in (few, many))
 
 
 @pytest.mark.slow

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sleepc
 from sleepc.api import Program
+from sleepc.backends.hf import check as checking
 from sleepc.backends.hf import checkpoint as writing
+from sleepc.backends.hf.dense import host_of, windows_of
 from sleepc.backends.hf.engines import FULL, LINEAR, interval_of, refusals, said
 from sleepc.backends.hf.fitting import no_host, of_sleeps
 from sleepc.backends.hf.obstacles import Host, of_layers, possible, refusal
@@ -123,6 +127,61 @@ def test_what_is_in_the_way_is_told_layer_by_layer() -> None:
     assert "the whole model: its sleeps do what no class does: 2 passes of replay" in error.what
     assert "--strategy replace --layout native --passes 1" in error.on_command_line[2]
     assert 'layers: "0-2"' in possible(Host("", normed=True), plans)
+
+
+def test_windows_of_the_original_s_own_are_in_the_way() -> None:
+    config = qwen3(use_sliding_window=True, sliding_window=6, max_window_layers=1).config
+    assert windows_of(config) == [0, 6, 6]
+    host = host_of(config)
+    assert host is not None
+    recipe = make_recipe({**NATIVE, "overrides": [{"layers": "0-1", "strategy": "leave", "window": "none"}]})
+    found = of_layers(recipe.plan(3), host)
+    assert found == {"its attention has a window of its own of 6 tokens, and the class sees all of them": [1]}
+    assert 'layers: "1-2", overrides: [{layers: "0", strategy: leave' in possible(host, recipe.plan(3))
+    config.sliding_window = config.max_position_embeddings
+    assert windows_of(config) == [0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Path]:
+    """Six blocks in bfloat16, which go wrong together by more than one alone may."""
+    folder = tmp_path_factory.mktemp("rounded")
+    kept = {**NATIVE, "overrides": [{"layers": "1,4", "strategy": "leave", "window": "none"}]}
+    program = converted(folder, qwen3(num_hidden_layers=6).to(torch.bfloat16), kept)
+    return program, program.export(folder / "out", to="hf", tokens=TOKENS).path
+
+
+def test_rounded_checkpoints_are_compared_block_by_block(
+    rounded: tuple[Program, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, out = rounded
+    checks = json.loads((out / "native.json").read_text())["report"]["checks"]
+    names = ["blocks, one call", "logits, one call", "blocks, one by one", "logits, one by one"]
+    assert [row["figure"] for row in checks] == names
+    assert all(0 < row["value"] <= 0.05 for row in checks)
+    monkeypatch.setattr(checking, "parts_of", lambda *_: None)
+    assert max(row.value for row in checking.compare(program.graphs, out, TOKENS, 0.05)) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "where"),
+    [
+        ("model.layers.4.self_attn.o_proj.weight", lambda value: value / 2, "block 4 the worst"),
+        ("model.layers.2.post_attention_layernorm.weight", lambda value: value + 1, "block 2 the worst"),
+        ("model.layers.0.linear_attn.dt_bias", lambda value: value + 1, "block 0 the worst"),
+        ("model.embed_tokens.weight", lambda value: value.roll(1, 0), "the embedding the worst"),
+    ],
+)
+def test_a_fault_in_a_rounded_checkpoint_is_found_where_it_is(
+    rounded: tuple[Program, Path], tmp_path: Path, name: str, change: Any, where: str
+) -> None:
+    program, out = rounded
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, name: change(weights[name])}, folder / "model.safetensors", {"format": "pt"})
+    rows = checking.compare(program.graphs, folder, TOKENS, 0.05)
+    found = [row for row in rows if row.figure.startswith("blocks")]
+    assert [(row.ok, row.detail.partition(",")[0]) for row in found] == [(False, where)] * 2
 
 
 def test_what_computes_something_else_leaves_nothing(
