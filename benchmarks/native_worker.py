@@ -1,6 +1,7 @@
 """A native checkpoint in another runtime, in an environment without sleepc: greedy tokens, and milliseconds of each.
 
-Arguments: the runtime, a folder or file, the number of tokens to write, the prompt's ids. One line of JSON.
+Arguments: the runtime, a folder or file, the number of tokens to write, the prompt's ids. One line of JSON. Of "words",
+a GGUF file, and a file with a list of texts in JSON: the ids that llama.cpp reads each text as.
 """
 
 from __future__ import annotations
@@ -47,8 +48,19 @@ def llama(path: Path) -> Callable[[list[int]], list[float]]:
 RUNTIMES = {"mlx": mlx, "llama.cpp": llama}
 
 
+def words(path: Path, texts: Path) -> list[list[int]]:
+    """The ids of texts in llama.cpp, control tokens among them, with what it puts around a text."""
+    import llama_cpp
+
+    model: Any = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    return [model.tokenize(text.encode(), add_bos=True, special=True) for text in json.loads(texts.read_text())]
+
+
 def main() -> None:
     """Read the prompt at once, then write token by token."""
+    if sys.argv[1] == "words":
+        print(json.dumps(words(Path(sys.argv[2]), Path(sys.argv[3]))))
+        return
     count, read = int(sys.argv[3]), [int(i) for i in sys.argv[4].split(",")]
     feed = RUNTIMES[sys.argv[1]](Path(sys.argv[2]))
     every, tokens, seconds = [], [], []

@@ -90,9 +90,8 @@ def _write(
 
     writer = GGUFWriter(folder / FILE, ARCHITECTURE)
     describe(writer, config, kind)
-    reason = add_vocabulary(writer, folder, config["vocab_size"])
-    if reason is not None:
-        warnings.warn(f"{FILE} has no tokenizer and takes token ids only: {reason}", SleepcWarning, stacklevel=2)
+    for text in add_vocabulary(writer, folder, config["vocab_size"]):
+        warnings.warn(f"{FILE}: {text}", SleepcWarning, stacklevel=2)
     for each in places.values():
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[each.kind]]
         count = prod(each.shape) // block * size

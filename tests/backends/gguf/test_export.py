@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 pytest.importorskip("gguf", reason="the gguf package is not installed")
 
 import gguf
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import sleepc
 from sleepc.api import Program
@@ -19,16 +22,19 @@ from sleepc.backends.contract import Draft
 from sleepc.backends.gguf import tensors
 from sleepc.backends.gguf.metadata import describe
 from sleepc.backends.gguf.tensors import kind_of, placed
-from sleepc.backends.gguf.vocabulary import add_vocabulary, split_name
+from sleepc.backends.gguf.vocabulary import _unwritable, add_vocabulary, split_name
 from sleepc.backends.gguf.write import write_gguf
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.gguf_file import GgufFile
+from sleepc.hf.gguf_tokens import SPLITS, save_tokenizer
 from sleepc.ir.tensorfile import Planned
 from sleepc.recipe import make_recipe
 from tests.cli.models import run_here, save_model
 from tests.families import VOCAB, family
+from tests.hf.ggufs import tiny
+from tests.hf.ggufs import write_gguf as write_tiny
 from tests.hf.test_gguf_tokens import OWN
-from tests.hf.tokenizer_kinds import KINDS, bytelevel
+from tests.hf.tokenizer_kinds import KINDS, added, bytelevel, save, with_control
 from tests.natives import NATIVE, TOKENS
 
 WORDS = "has no tokenizer and takes token ids only: its tokenizer is no byte-level BPE but WordLevel"
@@ -157,35 +163,156 @@ def test_how_a_tokenizer_splits_has_a_name(name: str) -> None:
     made.pre_tokenizer = OWN[name]
     found = split_name(json.loads(made.to_str()))
     assert found is not None
-    again = split_name(json.loads(made.to_str()))
-    assert again == found
+    assert SPLITS[found] == SPLITS[name], "also of a tokenizer with so few merges that most ways give the same ids"
+
+
+def said_of(folder: Path, vocab: int) -> tuple[dict[str, Any], list[str]]:
+    """What is said of a tokenizer, by keys, and what of it cannot be."""
+    writer = gguf.GGUFWriter(None, "qwen35")
+    told = add_vocabulary(writer, folder, vocab)
+    return {key.removeprefix("tokenizer."): value.value for key, value in writer.kv_data[0].items()}, told
 
 
 def test_a_tokenizer_goes_with_the_file(tmp_path: Path) -> None:
     made = bytelevel()
-    made.add_special_tokens(["<|im_end|>"])
-    made.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": "{{ x }}"}))
-    writer, vocab = gguf.GGUFWriter(None, "qwen35"), made.get_vocab_size() + 2
-    assert add_vocabulary(writer, tmp_path, vocab) is None
-    said = {key.removeprefix("tokenizer."): value.value for key, value in writer.kv_data[0].items()}
+    made.add_special_tokens(["<|im_end|>", "<|end|>"])
+    save(made, tmp_path, {"eos_token": "<|im_end|>", "chat_template": "{{ x }}"})
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [made.token_to_id("<|end|>")]}))
+    vocab = made.get_vocab_size() + 2
+    said, told = said_of(tmp_path, vocab)
+    assert told == []
     assert (said["ggml.model"], said["ggml.pre"]) == ("gpt2", "gpt-2")
-    assert said["ggml.tokens"][-3:] == ["<|im_end|>", f"[PAD{vocab - 2}]", f"[PAD{vocab - 1}]"]
-    assert said["ggml.token_type"][-3:] == [3, 5, 5]
-    assert said["ggml.eos_token_id"] == vocab - 3
+    assert said["ggml.tokens"][-4:] == ["<|im_end|>", "<|end|>", f"[PAD{vocab - 2}]", f"[PAD{vocab - 1}]"]
+    assert said["ggml.token_type"][-4:] == [3, 3, 5, 5]
+    assert (said["ggml.eos_token_id"], said["ggml.eot_token_id"]) == (vocab - 4, vocab - 3)
+    assert (said["ggml.add_bos_token"], said["ggml.add_eos_token"]) == (False, False)
     assert said["chat_template"] == "{{ x }}"
     assert said["ggml.merges"][0] == "h e"
-    assert add_vocabulary(gguf.GGUFWriter(None, "qwen35"), tmp_path, 5) == (
-        f"its tokenizer has ids up to {vocab - 3}, and the model 5"
-    )
+    (why,) = said_of(tmp_path, 5)[1]
+    assert why.endswith(f"takes token ids only: its tokenizer has ids up to {vocab - 3}, and the model 5")
+
+
+def test_what_only_the_configuration_says_of_a_tokenizer_goes_with_it(tmp_path: Path) -> None:
+    """A beginning, added tokens, and templates that lie beside tokenizer.json."""
+    made = with_control(bytelevel())
+    size = made.get_vocab_size()
+    extra = {str(size): added("<|fim|>"), str(size + 1): added("<tool>", special=False)}
+    save(made, tmp_path, {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": extra})
+    (tmp_path / "chat_template.jinja").write_text("one")
+    (tmp_path / "chat_templates").mkdir()
+    (tmp_path / "chat_templates" / "rag.jinja").write_text("two")
+    said, told = said_of(tmp_path, size + 2)
+    assert told == []
+    assert (said["ggml.tokens"][size:], said["ggml.token_type"][size:]) == (["<|fim|>", "<tool>"], [3, 4])
+    assert (said["ggml.bos_token_id"], said["ggml.add_bos_token"]) == (made.token_to_id("<s>"), True)
+    assert (said["chat_template"], said["chat_template.rag"]) == ("one", "two")
+
+
+def qwen_like() -> Tokenizer:
+    """Trained, split as Qwen2's own, with tokens that are control and one that is not."""
+    made = Tokenizer(models.BPE())
+    made.normalizer, made.pre_tokenizer, made.decoder = normalizers.NFC(), OWN["qwen2"], decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words = [*topics.values(), "naïve café 日本語の文 한국어 नमस्ते 🙂 x = [1, 2];\n\n    return {'a': 3.14}\r\n" * 20]
+    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(words, trainer)
+    made.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    made.add_tokens([AddedToken("<tool_call>", normalized=False)])
+    return made
+
+
+TEXTS = (
+    "Hello, World! It's 1234567 o'CLOCK: we'Ll go\r\n\r\n  to 3.14\t\tx=[1,2];\n\n\n",
+    "日本語の文 한국어 你好 2024年! naïve café ½ ²³ … नमस्ते 🙂🙂👩‍🚀 Ⅻ \u200b\u00a0x",
+    "def f(x: int) -> str:\n    return {'a': [x**2 for x in range(10)]}  # 'tis\n",
+    "<|im_start|>user\nhi<|im_end|>\n<tool_call>{}<|endoftext|> end   ",
+    " ",
+    "\n\n \n",
+    "a" * 50 + "0" * 20,
+)
+
+
+def test_the_file_s_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
+    """As transformers reads it from the file."""
+    made = qwen_like()
+    save(made, tmp_path / "own", {"eos_token": "<|im_end|>"})
+    said, told = said_of(tmp_path / "own", made.get_vocab_size())
+    assert said["ggml.pre"] == "qwen2"
+    assert [line.rpartition("(")[2] for line in told] == ["NFC)"]
+    path = write_tiny(tiny("Llama"), tmp_path / "x.gguf", tokenizer=said)
+    assert save_tokenizer(GgufFile(path), tmp_path / "again") == []
+    again = Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    for text in TEXTS:
+        assert again.encode(text).ids == made.encode(text).ids
+    assert len(made.encode(TEXTS[0]).ids) < len(TEXTS[0]), "merges are used"
+
+
+def _composing(made: Any) -> None:
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = OWN["qwen2"]
+
+
+def _greedy(made: Any) -> None:
+    made.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+
+
+def _ended(made: Any) -> None:
+    ends = [("<s>", 1), ("</s>", 2)]
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s> </s>", special_tokens=ends)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_composing, r"does not compose a letter and its accent to one character \(NFC\)"),
+        (_greedy, r"and takes no spaces: <mask> \(lstrip\)"),
+        (_ended, "'</s>', '</s>' after each is left out"),
+    ],
+)
+def test_what_llama_cpp_reads_otherwise_is_said(tmp_path: Path, change: Any, why: str) -> None:
+    made = bytelevel()
+    change(made)
+    save(made, tmp_path, {"bos_token": "<s>", "eos_token": "</s>"})
+    said, told = said_of(tmp_path, 400)
+    assert said["ggml.model"] == "gpt2"
+    assert re.search(f"llama.cpp reads some texts otherwise than the model's own tokenizer.*{why}", "\n".join(told))
+
+
+def test_more_ends_than_there_are_places_for_are_said(tmp_path: Path) -> None:
+    made = bytelevel()
+    made.add_special_tokens([f"<|{i}|>" for i in range(4)])
+    ids = [made.token_to_id(f"<|{i}|>") for i in range(4)]
+    save(made, tmp_path, generation_config={"eos_token_id": ids})
+    said, told = said_of(tmp_path, 400)
+    assert [said[f"ggml.{name}_token_id"] for name in ("eos", "eot", "eom")] == ids[:3]
+    assert told == ["it has places for three tokens that end an answer, and these end one, too: '<|3|>'"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"end_of_word_suffix": "</w>"}, "its BPE has end_of_word_suffix"),
+        ({"merges": [["h", "e"], [" ", "x"]]}, "a merge of its BPE has a space"),
+    ],
+)
+def test_a_bpe_of_another_kind_is_left_out(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    data = json.loads(bytelevel().to_str())
+    assert why in _unwritable({**data, "model": {**data["model"], **change}}, 400)
+
+
+def test_a_text_that_is_changed_before_it_is_split_has_no_name() -> None:
+    made = bytelevel()
+    assert split_name(json.loads(made.to_str())) == "gpt-2"
+    made.normalizer = normalizers.Lowercase()
+    assert split_name(json.loads(made.to_str())) is None
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "unigram"])
 def test_other_tokenizers_are_left_out(tmp_path: Path, kind: str) -> None:
     KINDS[kind]().save(str(tmp_path / "tokenizer.json"))
-    writer = gguf.GGUFWriter(None, "qwen35")
-    assert "is no byte-level BPE" in str(add_vocabulary(writer, tmp_path, 1000))
-    assert writer.kv_data[0]["tokenizer.ggml.model"].value == "none"
+    said, told = said_of(tmp_path, 1000)
+    assert "is no byte-level BPE" in told[0]
+    assert said["ggml.model"] == "none"
 
 
 @pytest.mark.parametrize(
