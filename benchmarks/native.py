@@ -12,6 +12,8 @@ import argparse
 import json
 import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,6 +24,7 @@ import numpy as np
 import peers
 import torch
 from common import Row, arguments, machine, report
+from llamacpp_rounding import round_activations
 
 import sleepc
 from sleepc.api import Program
@@ -32,8 +35,9 @@ from sleepc.runtime.session import Session
 from sleepc.verify.memory_values import shaken
 
 PACKAGES = ("mlx[cpu]==0.32.*", "mlx-lm==0.32.*")
-COLUMNS = ("runtime", "weights", "tokens_equal", "largest_error", "ms_per_token", "why")
-SHAPE = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+COLUMNS = ("runtime", "layers", "weights", "tokens_equal", "largest_error", "rounded_error", "twice_error")
+COLUMNS += ("ms_per_token", "why")
+SHAPE = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512}
 ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 PROMPT, WRITTEN = 40, 32
@@ -56,14 +60,14 @@ def main() -> None:
 def measured(options: argparse.Namespace, scratch: Path) -> list[Row]:
     """A row for each runtime and kind of weights."""
     ids = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], PROMPT).tolist()
-    module = dense(scratch / "model")
-    regular, irregular = (converted(scratch, layers) for layers in ("every:4", "1"))
+    module = dense(scratch / "model", 4)
+    regular = converted(scratch / "model", "every:4")
     found = ours(regular, ids)
-    folder = regular.export(scratch / "mlx", to="hf", tokens=ids * 2, runtime="mlx").path
-    rows = [{"runtime": "sleepc", "ms_per_token": found[2]}]
+    rows: list[Row] = [{"runtime": "sleepc", "ms_per_token": found.ms}]
     try:
         python = peers.environment(options.mlx_env, *PACKAGES)
-        rows.append({"runtime": "mlx", "weights": "f32", **theirs(python, "mlx", folder, ids, found[:2])})
+        folder = regular.export(scratch / "mlx", to="hf", tokens=ids * 2, runtime="mlx").path
+        rows.append({"runtime": "mlx", "weights": "f32", **theirs(python, "mlx", folder, ids, found)})
     except peers.CannotBuild as error:
         rows.append({"runtime": "mlx", "why": f"skipped: {error}"})
     try:
@@ -73,20 +77,41 @@ def measured(options: argparse.Namespace, scratch: Path) -> list[Row]:
     dense_file = write_dense(module, scratch / "dense.gguf")
     level = theirs(python, "llama.cpp", dense_file, ids, in_transformers(module, ids))
     rows.append({"runtime": "llama.cpp, dense Qwen3", "weights": "f32", **level})
-    checkpoint = irregular.export(scratch / "hf", to="hf", tokens=ids * 2).path
-    for kind in KINDS:
-        file = irregular.export(scratch / kind, to="gguf", tokens=ids * 2, dtype=kind).path / "model.gguf"
-        wanted = ours(irregular, ids)[:2] if kind in ("f32", "f16") else in_transformers(of_file(checkpoint, file), ids)
-        rows.append({"runtime": "llama.cpp", "weights": kind, **theirs(python, "llama.cpp", file, ids, wanted)})
+    for layers in (2, 4):
+        model = scratch / f"model-{layers}"
+        dense(model, layers)
+        rows += in_llama(python, converted(model, "1"), ids, scratch / f"files-{layers}")
     return rows
 
 
-def dense(folder: Path) -> Any:
+def in_llama(python: Path, program: Program, ids: list[int], scratch: Path) -> Iterator[Row]:
+    """A row for each kind of weights. `rounded`: beside transformers with the file's weights, and activations rounded
+    as llama.cpp rounds them; `twice`: that in float32 beside the same in float64. Both differ where a number lies so
+    near the middle of two that the order of a sum decides what it is rounded to, and from then on.
+    """
+    checkpoint = program.export(scratch / "hf", to="hf", tokens=ids * 2).path
+    for kind in KINDS:
+        file = program.export(scratch / kind, to="gguf", tokens=ids * 2, dtype=kind).path / "model.gguf"
+        model, kinds = of_file(checkpoint, file)
+        wanted = ours(program, ids) if kind in ("f32", "f16") else in_transformers(model, ids)
+        rounded = round_activations(model, kinds)
+        exact = in_transformers(rounded, ids)
+        row = {"runtime": "llama.cpp", "layers": len(program.graphs.layout), "weights": kind}
+        try:
+            found = answers(python, "llama.cpp", file, ids)
+        except Failed as error:
+            yield {**row, "why": f"failed: {error}"}
+            continue
+        row |= {**compared(found, wanted), "rounded_error": compared(found, exact)["largest_error"]}
+        yield {**row, "twice_error": compared(in_transformers(rounded.float(), ids), exact)["largest_error"]}
+
+
+def dense(folder: Path, layers: int) -> Any:
     """A random Qwen3."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    module = Qwen3ForCausalLM(Qwen3Config(**SHAPE, rope_parameters=ROPE))
+    module = Qwen3ForCausalLM(Qwen3Config(**SHAPE, num_hidden_layers=layers, rope_parameters=ROPE))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(std=parameter.shape[-1] ** -0.5)
@@ -94,19 +119,32 @@ def dense(folder: Path) -> Any:
     return module.train(False)
 
 
-def converted(scratch: Path, attends: str) -> Program:
+def converted(model: Path, attends: str) -> Program:
     """A program whose memories answer, which keeps attention in these layers."""
     kept = [{"layers": attends, "strategy": "leave", "window": "none"}]
     recipe = {"window": 32, "strategy": "replace", "layout": "native", "overrides": kept}
-    program = sleepc.convert(scratch / "model", recipe)
+    program = sleepc.convert(model, recipe)
     program.graphs = shaken(program.graphs)
-    place = scratch / f"artifact-{attends.replace(':', '-')}"
+    place = model.with_name(f"{model.name}-{attends.replace(':', '-')}")
     program.save(place)
     return sleepc.load(place)
 
 
-def ours(program: Program, ids: list[int]) -> tuple[list[int], np.ndarray, float]:
-    """Greedy tokens, their logits, and processor milliseconds of a token."""
+@dataclass(frozen=True)
+class Answer:
+    """Greedy tokens, their logits [n,V], and processor milliseconds of a token."""
+
+    tokens: list[int]
+    logits: np.ndarray
+    ms: float = 0.0
+
+
+class Failed(Exception):
+    """A runtime ended without an answer: its last line."""
+
+
+def ours(program: Program, ids: list[int]) -> Answer:
+    """Those of our own session."""
     session = Session(program.steps(), 1)
     read, tokens, every, seconds = ids, [], [], []
     for _ in range(WRITTEN):
@@ -115,29 +153,29 @@ def ours(program: Program, ids: list[int]) -> tuple[list[int], np.ndarray, float
         seconds.append(time.process_time() - started)
         tokens.append(int(every[-1].argmax()))
         read = tokens[-1:]
-    return tokens, np.stack(every), 1e3 * median(seconds[1:])
+    return Answer(tokens, np.stack(every), 1e3 * median(seconds[1:]))
 
 
 @torch.no_grad()
-def in_transformers(module: Any, ids: list[int]) -> tuple[list[int], np.ndarray]:
-    """Greedy tokens, and their logits, each time of the whole text."""
+def in_transformers(module: Any, ids: list[int]) -> Answer:
+    """Those of transformers, which reads the whole text for each token."""
     tokens: list[int] = []
     every = []
     for _ in range(WRITTEN):
         every.append(module(input_ids=torch.tensor([ids + tokens]), use_cache=False).logits[0, -1].numpy())
         tokens.append(int(every[-1].argmax()))
-    return tokens, np.stack(every)
+    return Answer(tokens, np.stack(every))
 
 
-def of_file(checkpoint: Path, file: Path) -> Any:
-    """The checkpoint in transformers, with the numbers that a GGUF file has."""
+def of_file(checkpoint: Path, file: Path) -> tuple[Any, dict[str, str]]:
+    """The checkpoint in transformers, with the numbers that a GGUF file has, and the kinds of these by name."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=False).train(False)
     named = {name: Planned(value.dtype, tuple(value.shape), value.clone) for name, value in model.named_parameters()}
     places = placed(named, model.config.to_dict(), file.parent.name.upper())
     model.load_state_dict({name: each.make() for name, each in GgufTensors(file).of_class(places)}, strict=False)
-    return model
+    return model, {name: place.kind for name, place in places.items()}
 
 
 def write_dense(module: Any, path: Path) -> Path:
@@ -145,10 +183,10 @@ def write_dense(module: Any, path: Path) -> Path:
     import gguf
 
     writer = gguf.GGUFWriter(path, "qwen3")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, SHAPE["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, module.config.num_hidden_layers)
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(SHAPE["vocab_size"])
-    writer.add_block_count(SHAPE["num_hidden_layers"])
+    writer.add_block_count(module.config.num_hidden_layers)
     writer.add_context_length(SHAPE["max_position_embeddings"])
     writer.add_embedding_length(SHAPE["hidden_size"])
     writer.add_feed_forward_length(SHAPE["intermediate_size"])
@@ -170,23 +208,32 @@ def write_dense(module: Any, path: Path) -> Path:
     return path
 
 
-def theirs(python: Path, runtime: str, path: Path, ids: list[int], wanted: tuple[list[int], np.ndarray]) -> Row:
+def theirs(python: Path, runtime: str, path: Path, ids: list[int], wanted: Answer) -> Row:
     """The same tokens from another runtime, compared; or why not."""
+    try:
+        return compared(answers(python, runtime, path, ids), wanted)
+    except Failed as error:
+        return {"why": f"failed: {error}"}
+
+
+def answers(python: Path, runtime: str, path: Path, ids: list[int]) -> Answer:
+    """Those of another runtime. Raises Failed."""
     worker = Path(__file__).with_name("native_worker.py")
     command = [str(python), str(worker), runtime, str(path), str(WRITTEN), ",".join(map(str, ids))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        return {"why": f"failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"}
+        raise Failed((done.stderr.strip().splitlines() or ["no word"])[-1])
     found = json.loads(done.stdout)
-    tokens, logits = wanted
-    equal = sum(a == b for a, b in zip(found["tokens"], tokens, strict=True))
-    same = next((i for i, (a, b) in enumerate(zip(found["tokens"], tokens, strict=True)) if a != b), WRITTEN - 1) + 1
-    error = np.abs(np.array(found["logits"])[:same] - logits[:same]).max() / np.abs(logits).max()
-    return {
-        "tokens_equal": f"{equal} of {WRITTEN}",
-        "largest_error": float(error),
-        "ms_per_token": median(found["ms"]),
-    }
+    return Answer(found["tokens"], np.array(found["logits"]), median(found["ms"]))
+
+
+def compared(found: Answer, wanted: Answer) -> Row:
+    """How many tokens are the same, and the largest error of logits up to the first that is not."""
+    pairs = list(zip(found.tokens, wanted.tokens, strict=True))
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), WRITTEN - 1) + 1
+    error = np.abs(found.logits[:same] - wanted.logits[:same]).max() / np.abs(wanted.logits).max()
+    equal = f"{sum(a == b for a, b in pairs)} of {WRITTEN}"
+    return {"tokens_equal": equal, "largest_error": float(error), "ms_per_token": found.ms}
 
 
 if __name__ == "__main__":
