@@ -50,6 +50,9 @@ class TrainingSteps(Steps, Protocol):
     def note_block(self, i: int, values: Mapping[str, Any], state: Tensors) -> Tensors:
         """What one block on `values["h"]` [B,T,d] changes of the state; h' is not computed."""
 
+    def read_block(self, i: int, values: Mapping[str, Any], state: Tensors) -> Tensor:
+        """One block on `values["h"]` [B,T,d] -> h' [B,T,d]; what it changes of the state is not computed."""
+
     def logits(self, values: Values, lengths: Tensor, logits: Logits) -> Tensor | None:
         """The head on what `wake_blocks` gave -> [B,V], [B,T,V] or None."""
 

@@ -16,7 +16,7 @@ from sleepc.backends.contract import Kernels
 from sleepc.backends.eager.executor import Executor
 from sleepc.backends.eager.recurrence import Recurrence, memory_change
 from sleepc.errors import SleepcError, UsageError
-from sleepc.ir.graph import PARAMETERS, without_result
+from sleepc.ir.graph import PARAMETERS, with_result, without_result
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import SKIPPED, TAKEN
 from sleepc.ir.types import DTYPE_NAMES
@@ -60,7 +60,9 @@ class EagerSteps:
         made = partial(Executor, functions=functions, device=self.device, folds=not train)
         self._wake = {n: made(c.wake) for n, c in program.classes.items()}
         self._sleep = {n: made(c.sleep) for n, c in program.classes.items() if c.sleep}
-        self._runs_on, self._notes = (functions, self.device), dict[str, Executor]()
+        self._runs_on = functions, self.device
+        self._notes: dict[str, Executor] = {}
+        self._reads: dict[str, Executor] = {}
         self._recurrence = Recurrence(program, functions, self.device) if program.loop else None
         self._learn = Executor(program.learn.step, functions, self.device) if program.learn else None
         self._head_extras = set(program.head.ports("input")) - {"h"}
@@ -137,6 +139,15 @@ class EagerSteps:
             self._notes[name] = Executor(without_result(self.program.classes[name].wake, "h"), *self._runs_on)
         inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
         return {names[local]: value for local, value in self._notes[name](inputs).items()}
+
+    def read_block(self, i: int, values: Mapping[str, Any], state: State) -> Tensor:
+        """See `TrainingSteps.read_block`."""
+        name, parameters, names = self._blocks[i]
+        if name not in self._reads:
+            self._reads[name] = Executor(with_result(self.program.classes[name].wake, "h"), *self._runs_on)
+        inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+        h: Tensor = self._reads[name](inputs)["h"]
+        return h
 
     def logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
         """The head on what `wake_blocks` gave -> [B,V], [B,T,V] or None."""

@@ -107,6 +107,14 @@ def without_result(graph: Graph, name: str) -> Graph:
     return graph
 
 
+def with_result(graph: Graph, name: str) -> Graph:
+    """A copy with one of the results alone, and what that needs; ports stay."""
+    graph = graph.clone()
+    graph.set_returns({name: graph.results()[name]})
+    graph.drop_dead()
+    return graph
+
+
 def is_call(node: Any, *targets: Any) -> bool:
     """Is `node` a call of one of `targets`?"""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets

@@ -22,7 +22,8 @@ def can_be_abreast(program: ProgramGraphs) -> bool:
     """Does a sleep of a block read that block alone, the head h alone, and has all else of a window its rows first?"""
     types = [node.meta["type"] for node in program.embed.results().values()]
     rows_first = all("B" not in type_.dims[1:] for type_ in types if isinstance(type_, TensorType))
-    return program.loop is None and set(program.head.ports("input")) == {"h"} and rows_first
+    alone = program.loop is None and program.learn is None
+    return alone and set(program.head.ports("input")) == {"h"} and rows_first
 
 
 def read_abreast(steps: TrainingSteps, state: Tensors, windows: Windows, *, last: bool) -> tuple[Values, Tensors]:
@@ -54,17 +55,14 @@ def _through(
 ) -> tuple[Tensor, Tensors]:
     """All windows through a block, h [W*B,L,d] -> (h', what is new of the state after the last one)."""
     names = [f"{i}.{spec.name}" for spec in steps.program.classes[steps.program.layout[i].cls].states]
-    found = [{name: state[name] for name in names}]  # what each window finds
-    parts = every["h"].chunk(len(readings))
-    for values, clock, h in zip(readings[:-1], clocks, parts, strict=False):
-        noted = {**found[-1], **steps.note_block(i, {**values, "h": h}, found[-1])}
-        found.append({**noted, **steps.sleep_block(i, clock, noted)})
-    stacked = {name: torch.cat([each[name] for each in found]) for name in names}
-    h, changed = steps.wake_block(i, every, stacked)
-    own = {**found[-1], **{name: value.chunk(len(readings))[-1] for name, value in changed.items()}}
-    if len(clocks) == len(readings):
-        own |= steps.sleep_block(i, clocks[-1], own)
-    return h, own
+    found = [{name: state[name] for name in names}]  # what each window finds, and what is left after the last one
+    for at, (values, h) in enumerate(zip(readings, every["h"].chunk(len(readings)), strict=True)):
+        found.append({**found[-1], **steps.note_block(i, {**values, "h": h}, found[-1])})
+        if at < len(clocks):
+            found[-1] |= steps.sleep_block(i, clocks[at], found[-1])
+    *before, after = found
+    stacked = {name: torch.cat([each[name] for each in before]) for name in names}
+    return steps.read_block(i, every, stacked), after
 
 
 def _side_by_side(program: ProgramGraphs, readings: Sequence[Mapping[str, Any]]) -> Values:

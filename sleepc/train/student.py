@@ -67,6 +67,15 @@ class Segment:
         return replace(self, tokens=tokens, lengths=lengths, labels=labels)
 
 
+def joined(segments: Sequence[Segment]) -> Segment:
+    """Segments that follow each other as one."""
+    if len(segments) == 1:
+        return segments[0]
+    tokens, labels = (torch.cat([getattr(each, name) for each in segments], 1) for name in ("tokens", "labels"))
+    lengths = torch.stack([each.lengths for each in segments]).sum(0)
+    return Segment(tokens, lengths, labels, last=segments[-1].last, asks=any(each.asks for each in segments))
+
+
 def parts_of(tokens: Tensor, lengths: Tensor, labels: Tensor, window: int, windows: int = 0) -> Iterator[Segment]:
     """Pieces tokens [B,T] with lengths [B] and labels [B,T], so many windows at a time, 0 for all.
 
@@ -176,13 +185,17 @@ class Student:
         steps = self.bound(name)
         loss, state, taught, missed = torch.zeros((), device=self.device), carry.state, carry.taught, carry.missed
         alike = carry.fresh and goal == "distil" and self.begins_alike[name]
-        for at, segment in enumerate(self._windows(goal, steps, part, alike)):
-            segment = segment.to(self.device)
+        ahead: Any = None  # what the teacher has shown of the next segment already
+        segments = [segment.to(self.device) for segment in self._windows(goal, steps, part, alike)]
+        for at, segment in enumerate(segments):
             if alike and at == 0:  # nothing is to be learned of it but what it leaves for later windows
-                state, taught = self._as_taught(steps, segment, state, taught, passes)
+                size, both = segment.tokens.shape[1], joined(segments[: 2 if self._alone(steps) else 1])
+                border, taught = self._teach("align", both, taught)
+                state = _as_taught(steps, segment, [h[:, :size] for h in border], state, passes)
+                ahead = {"h": border[-1][:, size:]} if both is not segment else None
                 continue
-            lesson: Any = None
-            if goal in TAUGHT:
+            lesson, ahead = ahead, None
+            if goal in TAUGHT and lesson is None:
                 lesson, taught = self._teach(goal, segment, taught)
             found, more, state = self._maybe_again(_GOALS[goal], self, steps, segment, lesson, state, passes)
             loss = loss + found
@@ -201,16 +214,6 @@ class Student:
 
     def _alone(self, steps: TrainingSteps) -> bool:
         return alone(steps) and self.teacher is not None and alone(self.teacher)
-
-    def _as_taught(
-        self, steps: TrainingSteps, segment: Segment, state: Tensors, taught: Tensors | None, passes: int | None
-    ) -> tuple[Tensors, Tensors]:
-        """The state after a first window in which all hidden states are the teacher's, and the teacher's."""
-        border, taught = self._teach("align", segment, taught)
-        values, new = steps.begin(state, segment.tokens, segment.lengths)
-        for i, h in enumerate(border[:-1]):
-            new.update(steps.note_block(i, {**values, "h": h}, state))
-        return sleep_after(steps, segment, new, passes), taught
 
     def _maybe_again(self, run: Any, *args: Any) -> Found:
         found: Found = (
@@ -289,6 +292,16 @@ def _read(steps: TrainingSteps, segment: Segment, state: Tensors, passes: int | 
         return read_abreast(steps, state, windows, last=segment.last)
     values, state = steps.wake_blocks(state, segment.tokens, segment.lengths)
     return values, sleep_after(steps, segment, state, passes)
+
+
+def _as_taught(
+    steps: TrainingSteps, segment: Segment, border: Sequence[Tensor], state: Tensors, passes: int | None
+) -> Tensors:
+    """The state after a first window whose hidden states are the teacher's: `border`, each [B,T,d]."""
+    values, new = steps.begin(state, segment.tokens, segment.lengths)
+    for i, h in enumerate(border[:-1]):
+        new.update(steps.note_block(i, {**values, "h": h}, state))
+    return sleep_after(steps, segment, new, passes)
 
 
 def sleep_after(steps: TrainingSteps, segment: Segment, state: Tensors, passes: int | None = None) -> Tensors:
