@@ -13,6 +13,7 @@ from sleepc.ops.functional.heads import group
 
 FUSED = ("cpu",)
 """Devices whose kernel, too, gives zeros to a query that sees nothing."""
+TOGETHER = 256  # queries for which keys are looked for: of a longer call the first do not see the last keys
 MANY = 64  # queries: for fewer, finding the keys that none of them sees takes longer than it saves
 
 
@@ -51,6 +52,9 @@ def _fuses(new: Sequence[Tensor], mask: Tensor, sink_logits: Sequence[Tensor | N
 
 def _fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
     """q [B,Hq,T,D], keys [B,Hkv,K,D], values [B,Hkv,K,Dv], mask [B or 1,1 or Hkv,T,K] -> [B,Hq,T,Dv]."""
+    if q.shape[2] > TOGETHER:
+        parts = zip(torch.split(q, TOGETHER, 2), torch.split(mask, TOGETHER, 2), strict=True)
+        return torch.cat([_fused(part, keys, values, seen, scale) for part, seen in parts], 2)
     rows = group(q, keys.shape[1]).flatten(2, 3)  # [B, Hkv, G*T, D]
     if q.shape[2] > 1:
         if q.shape[2] >= MANY:

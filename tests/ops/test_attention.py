@@ -161,16 +161,18 @@ def test_attention_over_windows_without_gradients(
     assert torch.equal(got[1, :, -1:], torch.zeros_like(got[1, :, -1:]))
 
 
-@pytest.mark.parametrize("empty", [0, 6])
+@pytest.mark.parametrize(("empty", "together"), [(0, 256), (6, 256), (6, 2)])
 @pytest.mark.parametrize("slots", [None, 5])
 @pytest.mark.parametrize("values", [4, 3])
 def test_gradients_of_attention_over_windows(
-    slots: int | None, values: int, empty: int, monkeypatch: pytest.MonkeyPatch
+    slots: int | None, values: int, empty: int, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of PyTorch's kernel are those of plain functions, and finite for a query that sees nothing; also where many
-    places are `empty`, which no query sees and the kernel is not given.
+    places are `empty`, which no query sees and the kernel is not given, and where only some queries are computed
+    `together`.
     """
-    monkeypatch.setattr("sleepc.backends.eager.attention.MANY", 5)
+    monkeypatch.setattr("sleepc.backends.eager.attention.MANY", min(together, 5))
+    monkeypatch.setattr("sleepc.backends.eager.attention.TOGETHER", together)
     new = normal(2, 6, 5, 4), normal(2, 3, 5, 4, seed=1), normal(2, 3, 5, values, seed=2)
     mask = torch.rand(2, 1, 5, 12, generator=torch.Generator().manual_seed(0)) > 0.5
     mask[1, :, -1:] = False
