@@ -144,7 +144,10 @@ def options_by_tuning(
         name: found.candidate.options[name] for name in tried if found.candidate.options[name] != known[name].default
     }
     if chosen:
-        tell(
-            "tuned: " + " ".join(f"--{name} {value}" for name, value in chosen.items()) + " (--no-tuned leaves it out)"
-        )
+        tell("tuned: " + " ".join(_as_typed(*each) for each in chosen.items()) + " (--no-tuned leaves it out)")
     return chosen
+
+
+def _as_typed(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    return f"--{flag} {value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}"

@@ -126,6 +126,11 @@ def test_exports_are_written_as_the_record_says(artifact: Path, capsys: pytest.C
     code, _, told = run_here(capsys, "export", artifact, "--to", target.runner, "--force")
     manifest = json.loads((artifact / target.runner / f"{target.runner}.json").read_text())
     assert (code, manifest["ops"], "tuned: --ops portable (" in told) == (0, "portable", True)
+    flag = Candidate(runner=target.runner, options={**target.options, "packed": True})
+    keep(tuning.paths, [Entry(key=key, candidate=flag, figures=of_ms(0.5), at=1)], None, print)
+    heard: list[str] = []
+    assert options_by_tuning(artifact, runner, {"ops": "ort"}, heard.append) == {"packed": True}
+    assert heard == ["tuned: --packed (--no-tuned leaves it out)"]
 
 
 def test_what_was_said_is_noted_for_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
