@@ -186,7 +186,7 @@ class Student:
         loss, state, taught, missed = torch.zeros((), device=self.device), carry.state, carry.taught, carry.missed
         alike = carry.fresh and goal == "distil" and self.begins_alike[name]
         ahead: Any = None  # what the teacher has shown of the next segment already
-        segments = [segment.to(self.device) for segment in self._windows(goal, steps, part, alike)]
+        segments = [segment.to(self.device) for segment in self._windows(goal, steps, part, alike, passes)]
         for at, segment in enumerate(segments):
             if alike and at == 0:  # nothing is to be learned of it but what it leaves for later windows
                 size, both = segment.tokens.shape[1], joined(segments[: 2 if self._alone(steps) else 1])
@@ -202,12 +202,15 @@ class Student:
             missed = missed + more
         return loss, Carry(state, taught, missed, fresh=False)
 
-    def _windows(self, goal: StageName, steps: TrainingSteps, part: Segment, alike: bool) -> Iterator[Segment]:
+    def _windows(
+        self, goal: StageName, steps: TrainingSteps, part: Segment, alike: bool, passes: int | None
+    ) -> Iterator[Segment]:
         """A part as it is read: the first window by itself if it is as the teacher's (`alike`), whole windows together
         where that can be, and what is left over.
         """
         size, length = steps.window, part.tokens.shape[1]
-        if goal == "align" or not self.abreast or (goal == "distil" and not self._alone(steps)):
+        apart = not self.abreast or passes is not None
+        if apart or goal == "align" or (goal == "distil" and not self._alone(steps)):
             return part.cut(size, size)
         first, whole = size if alike else 0, length // size * size
         return part.at([0, *range(first, whole, max(TOGETHER // size, 1) * size), whole, length])

@@ -16,6 +16,7 @@ from torch.nn import functional
 from sleepc.api import Program
 from sleepc.backends.eager.backend import load
 from sleepc.converting import convert
+from sleepc.errors import UsageError
 from sleepc.memory.parameters import STRENGTHS, parameter_in
 from sleepc.runtime.steps import IntArray
 from sleepc.tasks.programs import full_attention
@@ -259,6 +260,12 @@ def test_windows_side_by_side_are_read_as_one_after_the_other(goal: StageName, o
     assert any(g is not None and g.abs().max() > 0 for g in others.values())
     for key, gradient in others.items():
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_passes_of_sleeps_that_run_no_block_again_are_refused(program: Program) -> None:
+    student, (part, *_) = _student(program), _parts(_pieces(LENGTH))
+    with pytest.raises(UsageError, match="no block again"):
+        student.read("lengthen", "own", part, student.begin(1), 2)
 
 
 def test_rows_of_a_batch_do_not_see_each_other(program: Program) -> None:
