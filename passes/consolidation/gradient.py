@@ -21,6 +21,7 @@ What the paper leaves open, or what is different here:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -125,6 +126,15 @@ class ByGradient(Replay):
         steps = f"{options.steps} step{'' if options.steps == 1 else 's'} of gradient descent"
         learned = f"{steps} (rate {options.lr:g}, clip {options.clip:g}) on {maps} of blocks {named}"
         return f"{Replay().in_words(recipe, blocks)}, and {learned}"
+
+    def again_in_words(self, recipe: Recipe, blocks: int, named: Callable[[Sequence[int]], str]) -> str:
+        """What runs forth and back."""
+        if not options_of(recipe).steps:
+            return ""
+        written = self.written(recipe, blocks)
+        tail = named(range(written[0], blocks)).capitalize()
+        mlps = f"the MLPs of {named(written)}"
+        return f"{tail} and the head run over the window again, and back: {mlps} learn which token came next."
 
 
 def options_of(recipe: Recipe) -> Gradient:

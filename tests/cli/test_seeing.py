@@ -68,6 +68,7 @@ def texts(svg: str) -> list[str]:
         ),
         ("llama", {"consolidation": "recurrent", "passes": 4, "loop": "0:2"}, ["3×", "Then block 2"]),
         ("llama", {"consolidation": "recurrent", "passes": 4, "settle": 0.1}, ["≤ 3×", "0.1"]),
+        ("llama", {"consolidation": "gradient", "mlps": "1-2"}, ["Blocks 1–2 and the head", "learn"]),
         (
             "gemma2",
             {"overrides": [{"layers": "1", "window": "none"}]},
