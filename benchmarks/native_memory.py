@@ -2,7 +2,7 @@
 
 Anonymous memory at its peak, over that after importing torch and transformers, with few layers and with all: what is
 held must not grow with them. Nothing is left out of the export: it compares logits with transformers, in bfloat16, from
-the files that it has written. Takes 35 GB of disk, and some minutes of two cores.
+the files that it has written. 32 layers are 7B, and take 35 GB of disk.
 """
 
 from __future__ import annotations
