@@ -173,6 +173,7 @@ def test_the_loss_is_that_of_the_next_tokens_and_flows_through_sleeps(model: Sle
     torch.testing.assert_close(out.loss, (wanted / (sum(LENGTHS) - len(LENGTHS))).float(), check_dtype=False)
     torch.autograd.backward(wanted)
     student = Student({"own": model.graphs}, trained_keys(model.graphs, "new"), None, Computing())
+    student.abreast = False  # as the model reads: in another order llama rounds to other numbers of float32
     carry, total = student.begin(len(LENGTHS)), torch.zeros(())
     tokens, lengths, goals = map(torch.from_numpy, batch_of([Piece(np.array(row)) for row in prompts()]))
     for part in parts_of(tokens, lengths, goals, window=8):
