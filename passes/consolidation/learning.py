@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir import levels
-from sleepc.ir.graph import PARAMETERS, Graph, Port, PortKind
+from sleepc.ir.graph import PARAMETERS, Graph, Port, PortKind, with_result
 from sleepc.ir.infer import infer_types, symbolic
 from sleepc.ir.interp import run
 from sleepc.ir.program import ProgramGraphs
@@ -103,9 +103,7 @@ class Tail:
         for block in self.program.layout[self.start :]:
             if block.cls not in found:
                 cls = self.program.classes[block.cls]
-                graph = cls.wake.clone()
-                graph.set_returns({"h": graph.results()["h"]})
-                graph.drop_dead()
+                graph = with_result(cls.wake, "h")
                 confine(self.program, cls, graph, self.sinks)
                 graph.drop_dead()
                 drop_ports(graph)
