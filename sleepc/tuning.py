@@ -269,14 +269,14 @@ class Tuning:
             DEVICE,
             {name: _fixed(self.runners[name], options) for name, (_, options) in self.existing.items()},
         )
-        every_form = [*found.forms, *(form for form in more.forms if form not in found.forms)]
-        refused = {id(form): self._refused(form) for form in every_form}
-        forms = [form for form in every_form if refused[id(form)] is None]
+        declared = [*found.forms, *(form for form in more.forms if form not in found.forms)]
+        asked = [(form, self._refused(form)) for form in declared]
+        forms = [form for form, reason in asked if reason is None]
         default = next((form for form in forms if form.runner == DEFAULT), None)
         if default is None:
             raise UsageError(f"the backend {DEFAULT}, which others are compared with, does not run here", where="tune")
         forms.sort(key=lambda form: form != default)  # the reference is measured first
-        unfit = ((form.candidate(), reason) for form in every_form if (reason := refused[id(form)]) is not None)
+        unfit = ((form.candidate(), reason) for form, reason in asked if reason is not None)
         return Space(tuple(forms), (*found.left_out, *unfit))
 
     def _refused(self, form: RunForm) -> str | None:

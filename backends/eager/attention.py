@@ -56,9 +56,9 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) 
         parts = zip(torch.split(q, TOGETHER, 2), torch.split(mask, TOGETHER, 2), strict=True)
         return torch.cat([_fused(part, keys, values, seen, scale) for part, seen in parts], 2)
     rows = group(q, keys.shape[1]).flatten(2, 3)  # [B, Hkv, G*T, D]
+    if q.shape[2] >= MANY:
+        keys, values, mask = _seen(keys, values, mask)
     if q.shape[2] > 1:
-        if q.shape[2] >= MANY:
-            keys, values, mask = _seen(keys, values, mask)
         mask = mask.repeat(1, 1, rows.shape[2] // q.shape[2], 1)
     out = torch.nn.functional.scaled_dot_product_attention(rows, keys, values, mask, scale=scale)
     return out.view(*q.shape[:3], values.shape[3])

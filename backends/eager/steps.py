@@ -126,28 +126,31 @@ class EagerSteps:
 
     def wake_block(self, i: int, values: Mapping[str, Any], state: State) -> tuple[Tensor, State]:
         """One block on `values["h"]` [B,T,d] -> (h' [B,T,d], what it changes of the state)."""
-        name, parameters, names = self._blocks[i]
-        inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
-        results = self._wake[name](inputs)
+        name, _, names = self._blocks[i]
+        results = self._wake[name](self._given(i, values, state))
         h: Tensor = results.pop("h")
         return h, {names[local]: value for local, value in results.items()}
 
     def note_block(self, i: int, values: Mapping[str, Any], state: State) -> State:
         """See `TrainingSteps.note_block`."""
-        name, parameters, names = self._blocks[i]
+        name, _, names = self._blocks[i]
         if name not in self._notes:
             self._notes[name] = Executor(without_result(self.program.classes[name].wake, "h"), *self._runs_on)
-        inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
-        return {names[local]: value for local, value in self._notes[name](inputs).items()}
+        noted = self._notes[name](self._given(i, values, state))
+        return {names[local]: value for local, value in noted.items()}
 
     def read_block(self, i: int, values: Mapping[str, Any], state: State) -> Tensor:
         """See `TrainingSteps.read_block`."""
-        name, parameters, names = self._blocks[i]
+        name = self._blocks[i][0]
         if name not in self._reads:
             self._reads[name] = Executor(with_result(self.program.classes[name].wake, "h"), *self._runs_on)
-        inputs = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
-        h: Tensor = self._reads[name](inputs)["h"]
+        h: Tensor = self._reads[name](self._given(i, values, state))["h"]
         return h
+
+    def _given(self, i: int, values: Mapping[str, Any], state: State) -> dict[str, Any]:
+        """What a block's graph reads."""
+        _, parameters, names = self._blocks[i]
+        return {**values, **parameters, **{local: state[full] for local, full in names.items()}}
 
     def logits(self, values: dict[str, Any], lengths: Tensor, logits: Logits) -> Tensor | None:
         """The head on what `wake_blocks` gave -> [B,V], [B,T,V] or None."""
@@ -236,8 +239,8 @@ class EagerSteps:
 
     def sleep_block(self, i: int, clock: Mapping[str, Any], state: State) -> State:
         """One block consolidates and evicts: what it changes of the state. Recurrent passes are not in it."""
-        name, parameters, names = self._blocks[i]
-        results = self._sleep[name]({**clock, **parameters, **{local: state[full] for local, full in names.items()}})
+        name, _, names = self._blocks[i]
+        results = self._sleep[name](self._given(i, clock, state))
         return {names[local]: value for local, value in results.items()}
 
     def wake(

@@ -20,7 +20,7 @@ from sleepc.passes.base import Effect, Pass
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.consolidation.fast_maps import add_beside, inputs_of
 from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, Fact
-from sleepc.passes.lib.classes import chosen_classes, embed_port
+from sleepc.passes.lib.classes import chosen_classes, embed_port, first_block
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.memory import EPSILON, NewParam, add_to_layout
 from sleepc.passes.rewrite.mixer import rms
@@ -51,10 +51,9 @@ class AddFastDown(Pass):
             cls = program.classes[name]
             down = find_down(cls.wake)
             if down is None:
-                block = next(i for i, block in enumerate(program.layout) if block.cls == name)
                 raise UsageError(
                     "no linear map is found by which the block's MLP comes back to the hidden width",
-                    where=f"block {block}",
+                    where=f"block {first_block(program, name)}",
                     fix="Name blocks that have one with --mlps, or use --consolidation replay.",
                 )
             self._add(program, cls, down)

@@ -20,7 +20,7 @@ from sleepc.passes.analysis.linear_maps import LinearMap
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.consolidation.fast_maps import add_beside, inputs_of
 from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, Fact
-from sleepc.passes.lib.classes import chosen_classes
+from sleepc.passes.lib.classes import chosen_classes, first_block
 from sleepc.passes.lib.emit import Emit
 from sleepc.passes.rewrite.memory import NewParam, add_to_layout
 
@@ -60,10 +60,9 @@ class AddFastMaps(Pass):
                 found = (
                     f"its MLP has {len(maps)} linear maps" if maps else "no linear map is found by which it comes back"
                 )
-                block = next(i for i, block in enumerate(program.layout) if block.cls == name)
                 raise UsageError(
                     f"the block's MLP cannot learn: {found}",
-                    where=f"block {block}",
+                    where=f"block {first_block(program, name)}",
                     fix="Name other blocks with --mlps, or use --consolidation replay.",
                 )
             new = [self._add(program, cls, part, one) for part, one in maps.items()]

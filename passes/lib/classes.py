@@ -27,6 +27,11 @@ def chosen_classes(program: ProgramGraphs, layers: tuple[int, ...]) -> list[str]
     return chosen
 
 
+def first_block(program: ProgramGraphs, name: str) -> int:
+    """The first block of a class."""
+    return next(i for i, block in enumerate(program.layout) if block.cls == name)
+
+
 def _copy(cls: BlockClass, name: str) -> BlockClass:
     copy = cls.clone()
     for graph in copy.graphs():
