@@ -120,7 +120,7 @@ def check_step(draft: Draft, manifest: CodeManifest) -> Report:
 
 
 def _steps(program: ProgramGraphs, code: Code) -> CompiledSteps:
-    return CompiledSteps(program, materialise(program, "cpu"), IN_PLACE, silent, code=code, whole=True)
+    return CompiledSteps(program, materialise(program, "cpu"), IN_PLACE, silent, code=code)
 
 
 def _read(steps: Steps, rows: int) -> Found:

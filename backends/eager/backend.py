@@ -87,7 +87,7 @@ class EagerBackend(TrainingBackend):
         from sleepc.backends.eager.ahead import code_in
 
         code = None if own is None else code_in(own)
-        return self._by_code(program, device, dtype, progress, code=code, whole=code is not None)
+        return self._by_code(program, device, dtype, progress, code=code)
 
     def _by_code(
         self,
@@ -97,7 +97,6 @@ class EagerBackend(TrainingBackend):
         progress: Progress,
         *,
         code: Code | None = None,
-        whole: bool = False,
     ) -> Steps:
         """Steps by code that is compiled; what is there of it is in `code`."""
         from sleepc.backends.eager.compiled import CompiledSteps
@@ -107,7 +106,7 @@ class EagerBackend(TrainingBackend):
         if device != "cpu":
             raise UsageError("code is compiled for the CPU only", where="--compile", fix="Leave it, or --device, out.")
         program, kernels = retyped(program, dtype), self.kernels(train=False)
-        return CompiledSteps(program, materialise(program, device), kernels, progress, code=code, whole=whole)
+        return CompiledSteps(program, materialise(program, device), kernels, progress, code=code)
 
     def tunables(self, device: str = "cpu") -> tuple[Tunable, ...]:
         """See `Backend.tunables`."""

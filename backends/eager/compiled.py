@@ -1,5 +1,5 @@
-"""One-token steps in code that PyTorch compiles for this CPU: a function for each class of blocks, whose weights are
-arguments, so that they are held once. All other steps are eager's.
+"""One-token steps in code that PyTorch compiles for this CPU: a function for the embedding, each class of blocks and
+the head, whose weights are arguments, so that they are held once. All other steps are eager's.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from sleepc.backends.contract import Kernels
 from sleepc.backends.eager.executor import Executor
 from sleepc.backends.eager.native import Function, Native, load_native
-from sleepc.backends.eager.steps import EagerSteps, State
+from sleepc.backends.eager.steps import LINEAR, EagerSteps, State
 from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.program import ProgramGraphs
@@ -49,7 +50,8 @@ class Part(Executor):
     def __init__(self, graph: Graph, kernels: Kernels, *, folds: bool = False) -> None:
         super().__init__(graph, kernels, CPU, folds=folds)
         self.forms: dict[bool, Native] = {}  # by whether rows are many
-        self.single = Executor(graph, {**kernels, ours.write_slots.default: functional.write_slot_}, CPU)
+        single: dict[Any, Any] = {ours.write_slots.default: functional.write_slot_, LINEAR: one_row_linear}
+        self.single = Executor(graph, {**kernels, **single}, CPU)
         self.read = "h" if "h" in self.ports else "tokens"
 
     def function(self, inputs: Mapping[str, Any]) -> Function:
@@ -67,8 +69,7 @@ class Part(Executor):
 class CompiledSteps(EagerSteps):
     """EagerSteps on the CPU that run what reads one token per row in compiled code. There are two forms of it, for one
     row and for any larger number; that for one row is there from the beginning, the other from its first use on. What
-    `progress` hears of is how many functions there were, or that a form is left out. The blocks are compiled, and if
-    the step is `whole` embedding and head, too.
+    `progress` hears of is how many functions there were, or that a form is left out.
 
     Raises UsageError if there is no C++ compiler and the code, if it is needed, is not in the cache; SleepcError for a
     class that cannot be compiled.
@@ -82,17 +83,14 @@ class CompiledSteps(EagerSteps):
         progress: Progress,
         *,
         code: Code | None = None,
-        whole: bool = False,
     ) -> None:
         super().__init__(program, parameters, kernels)
         self._progress, self._code = progress, code or Code()
         self._asked: set[bool] = set()  # forms (rows are many?) that are there, or left out
         blocks = {name: Part(each.wake, kernels, folds=True) for name, each in program.classes.items()}
         self._wake = {**blocks}
-        self._parts = blocks
-        if whole:
-            self._embed, self._head = embed, head = Part(program.embed, kernels), Part(program.head, kernels)
-            self._parts = {"embed": embed, **blocks, "head": head}
+        self._embed, self._head = embed, head = Part(program.embed, kernels), Part(program.head, kernels)
+        self._parts = {"embed": embed, **blocks, "head": head}
         self.prepare()
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
@@ -142,6 +140,18 @@ class CompiledSteps(EagerSteps):
                 found[name] = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
         around = {**self.parameters, **state, **values, "tokens": tokens, "lengths": lengths}
         return [(name, found.get(name, around)) for name in self._parts]
+
+
+def one_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [.., in], weight [out, in], bias [out] -> [.., out]. For one row it is multiplied and added up, which inductor
+    makes one loop over the weights: as fast as memory gives them, where a library's product of one row may be half as
+    fast (docs/performance.md).
+    """
+    if any(size != 1 for size in x.shape[:-1]):
+        return linear(x, weight, bias)
+    row = x.as_strided((1, x.shape[-1]), (0, x.stride(-1)))  # which lies in memory: what it is made of is computed once
+    y = (weight * row).sum(-1)
+    return (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
 
 
 def _rows(many: bool) -> str:

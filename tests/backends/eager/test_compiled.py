@@ -15,7 +15,7 @@ from torch._inductor import config
 import sleepc
 from examples.nanogpt import GPT
 from sleepc.api import Program
-from sleepc.backends.eager.compiled import CompiledSteps, in_place
+from sleepc.backends.eager.compiled import CompiledSteps, in_place, one_row_linear
 from sleepc.backends.eager.kernels import IN_PLACE
 from sleepc.backends.table import find_backend
 from sleepc.errors import SleepcError, UsageError
@@ -81,8 +81,8 @@ def test_compiled_steps_equal_eager(cache: Path, program: Program, rows: int) ->
     for name, value in found.items():
         np.testing.assert_allclose(value, state[name], rtol=0, atol=1e-9, err_msg=name)
     forms = ["one row"] if rows == 1 else ["one row", "many rows"]
-    assert said == [f"compiled code: 1 function for {form}, 0 compiled, 1 from the cache, S s" for form in forms]
-    assert len(list(cache.rglob("*.pt2"))) >= len(forms)
+    assert said == [f"compiled code: 3 functions for {form}, 0 compiled, 3 from the cache, S s" for form in forms]
+    assert len(list(cache.rglob("*.pt2"))) >= 3 * len(forms)
 
 
 @pytest.mark.slow
@@ -97,6 +97,17 @@ def test_a_hybrid_s_compiled_steps_equal_eager(cache: Path) -> None:
     assert len(said) == 1
     for a, b in zip([*got, *found.values()], [*wanted, *(state[name] for name in found)], strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1,), (1, 3), (2, 1)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_of_one_row(sizes: tuple[int, ...], biased: bool) -> None:
+    """Of values that do not lie side by side, too."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(*sizes, 14, dtype=torch.float64)[..., ::2], torch.randn(5, 7, dtype=torch.float64)
+    bias = torch.randn(5, dtype=torch.float64) if biased else None
+    wanted = np.einsum("...i,oi->...o", x.numpy(), weight.numpy()) + (0 if bias is None else bias.numpy())
+    np.testing.assert_allclose(one_row_linear(x, weight, bias), wanted, rtol=0, atol=1e-13)
 
 
 def test_code_is_made_outside_a_caller_s_autocast(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +150,7 @@ def test_settings_of_a_record_wait_for_no_compiler(
         without = [read_by(1), read_by(2)]
     left = "compiled code for {} is left out: it is not in the cache. --compile makes it, once for this machine."
     one, many = left.format("one row"), left.format("many rows")
-    assert said == ["compiled code: 1 function for one row, 0 compiled, 1 from the cache, S s", one, one, many]
+    assert said == ["compiled code: 3 functions for one row, 0 compiled, 3 from the cache, S s", one, one, many]
     assert not list(tmp_path.iterdir())
     eager = Session(program.steps())
     wanted = [eager.feed([token]) for token in tokens]
