@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from sleepc.backends.onnx.call import Style
+from sleepc.backends.onnx.dequantise import join_dequantised
 from sleepc.backends.onnx.emit import MICROSOFT
 from sleepc.backends.onnx.functions import attach
 from sleepc.backends.onnx.manifest import ExportManifest, ModelFile, StateTensor, Tensor, Unchanged
@@ -114,6 +115,7 @@ def _save(step: StepGraph, path: Path, style: Style) -> ModelFile:
     keep_small_softplus(step.e, graph)
     if style.ops == "ort":
         join_skips(graph)
+        join_dequantised(step.e, graph)
     if keep_in_place(step.e, graph):
         drop_unread(graph)
     for value in step.e.initializers.values():
