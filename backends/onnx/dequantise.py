@@ -28,13 +28,13 @@ def join_dequantised(e: Emitter, graph: ir.Graph) -> int:
         by_row = ir.node("Reshape", [scales, e.ints(-1)], name=f"{name}.scales")
         floats = ir.node("DequantizeLinear", [rows.outputs[0], by_row.outputs[0]], {"axis": 0}, name=f"{name}.floats")
         back = ir.node("Reshape", [floats.outputs[0], e.ints(*sizes)], name=name)
-        many = f"{name}.many"  # a size of its own: it is no other's place
+        many, size = f"{name}.many", sizes[-1]  # `many` is a size of its own, at no other's place
         for node, like, shape in (
-            (rows, stored, [many, sizes[-1]]),
-            (by_row, old, [many]),
-            (floats, old, [many, sizes[-1]]),
+            (rows, stored, ir.Shape([many, size])),
+            (by_row, old, ir.Shape([many])),
+            (floats, old, ir.Shape([many, size])),
         ):
-            node.outputs[0].shape, node.outputs[0].type = ir.Shape(shape), like.type
+            node.outputs[0].shape, node.outputs[0].type = shape, like.type
         value = back.outputs[0]
         value.name, value.shape, value.type = old.name, old.shape, old.type
         old.name = None
