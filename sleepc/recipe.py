@@ -82,15 +82,15 @@ class Keep(_Options):
 class Gradient(_Options):
     """How sleeps of consolidation `gradient` learn: `steps` of gradient descent at the rate `lr` on the mean surprise
     at the window's next tokens, with the gradient of all that a row learns cut to the norm `clip`. What is learned
-    stands beside the linear maps of MLPs (`weights`: all, or the down-projections alone), for each row: [rank, out]
-    behind a map of the inputs to `rank` numbers, or with rank 0 [in, out].
+    stands beside linear maps (`weights`: all of the MLPs, the down-projections alone, or those that make queries), for
+    each row: [rank, out] behind a map of the inputs to `rank` numbers, or with rank 0 [in, out].
     """
 
     steps: Annotated[int, Field(ge=0, le=64)] = 1
     lr: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.3
     clip: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
     rank: Annotated[int, Field(ge=0, le=1 << 16)] = 16
-    weights: Literal["mlp", "down"] = "mlp"
+    weights: Literal["mlp", "down", "query"] = "mlp"
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,8 @@ SYSTEMS = (
         "qTTT",
         "2512.13898",
         "gradient steps on query projections, keys and values frozen",
-        "",
-        "not built: `--consolidation gradient` learns MLPs; and it needs the whole KV cache, which is what is to go",
+        "`--consolidation gradient --gradient-weights query`",
+        "a sleep's steps have the window, not the whole KV cache, which is what is to go; and what is learned stays",
     ),
     System(
         "LaCT",

@@ -1,4 +1,4 @@
-"""Consolidation `gradient`: states beside the linear maps of some MLPs, which sleeps learn."""
+"""Consolidation `gradient`: states beside some linear maps, which sleeps learn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sleepc.ir.states import StateSpec
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.memory.parameters import LEARNED, Sizes, into_learned
 from sleepc.passes.analysis.find_down import find_mlp
+from sleepc.passes.analysis.find_queries import find_queries
 from sleepc.passes.analysis.find_sites import dims
 from sleepc.passes.analysis.linear_maps import LinearMap
 from sleepc.passes.base import Effect, Pass
@@ -28,18 +29,22 @@ SIZES = Sizes(0, 0, 0, 0, 0)  # these parameters know theirs
 
 
 def learned_maps(graph: Graph, weights: str) -> dict[str, LinearMap]:
-    """The linear maps of a block that get a state: of its MLP all ("mlp"), or the last one ("down")."""
+    """The linear maps of a block that get a state: of its MLP all ("mlp") or the last one ("down"), or that which makes
+    its queries ("query").
+    """
+    if weights == "query":
+        return find_queries(graph)
     return {name: one for name, one in find_mlp(graph).items() if weights == "mlp" or name == weights}
 
 
 @dataclass(frozen=True)
 class AddFastMaps(Pass):
-    """W z becomes W z + Dᵀ A z for linear maps of each block's MLP (`weights`): D [rank,out] a state of each row, zero
+    """W z becomes W z + Dᵀ A z for linear maps of each block (`weights`): D [rank,out] a state of each row, zero
     until sleeps learn it, A [rank,in] a parameter of normal numbers of variance 1/in; so a change of D changes the
     weight by about as much. With rank 0, or one that is no less than the map's inputs, A is their scale [in], one at
     first.
 
-    Raises UsageError for a block whose MLP is not found, or that has more maps than have names.
+    Raises UsageError for a block where they are not found, or that has more maps than have names.
     """
 
     layers: tuple[int, ...]
@@ -57,13 +62,10 @@ class AddFastMaps(Pass):
             cls = program.classes[name]
             maps = learned_maps(cls.wake, self.weights)
             if not maps or not maps.keys() <= set(LEARNED):
-                found = (
-                    f"its MLP has {len(maps)} linear maps" if maps else "no linear map is found by which it comes back"
-                )
                 raise UsageError(
-                    f"the block's MLP cannot learn: {found}",
+                    f"the block cannot learn: {_why_not(self.weights, len(maps))}",
                     where=f"block {first_block(program, name)}",
-                    fix="Name other blocks with --mlps, or use --consolidation replay.",
+                    fix="Name other blocks with --mlps, others of their maps, or use --consolidation replay.",
                 )
             new = [self._add(program, cls, part, one) for part, one in maps.items()]
             add_to_layout(program, name, new, self.seed)
@@ -84,3 +86,9 @@ class AddFastMaps(Pass):
         add_beside(e, one, read, fast)
         cls.states = (*cls.states, spec)
         return NewParam(into.port, into.shape(SIZES), into.converted)
+
+
+def _why_not(weights: str, count: int) -> str:
+    if weights == "query":
+        return "no linear map makes its queries and nothing else"
+    return f"its MLP has {count} linear maps" if count else "no linear map is found by which its MLP comes back"

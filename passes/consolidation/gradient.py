@@ -1,11 +1,12 @@
 """Consolidation `gradient` (test-time training, arXiv 2512.23675): sleeps take steps of gradient descent on windows.
 
-    y_t = W z_t + Dᵀ A z_t                wake: of a linear map W in an MLP that learns; D [r,out] is a row's state
+    y_t = W z_t + Dᵀ A z_t                wake: of a linear map W that learns; D [r,out] is a row's state
     D' = D - lr min(1, clip / |g|) g      sleep, `steps` times: g is the gradient of the window's mean next-token loss
 
-`mlps` says which blocks learn; without it they are the last quarter. The blocks from the first of them on, and the
-head, run over the window again, from the hidden states that wake left before it, with attention confined as in
-recurrent passes; blocks below run neither forward nor back. Memories of the layers are written as by `replay`.
+`mlps` says which blocks learn, and `weights` which of their maps; without `mlps` they are the last quarter. The blocks
+from the first of them on, and the head, run over the window again, from the hidden states that wake left before it,
+with attention confined as in recurrent passes; blocks below run neither forward nor back. Memories of the layers are
+written as by `replay`.
 
 What the paper leaves open, or what is different here:
 - The paper gives these blocks an MLP more, which is learned from scratch. A conversion has none, so what is learned
@@ -16,6 +17,9 @@ What the paper leaves open, or what is different here:
 - No momentum, no decay, and no per-token steps, as in the paper. The update of later blocks changes what earlier ones'
   gradient is at the next of several steps, not within one.
 - The keys and values that a window leaves in the KV window are those of the weights before its sleep.
+- `weights: query` are the maps of qTTT (arXiv 2512.13898), which learns from spans of a text whose keys and values are
+  all there. Here a step has the window alone, computes keys and values of the blocks that learn again, and what is
+  learned stays for what follows. Memories that read with the same queries read with what is learned.
 - Training goes through the steps (second order) wherever it goes through a sleep.
 """
 
@@ -39,10 +43,11 @@ from sleepc.passes.consolidation.replay import Replay
 from sleepc.recipe import Gradient, Recipe, parse_layers
 
 Key = tuple[int, str]
+MAPS = {"mlp": "the MLPs", "down": "the down-projections", "query": "the query projections"}
 
 
 class ByGradient(Replay):
-    """`replay`, and what stands beside some MLPs learns the window's next tokens."""
+    """`replay`, and what stands beside some linear maps learns the window's next tokens."""
 
     name: ClassVar[str] = "gradient"
 
@@ -88,7 +93,7 @@ class ByGradient(Replay):
         return parse_layers(recipe.mlps, blocks, where="--mlps")
 
     def maps(self, recipe: Recipe, graph: Graph) -> dict[str, LinearMap]:
-        """Those of the MLP that learn."""
+        """Those that learn."""
         return learned_maps(graph, options_of(recipe).weights)
 
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
@@ -122,19 +127,18 @@ class ByGradient(Replay):
     def in_words(self, recipe: Recipe, blocks: int) -> str:
         """What is learned."""
         options, named = options_of(recipe), ", ".join(map(str, self.written(recipe, blocks)))
-        maps = "the MLPs" if options.weights == "mlp" else "the down-projections"
         steps = f"{options.steps} step{'' if options.steps == 1 else 's'} of gradient descent"
-        learned = f"{steps} (rate {options.lr:g}, clip {options.clip:g}) on {maps} of blocks {named}"
+        learned = f"{steps} (rate {options.lr:g}, clip {options.clip:g}) on {MAPS[options.weights]} of blocks {named}"
         return f"{Replay().in_words(recipe, blocks)}, and {learned}"
 
     def again_in_words(self, recipe: Recipe, blocks: int, named: Callable[[Sequence[int]], str]) -> str:
         """What runs forth and back."""
         if not options_of(recipe).steps:
             return ""
-        written = self.written(recipe, blocks)
+        written, maps = self.written(recipe, blocks), MAPS[options_of(recipe).weights]
         tail = named(range(written[0], blocks)).capitalize()
-        mlps = f"the MLPs of {named(written)}"
-        return f"{tail} and the head run over the window again, and back: {mlps} learn which token came next."
+        learn = f"{maps} of {named(written)} learn"
+        return f"{tail} and the head run over the window again, and back: {learn} which token came next."
 
 
 def options_of(recipe: Recipe) -> Gradient:

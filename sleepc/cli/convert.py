@@ -66,7 +66,8 @@ class RecipeOptions:
         "Rank of what is learned beside each linear map; 0: all of it, which is as large as the weights.", shown="16"
     )
     gradient_weights: str | None = flag(
-        "What is learned in these blocks: mlp (all linear maps of the MLP) or down (the last one).", shown="mlp"
+        "What is learned in these blocks: mlp (all linear maps of the MLP), down (the last one) or query (that which makes queries).",
+        shown="mlp",
     )
     eviction: str | None = flag(
         "What a sleep does to the window: sliding (it slides on) or hard (it is emptied).", shown="sliding"

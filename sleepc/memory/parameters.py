@@ -130,9 +130,9 @@ OUTPUT = Parameter("w_o", lambda s: (s.hidden, s.q_heads * s.d_v), zeros, silent
 TARGET_TAPS = Parameter("target_taps", lambda s: (s.hidden, TAPS_AROUND), zeros, silent=0.0)
 TARGET = Parameter("w_target", lambda s: (s.hidden, s.hidden), small_diagonal, slow=True)
 
-# Of an MLP whose linear maps have a state beside them that sleeps learn (consolidation `gradient`), by the map: what
+# Of a block whose linear maps have a state beside them that sleeps learn (consolidation `gradient`), by the map: what
 # turns its inputs into those of the state, a matrix [rank, in], or their scale [in].
-LEARNED = ("down", "up0", "up1", "up2", "up3")
+LEARNED = ("down", "up0", "up1", "up2", "up3", "query")
 INTO = "into_"
 
 _ALL = (QUERY_MAP, KEY_MAP, MIX, MIX_BIAS, CONV, OUT_NORM, OUT_GATE, NORM, PROJECTION, OUTPUT, TARGET_TAPS, TARGET)

@@ -24,6 +24,7 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.roles import SKIPPED
 from sleepc.manifest import Source
+from sleepc.ops import functional
 from sleepc.passes.adapt.add_low_rank import AddLowRank, low_rank_keys
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Stage
@@ -52,8 +53,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "capped": ("gemma2", {"gradient": FAST, "own_windows": "leave"}),
     "hybrid": ("qwen3-5", {"gradient": FAST, "mlps": "1"}),
     "plain": ("nanogpt", {"gradient": FAST}),  # whose norms are float64
+    "query": ("qwen3", {"gradient": {**FAST, "weights": "query"}, "mlps": "1-2"}),  # behind norms of q and k
+    "query-kept": ("llama", {"gradient": {**FAST, "weights": "query"}, "keep": {"slots": 3, "budgets": "equal"}}),
 }
-SLOW = ("hybrid", "plain", "capped", "insert", "kept", "whole")
+SLOW = ("hybrid", "plain", "capped", "insert", "kept", "whole", "query-kept")
 
 
 @cache
@@ -291,6 +294,42 @@ def test_a_program_with_low_rank_matrices_learns_with_them() -> None:
     assert not np.allclose(logits(adapted), logits(seen("llama")))
 
 
+def test_queries_learn_and_keys_and_values_stay() -> None:
+    """qTTT's check: what a sleep leaves in the KV window of the first block that learns is what any sleep leaves, and
+    nothing is learned at rate 0.
+    """
+    options = {"consolidation": "gradient", "mlps": "1-2", "gradient": {**FAST, "weights": "query"}}
+    learned = _slept(family("qwen3").convert(**options)[0])
+    plain = _slept(family("qwen3").convert()[0])
+    assert {name for name in learned if ".fast." in name} == {"1.fast.query", "2.fast.query"}
+    assert all(learned[f"{i}.fast.query"].any() for i in (1, 2))
+    for name in ("1.k", "1.v"):
+        assert torch.equal(learned[name], plain[name])
+    still = family("qwen3").convert(**{**options, "gradient": {"lr": 0.0, "weights": "query"}})[0]
+    np.testing.assert_array_equal(logits(still), logits(family("qwen3").convert()[0]))
+
+
+def test_a_step_on_a_query_finds_the_needle() -> None:
+    """qTTT's facts, of the attention that steps go through: the share of one key falls the more keys there are; the
+    gradient of -log of it is (mean key - key) / sqrt(d); and every step along it makes it larger.
+    """
+    generator, d = torch.Generator().manual_seed(0), 16
+    keys = torch.randn(512, d, dtype=torch.float64, generator=generator)
+    begun, shares = torch.randn(d, dtype=torch.float64, generator=generator), []
+    for n in (32, 128, 512):
+        q, risen = begun, list[float]()
+        for _ in range(11):
+            q = q.detach().requires_grad_()
+            share = functional.attention_weights(q[None, None, None], keys[None, None, :n], scale=d**-0.5)[0, 0, 0]
+            (step,) = torch.autograd.grad(-share[3].log(), q)
+            torch.testing.assert_close(step, ((share @ keys[:n] - keys[3]) / d**0.5).detach(), rtol=1e-9, atol=1e-12)
+            risen.append(share[3].item())
+            q = q - 0.5 * step
+        assert risen == sorted(set(risen))
+        shares.append(risen[0])
+    assert shares == sorted(shares, reverse=True)
+
+
 def test_what_it_costs_is_said() -> None:
     program, recipe = converted("steps")
     plain, _ = family("llama").convert(mlps="auto", eviction="hard")
@@ -324,6 +363,7 @@ def test_a_bfloat16_program_learns_in_float32() -> None:
         ("llama", {"gradient": {"clip": 0}}, "gradient.clip"),
         ("llama", {"gradient": {"weights": "all"}}, "gradient.weights"),
         ("qwen3-5", {"mlps": "all"}, "recurrence of its own"),
+        ("gpt2", {"gradient": {"weights": "query"}}, "no linear map makes its queries and nothing else"),
     ],
 )
 def test_what_does_not_fit_is_refused(model: str, options: dict[str, Any], said: str) -> None:
