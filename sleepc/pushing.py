@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ from sleepc.hf.papers import CARD, Card, card_text
 from sleepc.manifest import MANIFEST, read_manifest
 from sleepc.progress import Progress, silent
 from sleepc.version import __version__
-
-REPO = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,14 @@ def plan_upload(folder: Path, repo: str) -> Upload:
     Raises UsageError for a folder that is neither, an artifact that refers to weights outside it, and a name that the
     hub does not take; SleepcError for a damaged artifact, and for a link that leads out of the folder.
     """
-    if not REPO.fullmatch(repo):
-        raise UsageError(f"{repo!r} is no name of a repository", where="REPO", fix="Give OWNER/NAME.")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # imported there, and public
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        what = f"{repo!r} is no name of a repository: {str(error).strip().splitlines()[0]}"
+        raise UsageError(what, where="REPO", fix="Give OWNER/NAME.") from error
     ours = (folder / MANIFEST).is_file()
     if not ours and exporter_of(folder) is None:
         raise UsageError(f"{folder} is neither an artifact nor an export", fix="`sleepc export` makes an export.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sleepc.backends.table import find_exporter
-from sleepc.errors import SleepcError, SleepcWarning
+from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.hf.papers import copy_papers
 from sleepc.pushing import plan_upload
 
@@ -46,3 +46,9 @@ def test_a_licence_that_is_a_link_out_is_not_copied(export: Path, tmp_path: Path
     with pytest.warns(SleepcWarning, match="LICENSE is a link to a file outside of"):
         copy_papers(export, target)
     assert sorted(path.name for path in target.iterdir()) == ["NOTICE", "README.original.md"]
+
+
+@pytest.mark.parametrize("repo", ["", "a/b/c", "a b", "me/model.git", "me/a--b", "me/a..b", "../x", "me/model."])
+def test_names_that_the_hub_does_not_take_are_refused_before_anything_is_sent(export: Path, repo: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a repository"):
+        plan_upload(export, repo)

@@ -29,7 +29,7 @@ class InductorTarget(HostTarget):
     """A folder of packages of PyTorch's inductor, for `--compile --native-code`."""
 
     name = NAME
-    runtime = "compiled code of its artifact"
+    runtime = "PyTorch, as compiled code"
     mark = MANIFEST
     packages = ("torch",)
     options = CodeOptions

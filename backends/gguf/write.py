@@ -17,14 +17,14 @@ from sleepc.backends.gguf.metadata import describe
 from sleepc.backends.gguf.tensors import ARCHITECTURE, Placed, placed
 from sleepc.backends.gguf.vocabulary import add_vocabulary
 from sleepc.backends.hf.dense import COMPUTED
-from sleepc.backends.hf.engines import refusals
-from sleepc.backends.hf.fitting import config_of, dense_of
+from sleepc.backends.hf.engines import OWN
+from sleepc.backends.hf.fitting import check_engine, config_of, dense_of
 from sleepc.backends.report import Figure
 from sleepc.errors import SleepcWarning, UsageError
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.tensorfile import Planned
 
-ENGINE, OWN = "llama.cpp", "qwen3_5_text"
+ENGINE = "llama.cpp"
 KINDS = {torch.float16: "F16", torch.bfloat16: "BF16"}
 FILE = "model.gguf"
 
@@ -69,9 +69,7 @@ def _of_class(program: ProgramGraphs, draft: Draft) -> tuple[dict[str, Any], dic
     if given.model_type != OWN:
         what = f"every layer is as it was, and llama.cpp's {ARCHITECTURE} is Qwen3.5's class, not {given.model_type}"
         raise UsageError(what, where="--to gguf", fix="--to hf writes it, and llama.cpp's own converter reads that.")
-    no = refusals(ENGINE, given.layer_types, given.rope_parameters)
-    if no:
-        raise UsageError("; ".join(no), where="--to gguf", fix="Another target writes it: --to hf.")
+    check_engine(ENGINE, given.layer_types, given.rope_parameters, "gguf")
     params = {key: param for key, param in program.params.items() if not key.endswith(COMPUTED)}
     own = {key: Planned(torch.float32, param.shape, param.materialise) for key, param in params.items()}
     return {**given.to_dict(), "dtype": "float32"}, own

@@ -24,10 +24,10 @@ BEYOND = 40  # tokens that are read after the first sleep
 
 
 def tokens_read(program: ProgramGraphs, tokens: Sequence[int]) -> list[int]:
-    """Some tokens, across a sleep if the model has the positions for it."""
+    """Some tokens, across a sleep if the model has the positions for it: near the last one it empties the window."""
     most = program.window + BEYOND
-    if program.max_positions is not None:
-        most = min(most, max(program.max_positions - program.window, 2))
+    if (last := program.max_positions) is not None:
+        most = min(most, max(last - program.window, min(program.window, last)))
     return list(tokens[:most])
 
 

@@ -15,7 +15,7 @@ from sleepc.backends.contract import Draft
 from sleepc.backends.hf.check import BOUNDS, compare
 from sleepc.backends.hf.dense import CLASS, Dense
 from sleepc.backends.hf.engines import ENGINE, find_engine, said
-from sleepc.backends.hf.fitting import config_of, dense_of
+from sleepc.backends.hf.fitting import config_of, dense_of, own_kinds
 from sleepc.backends.hf.own_class import write_own
 from sleepc.backends.report import Figure
 from sleepc.errors import SleepcWarning, UsageError
@@ -50,7 +50,7 @@ def write_checkpoint(program: ProgramGraphs, engine: str, dtype: str, draft: Dra
     config = config_of(draft.described, "hf")
     found = dense_of(program, draft.recipe, config, engine, "hf")
     if found is None:
-        return _own(program, draft, config, dtype)
+        return _own(program, draft, config, engine, dtype)
     return _dense(program, draft, found, engine, _dtype(program, dtype))
 
 
@@ -86,13 +86,14 @@ def _say_no_cache(folder: Path) -> None:
     path.write_text(json.dumps({**read_object(path), "use_cache": False}, indent=2) + "\n")
 
 
-def _own(program: ProgramGraphs, draft: Draft, config: Any, dtype: str) -> WrittenCheckpoint:
-    """The original's class, with the weights that were changed."""
+def _own(program: ProgramGraphs, draft: Draft, config: Any, engine: str, dtype: str) -> WrittenCheckpoint:
+    """The original's class, with the weights that were changed. Engines want something of Qwen3.5's class alone."""
     if draft.source is None:
         raise UsageError("the original's folder is not known", where="--to hf", fix="Convert a folder of files.")
     if dtype != "auto":
         what = "a checkpoint of the original's own class is in the original's dtype"
         raise UsageError(what, where="--dtype", fix="Leave it out.")
+    kinds = own_kinds(config, engine, "hf")
     said_before = draft.folder / GENERATION
     kept = said_before.read_bytes() if said_before.is_file() else None
     write_own(program, draft.source, draft.folder)
@@ -100,6 +101,9 @@ def _own(program: ProgramGraphs, draft: Draft, config: Any, dtype: str) -> Writt
         said_before.write_bytes(kept)
     cls = (config.architectures or [type(config).__name__])[0]
     rows = compare(program, draft.folder, draft.tokens, BOUNDS[_dtype(program, "auto")])
+    if kinds:
+        write_config(draft.folder, {**read_object(draft.folder / CONFIG), **said(engine, kinds)})
+        _check_tokenizer(draft.folder, engine)
     return WrittenCheckpoint(cls, len(program.params), rows)
 
 

@@ -15,6 +15,7 @@ from sleepc.errors import UsageError
 
 LINEAR, FULL = "linear_attention", "full_attention"
 INTERVAL = "full_attention_interval"
+OWN = "qwen3_5_text"  # the class's name in config.json, but for engines that want another
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Engine:
     """
 
     how: str
-    model_type: str = "qwen3_5_text"
+    model_type: str = OWN
     regular: bool = False
     attends: bool = False
     scales: tuple[str, ...] | None = None

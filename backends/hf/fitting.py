@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sleepc.backends.hf.dense import NORMED, Dense, host_of, kinds_of, of_config
-from sleepc.backends.hf.engines import FULL, refusals
+from sleepc.backends.hf.engines import FULL, OWN, refusals
 from sleepc.backends.hf.obstacles import Host, of_layers, refusal
 from sleepc.errors import UsageError
 from sleepc.hf.resolve import CONFIG
@@ -30,16 +30,36 @@ def dense_of(program: ProgramGraphs, recipe: Recipe | None, config: Any, engine:
     host = host_of(config)
     if host is None:
         raise no_host(config, plans, to)
-    whole = [*of_sleeps(recipe, len(plans)), *of_config(config)]
+    whole, original = of_sleeps(recipe, len(plans)), of_config(config)
     layers = of_layers(plans, host)
-    if layers or whole:
-        raise refusal(host, layers, whole, plans, to)
+    if layers or whole or original:
+        raise refusal(host, layers, whole, plans, to, original)
     kinds = kinds_of(plans)
-    no = refusals(engine, kinds, config.rope_parameters if FULL in kinds else {})
-    if no:
-        fix = "Choose another runtime (--for), or other layers: convert again with --layers every:N left as they are."
-        raise UsageError("; ".join(no), where=f"--for {engine}" if to == "hf" else f"--to {to}", fix=fix)
+    check_engine(engine, kinds, config.rope_parameters if FULL in kinds else {}, to, again=host.normed)
     return Dense(config, kinds, to)
+
+
+def check_engine(engine: str, kinds: Sequence[str], rope: Mapping[str, Any], to: str, *, again: bool = False) -> None:
+    """Raises UsageError if the engine does not run layers of these kinds; with `again` other layers could be chosen."""
+    no = refusals(engine, kinds, rope)
+    if not no:
+        return
+    fix = "Choose another runtime (--for)" if to == "hf" else "--to hf writes it, for other runtimes"
+    if again and refusals(engine, kinds, {}):
+        left = '[{layers: "every:4", strategy: leave, window: none}]'
+        fix += f", or convert again with layers that keep attention, every n-th of them: overrides: {left}"
+    raise UsageError("; ".join(no), where=f"--for {engine}" if to == "hf" else f"--to {to}", fix=f"{fix}.")
+
+
+def own_kinds(config: Any, engine: str, to: str) -> Sequence[str]:
+    """What Qwen3.5's class calls the layers of an original that is of it; none for one of another class. Raises
+    UsageError if the engine does not run them.
+    """
+    text = config.get_text_config()
+    if text.model_type != OWN:
+        return ()
+    check_engine(engine, text.layer_types, text.rope_parameters, to)
+    return tuple(text.layer_types)
 
 
 def of_sleeps(recipe: Recipe, blocks: int) -> list[str]:

@@ -53,20 +53,29 @@ def _reason(plan: LayerPlan, host: Host, own: int) -> str:
 
 
 def refusal(
-    host: Host, layers: dict[str, list[int]], whole: Sequence[str], plans: Sequence[LayerPlan], to: str = "hf"
+    host: Host,
+    layers: dict[str, list[int]],
+    whole: Sequence[str],
+    plans: Sequence[LayerPlan],
+    to: str = "hf",
+    original: Sequence[str] = (),
 ) -> UsageError:
-    """What is in the way of the target `to`, and the recipe that would make it possible."""
+    """What is in the way of the target `to`, and the recipe that would make it possible: none if the `original` has
+    what the class has not.
+    """
     lines = [f"layers {ranges(which)}: {reason}" for reason, which in layers.items()]
-    lines += [f"the whole model: {reason}" for reason in whole]
+    lines += [f"the whole model: {reason}" for reason in (*whole, *original)]
     text = "\n  ".join((f"this program is no checkpoint of {host.name}:", *lines))
-    return UsageError(text, where=f"--to {to}", fix=possible(host, plans))
+    none = "No recipe makes it possible. Other targets write this program as it is: --to onnx."
+    return UsageError(text, where=f"--to {to}", fix=none if original else possible(host, plans))
 
 
 def possible(host: Host, plans: Sequence[LayerPlan]) -> str:
     """A recipe with which the same model can be written."""
     left = [i for i, plan in enumerate(plans) if plan.strategy == "leave" and not host.window(i)] if host.normed else []
     if not left or len(left) == len(plans):
-        return "Possible with: sleepc convert MODEL -o OUT --strategy replace --layout native --passes 1"
+        narrow = " --own-windows narrow" if any(host.windows) else ""  # else layers with windows keep their attention
+        return f"Possible with: sleepc convert MODEL -o OUT --strategy replace --layout native --passes 1{narrow}"
     replaced = ranges([i for i in range(len(plans)) if i not in left])
     kept = f'overrides: [{{layers: "{ranges(left)}", strategy: leave, window: none}}]'
     return f'Possible with the recipe {{strategy: replace, layout: native, layers: "{replaced}", {kept}}}.'

@@ -37,7 +37,7 @@ class HfTarget(HostTarget):
     """A directory with config.json, weights, the tokenizer's files, a model card and the licence."""
 
     name = NAME
-    runtime = "weights for transformers, or what --for names"
+    runtime = "transformers, and what knows its classes"
     mark = MANIFEST
     library = "transformers"
     packages = ("transformers",)

@@ -34,7 +34,7 @@ class TritonTarget(HostTarget):
     """A folder of kernels, with a manifest and a launcher in C for every kind of GPU."""
 
     name = "triton"
-    runtime = "kernels for a host program on a GPU"
+    runtime = "host programs on a GPU"
     mark = MANIFEST
     packages = ("triton",)
     options = KernelOptions

@@ -170,8 +170,9 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             what = f"{', '.join(asked)} is nothing that this model takes" if asked else "there are no input_ids"
             fix = "Give input_ids, a row for each text, and attention_mask where they are padded."
             raise UsageError(what, where="forward", fix=fix)
-        steps, packed = self._steps_now(), self._packed(input_ids, attention_mask)
+        steps = self._steps_now()
         held = self._held(cache if cache is not None else past_key_values, steps, len(input_ids))
+        packed = self._packed(input_ids, attention_mask, held.columns)
         one = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
         with torch.autocast(self.device.type, enabled=False):  # graphs say which dtypes they compute in
             before = held.columns
@@ -191,10 +192,18 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         output = CausalLMOutputWithPast(**found)
         return output.to_tuple() if return_dict is False else output
 
-    def _packed(self, ids: Tensor, mask: Tensor | None) -> Packed:
-        """Tokens of this call, those that the mask leaves out put aside."""
+    def _packed(self, ids: Tensor, mask: Tensor | None, past: int) -> Packed:
+        """Tokens of this call, those that the mask leaves out put aside. Raises UsageError if shapes do not fit."""
+        if ids.dim() != 2:
+            what, fix = f"they are {list(ids.shape)}", "Give [B, T]: a row for each text."
+            raise UsageError(what, where="input_ids", fix=fix)
         if mask is not None:
-            mask = mask[:, mask.shape[-1] - ids.shape[1] :].bool()
+            rows, width = ids.shape
+            if list(mask.shape) not in ([rows, width], [rows, past + width]):
+                what = f"it is {list(mask.shape)}, and input_ids are {[rows, width]} after {past} places in the cache"
+                fix = "Give [B, T], or [B, past + T]: 0 where there is padding."
+                raise UsageError(what, where="attention_mask", fix=fix)
+            mask = mask[:, mask.shape[1] - width :].bool()
         real = None if mask is None or bool(mask.all()) else mask.cpu().numpy()
         return pack(ids.cpu().numpy(), real, batch=len(ids), vocab=self.graphs.vocab)
 
@@ -241,6 +250,10 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             lambda t: fn(t) if t.dtype == self.dtype else t.to(probe.device), recurse
         )
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the steps that its calls made: a copy makes its own, on its own parameters."""
+        return {**self.__dict__, "_bound": [], "_steps": {}}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

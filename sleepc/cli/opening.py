@@ -139,7 +139,7 @@ def open_artifact(path: Path) -> Program:
 
     target = exporter_of(path)
     if isinstance(target, HostTarget):
-        what = f"{path} has {target.runtime}, which sleepc does not run"
+        what = f"{path} is for {target.runtime}, and sleepc does not run it"
         fix = f"`sleepc verify {path}` checks the files; name the artifact that they were made from to run that."
         raise UsageError(what, fix=fix)
     if target is not None:

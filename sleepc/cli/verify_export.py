@@ -63,7 +63,7 @@ def _report(
     assert isinstance(target, HostTarget)
     if text is not None or tokens is not None:
         where = "--text" if tokens is None else "--tokens"
-        raise UsageError(f"{path} has {target.runtime}, which read no tokens here", where=where, fix="Leave it out.")
+        raise UsageError(f"{path} is for {target.runtime}: no tokens are read here", where=where, fix="Leave it out.")
     return target.verify(path), None
 
 

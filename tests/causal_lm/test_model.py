@@ -235,3 +235,23 @@ def test_a_cache_whose_call_broke_off_is_not_used(plain: SleepForCausalLM, monke
             plain(ids, cache=cache)
         cache.reset()
         torch.testing.assert_close(plain(ids, cache=cache).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("mask", [(2, 2), (2, 4), (1, 3), (3,), (2, 1, 3, 3)])
+def test_a_mask_of_another_shape_is_refused(plain: SleepForCausalLM, mask: tuple[int, ...]) -> None:
+    """Also one of ones alone, which would say nothing."""
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(UsageError, match="after 0 places in the cache"):
+        plain(ids, attention_mask=torch.ones(mask))
+    with pytest.raises(UsageError, match=r"they are \[3\]"):
+        plain(ids[0], attention_mask=torch.ones(3))
+
+
+def test_a_copy_after_calls_is_a_model_of_its_own(model: SleepForCausalLM) -> None:
+    ids = torch.tensor([prompts()[0]])
+    wanted = model(ids).logits
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    assert not torch.equal(other(ids).logits, wanted)
+    torch.testing.assert_close(model(ids).logits, wanted, rtol=0, atol=0)

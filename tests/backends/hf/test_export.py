@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import sleepc
 from sleepc.api import Program
 from sleepc.backends.hf import check as checking
 from sleepc.backends.hf import checkpoint as writing
-from sleepc.backends.hf.dense import host_of, windows_of
+from sleepc.backends.hf.dense import host_of, of_config, windows_of
 from sleepc.backends.hf.engines import FULL, LINEAR, interval_of, refusals, said
-from sleepc.backends.hf.fitting import no_host, of_sleeps
+from sleepc.backends.hf.fitting import no_host, of_sleeps, own_kinds
 from sleepc.backends.hf.obstacles import Host, of_layers, possible, refusal
 from sleepc.backends.report import Figure
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
@@ -203,16 +204,45 @@ def test_a_model_whose_blocks_no_class_has() -> None:
     assert "--to onnx" in error.on_command_line[2]
 
 
+def test_what_no_recipe_changes_is_said() -> None:
+    plans, host = make_recipe(NATIVE).plan(3), Host("Qwen3_5ForCausalLM", normed=True, windows=(0, 5, 0))
+    original = of_config(qwen3(hidden_act="gelu").config)
+    error = refusal(host, {}, [], plans, original=original)
+    assert "the whole model: its activation is gelu" in error.what
+    assert error.on_command_line[-1].startswith("No recipe makes it possible.")
+    assert possible(host, plans).endswith("--passes 1 --own-windows narrow")  # else layer 1 keeps its attention
+
+
+def test_tokens_are_compared_also_where_the_first_sleep_is_near_the_last_position(program: Program) -> None:
+    def count(window: int, last: int | None) -> int:
+        graphs = replace(program.graphs, window=window, max_positions=last)
+        return len(checking.tokens_read(graphs, range(1000)))
+
+    assert [count(8, None), count(8, 64), count(40, 64), count(256, 64)] == [48, 48, 40, 64]
+
+
 @pytest.mark.slow
 def test_a_hybrid_that_only_changed_weights_keeps_its_class(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "qwen3-5")
     program = sleepc.convert(model, {"window": 8, "sinks": 2, "overrides": [{"layers": "all", "window": "none"}]})
     key = "model.layers.0.mlp.up_proj.weight"
     program.graphs = with_values(program.graphs, {key: program.graphs.params[key].materialise() * 1.5})
-    found = loaded(program.export(tmp_path / "out", to="hf", tokens=TOKENS).path)
+    out = program.export(tmp_path / "out", to="hf", tokens=TOKENS, runtime="sglang").path
+    assert json.loads((out / "config.json").read_text())["full_attention_interval"] == 2
+    found = loaded(out)
     assert type(found).__name__ == "Qwen3_5ForCausalLM"
     assert differ(program, found) < 1e-4
     assert float((logits(found) - logits(loaded(model))).abs().max()) > 1e-3
+
+
+def test_runtimes_are_asked_for_a_hybrid_that_stays_as_it_is() -> None:
+    config = make_module("qwen3-5", torch.float32).config
+    assert own_kinds(config, "mlx", "hf") == (LINEAR, FULL)
+    config.layer_types = [FULL, LINEAR]  # type: ignore[union-attr]
+    assert own_kinds(config, "vllm", "hf") == (FULL, LINEAR)
+    with pytest.raises(UsageError, match="mlx takes every n-th layer"):
+        own_kinds(config, "mlx", "hf")
+    assert own_kinds(qwen3().config, "mlx", "hf") == ()
 
 
 @pytest.mark.parametrize(

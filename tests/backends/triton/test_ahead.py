@@ -330,7 +330,7 @@ def test_the_export_is_whole(exported: Path, capsys: pytest.CaptureFixture[str])
     code, said, told = run_here(capsys, "verify", exported)
     assert (code, "the export is whole" in said, "sm_90 carry" in said) == (0, True, True), told
     code, _, told = run_here(capsys, "run", exported, "w1")
-    assert (code, "kernels for a host program on a GPU, which sleepc does not run" in told) == (2, True)
+    assert (code, "is for host programs on a GPU, and sleepc does not run it" in told) == (2, True)
     code, _, told = run_here(capsys, "verify", exported, "--text", exported / "sm_90.c")
     assert (code, "read no tokens" in told) == (2, True)
     code, _, told = run_here(capsys, "convert", exported, "-o", exported.parent / "out")
