@@ -1,8 +1,8 @@
 """What does a sleep cost that learns by gradient descent, and what is it worth without any training?
 
 time: a step of `gradient` over a window, against a training step of the same layers in transformers: from the hidden
-states before them through the last quarter of the blocks, the head and the mean next-token loss, back to the weights of
-their MLPs, and one plain update of these. Both in turns; medians. Beside it what the model takes to read the window.
+states before them through the last quarter of the blocks, the head and the mean next-token loss, back to the same
+weights of theirs, and one plain update of these. Both in turns; medians. Beside it what reading the window takes.
 
 surprise: the mean surprise at Python's help topics, beyond the first window, by learning rate and rank, against the
 same program without steps (rate 0), and by how much it fell.
@@ -33,14 +33,25 @@ from sleepc.passes.consolidation.learning import learn_anew
 from sleepc.runtime.session import Session
 
 PARTS = ("time", "surprise")
-COLUMNS = ("kind", "rank", "window", "blocks", "step_ms", "training_ms", "ratio", "reading_ms", "learned_bytes")
+COLUMNS = (
+    "kind",
+    "weights",
+    "rank",
+    "window",
+    "blocks",
+    "step_ms",
+    "training_ms",
+    "ratio",
+    "reading_ms",
+    "learned_bytes",
+)
 COLUMNS += ("lr", "steps", "nats", "less")
 RECIPE: dict[str, Any] = {"consolidation": "gradient", "dtype": "float32", "layers": "0"}
 
 
-def program_of(checkpoint: Checkpoint, window: int, rank: int) -> Program:
+def program_of(checkpoint: Checkpoint, options: argparse.Namespace, rank: int) -> Program:
     """The model, whose last quarter learns; one block has a memory, so that there is one."""
-    recipe = {**RECIPE, "window": window, "gradient": {"rank": rank}}
+    recipe = {**RECIPE, "window": options.window, "gradient": {"rank": rank, "weights": options.weights}}
     return sleepc.convert(str(checkpoint.folder), recipe)
 
 
@@ -51,11 +62,16 @@ def timed(rows: list[float], work: Callable[[], object]) -> None:
     rows.append(1e3 * (time.perf_counter() - start))
 
 
-def training_step(model: Any, start: int, h: Tensor, tokens: Tensor) -> Callable[[], None]:
+def learned(layer: Any, weights: str) -> Any:
+    """The module of a layer whose parameters learn."""
+    return {"mlp": layer.mlp, "down": layer.mlp.down_proj, "query": layer.self_attn.q_proj}[weights]
+
+
+def training_step(model: Any, start: int, weights: str, h: Tensor, tokens: Tensor) -> Callable[[], None]:
     """One of the blocks from `start` on, on hidden states h [1,L,d] of tokens [1,L]."""
     model.requires_grad_(False)
     layers, inner = model.model.layers[start:], model.model
-    weights = [p.requires_grad_() for layer in layers for p in layer.mlp.parameters()]
+    learning = [p.requires_grad_() for layer in layers for p in learned(layer, weights).parameters()]
     places = torch.arange(tokens.shape[1])[None]
     turns = inner.rotary_emb(h, places)
 
@@ -66,7 +82,7 @@ def training_step(model: Any, start: int, h: Tensor, tokens: Tensor) -> Callable
             x = found[0] if isinstance(found, tuple) else found
         logits = model.lm_head(inner.norm(x))
         loss = cross_entropy(logits[0, :-1], tokens[0, 1:])
-        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        for weight, gradient in zip(learning, torch.autograd.grad(loss, learning), strict=True):
             weight.data.add_(gradient, alpha=-1e-9)
 
     return work
@@ -75,7 +91,7 @@ def training_step(model: Any, start: int, h: Tensor, tokens: Tensor) -> Callable
 def times(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Row]:
     """Of every rank."""
     for rank in options.ranks:
-        program = program_of(checkpoint, options.window, rank)
+        program = program_of(checkpoint, options, rank)
         graphs, model = program.graphs, program.original
         assert graphs.learn is not None
         steps = find_trainer().steps_on(graphs, materialise(graphs, "cpu"))
@@ -84,7 +100,7 @@ def times(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Row]:
         with torch.no_grad():
             _, state = steps.wake_tensors(steps.new_state(1), tokens, lengths, "none")
         h = state[f"{graphs.learn.start - 1}.hidden"][:, 0]
-        train = training_step(model, graphs.learn.start, h, tokens)
+        train = training_step(model, graphs.learn.start, options.weights, h, tokens)
         found: dict[str, list[float]] = {"step": [], "training": [], "reading": []}
 
         def step() -> None:
@@ -103,6 +119,7 @@ def times(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Row]:
         ratios = [a / b for a, b in zip(found["step"], found["training"], strict=True)]
         yield {
             "kind": "time",
+            "weights": options.weights,
             "rank": rank,
             "window": options.window,
             "blocks": len(graphs.layout) - graphs.learn.start,
@@ -115,15 +132,13 @@ def times(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Row]:
 def surprises(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Row]:
     """Of every rank and rate, after a first row without steps."""
     for rank in options.ranks:
-        program = program_of(checkpoint, options.window, rank)
+        program = program_of(checkpoint, options, rank)
         plain = None
         for lr in [0.0, *options.rates]:
             nats = surprise(program, lr, options)
             plain = nats if plain is None else plain
-            yield {"kind": "surprise", "rank": rank, "window": options.window, "lr": lr, "steps": options.steps} | {
-                "nats": nats,
-                "less": plain - nats,
-            }
+            row: Row = {"kind": "surprise", "weights": options.weights, "rank": rank, "window": options.window}
+            yield row | {"lr": lr, "steps": options.steps, "nats": nats, "less": plain - nats}
 
 
 def surprise(program: Program, lr: float, options: argparse.Namespace) -> float:
@@ -165,6 +180,7 @@ def main() -> None:
     parser.add_argument("--parts", type=some_of(PARTS), default=list(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--ranks", type=numbers, default=[16, 0], help="of what is learned, 0 for whole maps")
     parser.add_argument("--rates", type=rates, default=[0.1, 0.3, 1.0], help="learning rates")
+    parser.add_argument("--weights", choices=("mlp", "down", "query"), default="mlp", help="what learns")
     parser.add_argument("--steps", type=int, default=1, help="steps of a sleep, for surprise")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=1536, help="of each text")
