@@ -56,6 +56,7 @@ from sleepc.passes.rewrite.insert_memory import InsertMemory
 from sleepc.passes.rewrite.replace_attention import ReplaceAttention
 from sleepc.passes.runner import run_stages
 from sleepc.passes.stateful.add_sleep import AddSleep
+from sleepc.passes.stateful.share_rings import ShareRings
 from sleepc.recipe import Factors, LayerPlan, Recipe
 
 Made = TypeVar("Made")
@@ -148,6 +149,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             (
                 *consolidation.stateful(recipe, blocks),
                 _sleeping(recipe, memories),
+                ShareRings(),  # once it is known what each block writes, and evicts
             ),
         ),
     )

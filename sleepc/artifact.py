@@ -96,7 +96,7 @@ def save_artifact(
             **_write_more(draft, program),
             window=program.window,
             classes={name: _write_class(draft, cls) for name, cls in program.classes.items()},
-            layout=[BlockEntry(cls=b.cls, params=b.params) for b in program.layout],
+            layout=[BlockEntry(cls=b.cls, params=b.params, ring=b.ring) for b in program.layout],
             states=[_state_entry(s) for s in program.states],
             files=files,
             params=params,
@@ -128,8 +128,9 @@ def _write_class(draft: Path, cls: BlockClass) -> ClassEntry:
 
 
 def _write_more(draft: Path, program: ProgramGraphs) -> dict[str, Any]:
-    """What sleeps do besides their blocks' graphs."""
+    """What only some programs have: what sleeps do besides their blocks' graphs, and KV windows that blocks share."""
     return {
+        "format": 2 if all(block.ring is None for block in program.layout) else 3,
         "loop": _write_loop(draft, program.loop) if program.loop else None,
         "learn": _write_learn(draft, program.learn) if program.learn else None,
     }
@@ -245,7 +246,7 @@ def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
         learn=_read_learn(folder, manifest) if manifest.learn else None,
         window=manifest.window,
         classes={name: _read_class(folder, entry) for name, entry in manifest.classes.items()},
-        layout=[Block(entry.cls, entry.params) for entry in manifest.layout],
+        layout=[Block(entry.cls, entry.params, entry.ring) for entry in manifest.layout],
         states=tuple(_state_spec(s) for s in manifest.states),
         params={key: _param(entry, files, ChainMap(*packed)) for key, entry in manifest.params.items()},
         level=manifest.level,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -89,6 +89,7 @@ def inspect_program(canonical: ProgramGraphs, converted: ProgramGraphs, recipe: 
         _block(i, b.cls, sites[b.cls], plans[i], recipe, canonical) if b.cls in sites else _recurrent(i, b.cls)
         for i, b in enumerate(canonical.layout)
     ]
+    blocks = [_of_ring(info, block.ring) for info, block in zip(blocks, converted.layout, strict=True)]
     cache, state = kv_cache(canonical), converted.state_bytes()
     return Inspection(
         blocks=blocks,
@@ -189,6 +190,11 @@ def _block(index: int, cls: str, site: Site, plan: LayerPlan, recipe: Recipe, pr
         becomes=_becomes(site, plan),
         why=_why(site, plan, recipe),
     )
+
+
+def _of_ring(info: BlockInfo, ring: int | None) -> BlockInfo:
+    """With whose KV window it reads, if it has none of its own."""
+    return info if ring is None else replace(info, becomes=f"{info.becomes}, keys in block {ring}'s window")
 
 
 def _recurrent(index: int, cls: str) -> BlockInfo:

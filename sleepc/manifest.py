@@ -17,7 +17,7 @@ from sleepc.sealed_json import FileKind, Strict, digest, read_sealed
 from sleepc.whole_folder import moved_away
 
 MANIFEST = "sleepc.json"
-FORMAT = 2
+FORMAT = 3
 MAX_MANIFEST = 64 << 20
 MAKE = "`sleepc convert MODEL -o OUT` makes one."
 RESTORE = "The artifact is damaged or was edited: convert the model again."
@@ -72,10 +72,11 @@ class ClassEntry(Strict):
 
 
 class BlockEntry(Strict):
-    """A block: its class and its parameters by port."""
+    """A block: its class, its parameters by port, and from format 3 on the earlier block whose KV window it reads."""
 
     cls: str
     params: dict[str, str]
+    ring: int | None = Field(default=None, ge=0, lt=MAX_BLOCKS, exclude_if=lambda ring: ring is None)
 
 
 class LoopEntry(Strict):
@@ -133,9 +134,11 @@ class Source(Strict):
 
 
 class Manifest(Strict):
-    """The whole of sleepc.json; `sha256` is of everything else in it."""
+    """The whole of sleepc.json; `sha256` is of everything else in it. Format 3 is format 2 with blocks that read the KV
+    window of another one, and is written if there are such.
+    """
 
-    format: Literal[1, 2] = 2
+    format: Literal[1, 2, 3] = 2
     sleepc: str
     level: Literal["STEP"] = "STEP"
     recipe: Recipe
@@ -165,6 +168,12 @@ class Manifest(Strict):
         for state in [*self.states, *(state for entry in self.classes.values() for state in entry.states)]:
             if (state.role is None) is not (self.format == 1) or name_of(*state.role_and_part()) != state.name:
                 raise ValueError(f"state {state.name!r} has no role, or another name than its role gives it")
+        return self
+
+    @model_validator(mode="after")
+    def _rings(self) -> Manifest:
+        if any(block.ring is not None for block in self.layout) is not (self.format == 3):
+            raise ValueError("blocks read the KV window of another one in format 3, and in no other")
         return self
 
     def sealed(self) -> Manifest:

@@ -264,6 +264,25 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "hidden_size_per_layer_input": 6,
         },
     ),
+    # four streams, embeddings for each layer; the last three layers read the keys of the first two again, by kind
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        "Gemma3nForCausalLM",
+        {
+            **SMALL,
+            **SPECIAL,
+            "num_hidden_layers": 5,
+            "num_kv_shared_layers": 3,
+            "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+            "sliding_window": 5,
+            "head_dim": 8,
+            "intermediate_size": [48] * 5,
+            "activation_sparsity_pattern": [0.0] * 5,  # others need erfinv, which ONNX has not
+            "vocab_size_per_layer_input": VOCAB,
+            "hidden_size_per_layer_input": 6,
+            "laurel_rank": 4,
+        },
+    ),
     # two layers that run in turns, and read what the other made rounds ago
     "hrm": ("HrmTextConfig", "HrmTextForCausalLM", {**SMALL, "num_hidden_layers": 1, "head_dim": 8, "L_cycles": 2}),
     "diffllama": ("DiffLlamaConfig", "DiffLlamaForCausalLM", {**SMALL, **SPECIAL}),

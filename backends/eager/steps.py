@@ -82,7 +82,7 @@ class EagerSteps:
         own: dict[str, Any] = {port: parameters[key] for port, key in block.params.items()}
         for each in (self._wake, self._sleep):
             own |= each[block.cls].folded(own) if block.cls in each else {}
-        return block.cls, own, {s.name: f"{i}.{s.name}" for s in self.program.classes[block.cls].states}
+        return block.cls, own, self.program.state_names(i)
 
     @property
     def window(self) -> int:

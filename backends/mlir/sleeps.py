@@ -102,7 +102,8 @@ def _read_again(program: ProgramGraphs, blocks: range) -> list[str]:
     for i in blocks:
         cls = program.classes[program.layout[i].cls]
         ports = cls.again.ports("state") if cls.again else {}
-        found += [f"{i}.{s.name}" for s in cls.states if s.name in ports and s.role != "kept"]
+        names = program.state_names(i)
+        found += [names[s.name] for s in cls.states if s.name in ports and s.role != "kept"]
     return found
 
 

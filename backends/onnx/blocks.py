@@ -80,8 +80,8 @@ def _blocks(
     found = Blocks(values["h"])
     columns: dict[Kind, dict[str, ir.Value]] = {}
     for i, block in enumerate(program.layout):
-        cls = program.classes[block.cls]
-        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        cls, names = program.classes[block.cls], program.state_names(i)
+        own = {local: states[full] for local, full in names.items()}
         with e.part(f"block.{i}."), e.knowing(program.sizes(i)):
             ports = ports_of(cls.wake, {**values, **own, "h": found.h}, block.params)
             written = [s.name for s in cls.states if style.columns and is_column(cls.wake, s.name)]
@@ -91,9 +91,9 @@ def _blocks(
                 value = results.get(spec.name)
                 if isinstance(value, SlotsWritten):
                     slots = cls.wake.results()[spec.name].args[2].meta["port"].name  # type: ignore[union-attr]
-                    columns.setdefault((spec.name, spec.dims, spec.dtype, slots), {})[f"{i}.{spec.name}"] = value.new
+                    columns.setdefault((spec.name, spec.dims, spec.dtype, slots), {})[names[spec.name]] = value.new
                 elif value is not None:
-                    _replace(found, f"{i}.{spec.name}", value, spec)
+                    _replace(found, names[spec.name], value, spec)
     _join(found, e, columns)
     return found
 

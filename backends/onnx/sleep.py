@@ -39,10 +39,11 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
     for i, block in enumerate(program.layout):
         cls = program.classes[block.cls]
         assert cls.sleep is not None
-        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        names = program.state_names(i)
+        own = {local: states[full] for local, full in names.items()}
         with e.part(f"block.{i}."), e.knowing(program.sizes(i)):
             results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}, block.params), style, replays)
-        new |= {f"{i}.{name}": value for name, value in results.items()}
+        new |= {names[name]: value for name, value in results.items()}
     if recurrent:
         new |= _again(program, e, states, new, passes, style)
     if program.learn is not None:
@@ -132,7 +133,8 @@ def _changed(program: ProgramGraphs, start: int, end: int) -> list[str]:
     for i in range(start, end):
         again = program.classes[program.layout[i].cls].again
         assert again is not None
-        found += [f"{i}.{name}" for name in again.results() if name != "h"]
+        names = program.state_names(i)
+        found += [names[name] for name in again.results() if name != "h"]
     return found
 
 
@@ -151,9 +153,10 @@ def _pass(
         block = program.layout[i]
         cls = program.classes[block.cls]
         assert cls.again is not None
-        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        names = program.state_names(i)
+        own = {local: states[full] for local, full in names.items()}
         with e.part(f"again.{i}."), e.knowing(program.sizes(i)):
             results = translate(e, cls.again, ports_of(cls.again, {**given, "h": h, **own}, block.params), style)
         h = results.pop("h")
-        changed |= {f"{i}.{name}": value for name, value in results.items()}
+        changed |= {names[name]: value for name, value in results.items()}
     return h, changed

@@ -125,9 +125,12 @@ def _declared(e: Emitter, value: ir.Value, node: fx.Node) -> ir.Value:
 
 
 def is_column(graph: Graph, state: str) -> bool:
-    """Is the state's new value the old one with some slots written, which nobody else reads?"""
+    """Is the state's new value the old one, or a copy of it, with some slots written, which nobody else reads?"""
     node = graph.results().get(state)
     own = graph.ports("state").get(state)
     if node is None or not is_call(node, ours.write_slots.default):
         return False
-    return node.args[0] is own and len(node.users) == 1
+    old = node.args[0]
+    if isinstance(old, fx.Node) and is_call(old, torch.ops.aten.clone.default):
+        (old,) = old.all_input_nodes  # later blocks read it, and the host writes after all of them
+    return old is own and len(node.users) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from sleepc.errors import SleepcError
 from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.parameters import block_key
-from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.weights import HeldTensor, Param
 from sleepc.passes.adapt.add_low_rank import LOW_A, LOW_B, maps_of
 from sleepc.passes.base import Effect, Pass
@@ -96,7 +96,7 @@ def _merge_values(program: ProgramGraphs, name: str, port: str, shared: set[str]
             if keys[port] in shared:
                 keys[port] = block_key(i, f"{port}.merged")
             program.params[keys[port]] = HeldTensor(merged)
-        program.layout[i] = Block(name, keys)
+        program.layout[i] = replace(block, params=keys)
 
 
 def _merged(

@@ -133,7 +133,8 @@ class Tail:
             graph, sizes = self.blocks[block.cls], self.program.sizes(i)
             for kind in PARAMETERS:
                 found |= {block.params[n]: (kind, _sized(p, sizes)) for n, p in graph.ports(kind).items() if p.users}
-            found |= {f"{i}.{name}": ("state", _sized(p, sizes)) for name, p in graph.ports("state").items()}
+            full = self.program.state_names(i)
+            found |= {full[name]: ("state", _sized(p, sizes)) for name, p in graph.ports("state").items()}
         for graph in (self.given, self.program.head):
             for kind in PARAMETERS:
                 found |= {name: (kind, _sized(p, {})) for name, p in graph.ports(kind).items() if p.users}
@@ -173,9 +174,9 @@ class _Descent:
         values = _run(tail.given, known)
         h = values["h"] if tail.hidden is None else known[tail.hidden][:, 0]
         for i, block in enumerate(program.layout[tail.start :], tail.start):
-            graph = tail.blocks[block.cls]
+            graph, full = tail.blocks[block.cls], program.state_names(i)
             own = {port: known[key] for port, key in block.params.items() if key in known}
-            own |= {name: known[f"{i}.{name}"] for name in graph.ports("state")}
+            own |= {name: known[full[name]] for name in graph.ports("state")}
             h = _run(graph, {**values, **own, "h": h})["h"]
         logits: Tensor = _run(program.head, {**known, **values, "h": h})["logits"]
         return logits[:, :-1].to(wide_dtype(program.dtype))

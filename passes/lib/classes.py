@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import fx
 
 from sleepc.ir.graph import Graph
-from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.types import TensorType
 
 
@@ -22,7 +24,7 @@ def chosen_classes(program: ProgramGraphs, layers: tuple[int, ...]) -> list[str]
             target = f"block.{len(program.classes)}"
             program.classes[target] = _copy(program.classes[name], target)
             for i in inside:
-                program.layout[i] = Block(target, program.layout[i].params)
+                program.layout[i] = replace(program.layout[i], cls=target)
         chosen.append(target)
     return chosen
 

@@ -20,7 +20,7 @@ from torch import fx
 from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.parameters import block_key
-from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.roles import PREFIX
 from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.ir.types import TensorType, wide_dtype
@@ -144,7 +144,7 @@ def add_budgets(program: ProgramGraphs, cls: str, budgets: dict[int, Budget]) ->
             key = block_key(i, HEAD)
             owners = torch.repeat_interleave(torch.arange(len(budgets[i])), torch.tensor(budgets[i]))
             program.params[key] = HeldTensor(owners, new=True)
-            program.layout[i] = Block(cls, {**block.params, HEAD: key})
+            program.layout[i] = replace(block, params={**block.params, HEAD: key})
 
 
 def add_probes(program: ProgramGraphs, cls: str) -> None:
@@ -154,7 +154,7 @@ def add_probes(program: ProgramGraphs, cls: str) -> None:
         if block.cls == cls and port is not None:
             key = block_key(i, PROBE)
             program.params[key] = HeldTensor(torch.zeros([int(n) for n in port.meta["type"].dims]), new=True)
-            program.layout[i] = Block(cls, {**block.params, PROBE: key})
+            program.layout[i] = replace(block, params={**block.params, PROBE: key})
 
 
 def budget_keys(program: ProgramGraphs) -> set[str]:

@@ -16,7 +16,7 @@ from sleepc.errors import UsageError
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
 from sleepc.ir.parameters import block_key
-from sleepc.ir.program import Block, BlockClass, ProgramGraphs
+from sleepc.ir.program import BlockClass, ProgramGraphs
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
@@ -255,7 +255,7 @@ def add_to_layout(program: ProgramGraphs, cls: str, new: list[NewParam], seed: i
             value = param.made(own) if param.made else param.initial(param.shape, generator)
             program.params[key] = HeldTensor(value.to(dtype), new=True)
             keys[param.name] = key
-        program.layout[i] = Block(cls, keys)
+        program.layout[i] = replace(block, params=keys)
 
 
 def add_memories(program: ProgramGraphs, groups: Groups, rewrite: Rewrite) -> int:

@@ -7,6 +7,8 @@ for every model that applies positions to keys inside the block.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx
 
@@ -14,7 +16,7 @@ from sleepc.errors import Refusal
 from sleepc.ir.graph import PARAMETERS, Graph, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.interp import run
-from sleepc.ir.program import Block, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.types import TensorType
 from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.lib.emit import Emit, aten
@@ -85,7 +87,7 @@ def bind_turn(program: ProgramGraphs, cls: str, graph: Graph) -> None:
     for i, block in enumerate(program.layout):
         if block.cls == cls:
             own = {name: name for kind in PARAMETERS for name in graph.ports(kind)}
-            program.layout[i] = Block(cls, {**own, **block.params})
+            program.layout[i] = replace(block, params={**own, **block.params})
 
 
 def turn(e: Emit, graph: Graph, k: fx.Node, positions: fx.Node) -> fx.Node:

@@ -49,7 +49,7 @@ def call_through(steps: Any, modules: Sequence[nn.Module], slots: Mapping[str, S
 
     def within(call: Callable[..., Any], i: int, values: Mapping[str, Any], state: Tensors) -> Any:
         block = program.layout[i]
-        own = {name: value for name, value in state.items() if name.startswith(f"{i}.")}
+        own = {name: state[name] for name in program.state_names(i).values()}
 
         def inside(values: Mapping[str, Any], own: Tensors) -> Any:
             steps.bind_block(i, {key: slots[key].value() for key in block.params.values()})

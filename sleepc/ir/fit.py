@@ -1,5 +1,6 @@
 """Do the graphs of a program at level STEP fit each other? V30: what one reads another gives, or the program declares,
 in the same type. V31: a state is declared once, and keeps its type. V32: no graph is left that sleeps are made with.
+V33: a state that a block only reads is an earlier block's, which does not write it in place.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import torch
 from sleepc.ir import dims
 from sleepc.ir.diagnose import InvalidProgram, fault
 from sleepc.ir.graph import Graph
+from sleepc.ir.levels import writes_state
 from sleepc.ir.program import BlockClass, ProgramGraphs
-from sleepc.ir.states import StateSpec
+from sleepc.ir.states import StateSpec, with_own
 from sleepc.ir.types import TensorType, Type
 
 Types = Mapping[str, Type]
@@ -23,6 +25,7 @@ LIVE = {"live": TensorType(torch.bool, ("B",))}  # in the passes of a loop: its 
 def check_fit(program: ProgramGraphs) -> None:
     """Raise InvalidProgram, whose `code` is the broken rule, unless graphs, states and layout fit each other."""
     _check_states(program)
+    _check_rings(program)
     counters = _types(program.states)
     _reads(program.embed, CALL, counters)
     values = _gives(program.embed, needed=("h",), may=counters)
@@ -47,19 +50,23 @@ def check_fit(program: ProgramGraphs) -> None:
 
 
 def _check_class(cls: BlockClass, values: Types, clock: Types, given: Types, window: int) -> None:
-    own = _types(cls.states)
+    own, may = _types(cls.states), _types(with_own(cls.states))
     if cls.turn is not None:
         raise fault("V32", "a graph that turns keys belongs in the class's sleep", cls.turn)
+    for graph in cls.graphs():
+        for name in graph.returns:
+            if name in own and name not in may:
+                raise fault("V33", f"state {name} is given, and another block's", graph)
     _reads(cls.wake, values, own)
-    after = _gives(cls.wake, needed=("h",), may=own)
+    after = _gives(cls.wake, needed=("h",), may=may)
     if str(after["h"]) != str(values["h"]):
         raise fault("V30", f"h is {after['h']} after the block and {values['h']} before it", cls.wake)
     if cls.sleep is not None:
         _reads(cls.sleep, clock, own)
-        _gives(cls.sleep, needed=(), may=own, others=False)
+        _gives(cls.sleep, needed=(), may=may, others=False)
     if cls.again is not None:
         _reads(cls.again, {**given, "h": values["h"]}, own, tokens=window)
-        _gives(cls.again, needed=("h",), may=own)
+        _gives(cls.again, needed=("h",), may=may)
 
 
 def _reads(graph: Graph, inputs: Types, states: Types, *, tokens: int | None = None) -> None:
@@ -100,6 +107,23 @@ def _check_states(program: ProgramGraphs) -> None:
     for spec in program.all_states():
         if spec.dims[0] != "B" or not all(isinstance(dim, int) for dim in spec.dims[1:]):
             raise InvalidProgram("V31", f"state {spec.name} has dims {list(spec.dims)}: B, then numbers")
+
+
+def _check_rings(program: ProgramGraphs) -> None:
+    for i, block in enumerate(program.layout):
+        read = [spec for spec in program.classes[block.cls].states if spec.update == "read"]
+        if block.ring is None and not read:
+            continue
+        if block.ring is None or not read or not 0 <= block.ring < i:
+            raise InvalidProgram("V33", f"block {i} reads states of block {block.ring}, and {len(read)} are only read")
+        owner = program.classes[program.layout[block.ring].cls]
+        there = _types(with_own(owner.states))
+        for spec in read:
+            if spec.name not in there or str(there[spec.name]) != str(spec.type()):
+                raise InvalidProgram("V33", f"block {i} reads {spec.name} of block {block.ring}, which has none such")
+            new = owner.wake.results().get(spec.name)
+            if new is not None and writes_state(new.target) and new.args[0] is owner.wake.ports()[spec.name]:
+                raise fault("V33", f"{spec.name} is written in place, and read by block {i} later", owner.wake, new)
 
 
 def _types(specs: Iterable[StateSpec]) -> dict[str, Type]:

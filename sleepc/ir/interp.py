@@ -166,7 +166,7 @@ def run_program(program: ProgramGraphs, tokens: Sequence[int]) -> Tensor:
     values = run(program.embed, {**inputs, **states, **_parameters(program, program.embed, names)})
     for i, block in enumerate(program.layout):
         cls = program.classes[block.cls]
-        own = {s.name: states[f"{i}.{s.name}"] for s in cls.states}
+        own = {local: states[full] for local, full in program.state_names(i).items()}
         values |= run(cls.wake, {**values, **own, **_parameters(program, cls.wake, block.params)})
     if program.layout:
         values = run(program.head, {**values, **_parameters(program, program.head, names)})

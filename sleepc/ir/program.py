@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from sleepc.ir.graph import PARAMETERS, Graph
 from sleepc.ir.levels import Level
-from sleepc.ir.states import StateSpec, find_state
+from sleepc.ir.states import StateSpec, find_state, with_own
 from sleepc.ir.weights import Param
 
 
@@ -48,10 +48,13 @@ class BlockClass:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of the layout: its class and, for each parameter port of the class, the key of its parameter."""
+    """One block of the layout: its class and, for each parameter port of the class, the key of its parameter. `ring` is
+    the earlier block whose KV window it reads, if it has none of its own.
+    """
 
     cls: str
     params: dict[str, str]
+    ring: int | None = None
 
 
 @dataclass
@@ -147,9 +150,15 @@ class ProgramGraphs:
         specs = list(self.states)
         for i, block in enumerate(self.layout):
             sizes = self.sizes(i)
-            for spec in self.classes[block.cls].states:
+            for spec in with_own(self.classes[block.cls].states):
                 specs.append(replace(spec, block=i, dims=tuple(sizes.get(str(dim), dim) for dim in spec.dims)))
         return specs
+
+    def state_names(self, i: int) -> dict[str, str]:
+        """The full names of the states that block i's graphs read and write, by the names of their ports."""
+        block = self.layout[i]
+        specs = self.classes[block.cls].states
+        return {s.name: replace(s, block=block.ring if s.update == "read" else i).name for s in specs}
 
     def sizes(self, i: int) -> dict[str, int]:
         """Sizes that block i has and others of its class may not have, by their names in types: from its constants."""

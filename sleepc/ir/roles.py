@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from sleepc.errors import SleepcError
 
-Update = Literal["overwrite", "ring", "accumulate"]
+Update = Literal["overwrite", "ring", "accumulate", "read"]
 Role = Literal["clock", "kv", "kept", "pin", "gap", "record", "loop", "memory", "fast", "start", "tail", "own", "count"]
 AtSleep = Literal["counted", "evicted", "chosen", "emptied", "consolidated", "left"]
 

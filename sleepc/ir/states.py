@@ -14,7 +14,8 @@ from sleepc.ir.types import TensorType
 @dataclass(frozen=True)
 class StateSpec:
     """One tensor of the state: what it is (`part`) of its role; `dims` starts with "B". All of it is `initial` at
-    first. `update` is how it may be written in place; `block`: whose it is, if that is known.
+    first. `update` is how it may be written in place, or "read" if it is an earlier block's (`Block.ring` says whose),
+    as it was before the call. `block`: whose it is, if that is known.
     """
 
     role: Role
@@ -52,6 +53,11 @@ class StateSpec:
 def find_state(specs: Iterable[StateSpec], role: Role, part: str) -> StateSpec | None:
     """The state that is this part of this role, None if there is none."""
     return next((spec for spec in specs if (spec.role, spec.part) == (role, part)), None)
+
+
+def with_own(specs: Iterable[StateSpec]) -> list[StateSpec]:
+    """Those that are a block's own, in order: it does not only read them."""
+    return [spec for spec in specs if spec.update != "read"]
 
 
 def with_role(specs: Iterable[StateSpec], *roles: Role) -> list[StateSpec]:

@@ -5,6 +5,7 @@ out of it, so that all windows go through it at once, as rows of one batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,31 +39,48 @@ def read_abreast(steps: TrainingSteps, state: Tensors, windows: Windows, *, last
             clock, new = steps.begin_sleep(new)
             clocks.append(clock)
     every, new = _side_by_side(steps.program, readings), dict(new)
+    given = _Given(readings, clocks, every)
     for i in range(len(steps.program.layout)):
-        every["h"], changed = _through(steps, i, readings, clocks, every, state)
+        every["h"], changed = _through(steps, i, given, state)
         new.update(changed)
     found = every["h"].unflatten(0, (len(windows), -1)).transpose(0, 1).flatten(1, 2)
     return {"h": found}, new
 
 
-def _through(
-    steps: TrainingSteps,
-    i: int,
-    readings: Sequence[Values],
-    clocks: Sequence[Values],
-    every: Values,
-    state: Tensors,
-) -> tuple[Tensor, Tensors]:
+@dataclass(frozen=True)
+class _Given:
+    """What blocks read: of each window, in its sleep, and of all windows as one batch; and the states of earlier blocks
+    that later ones read, by full names: for each window what it finds, and what the sleep after it does.
+    """
+
+    readings: Sequence[Values]
+    clocks: Sequence[Values]
+    every: Values
+    rings: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def _through(steps: TrainingSteps, i: int, given: _Given, state: Tensors) -> tuple[Tensor, Tensors]:
     """All windows through a block, h [W*B,L,d] -> (h', what is new of the state after the last one)."""
-    names = [f"{i}.{spec.name}" for spec in steps.program.classes[steps.program.layout[i].cls].states]
-    found = [{name: state[name] for name in names}]  # what each window finds, and what is left after the last one
-    for at, (values, h) in enumerate(zip(readings, every["h"].chunk(len(readings)), strict=True)):
-        found.append({**found[-1], **steps.note_block(i, {**values, "h": h}, found[-1])})
-        if at < len(clocks):
-            found[-1] |= steps.sleep_block(i, clocks[at], found[-1])
-    *before, after = found
-    stacked = {name: torch.cat([each[name] for each in before]) for name in names}
-    return steps.read_block(i, every, stacked), after
+    names, rings = steps.program.state_names(i).values(), given.rings
+    own = {name: state[name] for name in names if name not in rings}
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for at, (values, h) in enumerate(zip(given.readings, given.every["h"].chunk(len(given.readings)), strict=True)):
+        before = own | {name: rings[name][2 * at] for name in names if name in rings}
+        own = own | steps.note_block(i, {**values, "h": h}, before)
+        after = own | {name: rings[name][2 * at + 1] for name in names if name in rings}
+        if at < len(given.clocks):
+            own = own | steps.sleep_block(i, given.clocks[at], after)
+        for name in names:
+            found[name] += [before[name], after[name]]
+    rings.update({name: found[name] for name in own if name in _read_later(steps.program, i)})
+    stacked = {name: torch.cat(found[name][::2]) for name in names}
+    return steps.read_block(i, given.every, stacked), own
+
+
+def _read_later(program: ProgramGraphs, i: int) -> set[str]:
+    """The states that later blocks read of block i."""
+    readers = (at for at, block in enumerate(program.layout) if block.ring == i)
+    return {name for at in readers for name in program.state_names(at).values()}
 
 
 def _side_by_side(program: ProgramGraphs, readings: Sequence[Mapping[str, Any]]) -> Values:

@@ -16,6 +16,7 @@ from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.memory.parameters import OF_LAYERS, parameter_in
+from sleepc.passes.stateful.share_rings import with_own_ring
 from sleepc.train.losses import relative_error_sum
 
 FAST, SLOW, DECAY, CLIP = 1e-3, 1e-4, 0.01, 1.0  # conversion.md, section 2 D
@@ -187,8 +188,8 @@ def embed_steps(program: ProgramGraphs, device: str = "cpu") -> TrainingSteps:
 
 def only_block(program: ProgramGraphs, i: int) -> ProgramGraphs:
     """A program of block i, without embed and head."""
-    block = program.layout[i]
-    classes = {block.cls: program.classes[block.cls]}
+    block = replace(program.layout[i], ring=None)
+    classes = {block.cls: with_own_ring(program, i)}
     return replace(program, embed=_nothing(), head=_nothing(), classes=classes, layout=[block], loop=None)
 
 

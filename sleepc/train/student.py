@@ -269,9 +269,15 @@ def _surprise(
 def _align(
     student: Student, steps: TrainingSteps, segment: Segment, lesson: Any, state: Tensors, passes: int | None
 ) -> Found:
-    """Every block with a memory alone, on what goes into it in the teacher: the error of what comes out, their mean."""
+    """Every block with a memory alone, on what goes into it in the teacher: the error of what comes out, their mean.
+    Of blocks without one those write their windows that others read.
+    """
     values, new = steps.begin(state, segment.tokens, segment.lengths)
     real, losses = segment.real(), []
+    read = {ring for i in student.memories if (ring := steps.program.layout[i].ring) is not None}
+    read = read.difference(student.memories)
+    for i in read:
+        new.update(steps.note_block(i, {**values, "h": lesson[i]}, state))
     for i in student.memories:
         found, changed = steps.wake_block(i, {**values, "h": lesson[i]}, state)
         losses.append(relative_error_sum(found, lesson[i + 1], lesson[i], real))
@@ -280,7 +286,7 @@ def _align(
     if segment.last or segment.tokens.shape[1] < steps.window:
         return loss, 0, new
     clock, slept = steps.begin_sleep(new)
-    for i in student.memories:
+    for i in (*read, *student.memories):
         slept.update(steps.sleep_block(i, clock, new))
     return loss, 0, slept
 

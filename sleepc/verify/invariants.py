@@ -21,7 +21,19 @@ from sleepc.ir.compare import absolute_error, max_error
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify.oracle import Oracle
-from sleepc.verify.streams import Pace, Padding, Readout, Stream, advance, gap, read, same, state_of, tensors_of
+from sleepc.verify.streams import (
+    Pace,
+    Padding,
+    Readout,
+    Stream,
+    advance,
+    gap,
+    gap_to_oracle,
+    read,
+    same,
+    state_of,
+    tensors_of,
+)
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -74,7 +86,7 @@ def definition(bench: Bench) -> float:
         with torch.no_grad():
             wanted = bench.oracle(torch.from_numpy(stream.tokens)[None], stream.cuts)
         errors.append(max_error(reading.logits[0], wanted.logits()[0]))
-        errors.append(gap({n: reading.state[n] for n in wanted.state()}, wanted.state()))
+        errors.append(gap_to_oracle(reading.state, wanted.state()))
     return max(errors)
 
 

@@ -163,6 +163,20 @@ def gap(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(errors)
 
 
+def gap_to_oracle(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """How far what a session holds is from what the oracle's layers hold, whose states these are. A KV window that the
+    session's state has not must be that of an earlier layer: the nearest one's.
+    """
+    errors = [gap({n: found[n] for n in wanted if n in found}, {n: x for n, x in wanted.items() if n in found})]
+    for name in wanted.keys() - found.keys():
+        layer, dot, part = name.partition(".")
+        earlier = [f"{i}{dot}{part}" for i in range(int(layer))] if part in ("k", "v") else []
+        windows = [found[each] for each in earlier if each in found and found[each].shape == wanted[name].shape]
+        near = [gap({name: window}, {name: wanted[name]}) for window in windows]
+        errors.append(min(near, default=math.inf))
+    return max(errors)
+
+
 def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     """Bit for bit the same tensors? (NaN is not the same as anything.)"""
     return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)

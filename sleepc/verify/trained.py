@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from sleepc.ir.program import Block, ProgramGraphs
+from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import Param
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank, low_rank_ports
 from sleepc.passes.base import Stage
@@ -24,7 +24,7 @@ def with_weights_of(canonical: ProgramGraphs, step: ProgramGraphs) -> tuple[Prog
     """
     merged = run_stages(step, (Stage("low-rank", "STEP", (MergeLowRank(),)),))
     layout = [
-        Block(block.cls, {port: found.params[port] for port in block.params})
+        replace(block, params={port: found.params[port] for port in block.params})
         for block, found in zip(canonical.layout, merged.layout, strict=True)
     ]
     ports = {key: key for graph in (canonical.embed, canonical.head) for key in graph.ports("param")}

@@ -203,9 +203,9 @@ def test_changed_weights_of_the_original(artifact: Path, model: Path, capsys: py
 def test_newer_artifact_and_missing_weights(artifact: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = artifact / "sleepc.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"format": 2', '"format": 3', 1))
+    manifest.write_text(text.replace('"format": 2', '"format": 4', 1))
     code, said = failing(capsys, "run", artifact, "w1", "--max-tokens", 1)
-    assert (code, "format 3" in said, "pgrade" in said) == (2, True, True), said
+    assert (code, "format 4" in said, "pgrade" in said) == (2, True, True), said
     manifest.write_text(text)
     weights(model).rename(model / "gone")
     code, said = failing(capsys, "run", artifact, "w1", "--max-tokens", 1)

@@ -25,7 +25,7 @@ from tests.conformance.test_invariants import AGAINST_ORIGINAL, CAPTURED, SHAPES
 from tests.families import OTHERS, RECURRENT, VOCAB, WINDOW, make_module
 from tests.same import assert_same_logits, assert_same_program
 
-LONG = ("zaya", "hrm")  # experts for all tokens beside three convolutions a layer; six layers
+LONG = ("zaya", "hrm", "gemma3n")  # experts for all tokens beside three convolutions a layer; six layers; four streams
 RECURRENT_IN_FLOAT32 = {"qwen3-5": 2e-5}  # of these the recurrences, chunk by chunk
 
 

@@ -18,7 +18,7 @@ from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
 from sleepc.verify.memory_values import shaken
 from sleepc.verify.oracle import Oracle, parameters_of
-from sleepc.verify.streams import gap, state_of
+from sleepc.verify.streams import gap_to_oracle, state_of
 from tests.conformance.backends import BACKENDS, RUNNABLE
 from tests.conformance.test_invariants import bench
 from tests.families import VOCAB, WINDOW, family
@@ -74,7 +74,7 @@ class Course:
                     stream = oracle(torch.tensor([self.read[b]]), tuple(self.cuts[b]))
                     errors.append(max_error(torch.cat(self.found[b]), stream.logits()[0]))
                 wanted = stream.state()
-                errors.append(gap({name: state[name][b : b + 1] for name in wanted}, wanted))
+                errors.append(gap_to_oracle({name: x[b : b + 1] for name, x in state.items()}, wanted))
         return max(errors)
 
 

@@ -142,7 +142,7 @@ def _parameters(program: ProgramGraphs) -> Iterator[str]:
                 left.pop(key, None)
                 yield f"  {graph.name}/{key}: {_value(program.params[key], kind)}"
     for i, block in enumerate(program.layout):
-        yield f"block {i}: {block.cls}"
+        yield f"block {i}: {block.cls}" + ("" if block.ring is None else f", ring {block.ring}")
         kinds = _kinds(program, block)
         for port, key in block.params.items():
             left.pop(key, None)
