@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.errors import SleepcError
+from sleepc.inspection import inspect_program
 from sleepc.ir.check import InvalidProgram
 from sleepc.ir.fit import check_fit
 from sleepc.ir.graph import Graph
@@ -52,6 +53,7 @@ RECIPES: dict[str, tuple[dict[str, Any], list[int | None]]] = {
     "no memory in readers": ({"layers": "0"}, [None, 0, 0]),
     "loop": ({"consolidation": "recurrent", "passes": 3, "loop": "1:2"}, [None, 0, 0]),
     "loop over the first": ({"consolidation": "recurrent", "passes": 2, "loop": "0:2"}, [None, 0, 0]),
+    "gradient": ({"consolidation": "gradient", "mlps": "1-2", "gradient": {"weights": "query"}}, [None, 0, 0]),
     "one reader has a longer window": ({"overrides": [{"layers": "1", "window": 6}]}, [None, None, 0]),
     "the first has a longer window": ({"overrides": [{"layers": "0", "window": 6}]}, [None, None, 1]),
     "one reader is replaced": ({"overrides": [{"layers": "1", "strategy": "replace"}]}, [None, None, 0]),
@@ -128,6 +130,17 @@ def test_what_is_computed_is_the_same_to_the_bit(name: str, tmp_path: Path) -> N
     assert own.state_bytes() - shared.state_bytes() == saved, "what one block has counts once"
     assert_same(shared, own, load, tmp_path)
     assert_same(shared, own, in_tensors, tmp_path)
+
+
+def test_inspect_says_whose_window_is_read() -> None:
+    shared, _, recipe = pair({})
+    seen = inspect_program(canonical(), shared, recipe)
+    assert [f"keys in block {i}'s window" in info.becomes for i, info in zip((1, 0, 0), seen.blocks, strict=True)] == [
+        False,
+        True,
+        True,
+    ]
+    assert seen.state_bytes == shared.state_bytes()
 
 
 @pytest.mark.parametrize("form", WRITTEN)
