@@ -126,3 +126,23 @@ def test_unknown_tasks_and_options_are_named(artifact: Path, here: Here) -> None
     ):
         done = here("eval", artifact, *arguments)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_tasks_that_cannot_be_asked_are_refused(artifact: Path, tasks: Path, tmp_path: Path, here: Here) -> None:
+    """Whatever the harness raises for a file of others, for its data or for the network."""
+    wrong: dict[str, tuple[dict[str, Any], str]] = {
+        "data": ({"dataset_kwargs": {"data_files": {"test": str(tasks / "nothing.jsonl")}}}, "cannot load own_data"),
+        "kind": ({"output_type": "dance"}, "invalid output_type 'dance'"),
+        "field": ({"doc_to_text": "{{nothing}}"}, "'nothing' is undefined"),
+    }
+    for name, (change, why) in wrong.items():
+        task = {**json.loads((tasks / "likely.yaml").read_text()), "task": f"own_{name}", **change}
+        folder = tmp_path / "tasks" / name
+        folder.mkdir(parents=True)
+        (folder / "task.yaml").write_text(json.dumps(task))
+        done = here("eval", artifact, "--harness", f"own_{name}", "--harness-folder", folder)
+        assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+    done = here("eval", artifact, "--harness", " , ")
+    assert (done.returncode, "no task is named" in done.stderr) == (2, True), done.stderr
+    done = here("eval", artifact, "--harness", "own_likely", "--harness-folder", tmp_path / "elsewhere")
+    assert (done.returncode, "elsewhere is no folder" in done.stderr) == (2, True), done.stderr
