@@ -32,8 +32,11 @@ from sleepc.passes.stateful.share_rings import ShareRings, with_own_ring
 from sleepc.recipe import Keep, Recipe, make_recipe
 from sleepc.runtime.session import Session
 from sleepc.runtime.steps import Steps
+from sleepc.tasks.programs import full_attention
 from sleepc.train.abreast import read_abreast
 from sleepc.train.local import block_steps, layer_output, windows_of
+from sleepc.train.pieces import Piece, batch_of
+from sleepc.train.student import Computing, Student, parts_of
 from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken
@@ -194,6 +197,25 @@ def test_windows_side_by_side(name: str) -> None:
     assert torch.equal(values["h"], wanted["h"])
     for name_, value in state.items():
         assert torch.equal(value, states[name_]), name_
+
+
+def test_alignment() -> None:
+    """Blocks with a memory are run alone; the first has none, and its window is read by the others."""
+    shared, own, _ = pair({"layers": "1-2"})
+    assert [block.ring for block in shared.layout] == [None, 0, 0]
+    pieces = [Piece(np.random.default_rng(6).integers(0, VOCAB, 14))]
+    tokens, lengths, labels = map(torch.from_numpy, batch_of(pieces))
+    found = []
+    for program in (shared, own):
+        keys = [key for key, param in program.params.items() if param.new]
+        student = Student({"own": program}, keys, in_tensors(full_attention(canonical(), 14)), Computing())
+        carry, losses = student.begin(1), []
+        for part in parts_of(tokens, lengths, labels, WINDOW, 0):
+            loss, carry = student.read("align", "own", part, carry)
+            losses.append(float(torch.as_tensor(loss).detach()))
+        found.append(losses)
+    assert found[0] == found[1]
+    assert max(found[0]) > 0.01
 
 
 def test_files(tmp_path: Path) -> None:
