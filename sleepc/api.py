@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sleepc.exporting import Exported
     from sleepc.train.adapter import Adapter
     from sleepc.train.calibrate import CalibrationReport
+    from sleepc.train.cartridge import Made
     from sleepc.train.learned import Teacher
     from sleepc.train.share_slots import BudgetsReport
     from sleepc.train.training import Outcome
@@ -360,6 +361,20 @@ class Program:
         read = documents([Path(path) for path in text]) if text else None
         self.check_bytes()
         return share_slots(self, read, progress)
+
+    @typed
+    def cartridge(self, text: str, *, progress: Progress = silent, **options: Any) -> Made:
+        """A cartridge of a document: keys and values for the program's slots, trained until it expects what the
+        original expects with the document in view. Options are those of sleepc.train.cartridge.CartridgeSettings.
+
+        Raises UsageError for a program that keeps no pairs, and an empty document.
+        """
+        from sleepc.train.cartridge import CartridgeSettings, make_cartridge
+        from sleepc.train.settings import checked
+
+        settings = checked(CartridgeSettings, options, "`sleepc cartridge --help` lists the options.")
+        self.check_bytes()
+        return make_cartridge(self, text, settings, progress)
 
     @typed
     def distil(

@@ -17,7 +17,7 @@ from sleepc.cli.display import Display, counted, err, number, size, sleeps, tell
 from sleepc.cli.ending import REQUESTS, Ended, stopping
 from sleepc.cli.input_text import check_words
 from sleepc.cli.option_groups import flag, with_options
-from sleepc.cli.options import Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
+from sleepc.cli.options import CartridgeOptions, Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import Lines, SleepMarks, of_passes
 from sleepc.cli.tuned import way_of
 from sleepc.errors import SleepcError, UsageError
@@ -49,6 +49,7 @@ class ChatOptions:
 
     system: str = flag("System prompt.", default="")
     state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
+    begins: CartridgeOptions
     max_tokens: int = flag("Maximum number of tokens in an answer.", default=512, min=0)
     idle_sleep: int | None = flag(
         "Sleep while you type, once so many tokens were read since the last sleep (by default those of a full window).",
@@ -70,6 +71,9 @@ def chat(artifact: Runnable, options: ChatOptions) -> None:
     for words in sampling.stop or ():
         check_words(words, "--stop")
     manner = Manner(options.max_tokens, **sampling.choosing(), stops=tuple(sampling.stop or ()))
+    if options.system and options.begins.cartridge:
+        what = "a system text comes before the document, and the cartridge has what comes before it already"
+        raise UsageError(what, where="--system", fix="Leave --system out.")
     StopStrings(manner.stops)  # refuses empty ones, before anything is loaded
     if state is not None:
         check_file_place(state, "--state")  # checked now, not after the conversation
@@ -101,8 +105,9 @@ def _talk(artifact: Path, options: ChatOptions, manner: Manner, arguments: dict[
     if template is not None:
         template(QUESTION)  # before all is loaded
     session = program.session(device=on.device, dtype=on.dtype, compile=on.compile, progress=tell)
+    holds = options.begins.load(session, options.state)
     return Talk(
-        Conversation(session, tokenizer, template, options.system),
+        Conversation(session, tokenizer, template, options.system, in_turn=holds),
         manner,
         program.kv_cache(on.dtype),
         _tokens_to_rest(options.idle_sleep, session.steps.window),

@@ -15,6 +15,7 @@ import typer
 from sleepc.cli.adapt import adapt
 from sleepc.cli.bisect import bisect
 from sleepc.cli.calibrate import calibrate
+from sleepc.cli.cartridge import cartridge
 from sleepc.cli.chat import chat
 from sleepc.cli.convert import convert
 from sleepc.cli.diff import diff
@@ -36,7 +37,7 @@ from sleepc.cli.why_not import why_not
 from sleepc.errors import SleepcWarning
 from sleepc.version import __version__
 
-COMMANDS = (convert, inspect, verify, calibrate, distil, train, tune, run, chat, diff, bisect, push, doctor)
+COMMANDS = (convert, inspect, verify, calibrate, cartridge, distil, train, tune, run, chat, diff, bisect, push, doctor)
 
 
 def make_app() -> typer.Typer:

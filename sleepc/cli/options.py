@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sleepc.backends.table import BACKENDS, DEFAULT, TARGETS, by_export
+from sleepc.cli.display import tell
 from sleepc.cli.option_groups import flag, several, switch
 from sleepc.errors import SleepcError, UsageError
 from sleepc.json_file import KeyTwice, parse_json
+
+if TYPE_CHECKING:
+    from sleepc.runtime.session import Session
 
 TEXTS = "A text file, a .jsonl file, or a folder of them"
 SETTING = "A setting of the task, such as width=8 or steps=1,2,4"
@@ -46,6 +50,25 @@ class TemplateOptions:
 
     template: str | None = flag("Name of the chat template to use, if the model has several.", "--template")
     template_arg: list[str] | None = several("A variable of the chat template", "--template-arg", each="NAME=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CartridgeOptions:
+    """What a session begins with."""
+
+    cartridge: list[Path] | None = several(
+        "Begin as if the document of this cartridge (`sleepc cartridge`) had been read", "--cartridge", each="<path>"
+    )
+
+    def load(self, session: Session, state: Path | None) -> bool:
+        """Put cartridges into a session's slots; not if it goes on from a state. Were there some?"""
+        if not self.cartridge:
+            return False
+        if state is not None and state.is_file():
+            tell(f"--cartridge is ignored: {state} goes on with what it has")
+            return False
+        session.load_cartridges(self.cartridge)
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

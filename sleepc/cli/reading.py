@@ -38,8 +38,8 @@ class PromptReading(Protocol):
 class AsText:
     """A text, and how the model continues it."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer) -> None:
-        self._session, self._tokenizer, self._goes_on = session, tokenizer, False
+    def __init__(self, session: Session, tokenizer: Tokenizer, *, goes_on: bool) -> None:
+        self._session, self._tokenizer, self._goes_on = session, tokenizer, goes_on
         vocab = session.steps.vocab
         self.ends: Collection[int] = tokenizer.ends(None, vocab)
         self.never: Collection[int] = tokenizer.holes(vocab)
@@ -65,8 +65,8 @@ class AsText:
 class AsTurns:
     """A message in the model's chat template, and its answer."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, template: Template) -> None:
-        self._talk = Conversation(session, tokenizer, template)
+    def __init__(self, session: Session, tokenizer: Tokenizer, template: Template, *, in_turn: bool) -> None:
+        self._talk = Conversation(session, tokenizer, template, in_turn=in_turn)
         self.ends: Collection[int] = self._talk.ends
         self.never: Collection[int] = self._talk.never
         self._text = self._prompt = ""
@@ -96,6 +96,10 @@ class AsTurns:
         self._talk.save(path)
 
 
-def reading_of(session: Session, tokenizer: Tokenizer, template: Template | None) -> PromptReading:
-    """By the model's template, or without one as a text."""
-    return AsText(session, tokenizer) if template is None else AsTurns(session, tokenizer, template)
+def reading_of(
+    session: Session, tokenizer: Tokenizer, template: Template | None, *, in_turn: bool = False
+) -> PromptReading:
+    """By the model's template, or without one as a text. `in_turn`: the session has a cartridge of what comes before."""
+    if template is None:
+        return AsText(session, tokenizer, goes_on=in_turn)
+    return AsTurns(session, tokenizer, template, in_turn=in_turn)

@@ -13,7 +13,7 @@ from sleepc.cli.display import counted, err, number, print_json, size, sleeps, t
 from sleepc.cli.ending import ENDS, Ended, signal_of, stopping
 from sleepc.cli.input_text import check_words, read_input, read_text
 from sleepc.cli.option_groups import argument, flag, switch, with_options
-from sleepc.cli.options import Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
+from sleepc.cli.options import CartridgeOptions, Runnable, RunsOn, SamplingOptions, TemplateOptions, read_template_args
 from sleepc.cli.terminal import of_passes
 from sleepc.cli.tuned import way_of
 from sleepc.errors import UsageError
@@ -35,6 +35,7 @@ class RunOptions:
     prompt: str | None = argument("What to continue or answer; after the text of -f, if both are given.")
     file: Path | None = flag("A text file to read first.", "--file", "-f")
     state: Path | None = flag("Resume from this file if it exists, and save to it at the end.")
+    begins: CartridgeOptions
     max_tokens: int = flag("Maximum number of tokens to generate.", default=128, min=0)
     sampling: SamplingOptions
     chat: bool | None = flag(
@@ -62,7 +63,8 @@ def run(artifact: Runnable, options: RunOptions) -> None:
     template = _template(tokenizer, options)
     text = _prompt(options.prompt, options.file, resumes=state is not None and state.is_file())
     session = program.session(device=on.device, dtype=on.dtype, compile=on.compile, progress=tell)
-    reading = reading_of(session, tokenizer, template)
+    holds = options.begins.load(session, state)
+    reading = reading_of(session, tokenizer, template, in_turn=holds)
     if state is not None and state.is_file():
         _tell(reading.resume(state))
     answer = AnswerPrinter(tokenizer, sampling.stop or [], reading.ends, reading.never, quiet=options.as_json)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from sleepc.errors import SleepcError, UsageError
+from sleepc.runtime.in_turn import rest_of_turn
 from sleepc.runtime.session import Session, Snapshot
 from sleepc.runtime.state_file import read_note
 from sleepc.runtime.text import Decoder, TextStream
@@ -92,7 +93,8 @@ class _Answer:
 
 
 class Conversation:
-    """Turns of a session of one row that has read nothing yet.
+    """Turns of a session of one row that has read nothing yet, or `in_turn`, by a cartridge, a document that the first
+    message begins with.
 
     A state cannot be rewound, so each turn reads only what is new: of the template's text, what comes after the ids
     that were read. Without a template messages are read as they are. `ends` are the tokens that end an answer, `never`
@@ -105,6 +107,8 @@ class Conversation:
         tokenizer: ChatTokenizer,
         template: ChatTemplate | None,
         system: str = "",
+        *,
+        in_turn: bool = False,
     ) -> None:
         self.session, self.tokenizer, self.template, self.system = session, tokenizer, template, system
         vocab = session.steps.vocab
@@ -112,7 +116,8 @@ class Conversation:
         self.turns: list[Turn] = []
         self.note = ""
         self.pin_next = False  # is the next message to be pinned as it is read (Session.feed)?
-        self._after_text = False  # has the session read something before the first turn?
+        self._in_turn = in_turn
+        self._after_text = in_turn  # has the session read something before the first turn?
         self._told = False
         self._start = session.snapshot()
         room = KEEP_BYTES // max(session.stats.state_bytes, 1)
@@ -216,7 +221,7 @@ class Conversation:
         if self.template is None:
             return self._plain(text)
         if self._after_text and not self.turns:
-            part = self._turn_alone(text, self.template)
+            part = (rest_of_turn if self._in_turn else self._turn_alone)(self.template, text)
             return part, self.tokenizer.encode_turns(part, goes_on=True)
         read = self.ids
         parts = self._parts(text, self.template, self.turns)
@@ -241,7 +246,7 @@ class Conversation:
         first = f"{self.system}\n{text}" if self.system else text
         return first, self.tokenizer.encode(first)
 
-    def _turn_alone(self, text: str, template: ChatTemplate) -> str:
+    def _turn_alone(self, template: ChatTemplate, text: str) -> str:
         """A turn without what the template puts before the first one: as it comes after an answer that has ended."""
         parts = self._parts(text, template, [Turn("question", "", "", [], 0)])
         return parts[-1].removeprefix(template.closing()) if parts else template([{"role": "user", "content": text}])
@@ -318,6 +323,7 @@ class Conversation:
         """Begin again, with the same system text."""
         self.session.restore(self._start)
         self._begin([])
+        self._after_text = self._in_turn
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write state and conversation as one state file. Raises SleepcError if it cannot be written."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ import numpy as np
 from sleepc.errors import SleepcError, SleepcWarning, UsageError
 from sleepc.runtime.arguments import typed
 from sleepc.runtime.batch import Ids, Mask, Packed, Rows, one_row, pack, row_indices, row_mask
+from sleepc.runtime.cartridge import Cartridge, Room, read_cartridge
 from sleepc.runtime.pins import Dropped, Kept, Marks, Span, SpanLike, Unpinned, bounds, check_marks
 from sleepc.runtime.sampling import Choosing, Sampling, generators, sample, without
 from sleepc.runtime.state_file import Contents, read_state, write_state
@@ -371,6 +372,31 @@ class Session:
             )
         state = self.steps.from_named_arrays(arrays)
         self._become(Snapshot(self.steps, state, since, last, known))
+
+    @typed
+    def load_cartridges(
+        self, cartridges: Sequence[str | os.PathLike[str] | Cartridge], rows: Rows | None = None
+    ) -> None:
+        """Put cartridges, or files of them (`sleepc cartridge`), into the slots of rows that have read nothing, all
+        rows by default: they go on as if they had read the documents. Several are the pairs of all, with the first
+        one's sinks.
+
+        Raises UsageError for rows that have read something, a program that keeps no pairs, and more pairs than slots;
+        SleepcError for what is damaged or of another model. Nothing has changed then.
+        """
+        found = [each if isinstance(each, Cartridge) else read_cartridge(each) for each in cartridges]
+        chosen = row_mask(range(self.batch) if rows is None else rows, self.batch)
+        begun = np.flatnonzero(chosen & (self.position > 0)).tolist()
+        if begun:
+            what = f"row {', '.join(map(str, begun))} has read something already"
+            raise UsageError(what, fix="Load cartridges into a new session, all of a row at once.")
+        room = Room(self.steps, self.identity)
+        room.check(found)
+        with self._changing("load_cartridges"):
+            arrays = self.steps.to_named_arrays(self._state)
+            for row in np.flatnonzero(chosen):
+                room.place(arrays, int(row), found)
+            self._state = self.steps.from_named_arrays(arrays)
 
     # -- looking ---------------------------------------------------------------------------------
 

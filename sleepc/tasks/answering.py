@@ -36,10 +36,16 @@ class Answering:
         session = Session(steps)
         for at in range(0, len(prompts.read), PIECE):
             session.feed([list(prompts.read[at : at + PIECE])], logits="none")
+        return self.answer_in(session, prompts.asked, given)
+
+    def answer_in(
+        self, session: Session, questions: Sequence[Ids], given: Sequence[Ids] | None
+    ) -> list[tuple[Ids, float]]:
+        """The same of a session of one row, which has read a text, or has something that stands for it."""
         found: list[tuple[Ids, float]] = []
         rows = self._rows(session)
-        for at in range(0, len(prompts.asked), rows):
-            asked = prompts.asked[at : at + rows]
+        for at in range(0, len(questions), rows):
+            asked = questions[at : at + rows]
             copies = session.select_rows([0] * len(asked))
             first = copies.feed([list(rest) for rest in asked])
             answers = self._greedy(copies.select_rows(range(len(asked))))

@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from sleepc.cli.cartridge import CartridgeMaking
 from sleepc.cli.convert import RecipeOptions
 from sleepc.cli.distil import DistilOptions
 from sleepc.cli.option_groups import TYPER, argument, flag, flat, switch, with_options
@@ -24,6 +25,7 @@ from sleepc.passes.consolidation.registry import CONSOLIDATIONS
 from sleepc.passes.keep.registry import SCORES
 from sleepc.passes.rewrite.rounded import FORMS
 from sleepc.recipe import Gradient, Keep, Recipe
+from sleepc.train.cartridge import CartridgeSettings
 from sleepc.train.settings import Settings
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
@@ -101,20 +103,21 @@ def test_groups_of_a_training_stand_in_both_commands(command: type) -> None:
     }
 
 
-UNTOLD = {"stages", "passes", "steps"}  # what depends on the program, and steps: 0 of them mean as many as tokens give
+# What depends on the program, and steps of a training: 0 of them mean as many as tokens give.
+UNTOLD: dict[type[BaseModel], set[str]] = {Settings: {"stages", "passes", "steps"}, CartridgeSettings: {"slots"}}
 
 
 @pytest.mark.parametrize(
     ("group", "model"),
     [
         (RecipeOptions, Recipe),
+        (CartridgeMaking, CartridgeSettings),
         *((group, Settings) for group in (DistilOptions, TrainOptions, TrainedOptions, StepOptions, LoopOptions)),
     ],
 )
 def test_the_help_tells_the_default_that_is_used(group: Any, model: type[BaseModel]) -> None:
     defaults = {name: option.default for name, option in model.model_fields.items() if option.default is not False}
-    if model is Settings:
-        defaults = {name: default for name, default in defaults.items() if name not in UNTOLD}
+    defaults = {name: default for name, default in defaults.items() if name not in UNTOLD.get(model, ())}
     for name in ("keep", "gradient"):  # they have none
         defaults.pop(name, None)
     told = {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
