@@ -110,8 +110,8 @@ SYSTEMS = (
         "Cartridges",
         "2506.06266",
         "keys and values of a document, trained by gradient on the model's own questions",
-        "its self-study, as training data: `--studied` of `sleepc distil`",
-        "keys and values are not trained themselves: there is no `sleepc cartridge`",
+        "`sleepc cartridge`, `--cartridge` of `run` and `chat`; its self-study, as training data: `--studied` of `sleepc distil`",
+        "they fill slots of kept pairs, in float, and begin with what a score keeps (docs/cartridges.md)",
     ),
     System(
         "Repeat after me",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cache
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +11,8 @@ import torch
 
 import sleepc
 from sleepc.backends.table import find_trainer
-from sleepc.errors import SleepcError, UsageError
 from sleepc.progress import silent
-from sleepc.runtime.cartridge import Cartridge, read_cartridge
-from sleepc.runtime.session import Session
+from sleepc.runtime.cartridge import Cartridge
 from sleepc.tasks.programs import full_attention_for
 from sleepc.train.cartridge import CartridgeSettings, Making, Slots
 from sleepc.train.self_study import Lesson, taught
