@@ -110,7 +110,7 @@ SYSTEMS = (
         "Cartridges",
         "2506.06266",
         "keys and values of a document, trained by gradient on the model's own questions",
-        "`sleepc cartridge`, `--cartridge` of `run` and `chat`; its self-study, as training data: `--studied` of `sleepc distil`",
+        "`sleepc cartridge`, `run --cartridge`; its self-study as training data, too: `--studied` of `sleepc distil`",
         "they fill slots of kept pairs, in float, and begin with what a score keeps (docs/cartridges.md)",
     ),
     System(

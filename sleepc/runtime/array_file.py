@@ -46,7 +46,7 @@ DTYPES: dict[str, DType] = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """What a file is: `format` is in its metadata, with its version, that which is written or an `older` one, which had
     no checksum yet. `words` are what people call it, `again` what they do about one that cannot be read, and `kept`
     what is as before if one cannot be written.
@@ -61,7 +61,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredArray:
     """An array as it stands in a file: its element type by its name there, its shape, and its bytes."""
 
     dtype: str
@@ -79,7 +79,7 @@ class Stored:
 
 
 def write_arrays(
-    path: str | os.PathLike[str], arrays: Mapping[str, tuple[DType, Array]], metadata: Mapping[str, str], kind: Kind
+    path: str | os.PathLike[str], arrays: Mapping[str, tuple[DType, Array]], metadata: Mapping[str, str], kind: FileKind
 ) -> None:
     """Write next to `path` and rename, so that `path` is the old file or the whole new one.
 
@@ -91,11 +91,11 @@ def write_arrays(
         for name, (dtype, a) in whole.items()
     }
     facts = {"format": kind.format, "version": kind.version, **metadata}
-    rows = {name: Stored(dtype.header, list(a.shape), a.reshape(-1)) for name, (dtype, a) in whole.items()}
+    rows = {name: StoredArray(dtype.header, list(a.shape), a.reshape(-1)) for name, (dtype, a) in whole.items()}
     _write_beside(Path(path), serialize(specs, {**facts, CHECKSUM: _checksum(facts, rows)}), kind)
 
 
-def read_arrays(file: Path, kind: Kind, most: int | None = None) -> tuple[dict[str, Stored], dict[str, str]]:
+def read_arrays(file: Path, kind: FileKind, most: int | None = None) -> tuple[dict[str, StoredArray], dict[str, str]]:
     """The arrays and the metadata of a file of at most so many bytes, which are those that were written.
 
     Raises UsageError when the file cannot be read, SleepcError when it is cut off, damaged, or of another kind.
@@ -115,14 +115,14 @@ def read_arrays(file: Path, kind: Kind, most: int | None = None) -> tuple[dict[s
         raise SleepcError(what, where=str(file), fix=kind.again) from error
     metadata = _header_metadata(data)
     _check_kind(metadata, file, kind)
-    rows = {name: Stored(t["dtype"], t["shape"], t["data"]) for name, t in tensors.items()}
+    rows = {name: StoredArray(t["dtype"], t["shape"], t["data"]) for name, t in tensors.items()}
     found = metadata.get(CHECKSUM, "" if metadata["version"] == kind.version else None)
     if found is not None and found != _checksum(metadata, rows):
         raise SleepcError(f"the {kind.words} was damaged after it was written", where=str(file), fix=kind.again)
     return rows, metadata
 
 
-def _checksum(metadata: Mapping[str, str], rows: Mapping[str, Stored]) -> str:
+def _checksum(metadata: Mapping[str, str], rows: Mapping[str, StoredArray]) -> str:
     """sha256 of a file's metadata and arrays, in any order."""
     rest = {key: text for key, text in metadata.items() if key != CHECKSUM}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
@@ -132,7 +132,7 @@ def _checksum(metadata: Mapping[str, str], rows: Mapping[str, Stored]) -> str:
     return digest.hexdigest()
 
 
-def _write_beside(path: Path, data: bytes, kind: Kind) -> None:
+def _write_beside(path: Path, data: bytes, kind: FileKind) -> None:
     if not path.name:
         raise UsageError(f"{str(path)!r} is not a file name", fix="give the file to write")
     if not may_be_replaced(path, kind):
@@ -147,7 +147,7 @@ def _write_beside(path: Path, data: bytes, kind: Kind) -> None:
         ) from error
 
 
-def may_be_replaced(path: Path, kind: Kind) -> bool:
+def may_be_replaced(path: Path, kind: FileKind) -> bool:
     """Is there nothing, or something that began as a file of this kind?"""
     if not path.is_file():
         return True
@@ -162,7 +162,7 @@ def _header_metadata(data: bytes) -> dict[str, str]:
     return dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
 
 
-def _check_kind(found: dict[str, str], file: Path, kind: Kind) -> None:
+def _check_kind(found: dict[str, str], file: Path, kind: FileKind) -> None:
     if found.get("format") != kind.format:
         raise SleepcError(f"this is not a sleepc {kind.words}", where=str(file), fix=kind.again)
     if found.get("version") not in (kind.version, *kind.older):

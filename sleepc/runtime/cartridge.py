@@ -19,11 +19,11 @@ import numpy as np
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.roles import PINNED_SCORE
 from sleepc.json_file import parse_json
-from sleepc.runtime.array_file import DTYPES, Kind, Stored, may_be_replaced, read_arrays, write_arrays
+from sleepc.runtime.array_file import DTYPES, FileKind, StoredArray, may_be_replaced, read_arrays, write_arrays
 from sleepc.runtime.steps import GAP, KEPT, SCORE, TOKEN, Array, Signature, Steps
 
 AGAIN = "make it again (sleepc cartridge), or load another one"
-KIND = Kind("sleepc.cartridge", "1", "cartridge", AGAIN, "an earlier file is unchanged")
+KIND = FileKind("sleepc.cartridge", "1", "cartridge", AGAIN, "an earlier file is unchanged")
 POSITION = f"{KEPT}position"
 FILLED = (f"{KEPT}k", f"{KEPT}v")
 Shares = Mapping[int, tuple[int, ...]]
@@ -99,7 +99,7 @@ def check_place(path: Path) -> None:
         raise UsageError(f"{path} exists and is not a cartridge", where="--out", fix="Choose another name.")
 
 
-def _check_whole(cartridge: Cartridge, stored: Mapping[str, Stored]) -> None:
+def _check_whole(cartridge: Cartridge, stored: Mapping[str, StoredArray]) -> None:
     """Raises ValueError, or KeyError, unless arrays have the sizes that `pairs` say, and positions come before."""
     for block, heads in cartridge.pairs.items():
         sizes = {len(cartridge.arrays[f"{block}.{part}"]) for part in (*FILLED, POSITION)}
@@ -144,7 +144,7 @@ class Room:
                     raise UsageError(what, where=", ".join(each.name for each in cartridges), fix=fix)
 
     def _check_fits(self, cartridge: Cartridge, signature: Signature) -> None:
-        for array, value in cartridge.arrays.items():
+        for array, value in sorted(cartridge.arrays.items()):
             wanted = self._shape(array, cartridge, signature)
             if wanted != value.shape:
                 here = list(wanted) if wanted is not None else "nothing"

@@ -14,11 +14,20 @@ from typing import NoReturn
 import numpy as np
 
 from sleepc.errors import SleepcError, SleepcWarning
-from sleepc.runtime.array_file import CHECKSUM, DTYPES, MAX_HEADER, DType, Kind, Stored, read_arrays, write_arrays
+from sleepc.runtime.array_file import (
+    CHECKSUM,
+    DTYPES,
+    MAX_HEADER,
+    DType,
+    FileKind,
+    StoredArray,
+    read_arrays,
+    write_arrays,
+)
 from sleepc.runtime.steps import Array, Signature
 
 AGAIN = "feed the text again, or load another file"
-KIND = Kind("sleepc.state", "2", "state file", AGAIN, "the session and an earlier file are unchanged", older=("1",))
+KIND = FileKind("sleepc.state", "2", "state file", AGAIN, "the session and an earlier file are unchanged", older=("1",))
 NOTE = "note."  # before the names of notes in the metadata
 
 
@@ -144,7 +153,7 @@ def _refuse(file: Path, difference: str) -> NoReturn:
     )
 
 
-def _array(name: str, stored: Stored, contents: Contents, file: Path) -> Array:
+def _array(name: str, stored: StoredArray, contents: Contents, file: Path) -> Array:
     dtype, shape = contents.dtype(name), contents.shape(name)
     if stored.dtype != dtype.header or stored.shape != list(shape):
         raise SleepcError(

@@ -29,7 +29,7 @@ from sleepc.runtime.steps import GAP, SCORE, Array
 from sleepc.tasks.asking import PIECE
 from sleepc.tasks.programs import full_attention_for
 from sleepc.train.program import Trainable
-from sleepc.train.self_study import Lesson, Study, document_ids
+from sleepc.train.self_study import CartridgeLesson, Study, document_ids
 from sleepc.train.tutor import Tutor
 
 HELD_OUT = 8  # one of so many lessons is not learned from
@@ -39,8 +39,8 @@ LONGEST = 128  # tokens of a lesson
 
 class CartridgeSettings(BaseModel):
     """How a cartridge is made. `slots`: pairs for every KV head on average, in proportion to the slots that each has;
-    None for all of them. Of `lessons` on parts of `part` tokens `batch` are read in a step; `lr` is the rate of Adam, as a
-    share of the size that keys, or values, of a layer have.
+    None for all of them. Of `lessons` on parts of `part` tokens `batch` are read in a step; `lr` is the rate of Adam,
+    as a share of the size that keys, or values, of a layer have.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,7 +80,9 @@ def make_cartridge(program: Trainable, text: str, settings: CartridgeSettings, p
     return making.trained(begun, make_lessons(program, text, settings, progress), progress)
 
 
-def make_lessons(program: Trainable, text: str, settings: CartridgeSettings, progress: Progress) -> list[Lesson]:
+def make_lessons(
+    program: Trainable, text: str, settings: CartridgeSettings, progress: Progress
+) -> list[CartridgeLesson]:
     """What the original teaches of a text, as far as its positions let it read a part and what comes after it."""
     canonical = program.captured(progress)
     positions = canonical.max_positions or MAX_WINDOW
@@ -158,7 +160,7 @@ class Making:
 
     # -- how it learns ---------------------------------------------------------------------------
 
-    def trained(self, begun: Cartridge, lessons: Sequence[Lesson], progress: Progress) -> Made:
+    def trained(self, begun: Cartridge, lessons: Sequence[CartridgeLesson], progress: Progress) -> Made:
         """After the steps that were best on the lessons that are held out. Raises SleepcError if there are none, or
         the loss is not finite.
         """
@@ -191,7 +193,7 @@ def _next(arrays: Mapping[str, Array]) -> int:
     return int(arrays["position"][0] - arrays.get("offset", np.zeros(1, np.int64))[0])
 
 
-def _batches(lessons: Sequence[Lesson], settings: CartridgeSettings) -> Iterator[list[Lesson]]:
+def _batches(lessons: Sequence[CartridgeLesson], settings: CartridgeSettings) -> Iterator[list[CartridgeLesson]]:
     """Batches in another order every time round, without an end."""
     chance = random.Random(settings.seed)
     while True:
@@ -238,7 +240,7 @@ class Slots:
         }
         return {name: each.expand(count, *each.shape[1:]) for name, each in {**self.state, **own}.items()}
 
-    def loss(self, lessons: Sequence[Lesson]) -> Tensor:
+    def loss(self, lessons: Sequence[CartridgeLesson]) -> Tensor:
         """Mean cross entropy of the most likely tokens of the teacher: scalar."""
         tokens = torch.nn.utils.rnn.pad_sequence([each.tokens for each in lessons], batch_first=True)
         places = torch.nn.utils.rnn.pad_sequence([each.places for each in lessons], batch_first=True)
@@ -258,7 +260,7 @@ class Slots:
         return torch.stack(sums).sum() / places.sum()
 
     @torch.no_grad()
-    def judged(self, lessons: Sequence[Lesson], batch: int) -> float:
+    def judged(self, lessons: Sequence[CartridgeLesson], batch: int) -> float:
         """The same as a number, over all of these."""
         parts = [lessons[at : at + batch] for at in range(0, len(lessons), batch)]
         sizes = [sum(int(each.places.sum()) for each in part) for part in parts]

@@ -28,7 +28,7 @@ AGAIN = 96  # tokens that are read a second time
 
 
 @dataclass(frozen=True)
-class Lesson:
+class CartridgeLesson:
     """Tokens [T] that come after the document; bool `places` [T]: after which of them the teacher is followed, n. It
     expects `ids` [n,TOP] there, with log p `log_p`.
     """
@@ -54,16 +54,16 @@ class Study:
     each: int
     longest: int
 
-    def lessons(self, text: str, count: int, chance: random.Random, progress: OnShare) -> list[Lesson]:
+    def lessons(self, text: str, count: int, chance: random.Random, progress: OnShare) -> list[CartridgeLesson]:
         """`count` lessons on a text, the same ones for the same state of `chance`; fewer if the teacher says little."""
-        ids, found = self.tutor.tokenizer.encode_part(text), list[Lesson]()
+        ids, found = self.tutor.tokenizer.encode_part(text), list[CartridgeLesson]()
         for done in range(0, count, self.each):
             start = chance.randint(0, max(len(ids) - self.part, 0))
             found += self._of_part(ids[start : start + self.part], min(self.each, count - done), chance)
             progress(min(done + self.each, count) / count)
         return found
 
-    def _of_part(self, part: Sequence[int], count: int, chance: random.Random) -> list[Lesson]:
+    def _of_part(self, part: Sequence[int], count: int, chance: random.Random) -> list[CartridgeLesson]:
         tokenizer = self.tutor.tokenizer
         text = tokenizer.decode(list(part)).strip()
         turns = self.tutor.turns(text, count // 2, chance)
@@ -81,7 +81,7 @@ class Study:
 
 
 @torch.no_grad()
-def taught(teacher: Steps, read: Sequence[int], rests: Sequence[tuple[list[int], int]]) -> Iterator[Lesson]:
+def taught(teacher: Steps, read: Sequence[int], rests: Sequence[tuple[list[int], int]]) -> Iterator[CartridgeLesson]:
     """What a teacher that has `read` something expects of what comes after it, each (tokens, from which one on)."""
     session = Session(teacher)
     session.feed(list(read), logits="none")
@@ -89,7 +89,7 @@ def taught(teacher: Steps, read: Sequence[int], rests: Sequence[tuple[list[int],
     for row, (ids, begin) in zip(copies.feed([ids for ids, _ in rests], logits="all"), rests, strict=True):
         log_p = torch.from_numpy(np.ascontiguousarray(row[begin - 1 : len(ids)])).log_softmax(-1)
         top = log_p.topk(min(TOP, log_p.shape[-1]))
-        yield Lesson(torch.tensor(ids), torch.arange(len(ids)) >= begin - 1, top.indices, top.values)
+        yield CartridgeLesson(torch.tensor(ids), torch.arange(len(ids)) >= begin - 1, top.indices, top.values)
 
 
 def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:

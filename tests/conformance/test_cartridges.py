@@ -50,8 +50,8 @@ def made(slots: int | None = None) -> Cartridge:
 
 
 def original(module: Any, cartridge: Cartridge, tokens: list[int]) -> Tensor:
-    """The original's logits [T,V] of tokens that come at the cartridge's position, of which each sees those of a window,
-    the document's sinks, and the keys and values of its KV head in the cartridge.
+    """The original's logits [T,V] of tokens that come at the cartridge's position, of which each sees those of a
+    window, the document's sinks, and the keys and values of its KV head in the cartridge.
     """
     gap = cartridge.position - SINKS
     read, place = [*DOCUMENT[:SINKS], *[0] * gap, *tokens], torch.arange(SINKS + gap + len(tokens))
@@ -60,7 +60,7 @@ def original(module: Any, cartridge: Cartridge, tokens: list[int]) -> Tensor:
     late = place >= cartridge.position
 
     def attend(layer: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **_: Any) -> tuple[Tensor, None]:
-        pairs = cartridge.pairs[layer.layer_idx] if layer.layer_idx in cartridge.pairs else (0, 0)
+        pairs = cartridge.pairs.get(layer.layer_idx, (0, 0))
         owner = torch.repeat_interleave(torch.arange(2), torch.tensor(pairs))
         kept = [torch.from_numpy(cartridge.arrays[f"{layer.layer_idx}.{part}"]).to(q.dtype) for part in FILLED]
         found = []
