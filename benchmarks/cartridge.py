@@ -99,7 +99,7 @@ def of_text(program: sleepc.Program, text: Document, options: argparse.Namespace
         started = time.perf_counter()
         making = Making(program, settings)
         begun = making.filled(asking.read, text.text, quiet)
-        name = f"cartridge {slots or program.recipe.keep.slots}"
+        name = f"cartridge {slots}" if slots else "cartridge"
         yield asking.answered(f"{name}, as it began", holding(steps, begun, program.identity), state, begun)
         if lessons is None:
             console.log(f"{text.name}: self-study")

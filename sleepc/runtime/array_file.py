@@ -46,7 +46,7 @@ DTYPES: dict[str, DType] = {
 
 
 @dataclass(frozen=True)
-class FileKind:
+class ArrayFileKind:
     """What a file is: `format` is in its metadata, with its version, that which is written or an `older` one, which had
     no checksum yet. `words` are what people call it, `again` what they do about one that cannot be read, and `kept`
     what is as before if one cannot be written.
@@ -79,7 +79,10 @@ class StoredArray:
 
 
 def write_arrays(
-    path: str | os.PathLike[str], arrays: Mapping[str, tuple[DType, Array]], metadata: Mapping[str, str], kind: FileKind
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, tuple[DType, Array]],
+    metadata: Mapping[str, str],
+    kind: ArrayFileKind,
 ) -> None:
     """Write next to `path` and rename, so that `path` is the old file or the whole new one.
 
@@ -95,7 +98,9 @@ def write_arrays(
     _write_beside(Path(path), serialize(specs, {**facts, CHECKSUM: _checksum(facts, rows)}), kind)
 
 
-def read_arrays(file: Path, kind: FileKind, most: int | None = None) -> tuple[dict[str, StoredArray], dict[str, str]]:
+def read_arrays(
+    file: Path, kind: ArrayFileKind, most: int | None = None
+) -> tuple[dict[str, StoredArray], dict[str, str]]:
     """The arrays and the metadata of a file of at most so many bytes, which are those that were written.
 
     Raises UsageError when the file cannot be read, SleepcError when it is cut off, damaged, or of another kind.
@@ -132,7 +137,7 @@ def _checksum(metadata: Mapping[str, str], rows: Mapping[str, StoredArray]) -> s
     return digest.hexdigest()
 
 
-def _write_beside(path: Path, data: bytes, kind: FileKind) -> None:
+def _write_beside(path: Path, data: bytes, kind: ArrayFileKind) -> None:
     if not path.name:
         raise UsageError(f"{str(path)!r} is not a file name", fix="give the file to write")
     if not may_be_replaced(path, kind):
@@ -147,7 +152,7 @@ def _write_beside(path: Path, data: bytes, kind: FileKind) -> None:
         ) from error
 
 
-def may_be_replaced(path: Path, kind: FileKind) -> bool:
+def may_be_replaced(path: Path, kind: ArrayFileKind) -> bool:
     """Is there nothing, or something that began as a file of this kind?"""
     if not path.is_file():
         return True
@@ -162,7 +167,7 @@ def _header_metadata(data: bytes) -> dict[str, str]:
     return dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
 
 
-def _check_kind(found: dict[str, str], file: Path, kind: FileKind) -> None:
+def _check_kind(found: dict[str, str], file: Path, kind: ArrayFileKind) -> None:
     if found.get("format") != kind.format:
         raise SleepcError(f"this is not a sleepc {kind.words}", where=str(file), fix=kind.again)
     if found.get("version") not in (kind.version, *kind.older):

@@ -19,11 +19,11 @@ import numpy as np
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.roles import PINNED_SCORE
 from sleepc.json_file import parse_json
-from sleepc.runtime.array_file import DTYPES, FileKind, StoredArray, may_be_replaced, read_arrays, write_arrays
+from sleepc.runtime.array_file import DTYPES, ArrayFileKind, StoredArray, may_be_replaced, read_arrays, write_arrays
 from sleepc.runtime.steps import GAP, KEPT, SCORE, TOKEN, Array, Signature, Steps
 
 AGAIN = "make it again (sleepc cartridge), or load another one"
-KIND = FileKind("sleepc.cartridge", "1", "cartridge", AGAIN, "an earlier file is unchanged")
+KIND = ArrayFileKind("sleepc.cartridge", "1", "cartridge", AGAIN, "an earlier file is unchanged")
 POSITION = f"{KEPT}position"
 FILLED = (f"{KEPT}k", f"{KEPT}v")
 Shares = Mapping[int, tuple[int, ...]]

@@ -18,8 +18,8 @@ from sleepc.runtime.array_file import (
     CHECKSUM,
     DTYPES,
     MAX_HEADER,
+    ArrayFileKind,
     DType,
-    FileKind,
     StoredArray,
     read_arrays,
     write_arrays,
@@ -27,7 +27,9 @@ from sleepc.runtime.array_file import (
 from sleepc.runtime.steps import Array, Signature
 
 AGAIN = "feed the text again, or load another file"
-KIND = FileKind("sleepc.state", "2", "state file", AGAIN, "the session and an earlier file are unchanged", older=("1",))
+KIND = ArrayFileKind(
+    "sleepc.state", "2", "state file", AGAIN, "the session and an earlier file are unchanged", older=("1",)
+)
 NOTE = "note."  # before the names of notes in the metadata
 
 

@@ -177,7 +177,7 @@ class Making:
             optimiser.zero_grad()
             loss = slots.loss(next(order))
             if not loss.isfinite():
-                raise SleepcError(f"the loss of step {step} is {float(loss)}", fix="Choose a smaller --lr.")
+                raise SleepcError(f"the loss of step {step} is {loss.item()}", fix="Choose a smaller --lr.")
             loss.backward()  # type: ignore[no-untyped-call]  # as published
             optimiser.step()
             if step % JUDGED == 0 or step == self.settings.steps:
