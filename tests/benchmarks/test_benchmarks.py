@@ -295,6 +295,15 @@ def test_tables_are_for_people(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_cartridge(run: Run) -> None:
+    machine, *found = [json.loads(line) for line in run("cartridge", "--slots", "0,4", "--json").splitlines()]
+    assert machine["kind"] == "machine"
+    begun, begun_small, states = "cartridge, as it began", "cartridge 4, as it began", {r["MB"] for r in found[1:]}
+    assert [row["model"] for row in found] == ["full", "keep", begun, "cartridge", begun_small, "cartridge 4"]
+    assert len(states) == 1  # of equal bytes
+    assert found[3]["pairs"] > found[5]["pairs"] > 0
+
+
 def test_recall(run: Run) -> None:
     machine, *found = [json.loads(line) for line in run("recall", "--json").splitlines()]
     assert machine["kind"] == "machine"
