@@ -304,6 +304,7 @@ def test_cartridge(run: Run) -> None:
     assert found[3]["pairs"] > found[5]["pairs"] > 0
 
 
+@pytest.mark.slow
 def test_recall(run: Run) -> None:
     machine, *found = [json.loads(line) for line in run("recall", "--json").splitlines()]
     assert machine["kind"] == "machine"
