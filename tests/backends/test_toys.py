@@ -149,7 +149,7 @@ class ToyHostTarget(HostTarget):
     """Writes a file that a host runs."""
 
     name = "toyhost"
-    runtime = "toys for a host"
+    runtime = "a host of toys"
     mark = "toyhost.json"
     options = ToyOptions
     missing, check, lowering = ToyTarget.missing, ToyTarget.check, ToyTarget.lowering
@@ -314,7 +314,7 @@ def test_files_for_a_host(toy: Toy, artifact: Path, tmp_path: Path, capsys: pyte
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "toyhost.json"]
     assert run_here(capsys, "verify", folder)[0] == 0
     code, _, said = run_here(capsys, "run", folder, "w1")
-    assert (code, f"{folder} has toys for a host, which sleepc does not run" in " ".join(said.split())) == (2, True)
+    assert (code, f"{folder} is for a host of toys, and sleepc does not run it" in " ".join(said.split())) == (2, True)
     tokens = tmp_path / "tokens"
     tokens.write_text("1 2 3")
     for command in (("export", artifact, "--to", "toyhost", "-o", tmp_path / "other"), ("verify", folder)):

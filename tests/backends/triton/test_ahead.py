@@ -332,7 +332,7 @@ def test_the_export_is_whole(exported: Path, capsys: pytest.CaptureFixture[str])
     code, _, told = run_here(capsys, "run", exported, "w1")
     assert (code, "is for host programs on a GPU, and sleepc does not run it" in told) == (2, True)
     code, _, told = run_here(capsys, "verify", exported, "--text", exported / "sm_90.c")
-    assert (code, "read no tokens" in told) == (2, True)
+    assert (code, "no tokens are read here" in told) == (2, True)
     code, _, told = run_here(capsys, "convert", exported, "-o", exported.parent / "out")
     assert (code, "is a sleepc export, not a model" in told) == (2, True)
 
