@@ -5,7 +5,7 @@ the head, whose weights are arguments, so that they are held once. All other ste
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,10 +45,13 @@ def cached() -> Code:
 
 
 class Part(Executor):
-    """A graph of a step: for one token in compiled code, where that is there, and operator by operator else."""
+    """A graph of a step: for one token in compiled code, where that is there, and operator by operator else. `sizes`
+    are names of sizes that blocks which share it have of their own: code is for all of two and more.
+    """
 
-    def __init__(self, graph: Graph, kernels: Kernels, *, folds: bool = False) -> None:
+    def __init__(self, graph: Graph, kernels: Kernels, *, folds: bool = False, sizes: Collection[str] = ()) -> None:
         super().__init__(graph, kernels, CPU, folds=folds)
+        self.sizes = frozenset(sizes)
         self.forms: dict[bool, Native] = {}  # by whether rows are many
         single: dict[Any, Any] = {ours.write_slots.default: functional.write_slot_, LINEAR: one_row_linear}
         self.single = Executor(graph, {**kernels, **single}, CPU)
@@ -56,14 +59,21 @@ class Part(Executor):
 
     def function(self, inputs: Mapping[str, Any]) -> Function:
         """It as a function of one token of as many rows as in `inputs`."""
-        rows = symbolic_rows(self.graph) if len(inputs[self.read]) > 1 else {}
-        return Function(self.single, inputs, rows, in_place(self.graph))
+        rows = {"B"} if len(inputs[self.read]) > 1 else set()
+        return Function(self.single, inputs, named_dims(self.graph, self.sizes | rows), in_place(self.graph))
+
+    def fits(self, values: Mapping[str, Any]) -> bool:
+        """Are all sizes of a block's own two or more?"""
+        free = named_dims(self.graph, self.sizes)
+        return all(values[name].shape[at] > 1 for name, dims in free.items() for at in dims)
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """See `Executor`."""
         rows, tokens = values[self.read].shape[:2]
         native = self.forms.get(rows > 1) if tokens == 1 else None
-        return super().__call__(values) if native is None else native(values)
+        if native is None or (self.sizes and not self.fits(values)):
+            return super().__call__(values)
+        return native(values)
 
 
 class CompiledSteps(EagerSteps):
@@ -87,7 +97,10 @@ class CompiledSteps(EagerSteps):
         super().__init__(program, parameters, kernels)
         self._progress, self._code = progress, code or Code()
         self._asked: set[bool] = set()  # forms (rows are many?) that are there, or left out
-        blocks = {name: Part(each.wake, kernels, folds=True) for name, each in program.classes.items()}
+        blocks = {
+            name: Part(each.wake, kernels, folds=True, sizes=own_sizes(program, name))
+            for name, each in program.classes.items()
+        }
         self._wake = {**blocks}
         self._embed, self._head = embed, head = Part(program.embed, kernels), Part(program.head, kernels)
         self._parts = {"embed": embed, **blocks, "head": head}
@@ -136,10 +149,11 @@ class CompiledSteps(EagerSteps):
         values, _ = super().begin(state, tokens, lengths)
         found: dict[str, dict[str, Any]] = {}
         for name, parameters, names in self._blocks:
-            if name not in found:
-                found[name] = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+            given = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
+            if name not in found and self._parts[name].fits(given):
+                found[name] = given
         around = {**self.parameters, **state, **values, "tokens": tokens, "lengths": lengths}
-        return [(name, found.get(name, around)) for name in self._parts]
+        return [(name, found.get(name, around)) for name in self._parts if name in found or name in ("embed", "head")]
 
 
 def one_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -168,9 +182,19 @@ def in_place(graph: Graph) -> list[str]:
     ]
 
 
-def symbolic_rows(graph: Graph) -> dict[str, list[int]]:
-    """The dimensions of a graph's ports that are its rows."""
+def named_dims(graph: Graph, names: Collection[str]) -> dict[str, dict[int, str]]:
+    """The dimensions of a graph's ports that have one of these names."""
     types = {name: node.meta["type"] for name, node in graph.ports().items()}
     return {
-        name: [at for at, dim in enumerate(getattr(type_, "dims", ())) if dim == "B"] for name, type_ in types.items()
+        name: {at: dim for at, dim in enumerate(getattr(type_, "dims", ())) if dim in names}
+        for name, type_ in types.items()
     }
+
+
+def own_sizes(program: ProgramGraphs, name: str) -> set[str]:
+    """The names of sizes that not all blocks of a class have alike."""
+    known: dict[str, set[int]] = {}
+    for i in (i for i, block in enumerate(program.layout) if block.cls == name):
+        for dim, size in program.sizes(i).items():
+            known.setdefault(dim, set()).add(size)
+    return {dim for dim, sizes in known.items() if len(sizes) > 1}

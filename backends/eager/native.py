@@ -36,15 +36,14 @@ SETTINGS = {"compile_threads": 1, "aot_inductor.precompile_headers": False}
 
 class Function(nn.Module):
     """A graph as what torch.export traces: its ports, in order, to its results but for `in_place`, which it writes into
-    its arguments. `rows` has the dimensions of ports that are rows, if their number is free: then there are two or more
-    in `inputs`.
+    its arguments. `free` names the dimensions of ports whose size is free: then it is two or more in `inputs`.
     """
 
     def __init__(
         self,
         executor: Executor,
         inputs: Mapping[str, Any],
-        rows: Mapping[str, Sequence[int]],
+        free: Mapping[str, Mapping[int, str]],
         in_place: Sequence[str],
     ) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class Function(nn.Module):
         self.ports = list(executor.ports)
         self.results = [name for name in executor.results if name not in in_place]
         self.inputs = tuple(inputs[name] for name in self.ports)
-        self.rows = [rows.get(name, ()) for name in self.ports]
+        self.free = [free.get(name, {}) for name in self.ports]
 
     def forward(self, *args: Any) -> tuple[Any, ...]:
         """The results by their order in `results`."""
@@ -60,17 +59,17 @@ class Function(nn.Module):
         return tuple(found[name] for name in self.results)
 
     def shapes(self) -> str:
-        """Dtypes and sizes of the arguments, as text; B for rows that are free."""
+        """Dtypes and sizes of the arguments, as text, with the names of those that are free."""
         texts = []
-        for value, rows in zip(self.inputs, self.rows, strict=True):
-            sizes = ["B" if at in rows else str(size) for at, size in enumerate(value.shape)]
+        for value, free in zip(self.inputs, self.free, strict=True):
+            sizes = [free.get(at, str(size)) for at, size in enumerate(value.shape)]
             texts.append(f"{value.dtype}[{','.join(sizes)}]")
         return " ".join(texts)
 
     def traced(self) -> ExportedProgram:
         """The function as PyTorch's own operators."""
-        batch = torch.export.Dim("B", min=2)
-        free = tuple({at: batch for at in rows} for rows in self.rows)
+        dims = {name: torch.export.Dim(name, min=2) for each in self.free for name in each.values()}
+        free = tuple({at: dims[name] for at, name in each.items()} for each in self.free)
         inputs = tuple(value.contiguous() for value in self.inputs)
         with _quiet():
             return torch.export.export(self, inputs, dynamic_shapes=(free,))

@@ -39,10 +39,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    """With windows, memories, records and kept pairs, in float64."""
+    """With windows, memories, records and kept pairs, in float64. No two blocks have as many slots, and one has one,
+    which is no free size: its tokens are eager.
+    """
     torch.manual_seed(0)
-    recipe = {"window": WINDOW, "sinks": 2, "keep": 3, "passes": 2}
-    return sleepc.convert(GPT(vocab=VOCAB, width=16, heads=2, blocks=1, context=64).double(), recipe)
+    recipe = {"window": WINDOW, "sinks": 2, "passes": 2, "keep": {"budgets": ((1, 0), (4, 2), (2, 3))}}
+    return sleepc.convert(GPT(vocab=VOCAB, width=16, heads=2, blocks=3, context=64).double(), recipe)
 
 
 def read(
