@@ -52,6 +52,7 @@ class Part(Executor):
     def __init__(self, graph: Graph, kernels: Kernels, *, folds: bool = False, sizes: Collection[str] = ()) -> None:
         super().__init__(graph, kernels, CPU, folds=folds)
         self.sizes = frozenset(sizes)
+        self._own = [(name, at) for name, dims in named_dims(graph, self.sizes).items() for at in dims]
         self.forms: dict[bool, Native] = {}  # by whether rows are many
         single: dict[Any, Any] = {ours.write_slots.default: functional.write_slot_, LINEAR: one_row_linear}
         self.single = Executor(graph, {**kernels, **single}, CPU)
@@ -64,16 +65,13 @@ class Part(Executor):
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Are all sizes of a block's own two or more?"""
-        free = named_dims(self.graph, self.sizes)
-        return all(values[name].shape[at] > 1 for name, dims in free.items() for at in dims)
+        return all(values[name].shape[at] > 1 for name, at in self._own)
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """See `Executor`."""
         rows, tokens = values[self.read].shape[:2]
         native = self.forms.get(rows > 1) if tokens == 1 else None
-        if native is None or (self.sizes and not self.fits(values)):
-            return super().__call__(values)
-        return native(values)
+        return native(values) if native is not None and self.fits(values) else super().__call__(values)
 
 
 class CompiledSteps(EagerSteps):
@@ -148,9 +146,8 @@ class CompiledSteps(EagerSteps):
         lengths = torch.ones(rows, dtype=torch.int64)
         values, _ = super().begin(state, tokens, lengths)
         found: dict[str, dict[str, Any]] = {}
-        for name, parameters, names in self._blocks:
-            given = {**values, **parameters, **{local: state[full] for local, full in names.items()}}
-            if name not in found and self._parts[name].fits(given):
+        for i, (name, _, _) in enumerate(self._blocks):
+            if name not in found and self._parts[name].fits(given := self._given(i, values, state)):
                 found[name] = given
         around = {**self.parameters, **state, **values, "tokens": tokens, "lengths": lengths}
         return [(name, found.get(name, around)) for name in self._parts if name in found or name in ("embed", "head")]

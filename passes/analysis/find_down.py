@@ -8,18 +8,18 @@ from sleepc.ir.graph import PARAMETERS, Graph, is_call
 from sleepc.ir.types import IntType
 from sleepc.ops import RECURRENCES
 from sleepc.passes.analysis.find_sites import dims, find_attention
-from sleepc.passes.analysis.linear_maps import LinearMap, linear_maps
+from sleepc.passes.analysis.linear_maps import LinearMap, all_maps, maps_before
 
 
 def find_down(graph: Graph) -> LinearMap | None:
     """Of all linear maps to the width of h, whose inputs no attention and no recurrence gives, that with the most
     inputs; of equals the last. None if there is none: experts are batched, and packed streams have another width.
     """
-    maps = _all_maps(graph)
-    calls = {each.call for each in maps}
+    maps = all_maps(graph)
+    calls = set(maps)
     mixers = {find_attention(graph), *(node for node in graph.calls() if is_call(node, *RECURRENCES))}
     width, order = dims(graph.ports()["h"])[-1], {node: i for i, node in enumerate(graph.calls())}
-    found = [each for each in maps if dims(each.call)[-1] == width and _is_inner(each.x, calls, mixers)]
+    found = [one for one in maps.values() if dims(one.call)[-1] == width and _is_inner(one.x, calls, mixers)]
     return max(found, key=lambda each: (int(dims(each.x)[-1]), order[each.call]), default=None)
 
 
@@ -30,21 +30,10 @@ def find_mlp(graph: Graph) -> dict[str, LinearMap]:
     down = find_down(graph)
     if down is None:
         return {}
-    maps = {each.call: each for each in _all_maps(graph)}
-    stack, seen, ups = [down.x], set[fx.Node](), set[fx.Node]()
-    while stack:
-        node = stack.pop()
-        if node in maps:
-            ups.add(node)
-        elif node not in seen:
-            seen.add(node)
-            stack += node.all_input_nodes
+    maps = all_maps(graph)
+    ups = maps_before([down.x], maps)
     order = [node for node in graph.calls() if node in ups]
     return {"down": down, **{f"up{i}": maps[node] for i, node in enumerate(order)}}
-
-
-def _all_maps(graph: Graph) -> list[LinearMap]:
-    return [each for port in graph.ports("param").values() for each in linear_maps(port)]
 
 
 def _is_inner(value: fx.Node, maps: set[fx.Node], mixers: set[fx.Node | None]) -> bool:

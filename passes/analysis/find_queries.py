@@ -6,7 +6,7 @@ from torch import fx
 
 from sleepc.ir.graph import Graph
 from sleepc.passes.analysis.find_sites import find_attention
-from sleepc.passes.analysis.linear_maps import LinearMap, linear_maps
+from sleepc.passes.analysis.linear_maps import LinearMap, all_maps, maps_before
 
 
 def find_queries(graph: Graph) -> dict[str, LinearMap]:
@@ -16,19 +16,6 @@ def find_queries(graph: Graph) -> dict[str, LinearMap]:
     attention = find_attention(graph)
     if attention is None:
         return {}
-    maps = {one.call: one for port in graph.ports("param").values() for one in linear_maps(port)}
-    queries, others = (_last_maps(nodes, set(maps)) for nodes in (attention.args[:1], attention.args[1:3]))
-    return {"query": maps[queries.pop()]} if len(queries) == 1 and not queries & others else {}
-
-
-def _last_maps(nodes: tuple[object, ...], maps: set[fx.Node]) -> set[fx.Node]:
-    """The maps whose results these are made of, by other operators alone."""
-    stack, seen, found = [node for node in nodes if isinstance(node, fx.Node)], set[fx.Node](), set[fx.Node]()
-    while stack:
-        node = stack.pop()
-        if node in maps:
-            found.add(node)
-        elif node not in seen:
-            seen.add(node)
-            stack += node.all_input_nodes
-    return found
+    maps, (q, *others) = all_maps(graph), (node for node in attention.args[:3] if isinstance(node, fx.Node))
+    queries = maps_before([q], maps)
+    return {"query": maps[queries.pop()]} if len(queries) == 1 and not queries & maps_before(others, maps) else {}

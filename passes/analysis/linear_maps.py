@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import fx
 
-from sleepc.ir.graph import is_call
+from sleepc.ir.graph import Graph, is_call
 from sleepc.ir.types import TensorType
 from sleepc.passes.lib.emit import aten
 
@@ -18,6 +18,24 @@ class LinearMap(NamedTuple):
     call: fx.Node
     x: fx.Node
     flipped: bool
+
+
+def all_maps(graph: Graph) -> dict[fx.Node, LinearMap]:
+    """The linear maps of a block, by their calls."""
+    return {one.call: one for port in graph.ports("param").values() for one in linear_maps(port)}
+
+
+def maps_before(nodes: Iterable[fx.Node], maps: Collection[fx.Node]) -> set[fx.Node]:
+    """Those of these maps whose results the nodes are made of, by other operators alone."""
+    stack, seen, found = list(nodes), set[fx.Node](), set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in maps:
+            found.add(node)
+        elif node not in seen:
+            seen.add(node)
+            stack += node.all_input_nodes
+    return found
 
 
 def linear_maps(port: fx.Node) -> list[LinearMap]:
