@@ -19,7 +19,15 @@ import numpy as np
 from sleepc.errors import SleepcError, UsageError
 from sleepc.ir.roles import PINNED_SCORE
 from sleepc.json_file import parse_json
-from sleepc.runtime.array_file import DTYPES, ArrayFileKind, StoredArray, may_be_replaced, read_arrays, write_arrays
+from sleepc.runtime.array_file import (
+    DTYPES,
+    MAX_HEADER,
+    ArrayFileKind,
+    StoredArray,
+    may_be_replaced,
+    read_arrays,
+    write_arrays,
+)
 from sleepc.runtime.steps import GAP, KEPT, SCORE, TOKEN, Array, Signature, Steps
 
 AGAIN = "make it again (sleepc cartridge), or load another one"
@@ -71,10 +79,12 @@ class Cartridge:
         write_arrays(path, {name: (kinds[name], array) for name, array in self.arrays.items()}, facts, KIND)
 
 
-def read_cartridge(path: str | os.PathLike[str]) -> Cartridge:
-    """The cartridge of a file. Raises UsageError when it cannot be read, SleepcError when it is damaged or none."""
+def read_cartridge(path: str | os.PathLike[str], most: int | None = None) -> Cartridge:
+    """The cartridge of a file, whose arrays have at most so many bytes. Raises UsageError when it cannot be read,
+    SleepcError when it is damaged, none, or larger.
+    """
     file = Path(path)
-    stored, facts = read_arrays(file, KIND)
+    stored, facts = read_arrays(file, KIND, None if most is None else most + MAX_HEADER)
     try:
         listed = parse_json(facts["pairs"].encode(), what="its pairs", where=str(file), fix=AGAIN)
         pairs = {int(block): tuple(int(n) for n in heads) for block, heads in listed}

@@ -384,7 +384,8 @@ class Session:
         Raises UsageError for rows that have read something, a program that keeps no pairs, and more pairs than slots;
         SleepcError for what is damaged or of another model. Nothing has changed then.
         """
-        found = [each if isinstance(each, Cartridge) else read_cartridge(each) for each in cartridges]
+        most = 2 * self.stats.state_bytes  # a file has in float32 what a state may have in 16 bits
+        found = [each if isinstance(each, Cartridge) else read_cartridge(each, most) for each in cartridges]
         chosen = row_mask(range(self.batch) if rows is None else rows, self.batch)
         begun = np.flatnonzero(chosen & (self.position > 0)).tolist()
         if begun:

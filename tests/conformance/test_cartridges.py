@@ -218,3 +218,11 @@ def test_half_precision_rounds_to_the_nearest() -> None:
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     wanted = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
     assert np.array_equal(_as(values, np.zeros(0, np.uint16), "bf16"), wanted)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, session = tmp_path / "text.cartridge", Session(load(converted().graphs))
+    made().save(file)
+    monkeypatch.setattr("sleepc.runtime.cartridge.MAX_HEADER", -2 * session.stats.state_bytes)
+    with pytest.raises(SleepcError, match="too many for a cartridge of this model"):
+        session.load_cartridges([file])
