@@ -9,7 +9,7 @@ from sleepc.errors import UsageError
 from sleepc.memory.features import find as find_features
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
-from sleepc.recipe import Decay, Keep, LayerPlan, Layout, Recipe, WriteTime
+from sleepc.recipe import Decay, Hebbian, Keep, LayerPlan, Layout, Recipe, WriteTime
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,15 @@ class Asleep:
     """What sleeps do to a layer's memory, as the consolidation says.
 
     `recorded`: do they need the window's keys, values and gates? `replays`: how often the rule is applied to those.
-    `again`: does the block run again over the window? `decays`: how often a window makes the memory decay.
+    `again`: does the block run again over the window? `decays`: how often a window makes the memory decay. `noise`:
+    what runs through it after that.
     """
 
     recorded: bool
     replays: int = 1
     again: bool = False
     decays: int = 1
+    noise: Hebbian | None = None
 
     @property
     def writes(self) -> int:

@@ -93,6 +93,18 @@ class Gradient(_Options):
     weights: Literal["mlp", "down", "query"] = "mlp"
 
 
+class Hebbian(_Options):
+    """What noise does to memories in sleeps of consolidation `hebbian`: `steps` of it. Weights from inputs that are
+    active to outputs beyond `threshold`, in root mean squares of all outputs, move by `inc`, and those from silent
+    inputs become weaker by the share `dec`.
+    """
+
+    steps: Annotated[int, Field(ge=0, le=64)] = 8
+    inc: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.003
+    dec: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0003
+    threshold: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 1.0
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions. `layout`: of
@@ -123,6 +135,7 @@ class Recipe(_Options):
     settle: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
     mlps: Layers = "auto"
     gradient: Gradient | None = None
+    hebbian: Hebbian | None = None
     eviction: Eviction = "sliding"
     own_windows: Literal["auto", "leave", "narrow"] = "auto"
     last_position: Literal["evict", "renumber"] = "evict"

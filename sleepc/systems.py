@@ -199,8 +199,8 @@ SYSTEMS = (
         "Sleep replay (SRC)",
         "Nature Communications 13:7742",
         "noise and a Hebbian rule move weights, without data",
-        "",
-        "not built: consolidation `hebbian` does not exist",
+        "`--consolidation hebbian`, a baseline",
+        "it moves fast weights, by graded activity in place of spikes; slow weights of MLPs stay as they are",
     ),
     System(
         "RULER",

@@ -6,6 +6,7 @@ from sleepc.errors import UsageError
 from sleepc.names import check_new
 from sleepc.passes.consolidation.contract import Consolidation
 from sleepc.passes.consolidation.gradient import ByGradient
+from sleepc.passes.consolidation.hebbian import ByNoise
 from sleepc.passes.consolidation.in_place import InPlace
 from sleepc.passes.consolidation.recurrent import Recurrent
 from sleepc.passes.consolidation.replay import Replay
@@ -46,5 +47,5 @@ def asleep(recipe: Recipe, blocks: int) -> tuple[Asleep, ...]:
     return tuple(find(recipe.consolidation).asleep(recipe, plans, i) for i in range(blocks))
 
 
-for _made in (Replay(), Recurrent(), InPlace(), ByGradient()):
+for _made in (Replay(), Recurrent(), InPlace(), ByGradient(), ByNoise()):
     register(_made)

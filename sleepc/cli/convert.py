@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sleepc.inspection import Inspection
 
 
+GROUPS = ("gradient", "hebbian")  # options of a consolidation, which a recipe has in one
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
     """The options of a recipe (sleepc.recipe.Recipe), by the same names."""
@@ -47,7 +50,7 @@ class RecipeOptions:
     window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")
     passes: int | None = flag("Number of passes of a sleep over its window (N).", shown="1")
     consolidation: str | None = flag(
-        "What the passes of a sleep do: replay (repeat the memory's update), recurrent (run blocks again; needs training), in_place (replay, and write MLPs; needs training) or gradient (replay, and take steps of gradient descent).",
+        "What the passes of a sleep do: replay (repeat the memory's update), recurrent (run blocks again; needs training), in_place (replay, and write MLPs; needs training), gradient (replay, and take steps of gradient descent) or hebbian (replay, and noise: a baseline).",
         shown="replay",
     )
     loop: str | None = flag("Blocks that recurrent passes run: all, middle or a:b.", shown="all")
@@ -69,6 +72,10 @@ class RecipeOptions:
         "What is learned in these blocks: mlp (all linear maps of the MLP), down (the last one) or query (that which makes queries).",
         shown="mlp",
     )
+    hebbian_steps: int | None = flag("Steps of noise that a sleep of hebbian takes.", shown="8")
+    hebbian_inc: float | None = flag("How much a step moves weights between what is active.", shown="0.003")
+    hebbian_dec: float | None = flag("The share by which it weakens weights of silent inputs.", shown="0.0003")
+    hebbian_threshold: float | None = flag("What outputs have to pass, in root mean squares of all of them.", shown="1")
     eviction: str | None = flag(
         "What a sleep does to the window: sliding (it slides on) or hard (it is emptied).", shown="sliding"
     )
@@ -131,8 +138,8 @@ def convert(
 
     given = _given(options.recipe)
     file = read_recipe(options.recipe_file) if options.recipe_file else {}
-    if "gradient" in given:
-        given["gradient"] = {**file.get("gradient", {}), **given["gradient"]}
+    for group in given.keys() & GROUPS:
+        given[group] = {**(file.get(group) or {}), **given[group]}
     recipe = {**file, **given}
     make_recipe(recipe)
     check_free(options.output, force=options.force)  # before any work
@@ -164,7 +171,6 @@ def convert(
 def _given(options: RecipeOptions) -> dict[str, Any]:
     """The options of a recipe that are given."""
     from sleepc.errors import UsageError
-    from sleepc.recipe import Gradient
     from sleepc.recipe_file import read_budgets
 
     given = {name: value for name, value in vars(options).items() if value is not None}
@@ -174,9 +180,10 @@ def _given(options: RecipeOptions) -> dict[str, Any]:
         raise UsageError(what, where=option, fix="Add --keep 128.")
     if how.get("budgets", "auto") not in ("auto", "equal"):
         how["budgets"] = read_budgets(Path(how["budgets"]))
-    learn = {key: given.pop(f"gradient_{key}") for key in Gradient.model_fields if f"gradient_{key}" in given}
-    if learn:
-        given["gradient"] = learn
+    for group in GROUPS:
+        names = [name for name in given if name.startswith(f"{group}_")]
+        if names:
+            given[group] = {name.removeprefix(f"{group}_"): given.pop(name) for name in names}
     if "keep" in given:
         given["keep"] = {"slots": given["keep"], **how}
     return given

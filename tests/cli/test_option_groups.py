@@ -24,7 +24,7 @@ from sleepc.memory.registry import RULES
 from sleepc.passes.consolidation.registry import CONSOLIDATIONS
 from sleepc.passes.keep.registry import SCORES
 from sleepc.passes.rewrite.rounded import FORMS
-from sleepc.recipe import Gradient, Keep, Recipe
+from sleepc.recipe import Gradient, Hebbian, Keep, Recipe
 from sleepc.train.cartridge import CartridgeSettings
 from sleepc.train.settings import Settings
 
@@ -91,8 +91,9 @@ def test_every_option_of_a_recipe_is_a_flag_of_convert() -> None:
     flags = [name for name in Recipe.model_fields if name != "overrides"]
     at = flags.index("keep") + 1
     flags[at:at] = ["keep_score", "keep_budgets", "keep_dtype"]  # a recipe has these in `keep`
-    at = flags.index("gradient")
-    flags[at : at + 1] = [f"gradient_{name}" for name in Gradient.model_fields]
+    for group, options in (("gradient", Gradient), ("hebbian", Hebbian)):
+        at = flags.index(group)
+        flags[at : at + 1] = [f"{group}_{name}" for name in options.model_fields]
     assert [each.name for each in fields(RecipeOptions)] == flags
 
 
