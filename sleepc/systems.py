@@ -74,9 +74,8 @@ SYSTEMS = (
         "TRELLIS",
         "2512.23852",
         "two banks of slots, one for keys and one for values, written by gradient steps",
-        "",
-        "not built: with identity in place of its nonlinearity it is two delta rules, one read by the other; what it "
-        "does between is left open by the paper",
+        "`--rule trellis`, and `trellis_silu` with SiLU in its writes",
+        "gradients go token by token, not by chunks; what the paper leaves open is chosen in sleepc/memory/slots.py",
     ),
     System(
         "Recurrent depth",

@@ -35,7 +35,7 @@ PLACES = ("g", "beta")  # gates that have places of their own among an operator'
 Made = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 Rewrite = Callable[[ProgramGraphs, BlockClass, MemoryOptions], "list[NewParam]"]
 Written = dict[str, fx.Node]
-"""What the tokens of a step write: k, v [B,H,T,D], and every gate of the rule [B,H,T], a decay also [B,H,T,d_k]. At
+"""What the tokens of a step write: k, v [B,H,T,D], and every gate of the rule [B,H,T], a wide one [B,H,T,d_k]. At
 padding k is 0, and gates have the values that leave memories unchanged."""
 
 
@@ -144,11 +144,13 @@ class MemoryBuilder:
             size = [e.size(x, 0), e.size(x, 1), self.heads]
             every = e.call(aten.expand.default, e.cast(mask, self.dtype), size)
             return e.transpose(self._masked(e, gate, every, mask), 1, 2)
-        per_channel = gate.activation == "decay" and self.options.decay == "channel"
-        parameters = of_gate(gate, per_channel=per_channel)
+        parameters = of_gate(gate, self.options.decay)
         if gate.activation == "decay":
             return self._decay(e, gate, parameters, x, mask)
-        weight = self.param(parameters.weight)
+        weight = self.param(parameters.weight, of_keys=True)
+        if gate.activation == "code":
+            code = e.reshape(e.linear(x, weight), [e.size(x, 0), e.size(x, 1), self.heads, self.width])
+            return e.transpose(e.mul(e.ours("l2norm", code), e.unsqueeze(mask, -1)), 1, 2)
         bias = None if self.options.layout == "native" else self.param(parameters.bias)
         value = e.call(aten.sigmoid.default, e.linear(x, weight, bias))
         return e.transpose(self._masked(e, gate, value, mask), 1, 2)
@@ -202,8 +204,8 @@ class MemoryBuilder:
         if with_v:
             parts.append(("v", e.cast(written["v"], dtype), dtype, (site.d_v,)))
         for name, gate in self.rule.gates.items():
-            per_channel = gate.activation == "decay" and self.options.decay == "channel"
-            parts.append((name, written[name], self.dtype, (self.width,) if per_channel else ()))
+            wide = gate.wide(self.options.decay)
+            parts.append((name, written[name], self.dtype, (self.width,) if wide else ()))
         for name, value, kept, width in parts:
             padding = self.rule.gates[name].at_padding if name in self.rule.gates else 0.0
             dims = row(self.heads, self.options.window, *width)

@@ -21,6 +21,11 @@ def decay_products(total: Tensor) -> Tensor:
     return (total[:, :, :, None] - total[:, :, None]).clamp(max=0).exp()
 
 
+def before(values: Tensor, first: float) -> Tensor:
+    """What stands after the token before, of values after every token [B,H,C,..]; `first` before the first one."""
+    return torch.cat([torch.full_like(values[:, :, :1], first), values[:, :, :-1]], 2)
+
+
 def _product(rows: Tensor, matrix: Tensor) -> Tensor:
     """[B, H, n, C, x] times [B, H, x, y] -> [B, H, n, C, y], without a copy of the matrix per n."""
     return (rows.flatten(2, 3) @ matrix).view(*rows.shape[:4], matrix.shape[3])

@@ -64,6 +64,11 @@ def normal(shape: Shape, generator: Generator) -> Tensor:
     return values
 
 
+def twins(shape: Shape, generator: Generator) -> Tensor:
+    """Normal numbers of variance 1 / columns, the same for all such maps of a layer."""
+    return normal(shape, Generator().manual_seed(generator.initial_seed()))
+
+
 def small_diagonal(shape: Shape, generator: Generator) -> Tensor:
     """A square map that takes every channel times a normal number of deviation 0.02."""
     return torch.diag(torch.randn(shape[0], generator=generator) * 0.02)
@@ -152,7 +157,7 @@ OF_LAYERS |= {INTO + part: into_learned(part, 0, 1) for part in LEARNED}
 @dataclass(frozen=True)
 class GateParameters:
     """Those of one gate: W [rows, hidden], b [rows], and A [rows], which only a decay has; rows are memories or, for a
-    decay per channel, memories times d_k.
+    wide gate, memories times d_k.
     """
 
     weight: Parameter
@@ -160,14 +165,16 @@ class GateParameters:
     rate: Parameter
 
 
-def of_gate(gate: Gate, *, per_channel: bool = False) -> GateParameters:
-    """The parameters of a gate that has some. A decay's bias is that of half-lives, which the window decides."""
+def of_gate(gate: Gate, decay: str = "head") -> GateParameters:
+    """The parameters of a gate that has some, of a recipe whose decays are per `decay`. A decay's bias is that of
+    half-lives, which the window decides. Codes begin equal, so that what one finds is what another wrote.
+    """
 
     def rows(s: Sizes) -> int:
-        return s.heads * s.d_k if per_channel else s.heads
+        return s.heads * s.d_k if gate.wide(decay) else s.heads
 
     return GateParameters(
-        Parameter(gate.weight, lambda s: (rows(s), s.hidden), zeros),
+        Parameter(gate.weight, lambda s: (rows(s), s.hidden), twins if gate.activation == "code" else zeros),
         Parameter(gate.bias, lambda s: (rows(s),), filled(gate.start)),
         Parameter(gate.rate, lambda s: (rows(s),), zeros),
     )

@@ -21,7 +21,12 @@ PORT = re.compile(r"[a-z]\d+")  # what blocks call the model's own parameters an
 TAKEN = {"q", "h", "live", "real", "lengths", "record_slots", "positions", "tokens"}
 TAKEN |= {"query_positions", "window_positions", "model_positions", "model_position", "moved", "window_pinned"}
 TAKEN |= {*BY_NAME}
-NEEDS = {"sigmoid": (True, True, False), "decay": (True, True, True), "one": (False, False, False)}  # W, b, A
+NEEDS = {  # W, b, A
+    "sigmoid": (True, True, False),
+    "decay": (True, True, True),
+    "one": (False, False, False),
+    "code": (True, False, False),
+}
 
 
 def register(rule: Rule) -> Rule:
@@ -55,7 +60,8 @@ def _check_gate(name: str, gate: Gate, where: str) -> None:
         text = f"gate {name} has the activation {gate.activation!r}"
         raise UsageError(text, where=where, fix=f"One of: {', '.join(NEEDS)}.")
     if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != NEEDS[gate.activation]:
-        text = f"gate {name} needs parameters that fit its activation: sigmoid a weight and a bias, decay a rate too"
+        fits = "code a weight, sigmoid a bias too, decay a rate too"
+        text = f"gate {name} needs parameters that fit its activation: {fits}"
         raise UsageError(text, where=where, fix="Name those, and no others.")
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 Shape = tuple[int, ...]
 States = Sequence[Tensor]
 Tokens = Mapping[str, Tensor]
-"""What tokens write, by name: "k" [B,H,..,dk], "v" [B,H,..,dv], and every gate of the rule [B,H,..], a decay also
+"""What tokens write, by name: "k" [B,H,..,dk], "v" [B,H,..,dv], and every gate of the rule [B,H,..], a wide one
 [B,H,..,dk]. Heads are those of the memory."""
 
-Activation = Literal["sigmoid", "decay", "one"]
+Activation = Literal["sigmoid", "decay", "one", "code"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,16 @@ class State:
 
 @dataclass(frozen=True)
 class Gate:
-    """A number for each token and memory, made of the layer's input x.
+    """A number for each token and memory, or as many as a key has, made of the layer's input x.
 
     activation  sigmoid: sigmoid(W x + b).  decay: -exp(A) softplus(W x + b), log space, <= 0; per channel of the key
-                if the recipe says so.  one: 1 for every token; it has no parameters.
+                if the recipe says so.  one: 1 for every token; it has no parameters.  code: W x of unit length, as
+                many numbers as a key has.
     weight, bias, rate   the names of W, b and A among the layer's parameters
     start       b at conversion (a decay's is made from the window: half-lives)
     at_padding  with this value, and k = 0, every state stays unchanged
     again       does it act in the passes of a replay after the first? If not, it has its value at padding there.
+    of_keys     may a decay be per channel of the key? Not if it is that of a tensor without such channels.
     """
 
     activation: Activation
@@ -45,10 +47,15 @@ class Gate:
     start: float = 0.0
     at_padding: float = 0.0
     again: bool = True
+    of_keys: bool = True
 
     def parameters(self) -> tuple[str, ...]:
         """The names of its parameters."""
         return tuple(name for name in (self.weight, self.bias, self.rate) if name)
+
+    def wide(self, decay: str) -> bool:
+        """Is it d_k numbers for each token and memory, of a recipe whose decays are per `decay`?"""
+        return self.activation == "code" or (self.activation == "decay" and self.of_keys and decay == "channel")
 
     @property
     def of_time(self) -> bool:

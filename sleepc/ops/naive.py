@@ -340,14 +340,11 @@ def delta_rule(
 
 def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
     """Every query reads the memory as it is."""
-    rows, heads, tokens = q.shape[:3]
-    out = torch.zeros(rows, heads, tokens, state[0].shape[3], dtype=torch.float64)
-    for b in range(rows):
-        for h in range(heads):
-            held = [x[b, _memory_of(h, q, x.shape[1])].double() for x in state]
-            for t in range(tokens):
-                out[b, h, t] = scale * find(rule).naive_read(held, q[b, h, t : t + 1].double())[0]
-    return out
+    rows = []
+    for b, h in product(range(q.shape[0]), range(q.shape[1])):
+        held = [x[b, _memory_of(h, q, x.shape[1])].double() for x in state]
+        rows.append(scale * find(rule).naive_read(held, q[b, h].double()))
+    return torch.stack(rows).view(*q.shape[:2], *rows[0].shape)
 
 
 def replay(

@@ -19,7 +19,7 @@ def dropped(
 ) -> Written:
     """What the sleep after tokens start .. end-1 writes, [B,H,P,..]: of all that the stream's tokens have `made`
     [B,H,t,..] the part of tokens that each head had or read and has no more (`pairs` before and after the sleep), in
-    their order, in its last places. What slots held is as exact as their `dtype`.
+    their order, in its last places. What vectors slots held are as exact as their `dtype`.
 
     P is the number of tokens read, or more where a head drops more than that. At the last places it is as late as it
     was at the tokens of the window; nothing is written, and no time goes by, where there is no pair.
@@ -40,7 +40,7 @@ def dropped(
         for row, heads in enumerate(out):
             for head, tokens in enumerate(heads):
                 written = values[row, head, tokens]
-                if name in WIDTHS:
+                if values.dim() == 4:
                     held = torch.tensor([t < start for t in tokens], dtype=torch.bool)
                     written = torch.where(held[:, None], rounded(written, dtype), written)
                 found[name][row, head, places - len(tokens) :] = written
@@ -62,5 +62,5 @@ def slots_hold(rule: str, made: Written, pairs: Pairs, *, with_v: bool, dtype: s
                 parts.append(values.new_full((slots - len(tokens), *values.shape[3:]), nothing))
                 parts.append(values[row, head, tokens])
             rows.append(torch.cat(parts))
-        found |= stored(name_of("record", name), torch.stack(rows), dtype if name in WIDTHS else "float")
+        found |= stored(name_of("record", name), torch.stack(rows), dtype if values.dim() == 4 else "float")
     return found

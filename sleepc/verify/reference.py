@@ -17,7 +17,7 @@ from sleepc.memory.registry import find
 Memory = list[Tensor]
 Written = dict[str, Tensor]
 """What the tokens of a window write: "k" [B,H,T,dk] of unit length, "v" [B,H,T,dv], and every gate of the rule by name
-[B,H,T], a decay also [B,H,T,dk]."""
+[B,H,T], a wide one [B,H,T,dk]."""
 
 
 def attention(
@@ -72,13 +72,18 @@ def unit(x: Tensor) -> Tensor:
 
 
 def gates(rule: str, x: Tensor, p: Mapping[str, Tensor], heads: int) -> Written:
-    """The rule's gates of `heads` memories from x [B,T,d]: sigmoid(W x + b), -exp(A) softplus(W x + b), or 1."""
+    """The rule's gates of `heads` memories from x [B,T,d]: sigmoid(W x + b), -exp(A) softplus(W x + b), 1, or
+    W x / |W x| of each head.
+    """
     found = {}
     for name, gate in find(rule).gates.items():
         if gate.activation == "one":
             found[name] = x.new_ones(x.shape[0], heads, x.shape[1])
             continue
         y = x @ p[gate.weight].T
+        if gate.activation == "code":
+            found[name] = unit(y.reshape(*y.shape[:2], heads, -1)).transpose(1, 2)
+            continue
         if gate.bias in p:  # a native layer's write gate has none
             y = y + p[gate.bias]
         y = torch.sigmoid(y) if gate.activation == "sigmoid" else -p[gate.rate].exp() * F.softplus(y)

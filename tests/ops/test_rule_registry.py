@@ -158,6 +158,7 @@ GATE = Gate("sigmoid", weight="w_eta", bias="b_eta")
         ({"gates": {"eta": Gate("sigmoid")}}, "needs parameters"),
         ({"gates": {"eta": Gate("decay", weight="w_eta", bias="b_eta")}}, "needs parameters"),
         ({"gates": {"one": Gate("one", weight="w_one")}}, "needs parameters"),
+        ({"gates": {"code": Gate("code", weight="w_code", bias="b_code")}}, "needs parameters"),
         ({"states": {}}, "at least one state"),
         ({"gates": {}}, "at least one state and one gate"),
         ({"states": {"S": State(matrix), "P": State(matrix)}, "affine": True}, "affine on one tensor"),
@@ -170,6 +171,10 @@ def test_rules_that_collide_are_refused(momentum: Rule, change: dict[str, Any], 
     assert before == registry.RULES
 
 
+VALUES: dict[str, Callable[[Tensor], Tensor]] = {"one": torch.ones_like, "decay": torch.neg}
+"""Gates by activation, of numbers in (0, 1); the others are such."""
+
+
 @pytest.mark.parametrize("name", registry.RULES)
 @pytest.mark.parametrize("channel", [False, True])
 def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
@@ -180,8 +185,9 @@ def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
     made = torch.Generator().manual_seed(0)
     states = [torch.randn(rows, *s, generator=made).double() for s in rule.shapes(heads, dk, x.v.shape[3]).values()]
     others = [n for n in rule.gates if n not in ("g", "beta")]
-    drawn = {n: torch.rand(x.beta.shape, generator=made).double() for n in others}
-    gates = [torch.ones_like(drawn[n]) if rule.gates[n].activation == "one" else drawn[n] for n in others]
+    wide = {n: (dk,) if rule.gates[n].wide("channel" if channel else "head") else () for n in others}
+    drawn = {n: torch.rand(*x.beta.shape, *wide[n], generator=made).double() for n in others}
+    gates = [VALUES.get(rule.gates[n].activation, torch.clone)(drawn[n]) for n in others]
     want = naive.delta_rule(*x.stream, states, gates, rule=name, scale=0.5)
     for chunk in (1, 4, 64):
         got = functional.delta_rule(*x.stream, states, gates, rule=name, scale=0.5, chunk=chunk)
@@ -190,7 +196,7 @@ def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
         how: dict[str, Any] = {"rule": name, "passes": passes, "written": False}
         got = functional.replay(*x.record, states, gates, **how)
         assert max(map(worst, got, naive.replay(*x.record, states, gates, **how))) < 1e-12
-    still = {n: torch.full_like(x.beta, gate.at_padding) for n, gate in rule.gates.items()}
+    still = {n: torch.full_like(drawn.get(n, x.beta), gate.at_padding) for n, gate in rule.gates.items()}
     pads = (x.q, x.k * 0, x.v, still.get("g", x.g), still.get("beta", x.beta), states, [still[n] for n in others])
     assert all(map(torch.equal, functional.delta_rule(*pads, rule=name, scale=1.0, chunk=1)[1:], states))
     assert max(map(worst, naive.delta_rule(*pads, rule=name, scale=1.0)[1:], states)) == 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sleepc.memory.chunk import decay_products
+from sleepc.memory.chunk import before, decay_products
 from sleepc.memory.rule import (
     DECAY,
     STRENGTH,
@@ -58,8 +58,8 @@ def chunk(q: Tensor | None, t: Tokens, state: States) -> tuple[Tensor | None, li
     weights = counted @ carried
     # what is left of the chunk's first S, and has come of its first P, in S after every token [B,H,C,1]
     left, come = t["g"].cumsum(2).exp()[..., None], counted @ slowing.exp()[..., None]
-    known = _before(left, 1.0) * (k @ memory) + _before(come, 0.0) * (k @ momentum)
-    among = strength * _before(weights, 0.0) * (k @ k.mT)
+    known = before(left, 1.0) * (k @ memory) + before(come, 0.0) * (k @ momentum)
+    among = strength * before(weights, 0.0) * (k @ k.mT)
     surprise = torch.linalg.solve_triangular(among, strength * (t["v"] - known), upper=False, unitriangular=True)
     out = None
     if q is not None:
@@ -69,11 +69,6 @@ def chunk(q: Tensor | None, t: Tokens, state: States) -> tuple[Tensor | None, li
     last = left[:, :, -1:] * memory + come[:, :, -1:] * momentum + (weights[:, :, -1, :, None] * k).mT @ surprise
     moved = slowing[:, :, -1, None, None].exp() * momentum + (carried[:, :, -1, :, None] * k).mT @ surprise
     return out, [last, moved]
-
-
-def _before(values: Tensor, first: float) -> Tensor:
-    """What stands after the token before, of values after every token [B,H,C,..]; `first` before the first one."""
-    return torch.cat([torch.full_like(values[:, :, :1], first), values[:, :, :-1]], 2)
 
 
 def naive(t: Tokens, state: States) -> list[Tensor]:
