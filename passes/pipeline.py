@@ -137,8 +137,8 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
             (
                 _bounded(recipe, plans),
                 CarryStates(),  # once the clock says which tokens are real
-                *consolidation.rewrites(recipe, plans),
                 ReplaceAttention(replaced),
+                *consolidation.rewrites(recipe, plans),
                 AddMemory(parallel),
                 InsertMemory(inserted),
             ),

@@ -176,7 +176,7 @@ class Consolidation:
         return recipe.passes > 1
 
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
-        """Passes after attention is bounded and before memories are added."""
+        """Passes after attention is bounded, or memories have taken its place, and before memories stand beside it."""
         return ()
 
     def stateful(self, recipe: Recipe, blocks: int) -> tuple[Pass, ...]:

@@ -35,7 +35,7 @@ TOKENS = np.random.default_rng(3).integers(0, VOCAB, 2 * WINDOW + 3)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"passes": 2}),
     "every-block": ("llama", {"mlps": "all", "eviction": "hard", "strategy": "insert", "sinks": 0}),
-    "flipped": ("gpt2", {"mlps": "1-2"}),
+    "flipped": ("gpt2", {"mlps": "1-2", "strategy": "replace", "layers": "1"}),
     "kept": ("llama", {"mlps": "2", "keep": {"slots": 3, "score": "key", "budgets": "equal"}}),
     "hybrid": ("qwen3-5", {"mlps": "0,1"}),
     "plain": ("nanogpt", {"mlps": "0"}),  # whose norms are float64
