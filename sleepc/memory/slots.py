@@ -44,7 +44,7 @@ def _values(heads: int, dk: int, dv: int) -> Shape:
     return heads, dk, dv
 
 
-STATES = {"M_V": State(_values), "M_K": State(_keys)}
+STATES = {"M_K": State(_keys), "M_V": State(_values)}
 GATES = {
     "g": DECAY,
     "beta": STRENGTH,
@@ -68,10 +68,10 @@ def slots_of(found: Tensor) -> Tensor:
 
 def step(t: Tokens, state: States, *, moved: Moved) -> list[Tensor]:
     """One token [B,H,..]."""
-    values, keys = state
+    keys, values = state
     w, size = direction(t["v"])
     values = _written(values.mT, w, moved, size * t["code_v"], t["g_v"], t["beta_v"]).mT
-    return [values, _written(keys, t["k"], moved, t["code"], t["g"], t["beta"])]
+    return [_written(keys, t["k"], moved, t["code"], t["g"], t["beta"]), values]
 
 
 def _written(bank: Tensor, w: Tensor, moved: Moved, code: Tensor, g: Tensor, beta: Tensor) -> Tensor:
@@ -82,13 +82,13 @@ def _written(bank: Tensor, w: Tensor, moved: Moved, code: Tensor, g: Tensor, bet
 
 def read(state: States, q: Tensor) -> Tensor:
     """M_V^T f(M_K q)."""
-    values, keys = state
+    keys, values = state
     return slots_of(q @ keys) @ values
 
 
 def naive(t: Tokens, state: States, *, moved: Moved) -> list[Tensor]:
     """The first two formulas above, bank by bank."""
-    values, keys = state
+    keys, values = state
     length = torch.sqrt(torch.sum(t["v"] * t["v"], -1) + 1e-6)
     w = torch.einsum("...v,...->...v", t["v"], 1 / length)
     code = torch.einsum("...m,...->...m", t["code_v"], length)
@@ -98,12 +98,12 @@ def naive(t: Tokens, state: States, *, moved: Moved) -> list[Tensor]:
     change = moved(torch.einsum("...km,...k->...m", keys, t["k"]), t["code"])
     share = t["g"] if t["g"].dim() == t["k"].dim() else t["g"][..., None].expand_as(t["k"])
     kept = torch.einsum("...k,...km->...km", torch.exp(share), keys)
-    return [new_values, kept - torch.einsum("...,...k,...m->...km", t["beta"], t["k"], change)]
+    return [kept - torch.einsum("...,...k,...m->...km", t["beta"], t["k"], change), new_values]
 
 
 def naive_read(state: States, q: Tensor) -> Tensor:
     """The third one."""
-    values, keys = state
+    keys, values = state
     found = torch.einsum("...km,...nk->...nm", keys, q)
     opened = found / (1 + torch.exp(-found))
     asked = opened / torch.sqrt(torch.sum(opened * opened, -1, keepdim=True) + 1e-6)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sleepc.errors import UsageError
 from sleepc.ir.compare import max_error
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
@@ -60,7 +61,7 @@ def test_it_is_what_its_reference_says(name: str) -> None:
     assert invariants.padding(made) < 1e-12
     assert invariants.saving(made) == 0
     memories = [s for s in converted(name)[0].all_states() if s.role == "memory" and s.block == 0]
-    assert [s.part for s in memories] == ["M_V", "M_K"]
+    assert [s.part for s in memories] == ["M_K", "M_V"]
     assert all(made.alone[0].state[s.name].any() for s in memories)
 
 
@@ -91,8 +92,8 @@ def test_a_wrong_step_is_found(step: Callable[..., list[Tensor]], monkeypatch: p
 
 def _longer(state: States, q: Tensor) -> Tensor:
     """LayerNorm in place of unit length."""
-    found = torch.nn.functional.silu(q @ state[1])
-    return torch.nn.functional.layer_norm(found, found.shape[-1:]) @ state[0]
+    found = torch.nn.functional.silu(q @ state[0])
+    return torch.nn.functional.layer_norm(found, found.shape[-1:]) @ state[1]
 
 
 def test_a_wrong_read_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,3 +153,9 @@ def test_in_an_export_it_is_as_in_eager(style: str, name: str) -> None:
     eager, other = (session.feed(ids, logits="all")[0] for session in sessions)
     assert max_error(torch.from_numpy(other), torch.from_numpy(eager)) < subject.tolerance
     assert gap(state_of(sessions[1]), state_of(sessions[0])) < subject.tolerance
+
+
+def test_noise_has_no_matrix_to_run_through() -> None:
+    """A bank's keys are no values, nor codes keys."""
+    with pytest.raises(UsageError, match="the memory of rule trellis is none"):
+        family("llama").convert(rule="trellis", consolidation="hebbian")

@@ -33,7 +33,7 @@ class Stream:
     banks: tuple[Tensor, Tensor]
 
     def run(self, rule: str, chunk: int = 64) -> list[Tensor]:
-        """Reads, the bank of values and that of keys, both as states."""
+        """Reads, the bank of keys and that of values, both as states."""
         gates = [self.decay, self.step, *self.codes]
         return functional.delta_rule(*self.x.stream, list(self.banks), gates, rule=rule, scale=0.7, chunk=chunk)
 
@@ -46,7 +46,7 @@ def stream(tokens: int = TOKENS, *, channel: bool = False) -> Stream:
     pads = [tokens // 3, tokens - 1] if tokens > 1 else []
     for each in (x.k, x.g, x.beta, decay, step, *codes):
         each[1, :, pads] = 0.0
-    banks = (normal(2, 2, KEYS, VALUES, seed=10), normal(2, 2, KEYS, KEYS, seed=11))
+    banks = (normal(2, 2, KEYS, KEYS, seed=11), normal(2, 2, KEYS, VALUES, seed=10))
     return Stream(x, decay, step, (codes[0], codes[1]), banks)
 
 
@@ -62,7 +62,7 @@ def by_the_paper(s: Stream, rule: str) -> list[Tensor]:
     """M_t = b_t M_{t-1} - gamma_t u_t w_t^T for both banks [m,d] (arXiv 2512.23852), then the two passes of a read."""
     phi, x = PHI[rule], s.x
     out = torch.zeros(*x.q.shape[:3], VALUES, dtype=torch.float64)
-    values, keys = s.banks[0].clone(), s.banks[1].mT.clone()
+    keys, values = s.banks[0].mT.clone(), s.banks[1].clone()
     for b, h, t in torch.cartesian_prod(*map(torch.arange, x.k.shape[:3])).tolist():
         length = (x.v[b, h, t].square().sum() + 1e-6).sqrt()
         w, code = x.v[b, h, t] / length, s.codes[1][b, h, t] * length
@@ -73,7 +73,7 @@ def by_the_paper(s: Stream, rule: str) -> list[Tensor]:
         for q in range(2 * h, 2 * h + 2):
             slots = torch.nn.functional.silu(keys[b, h] @ x.q[b, q, t])
             out[b, q, t] = 0.7 * values[b, h].T @ slots / (slots.square().sum() + 1e-6).sqrt()
-    return [out, values, keys.mT]
+    return [out, keys.mT, values]
 
 
 @RULE
@@ -89,8 +89,8 @@ def test_a_step_is_the_numerical_gradient(rule: str) -> None:
     """Of the bank of keys, number by number; e^g = 1 and beta = 1."""
     s, phi, small = stream(1), PHI[rule], 1e-6
     still = torch.zeros(2, 2, 1).double()
-    after = replace(s, x=replace(s.x, g=still, beta=still + 1)).run(rule)[2]
-    k, code, bank = s.x.k[0, 0, 0], s.codes[0][0, 0, 0], s.banks[1][0, 0]
+    after = replace(s, x=replace(s.x, g=still, beta=still + 1)).run(rule)[1]
+    k, code, bank = s.x.k[0, 0, 0], s.codes[0][0, 0, 0], s.banks[0][0, 0]
 
     def loss(at: Tensor) -> Tensor:
         return (phi(at.T @ k) - code).square().sum() / 2
@@ -109,28 +109,28 @@ def test_with_the_identity_it_is_two_gated_delta_rules(chunk: int) -> None:
     s = stream()
     x, found = s.x, s.run("trellis", chunk)
     keys = (x.k, s.codes[0] * x.g.exp()[..., None], x.g, x.beta / x.g.exp())
-    asked, bank = functional.delta_rule(x.q, *keys, [s.banks[1]], rule="gated_delta", scale=1.0)
-    assert worst(found[2], bank) < 1e-12
+    asked, bank = functional.delta_rule(x.q, *keys, [s.banks[0]], rule="gated_delta", scale=1.0)
+    assert worst(found[1], bank) < 1e-12
     length = (x.v.square().sum(-1, keepdim=True) + 1e-6).sqrt()
     written = (x.v / length, s.codes[1] * length * s.decay.exp()[..., None], s.decay, s.step / s.decay.exp())
     slots = torch.nn.functional.silu(asked)
     slots = slots / (slots.square().sum(-1, keepdim=True) + 1e-6).sqrt()
-    values = s.banks[0].mT
+    values = s.banks[1].mT
     for t in range(TOKENS):
         w, code, decay, step = (each[:, :, t : t + 1] for each in written)
         (values,) = functional.replay(w, code, decay, step, [values], rule="gated_delta", passes=1, written=False)
         every = values.repeat_interleave(2, 1)
         assert worst(found[0][:, :, t], 0.7 * torch.einsum("bhvm,bhm->bhv", every, slots[:, :, t])) < 1e-12
-    assert worst(found[1], values.mT) < 1e-12
+    assert worst(found[2], values.mT) < 1e-12
 
 
 @RULE
 def test_without_steps_banks_only_decay(rule: str) -> None:
     s = stream()
     none = torch.zeros(2, 2, TOKENS).double()
-    _, values, keys = replace(s, x=replace(s.x, beta=none), step=none).run(rule)
-    assert worst(values, s.decay.sum(2).exp()[..., None, None] * s.banks[0]) < 1e-12
-    assert worst(keys, s.x.g.sum(2).exp()[..., None, None] * s.banks[1]) < 1e-12
+    _, keys, values = replace(s, x=replace(s.x, beta=none), step=none).run(rule)
+    assert worst(values, s.decay.sum(2).exp()[..., None, None] * s.banks[1]) < 1e-12
+    assert worst(keys, s.x.g.sum(2).exp()[..., None, None] * s.banks[0]) < 1e-12
 
 
 def test_one_whole_step_makes_a_code_exact() -> None:
@@ -138,7 +138,7 @@ def test_one_whole_step_makes_a_code_exact() -> None:
     s = stream(1)
     none = torch.zeros(2, 2, 1).double()
     sharp = replace(s, x=replace(s.x, g=none, beta=none + 1), decay=none, step=none + 1)
-    _, values, keys = sharp.run("trellis")
+    _, keys, values = sharp.run("trellis")
     assert worst(torch.einsum("bhkm,bhk->bhm", keys, s.x.k[:, :, 0]), s.codes[0][:, :, 0]) < 1e-12
     length = (s.x.v.square().sum(-1, keepdim=True) + 1e-6).sqrt()
     assert worst((values @ (s.x.v / length).mT).mT, length * s.codes[1]) < 1e-5  # |w| is 1 but for an epsilon
@@ -180,7 +180,7 @@ def test_gates_at_their_ends_in_float32() -> None:
     codes, banks = (tuple(each.float() for each in pair) for pair in (s.codes, s.banks))
     found = Stream(x, ends.float(), steps, (codes[0], codes[1]), (banks[0], banks[1])).run("trellis")
     assert max(worst(a.detach(), b) for a, b in zip(found, by_the_paper(wide, "trellis"), strict=True)) < 1e-3
-    (gradient,) = torch.autograd.grad(found[1].sum(), [steps])
+    (gradient,) = torch.autograd.grad(found[2].sum(), [steps])
     assert gradient.isfinite().all()
 
 
@@ -188,12 +188,12 @@ def test_gates_at_their_ends_in_float32() -> None:
 def test_gradients_are_those_of_finite_differences(rule: str) -> None:
     x = memory(4, rows=1, heads=1, memories=1, dk=3, dv=2)
     token = torch.zeros(1, 1, 4).double()
-    leaves = [x.q, x.k, x.v, normal(1, 1, 4, 3, seed=1), normal(1, 1, 4, 3, seed=2), normal(1, 1, 3, 2, seed=3)]
-    leaves = [each.clone().requires_grad_() for each in (*leaves, normal(1, 1, 3, 3, seed=4))]
+    leaves = [x.q, x.k, x.v, normal(1, 1, 4, 3, seed=1), normal(1, 1, 4, 3, seed=2), normal(1, 1, 3, 3, seed=4)]
+    leaves = [each.clone().requires_grad_() for each in (*leaves, normal(1, 1, 3, 2, seed=3))]
 
-    def reads(q: Tensor, k: Tensor, v: Tensor, code: Tensor, code_v: Tensor, values: Tensor, keys: Tensor) -> Tensor:
+    def reads(q: Tensor, k: Tensor, v: Tensor, code: Tensor, code_v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         gates = [token - 0.1, token + 0.5, code, code_v]
-        given = (q, k, v, token - 0.2, x.beta, [values, keys], gates)
+        given = (q, k, v, token - 0.2, x.beta, [keys, values], gates)
         return functional.delta_rule(*given, rule=rule, scale=1.0, chunk=3)[0]
 
     assert torch.autograd.gradcheck(reads, leaves)

@@ -15,7 +15,7 @@ from sleepc.memory.slots import EPSILON
 
 def step(e: Emitter, rule: Rule, now: Mapping[str, ir.Value], states: States, t: Tokens) -> list[ir.Value]:
     """M <- e^g M - w (beta J(M w)^T (phi(M w) - a)) for both banks, that of values being held from codes to values."""
-    values, keys = states
+    keys, values = states
     size = _size(e, now["v"])
     aim, w = e("Mul", size, now["code_v"]), e("Unsqueeze", e("Div", now["v"], size), e.ints(2))
     change = e("Unsqueeze", _change(e, rule, e("MatMul", w, _turned(e, values)), aim, now["beta_v"]), e.ints(3))
@@ -23,12 +23,12 @@ def step(e: Emitter, rule: Rule, now: Mapping[str, ir.Value], states: States, t:
     along = e("MatMul", e("Unsqueeze", now["k"], e.ints(2)), keys)
     change = e("Unsqueeze", _change(e, rule, along, now["code"], now["beta"]), e.ints(2))
     keys = e("Sub", _kept(e, keys, now, "g", t), e("Mul", e("Unsqueeze", now["k"], e.ints(3)), change))
-    return [values, keys]
+    return [keys, values]
 
 
 def read(e: Emitter, states: States, q: ir.Value) -> ir.Value:
     """M_V^T f(M_K q)."""
-    values, keys = states
+    keys, values = states
     found = e("MatMul", q, keys)
     opened = e("Mul", found, e("Sigmoid", found))
     return e("MatMul", e("Div", opened, _size(e, opened)), values)

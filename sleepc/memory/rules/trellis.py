@@ -23,7 +23,7 @@ def chunk(q: Tensor | None, t: Tokens, state: States) -> tuple[Tensor | None, li
     """C tokens at once, and what q [B,H,n,C,dk] reads on the way. With decay per channel token by token, as Titans."""
     if t["g"].dim() == t["k"].dim():
         return token_by_token(RULE, q, t, state)
-    (values, keys), (w, size) = state, slots.direction(t["v"])
+    (keys, values), (w, size) = state, slots.direction(t["v"])
     keys_left, keys_weights, codes, new_keys = _bank(keys, t["k"], t["code"], t["g"], t["beta"])
     aim = size * t["code_v"]
     left, weights, changes, new_values = _bank(values.mT, w, aim, t["g_v"], t["beta_v"])
@@ -33,7 +33,7 @@ def chunk(q: Tensor | None, t: Tokens, state: States) -> tuple[Tensor | None, li
         asked = slots.slots_of(keys_left[:, :, None] * (q @ keys[:, :, None]) + seen @ codes[:, :, None])
         seen = (asked @ changes.mT[:, :, None]) * weights[:, :, None]
         out = left[:, :, None] * (asked @ values[:, :, None]) + seen @ w[:, :, None]
-    return out, [new_values.mT, new_keys]
+    return out, [new_keys, new_values.mT]
 
 
 def _bank(bank: Tensor, w: Tensor, code: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
