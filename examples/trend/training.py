@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -60,7 +61,8 @@ def train(e: Experiment, run: Run, seed: int, folder: Path) -> bool:
         scores.add({"step": step.step, "loss": step.loss, "pace": seconds, **figures})
         pace.begin(step.step)
         shown = "  ".join(f"{depth} {share:.2f}" for depth, share in figures.items())
-        print(f"{run.name:<14} seed {seed}  step {step.step:>5}/{step.of}  loss {step.loss:.3f}  {shown}", flush=True)
+        line = f"{run.name:<14} seed {seed}  step {step.step:>5}/{step.of}  loss {step.loss:.3f}  {shown}"
+        print(line, file=sys.stderr, flush=True)
 
     hooks = Hooks(on_start=started, on_step=stepped, should_stop=_stopping)
     outcome = program.train(
@@ -163,8 +165,13 @@ def folder_of(work: Path, run: Run, seed: int) -> Path:
 
 
 def train_all(e: Experiment, work: Path, workers: int) -> bool:
-    """Every run with every seed, `workers` at a time, the longest first within a seed; False where it was stopped."""
-    jobs = [(run, seed) for seed in range(e.seeds) for run in sorted(e.runs, key=lambda r: -r.passes * r.steps)]
+    """Train every run with every seed, the longest first within a seed; see `train_each`."""
+    order = [(run, seed) for seed in range(e.seeds) for run in sorted(e.runs, key=lambda r: -r.passes * r.steps)]
+    return train_each([(e, run, seed, folder_of(work, run, seed)) for run, seed in order], workers)
+
+
+def train_each(jobs: Sequence[tuple[Experiment, Run, int, Path]], workers: int) -> bool:
+    """Train experiments, each a run and a seed in a folder, `workers` at a time; False where it was stopped."""
     context = get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(stop,)) as pool:
@@ -172,7 +179,7 @@ def train_all(e: Experiment, work: Path, workers: int) -> bool:
         # import: it is ignored when they start, and `stop` tells them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            futures = [pool.submit(train, e, run, seed, folder_of(work, run, seed)) for run, seed in jobs]
+            futures = [pool.submit(train, *job) for job in jobs]
         finally:
             signal.signal(signal.SIGINT, before)
         try:

@@ -304,6 +304,21 @@ def test_cartridge(run: Run) -> None:
     assert found[3]["pairs"] > found[5]["pairs"] > 0
 
 
+@pytest.mark.slow  # a minute and a half
+def test_consolidations(run: Run) -> None:
+    cells = "window alone;gated_delta;gated_delta, in_place"
+    machine, *found = [json.loads(line) for line in run("consolidations", "--json", "--cells", cells).splitlines()]
+    assert machine["kind"] == "machine"
+    scratch = [(row["kind"], row["cell"]) for row in found if row["kind"] != "smollm2"]
+    assert scratch == [(task, cell) for cell in cells.split(";")[1:] for task in ("retrieval", "khop")]
+    assert all(row["step_ms"] > 0 and row["parameters"] > 0 for row in found if row["kind"] != "smollm2")
+    large = {(row["cell"], row["trained"]): row for row in found if row["kind"] == "smollm2"}
+    alone, plain, trained = large["window alone", 0], large["gated_delta", 0], large["gated_delta", 64]
+    assert large["full", 0]["nats"] != alone["nats"] != plain["nats"] != trained["nats"]
+    assert alone["state_bytes"] == plain["state_bytes"] < large["gated_delta, in_place", 0]["state_bytes"]
+    assert min(row["sleep_ms"] for row in large.values() if row["cell"] != "full") > 0
+
+
 @pytest.mark.slow
 def test_recall(run: Run) -> None:
     machine, *found = [json.loads(line) for line in run("recall", "--json").splitlines()]
