@@ -47,7 +47,7 @@ class CartridgeLesson:
 
 @dataclass(frozen=True)
 class Study:
-    """Parts of `part` tokens of a document, anywhere in it, each with `each` lessons of at most `longest` tokens."""
+    """Parts of `part` tokens of a document, from all over it, each with `each` lessons of at most `longest` tokens."""
 
     tutor: Tutor
     part: int
@@ -58,7 +58,7 @@ class Study:
         """`count` lessons on a text, the same ones for the same state of `chance`; fewer if the teacher says little."""
         ids, found = self.tutor.tokenizer.encode_part(text), list[CartridgeLesson]()
         for done in range(0, count, self.each):
-            start = chance.randint(0, max(len(ids) - self.part, 0))
+            start = _somewhere(max(len(ids) - self.part, 0), done // self.each, -(-count // self.each), chance)
             found += self._of_part(ids[start : start + self.part], min(self.each, count - done), chance)
             progress(min(done + self.each, count) / count)
         return found
@@ -68,16 +68,22 @@ class Study:
         text = tokenizer.decode(list(part)).strip()
         turns = self.tutor.turns(text, count // 2, chance)
         rests = [turn_after(tokenizer, turn) for turn in turns]
-        rests += [self._again(part, chance) for _ in range(count - len(rests))]
+        again = count - len(rests)
+        rests += [self._again(part, i, again, chance) for i in range(again)]
         rests = [(ids[: self.longest], begin) for ids, begin in rests if begin < min(len(ids), self.longest)]
         read = document_ids(tokenizer, text)
         return list(taught(self.tutor.steps(len(read) + self.longest), read, rests)) if rests else []
 
-    def _again(self, part: Sequence[int], chance: random.Random) -> tuple[list[int], int]:
-        """A stretch of the part as it comes a second time; nothing can be known before its first tokens."""
+    def _again(self, part: Sequence[int], i: int, of: int, chance: random.Random) -> tuple[list[int], int]:
+        """Stretch i of the part as it comes a second time; nothing can be known before its first tokens."""
         size = min(AGAIN, self.longest - 1, len(part))
-        start = chance.randint(0, len(part) - size)
+        start = _somewhere(len(part) - size, i, of, chance)
         return [*self.tutor.tokenizer.encode_next("\n"), *part[start : start + size]], 1
+
+
+def _somewhere(last: int, i: int, of: int, chance: random.Random) -> int:
+    """A place from 0 to `last`: somewhere in share i of it, so that all `of` of them leave nothing out."""
+    return chance.randint(i * last // of, (i + 1) * last // of)
 
 
 @torch.no_grad()
