@@ -73,11 +73,12 @@ def check_rules(recipe: Recipe) -> None:
     for override in (None, *recipe.overrides):
         name = (override and override.rule) or recipe.rule
         rule = find_rule(name)
-        if ((override and override.decay) or recipe.decay) == "channel" and not rule.decays:
+        if ((override and override.decay) or recipe.decay) == "channel" and not rule.decays_by_channel:
+            what = "no decay per channel" if rule.decays else "no decay, neither per head nor per channel"
             raise UsageError(
-                f"rule {name} has no decay, neither per head nor per channel",
+                f"rule {name} has {what}",
                 where="--decay",
-                fix=f"Use --decay head, or a rule that decays ({named(decays=True)}).",
+                fix=f"Use --decay head, or a rule that decays so ({named(by_channel=True)}).",
             )
 
 

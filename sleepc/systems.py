@@ -67,8 +67,9 @@ SYSTEMS = (
         "Titans",
         "2501.00663",
         "gradient descent with momentum and forgetting on a memory",
-        "`--rule titans`, of a matrix",
-        "its memory of two layers (an MLP) is not built",
+        "`--rule titans`, of a matrix, and `titans_mlp`, of two layers whose beginning is learned",
+        "gradients go token by token, not by chunks; steps of the MLP are bounded, and it forgets towards its "
+        "beginning (sleepc/memory/rules/titans_mlp.py)",
     ),
     System(
         "TRELLIS",

@@ -30,7 +30,9 @@ for _module in pkgutil.iter_modules(memories.__path__):
 
 
 def _tokens(c: Call, first: int, rule: Rule, dtype: torch.dtype) -> Tokens:
-    """k, v, g, beta as arguments `first` .. of a call, and the rule's other gates after the states, in their dtype."""
+    """k, v, g, beta as arguments `first` .. of a call, and the rule's other gates after the states, in their dtype;
+    what was learned stands among the states.
+    """
     at = dict(zip(("k", "v", "g", "beta"), range(first, first + 4), strict=True))
     nodes = {name: c.node_at(place) for name, place in at.items() if name in ("k", "v", *rule.gates)}
     others = c.nodes_at(first + 5) if len(c.node.args) > first + 5 else []
@@ -39,7 +41,8 @@ def _tokens(c: Call, first: int, rule: Rule, dtype: torch.dtype) -> Tokens:
     values = {n: c.value(x) if types[n].dtype == dtype else c.e.cast(c.value(x), dtype) for n, x in nodes.items()}
     (rows, heads, count, dk), dv = types["k"].dims, types["v"].dims[3]
     per_channel = frozenset(name for name in rule.gates if len(types[name].dims) == 4)
-    return Tokens(values, per_channel, rows, int(heads), count, int(dk), int(dv))
+    learned = (c.value(node) for node in c.nodes_at(first + 4)[len(rule.states) :])
+    return Tokens(values, per_channel, rows, int(heads), count, int(dk), int(dv), tuple(learned))
 
 
 def _rule(c: Call) -> Rule:
@@ -49,7 +52,7 @@ def _rule(c: Call) -> Rule:
 
 
 def _states(c: Call, at: int) -> tuple[list[ir.Value], torch.dtype]:
-    """The tensors of the memory, and their dtype."""
+    """The tensors of the memory, what was learned after them, and the dtype of all."""
     nodes = c.nodes_at(at)
     return [c.value(node) for node in nodes], nodes[0].meta["type"].dtype
 
@@ -58,7 +61,7 @@ def _states(c: Call, at: int) -> tuple[list[ir.Value], torch.dtype]:
 def delta_rule(c: Call) -> Sequence[ir.Value]:
     """Every token updates the memory and then reads it: [o [B, Hq, T, dv], *states']."""
     rule, (states, dtype) = _rule(c), _states(c, 5)
-    tokens = _tokens(c, 1, rule, dtype)
+    tokens, states = _tokens(c, 1, rule, dtype), states[: len(rule.states)]
     q, heads = c.tensor(0, dtype), int(c.type(0).dims[1])
     out, states = advance(c, rule, (q, heads), tokens, states, float(c.raw("scale")))
     assert out is not None
@@ -89,7 +92,7 @@ def replay(c: Call) -> Sequence[ir.Value]:
     the graph's input `passes`.
     """
     rule, (states, dtype) = _rule(c), _states(c, 4)
-    tokens = _tokens(c, 0, rule, dtype)
+    tokens, states = _tokens(c, 0, rule, dtype), states[: len(rule.states)]
     if not c.raw("written"):
         states = advance(c, rule, None, tokens, states, 1.0)[1]
     if c.passes is None or not rule.corrects:

@@ -17,11 +17,12 @@ def one_token(
 ) -> tuple[ir.Value | None, list[ir.Value]]:
     """The same as `scan` for the only token."""
     spelling = spelling_of(rule.name)
-    new = spelling.step(e, rule, {name: e("Squeeze", x, e.ints(2)) for name, x in t.values.items()}, states, t)
+    now = {name: e("Squeeze", x, e.ints(2)) for name, x in t.values.items()}
+    new = spelling.step(e, rule, now, [*states, *t.learned], t)
     if q is None:
         return None, new
     grouped = e("Reshape", q[0], e.ints(0, t.heads, q[1] // t.heads, t.dk))
-    out = e("Reshape", spelling.read(e, new, grouped), e.ints(0, q[1], 1, t.dv))
+    out = e("Reshape", spelling.read(e, [*new, *t.learned], grouped), e.ints(0, q[1], 1, t.dv))
     return (out if scale == 1.0 else e("Mul", out, e.const(scale, torch.float32))), new
 
 
@@ -45,10 +46,10 @@ def scan(
     given = {name: e.transpose(x, (2, 0, 1, 3)[: len(shapes[name]) + 2]) for name, x in given.items()}
     now = {n: ir.Value(name=f"{tag}.{n}", shape=ir.Shape([t.rows, *s]), type=kind) for n, s in shapes.items()}
     with e.inside() as nodes:
-        results = spelling.step(e, rule, now, before, t)
+        results = spelling.step(e, rule, now, [*before, *t.learned], t)
         if q is not None:
             grouped = e("Reshape", now["q"], e.ints(0, t.heads, q[1] // t.heads, t.dk))
-            out = e("Reshape", spelling.read(e, results, grouped), e.ints(0, q[1], t.dv))
+            out = e("Reshape", spelling.read(e, [*results, *t.learned], grouped), e.ints(0, q[1], t.dv))
             out.shape, out.type = ir.Shape([t.rows, q[1], t.dv]), kind
             results = [*results, out]
         for after, old in zip(results, before, strict=False):

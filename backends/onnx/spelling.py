@@ -17,7 +17,8 @@ States = Sequence[ir.Value]
 @dataclass(frozen=True)
 class Tokens:
     """What tokens write, heads first, by name: k [B, H, T, dk], v [B, H, T, dv], gates [B, H, T], those of
-    `per_channel` [B, H, T, dk]; and the sizes. A gate that is not there has its value at padding.
+    `per_channel` [B, H, T, dk]; and the sizes. A gate that is not there has its value at padding. `learned`: what the
+    layer has learned [H, rows, columns], which step and read get after the states.
     """
 
     values: Mapping[str, ir.Value]
@@ -27,6 +28,7 @@ class Tokens:
     count: int | str
     dk: int
     dv: int
+    learned: tuple[ir.Value, ...] = ()
 
     def without(self, names: set[str]) -> Tokens:
         """The same, but for these gates."""
@@ -42,8 +44,8 @@ Run = Callable[[Emitter, Rule, "Query | None", Tokens, States, float], tuple["ir
 class Spelling:
     """A rule in ONNX.
 
-    step    (rule, values of one token [B, H, ..] by name, states, sizes) -> states'
-    read    (states, q [B, H, n, dk]) -> [B, H, n, dv]
+    step    (rule, values of one token [B, H, ..] by name, states.., sizes) -> states'
+    read    (states.., q [B, H, n, dk]) -> [B, H, n, dv]
     kernel  all tokens by an operator of ONNX Runtime's, if there is one: (reads or None, states')
     """
 

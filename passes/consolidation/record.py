@@ -7,7 +7,7 @@ from torch import fx
 from sleepc.ir.states import with_role
 from sleepc.memory.registry import find as find_rule
 from sleepc.passes.consolidation.block_sleep import BlockSleep
-from sleepc.passes.rewrite.memory import absent, operands
+from sleepc.passes.rewrite.memory import absent, learned, operands
 
 
 def write_record(block: BlockSleep) -> dict[str, fx.Node]:
@@ -23,7 +23,7 @@ def write_record(block: BlockSleep) -> dict[str, fx.Node]:
     # Slots beyond those of the window have beta = 0.
     v = e.cast(record["v"] if "v" in record else block.of_window("v"), dtype)
     written = {"k": k, "v": v} | {name: record[name] for name in rule.gates}
-    old = [block.states[s.name] for s in memory]
+    old = [block.states[s.name] for s in memory] + learned(e, rule, block.cls.wake, int(memory[0].dims[1]))
     how = {"rule": options.rule, "passes": options.asleep.replays, "written": options.write == "online"}
     new = e.ours("replay", *operands(rule, written | absent(e, rule, written), old), **how)
     return {s.name: e.item(new, i) for i, s in enumerate(memory)}

@@ -21,7 +21,7 @@ from sleepc.ir.states import StateSpec, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ir.weights import HeldTensor
 from sleepc.memory.features import find as find_features
-from sleepc.memory.parameters import GateParameters, Initial, Parameter, Sizes, of_gate
+from sleepc.memory.parameters import PREFIX, GateParameters, Initial, Parameter, Sizes, of_gate, of_learned
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.rule import Gate, Rule
 from sleepc.passes.analysis.find_sites import Site
@@ -62,8 +62,22 @@ def absent(e: Emit, rule: Rule, gates: Written) -> Written:
     return {name: e.call(aten.zeros_like.default, like) for name in PLACES if name not in rule.gates}
 
 
+def learned(e: Emit, rule: Rule, wake: Graph, heads: int) -> list[fx.Node]:
+    """What the layer has learned [heads, rows, columns], in a graph of the class whose wake graph is given."""
+    found = []
+    for name in rule.learned:
+        port = PREFIX + name
+        type_ = wake.ports()[port].meta["type"]
+        node = e.graph.ports().get(port) or e.graph.add_port("param", port, type_)
+        rows, columns = (int(dim) for dim in type_.dims)
+        found.append(e.reshape(node, [heads, rows // heads, columns]))
+    return found
+
+
 def operands(rule: Rule, written: Written, states: list[fx.Node]) -> list[Any]:
-    """Arguments of an operator that writes: k, v, g, beta, states, and the rule's other gates if it has some."""
+    """Arguments of an operator that writes: k, v, g, beta, states and what was learned, and the rule's other gates if
+    it has some.
+    """
     others = [written[name] for name in rule.gates if name not in PLACES]
     return [*(written[name] for name in ("k", "v", *PLACES)), states, *([others] if others else [])]
 
@@ -184,10 +198,13 @@ class MemoryBuilder:
     def answer(self, e: Emit, q: fx.Node, written: Written, scale: float) -> fx.Node:
         """What q reads from the memory; with write time `online` every token is written first."""
         memories = self.memories()
+        for name, each in self.rule.learned.items():
+            self.param(of_learned(name, each), of_keys=True)
+        held = [*memories.values(), *learned(e, self.rule, self.graph, self.heads)]
         options = {"rule": self.rule.name, "scale": scale}
         if self.options.write == "sleep":
-            return e.ours("delta_rule_read", q, list(memories.values()), **options)
-        both = e.ours("delta_rule", q, *operands(self.rule, written, list(memories.values())), **options)
+            return e.ours("delta_rule_read", q, held, **options)
+        both = e.ours("delta_rule", q, *operands(self.rule, written, held), **options)
         self.results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
         return e.item(both, 0)
 
@@ -232,6 +249,7 @@ class MemoryBuilder:
         names, results = list(self.rule.states), self.results
         if self.options.write == "sleep":
             e, old = Emit(self.graph, "memory"), [self.graph.ports("state")[name] for name in names]
+            old += learned(e, self.rule, self.graph, self.heads)
             new = e.ours("replay", *operands(self.rule, written, old), rule=self.rule.name, passes=1, written=False)
             results = {**results, **{name: e.item(new, i) for i, name in enumerate(names)}}
         own = (spec.name for spec in with_role(self.cls.states, "own"))

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from sleepc.ir.parameters import block_key
-from sleepc.memory.rule import DECAY, STRENGTH, Gate, Shape
+from sleepc.memory.rule import DECAY, STRENGTH, Gate, LearnedTensor, Shape
 
 Initial = Callable[[Shape, Generator], Tensor]
 PREFIX = "memory."
@@ -178,6 +178,16 @@ def of_gate(gate: Gate, decay: str = "head") -> GateParameters:
         Parameter(gate.bias, lambda s: (rows(s),), filled(gate.start)),
         Parameter(gate.rate, lambda s: (rows(s),), zeros),
     )
+
+
+def of_learned(name: str, learned: LearnedTensor) -> Parameter:
+    """What a rule's layer learns beside gates: matrices of all memories, one below the other."""
+
+    def stacked(s: Sizes) -> Shape:
+        heads, rows, columns = learned.shape(s.heads, s.d_k, s.d_v)
+        return heads * rows, columns
+
+    return Parameter(name, stacked, learned.initial)
 
 
 STRENGTHS, DECAYS = of_gate(STRENGTH), of_gate(DECAY)

@@ -39,7 +39,11 @@ def register(rule: Rule) -> Rule:
         _check_free(name, {"k", "v", "q", *rule.states}, "a gate of the rule", where)
     for name, gate in rule.gates.items():
         _check_gate(name, gate, where)
-    taken = Counter([*OF_LAYERS, *(name for gate in rule.gates.values() for name in gate.parameters())])
+    for name in rule.learned:
+        if not PART.fullmatch(name):
+            raise UsageError(f"{name!r} cannot name what is learned", where=where, fix="Letters, digits and _.")
+    of_gates = (name for gate in rule.gates.values() for name in gate.parameters())
+    taken = Counter([*OF_LAYERS, *of_gates, *rule.learned])
     for name, count in taken.items():
         if count > 1:
             raise UsageError(f"two parameters of its layer are named {name!r}", where=where, fix="Choose another name.")
@@ -79,9 +83,9 @@ def find(name: str) -> Rule:
     return RULES[name]
 
 
-def named(*, corrects: bool | None = None, decays: bool | None = None) -> str:
+def named(*, corrects: bool | None = None, by_channel: bool | None = None) -> str:
     """The names of the rules with these properties, for messages."""
-    fits = [r for r in RULES.values() if corrects in (None, r.corrects) and decays in (None, r.decays)]
+    fits = [r for r in RULES.values() if corrects in (None, r.corrects) and by_channel in (None, r.decays_by_channel)]
     return ", ".join(rule.name for rule in fits)
 
 

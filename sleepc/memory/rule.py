@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 Shape = tuple[int, ...]
 States = Sequence[Tensor]
@@ -24,6 +24,16 @@ class State:
 
     shape: Callable[[int, int, int], Shape]
     initial: float = 0.0
+
+
+@dataclass(frozen=True)
+class LearnedTensor:
+    """A tensor of a layer that no token writes and training changes: (H, dk, dv) -> its shape [H, rows, columns], and
+    its value at first, of all heads one below the other [H rows, columns].
+    """
+
+    shape: Callable[[int, int, int], tuple[int, int, int]]
+    initial: Callable[[Shape, Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,8 @@ class Rule:
     chunk     (q [B,H,n,C,dk] or None, tokens [B,H,C,..], states) -> (reads or None, states'): C tokens at once, equal
               to C times step and read; if it is None, that loop runs
     square    keys and values have one width
+    learned   what a layer has learned, by name, in order: all these functions get it after the states, [H,..] or, in
+              the references, [..]; they return states alone
     affine    a pass of only those gates that act again is S -> M S + B on the only tensor S [B,H,dk,dv], M being the
               pass over v = 0: many passes cost as much as three
 
@@ -100,11 +112,22 @@ class Rule:
     chunk: Callable[[Tensor | None, Tokens, States], tuple[Tensor | None, list[Tensor]]] | None = None
     affine: bool = False
     square: bool = False
+    learned: Mapping[str, LearnedTensor] = field(default_factory=dict)
 
     @property
     def decays(self) -> bool:
         """Has it a gate that is a decay?"""
         return any(gate.activation == "decay" for gate in self.gates.values())
+
+    @property
+    def decays_by_channel(self) -> bool:
+        """Has it a decay that may be per channel of the key?"""
+        return any(gate.wide("channel") for gate in self.gates.values() if gate.activation == "decay")
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The states, and what was learned, which comes after them."""
+        count = len(self.states)
+        return list(tensors[:count]), list(tensors[count:])
 
     def shapes(self, heads: int, dk: int, dv: int) -> dict[str, Shape]:
         """The shape of every state tensor without its batch dimension, in order."""
@@ -118,12 +141,12 @@ def matrix(heads: int, dk: int, dv: int) -> Shape:
 
 def token_by_token(rule: Rule, q: Tensor | None, tokens: Tokens, state: States) -> tuple[Tensor | None, list[Tensor]]:
     """`step` and `read` for each of T >= 1 tokens: what a rule's `chunk` equals, with its arguments and results."""
-    reads = []
+    (new, learned), reads = rule.split(state), []
     for t in range(tokens["k"].shape[2]):
-        state = rule.step({name: x[:, :, t] for name, x in tokens.items()}, state)
+        new = rule.step({name: x[:, :, t] for name, x in tokens.items()}, [*new, *learned])
         if q is not None:
-            reads.append(rule.read(state, q[:, :, :, t]))
-    return (torch.stack(reads, 3) if q is not None else None), list(state)
+            reads.append(rule.read([*new, *learned], q[:, :, :, t]))
+    return (torch.stack(reads, 3) if q is not None else None), new
 
 
 def over_state(gate: Tensor, k: Tensor) -> Tensor:

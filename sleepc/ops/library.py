@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sleepc.memory.registry import find
 from sleepc.ops import functional
 
 NAMESPACE = "sleepc"
@@ -162,14 +163,14 @@ def _gated_norm(x: Tensor, weight: Tensor, opening: Tensor, *, eps: float) -> Te
     return opening.new_empty(opening.shape)
 
 
-def _same(state: Sequence[Tensor]) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in state]
+def _same(state: Sequence[Tensor], rule: str) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in find(rule).split(state)[0]]
 
 
 def _delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], *_: Any, **__: Any
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], *_: Any, rule: str, **__: Any
 ) -> list[Tensor]:
-    return [q.new_empty(*q.shape[:3], v.shape[3]), *_same(state)]
+    return [q.new_empty(*q.shape[:3], v.shape[3]), *_same(state, rule)]
 
 
 def _delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
@@ -177,8 +178,10 @@ def _delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: fl
     return functional.delta_rule_read(q, state, rule=rule, scale=scale)
 
 
-def _replay(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], *_: Any, **__: Any) -> list[Tensor]:
-    return _same(state)
+def _replay(
+    k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Sequence[Tensor], *_: Any, rule: str, **__: Any
+) -> list[Tensor]:
+    return _same(state, rule)
 
 
 _define(

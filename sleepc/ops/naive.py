@@ -324,25 +324,29 @@ def delta_rule(
     """Every token updates the memory and then reads it, as the rule's own reference has it. `chunk` means nothing."""
     how = find(rule)
     rows, heads, tokens = q.shape[:3]
-    memory, written = [x.double().clone() for x in state], _tokens(how, k, v, g, beta, gates)
+    memory, learned = how.split([x.double().clone() for x in state])
+    written = _tokens(how, k, v, g, beta, gates)
     out = torch.zeros(rows, heads, tokens, v.shape[3], dtype=torch.float64)
     for b in range(rows):
         for t in range(tokens):
             for m in range(k.shape[1]):
-                new = how.naive({n: x[b, m, t] for n, x in written.items()}, [x[b, m].clone() for x in memory])
+                held = [*(x[b, m].clone() for x in memory), *(x[m] for x in learned)]
+                new = how.naive({n: x[b, m, t] for n, x in written.items()}, held)
                 for old, value in zip(memory, new, strict=True):
                     old[b, m] = value
             for h in range(heads):
-                held = [x[b, _memory_of(h, q, k.shape[1])] for x in memory]
+                m = _memory_of(h, q, k.shape[1])
+                held = [*(x[b, m] for x in memory), *(x[m] for x in learned)]
                 out[b, h, t] = scale * how.naive_read(held, q[b, h, t : t + 1].double())[0]
     return [out, *memory]
 
 
 def delta_rule_read(q: Tensor, state: Sequence[Tensor], *, rule: str, scale: float) -> Tensor:
     """Every query reads the memory as it is."""
-    rows = []
+    rows, (memory, learned) = [], find(rule).split([x.double() for x in state])
     for b, h in product(range(q.shape[0]), range(q.shape[1])):
-        held = [x[b, _memory_of(h, q, x.shape[1])].double() for x in state]
+        m = _memory_of(h, q, state[0].shape[1])
+        held = [*(x[b, m] for x in memory), *(x[m] for x in learned)]
         rows.append(scale * find(rule).naive_read(held, q[b, h].double()))
     return torch.stack(rows).view(*q.shape[:2], *rows[0].shape)
 
@@ -361,11 +365,12 @@ def replay(
     chunk: int = 0,
 ) -> list[Tensor]:
     """The update over the window, `passes` times; what does not act again (decay) acts in the first one only."""
-    new, how = [x.double() for x in state], find(rule)
+    how = find(rule)
+    new, learned = how.split([x.double() for x in state])
     for n in range(1 if written else 0, passes):
         given = {"g": g, "beta": beta, **dict(zip(_others(how), gates or (), strict=True))}
         if n > 0:
             given |= {m: torch.full_like(given[m], x.at_padding) for m, x in how.gates.items() if not x.again}
         rest = [given[name] for name in _others(how)]
-        new = delta_rule(k, k, v, given["g"], given["beta"], new, rest, rule=rule, scale=1.0)[1:]
+        new = delta_rule(k, k, v, given["g"], given["beta"], [*new, *learned], rest, rule=rule, scale=1.0)[1:]
     return new

@@ -320,7 +320,9 @@ class _Sleep:
     def replay(self, i: int, first: int, passes: int) -> None:
         layer = self.layers[i]
         if layer.written is not None:
-            layer.memory = reference.replay(self.plans[i].rule, layer.memory, layer.written, first, passes)
+            rule, heads = self.plans[i].rule, layer.written["k"].shape[1]
+            fixed = reference.learned(rule, self.parameters_of(i), heads)
+            layer.memory = reference.replay(rule, layer.memory, fixed, layer.written, first, passes)
 
     def restart(self, i: int) -> None:
         layer, (memory, own) = self.layers[i], self.before[i]
@@ -546,8 +548,9 @@ class Mixer:
 
     def _answer(self, q: Tensor, written: Written, *, with_v: bool) -> Tensor:
         memory = self.layer.memory or reference.empty_memory(self.plan.rule, written)
-        online = self.plan.write == "online"
-        out, self.layer.memory = reference.answer(self.plan.rule, q, written, memory, online=online)
+        online, rule = self.plan.write == "online", self.plan.rule
+        fixed = reference.learned(rule, self.oracle.parameters_of(self.i), written["k"].shape[1])
+        out, self.layer.memory = reference.answer(rule, q, written, memory, fixed, online=online)
         self.layer.written = written
         if not self.window.asleep:
             self.layer.written = new = self.oracle.recorded(written, with_v=with_v)

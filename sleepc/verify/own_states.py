@@ -26,7 +26,7 @@ def own_answer(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], own:
         return reference.causal_conv(seen, weight.to(x.dtype))[:, seen.shape[1] - x.shape[1] :], {**own, name: seen}
     q, k, v, g, beta, (empty,) = args
     written = {"k": k, "v": v, "g": g, "beta": beta}
-    out, memory = reference.answer(kwargs["rule"], q, written, [own.get(name, empty)], online=True)
+    out, memory = reference.answer(kwargs["rule"], q, written, [own.get(name, empty)], [], online=True)
     return kwargs["scale"] * out, {**own, name: memory[0]}
 
 

@@ -93,14 +93,19 @@ def gates(rule: str, x: Tensor, p: Mapping[str, Tensor], heads: int) -> Written:
     return found
 
 
-def update(rule: str, memory: Memory, w: Written, t: int, *, first: bool) -> Memory:
+def learned(rule: str, p: Mapping[str, Tensor], heads: int) -> Memory:
+    """What the layer has learned, of p, as of one row [1,H,rows,columns]; matrices of heads lie one below the other."""
+    return [torch.stack(p[name].chunk(heads))[None] for name in find(rule).learned]
+
+
+def update(rule: str, memory: Memory, fixed: Memory, w: Written, t: int, *, first: bool) -> Memory:
     """The memory after token t, in the first pass over a window or in a later one, by the rule's own reference."""
     how = find(rule)
     token = {name: value[:, :, t] for name, value in w.items()}
     for name, gate in how.gates.items():
         if not first and not gate.again:
             token[name] = torch.full_like(token[name], gate.at_padding)
-    return how.naive(token, memory)
+    return how.naive(token, [*memory, *fixed])
 
 
 def empty_memory(rule: str, w: Written) -> Memory:
@@ -121,23 +126,23 @@ def read(q: Tensor, memory: Memory, rule: str) -> Tensor:
     return find(rule).naive_read([_repeat(x, q.shape[1]) for x in memory], q)
 
 
-def answer(rule: str, q: Tensor, w: Written, memory: Memory, *, online: bool) -> tuple[Tensor, Memory]:
+def answer(rule: str, q: Tensor, w: Written, memory: Memory, fixed: Memory, *, online: bool) -> tuple[Tensor, Memory]:
     """What q [B,Hq,T,dk] reads at every token, which with `online` is written before, and the memory at the end."""
     if not online:
-        return read(q, memory, rule), memory
+        return read(q, [*memory, *fixed], rule), memory
     out = []
     for t in range(q.shape[2]):
-        memory = update(rule, memory, w, t, first=True)
-        out.append(read(q[:, :, t : t + 1], memory, rule))
+        memory = update(rule, memory, fixed, w, t, first=True)
+        out.append(read(q[:, :, t : t + 1], [*memory, *fixed], rule))
     return torch.cat(out, 2), memory
 
 
-def replay(rule: str, memory: Memory | None, w: Written, first: int, passes: int) -> Memory:
+def replay(rule: str, memory: Memory | None, fixed: Memory, w: Written, first: int, passes: int) -> Memory:
     """The update over a window, for passes `first` .. `passes` - 1; only pass 0 decays."""
     memory = memory or empty_memory(rule, w)
     for number in range(first, passes):
         for t in range(w["k"].shape[2]):
-            memory = update(rule, memory, w, t, first=number == 0)
+            memory = update(rule, memory, fixed, w, t, first=number == 0)
     return memory
 
 

@@ -180,10 +180,14 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {"one": torch.ones_like, "decay"
 def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
     """Step, chunks and read against the naive reference, gates of all kinds; and padding leaves every state."""
     rule = registry.find(name)
-    x = memory(9, channel=channel, dv=4 if rule.square else 3)
+    x = memory(9, channel=channel and (rule.decays_by_channel or not rule.decays), dv=4 if rule.square else 3)
     rows, heads, _, dk = x.k.shape
     made = torch.Generator().manual_seed(0)
-    states = [torch.randn(rows, *s, generator=made).double() for s in rule.shapes(heads, dk, x.v.shape[3]).values()]
+    held = [torch.randn(rows, *s, generator=made).double() for s in rule.shapes(heads, dk, x.v.shape[3]).values()]
+    learned = [
+        torch.randn(each.shape(heads, dk, x.v.shape[3]), generator=made).double() for each in rule.learned.values()
+    ]
+    states = [*held, *learned]
     others = [n for n in rule.gates if n not in ("g", "beta")]
     wide = {n: (dk,) if rule.gates[n].wide("channel" if channel else "head") else () for n in others}
     drawn = {n: torch.rand(*x.beta.shape, *wide[n], generator=made).double() for n in others}
@@ -198,7 +202,7 @@ def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
         assert max(map(worst, got, naive.replay(*x.record, states, gates, **how))) < 1e-12
     still = {n: torch.full_like(drawn.get(n, x.beta), gate.at_padding) for n, gate in rule.gates.items()}
     pads = (x.q, x.k * 0, x.v, still.get("g", x.g), still.get("beta", x.beta), states, [still[n] for n in others])
-    assert all(map(torch.equal, functional.delta_rule(*pads, rule=name, scale=1.0, chunk=1)[1:], states))
-    assert max(map(worst, naive.delta_rule(*pads, rule=name, scale=1.0)[1:], states)) == 0
+    assert all(map(torch.equal, functional.delta_rule(*pads, rule=name, scale=1.0, chunk=1)[1:], held))
+    assert max(map(worst, naive.delta_rule(*pads, rule=name, scale=1.0)[1:], held)) == 0
     with pytest.raises(ValueError, match="gates in addition to g and beta"):
         functional.delta_rule(*x.stream, states, [*gates, x.beta], rule=name, scale=1.0)

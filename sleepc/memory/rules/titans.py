@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sleepc.memory.chunk import before, decay_products
+from sleepc.memory.chunk import before
+from sleepc.memory.momentum import shares
 from sleepc.memory.rule import (
     DECAY,
     STRENGTH,
@@ -51,24 +52,16 @@ def chunk(q: Tensor | None, t: Tokens, state: States) -> tuple[Tensor | None, li
     """
     if t["g"].dim() == t["k"].dim():
         return token_by_token(RULE, q, t, state)
-    (memory, momentum), k, strength = state, t["k"], t["beta"][..., None]
-    slowing = t["eta"].clamp(min=torch.finfo(t["eta"].dtype).tiny).log().cumsum(2)
-    carried = decay_products(slowing).tril()  # of a surprise, in P at a token [B,H,C,C]
-    counted = decay_products(t["g"].cumsum(2)).tril() * t["token"][..., None, :]  # of P at a token, in S at a later one
-    weights = counted @ carried
-    # what is left of the chunk's first S, and has come of its first P, in S after every token [B,H,C,1]
-    left, come = t["g"].cumsum(2).exp()[..., None], counted @ slowing.exp()[..., None]
-    known = before(left, 1.0) * (k @ memory) + before(come, 0.0) * (k @ momentum)
-    among = strength * before(weights, 0.0) * (k @ k.mT)
+    (memory, momentum), k, strength, of = state, t["k"], t["beta"][..., None], shares(t)
+    known = before(of.left, 1.0) * (k @ memory) + before(of.come, 0.0) * (k @ momentum)
+    among = strength * before(of.weights, 0.0) * (k @ k.mT)
     surprise = torch.linalg.solve_triangular(among, strength * (t["v"] - known), upper=False, unitriangular=True)
     out = None
     if q is not None:
-        seen = (q @ k.mT[:, :, None]) * weights[:, :, None]
-        out = left[:, :, None] * (q @ memory[:, :, None]) + come[:, :, None] * (q @ momentum[:, :, None])
+        seen = (q @ k.mT[:, :, None]) * of.weights[:, :, None]
+        out = of.left[:, :, None] * (q @ memory[:, :, None]) + of.come[:, :, None] * (q @ momentum[:, :, None])
         out = out + seen @ surprise[:, :, None]
-    last = left[:, :, -1:] * memory + come[:, :, -1:] * momentum + (weights[:, :, -1, :, None] * k).mT @ surprise
-    moved = slowing[:, :, -1, None, None].exp() * momentum + (carried[:, :, -1, :, None] * k).mT @ surprise
-    return out, [last, moved]
+    return out, [*of.ended(memory, momentum, k, surprise)]
 
 
 def naive(t: Tokens, state: States) -> list[Tensor]:

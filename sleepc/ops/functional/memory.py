@@ -49,12 +49,12 @@ def _run(
     rule: Rule, q: Tensor | None, tokens: Tokens, state: Sequence[Tensor], chunk: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """All tokens, `chunk` at a time: q [B, Hkv, G, T, dk] or None -> (reads per chunk, state')."""
-    count = tokens["k"].shape[2]
-    reads, new = [], [x.clone() for x in state] if count == 0 else list(state)
+    count, (new, learned) = tokens["k"].shape[2], rule.split(state)
+    reads, new = [], [x.clone() for x in new] if count == 0 else new
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         ask = None if q is None else q[:, :, :, part]
-        out, new = advance(rule, ask, {name: x[:, :, part] for name, x in tokens.items()}, new)
+        out, new = advance(rule, ask, {name: x[:, :, part] for name, x in tokens.items()}, [*new, *learned])
         if out is not None:
             reads.append(out)
     return reads, new
@@ -82,10 +82,11 @@ def delta_rule(
 
     q [B, Hq, T, dk], k [B, Hkv, T, dk], v [B, Hkv, T, dv], g [B, Hkv, T] or [B, Hkv, T, dk] (<= 0,
     log space) and beta [B, Hkv, T] (neither is looked at by rules without such a gate), state: the
-    rule's tensors, each [B, ...], float32 or float64; gates: the rule's others, each [B, Hkv, T, ..];
-    all is computed in the state's dtype. -> [o [B, Hq, T, dv] in q's dtype, *state']. The result does
-    not depend on `chunk` (tokens computed at once) but for rounding. UsageError for an unknown rule,
-    ValueError for chunk < 1, Hq not a multiple of Hkv, or another number of gates than the rule has.
+    rule's tensors, each [B, ...], float32 or float64, and after them what its layer has learned, each
+    [Hkv, ...]; gates: the rule's others, each [B, Hkv, T, ..]; all is computed in the state's dtype.
+    -> [o [B, Hq, T, dv] in q's dtype, *state']. The result does not depend on `chunk` (tokens
+    computed at once) but for rounding. UsageError for an unknown rule, ValueError for chunk < 1, Hq
+    not a multiple of Hkv, or another number of gates than the rule has.
     """
     _check_chunk(chunk)
     how, wide = find(rule), state[0].dtype
@@ -132,14 +133,15 @@ def replay(
         raise ValueError(f"a window has at least one pass, not {passes}")
     how = find(rule)
     tokens = tokens_of(how, k, v, g, beta, gates, state[0].dtype)
-    new = [x.clone() for x in state] if written else _run(how, None, tokens, state, chunk)[1]
+    old, learned = how.split(state)
+    new = [x.clone() for x in old] if written else _run(how, None, tokens, state, chunk)[1]
     if passes == 1:
         return new
     again = in_again(how, tokens)
     if how.affine and passes > LITERAL_PASSES:
         return [_replay_affine(how, again, new[0], passes - 1, chunk)]
     for _ in range(passes - 1):
-        new = _run(how, None, again, new, chunk)[1]
+        new = _run(how, None, again, [*new, *learned], chunk)[1]
     return new
 
 
