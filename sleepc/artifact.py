@@ -143,7 +143,8 @@ def _write_loop(draft: Path, loop: Loop) -> LoopEntry:
 
 def _write_learn(draft: Path, learn: Learn) -> LearnEntry:
     step = _write_graph(draft, learn.step)
-    return LearnEntry(start=learn.start, steps=learn.steps, lr=learn.lr, clip=learn.clip, step=step)
+    how = {"start": learn.start, "steps": learn.steps, "lr": learn.lr, "clip": learn.clip}
+    return LearnEntry.model_validate({**how, "step": step, "loss": learn.loss, "span": learn.span})
 
 
 def _write_graph(draft: Path, graph: Graph) -> GraphFile:
@@ -307,7 +308,8 @@ def _read_learn(folder: Path, manifest: Manifest) -> Learn | None:
         return None
     if entry.start >= len(manifest.layout):
         raise SleepcError(f"blocks from {entry.start} on learn, and there are {len(manifest.layout)}", fix=RESTORE)
-    return Learn(entry.start, entry.steps, entry.lr, entry.clip, _read_graph(folder, entry.step))
+    step = _read_graph(folder, entry.step)
+    return Learn(entry.start, entry.steps, entry.lr, entry.clip, step, entry.loss, entry.span)
 
 
 def _state_spec(entry: StateEntry) -> StateSpec:

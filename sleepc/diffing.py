@@ -98,7 +98,8 @@ def _learning(program: ProgramGraphs) -> str:
     learn = program.learn
     if learn is None:
         return "none"
-    return f"from block {learn.start} on, {learn.steps} steps, rate {learn.lr:g}, clip {learn.clip:g}"
+    loss = "" if learn.loss == "next" else f", loss {learn.loss}{f' of {learn.span}' if learn.span else ''}"
+    return f"from block {learn.start} on, {learn.steps} steps, rate {learn.lr:g}, clip {learn.clip:g}{loss}"
 
 
 def _pairs(a: ProgramGraphs, b: ProgramGraphs) -> Iterator[tuple[str, Graph | None, Graph | None]]:

@@ -97,6 +97,8 @@ class LearnEntry(Strict):
     lr: float = Field(ge=0, allow_inf_nan=False)
     clip: float = Field(gt=0, allow_inf_nan=False)
     step: GraphFile
+    loss: Literal["next", "late", "span"] = "next"
+    span: int = Field(default=0, ge=0)
 
 
 class WeightFile(Strict):

@@ -130,7 +130,7 @@ SYSTEMS = (
         "qTTT",
         "2512.13898",
         "gradient steps on query projections, keys and values frozen",
-        "`--consolidation gradient --gradient-weights query`",
+        "`--consolidation gradient --gradient-weights query --gradient-loss span`",
         "a sleep's steps have the window, not the whole KV cache, which is what is to go; and what is learned stays",
     ),
     System(

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 
 from sleepc.errors import UsageError
+from sleepc.ir.graph import Graph
 from sleepc.ir.program import Learn, ProgramGraphs
-from sleepc.ir.roles import SKIPPED
+from sleepc.ir.roles import DRAWN, SKIPPED
 from sleepc.ir.states import StateSpec, with_role
 from sleepc.passes.base import Effect, Pass
 from sleepc.passes.consolidation.learning import Tail
@@ -20,7 +21,7 @@ from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, Fact
 @dataclass(frozen=True)
 class AddLearning(Pass):
     """The program learns by what learning.py says, in the blocks from `start` on; the block before them records the
-    window's hidden states, embed its tokens, and steps that are left out are counted.
+    window's hidden states, embed its tokens, and steps that are left out are counted, and stretches that are drawn.
 
     Raises UsageError for a block from `start` on that carries a recurrence of its own: what it held when the window
     began is not known any more.
@@ -32,6 +33,8 @@ class AddLearning(Pass):
     clip: float
     window: int
     sinks: int
+    loss: str = "next"
+    span: int = 0
     name: ClassVar[str] = "add-learning"
     effect: ClassVar[Effect] = "APPROXIMATE"
     requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED, AWAKE)
@@ -51,6 +54,9 @@ class AddLearning(Pass):
         tail = Tail(program, self.start, self.window, self.sinks)
         tail.given  # noqa: B018 (before tokens are recorded, of which it is made)
         record_tokens(program, self.window)
-        program.states = (*program.states, StateSpec("count", SKIPPED, ("B",), torch.int64, "overwrite"))
-        program.learn = Learn(self.start, self.steps, self.lr, self.clip, tail.step(self.lr, self.clip))
+        counts = (SKIPPED, DRAWN) if self.loss == "span" else (SKIPPED,)
+        added = (StateSpec("count", name, ("B",), torch.int64, "overwrite") for name in counts)
+        program.states = (*program.states, *added)
+        how = Learn(self.start, self.steps, self.lr, self.clip, Graph("learn"), self.loss, self.span)
+        program.learn = tail.learn(how)
         return 1

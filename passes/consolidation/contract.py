@@ -114,6 +114,10 @@ class StreamSleep(Protocol):
         """What the window read [B,n]."""
 
     @property
+    def earlier(self) -> int:
+        """How many sleeps the stream had before this one."""
+
+    @property
     def block_inputs(self) -> list[Tensor]:
         """What went into every block in wake [B,n,d]."""
 

@@ -17,6 +17,8 @@ What the paper leaves open, or what is different here:
 - No momentum, no decay, and no per-token steps, as in the paper. The update of later blocks changes what earlier ones'
   gradient is at the next of several steps, not within one.
 - The keys and values that a window leaves in the KV window are those of the weights before its sleep.
+- The loss is the paper's, or counts later tokens more (`late`), or, as qTTT's, one stretch of `span` tokens alone,
+  another one for each step (`span`), drawn by a fixed generator.
 - `weights: query` are the maps of qTTT (arXiv 2512.13898), which learns from spans of a text whose keys and values are
   all there. Here a step has the window alone, computes keys and values of the blocks that learn again, and what is
   learned stays for what follows. Memories that read with the same queries read with what is learned.
@@ -39,11 +41,15 @@ from sleepc.passes.base import Pass
 from sleepc.passes.consolidation.add_fast_maps import AddFastMaps, learned_maps
 from sleepc.passes.consolidation.add_learning import AddLearning
 from sleepc.passes.consolidation.contract import Plans, StreamSleep
+from sleepc.passes.consolidation.drawn import naive_draw
 from sleepc.passes.consolidation.replay import Replay
 from sleepc.recipe import Gradient, Recipe, parse_layers
 
 Key = tuple[int, str]
 MAPS = {"mlp": "the MLPs", "down": "the down-projections", "query": "the query projections"}
+
+LOSSES = {"next": "", "late": ", later tokens more", "span": ", {} tokens a step"}
+SPAN = 128  # tokens, qTTT's
 
 
 class ByGradient(Replay):
@@ -54,6 +60,13 @@ class ByGradient(Replay):
     def check(self, recipe: Recipe) -> None:
         """A window has to have a next token."""
         super().check(recipe)
+        options = options_of(recipe)
+        if options.span is not None and options.loss != "span":
+            raise UsageError(
+                f"with loss {options.loss} all tokens of a window count, and no stretch of {options.span}",
+                where="--gradient-span",
+                fix="Add --gradient-loss span, or leave it out.",
+            )
         if recipe.window < 2:
             raise UsageError(
                 "a window of one token has no next token to learn", where="--window", fix="Give 2 or more."
@@ -104,7 +117,8 @@ class ByGradient(Replay):
     def stateful(self, recipe: Recipe, blocks: int) -> tuple[Pass, ...]:
         """The graph of a step."""
         options, start = options_of(recipe), self.written(recipe, blocks)[0]
-        return (AddLearning(start, options.steps, options.lr, options.clip, recipe.window, recipe.sinks),)
+        how = (options.steps, options.lr, options.clip, recipe.window, recipe.sinks, options.loss)
+        return (AddLearning(start, *how, span_of(options)),)
 
     def remember(self, sleep: StreamSleep) -> None:
         """The steps by PyTorch's own differentiation of the model, from the memories that the window read."""
@@ -117,8 +131,9 @@ class ByGradient(Replay):
         options, blocks = options_of(sleep.recipe), self.written(sleep.recipe, len(sleep.plans))
         records = [layer.written for layer in sleep.layers]  # a block that runs again notes others
         old = {(i, part): fast for i in blocks for part, fast in sleep.layers[i].fast.items()}
-        for _ in range(options.steps if sleep.tokens.shape[1] > 1 else 0):
-            gradients = _gradients(sleep, blocks[0], old)
+        for step in range(options.steps if sleep.tokens.shape[1] > 1 else 0):
+            counts = _counts(options, sleep.tokens.shape[1] - 1, sleep.earlier * options.steps + step)
+            gradients = _gradients(sleep, blocks[0], old, counts)
             old = {key: fast - options.lr * gradients[key] for key, fast in old.items()}
         for layer, record in zip(sleep.layers, records, strict=True):
             layer.written = record
@@ -128,7 +143,8 @@ class ByGradient(Replay):
         """What is learned."""
         options, named = options_of(recipe), ", ".join(map(str, self.written(recipe, blocks)))
         steps = f"{options.steps} step{'' if options.steps == 1 else 's'} of gradient descent"
-        learned = f"{steps} (rate {options.lr:g}, clip {options.clip:g}) on {MAPS[options.weights]} of blocks {named}"
+        rate = f"rate {options.lr:g}, clip {options.clip:g}{LOSSES[options.loss].format(span_of(options))}"
+        learned = f"{steps} ({rate}) on {MAPS[options.weights]} of blocks {named}"
         return f"{Replay().in_words(recipe, blocks)}, and {learned}"
 
     def again_in_words(self, recipe: Recipe, blocks: int, named: Callable[[Sequence[int]], str]) -> str:
@@ -146,8 +162,22 @@ def options_of(recipe: Recipe) -> Gradient:
     return recipe.gradient or Gradient()
 
 
-def _gradients(sleep: StreamSleep, start: int, old: dict[Key, Tensor]) -> dict[Key, Tensor]:
-    """Of every row's mean surprise, cut to the norm `clip`; zero where it is not finite."""
+def span_of(options: Gradient) -> int:
+    """How many tokens a step learns from, if not from all of them; else 0."""
+    return (options.span or SPAN) if options.loss == "span" else 0
+
+
+def _counts(options: Gradient, count: int, step: int) -> list[float]:
+    """How much each of the window's `count` next tokens counts, 1 in all, at this step of all that a row takes."""
+    if options.loss == "late":
+        return [2 * (t + 1) / (count * (count + 1)) for t in range(count)]
+    length = min(span_of(options) or count, count)
+    start = naive_draw(step) % (count - length + 1)
+    return [1 / length if start <= t < start + length else 0.0 for t in range(count)]
+
+
+def _gradients(sleep: StreamSleep, start: int, old: dict[Key, Tensor], counts: list[float]) -> dict[Key, Tensor]:
+    """Of every row's surprise, cut to the norm `clip`; zero where it is not finite."""
     further = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = {key: x if x.requires_grad else x.detach().requires_grad_() for key, x in old.items()}
@@ -157,7 +187,8 @@ def _gradients(sleep: StreamSleep, start: int, old: dict[Key, Tensor]) -> dict[K
         for i in range(start, len(sleep.plans)):
             h = sleep.run(i, h)
         logits = sleep.logits(h)[:, :-1]
-        surprise = cross_entropy(logits.transpose(1, 2), sleep.tokens[:, 1:], reduction="none").mean(1)  # [B]
+        surprise = cross_entropy(logits.transpose(1, 2), sleep.tokens[:, 1:], reduction="none")  # [B,n-1]
+        surprise = (surprise * torch.tensor(counts, dtype=surprise.dtype)).sum(1)
         found = torch.autograd.grad(surprise.sum(), list(leaves.values()), create_graph=further)
     norm = torch.cat([g.flatten(1) for g in found], 1).norm(dim=1)
     cut = (options_of(sleep.recipe).clip / norm).clamp(max=1)

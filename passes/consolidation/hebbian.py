@@ -38,6 +38,7 @@ from sleepc.memory.registry import find as find_rule
 from sleepc.memory.rule import Rule
 from sleepc.passes.consolidation.block_sleep import BlockSleep
 from sleepc.passes.consolidation.contract import Plans, StreamSleep
+from sleepc.passes.consolidation.drawn import PRIME, draw_nodes, naive_draw
 from sleepc.passes.consolidation.replay import Replay
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Asleep
@@ -46,7 +47,6 @@ from sleepc.passes.rewrite.mixer import rms
 from sleepc.recipe import Hebbian, Recipe
 
 Read = Callable[[list[Tensor], Tensor], Tensor]
-PRIME, SHIFT, ROUNDS = 2147483579, 7, 3  # cubes are a permutation of the numbers below it, as it is 2 modulo 3
 WIDTH = 2 * math.sqrt(3)  # of the interval in which uniform numbers have variance 1
 
 
@@ -134,16 +134,8 @@ def _noisy(block: BlockSleep, new: dict[str, fx.Node]) -> dict[str, fx.Node]:
 
 
 def _uniform(e: Emit, count: int, dtype: torch.dtype) -> fx.Node:
-    """`count` numbers of mean 0 and variance 1: x -> x³ + 7 modulo a prime, three times, of 1, 2, 3, ..., in whole
-    numbers, which no backend rounds.
-    """
-
-    def rest(x: fx.Node) -> fx.Node:
-        return e.call(aten.remainder.Scalar, x, PRIME)
-
-    x = e.add(e.call(aten.arange.default, count), 1)
-    for _ in range(ROUNDS):
-        x = rest(e.add(e.mul(rest(e.mul(x, x)), x), SHIFT))
+    """`count` numbers of mean 0 and variance 1."""
+    x = draw_nodes(e, e.call(aten.arange.default, count))
     return e.sub(e.mul(e.cast(x, dtype), WIDTH / PRIME), WIDTH / 2)
 
 
@@ -202,8 +194,5 @@ def naive_noise(memory: list[Tensor], k: Tensor, read: Read, how: Hebbian) -> li
 
 
 def naive_number(n: int) -> float:
-    """Number n of the generator, from 0 on."""
-    x = n + 1
-    for _ in range(3):
-        x = (pow(x, 3, 2147483579) + 7) % 2147483579
-    return math.sqrt(12) * (x / 2147483579 - 0.5)
+    """Number n of the noise, from 0 on."""
+    return math.sqrt(12) * (naive_draw(n) / 2147483579 - 0.5)

@@ -2,7 +2,8 @@
 
     x          the window's hidden states before the first block that learns
     p_t        the probabilities of the head, for tokens t = 0 .. n-2 of the window's n
-    loss       the mean of -log p_t[token t+1]; its gradient by the logits is (p_t - e_{token t+1}) / (n - 1)
+    loss       the sum of -w_t log p_t[token t+1]; its gradient by the logits is w_t (p_t - e_{token t+1}). The w_t add
+               up to 1: all alike (`next`), in proportion to t + 1 (`late`), or alike in a stretch (`span`) and 0 beside
     g          the gradient by all that a row learns, D of every map; |g| over all of it
     D'         D - lr min(1, clip / |g|) g, or D if |g| is not finite, which is counted
 
@@ -28,12 +29,13 @@ from sleepc.ir import levels
 from sleepc.ir.graph import PARAMETERS, Graph, Port, PortKind, with_result
 from sleepc.ir.infer import infer_types, symbolic
 from sleepc.ir.interp import run
-from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.roles import SKIPPED
+from sleepc.ir.program import Learn, ProgramGraphs
+from sleepc.ir.roles import DRAWN, SKIPPED
 from sleepc.ir.states import find_state, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.ops import functional
 from sleepc.passes.analysis.sleeps import sinks_of
+from sleepc.passes.consolidation.drawn import draw
 from sleepc.passes.consolidation.window_again import TOKENS, WindowStart, confine, drop_ports
 from sleepc.passes.lib.emit import aten
 
@@ -64,7 +66,7 @@ def learn_anew(program: ProgramGraphs) -> None:
     """What sleeps of a program at level STEP learn by, of its graphs as they are now; nothing if they learn nothing."""
     if program.learn is not None:
         tail = Tail(program, program.learn.start, program.window, sinks_of(program))
-        program.learn = replace(program.learn, step=tail.step(program.learn.lr, program.learn.clip))
+        program.learn = tail.learn(program.learn)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class Tail:
     window: int
     sinks: int
 
-    def step(self, lr: float, clip: float) -> Graph:
-        """A step from state to state. Raises UsageError for a way back that has an operator that no program has."""
+    def learn(self, how: Learn) -> Learn:
+        """The same with the graph of a step from state to state, of these blocks. Raises UsageError for a way back that
+        has an operator that no program has.
+        """
         ports = self._ports()
         names = list(ports)
         fast = [spec.name for spec in with_role(self.program.all_states(), "fast") if spec.name in ports]
-        descent = _Descent(self, fast, lr, clip)
+        descent = _Descent(self, fast, how)
         if not fast:
             raise SleepcError(f"nothing stands beside weights of blocks from {self.start} on that sleeps could learn")
         results: list[str] = []
@@ -94,7 +98,7 @@ class Tail:
 
         with symbolic([type_ for _, type_ in ports.values()]) as values:
             made = make_fx(traced, decomposition_table=table)(*values)
-        return _graph(made.graph, ports, results)
+        return replace(how, step=_graph(made.graph, ports, results))
 
     @cached_property
     def blocks(self) -> dict[str, Graph]:
@@ -138,7 +142,7 @@ class Tail:
         for graph in (self.given, self.program.head):
             for kind in PARAMETERS:
                 found |= {name: (kind, _sized(p, {})) for name, p in graph.ports(kind).items() if p.users}
-        wanted = {*self.given.ports("state"), TOKENS, "since", SKIPPED, self.hidden}
+        wanted = {*self.given.ports("state"), TOKENS, "since", SKIPPED, DRAWN, self.hidden}
         states = {spec.name: spec for spec in self.program.all_states() if spec.name in wanted}
         return found | {name: ("state", spec.type()) for name, spec in states.items()}
 
@@ -149,23 +153,25 @@ class _Descent:
 
     tail: Tail
     fast: Sequence[str]
-    lr: float
-    clip: float
+    how: Learn
 
     def __call__(self, known: dict[str, Tensor]) -> dict[str, Tensor]:
-        """New values of what is learned, and of the count of steps that were left out."""
+        """New values of what is learned, and of counts: of steps that were left out, and of stretches."""
         learned = [known[name].detach().requires_grad_() for name in self.fast]
         with torch.enable_grad():
             logits = self._logits({**known, **dict(zip(self.fast, learned, strict=True))})
         gradients = torch.autograd.grad(logits, learned, self._slope(logits.detach(), known))
         size = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)  # [B]
         finite = torch.isfinite(size)
-        least = self.clip * self.clip
-        rate = self.lr * self.clip * torch.where(finite, size, 0.0).clamp(min=least).rsqrt()
+        lr, clip = self.how.lr, self.how.clip
+        least = clip * clip
+        rate = lr * clip * torch.where(finite, size, 0.0).clamp(min=least).rsqrt()
         new = {}
         for name, gradient in zip(self.fast, gradients, strict=True):
             safe = torch.where(finite[:, None, None], gradient, 0.0)
             new[name] = known[name] - rate[:, None, None] * safe
+        if self.how.loss == "span":
+            new[DRAWN] = known[DRAWN] + 1
         return {**new, SKIPPED: known[SKIPPED] + (~finite).to(torch.int64)}
 
     def _logits(self, known: Mapping[str, Tensor]) -> Tensor:
@@ -182,13 +188,24 @@ class _Descent:
         return logits[:, :-1].to(wide_dtype(program.dtype))
 
     def _slope(self, logits: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """The loss by the logits [B,L-1,V]: softmax less one at the next token, over how many tokens have one."""
-        after, count = known[TOKENS][:, 0, 1:], known["since"] - 1
-        places = torch.arange(self.tail.window - 1, device=logits.device)
-        share = (places < count[:, None]).to(logits.dtype) / count.clamp(min=1)[:, None]
+        """The loss by the logits [B,L-1,V]: softmax less one at the next token, each as much as it counts."""
+        after, share = known[TOKENS][:, 0, 1:], self._share(known).to(logits.dtype)
+        share = share / share.sum(1, keepdim=True).clamp(min=1)
         right = after[..., None]
         less = torch.scatter_add(logits.softmax(-1), -1, right, torch.full_like(right, -1, dtype=logits.dtype))
         return less * share[..., None]
+
+    def _share(self, known: Mapping[str, Tensor]) -> Tensor:
+        """How much the window's tokens count [B,L-1], in whole numbers; 0 where there is no next token."""
+        count = known["since"][:, None] - 1
+        places = torch.arange(self.tail.window - 1, device=count.device)
+        if self.how.loss == "late":
+            return (places + 1) * (places < count).to(torch.int64)
+        if self.how.loss == "next":
+            return (places < count).to(torch.int64)
+        length = count.clamp(max=self.how.span)
+        start = draw(known[DRAWN])[:, None] % (count - length + 1)
+        return ((places >= start) & (places < start + length)).to(torch.int64)
 
 
 def _run(graph: Graph, values: Mapping[str, Any]) -> dict[str, Any]:

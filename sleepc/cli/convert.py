@@ -73,6 +73,11 @@ class RecipeOptions:
         "What is learned in these blocks: mlp (all linear maps of the MLP), down (the last one) or query (that which makes queries).",
         shown="mlp",
     )
+    gradient_loss: str | None = flag(
+        "Which of the window's tokens a step learns from: next (all alike), late (all, later ones more) or span (one stretch, another for each step).",
+        shown="next",
+    )
+    gradient_span: int | None = flag("Number of tokens of such a stretch.", shown="128")
     hebbian_steps: int | None = flag("Steps of noise that a sleep of hebbian takes.", shown="8")
     hebbian_inc: float | None = flag("How much a step moves weights between what is active.", shown="0.003")
     hebbian_dec: float | None = flag("The share by which it weakens weights of silent inputs.", shown="0.0003")

@@ -82,7 +82,8 @@ class Loop:
 class Learn:
     """Consolidation `gradient`: before all else that a sleep does, `step` makes of the state, by full names ("3.k"),
     new values of what the blocks from `start` on learn, `steps` times, each from those of the step before. Its
-    parameters are named by their keys in `params`; it holds the rate `lr` and the norm `clip` as numbers.
+    parameters are named by their keys in `params`; it holds the rate `lr`, the norm `clip`, and which tokens count in
+    the loss (`loss`, `span`: see recipe.Gradient).
 
     It is derived: blocks from `start` on and head, over the window, and the way back. A pass that changes those makes
     it anew (passes/consolidation/learning.py).
@@ -93,6 +94,8 @@ class Learn:
     lr: float
     clip: float
     step: Graph
+    loss: str = "next"
+    span: int = 0
 
     def clone(self) -> Learn:
         """A copy whose graph may be changed."""

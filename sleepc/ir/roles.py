@@ -29,7 +29,8 @@ AT_SLEEP: dict[Role, AtSleep] = {
     "tail": "left",  # the last inputs of a causal convolution; those of the model's own are tail.0, tail.1
     "own": "left",  # what the model's own recurrences carry: own.0, own.1. Every token and passes of a loop write it.
     "count": "emptied",  # i64 [B]: passes_taken, by each row's last sleep; passes of a loop count it anew.
-    # steps_skipped, by all of a row's sleeps, since a gradient was not finite; steps go on from what there was.
+    # steps_skipped, by all of a row's sleeps, since a gradient was not finite, and spans_drawn by all its steps; these
+    # go on from what there was.
 }
 PREFIX: dict[Role, str] = {
     "kept": "kept.",
@@ -39,7 +40,7 @@ PREFIX: dict[Role, str] = {
     "start": "start.",
     "own": "own.",
 }
-TAKEN, SKIPPED, PINNED = "passes_taken", "steps_skipped", "pinned"
+TAKEN, SKIPPED, DRAWN, PINNED = "passes_taken", "steps_skipped", "spans_drawn", "pinned"
 PINNED_SCORE = 3.4028234663852886e38  # the score of a kept pair that is pinned: the greatest float32; others are less
 
 # Names of states that are not a rule's tensors, for artifacts of format 1, which has no roles.
@@ -48,7 +49,7 @@ BY_NAME: dict[str, Role] = {
     **dict.fromkeys(("hidden", "window_tokens"), "loop"),
     **dict.fromkeys(("k", "v"), "kv"),
     "tail": "tail",
-    **dict.fromkeys((TAKEN, SKIPPED), "count"),
+    **dict.fromkeys((TAKEN, SKIPPED, DRAWN), "count"),
     PINNED: "pin",
 }
 

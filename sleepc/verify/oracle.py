@@ -314,6 +314,10 @@ class _Sleep:
         self.recipe, self.plans = self.oracle.recipe, self.oracle.plans
         self.layers, self.rows = self.stream.layers, self.stream.rows
 
+    @property
+    def earlier(self) -> int:
+        return self.stream.time.cuts.index(self.window.end)
+
     def parameters_of(self, i: int) -> Mapping[str, Tensor]:
         return self.oracle.parameters_of(i)
 

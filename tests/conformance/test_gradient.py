@@ -5,6 +5,7 @@ every consolidation has to hold.
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cache
 from pathlib import Path
@@ -22,12 +23,13 @@ from sleepc.errors import SleepcWarning, UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
-from sleepc.ir.roles import SKIPPED
+from sleepc.ir.roles import DRAWN, SKIPPED
 from sleepc.manifest import Source
 from sleepc.ops import functional
 from sleepc.passes.adapt.add_low_rank import AddLowRank, low_rank_keys
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Stage
+from sleepc.passes.consolidation.drawn import draw, naive_draw
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Gradient, Recipe
 from sleepc.runtime.session import Session
@@ -53,6 +55,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "capped": ("gemma2", {"gradient": FAST, "own_windows": "leave"}),
     "hybrid": ("qwen3-5", {"gradient": FAST, "mlps": "1"}),
     "plain": ("nanogpt", {"gradient": FAST}),  # whose norms are float64
+    "late": ("llama", {"gradient": {**FAST, "loss": "late", "weights": "down"}}),
+    "span": ("llama", {"gradient": {**FAST, "loss": "span", "span": 3, "steps": 2, "weights": "down"}}),
     "query": ("qwen3", {"gradient": {**FAST, "weights": "query"}, "mlps": "1-2"}),  # behind norms of q and k
     "query-kept": ("llama", {"gradient": {**FAST, "weights": "query"}, "keep": {"slots": 3, "budgets": "equal"}}),
 }
@@ -96,6 +100,7 @@ def test_it_is_what_its_oracle_says(name: str) -> None:
         ("ort", "llama"),
         pytest.param("portable", "steps", marks=pytest.mark.slow),
         pytest.param("ort", "flipped", marks=pytest.mark.slow),
+        pytest.param("portable", "span", marks=pytest.mark.slow),
         pytest.param("mlir", "llama", marks=pytest.mark.slow),
     ],
 )
@@ -165,6 +170,28 @@ def test_the_first_step_is_down_the_loss_by_finite_differences() -> None:
         slope = (loss(1e-5 * way) - loss(-1e-5 * way)) / 2e-5
         assert abs(slope) > 1e-3
         assert np.isclose(slope, float((found * way).sum()), rtol=1e-6)
+
+
+def test_a_stretch_of_the_whole_window_is_all_of_it_and_others_differ() -> None:
+    """And each step and sleep has another one."""
+
+    def slept(**options: Any) -> Tensor:
+        program, _ = family("llama").convert(consolidation="gradient", gradient={**FAST, **options}, mlps="2")
+        return _learned(_slept(program))
+
+    whole = slept()
+    assert torch.equal(slept(loss="span", span=WINDOW), whole)
+    assert not torch.allclose(slept(loss="span", span=3), whole)
+    assert not torch.allclose(slept(loss="late"), whole)
+    starts = [naive_draw(n) % (WINDOW - 3) for n in range(200)]
+    assert starts == (draw(torch.arange(200)) % (WINDOW - 3)).tolist()
+    assert {starts.count(n) > 20 for n in range(WINDOW - 3)} == {True}
+
+
+def test_how_often_stretches_were_drawn_is_counted_over_sleeps() -> None:
+    session = Session(load(seen("span")))
+    session.feed([TOKENS.tolist()])
+    assert session.steps.to_named_arrays(session.snapshot().state)[DRAWN].tolist() == [4]
 
 
 @pytest.mark.parametrize(("clip", "wanted"), [(0.01, 0.01), (1e6, None)])
@@ -327,6 +354,9 @@ def test_a_step_on_a_query_finds_the_needle() -> None:
             q = q - 0.5 * step
         assert risen == sorted(set(risen))
         shares.append(risen[0])
+        others = keys[:n][torch.arange(n) != 3]
+        margin = float(begun @ keys[3] - torch.logsumexp(begun @ others.T / d**0.5, 0) * d**0.5) / d**0.5
+        assert math.isclose(risen[0], 1 / (1 + math.exp(-margin)))
     assert shares == sorted(shares, reverse=True)
 
 
@@ -362,6 +392,8 @@ def test_a_bfloat16_program_learns_in_float32() -> None:
         ("llama", {"gradient": {"lr": -1.0}}, "gradient.lr"),
         ("llama", {"gradient": {"clip": 0}}, "gradient.clip"),
         ("llama", {"gradient": {"weights": "all"}}, "gradient.weights"),
+        ("llama", {"gradient": {"loss": "first"}}, "gradient.loss"),
+        ("llama", {"gradient": {"span": 4}}, "all tokens of a window count"),
         ("qwen3-5", {"mlps": "all"}, "recurrence of its own"),
         ("gpt2", {"gradient": {"weights": "query"}}, "no linear map makes its queries and nothing else"),
     ],

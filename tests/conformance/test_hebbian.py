@@ -16,7 +16,7 @@ from sleepc.inspection import inspect_program
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
 from sleepc.memory.parameters import KEY_MAP, key_of
-from sleepc.passes.consolidation import hebbian
+from sleepc.passes.consolidation import drawn, hebbian
 from sleepc.passes.consolidation.hebbian import naive_noise, naive_number
 from sleepc.recipe import Hebbian, Recipe
 from sleepc.runtime.session import Session
@@ -71,9 +71,11 @@ def test_in_an_export_it_is_what_its_oracle_says(style: str, name: str) -> None:
     assert invariants.padding(made) < subject.tolerance
 
 
-@pytest.mark.parametrize(("name", "value"), [("SHIFT", 8), ("ROUNDS", 2), ("WIDTH", 3.4)])
-def test_other_noise_is_found(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hebbian, name, value)
+@pytest.mark.parametrize(
+    ("where", "name", "value"), [(drawn, "SHIFT", 8), (drawn, "ROUNDS", 2), (hebbian, "WIDTH", 3.4)]
+)
+def test_other_noise_is_found(where: Any, name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(where, name, value)
     program = shaken(family("llama").convert(consolidation="hebbian", hebbian=SEEN, passes=2)[0])
     assert invariants.definition(bench("replay", load(program))) > 1e-4
 
