@@ -9,7 +9,7 @@ from sleepc.errors import UsageError
 from sleepc.memory.features import find as find_features
 from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
-from sleepc.recipe import Decay, Hebbian, Keep, LayerPlan, Layout, Recipe, WriteTime
+from sleepc.recipe import Decay, Hebbian, Keep, LayerPlan, Layout, ReadOrder, Recipe, WriteTime
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class MemoryOptions:
     seed: int
     layout: Layout = "graph"
     features: str = "unit"
+    read: ReadOrder = "after"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def memory_groups(recipe: Recipe, plans: tuple[LayerPlan, ...], strategy: str, a
     found: dict[MemoryOptions, list[int]] = {}
     for i, plan in enumerate(plans):
         if plan.strategy == strategy:
-            own, last = (plan.rule, plan.decay, plan.write), (plan.layout, recipe.features)
+            read: ReadOrder = recipe.read if plan.write == "online" else "after"
+            own, last = (plan.rule, plan.decay, plan.write), (plan.layout, recipe.features, read)
             options = MemoryOptions(*own, recipe.window, asleep[i], recipe.seed, *last)
             found.setdefault(options, []).append(i)
     return tuple(Group(tuple(layers), options) for options, layers in found.items())

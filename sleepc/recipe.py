@@ -19,6 +19,7 @@ Strategy = Literal["parallel", "insert", "replace"]
 Decay = Literal["head", "channel"]
 Layout = Literal["graph", "native"]
 WriteTime = Literal["sleep", "online"]
+ReadOrder = Literal["after", "before"]
 Eviction = Literal["sliding", "hard"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Factors = Literal["short", "long"]
@@ -131,6 +132,7 @@ class Recipe(_Options):
     decay: Decay = "head"
     layout: Layout = "graph"
     features: Name = "unit"
+    read: ReadOrder = "after"
     layers: Layers = "all"
     window: int = Field(default=256, ge=1, le=MAX_WINDOW)
     passes: int = Field(default=1, ge=1, le=64)
@@ -207,7 +209,10 @@ class Recipe(_Options):
                 where="--layout native",
                 fix="Add --strategy replace, or leave it out.",
             )
-        return tuple(self._layer(i, options) for i, options in enumerate(plans))
+        made = tuple(self._layer(i, options) for i, options in enumerate(plans))
+        if self.read == "before":
+            _check_read(made)
+        return made
 
     def _layer(self, i: int, options: dict[str, Any]) -> LayerPlan:
         strategy, write, window = options["strategy"], options["write"], options["window"]
@@ -261,6 +266,22 @@ class Recipe(_Options):
                 fix=f'Use "all", "middle" or a range a:b with 0 <= a < b <= {count}.',
             )
         return first, end
+
+
+def _check_read(plans: tuple[LayerPlan, ...]) -> None:
+    """Raises UsageError if no layer reads between writes, or one is of a class that reads after them."""
+    if any(plan.layout == "native" for plan in plans):
+        raise UsageError(
+            "the layer of the native layout reads after it has written",
+            where="--read before",
+            fix="Leave it out, or use --layout graph.",
+        )
+    if all(plan.strategy == "leave" or plan.write == "sleep" for plan in plans):
+        raise UsageError(
+            "no memory is written in wake: sleeps write, and every read is before them",
+            where="--read before",
+            fix="Leave it out, or add --write online.",
+        )
 
 
 def make_recipe(options: Recipe | dict[str, Any] | None, where: str = "") -> Recipe:

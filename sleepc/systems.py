@@ -46,8 +46,8 @@ SYSTEMS = (
         "Linear transformers as fast weight programmers",
         "2102.11174",
         "linear attention as fast weights, the delta rule, feature maps",
-        "`--rule linear` and `delta`, `--features elu` and `dpfp1` to `dpfp3`",
-        "memories are read after a token's write; reading before it is no option",
+        "`--rule linear` and `delta`, `--features elu` and `dpfp1` to `dpfp3`, `--read before`",
+        "features have unit length, not unit sum (sleepc/memory/features.py)",
     ),
     System(
         "Fast weight programming, a primer",

@@ -196,7 +196,7 @@ class MemoryBuilder:
         return torch.log(torch.expm1(math.log(2) / (decays * window * 2.0**doublings)))
 
     def answer(self, e: Emit, q: fx.Node, written: Written, scale: float) -> fx.Node:
-        """What q reads from the memory; with write time `online` every token is written first."""
+        """What q reads from the memory; with write time `online` every token is written first, or after it has read."""
         memories = self.memories()
         for name, each in self.rule.learned.items():
             self.param(of_learned(name, each), of_keys=True)
@@ -204,9 +204,16 @@ class MemoryBuilder:
         options = {"rule": self.rule.name, "scale": scale}
         if self.options.write == "sleep":
             return e.ours("delta_rule_read", q, held, **options)
+        first = before = None
+        if self.options.read == "before":  # what the token before has left: queries ask one token earlier
+            first, others = (e.call(aten.slice.Tensor, q, 2, *ends) for ends in ((0, 1), (1, 1 << 62)))
+            before = e.ours("delta_rule_read", first, held, **options)
+            q = e.call(aten.cat.default, [others, first], 2)
         both = e.ours("delta_rule", q, *operands(self.rule, written, held), **options)
         self.results |= {name: e.item(both, 1 + i) for i, name in enumerate(memories)}
-        return e.item(both, 0)
+        if before is None:
+            return e.item(both, 0)
+        return e.call(aten.cat.default, [before, e.call(aten.slice.Tensor, e.item(both, 0), 2, 0, -1)], 2)
 
     def records(self, e: Emit, written: Written, *, with_v: bool) -> None:
         """The window's keys, values and gates, if a sleep needs them; values may be in the KV window. If it drops kept

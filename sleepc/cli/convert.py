@@ -45,6 +45,9 @@ class RecipeOptions:
         "What queries and keys are turned into for memories: unit (only unit length), elu (elu + 1), or dpfp1, dpfp2, dpfp3 (2, 4 or 6 times as wide).",
         shown="unit",
     )
+    read: str | None = flag(
+        "Of memories that every token writes: whether a token reads after its own write, or before.", shown="after"
+    )
     layers: str | None = flag(
         'Blocks to convert: "all", "every:2", "3,5,7-9", or "auto:2": all but the 2 that recall most.', shown="all"
     )

@@ -554,7 +554,8 @@ class Mixer:
         memory = self.layer.memory or reference.empty_memory(self.plan.rule, written)
         online, rule = self.plan.write == "online", self.plan.rule
         fixed = reference.learned(rule, self.oracle.parameters_of(self.i), written["k"].shape[1])
-        out, self.layer.memory = reference.answer(rule, q, written, memory, fixed, online=online)
+        how: dict[str, Any] = {"online": online, "order": self.oracle.recipe.read}
+        out, self.layer.memory = reference.answer(rule, q, written, memory, fixed, **how)
         self.layer.written = written
         if not self.window.asleep:
             self.layer.written = new = self.oracle.recorded(written, with_v=with_v)

@@ -126,14 +126,19 @@ def read(q: Tensor, memory: Memory, rule: str) -> Tensor:
     return find(rule).naive_read([_repeat(x, q.shape[1]) for x in memory], q)
 
 
-def answer(rule: str, q: Tensor, w: Written, memory: Memory, fixed: Memory, *, online: bool) -> tuple[Tensor, Memory]:
-    """What q [B,Hq,T,dk] reads at every token, which with `online` is written before, and the memory at the end."""
+def answer(
+    rule: str, q: Tensor, w: Written, memory: Memory, fixed: Memory, *, online: bool, order: str = "after"
+) -> tuple[Tensor, Memory]:
+    """What q [B,Hq,T,dk] reads at every token, with `online` `after` or `before` this is written; and the memory at the
+    end.
+    """
     if not online:
         return read(q, [*memory, *fixed], rule), memory
     out = []
     for t in range(q.shape[2]):
-        memory = update(rule, memory, fixed, w, t, first=True)
-        out.append(read(q[:, :, t : t + 1], [*memory, *fixed], rule))
+        new = update(rule, memory, fixed, w, t, first=True)
+        out.append(read(q[:, :, t : t + 1], [*(new if order == "after" else memory), *fixed], rule))
+        memory = new
     return torch.cat(out, 2), memory
 
 
