@@ -11,6 +11,7 @@ from torch import fx
 from sleepc.ir.graph import is_call
 from sleepc.ir.levels import mutates
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.states import with_role
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,5 @@ UNCLOCKED = Fact("that does not count yet what a row has read", lambda p: not p.
 CLOCKED = Fact("that counts what a row has read", lambda p: bool(p.states))
 BOUNDED = Fact("whose attention is bounded", lambda p: not _attentions(p))
 AWAKE = Fact("that does not sleep yet", lambda p: p.clock is None)
+SLOTTED = Fact("that has slots", lambda p: any(with_role(cls.states, "kept") for cls in p.classes.values()))
 SLEEPS = Fact("that sleeps", lambda p: p.clock is not None)

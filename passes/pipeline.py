@@ -161,20 +161,25 @@ def rewritten(canonical: ProgramGraphs, recipe: Recipe) -> ProgramGraphs:
 
 
 def _bounded(recipe: Recipe, plans: tuple[LayerPlan, ...]) -> BoundAttention:
+    consolidation = consolidations.find(recipe.consolidation)
+    soft = consolidation.soft(recipe)
     return BoundAttention(
         rings(plans),
         recipe.sinks,
         every=recipe.window,
         slide=recipe.eviction == "sliding",
         renumber=recipe.last_position == "renumber",
-        keep=recipe.keep,
+        keep=consolidation.keep(recipe),
         keepers=may_keep(plans, recipe.window),
+        marks=soft is None,  # of the tokens of a window: none has a slot of its own then
+        ahead=soft.tokens if soft else 0,
     )
 
 
 def _sleeping(recipe: Recipe, memories: Groups) -> AddSleep:
-    score = recipe.keep.score if recipe.keep else ""
-    return AddSleep(recipe.window, recipe.sinks, recipe.eviction, recipe.consolidation, memories, score)
+    score, soft = recipe.keep.score if recipe.keep else "", consolidations.find(recipe.consolidation).soft(recipe)
+    ahead = soft.tokens if soft else 0
+    return AddSleep(recipe.window, recipe.sinks, recipe.eviction, recipe.consolidation, memories, score, ahead)
 
 
 def lower_stages(kernels: Collection[str] = LOWERED, *, masks: bool = False) -> tuple[Stage, ...]:

@@ -18,7 +18,8 @@ class Asleep:
 
     `recorded`: do they need the window's keys, values and gates? `replays`: how often the rule is applied to those.
     `again`: does the block run again over the window? `decays`: how often a window makes the memory decay. `noise`:
-    what runs through it after that.
+    what runs through it after that. `drops`: where a layer keeps pairs, is it written with what slots drop, in place of
+    the window?
     """
 
     recorded: bool
@@ -26,6 +27,7 @@ class Asleep:
     again: bool = False
     decays: int = 1
     noise: Hebbian | None = None
+    drops: bool = True
 
     @property
     def writes(self) -> int:

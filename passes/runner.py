@@ -13,7 +13,7 @@ from sleepc.ir.check import check_graph
 from sleepc.ir.fit import check_fit
 from sleepc.ir.graph import Graph, graph_key
 from sleepc.ir.levels import Level
-from sleepc.ir.program import Block, BlockClass, Learn, Loop, ProgramGraphs
+from sleepc.ir.program import Block, BlockClass, Encode, Learn, Loop, ProgramGraphs
 from sleepc.ir.text import print_graph
 from sleepc.ir.weights import Param
 from sleepc.passes.base import Pass, Stage
@@ -107,7 +107,7 @@ def fingerprint(value: Any) -> object:
         return tuple((key, fingerprint(each)) for key, each in value.items())
     if isinstance(value, (list, tuple)):
         return tuple(fingerprint(each) for each in value)
-    if isinstance(value, (ProgramGraphs, BlockClass, Block, Loop, Learn)):
+    if isinstance(value, (ProgramGraphs, BlockClass, Block, Loop, Learn, Encode)):
         return tuple(fingerprint(getattr(value, f.name)) for f in fields(value) if f.name != "history")
     return id(value) if isinstance(value, Param) else value
 

@@ -19,7 +19,7 @@ from sleepc.held_file import HeldFile, is_inside, load_whole, refuse_links_out
 from sleepc.ir.graph import Graph
 from sleepc.ir.older import aged, renewed
 from sleepc.ir.packed import StoredPacked, packed_in
-from sleepc.ir.program import Block, BlockClass, Learn, Loop, ProgramGraphs
+from sleepc.ir.program import Block, BlockClass, Encode, Learn, Loop, ProgramGraphs
 from sleepc.ir.states import StateSpec
 from sleepc.ir.tensorfile import TensorFile, write_tensors
 from sleepc.ir.text import parse_graph, print_graph
@@ -30,6 +30,7 @@ from sleepc.manifest import (
     RESTORE,
     BlockEntry,
     ClassEntry,
+    EncodeEntry,
     GraphFile,
     LearnEntry,
     LoopEntry,
@@ -133,6 +134,7 @@ def _write_more(draft: Path, program: ProgramGraphs) -> dict[str, Any]:
         "format": 2 if all(block.ring is None for block in program.layout) else 3,
         "loop": _write_loop(draft, program.loop) if program.loop else None,
         "learn": _write_learn(draft, program.learn) if program.learn else None,
+        "encode": EncodeEntry(step=_write_graph(draft, program.encode.step)) if program.encode else None,
     }
 
 
@@ -245,6 +247,7 @@ def _load(folder: Path) -> tuple[ProgramGraphs, Manifest]:
         clock=_read_graph(folder, manifest.clock),
         loop=_read_loop(folder, manifest) if manifest.loop else None,
         learn=_read_learn(folder, manifest) if manifest.learn else None,
+        encode=Encode(_read_graph(folder, manifest.encode.step)) if manifest.encode else None,
         window=manifest.window,
         classes={name: _read_class(folder, entry) for name, entry in manifest.classes.items()},
         layout=[Block(entry.cls, entry.params, entry.ring) for entry in manifest.layout],
@@ -363,6 +366,7 @@ def _check_layout(program: ProgramGraphs) -> None:
             raise SleepcError(f"class {block.cls} reads a state that it does not declare", fix=RESTORE)
     more = [program.loop.given] if program.loop else []
     more += [program.learn.step] if program.learn else []
+    more += [program.encode.step] if program.encode else []
     for graph in (program.embed, program.head, *more):
         _check_own(program, graph)
 

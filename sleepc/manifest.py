@@ -101,6 +101,12 @@ class LearnEntry(Strict):
     span: int = Field(default=0, ge=0)
 
 
+class EncodeEntry(Strict):
+    """See ir.program.Encode."""
+
+    step: GraphFile
+
+
 class WeightFile(Strict):
     """A safetensors file: inside the artifact (a relative path) or, by reference, elsewhere (an absolute one). One that
     is `packed` has what a quantised source has the parameters as.
@@ -156,6 +162,7 @@ class Manifest(Strict):
     clock: GraphFile
     loop: LoopEntry | None = None
     learn: LearnEntry | None = Field(default=None, exclude_if=lambda entry: entry is None)  # older files have none
+    encode: EncodeEntry | None = Field(default=None, exclude_if=lambda entry: entry is None)
     window: int = Field(gt=0)
     classes: dict[str, ClassEntry]
     layout: list[BlockEntry] = Field(min_length=1, max_length=MAX_BLOCKS)

@@ -110,6 +110,16 @@ class Hebbian(_Options):
     threshold: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 1.0
 
 
+class Soft(_Options):
+    """What sleeps of consolidation `tokens` make of windows: `tokens` soft tokens of each, and those of the latest
+    `windows` stay. The encoder's LoRA matrices have `rank` rows, 0 for none.
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=1 << 12)] = 32
+    windows: Annotated[int, Field(ge=1, le=1 << 12)] = 16
+    rank: Annotated[int, Field(ge=0, le=1 << 12)] = 16
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What becomes of one layer. `window`: the tokens that its attention keeps, None for all positions. `layout`: of
@@ -142,6 +152,7 @@ class Recipe(_Options):
     mlps: Layers = "auto"
     gradient: Gradient | None = None
     hebbian: Hebbian | None = None
+    soft: Soft | None = None
     eviction: Eviction = "sliding"
     own_windows: Literal["auto", "leave", "narrow"] = "auto"
     last_position: Literal["evict", "renumber"] = "evict"

@@ -96,15 +96,16 @@ SYSTEMS = (
         "In-context autoencoder (ICAE)",
         "2307.06945",
         "an encoder with LoRA turns a context into soft tokens",
-        "",
-        "not built: consolidation `tokens` does not exist",
+        "`--consolidation tokens`, `--soft-tokens`, `--soft-windows`",
+        "LoRA changes places behind the window, not the reading of the window, and they begin as its tokens "
+        "(docs/decisions/0033)",
     ),
     System(
         "ComprExIT",
         "2602.03784",
         "soft tokens from all layers by gates and optimal transport",
         "",
-        "not built: consolidation `tokens` does not exist",
+        "not built: consolidation `tokens` has the encoder of ICAE alone",
     ),
     System(
         "Cartridges",

@@ -65,6 +65,7 @@ class EagerSteps:
         self._reads: dict[str, Executor] = {}
         self._recurrence = Recurrence(program, functions, self.device) if program.loop else None
         self._learn = Executor(program.learn.step, functions, self.device) if program.learn else None
+        self._encode = Executor(program.encode.step, functions, self.device) if program.encode else None
         self._head_extras = set(program.head.ports("input")) - {"h"}
         self.bind(parameters)
 
@@ -224,6 +225,8 @@ class EagerSteps:
     def begin_sleep(self, state: State) -> tuple[dict[str, Any], State]:
         """What every block's sleep reads, and the state with its counters as they are after the sleep."""
         clock = self._clock(state)
+        if self._encode is not None:
+            clock |= self._encode({**self.parameters, **state})
         return clock, dict(state) | {s.name: clock.pop(s.name) for s in self.program.states}
 
     def learned(self, state: State) -> State:
@@ -240,7 +243,8 @@ class EagerSteps:
     def sleep_block(self, i: int, clock: Mapping[str, Any], state: State) -> State:
         """One block consolidates and evicts: what it changes of the state. Recurrent passes are not in it."""
         name, _, names = self._blocks[i]
-        results = self._sleep[name](self._given(i, clock, state))
+        given = {**clock, **self.program.soft_of(i, clock)}
+        results = self._sleep[name](self._given(i, given, state))
         return {names[local]: value for local, value in results.items()}
 
     def wake(

@@ -52,8 +52,8 @@ def _sleep(subject: Traced) -> EntryPoint:
                 new |= subject.steps.sleep_block(i, clock, state)
         return changed(state, new) | ({"h": subject.steps.begin_refine(state)["h"]} if subject.program.loop else {})
 
-    learned = keys_of(subject.program.learn.step) if subject.program.learn else []
-    keys = [*_sleep_parameters(subject.program), *learned]
+    before = (subject.program.learn, subject.program.encode)
+    keys = [*_sleep_parameters(subject.program), *(key for each in before if each for key in keys_of(each.step))]
     return EntryPoint("sleep", subject.of(keys), dict(subject.state), run)
 
 

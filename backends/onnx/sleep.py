@@ -35,12 +35,15 @@ def sleep_graph(program: ProgramGraphs, weights: Weights, style: Style, *, recur
     e.sizes = {"B": e("Shape", states["since"], start=0, end=1), "T": e.ints(program.window)}
     clock: dict[str, Any] = dict(translate(e, program.clock, ports_of(program.clock, states), style))
     new = {s.name: clock.pop(s.name) for s in program.states}
+    if program.encode is not None:
+        with e.part("encode."):
+            clock |= translate(e, program.encode.step, ports_of(program.encode.step, states), style)
     replays = passes if program.loop is None else None
     for i, block in enumerate(program.layout):
         cls = program.classes[block.cls]
         assert cls.sleep is not None
         names = program.state_names(i)
-        own = {local: states[full] for local, full in names.items()}
+        own = {local: states[full] for local, full in names.items()} | program.soft_of(i, clock)
         with e.part(f"block.{i}."), e.knowing(program.sizes(i)):
             results = translate(e, cls.sleep, ports_of(cls.sleep, {**clock, **own}, block.params), style, replays)
         new |= {names[name]: value for name, value in results.items()}

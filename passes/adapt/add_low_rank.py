@@ -54,6 +54,7 @@ class AddLowRank(Pass):
             new = [param for port in self._ports(program, name) for param in self._add(cls, port)]
             if new:
                 add_to_layout(program, name, new, self.seed)
+                _add_to_encoder(program, name, [param.name for param in new])
                 for graph in cls.graphs():
                     infer_types(graph)
             count += len(new) // 2
@@ -85,6 +86,39 @@ class AddLowRank(Pass):
                 for use in uses:
                     _add_to(graph, use, a, b)
         return new
+
+
+def _add_to_encoder(program: ProgramGraphs, name: str, new: list[str]) -> None:
+    """The same, of the blocks of a class, in the graph that makes soft tokens, where weights have their keys as names.
+
+    Raises UsageError for a weight that several blocks share: there it has one port, and they have matrices each.
+    """
+    if program.encode is None:
+        return
+    step = program.encode.step
+    for block in program.layout:
+        for low_a in new if block.cls == name else ():
+            if low_a.endswith(LOW_B):
+                continue
+            port = low_a.removesuffix(LOW_A)
+            node = step.ports("param").get(block.params[port])
+            if node is None:
+                continue
+            if sum(block.params[port] in other.params.values() for other in program.layout) > 1:
+                raise UsageError(
+                    "blocks that share a weight get LoRA matrices each, and soft tokens are made with one weight",
+                    where=block.params[port],
+                    fix="Train without --rank.",
+                )
+            uses = linear_maps(node)
+            keys = [block.params[port + end] for end in (LOW_A, LOW_B)]
+            a, b = (
+                step.add_port("param", key, TensorType(node.meta["type"].dtype, program.params[key].shape))
+                for key in keys
+            )
+            for use in uses:
+                _add_to(step, use, a, b)
+    infer_types(step)
 
 
 def maps_of(cls: BlockClass, port: str) -> list[LinearMap]:

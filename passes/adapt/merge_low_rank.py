@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from sleepc.errors import SleepcError
-from sleepc.ir.graph import Graph, is_call
+from sleepc.ir.graph import Graph, Port, is_call
 from sleepc.ir.infer import infer_types
 from sleepc.ir.parameters import block_key
 from sleepc.ir.program import BlockClass, ProgramGraphs
@@ -56,9 +56,12 @@ class MergeLowRank(Pass):
         for name, cls in program.classes.items():
             ports = low_rank_ports(cls)
             for port in ports:
+                before = [block.params for block in program.layout if block.cls == name]
                 _merge_values(program, name, port, shared, self.rounding)
+                after = [block.params for block in program.layout if block.cls == name]
+                _merge_in_encoder(program, port, list(zip(before, after, strict=True)))
                 for graph in cls.graphs():
-                    _drop_maps(graph, port)
+                    _drop_maps(graph, (port, port + LOW_A, port + LOW_B))
             count += len(ports)
             if ports:
                 for graph in cls.graphs():
@@ -114,16 +117,29 @@ def _merged(
     return merged.contiguous()
 
 
-def _drop_maps(graph: Graph, port: str) -> None:
-    """Let what reads W x + B A x read W x, and drop the maps' ports."""
-    ports = graph.ports("param")
-    if port not in ports:
+def _merge_in_encoder(program: ProgramGraphs, port: str, keys: list[tuple[dict[str, str], dict[str, str]]]) -> None:
+    """The same in the graph that makes soft tokens, of blocks whose parameters had `keys` before, and have them now."""
+    if program.encode is None:
         return
-    for product in list(ports[port + LOW_B].users):
+    step = program.encode.step
+    for before, after in keys:
+        _drop_maps(step, (before[port], before[port + LOW_A], before[port + LOW_B]))
+        node = step.ports("param").get(before[port])
+        if node is not None:
+            node.meta["port"] = Port("param", after[port])
+    infer_types(step)
+
+
+def _drop_maps(graph: Graph, names: tuple[str, str, str]) -> None:
+    """Let what reads W x + B A x read W x, and drop the maps' ports; `names` are those of W, A and B."""
+    ports, (port, low_a, low_b) = graph.ports("param"), names
+    if port not in ports or low_b not in ports:
+        return
+    for product in list(ports[low_b].users):
         (total,) = product.users
         if not is_call(total, aten.add.Tensor):
             raise SleepcError(f"the LoRA matrices of {port} are not added to anything", where=graph.name)
         total.replace_all_uses_with(total.args[0])  # type: ignore[arg-type]
     graph.drop_dead()
-    for end in (LOW_B, LOW_A):
-        graph.fx.erase_node(ports[port + end])
+    for name in (low_b, low_a):
+        graph.fx.erase_node(ports[name])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
-from sleepc.ir.program import BlockClass
+from sleepc.ir.program import SOFT, BlockClass
+from sleepc.ir.roles import NOTHING
 from sleepc.ir.states import find_state, with_role
 from sleepc.ir.types import TensorType
+from sleepc.passes.consolidation.soft_tokens import PLACE, TOKEN
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import MemoryOptions
 from sleepc.passes.rewrite.bound_attention import slots_name
+from sleepc.passes.rewrite.kept_pairs import slot_specs
 
 # What the clock tells sleep graphs, if one asks.
 WINDOW_POSITIONS = "window_positions"
@@ -23,11 +26,28 @@ WINDOW_PINNED = "window_pinned"
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """What may get into slots in a sleep, n pairs of every KV head: k [B,Hkv,n,d_k] before positions, v [B,Hkv,n,d_v];
+    `place` [B,n] is their positions as the model counts, `token` [B,n] as numbers of the stream, -1 for none; `score`
+    [B,Hkv,n], NOTHING for what may not be kept. `more` [B,Hkv,n,..]: other parts that slots hold.
+    """
+
+    k: fx.Node
+    v: fx.Node
+    place: fx.Node
+    token: fx.Node
+    score: fx.Node
+    count: int
+    more: dict[str, fx.Node] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BlockSleep:
     """`states` are the ports of the class's states by name; `memory` is None if it has no memory. A sleep comes after
     `window` (L) tokens; KV windows have `sinks` + W slots. `renumbers`: may a sleep make the model count anew?
     `resets`: may one at the model's last position empty window and slots? `evicts`: may one empty the window, there or
-    anywhere? `dropped`: what is written in place of the window's record, where pairs are kept.
+    anywhere? `dropped`: what is written in place of the window's record, where pairs are kept. `soft`: how many soft
+    tokens the program makes of the window.
     """
 
     e: Emit
@@ -40,6 +60,7 @@ class BlockSleep:
     resets: bool
     evicts: bool
     dropped: dict[str, fx.Node] | None = None
+    soft: int = 0
 
     @property
     def length(self) -> int:
@@ -98,6 +119,19 @@ class BlockSleep:
         _, heads, _, width = held.dims
         index = self.e.call(aten.expand.default, self.e.unsqueeze(self.slots(), 1, -1), [-1, heads, -1, width])
         return self.e.call(aten.gather.default, self.states[held.name], 2, index)
+
+    def soft_tokens(self) -> Leaving:
+        """The soft tokens that the encoder made of the window: the newest are to be kept."""
+        e, specs = self.e, slot_specs(self.cls.states)
+        place, token = (self._port(name, TensorType(torch.int64, ("B", self.soft))) for name in (PLACE, TOKEN))
+        k, v = (
+            self._port(f"{SOFT}{part}", TensorType(spec.dtype, ("B", spec.dims[1], self.soft, spec.dims[3])))
+            for part in ("k", "v")
+            if (spec := find_state(self.cls.states, "kv", part)) is not None
+        )
+        score = e.where(e.call(aten.ge.Scalar, token, 0), e.cast(token, specs["score"].dtype), NOTHING)
+        score = e.call(aten.expand.default, e.unsqueeze(score, 1), [-1, self.kv_heads, -1])
+        return Leaving(k, v, place, token, score, self.soft)
 
     def record(self) -> dict[str, fx.Node]:
         """What this sleep writes, by part: what was recorded of the window's tokens or, where pairs are kept, of those

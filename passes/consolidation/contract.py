@@ -13,10 +13,10 @@ from sleepc.ir.graph import Graph
 from sleepc.passes.analysis.find_down import find_down
 from sleepc.passes.analysis.linear_maps import LinearMap
 from sleepc.passes.base import Pass
-from sleepc.passes.consolidation.block_sleep import BlockSleep
+from sleepc.passes.consolidation.block_sleep import BlockSleep, Leaving
 from sleepc.passes.consolidation.record import write_record
 from sleepc.passes.plan import Asleep
-from sleepc.recipe import LayerPlan, Recipe
+from sleepc.recipe import Keep, LayerPlan, Recipe, Soft
 
 Plans = tuple[LayerPlan, ...]
 Memory = list[Tensor]
@@ -48,15 +48,27 @@ class Pairs:
 
 
 @dataclass
+class SoftPairs:
+    """Soft tokens of one block in the oracle, the same in every row and head: k [B,Hkv,n,d_k] before positions, v, the
+    numbers of the tokens that they begin as, and the positions at which they stand, as the model counts.
+    """
+
+    k: Tensor
+    v: Tensor
+    numbers: list[int]
+    places: list[int]
+
+
+@dataclass
 class Layer:
     """What one block has seen and holds, in the oracle: k and v [B,Hkv,t,..] as attention sees them (k before
     positions, if it sees them at other ones later), what its convolution has seen [B,t,channels], its memory, and
     what is to be written into it: what the window's tokens have made or, in the sleep of a layer that keeps pairs, what
-    it drops. `kept`: the pairs that it keeps, or None. `made`: what all of the stream's tokens have. `own`: what its
-    own convolutions have seen and its own recurrences hold, by the names of their states. `fast`: what sleeps have
-    added to linear maps of its MLP [B,in,out], by the maps' names, if they write any; `inputs` [B,n,d_f] and `sources`
-    [B,n,d] are what the window's tokens have recorded for the down-projection: what it reads, and the block's h over
-    its root mean square.
+    it drops. `kept`: the pairs that it keeps, or None; `soft`: its soft tokens. `made`: what all of the stream's
+    tokens have. `own`: what its own convolutions have seen and its own recurrences hold, by the names of their states.
+    `fast`: what sleeps have added to linear maps of its MLP [B,in,out], by the maps' names, if they write any; `inputs`
+    [B,n,d_f] and `sources` [B,n,d] are what the window's tokens have recorded for the down-projection: what it reads,
+    and the block's h over its root mean square.
     """
 
     k: Tensor | None = None
@@ -65,6 +77,7 @@ class Layer:
     memory: Memory | None = None
     written: dict[str, Tensor] | None = None
     kept: Pairs | None = None
+    soft: SoftPairs | None = None
     made: dict[str, Tensor] | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
     fast: dict[str, Tensor] = field(default_factory=dict)
@@ -179,6 +192,14 @@ class Consolidation:
         """Do sleeps change a model beyond what its tokens wrote while awake?"""
         return recipe.passes > 1
 
+    def keep(self, recipe: Recipe) -> Keep | None:
+        """What slots hold, and how many there are; None if there are none."""
+        return recipe.keep
+
+    def soft(self, recipe: Recipe) -> Soft | None:
+        """The options of the soft tokens that slots hold; None if they hold pairs of the window."""
+        return None
+
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
         """Passes after attention is bounded, or memories have taken its place, and before memories stand beside it."""
         return ()
@@ -186,6 +207,10 @@ class Consolidation:
     def stateful(self, recipe: Recipe, blocks: int) -> tuple[Pass, ...]:
         """Passes before the sleep graphs are made."""
         return ()
+
+    def leaving(self, block: BlockSleep) -> Leaving | None:
+        """What slots may get in a sleep, if it is not the pairs of the window."""
+        return None
 
     def sleep(self, block: BlockSleep) -> dict[str, fx.Node]:
         """New values of a block's memory, by the names of its states, if its window was recorded. All others follow

@@ -10,6 +10,7 @@ from sleepc.passes.consolidation.hebbian import ByNoise
 from sleepc.passes.consolidation.in_place import InPlace
 from sleepc.passes.consolidation.recurrent import Recurrent
 from sleepc.passes.consolidation.replay import Replay
+from sleepc.passes.consolidation.tokens import SoftTokens
 from sleepc.passes.plan import Asleep
 from sleepc.recipe import Recipe
 
@@ -47,5 +48,5 @@ def asleep(recipe: Recipe, blocks: int) -> tuple[Asleep, ...]:
     return tuple(find(recipe.consolidation).asleep(recipe, plans, i) for i in range(blocks))
 
 
-for _made in (Replay(), Recurrent(), InPlace(), ByGradient(), ByNoise()):
+for _made in (Replay(), Recurrent(), InPlace(), ByGradient(), ByNoise(), SoftTokens()):
     register(_made)

@@ -69,7 +69,7 @@ def confine(program: ProgramGraphs, cls: BlockClass, graph: Graph, sinks: int) -
         if is_mask(port):
             node.meta["type"] = replace(type_, dims=(*type_.dims[:3], f"T+{sinks}" if sinks else "T"))
         elif is_held(port):
-            node.meta["type"] = replace(type_, dims=_put(type_.dims, _slots_dim(program, port), sinks))
+            node.meta["type"] = replace(type_, dims=_put(type_.dims, slots_dim(program, port), sinks))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class WindowStart:
             if is_mask(name):
                 results[name] = self._confined(late, results[name])
             elif is_held(name):
-                dim = _slots_dim(self.program, name)
+                dim = slots_dim(self.program, name)
                 results[name] = late.call(aten.slice.Tensor, results[name], dim, 0, self.sinks)
         graph.set_returns(results)
         graph.drop_dead()
@@ -155,7 +155,7 @@ def without_new(cls: BlockClass) -> Graph:
     return copy
 
 
-def _slots_dim(program: ProgramGraphs, held: str) -> int:
+def slots_dim(program: ProgramGraphs, held: str) -> int:
     """The dimension of slots in what is made of the positions of kept keys: that of tokens in what it is like."""
     return type_of(program.embed, unheld(held)).dims.index("T")
 

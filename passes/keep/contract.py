@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from sleepc.passes.lib.emit import Emit
 
-NOTHING = -1e30  # the score of what is not to be kept; numbers near it are as low
 # Scores are multiples of this: of pairs that are alike the older one is kept, however their scores were rounded.
 STEP = 2.0**-16
 

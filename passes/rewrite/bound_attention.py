@@ -74,7 +74,8 @@ class BoundAttention(Pass):
     Those of the layers `keepers` whose own mask lets them see distant tokens see pairs in addition (kept_pairs.py), as
     `keep` says; their rings keep keys without positions, for scores. Positions are then renumbered if the model allows
     it: they are not added to tokens, and two turns of a key make one. The classes get
-    graphs that turn keys.
+    graphs that turn keys. With `marks` tokens and pairs can be pinned and dropped. Sleeps need `ahead` positions
+    behind the window's.
 
     Raises UsageError if window plus sinks is more than the positions that the model has, or it cannot renumber.
     """
@@ -86,6 +87,8 @@ class BoundAttention(Pass):
     renumber: bool
     keep: Keep | None = None
     keepers: frozenset[int] = frozenset()
+    marks: bool = True
+    ahead: int = 0
     name: ClassVar[str] = "bound-attention"
     effect: ClassVar[Effect] = "APPROXIMATE"
     requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, MASKS_KNOWN, UNCLOCKED)
@@ -104,7 +107,7 @@ class BoundAttention(Pass):
                     self._bind_block(program, name, (window, pairs), shared, renumber)
                     rewritten += 1
         program.states = (*CLOCK, OFFSET) if renumber else CLOCK
-        if any(slots):
+        if any(slots) and self.marks:
             lengths = sorted({mask.window for mask in shared.masks})
             gaps = (gap_spec(length, self.sinks) for length in lengths)
             program.states = (*program.states, pinned_spec(self.every), *gaps)
@@ -176,7 +179,7 @@ class BoundAttention(Pass):
     def _check_room(self, program: ProgramGraphs, most: int) -> None:
         """Raises UsageError if what is kept leaves no positions for new tokens."""
         longest = max((length or 0 for length, _ in self.rings), default=0)
-        limit, needed = program.max_positions or 0, self.sinks + most + longest + self.every
+        limit, needed = program.max_positions or 0, self.sinks + most + longest + self.every + self.ahead
         if needed > limit:
             kept = f"{longest} tokens that are kept" + (f", {most} pairs of one KV head" if most else "")
             raise UsageError(

@@ -241,7 +241,8 @@ class MemoryBuilder:
     @property
     def _drops(self) -> bool:
         """Is a pair that slots keep written when they drop it?"""
-        return self.options.write == "sleep" and bool(with_role(self.cls.states, "kept"))
+        waits = self.options.write == "sleep" and self.options.asleep.drops
+        return waits and bool(with_role(self.cls.states, "kept"))
 
     def finish(self, written: Written) -> None:
         """Set the results, register the class's new states, and keep what recurrent passes run, if any."""

@@ -22,13 +22,14 @@ from sleepc.passes.consolidation.block_sleep import (
     WINDOW_PINNED,
     WINDOW_POSITIONS,
     BlockSleep,
+    Leaving,
     gaps_name,
     kv_length,
     stays_name,
 )
 from sleepc.passes.consolidation.registry import find as find_consolidation
 from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, Fact
-from sleepc.passes.keep.choose import choose
+from sleepc.passes.keep.choose import choose, leaving_window
 from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Groups
@@ -45,7 +46,7 @@ class AddSleep(Pass):
     since the last sleep, and which slots [B,sinks+W] stay; if a block asks, the positions of these tokens. Hard
     eviction keeps the sinks; sliding keeps all, unless the next window would pass the last position: then, if the
     program has an offset, it grows so that the oldest key that is kept comes right after the sinks, and else this sleep
-    evicts hard.
+    evicts hard. Sleeps need `ahead` positions behind the window's.
     blocks: the consolidation says what becomes of memories; the pairs that `score` is greatest for are kept, in layers
     that keep pairs; records are emptied, evicted slots are zeroed. Windows that no sleep evicts stay as they are.
     """
@@ -56,6 +57,7 @@ class AddSleep(Pass):
     consolidation: str
     groups: Groups
     score: str = ""
+    ahead: int = 0
     name: ClassVar[str] = "add-sleep"
     effect: ClassVar[Effect] = "APPROXIMATE"
     requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED, AWAKE)
@@ -73,7 +75,8 @@ class AddSleep(Pass):
             graph.set_returns(dict(list(states.items())[:1]))
             e = Emit(graph, "sleep")
             evicts = resets or self.eviction == "hard"
-            block = BlockSleep(e, cls, states, of_class[name], self.window, self.sinks, renumbers, resets, evicts)
+            of_window = self.window, self.sinks, renumbers, resets, evicts
+            block = BlockSleep(e, cls, states, of_class[name], *of_window, soft=self.ahead)
             self._sleep(block, most)
             cls.sleep, cls.turn = graph, None
             add_probes(program, name)
@@ -137,7 +140,7 @@ class AddSleep(Pass):
 
     def _late(self, e: Emit, position: fx.Node, offset: fx.Node | None, max_positions: int | None) -> fx.Node:
         """For which rows the next window would pass the model's last position: bool [B]."""
-        limit = torch.iinfo(torch.int64).max if max_positions is None else max_positions - self.window
+        limit = torch.iinfo(torch.int64).max if max_positions is None else max_positions - self.window - self.ahead
         return e.call(aten.gt.Scalar, position if offset is None else e.sub(position, offset), limit)
 
     def _hard(self, e: Emit, position: fx.Node, late: fx.Node, renumbers: bool) -> fx.Node:
@@ -153,11 +156,11 @@ class AddSleep(Pass):
         if of["counted"]:
             what = f"a block has a counter of rows, {of['counted'][0].name}: only the clock counts"
             raise SleepcError(what, where=graph.name)
-        kept: dict[str, fx.Node] = {}
+        kept, consolidation = dict[str, fx.Node](), find_consolidation(self.consolidation)
         if of["chosen"]:
-            choice = choose(block, find_score(self.score), most)
+            choice = choose(block, self._leaving, most)
             kept, block = choice.new, replace(block, dropped=choice.dropped)
-        results = find_consolidation(self.consolidation).sleep(block) | kept
+        results = consolidation.sleep(block) | kept
         held = block.states
         for spec in of["evicted"] if block.evicts else []:
             results[spec.name] = e.where(e.unsqueeze(block.stays(), 1, -1), held[spec.name], 0.0)
@@ -165,6 +168,11 @@ class AddSleep(Pass):
         graph.set_returns(results)
         graph.drop_dead()
         infer_types(graph)
+
+    def _leaving(self, block: BlockSleep) -> Leaving:
+        """What slots may get: what the consolidation says, or pairs of the window."""
+        made = find_consolidation(self.consolidation).leaving(block)
+        return made or leaving_window(block, find_score(self.score))
 
     def _empty(self, e: Emit, spec: StateSpec, state: fx.Node) -> fx.Node:
         """As it was at first."""

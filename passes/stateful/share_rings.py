@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -54,6 +54,7 @@ class ShareRings(Pass):
             program.layout[i] = replace(program.layout[i], ring=owner)
         if found:
             learn_anew(program)
+            _read_owners(program, found)
         return len(found)
 
 
@@ -82,6 +83,21 @@ def _only_read(cls: BlockClass) -> None:
         graph.set_returns({name: node for name, node in graph.results().items() if name not in names})
         graph.drop_dead()
         drop_ports(graph)
+
+
+def _read_owners(program: ProgramGraphs, found: Mapping[int, int]) -> None:
+    """The graph that makes soft tokens reads the windows of blocks by the names of whose they are."""
+    if program.encode is None:
+        return
+    step = program.encode.step
+    for i, owner in found.items():
+        for spec in with_role(program.classes[program.layout[i].cls].states, "kv"):
+            old = step.ports().get(replace(spec, block=i).name)
+            name = replace(spec, block=owner).name
+            if old is not None:
+                new = step.ports().get(name) or step.add_port("state", name, spec.type())
+                old.replace_all_uses_with(new)
+                step.fx.erase_node(old)
 
 
 def _write_beside(cls: BlockClass) -> None:

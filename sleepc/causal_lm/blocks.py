@@ -40,10 +40,11 @@ def is_called(module: nn.Module) -> bool:
 def call_through(steps: Any, modules: Sequence[nn.Module], slots: Mapping[str, Slot]) -> None:
     """Let `steps` compute a block within the call of its module, with the parameters that are there then.
 
-    Raises UsageError for a program whose sleeps run blocks again, which is done without their modules, or learn.
+    Raises UsageError for a program whose sleeps run blocks again, which is done without their modules, or learn, or
+    make soft tokens.
     """
     program: ProgramGraphs = steps.program
-    if program.loop is not None or program.learn is not None:
+    if program.loop is not None or program.learn is not None or program.encode is not None:
         what = "sleeps of this program run blocks again, which cannot be sharded one by one"
         raise UsageError(what, where="fully_shard", fix="Shard the whole model: fully_shard(model).")
 

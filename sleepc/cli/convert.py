@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from sleepc.api import Program
     from sleepc.inspection import Inspection
 
-
-GROUPS = ("gradient", "hebbian")  # options of a consolidation, which a recipe has in one
+GROUPS = ("gradient", "hebbian", "soft")  # options of a consolidation, which a recipe has in one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class RecipeOptions:
     window: int | None = flag("Number of tokens that attention keeps, and after which a sleep comes (L).", shown="256")
     passes: int | None = flag("Number of passes of a sleep over its window (N).", shown="1")
     consolidation: str | None = flag(
-        "What the passes of a sleep do: replay (repeat the memory's update), recurrent (run blocks again; needs training), in_place (replay, and write MLPs; needs training), gradient (replay, and take steps of gradient descent) or hebbian (replay, and noise: a baseline).",
+        "What the passes of a sleep do: replay (repeat the memory's update), recurrent (run blocks again; needs training), in_place (replay, and write MLPs; needs training), gradient (replay, and take steps of gradient descent), hebbian (replay, and noise: a baseline) or tokens (replay, and make soft tokens of the window; needs training).",
         shown="replay",
     )
     loop: str | None = flag("Blocks that recurrent passes run: all, middle or a:b.", shown="all")
@@ -85,6 +84,9 @@ class RecipeOptions:
     hebbian_inc: float | None = flag("How much a step moves weights between what is active.", shown="0.003")
     hebbian_dec: float | None = flag("The share by which it weakens weights of silent inputs.", shown="0.0003")
     hebbian_threshold: float | None = flag("What outputs have to pass, in root mean squares of all of them.", shown="1")
+    soft_tokens: int | None = flag("Number of soft tokens that a sleep of tokens makes of its window.", shown="32")
+    soft_windows: int | None = flag("Number of windows whose soft tokens stay.", shown="16")
+    soft_rank: int | None = flag("Rank of the encoder's LoRA matrices; 0: none.", shown="16")
     eviction: str | None = flag(
         "What a sleep does to the window: sliding (it slides on) or hard (it is emptied).", shown="sliding"
     )

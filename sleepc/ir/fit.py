@@ -13,7 +13,7 @@ from sleepc.ir import dims
 from sleepc.ir.diagnose import InvalidProgram, fault
 from sleepc.ir.graph import Graph
 from sleepc.ir.levels import writes_state
-from sleepc.ir.program import BlockClass, ProgramGraphs
+from sleepc.ir.program import SOFT, BlockClass, ProgramGraphs
 from sleepc.ir.states import StateSpec, with_own
 from sleepc.ir.types import TensorType, Type
 
@@ -45,8 +45,22 @@ def check_fit(program: ProgramGraphs) -> None:
         states = _types(program.all_states())
         _reads(program.learn.step, {}, states)
         _gives(program.learn.step, needed=(), may=states, others=False)
-    for cls in program.classes.values():
-        _check_class(cls, values, clock, given, program.window)
+    for name, cls in program.classes.items():
+        soft = _soft(program, name)
+        _check_class(cls, values, {**clock, **soft}, given, program.window)
+
+
+def _soft(program: ProgramGraphs, name: str) -> Types:
+    """What sleeps of the blocks of a class read of what `encode` makes: the same for all of them."""
+    if program.encode is None:
+        return {}
+    _reads(program.encode.step, {}, _types(program.all_states()))
+    made = _gives(program.encode.step, needed=(), may={})
+    found = [program.soft_of(i, made) for i, block in enumerate(program.layout) if block.cls == name]
+    for other in found[1:]:
+        if {n: str(t) for n, t in other.items()} != {n: str(t) for n, t in found[0].items()}:
+            raise fault("V30", f"blocks of {name} get other soft tokens", program.encode.step)
+    return {**{n: t for n, t in made.items() if n.startswith(SOFT)}, **found[0]}
 
 
 def _check_class(cls: BlockClass, values: Types, clock: Types, given: Types, window: int) -> None:

@@ -37,7 +37,16 @@ def shared_keys(program: ProgramGraphs) -> frozenset[str]:
 
 
 def _ports(program: ProgramGraphs) -> Iterator[tuple[str, object]]:
-    """(key, type) of every port that a parameter is given to, over all blocks."""
+    """(key, type) of every port that a parameter is given to, over all blocks; what encodes reads those of the blocks
+    once more, which does not count, and some of its own.
+    """
+    if program.encode is not None:
+        others = {key for block in program.layout for key in block.params.values()}
+        for graph in (program.embed, program.head):
+            others |= graph.ports("param").keys() | graph.ports("const").keys()
+        for key, port in program.encode.step.ports("param").items():
+            if key not in others:
+                yield key, port.meta["type"]
     for graph in (program.embed, program.head):
         for key, port in {**graph.ports("param"), **graph.ports("const")}.items():
             yield key, port.meta["type"]

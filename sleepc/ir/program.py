@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -102,6 +102,23 @@ class Learn:
         return replace(self, step=self.step.clone())
 
 
+SOFT = "soft."  # begins the names of what `Encode` makes
+
+
+@dataclass
+class Encode:
+    """Consolidation `tokens`: before all else that a sleep does, `step` makes soft tokens of the state, by full names,
+    and of parameters, by their keys in `params`: "3.soft.k" and "3.soft.v" for block 3, "soft.position" for all blocks.
+    The blocks' sleep graphs read them without the number.
+    """
+
+    step: Graph
+
+    def clone(self) -> Encode:
+        """A copy whose graph may be changed."""
+        return replace(self, step=self.step.clone())
+
+
 @dataclass
 class ProgramGraphs:
     """A model as a compiler sees it (docs/ir.md). At level ATEN the whole model is in `embed`, and there are no blocks.
@@ -110,6 +127,7 @@ class ProgramGraphs:
     values.
     head: h [B,T,d] -> logits [B,T,V].  clock: counters at a sleep -> new counters and what the blocks' sleep graphs
     read.  loop: where sleeps run blocks again.  learn: where they take steps of gradient descent.
+    encode: where they make soft tokens.
     A port of kind param or const of `embed`, `head` is named by its key in `params`; in a block class by
     `Block.params`.
     """
@@ -122,6 +140,7 @@ class ProgramGraphs:
     clock: Graph | None = None
     loop: Loop | None = None
     learn: Learn | None = None
+    encode: Encode | None = None
     states: tuple[StateSpec, ...] = ()
     params: dict[str, Param] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
@@ -147,6 +166,8 @@ class ProgramGraphs:
             yield self.loop.given
         if self.learn is not None:
             yield self.learn.step
+        if self.encode is not None:
+            yield self.encode.step
 
     def all_states(self) -> list[StateSpec]:
         """Every state tensor of a session, by its full name ("3.k" is state k of block 3)."""
@@ -162,6 +183,11 @@ class ProgramGraphs:
         block = self.layout[i]
         specs = self.classes[block.cls].states
         return {s.name: replace(s, block=block.ring if s.update == "read" else i).name for s in specs}
+
+    def soft_of(self, i: int, made: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what `encode` has `made`, by its names there, what block i's sleep graph reads, by the names of ports."""
+        own = f"{i}.{SOFT}"
+        return {SOFT + name.removeprefix(own): value for name, value in made.items() if name.startswith(own)}
 
     def sizes(self, i: int) -> dict[str, int]:
         """Sizes that block i has and others of its class may not have, by their names in types: from its constants."""
@@ -193,6 +219,7 @@ class ProgramGraphs:
             clock=self.clock.clone() if self.clock else None,
             loop=self.loop.clone() if self.loop else None,
             learn=self.learn.clone() if self.learn else None,
+            encode=self.encode.clone() if self.encode else None,
             classes=classes,
             layout=list(self.layout),
             params=dict(self.params),

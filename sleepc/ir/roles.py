@@ -41,6 +41,7 @@ PREFIX: dict[Role, str] = {
     "own": "own.",
 }
 TAKEN, SKIPPED, DRAWN, PINNED = "passes_taken", "steps_skipped", "spans_drawn", "pinned"
+NOTHING = -1e30  # the score of what is not to be kept; numbers near it are as low
 PINNED_SCORE = 3.4028234663852886e38  # the score of a kept pair that is pinned: the greatest float32; others are less
 
 # Names of states that are not a rule's tensors, for artifacts of format 1, which has no roles.

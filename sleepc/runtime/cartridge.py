@@ -221,7 +221,8 @@ def check_slots(signature: Signature) -> None:
         what = f"slots of this program hold {signature[narrow][0]}, and cartridges are for slots in float"
         raise UsageError(what, where=narrow, fix="Convert with --keep-dtype float.")
     if not any(name.startswith(GAP) for name in signature):
-        raise UsageError("an older sleepc converted this program", fix="Convert the model again, with --keep N.")
+        what = "slots of this program are for soft tokens, or an older sleepc converted it"
+        raise UsageError(what, fix="Convert the model again, with --keep N.")
 
 
 def _pairs(cartridges: Sequence[Cartridge], block: int, head: int) -> dict[str, Array]:

@@ -35,7 +35,7 @@ class Span:
     pairs: int
 
 
-LEAST_SCORE = -1e29  # of one that was pinned: what it was worth is not known; above NOTHING (passes/keep/contract.py)
+LEAST_SCORE = -1e29  # of one that was pinned: what it was worth is not known; above NOTHING (sleepc/ir/roles.py)
 SpanLike: TypeAlias = Span | range | Sequence[int]
 
 

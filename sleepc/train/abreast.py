@@ -23,7 +23,7 @@ def can_be_abreast(program: ProgramGraphs) -> bool:
     """Does a sleep of a block read that block alone, the head h alone, and has all else of a window its rows first?"""
     types = [node.meta["type"] for node in program.embed.results().values()]
     rows_first = all("B" not in type_.dims[1:] for type_ in types if isinstance(type_, TensorType))
-    alone = program.loop is None and program.learn is None
+    alone = program.loop is None and program.learn is None and program.encode is None
     return alone and set(program.head.ports("input")) == {"h"} and rows_first
 
 

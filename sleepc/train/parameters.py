@@ -71,3 +71,5 @@ def graphs_with_keys(program: ProgramGraphs) -> Iterator[tuple[Graph, dict[str, 
         for graph in program.classes[block.cls].graphs():
             yield graph, {port: block.params[port] for port in graph.ports("param")}
     yield program.head, {name: name for name in program.head.ports("param")}
+    if program.encode is not None:
+        yield program.encode.step, {key: key for key in program.encode.step.ports("param")}

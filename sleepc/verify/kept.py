@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sleepc.ir.parameters import block_key
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import NOTHING
 from sleepc.passes.analysis.find_sites import Site
 from sleepc.passes.consolidation.contract import Layer, Pairs
-from sleepc.passes.keep.contract import NOTHING, STEP, HeadPairs
+from sleepc.passes.keep.contract import STEP, HeadPairs
 from sleepc.passes.keep.registry import find as find_score
 from sleepc.passes.plan import Budget
 from sleepc.passes.rewrite.kept_pairs import PROBE

@@ -10,15 +10,16 @@ from torch import Tensor
 from sleepc.ir.program import ProgramGraphs
 from sleepc.ir.weights import HeldTensor
 from sleepc.memory.parameters import OF_LAYERS, OUTPUT, Parameter, parameter_in
+from sleepc.passes.consolidation.soft_tokens import soft_keys
 from sleepc.passes.rewrite.kept_pairs import probe_keys
 
 NOISE = 0.3
 
 
 def new_parameters(program: ProgramGraphs) -> dict[str, Tensor]:
-    """The parameters that the conversion added, by key: memories' and probes."""
-    probes = {*probe_keys(program).values()}
-    return {key: p.materialise() for key, p in program.params.items() if parameter_in(key) or key in probes}
+    """The parameters that the conversion added, by key: memories', probes, and an encoder's."""
+    others = {*probe_keys(program).values()} | soft_keys(program)
+    return {key: p.materialise() for key, p in program.params.items() if parameter_in(key) or key in others}
 
 
 def with_parameters(program: ProgramGraphs, values: dict[str, Tensor]) -> ProgramGraphs:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch import fx
 
 from sleepc.ir.graph import Graph, Port, is_call
 from sleepc.ir.infer import infer_types
-from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.program import SOFT, ProgramGraphs
 from sleepc.ir.roles import name_of
 from sleepc.ir.states import find_state, with_role
 from sleepc.ir.weights import HeldTensor
 from sleepc.masks import Mask
 from sleepc.memory.parameters import PREFIX
 from sleepc.passes.consolidation.learning import learn_anew
+from sleepc.passes.consolidation.soft_tokens import GAIN, LOW_B, PLACE, TOKEN
 from sleepc.passes.lib.emit import Emit, aten
 
 ours = torch.ops.sleepc
@@ -412,6 +414,79 @@ def same_token(program: ProgramGraphs) -> int:
     for node in found:
         node.args = (node.args[0], 1, 0, program.window - 1)
     return len(found)
+
+
+def _soft_results(program: ProgramGraphs, names: Callable[[str], bool], change: Callable[[Emit, fx.Node], Any]) -> int:
+    """Change what the graph that makes soft tokens gives by these names; how many there are."""
+    if program.encode is None:
+        return 0
+    step = program.encode.step
+    e, results = Emit(step, "fault"), step.results()
+    found = [name for name in results if names(name)]
+    step.set_returns({**results, **{name: change(e, results[name]) for name in found}})
+    return len(found)
+
+
+@mutation("an encoder without its LoRA matrices")
+def no_encoder(program: ProgramGraphs) -> int:
+    """Soft tokens are what the model itself makes of the window."""
+    ports = program.encode.step.ports("param") if program.encode else {}
+    sums = [total for key, b in ports.items() if key.endswith(LOW_B) for product in b.users for total in product.users]
+    for total in sums:
+        total.replace_all_uses_with(total.args[0])  # type: ignore[arg-type]
+    return len(sums)
+
+
+@mutation("soft tokens without what was encoded")
+def no_gain(program: ProgramGraphs) -> int:
+    """They are words of the window."""
+    gain = program.encode.step.ports("param").get(GAIN) if program.encode else None
+    products = list(gain.users) if gain is not None else []
+    for product in products:
+        product.args = (product.args[0], 0.0)
+    return len(products)
+
+
+@mutation("soft tokens that begin as the tokens before")
+def begun_before(program: ProgramGraphs) -> int:
+    """Each begins as the token before the last one of its part of the window."""
+    nodes = _calls(program.encode.step, aten.floor_divide.Scalar) if program.encode else []
+    for node in nodes:
+        for user in list(node.users):
+            user.args = (node, 2)
+    return len(nodes)
+
+
+@mutation("soft tokens one position further on")
+def soft_further(program: ProgramGraphs) -> int:
+    """They stand where the next token stood."""
+    return _soft_results(program, lambda name: name == PLACE, lambda e, x: e.add(x, 1))
+
+
+@mutation("rows share soft tokens")
+def shared_soft_tokens(program: ProgramGraphs) -> int:
+    """What the first row's window became is in all slots."""
+
+    def of_first(e: Emit, x: fx.Node) -> fx.Node:
+        return e.add(e.call(aten.zeros_like.default, x), e.call(aten.slice.Tensor, x, 0, 0, 1))
+
+    return _soft_results(program, lambda name: name.endswith(f"{SOFT}v"), of_first)
+
+
+@mutation("the oldest soft tokens stay")
+def oldest_soft_tokens(program: ProgramGraphs) -> int:
+    """A window's are not kept once slots are full."""
+    count = 0
+    for cls in program.classes.values():
+        token = cls.sleep.ports("input").get(TOKEN) if cls.sleep else None
+        if cls.sleep is None or token is None:
+            continue
+        for score in [user for user in token.users if is_call(user, aten.to.dtype)]:
+            e = Emit(cls.sleep, "fault", score.next)
+            negative = e.neg(score)
+            score.replace_all_uses_with(negative, delete_user_cb=partial(operator.is_not, negative))
+            count += 1
+    return count
 
 
 @mutation("recurrent passes at the positions of the next window")

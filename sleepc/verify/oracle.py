@@ -39,7 +39,7 @@ from sleepc.memory.parameters import (
 from sleepc.passes.analysis.find_sites import Site, find_site, find_sites, recurrences_of
 from sleepc.passes.consolidation.contract import Layer
 from sleepc.passes.consolidation.registry import find as find_consolidation
-from sleepc.passes.plan import budgets, may_keep
+from sleepc.passes.plan import Budget, budgets, may_keep
 from sleepc.passes.rewrite.kept_pairs import can_keep
 from sleepc.recipe import LayerPlan, Recipe
 from sleepc.verify import reference
@@ -49,6 +49,7 @@ from sleepc.verify.memory_values import new_parameters
 from sleepc.verify.native import epsilon_before
 from sleepc.verify.own_states import Own, own_answer, own_states
 from sleepc.verify.reference import Memory, Written, memory_names
+from sleepc.verify.soft import encode, kept_after, no_soft_tokens, soft_columns, soft_state
 from sleepc.verify.timeline import Timeline, held_tokens, key_positions, make_timeline, sees
 
 
@@ -127,6 +128,8 @@ class ReadStream:
             for name, x in (("k", layer.k), ("v", layer.v)):
                 kept = torch.where((held >= 0)[:, None], x[:, :, held.clamp(min=0)], 0.0)
                 found[name_of("kv", name)] = kept
+        if layer.soft is not None:
+            found |= {name_of("kept", n): x for n, x in soft_state(self.oracle, i, layer.soft).items()}
         if layer.kept is not None:
             found |= {name_of("kept", n): x for n, x in kept_state(self.oracle, i, layer, self.time).items()}
             if layer.made is not None and self.oracle.waits(i):
@@ -167,7 +170,8 @@ class Oracle:
         sites = [self.sites.get(block.cls) for block in canonical.layout]
         may = may_keep(self.plans, recipe.window)
         heads = [site.kv_heads if i in may and site and can_keep(site) else 0 for i, site in enumerate(sites)]
-        self.budgets = budgets(recipe.keep, heads)
+        self.budgets = budgets(self.consolidation.keep(recipe), heads)
+        self.soft = self.consolidation.soft(recipe)
         self.most = max((n for budget in self.budgets for n in budget), default=0)
         self.renumbers = self._renumbers()
 
@@ -182,12 +186,14 @@ class Oracle:
         rows, length = tokens.shape
         longest = max((self.ring(i) for i in range(len(self.plans)) if self._attends(i)), default=0)
         last, room = self.program.max_positions, longest + self.most
+        if self.soft is not None and last is not None:
+            last -= self.soft.tokens  # the encoder reads so many places behind the window
         time = make_timeline(length, self.recipe, last, cuts, room, renumbers=self.renumbers)
-        stream = ReadStream(self, rows, time, [Layer(kept=no_pairs(budget, rows)) for budget in self.budgets])
+        stream = ReadStream(self, rows, time, [self._layer(i, budget, rows) for i, budget in enumerate(self.budgets)])
         for start, end in time.windows():
             before = [(layer.memory, layer.own) for layer in stream.layers]
             positions = (time.position - time.offset)[start:end]
-            given = self._given(tokens[:, start:end], positions)
+            given = self.given(tokens[:, start:end], positions)
             window = Window(start, end, asleep=False, live=bool(time.slept[start] > 0))
             block_outputs: list[Tensor] = []
             h = given.pop("h")
@@ -201,9 +207,23 @@ class Oracle:
                 self._sleep(stream, _Sleep(self, stream, window, given, read, inputs, block_outputs, before))
         return stream
 
+    def _layer(self, i: int, budget: Budget, rows: int) -> Layer:
+        """Block i before it has read anything."""
+        if self.soft is None:
+            return Layer(kept=no_pairs(budget, rows))
+        return Layer(soft=no_soft_tokens(rows, self.site_of(i), self._own_dtype) if budget else None)
+
+    @property
+    def _own_dtype(self) -> torch.dtype:
+        return torch.float64 if self.double else self.program.dtype
+
     def _sleep(self, stream: ReadStream, sleep: _Sleep) -> None:
         """Memories take what is dropped, or the window; its passes still see the pairs that were kept before it."""
         start, end = sleep.window.start, sleep.window.end
+        if self.soft is not None:
+            made = encode(self, stream.layers, stream.time, (start, end), sleep.tokens)
+            for i, (layer, pairs) in enumerate(zip(stream.layers, made, strict=True)):
+                layer.soft = kept_after(self, i, layer, stream.time, (start, end), pairs)
         kept = [keep_pairs(self, i, layer, stream.time, start, end) for i, layer in enumerate(stream.layers)]
         for layer, plan, after in zip(stream.layers, self.plans, kept, strict=True):
             if layer.kept and after and layer.made and plan.write == "sleep":
@@ -213,17 +233,17 @@ class Oracle:
         for layer, after in zip(stream.layers, kept, strict=True):
             layer.kept = after
 
-    def _given(self, tokens: Tensor, positions: Tensor) -> dict[str, Any]:
+    def given(self, tokens: Tensor, positions: Tensor) -> dict[str, Any]:
         """What blocks read, of tokens [B,T] at positions [T]."""
         rows = positions.expand(len(tokens), -1).contiguous()
-        return self.embed({**self.parameters, "tokens": tokens, "positions": rows}, self._widen)
+        return self.embed({**self.parameters, "tokens": tokens, "positions": rows}, self.widen)
 
     def head(self, values: Mapping[str, Any], at: Tensor) -> Tensor:
         """Logits [B,n,V] of places [n], from the last hidden states [B,T,d]."""
         alone = set(self.program.head.ports("input")) == {"h"}
         if alone:
             values = {**values, "h": values["h"][:, at]}
-        logits: Tensor = self.ending({**self.parameters, **values}, self._widen)["logits"]
+        logits: Tensor = self.ending({**self.parameters, **values}, self.widen)["logits"]
         return logits if alone else logits[:, at]
 
     def _epsilon_before(self, i: int) -> float:
@@ -250,7 +270,8 @@ class Oracle:
 
     def waits(self, i: int) -> bool:
         """Are pairs written into the memory of block i when they are dropped?"""
-        return self.plans[i].write == "sleep" and self.consolidation.asleep(self.recipe, self.plans, i).recorded
+        asleep = self.consolidation.asleep(self.recipe, self.plans, i)
+        return self.plans[i].write == "sleep" and asleep.recorded and asleep.drops
 
     def brought(self, i: int, site: Site) -> bool:
         """Are the sinks of block i, whose own window is longer than what it keeps, brought near?"""
@@ -261,24 +282,30 @@ class Oracle:
         if not k.shape[2]:
             return k
         block, turner = self.program.layout[i], self.turner(self.program.layout[i].cls)
-        given = self._given(torch.zeros(len(k), k.shape[2], dtype=torch.int64), positions)
-        return turner(k, {**{port: self.parameters[key] for port, key in block.params.items()}, **given}, self._widen)
+        given = self.given(torch.zeros(len(k), k.shape[2], dtype=torch.int64), positions)
+        return turner(k, {**{port: self.parameters[key] for port, key in block.params.items()}, **given}, self.widen)
 
-    def _widen(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def widen(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Casts to narrower floats go to float64 if everything does."""
         return widened(node, args, kwargs, torch.float64) if self.double else NotImplemented
 
     def block(self, i: int, values: dict[str, Any], window: Window, stream: ReadStream) -> Tensor:
         """Block i over a window -> h [B,n,d]."""
-        block = self.program.layout[i]
-        values = {**{port: self.parameters[key] for port, key in block.params.items()}, **values}
-        if block.cls not in self.sites:
-            hook = _OwnHook(self, i, window, stream.layers[i], values["h"])
-            alone: Tensor = self.runner(block.cls)(values, hook)["h"]
-            return alone
-        watch = _BlockHook(self, i, self.sites[block.cls], window, stream, values)
-        h: Tensor = self.runner(block.cls)(values, watch)["h"]
+        cls = self.program.layout[i].cls
+        values = {**self._bound(i), **values}
+        if cls not in self.sites:
+            return self.original(i, values, _OwnHook(self, i, window, stream.layers[i], values["h"]))
+        watch = _BlockHook(self, i, self.sites[cls], window, stream, values)
+        h = self.original(i, values, watch)
         return watch.mixer.insert(h) if self.plans[i].strategy == "insert" else h
+
+    def original(self, i: int, values: Mapping[str, Any], hook: Hook) -> Tensor:
+        """h after block i of the original, whose nodes `hook` may answer."""
+        h: Tensor = self.runner(self.program.layout[i].cls)({**self._bound(i), **values}, hook)["h"]
+        return h
+
+    def _bound(self, i: int) -> dict[str, Tensor]:
+        return {port: self.parameters[key] for port, key in self.program.layout[i].params.items()}
 
     def parameters_of(self, i: int) -> dict[str, Tensor]:
         """Those of the memory of block i, by their short names."""
@@ -389,7 +416,7 @@ class _OwnHook:
             added = self._added(part, args[node.args.index(one.x)], plain.shape[-1])
             return plain + added.reshape(plain.shape).to(plain.dtype)
         if node not in self.names:
-            return self.oracle._widen(node, args, kwargs)
+            return self.oracle.widen(node, args, kwargs)
         name, fresh = self.names[node], self.window.asleep and self.names[node].startswith("tail")
         out, own = own_answer(name, args, kwargs, {} if fresh else self.layer.own)
         if not fresh:
@@ -465,7 +492,8 @@ class _BlockHook:
         time, part = self.stream.time, (slice(start, end), slice(0, end))
         first, ring, every = oracle.recipe.sinks, oracle.ring(self.i), oracle.recipe.window
         brought = oracle.brought(self.i, self.site)
-        turns = self.site.rotated and (brought or oracle.renumbers or layer.kept is not None)
+        slots = layer.kept is not None or layer.soft is not None
+        turns = self.site.rotated and (brought or oracle.renumbers or slots)
         seen_k = old_k
         if turns:
             own = self.site.mask.window if brought else 0
@@ -483,6 +511,10 @@ class _BlockHook:
             keys, values = torch.cat([far_k.to(k.dtype), keys], 2), torch.cat([far_v, values], 2)
             far = far.repeat_interleave(q.shape[1] // far.shape[1], 1)
             see = torch.cat([far, see.expand(*q.shape[:2], *see.shape)], -1)
+        if layer.soft is not None:
+            far_k, far_v, far = soft_columns(oracle, self.i, layer.soft, time, start, end)
+            keys, values = torch.cat([far_k.to(k.dtype), keys], 2), torch.cat([far_v, values], 2)
+            see = torch.cat([far, see], -1)
         return reference.attention(q, keys, values, see, sink_logits, **options)
 
 

@@ -24,7 +24,7 @@ from sleepc.memory.registry import RULES
 from sleepc.passes.consolidation.registry import CONSOLIDATIONS
 from sleepc.passes.keep.registry import SCORES
 from sleepc.passes.rewrite.rounded import FORMS
-from sleepc.recipe import Gradient, Hebbian, Keep, Recipe
+from sleepc.recipe import Gradient, Hebbian, Keep, Recipe, Soft
 from sleepc.train.cartridge import CartridgeSettings
 from sleepc.train.settings import Settings
 
@@ -91,7 +91,7 @@ def test_every_option_of_a_recipe_is_a_flag_of_convert() -> None:
     flags = [name for name in Recipe.model_fields if name != "overrides"]
     at = flags.index("keep") + 1
     flags[at:at] = ["keep_score", "keep_budgets", "keep_dtype"]  # a recipe has these in `keep`
-    for group, options in (("gradient", Gradient), ("hebbian", Hebbian)):
+    for group, options in (("gradient", Gradient), ("hebbian", Hebbian), ("soft", Soft)):
         at = flags.index(group)
         flags[at : at + 1] = [f"{group}_{name}" for name in options.model_fields]
     assert [each.name for each in fields(RecipeOptions)] == flags
@@ -119,11 +119,11 @@ UNTOLD: dict[type[BaseModel], set[str]] = {Settings: {"stages", "passes", "steps
 def test_the_help_tells_the_default_that_is_used(group: Any, model: type[BaseModel]) -> None:
     defaults = {name: option.default for name, option in model.model_fields.items() if option.default is not False}
     defaults = {name: default for name, default in defaults.items() if name not in UNTOLD.get(model, ())}
-    for name in ("keep", "gradient"):  # they have none
+    for name in ("keep", "gradient", "soft"):  # they have none
         defaults.pop(name, None)
     told = {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
     if group is RecipeOptions:
-        for group_name, parts in (("keep", Keep), ("gradient", Gradient)):
+        for group_name, parts in (("keep", Keep), ("gradient", Gradient), ("soft", Soft)):
             defaults |= {f"{group_name}_{name}": option.default for name, option in parts.model_fields.items()}
         told |= {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
     assert told

@@ -19,6 +19,7 @@ from sleepc.errors import UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.graph import is_call
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.roles import NOTHING
 from sleepc.ir.weights import HeldTensor
 from sleepc.manifest import Source
 from sleepc.memory.registry import RULES
@@ -32,7 +33,7 @@ from sleepc.passes.consolidation.block_sleep import (
     WINDOW_PINNED,
     WINDOW_POSITIONS,
 )
-from sleepc.passes.keep.contract import NOTHING, HeadPairs, Score, WindowPairs
+from sleepc.passes.keep.contract import HeadPairs, Score, WindowPairs
 from sleepc.passes.keep.registry import SCORES, register
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.pipeline import rewrite_stages

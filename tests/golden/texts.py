@@ -106,7 +106,9 @@ def _facts(program: ProgramGraphs) -> Iterator[str]:
             yield from (f"  loop.{f.name}: {getattr(value, f.name)}" for f in fields(value) if f.name != "given")
         elif isinstance(value, Learn):
             yield from (f"  learn.{f.name}: {getattr(value, f.name)}" for f in fields(value) if f.name != "step")
-        elif part.name != "learn" and (value is None or isinstance(value, (int, float, str, torch.dtype))):
+        elif part.name not in ("learn", "encode") and (
+            value is None or isinstance(value, (int, float, str, torch.dtype))
+        ):
             yield f"  {part.name}: {value}"
     for name, cls in program.classes.items():
         yield f"  class {name}: {', '.join(graph.name for graph in cls.graphs())}{_rest(cls)}"

@@ -35,6 +35,7 @@ from sleepc.passes.adapt.add_low_rank import AddLowRank
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.adapt.retype import Retype
 from sleepc.passes.base import Pass, Stage
+from sleepc.passes.consolidation.add_encoder import AddEncoder
 from sleepc.passes.consolidation.add_fast_down import AddFastDown
 from sleepc.passes.consolidation.add_fast_maps import AddFastMaps
 from sleepc.passes.consolidation.add_learning import AddLearning
@@ -56,7 +57,7 @@ def passes() -> dict[str, type[Pass]]:
     """Every pass of the compiler by its name."""
     recipe = make_recipe({"window": 4})
     staged = [each for stage in (*front_stages(), *rewrite_stages(recipe, 1), *lower_stages()) for each in stage.passes]
-    others = (FuseMemory, AddFastDown, AddFastMaps, AddLearning, AddLoop, AddLowRank, MergeLowRank, Retype)
+    others = (FuseMemory, AddEncoder, AddFastDown, AddFastMaps, AddLearning, AddLoop, AddLowRank, MergeLowRank, Retype)
     return {each.name: type(each) for each in staged} | {each.name: each for each in others}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sleepc.errors import SleepcError
+from sleepc.passes.facts import SLOTTED
 from tests.passes.cases import cases, passes, read
 
 CASES = cases()
@@ -26,9 +27,9 @@ def test_a_pass_makes_of_a_text_what_stands_there(path: Path) -> None:
 def test_a_pass_runs_or_says_what_it_needs() -> None:
     """Every pass on a program of every form: `requires` is complete if nothing breaks in another way."""
     first = {path.parent.name: read(path) for path in reversed(CASES)}
-    forms = ("drop-noops", "bound-attention", "add-sleep", "find-rms-norm")
+    forms = ("drop-noops", "bound-attention", "add-encoder", "add-sleep", "find-rms-norm")
     programs = [first[name].prepared() for name in forms]
-    assert len({(p.level, bool(p.states), p.clock is None) for p in programs}) == len(forms)
+    assert len({(p.level, bool(p.states), p.clock is None, SLOTTED.holds(p)) for p in programs}) == len(forms)
     every = [each for case in first.values() for each in case.stage(programs[0]).passes]
     ran = set()
     for each, program in product(every, programs):

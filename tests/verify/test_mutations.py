@@ -24,6 +24,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-loop": ("llama", {"strategy": "insert", "consolidation": "recurrent", "passes": 2, "loop": "0:2"}),
     "llama-settle": ("llama", {"consolidation": "recurrent", "passes": 4, "loop": "0:1", "settle": 0.3}),
     "llama-learn": ("llama", {"consolidation": "gradient", "gradient": {"lr": 2.0, "rank": 5, "clip": 0.5}}),
+    "llama-tokens": ("llama", {"consolidation": "tokens", "soft": {"tokens": 3, "windows": 2, "rank": 2}}),
     "bloom": ("bloom", {}),
     "llama4": ("llama4", {"eviction": "hard"}),
 }
@@ -44,10 +45,20 @@ SPECIAL = {
         "a gradient of another norm",
         "tokens learned in place of those after them",
     },
+    "llama-tokens": {
+        "an encoder without its LoRA matrices",
+        "soft tokens without what was encoded",
+        "soft tokens that begin as the tokens before",
+        "soft tokens one position further on",
+        "rows share soft tokens",
+        "the oldest soft tokens stay",
+    },
     "bloom": {"slopes of other heads", "window one too far", "wrong ring slot"},
     "llama4": {"chunks one token too long", "window one too short"},
 }
-ONLY_THERE = {fault for name in ("llama-loop", "llama-settle", "llama-learn") for fault in SPECIAL[name]}
+ONLY_THERE = {
+    fault for name in ("llama-loop", "llama-settle", "llama-learn", "llama-tokens") for fault in SPECIAL[name]
+}
 ONLY_THERE |= {"slopes of other heads", "chunks one token too long"}
 PLANTED = [(fault, name) for name in PROGRAMS for fault in sorted(SPECIAL.get(name, set(MUTATIONS) - ONLY_THERE))]
 CHEAP = sorted(PROGRAMS, key=("qwen2-online", "gpt2-hard", "llama-insert", *SPECIAL, "gemma2").index)
