@@ -87,11 +87,15 @@ def test_two_options_of_one_name_are_an_error() -> None:
         with_options(command)
 
 
+# What a recipe has in one, and the command in several options.
+GROUPS: dict[str, type[BaseModel]] = {"gradient": Gradient, "hebbian": Hebbian, "soft": Soft}
+
+
 def test_every_option_of_a_recipe_is_a_flag_of_convert() -> None:
     flags = [name for name in Recipe.model_fields if name != "overrides"]
     at = flags.index("keep") + 1
     flags[at:at] = ["keep_score", "keep_budgets", "keep_dtype"]  # a recipe has these in `keep`
-    for group, options in (("gradient", Gradient), ("hebbian", Hebbian), ("soft", Soft)):
+    for group, options in GROUPS.items():
         at = flags.index(group)
         flags[at : at + 1] = [f"{group}_{name}" for name in options.model_fields]
     assert [each.name for each in fields(RecipeOptions)] == flags
@@ -119,12 +123,14 @@ UNTOLD: dict[type[BaseModel], set[str]] = {Settings: {"stages", "passes", "steps
 def test_the_help_tells_the_default_that_is_used(group: Any, model: type[BaseModel]) -> None:
     defaults = {name: option.default for name, option in model.model_fields.items() if option.default is not False}
     defaults = {name: default for name, default in defaults.items() if name not in UNTOLD.get(model, ())}
-    for name in ("keep", "gradient", "soft"):  # they have none
+    for name in ("keep", *GROUPS):  # they have none
         defaults.pop(name, None)
     told = {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
     if group is RecipeOptions:
-        for group_name, parts in (("keep", Keep), ("gradient", Gradient), ("soft", Soft)):
-            defaults |= {f"{group_name}_{name}": option.default for name, option in parts.model_fields.items()}
+        every: dict[str, type[BaseModel]] = {**GROUPS, "keep": Keep}
+        for name, parts in every.items():
+            defaults |= {f"{name}_{part}": option.default for part, option in parts.model_fields.items()}
+        defaults.pop("gradient_span")  # which only one kind of loss has
         told |= {each.name: each.metadata[TYPER].show_default for each in fields(group) if each.name in defaults}
     assert told
     assert {name: type(defaults[name])(shown) for name, shown in told.items()} == {
