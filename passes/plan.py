@@ -85,6 +85,15 @@ def check_rules(recipe: Recipe) -> None:
             )
 
 
+def check_writes(plans: tuple[LayerPlan, ...]) -> None:
+    """Raises UsageError for a memory that is to be written by every token, and whose rule takes a window at once."""
+    for i, plan in enumerate(plans):
+        if plan.strategy != "leave" and plan.write == "online" and find_rule(plan.rule).by_window:
+            fix = "Use --strategy parallel, insert with --write sleep, or another --rule."
+            what = f"rule {plan.rule} writes a whole window at once, and this memory would be written by every token"
+            raise UsageError(what, where=f"layer {i}", fix=fix)
+
+
 def memory_groups(recipe: Recipe, plans: tuple[LayerPlan, ...], strategy: str, asleep: Sequence[Asleep]) -> Groups:
     """The layers of one strategy, those with the same options together; `asleep` is of every layer."""
     found: dict[MemoryOptions, list[int]] = {}

@@ -138,8 +138,8 @@ SYSTEMS = (
         "LaCT",
         "2505.23884",
         "a SwiGLU memory, written once per large chunk with orthogonalised gradients",
-        "",
-        "not built: `--consolidation gradient` has neither its memory nor orthogonalised gradients",
+        "`--rule lact`, with `parallel`, or `insert` and `--write sleep`",
+        "a chunk is a window; without its momentum, with the queries and keys of the layer's other memories",
     ),
     System(
         "In-Place TTT",

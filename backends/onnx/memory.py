@@ -109,6 +109,8 @@ def advance(
     c: Call, rule: Rule, q: Query | None, tokens: Tokens, states: States, scale: float
 ) -> tuple[ir.Value | None, list[ir.Value]]:
     """All tokens; q is ([B, Hq, T, dk], Hq) or None -> (reads [B, Hq, T, dv] or None, states')."""
+    if rule.by_window:
+        return None, spelling_of(rule.name).step(c.e, rule, tokens.values, [*states, *tokens.learned], tokens)
     kernel = spelling_of(rule.name).kernel if c.style.ops == "ort" else None
     count = known(c.e, tokens.count)
     if c.style.ops == "portable" and rule.affine and q is None and count is not None:

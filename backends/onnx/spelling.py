@@ -44,7 +44,8 @@ Run = Callable[[Emitter, Rule, "Query | None", Tokens, States, float], tuple["ir
 class Spelling:
     """A rule in ONNX.
 
-    step    (rule, values of one token [B, H, ..] by name, states.., sizes) -> states'
+    step    (rule, values of one token [B, H, ..] by name, states.., sizes) -> states'; of a rule that writes by window
+            values of all tokens [B, H, T, ..]
     read    (states.., q [B, H, n, dk]) -> [B, H, n, dv]
     kernel  all tokens by an operator of ONNX Runtime's, if there is one: (reads or None, states')
     """

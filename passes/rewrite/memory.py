@@ -166,7 +166,8 @@ class MemoryBuilder:
             code = e.reshape(e.linear(x, weight), [e.size(x, 0), e.size(x, 1), self.heads, self.width])
             return e.transpose(e.mul(e.ours("l2norm", code), e.unsqueeze(mask, -1)), 1, 2)
         bias = None if self.options.layout == "native" else self.param(parameters.bias)
-        value = e.call(aten.sigmoid.default, e.linear(x, weight, bias))
+        target = aten.sigmoid.default if gate.activation == "sigmoid" else aten.softplus.default
+        value = e.call(target, e.linear(x, weight, bias))
         return e.transpose(self._masked(e, gate, value, mask), 1, 2)
 
     def _masked(self, e: Emit, gate: Gate, value: fx.Node, mask: fx.Node) -> fx.Node:

@@ -32,7 +32,7 @@ class RecipeOptions:
         shown="parallel",
     )
     rule: str | None = flag(
-        "The memory's update rule: linear, gated, delta, gated_delta, titans, titans_mlp, ba2016, trellis or trellis_silu.",
+        "The memory's update rule: linear, gated, delta, gated_delta, titans, titans_mlp, ba2016, trellis, trellis_silu or lact (written by windows).",
         shown="gated_delta",
     )
     decay: str | None = flag("One decay rate per head, or per key channel: head or channel.", shown="head")

@@ -23,6 +23,7 @@ TAKEN |= {"query_positions", "window_positions", "model_positions", "model_posit
 TAKEN |= {*BY_NAME}
 NEEDS = {  # W, b, A
     "sigmoid": (True, True, False),
+    "softplus": (True, True, False),
     "decay": (True, True, True),
     "one": (False, False, False),
     "code": (True, False, False),
@@ -47,12 +48,19 @@ def register(rule: Rule) -> Rule:
     for name, count in taken.items():
         if count > 1:
             raise UsageError(f"two parameters of its layer are named {name!r}", where=where, fix="Choose another name.")
+    _check_whole(rule, where)
+    RULES[rule.name] = rule
+    return rule
+
+
+def _check_whole(rule: Rule, where: str) -> None:
     if not rule.states or not rule.gates:
         raise UsageError("a rule has at least one state and one gate", where=where)
     if rule.affine and len(rule.states) > 1:
         raise UsageError("a pass can only be affine on one tensor", where=where, fix="Leave out affine=True.")
-    RULES[rule.name] = rule
-    return rule
+    if rule.by_window and any(gate.of_time for gate in rule.gates.values()):
+        what = "a window that is written at once has no order, in which time could go by"
+        raise UsageError(what, where=where, fix="Leave out decays, and gates with again=False.")
 
 
 def _check_gate(name: str, gate: Gate, where: str) -> None:
@@ -64,7 +72,7 @@ def _check_gate(name: str, gate: Gate, where: str) -> None:
         text = f"gate {name} has the activation {gate.activation!r}"
         raise UsageError(text, where=where, fix=f"One of: {', '.join(NEEDS)}.")
     if tuple(map(bool, (gate.weight, gate.bias, gate.rate))) != NEEDS[gate.activation]:
-        fits = "code a weight, sigmoid a bias too, decay a rate too"
+        fits = "code a weight, sigmoid and softplus a bias too, decay a rate too"
         text = f"gate {name} needs parameters that fit its activation: {fits}"
         raise UsageError(text, where=where, fix="Name those, and no others.")
 

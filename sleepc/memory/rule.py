@@ -15,7 +15,7 @@ Tokens = Mapping[str, Tensor]
 """What tokens write, by name: "k" [B,H,..,dk], "v" [B,H,..,dv], and every gate of the rule [B,H,..], a wide one
 [B,H,..,dk]. Heads are those of the memory."""
 
-Activation = Literal["sigmoid", "decay", "one", "code"]
+Activation = Literal["sigmoid", "softplus", "decay", "one", "code"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class LearnedTensor:
 class Gate:
     """A number for each token and memory, or as many as a key has, made of the layer's input x.
 
-    activation  sigmoid: sigmoid(W x + b).  decay: -exp(A) softplus(W x + b), log space, <= 0; per channel of the key
-                if the recipe says so.  one: 1 for every token; it has no parameters.  code: W x of unit length, as
-                many numbers as a key has.
+    activation  sigmoid: sigmoid(W x + b).  softplus: log(1 + e^(W x + b)).  decay: -exp(A) softplus(W x + b), log
+                space, <= 0; per channel of the key if the recipe says so.  one: 1 for every token; it has no
+                parameters.  code: W x of unit length, as many numbers as a key has.
     weight, bias, rate   the names of W, b and A among the layer's parameters
     start       b at conversion (a decay's is made from the window: half-lives)
     at_padding  with this value, and k = 0, every state stays unchanged
@@ -95,6 +95,8 @@ class Rule:
     square    keys and values have one width
     learned   what a layer has learned, by name, in order: all these functions get it after the states, [H,..] or, in
               the references, [..]; they return states alone
+    by_window  a write takes all tokens of a window at once, in any order: `step` and `naive` get them with their
+              dimension T, [B,H,T,..]. Such a memory is written in sleeps only
     affine    a pass of only those gates that act again is S -> M S + B on the only tensor S [B,H,dk,dv], M being the
               pass over v = 0: many passes cost as much as three
 
@@ -113,6 +115,7 @@ class Rule:
     affine: bool = False
     square: bool = False
     learned: Mapping[str, LearnedTensor] = field(default_factory=dict)
+    by_window: bool = False
 
     @property
     def decays(self) -> bool:

@@ -372,5 +372,18 @@ def replay(
         if n > 0:
             given |= {m: torch.full_like(given[m], x.at_padding) for m, x in how.gates.items() if not x.again}
         rest = [given[name] for name in _others(how)]
-        new = delta_rule(k, k, v, given["g"], given["beta"], [*new, *learned], rest, rule=rule, scale=1.0)[1:]
+        if how.by_window:
+            new = _window(how, _tokens(how, k, v, g, beta, rest), new, learned)
+        else:
+            new = delta_rule(k, k, v, given["g"], given["beta"], [*new, *learned], rest, rule=rule, scale=1.0)[1:]
+    return new
+
+
+def _window(rule: Rule, written: Tokens, memory: Sequence[Tensor], learned: Sequence[Tensor]) -> list[Tensor]:
+    """Memories after a window, one by one."""
+    new = [x.clone() for x in memory]
+    for b, m in product(range(memory[0].shape[0]), range(memory[0].shape[1])):
+        held = [*(x[b, m] for x in memory), *(x[m] for x in learned)]
+        for old, value in zip(new, rule.naive({n: x[b, m] for n, x in written.items()}, held), strict=True):
+            old[b, m] = value
     return new

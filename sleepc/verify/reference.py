@@ -72,8 +72,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def gates(rule: str, x: Tensor, p: Mapping[str, Tensor], heads: int) -> Written:
-    """The rule's gates of `heads` memories from x [B,T,d]: sigmoid(W x + b), -exp(A) softplus(W x + b), 1, or
-    W x / |W x| of each head.
+    """The rule's gates of `heads` memories from x [B,T,d]: sigmoid(W x + b), softplus(W x + b),
+    -exp(A) softplus(W x + b), 1, or W x / |W x| of each head.
     """
     found = {}
     for name, gate in find(rule).gates.items():
@@ -86,7 +86,10 @@ def gates(rule: str, x: Tensor, p: Mapping[str, Tensor], heads: int) -> Written:
             continue
         if gate.bias in p:  # a native layer's write gate has none
             y = y + p[gate.bias]
-        y = torch.sigmoid(y) if gate.activation == "sigmoid" else -p[gate.rate].exp() * F.softplus(y)
+        if gate.activation == "sigmoid":
+            y = torch.sigmoid(y)
+        else:
+            y = F.softplus(y) * (-p[gate.rate].exp() if gate.rate else 1)
         if y.shape[2] != heads:  # per channel
             y = y.reshape(*y.shape[:2], heads, -1)
         found[name] = y.transpose(1, 2)
@@ -144,8 +147,11 @@ def answer(
 
 def replay(rule: str, memory: Memory | None, fixed: Memory, w: Written, first: int, passes: int) -> Memory:
     """The update over a window, for passes `first` .. `passes` - 1; only pass 0 decays."""
-    memory = memory or empty_memory(rule, w)
+    memory, how = memory or empty_memory(rule, w), find(rule)
     for number in range(first, passes):
+        if how.by_window:
+            memory = how.naive(w, [*memory, *fixed])
+            continue
         for t in range(w["k"].shape[2]):
             memory = update(rule, memory, fixed, w, t, first=number == 0)
     return memory

@@ -116,7 +116,7 @@ def test_names_are_unique_and_known(momentum: Rule) -> None:
     with pytest.raises(UsageError, match="a rule named 'delta_momentum' already"):
         registry.register(momentum)
     assert registry.find(NAME) is momentum
-    with pytest.raises(UsageError, match=r"Known rules: .*gated_delta, linear"):
+    with pytest.raises(UsageError, match=r"Known rules: .*gated_delta, lact, linear"):
         registry.find("nothing")
 
 
@@ -192,17 +192,23 @@ def test_every_rule_is_its_own_reference(name: str, channel: bool) -> None:
     wide = {n: (dk,) if rule.gates[n].wide("channel" if channel else "head") else () for n in others}
     drawn = {n: torch.rand(*x.beta.shape, *wide[n], generator=made).double() for n in others}
     gates = [VALUES.get(rule.gates[n].activation, torch.clone)(drawn[n]) for n in others]
-    want = naive.delta_rule(*x.stream, states, gates, rule=name, scale=0.5)
-    for chunk in (1, 4, 64):
-        got = functional.delta_rule(*x.stream, states, gates, rule=name, scale=0.5, chunk=chunk)
-        assert max(map(worst, got, want)) < 1e-12
+    read: dict[str, Any] = {"rule": name, "scale": 0.5}
+    assert worst(functional.delta_rule_read(x.q, states, **read), naive.delta_rule_read(x.q, states, **read)) < 1e-12
+    if not rule.by_window:
+        want = naive.delta_rule(*x.stream, states, gates, **read)
+        for chunk in (1, 4, 64):
+            got = functional.delta_rule(*x.stream, states, gates, **read, chunk=chunk)
+            assert max(map(worst, got, want)) < 1e-12
     for passes in (1, 2, 5):
         how: dict[str, Any] = {"rule": name, "passes": passes, "written": False}
         got = functional.replay(*x.record, states, gates, **how)
         assert max(map(worst, got, naive.replay(*x.record, states, gates, **how))) < 1e-12
     still = {n: torch.full_like(drawn.get(n, x.beta), gate.at_padding) for n, gate in rule.gates.items()}
     pads = (x.q, x.k * 0, x.v, still.get("g", x.g), still.get("beta", x.beta), states, [still[n] for n in others])
-    assert all(map(torch.equal, functional.delta_rule(*pads, rule=name, scale=1.0, chunk=1)[1:], held))
-    assert max(map(worst, naive.delta_rule(*pads, rule=name, scale=1.0)[1:], held)) == 0
+    how = {"rule": name, "passes": 1, "written": False, "chunk": 1}
+    assert all(map(torch.equal, functional.replay(*pads[1:], **how), held))
+    assert max(map(worst, naive.replay(*pads[1:], **how), held)) <= (1e-14 if rule.by_window else 0)
+    if not rule.by_window:
+        assert all(map(torch.equal, functional.delta_rule(*pads, rule=name, scale=1.0, chunk=1)[1:], held))
     with pytest.raises(ValueError, match="gates in addition to g and beta"):
-        functional.delta_rule(*x.stream, states, [*gates, x.beta], rule=name, scale=1.0)
+        functional.replay(*x.record, states, [*gates, x.beta], **how)

@@ -50,6 +50,8 @@ def _run(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """All tokens, `chunk` at a time: q [B, Hkv, G, T, dk] or None -> (reads per chunk, state')."""
     count, (new, learned) = tokens["k"].shape[2], rule.split(state)
+    if rule.by_window:
+        return [], rule.step(tokens, state)
     reads, new = [], [x.clone() for x in new] if count == 0 else new
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
@@ -86,10 +88,13 @@ def delta_rule(
     [Hkv, ...]; gates: the rule's others, each [B, Hkv, T, ..]; all is computed in the state's dtype.
     -> [o [B, Hq, T, dv] in q's dtype, *state']. The result does not depend on `chunk` (tokens
     computed at once) but for rounding. UsageError for an unknown rule, ValueError for chunk < 1, Hq
-    not a multiple of Hkv, or another number of gates than the rule has.
+    not a multiple of Hkv, another number of gates than the rule has, or a rule that writes a window at
+    once.
     """
     _check_chunk(chunk)
     how, wide = find(rule), state[0].dtype
+    if how.by_window:
+        raise ValueError(f"rule {rule} writes a window at once, and not token by token")
     rows = group(q, k.shape[1]).to(wide)
     reads, new = _run(how, rows, tokens_of(how, k, v, g, beta, gates, wide), state, chunk)
     if not reads:
