@@ -23,6 +23,7 @@ ReadOrder = Literal["after", "before"]
 Eviction = Literal["sliding", "hard"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Factors = Literal["short", "long"]
+SoftEncoder = Literal["icae", "comprexit"]
 Layers = Annotated[str, Field(max_length=1000)]
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 MAX_WINDOW = 1 << 20
@@ -112,12 +113,15 @@ class Hebbian(_Options):
 
 class Soft(_Options):
     """What sleeps of consolidation `tokens` make of windows: `tokens` soft tokens of each, and those of the latest
-    `windows` stay. The encoder's LoRA matrices have `rank` rows, 0 for none.
+    `windows` stay. `encoder` icae is the model with LoRA matrices of `rank` rows (0 for none), comprexit gates over
+    what its layers make of the window, and an optimal transport plan, on vectors of `width` numbers.
     """
 
     tokens: Annotated[int, Field(ge=1, le=1 << 12)] = 32
     windows: Annotated[int, Field(ge=1, le=1 << 12)] = 16
+    encoder: SoftEncoder = "icae"
     rank: Annotated[int, Field(ge=0, le=1 << 12)] = 16
+    width: Annotated[int, Field(ge=1, le=1 << 14)] = 256
 
 
 @dataclass(frozen=True)

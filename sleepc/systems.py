@@ -104,8 +104,8 @@ SYSTEMS = (
         "ComprExIT",
         "2602.03784",
         "soft tokens from all layers by gates and optimal transport",
-        "",
-        "not built: consolidation `tokens` has the encoder of ICAE alone",
+        "`--consolidation tokens --soft-encoder comprexit`",
+        "soft tokens begin as tokens of their window, to which what it moves is added (docs/decisions/0033)",
     ),
     System(
         "Cartridges",

@@ -20,12 +20,15 @@ from sleepc.ir.weights import HeldTensor
 from sleepc.passes.analysis.find_sites import attention_of, find_attention
 from sleepc.passes.analysis.linear_maps import LinearMap, all_maps, maps_before
 from sleepc.passes.base import Effect, Pass
-from sleepc.passes.consolidation.encoder_graph import EncoderGraph, own_mask, without_kept
+from sleepc.passes.consolidation.autoencoder import Autoencoder
+from sleepc.passes.consolidation.encoder_graph import own_mask, without_kept
 from sleepc.passes.consolidation.soft_tokens import EMBEDDINGS, GAIN, LOW_A, LOW_B
+from sleepc.passes.consolidation.transport import Transport, transport_parameters
 from sleepc.passes.consolidation.window_again import record_tokens
 from sleepc.passes.facts import AWAKE, BLOCKS, BOUNDED, CLOCKED, SLOTTED, Fact
 from sleepc.passes.lib.classes import first_block
 from sleepc.passes.lib.emit import Emit
+from sleepc.recipe import SoftEncoder
 
 FIX = "Use --consolidation replay, or --keep N, which keeps pairs of the window."
 
@@ -33,8 +36,8 @@ FIX = "Use --consolidation replay, or --keep N, which keeps pairs of the window.
 @dataclass(frozen=True)
 class AddEncoder(Pass):
     """The program makes `tokens` soft tokens of each window (consolidation/tokens.py), by its blocks as they are now:
-    with bounded attention, and without memories. LoRA matrices of `rank` rows stand beside the maps that make queries
-    and values.
+    with bounded attention, and without memories. `encoder` icae has LoRA matrices of `rank` rows beside the maps that
+    make queries and values, comprexit vectors of `width` numbers.
 
     Raises UsageError for blocks that carry anything but a KV window from token to token, and for masks that are
     neither causal nor a window.
@@ -45,6 +48,8 @@ class AddEncoder(Pass):
     window: int
     sinks: int
     seed: int
+    encoder: SoftEncoder = "icae"
+    width: int = 0
     name: ClassVar[str] = "add-encoder"
     effect: ClassVar[Effect] = "APPROXIMATE"
     requires: ClassVar[tuple[Fact, ...]] = (BLOCKS, BOUNDED, CLOCKED, SLOTTED, AWAKE)
@@ -55,10 +60,18 @@ class AddEncoder(Pass):
             _check(program, name, [spec.role for spec in cls.states])
         record_tokens(program, self.window)
         plain = {name: without_kept(cls.wake) for name, cls in program.classes.items()}
-        adapted = {name: graph.clone() for name, graph in plain.items()}
-        maps = {name: self._adapt(graph) for name, graph in adapted.items()}
-        self._add_parameters(program, maps)
-        program.encode = Encode(EncoderGraph(program, self.tokens, self.sinks, plain, adapted).written())
+        made = Transport if self.encoder == "comprexit" else Autoencoder
+        writer = made(program, self.tokens, self.window, self.sinks, plain)
+        if isinstance(writer, Autoencoder):
+            adapted = {name: graph.clone() for name, graph in plain.items()}
+            maps = {name: self._adapt(graph) for name, graph in adapted.items()}
+            self._add_parameters(program, maps)
+            writer.adapted = adapted
+        else:
+            generator, wide = torch.Generator().manual_seed(self.seed), wide_dtype(program.dtype)
+            values = transport_parameters(program, self.width, generator)
+            program.params |= {key: HeldTensor(value.to(wide), new=True) for key, value in values.items()}
+        program.encode = Encode(writer.written())
         return 1
 
     def _adapt(self, graph: Graph) -> dict[str, TensorType]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -18,7 +18,7 @@ from sleepc.ir.states import StateSpec, find_state, with_role
 from sleepc.ir.types import TensorType, wide_dtype
 from sleepc.masks import Mask
 from sleepc.passes.analysis.find_sites import attention_of
-from sleepc.passes.consolidation.soft_tokens import EMBEDDINGS, GAIN, LOW_A, LOW_B, PLACE, TOKEN
+from sleepc.passes.consolidation.soft_tokens import LOW_A, LOW_B, PLACE, TOKEN
 from sleepc.passes.consolidation.window_again import drop_ports, slots_dim
 from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.rewrite.bound_attention import OFFSET, POSITION, SINCE
@@ -27,6 +27,8 @@ from sleepc.passes.rewrite.key_positions import is_held
 from sleepc.passes.rewrite.window_masks import is_mask
 
 Values = dict[fx.Node, fx.Node]
+Reading = Literal["behind", "alone", "window"]
+"""Places behind the window; soft tokens in its place, which see the sinks alone; the window itself once more."""
 
 
 def own_mask(program: ProgramGraphs, mask: str) -> Mask:
@@ -53,27 +55,28 @@ def without_kept(wake: Graph) -> Graph:
 
 @dataclass
 class EncoderGraph:
-    """Writes the graph: the window's tokens that soft tokens begin as, read behind it by the adapted blocks, and then
-    again, with what came of that, by the blocks as they are.
+    """Writes the graph for `tokens` (k) soft tokens of a `window` (L). What an encoder `added` to the window's tokens
+    that they begin as runs through the blocks as they are, in its place; keys and values come of that. `plain`: the
+    blocks by class, `without_kept`.
     """
 
     program: ProgramGraphs
     tokens: int
+    window: int
     sinks: int
     plain: Mapping[str, Graph]
-    adapted: Mapping[str, Graph]
     result: Graph = field(default_factory=lambda: Graph("encode"))
     ports: dict[str, fx.Node] = field(default_factory=dict)
 
     def written(self) -> Graph:
         """The whole of it."""
         self.result.set_returns({"position": self.state(POSITION)})
-        h = self._soft(self._encoded())
+        added = self.added()
         results: dict[str, fx.Node] = {}
-        e = self.e
-        alone = self._embedded(self.begun, self.place)
+        e, alone = self.e, self.embedded(self.begun, self.place)
+        h = e.add(alone["h"], e.cast(added, self.program.dtype))
         for i, block in enumerate(self.program.layout):
-            made = self._block(i, self.plain[block.cls], {**alone, "h": h}, behind=False)
+            made = self.block(i, self.plain[block.cls], {**alone, "h": h}, "alone")
             h = made["h"]
             states = self.program.classes[block.cls].states
             if with_role(states, "kept"):
@@ -93,6 +96,10 @@ class EncoderGraph:
                     self.result.fx.erase_node(port)
         infer_types(self.result)
         return self.result
+
+    def added(self) -> fx.Node:
+        """What the encoder adds to the embeddings that soft tokens begin as [B,k,d], in the dtype of memories."""
+        raise NotImplementedError
 
     @property
     def e(self) -> Emit:
@@ -133,11 +140,31 @@ class EncoderGraph:
         return e.call(aten.clamp.default, e.call(aten.sub.Scalar, last, 1), 0)
 
     @cached_property
-    def begun(self) -> fx.Node:
-        """Their ids [B,k]."""
+    def ids(self) -> fx.Node:
+        """The window's tokens [B,L]."""
         tokens = find_state(self.program.states, "loop", "window_tokens")
         assert tokens is not None
-        return self.e.call(aten.gather.default, self.e.call(aten.select.int, self.state(tokens), 1, 0), 1, self.index)
+        return self.e.call(aten.select.int, self.state(tokens), 1, 0)
+
+    @cached_property
+    def places(self) -> fx.Node:
+        """0 .. L-1."""
+        return self.e.call(aten.arange.default, self.window)
+
+    @cached_property
+    def real(self) -> fx.Node:
+        """Which of them were read [B,L]."""
+        return self.e.call(aten.lt.Tensor, self.places, self.column(SINCE))
+
+    @cached_property
+    def numbers(self) -> fx.Node:
+        """Their numbers in the stream [B,L]."""
+        return self.e.add(self.e.sub(self.column(POSITION), self.column(SINCE)), self.places)
+
+    @cached_property
+    def begun(self) -> fx.Node:
+        """The ids of those that soft tokens begin as [B,k]."""
+        return self.e.call(aten.gather.default, self.ids, 1, self.index)
 
     @cached_property
     def token(self) -> fx.Node:
@@ -147,40 +174,21 @@ class EncoderGraph:
     @cached_property
     def place(self) -> fx.Node:
         """Their positions as the model counts [B,k]."""
-        return self._counted(self.token)
+        return self.counted(self.token)
 
-    def _counted(self, positions: fx.Node) -> fx.Node:
+    def counted(self, positions: fx.Node) -> fx.Node:
         return self.e.sub(positions, self.column(OFFSET)) if OFFSET in self.program.states else positions
 
-    # -- the two readings ---------------------------------------------------------------------------
+    # -- readings -----------------------------------------------------------------------------------
 
-    def _encoded(self) -> fx.Node:
-        """[B,k,d]: the last hidden states of places behind the window, which begin as its tokens plus embeddings of
-        the encoder's own.
-        """
-        e = self.e
-        behind = self._counted(e.add(self.column(POSITION), self.steps))
-        given = self._embedded(self.begun, behind)
-        h = given["h"]
-        own = e.cast(self.param(EMBEDDINGS), self.program.dtype)
-        h = e.add(h, own)
-        for i, block in enumerate(self.program.layout):
-            h = self._block(i, self.adapted[block.cls], {**given, "h": h}, behind=True)["h"]
-        return h
-
-    def _soft(self, h: fx.Node) -> fx.Node:
-        """The soft tokens [B,k,d]: the window's tokens, plus what was encoded, at a root mean square of 1, times a gain
-        for each channel.
-        """
-        e, wide = self.e, wide_dtype(self.program.dtype)
-        x = e.cast(h, wide)
+    def unit(self, h: fx.Node) -> fx.Node:
+        """Vectors [..,d] over their root mean squares, in the dtype of memories."""
+        e, x = self.e, self.e.cast(h, wide_dtype(self.program.dtype))
         mean = e.call(aten.mean.dim, e.mul(x, x), [-1], True)
-        x = e.mul(x, e.call(aten.rsqrt.default, e.call(aten.add.Scalar, mean, 1e-6)))
-        added = e.cast(e.mul(x, self.param(GAIN)), self.program.dtype)
-        return e.add(self._embedded(self.begun, self.place)["h"], added)
+        return e.mul(x, e.call(aten.rsqrt.default, e.call(aten.add.Scalar, mean, 1e-6)))
 
-    def _embedded(self, tokens: fx.Node, positions: fx.Node) -> dict[str, fx.Node]:
-        """What embed makes of these tokens at these positions, both [B,k], by the names of its results: h, and what
+    def embedded(self, tokens: fx.Node, positions: fx.Node) -> dict[str, fx.Node]:
+        """What embed makes of these tokens at these positions, both [B,n], by the names of its results: h, and what
         blocks read of positions.
         """
         embed = self.program.embed
@@ -205,10 +213,8 @@ class EncoderGraph:
         names = dict.fromkeys(name for graph in self.plain.values() for name in graph.ports("input"))
         return [name for name in names if name != "h" and not is_mask(name) and which(name)]
 
-    def _block(self, i: int, graph: Graph, given: Mapping[str, fx.Node], *, behind: bool) -> dict[str, fx.Node]:
-        """Block i on `given` -> h, k, v of its tokens: `behind` the window, of which attention sees all there is, or in
-        its place, where it sees the sinks alone.
-        """
+    def block(self, i: int, graph: Graph, given: Mapping[str, fx.Node], reading: Reading) -> dict[str, fx.Node]:
+        """Block i on `given` -> h, k, v of its tokens."""
         e, made = self.e, Values()
         block, ports = self.program.layout[i], graph.ports()
         keys = {port: block_key(i, SOFT + port) for port in ports if port.endswith((LOW_A, LOW_B))}
@@ -216,8 +222,8 @@ class EncoderGraph:
             if port.meta["port"].kind != "input":
                 continue
             if is_mask(name):
-                made[port] = self._mask(name, behind=behind)
-            elif is_held(name) and not behind:
+                made[port] = self._mask(name, reading)
+            elif is_held(name) and reading != "behind":
                 dim = slots_dim(self.program, name)
                 made[port] = e.call(aten.slice.Tensor, given[name], dim, 0, self.sinks)
             else:
@@ -226,7 +232,9 @@ class EncoderGraph:
         for spec in with_role(self.program.classes[block.cls].states, "kv"):
             if spec.name in ports:
                 old = self._port("state", full[spec.name], spec.type())
-                made[ports[spec.name]] = old if behind else e.call(aten.slice.Tensor, old, 2, 0, self.sinks)
+                made[ports[spec.name]] = (
+                    old if reading == "behind" else e.call(aten.slice.Tensor, old, 2, 0, self.sinks)
+                )
         results = graph.results()
         self._copy(graph, list(results.values()), made, {**block.params, **keys})
         return {name: made[node] for name, node in results.items()}
@@ -253,40 +261,55 @@ class EncoderGraph:
 
     # -- who sees whom ------------------------------------------------------------------------------
 
-    def _mask(self, name: str, *, behind: bool) -> fx.Node:
-        """Bool [B,1,k,slots+k]: behind the window, sinks and what the ring still holds of it, and the places before; in
-        its place, the sinks and the places before. A layer with a window of its own sees no further than that.
+    def _mask(self, name: str, reading: Reading) -> fx.Node:
+        """Bool [B,1,n,slots+n]: the sinks and, behind the window, what the ring still holds of it; and of what is read
+        that which comes before. A layer with a window of its own sees no further than that.
         """
-        made: dict[tuple[str, bool], fx.Node] = self.__dict__.setdefault("masks", {})
-        if (name, behind) not in made:
-            made[name, behind] = self._new_mask(name, behind=behind)
-        return made[name, behind]
+        made: dict[tuple[str, str], fx.Node] = self.__dict__.setdefault("masks", {})
+        if (name, reading) not in made:
+            made[name, reading] = self._new_mask(name, reading)
+        return made[name, reading]
 
-    def _new_mask(self, name: str, *, behind: bool) -> fx.Node:
-        e, sinks = self.e, self.sinks
-        own = own_mask(self.program, name).window
-        length = int(str(self.program.embed.results()[name].kwargs["window"])) if behind else 0
-        slot = e.call(aten.arange.default, sinks + length)
-        position = self.column(POSITION)
-        queries = e.add(position, self.steps) if behind else self.token
-        held, there = slot, e.call(aten.lt.Tensor, slot, position)
-        if behind:
-            last = e.call(aten.sub.Scalar, position, 1)
-            ring = e.sub(last, e.call(aten.remainder.Scalar, e.sub(last, slot), length))
-            start = e.call(aten.clamp.default, e.sub(position, self.column(SINCE)), sinks)
-            sink = e.call(aten.lt.Scalar, slot, sinks)
-            held = e.where(sink, slot, ring)
-            in_ring = e.call(
-                aten.logical_and.default, e.call(aten.ge.Scalar, slot, sinks), e.call(aten.ge.Tensor, ring, start)
-            )
-            there = e.call(aten.logical_or.default, e.call(aten.logical_and.default, sink, there), in_ring)
+    def _new_mask(self, name: str, reading: Reading) -> fx.Node:
+        e, own = self.e, own_mask(self.program, name).window
+        length = int(str(self.program.embed.results()[name].kwargs["window"])) if reading == "behind" else 0
+        queries, order = self._queries(reading)
         past = e.unsqueeze(queries, 2)
-        distance = e.sub(past, e.unsqueeze(held, 1) if behind else held)  # [B,k,slots]
-        seen = e.call(aten.logical_and.default, e.unsqueeze(there, 1), e.call(aten.ge.Scalar, distance, 0))
-        before = e.call(aten.le.Tensor, e.unsqueeze(self.steps, 0), e.unsqueeze(self.steps, 1))
-        others = e.sub(past, e.unsqueeze(queries, 1))  # [B,k,k]
-        among = e.call(aten.logical_and.default, before, e.call(aten.ge.Scalar, others, 0))
+        held, there = self._slots(length, reading)
+        distance = e.sub(past, e.unsqueeze(held, 1) if length else held)  # [B,n,slots]
+        seen = self._and(e.unsqueeze(there, 1), e.call(aten.ge.Scalar, distance, 0))
+        others = e.sub(past, e.unsqueeze(queries, 1))  # [B,n,n]
+        among = e.call(aten.le.Tensor, e.unsqueeze(order, 0), e.unsqueeze(order, 1))
+        among = self._and(among, e.call(aten.ge.Scalar, others, 0))
+        if reading == "window":
+            among = self._and(among, e.unsqueeze(self.real, 1))
         if own:
-            seen = e.call(aten.logical_and.default, seen, e.call(aten.lt.Scalar, distance, own))
-            among = e.call(aten.logical_and.default, among, e.call(aten.lt.Scalar, others, own))
+            seen = self._and(seen, e.call(aten.lt.Scalar, distance, own))
+            among = self._and(among, e.call(aten.lt.Scalar, others, own))
         return e.unsqueeze(e.call(aten.cat.default, [seen, among], -1), 1)
+
+    def _queries(self, reading: Reading) -> tuple[fx.Node, fx.Node]:
+        """Numbers in the stream of what is read [B,n], and its order [n]."""
+        if reading == "behind":
+            return self.e.add(self.column(POSITION), self.steps), self.steps
+        return (self.token, self.steps) if reading == "alone" else (self.numbers, self.places)
+
+    def _slots(self, length: int, reading: Reading) -> tuple[fx.Node, fx.Node]:
+        """The numbers of the tokens in sinks and `length` slots more, [slots] or [B,slots], and which of them are there
+        to be seen [B,slots]: of the ring those of the window, and sinks, in the window's own place those before it.
+        """
+        e, sinks, position = self.e, self.sinks, self.column(POSITION)
+        slot = e.call(aten.arange.default, sinks + length)
+        before = e.sub(position, self.column(SINCE)) if reading == "window" else position
+        there = e.call(aten.lt.Tensor, slot, before)
+        if not length:
+            return slot, there
+        last = e.call(aten.sub.Scalar, position, 1)
+        ring = e.sub(last, e.call(aten.remainder.Scalar, e.sub(last, slot), length))
+        start = e.call(aten.clamp.default, e.sub(position, self.column(SINCE)), sinks)
+        sink = e.call(aten.lt.Scalar, slot, sinks)
+        in_ring = self._and(e.call(aten.ge.Scalar, slot, sinks), e.call(aten.ge.Tensor, ring, start))
+        return e.where(sink, slot, ring), e.call(aten.logical_or.default, self._and(sink, there), in_ring)
+
+    def _and(self, a: fx.Node, b: fx.Node) -> fx.Node:
+        return self.e.call(aten.logical_and.default, a, b)

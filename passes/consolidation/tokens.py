@@ -104,7 +104,8 @@ class SoftTokens(Replay):
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
         """The encoder, of the blocks as they are without memories."""
         soft = self.soft(recipe)
-        return (AddEncoder(soft.tokens, soft.rank, recipe.window, recipe.sinks, recipe.seed),)
+        sizes = soft.tokens, soft.rank, recipe.window, recipe.sinks
+        return (AddEncoder(*sizes, recipe.seed, soft.encoder, soft.width),)
 
     def leaving(self, block: BlockSleep) -> Leaving | None:
         """What the encoder made: the newest stay."""

@@ -86,7 +86,12 @@ class RecipeOptions:
     hebbian_threshold: float | None = flag("What outputs have to pass, in root mean squares of all of them.", shown="1")
     soft_tokens: int | None = flag("Number of soft tokens that a sleep of tokens makes of its window.", shown="32")
     soft_windows: int | None = flag("Number of windows whose soft tokens stay.", shown="16")
-    soft_rank: int | None = flag("Rank of the encoder's LoRA matrices; 0: none.", shown="16")
+    soft_encoder: str | None = flag(
+        "What makes them: icae (the model with LoRA) or comprexit (gates over its layers, and optimal transport).",
+        shown="icae",
+    )
+    soft_rank: int | None = flag("Rank of icae's LoRA matrices; 0: none.", shown="16")
+    soft_width: int | None = flag("Width of comprexit's vectors.", shown="256")
     eviction: str | None = flag(
         "What a sleep does to the window: sliding (it slides on) or hard (it is emptied).", shown="sliding"
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -59,6 +59,10 @@ class EncoderView(Protocol):
         """An operator's answer if it casts, to what the oracle computes in."""
 
 
+Reading = Literal["behind", "alone", "window"]
+"""Places behind the window; soft tokens in its place; the window once more."""
+
+
 @dataclass(frozen=True)
 class Places:
     """The k places of a window of tokens start .. end-1: which of its tokens they begin as [k], the numbers of these in
@@ -90,40 +94,78 @@ def encode(
     assert oracle.soft is not None
     at = places_of(time, oracle.soft.tokens, *window)
     begun = ids[:, at.tokens - at.start]
-    p = oracle.parameters
-    given = oracle.given(begun, at.behind)
-    h = given.pop("h")
-    h = h + p["soft.embeddings"].to(h.dtype)
-    for i in range(len(oracle.plans)):
-        h, _ = _block(oracle, i, layers[i], at, {**given, "h": h}, behind=True)
     given = oracle.given(begun, at.model)
-    added = reference.rms(oracle.wide(h)) * p["soft.gain"]
+    encoded = _autoencoded if "soft.gain" in oracle.parameters else _transported
+    added = encoded(oracle, layers, at, ids)
     h = given.pop("h")
     h = h + added.to(h.dtype)
     pairs = []
     for i in range(len(oracle.plans)):
-        h, made = _block(oracle, i, layers[i], at, {**given, "h": h}, behind=False)
+        h, made = _block(oracle, i, layers[i], at, {**given, "h": h}, "alone")
         pairs.append(made)
     return pairs
 
 
+def _autoencoded(oracle: EncoderView, layers: list[Layer], at: Places, ids: Tensor) -> Tensor:
+    """What comes of the places behind the window, over its root mean square, times the gain [B,k,d]."""
+    p, given = oracle.parameters, oracle.given(ids[:, at.tokens - at.start], at.behind)
+    h = given.pop("h")
+    h = h + p["soft.embeddings"].to(h.dtype)
+    for i in range(len(oracle.plans)):
+        h, _ = _block(oracle, i, layers[i], at, {**given, "h": h}, "behind")
+    return reference.rms(oracle.wide(h)) * p["soft.gain"]
+
+
+def _transported(oracle: EncoderView, layers: list[Layer], at: Places, ids: Tensor) -> Tensor:
+    """ComprExIT's formulas, row by row and soft token by soft token; Sinkhorn's steps on logarithms [B,k,d]."""
+    p, n, count = oracle.parameters, at.end - at.start, len(at.tokens)
+    given = oracle.given(ids, at.time.position[at.start : at.end] - at.time.offset[at.start])
+    each = [given.pop("h")]
+    for i in range(len(oracle.plans)):
+        each.append(_block(oracle, i, layers[i], at, {**given, "h": each[-1]}, "window")[0])
+    query, key, value, layer = (p[f"soft.depth.{name}"] for name in ("query", "key", "value", "layer"))
+    receive, supply, move, up, down = (p[f"soft.width.{x}"] for x in ("receive", "supply", "move", "up", "down"))
+    found = []
+    for row in range(len(ids)):
+        x = torch.stack([reference.rms(oracle.wide(h[row])) for h in each], 1)  # [n,D+1,d]
+        mixed = torch.einsum("l,tld->td", p["soft.depth.share"].softmax(0), x)
+        scores = torch.einsum("tm,tlm->tl", mixed @ query.T, x @ key.T + layer) / len(query) ** 0.5
+        y = torch.einsum("tl,tlm->tm", scores.softmax(1), x @ value.T)
+        ends = [(j * n // count, max((j + 1) * n // count, j * n // count + 1)) for j in range(count)]
+        parts = torch.stack([y[a:b].mean(0) for a, b in ends])
+        near = torch.nn.functional.cosine_similarity((y @ receive.T)[:, None], (parts @ receive.T)[None], dim=2)
+        moved = count * sinkhorn(near, (y @ supply[0]).log_softmax(0)).T @ (y @ move.T)
+        found.append(torch.nn.functional.silu(reference.rms(moved) @ up.T) @ down.T)
+    return torch.stack(found)
+
+
+def sinkhorn(near: Tensor, log_rows: Tensor, sharp: float = 0.1, steps: int = 30) -> Tensor:
+    """The plan [n,k] for affinities `near`, with rows of these logarithms and columns of 1/k."""
+    kernel, log_column = (near - 1) / sharp, -torch.log(torch.tensor(float(near.shape[1])))
+    a, b = torch.zeros(len(near), dtype=near.dtype), torch.zeros(near.shape[1], dtype=near.dtype)
+    for _ in range(steps):
+        a = log_rows - (kernel + b).logsumexp(1)
+        b = log_column - (kernel + a[:, None]).logsumexp(0)
+    return (kernel + a[:, None] + b).exp()
+
+
 def _block(
-    oracle: EncoderView, i: int, layer: Layer, at: Places, values: dict[str, Any], *, behind: bool
+    oracle: EncoderView, i: int, layer: Layer, at: Places, values: dict[str, Any], reading: Reading
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Block i on the k places -> h [B,k,d], and their keys before positions and values."""
-    hook = _Hook(oracle, i, layer, at, behind=behind)
+    hook = _Hook(oracle, i, layer, at, reading)
     return oracle.original(i, values, hook), (hook.found[hook.site.k], hook.found[hook.site.v])
 
 
 class _Hook:
     """Answers for attention, and for the maps beside which LoRA matrices stand, behind the window."""
 
-    def __init__(self, oracle: EncoderView, i: int, layer: Layer, at: Places, *, behind: bool) -> None:
-        self.oracle, self.i, self.layer, self.time, self.at, self.behind = oracle, i, layer, at.time, at, behind
+    def __init__(self, oracle: EncoderView, i: int, layer: Layer, at: Places, reading: Reading) -> None:
+        self.oracle, self.i, self.layer, self.time, self.at, self.reading = oracle, i, layer, at.time, at, reading
         self.site = oracle.site_of(i)
         self.found: dict[fx.Node, Tensor] = {}
         wake = oracle.program.classes[oracle.program.layout[i].cls].wake
-        adapted = behind and oracle.soft is not None and oracle.soft.rank > 0
+        adapted = reading == "behind" and oracle.soft is not None and oracle.soft.rank > 0
         self.maps: dict[fx.Node, tuple[str, LinearMap]] = (
             {one.call: (part, one) for part, one in encoder_maps(wake).items()} if adapted else {}
         )
@@ -159,8 +201,9 @@ class _Hook:
 
     def _tokens(self) -> Tensor:
         """The sinks and, behind the window, what its ring has of it."""
-        sinks = torch.arange(min(self.oracle.recipe.sinks, self.at.end))
-        if not self.behind:
+        end = self.at.start if self.reading == "window" else self.at.end
+        sinks = torch.arange(min(self.oracle.recipe.sinks, end))
+        if self.reading != "behind":
             return sinks
         first = max(self.at.start, len(sinks), self.at.end - self.oracle.ring(self.i))
         return torch.cat([sinks, torch.arange(first, self.at.end)])
@@ -176,9 +219,13 @@ class _Hook:
         return torch.where(tokens < oracle.recipe.sinks, tokens + shift, self.time.position[tokens] - offset)
 
     def _sees(self, tokens: Tensor) -> Tensor:
-        """Bool [k,n+k]: of these tokens what is no later and not out of reach, and of the places those before."""
-        count = len(self.at.tokens)
-        queries = int(self.time.position[self.at.end - 1]) + 1 + torch.arange(count) if self.behind else self.at.numbers
+        """Bool [q,n+q]: of these tokens what is no later and not out of reach, and of what is read that before."""
+        queries, count = self.at.numbers, len(self.at.tokens)
+        if self.reading == "behind":
+            queries = int(self.time.position[self.at.end - 1]) + 1 + torch.arange(count)
+        elif self.reading == "window":
+            queries = self.time.position[self.at.start : self.at.end]
+            count = len(queries)
         keys = torch.cat([self.time.position[tokens], queries])
         distance = queries[:, None] - keys[None]
         seen = distance >= 0

@@ -1,11 +1,12 @@
 """Consolidation `tokens`: windows become soft tokens. Its checks are those of the notes on ICAE: an encoder that is the
-model itself while its LoRA matrices are zero, a frozen decoder, how many there are, reconstruction; and what every
-consolidation has to hold.
+model itself while its LoRA matrices are zero, a frozen decoder, how many there are, reconstruction; those of the notes
+on ComprExIT, of its plan and its gates; and what every consolidation has to hold.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn.functional import cross_entropy
 
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.errors import UsageError
 from sleepc.inspection import inspect_program
+from sleepc.ir.graph import Graph
+from sleepc.ir.infer import infer_types
+from sleepc.ir.interp import run
 from sleepc.ir.parameters import materialise
 from sleepc.ir.program import ProgramGraphs
+from sleepc.ir.types import TensorType
 from sleepc.manifest import Source
 from sleepc.passes.adapt.add_low_rank import AddLowRank, low_rank_keys
 from sleepc.passes.adapt.merge_low_rank import MergeLowRank
 from sleepc.passes.base import Stage
 from sleepc.passes.consolidation.soft_tokens import EMBEDDINGS, GAIN, LOW_B, soft_keys
+from sleepc.passes.consolidation.transport import DEPTH, KEY, LAYERS, QUERY, VALUE, over_depth, plan
+from sleepc.passes.lib.emit import Emit
 from sleepc.passes.runner import run_stages
 from sleepc.recipe import Recipe, Soft
 from sleepc.runtime.session import Session
@@ -35,6 +42,7 @@ from sleepc.verify import invariants
 from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken, with_parameters, without_memories
 from sleepc.verify.oracle import Oracle, parameters_of
+from sleepc.verify.soft import sinkhorn
 from sleepc.verify.verify import make_streams
 from tests.conformance.backends import TRAINER, load, runs
 from tests.families import VOCAB, WINDOW, family
@@ -51,9 +59,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "narrowed": ("gemma2", {"own_windows": "narrow"}),
     "norms": ("qwen3", {"last_position": "renumber", "soft": {**SMALL, "rank": 0}}),
     "plain": ("nanogpt", {}),
+    "comprexit": ("llama", {"soft": {**SMALL, "encoder": "comprexit", "width": 6}}),
+    "comprexit-own": ("gemma2", {"own_windows": "leave", "soft": {**SMALL, "encoder": "comprexit", "width": 6}}),
     "shared": ("gemma4", {}),  # layers that use an earlier one's keys again
 }
-SLOW = ("insert", "some-layers", "narrowed", "norms", "plain", "shared", "renumbered")
+SLOW = ("insert", "some-layers", "narrowed", "norms", "plain", "shared", "renumbered", "comprexit-own")
 LONG = ("renumbered",)
 
 
@@ -289,3 +299,60 @@ def test_what_does_not_fit_is_refused(model: str, options: dict[str, Any], said:
     given = {"consolidation": "tokens", "soft": SMALL, **options}
     with warnings.catch_warnings(), pytest.raises(UsageError, match=said):
         family(model).convert(**given)
+
+
+# -- ComprExIT: depth, and optimal transport ----------------------------------------------------------
+
+
+def computed(write: Callable[..., fx.Node], **given: Tensor) -> Tensor:
+    """What a part of the graph makes of tensors by the names of its arguments."""
+    graph = Graph("part")
+    ports = {name: graph.add_port("input", name, TensorType(x.dtype, tuple(x.shape))) for name, x in given.items()}
+    graph.set_returns({"x": ports[next(iter(ports))]})
+    graph.set_returns({"x": write(Emit(graph, "test"), **ports)})
+    infer_types(graph)
+    found: Tensor = run(graph, given)["x"]
+    return found
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def test_thirty_steps_give_the_plan_its_marginals() -> None:
+    near, supply = 0.3 * torch.tanh(random(2, 12, 4)), random(2, 12).softmax(1)
+    found = computed(lambda e, near, supply: plan(e, near, supply, 4), near=near, supply=supply)
+    assert torch.allclose(found.sum(2), supply, atol=1e-4)
+    assert torch.allclose(found.sum(1), torch.full((2, 4), 0.25, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(found[1], sinkhorn(near[1], supply[1].log()), atol=1e-12)
+
+
+def test_with_a_place_for_every_token_each_goes_to_its_own() -> None:
+    """As entropy counts for nothing: where each is most like itself."""
+    near = torch.eye(6, dtype=torch.float64)[None] * 0.9 + 0.1 * torch.tanh(random(1, 6, 6))
+    supply = torch.full((1, 6), 1 / 6, dtype=torch.float64)
+    found = computed(lambda e, near, supply: plan(e, near, supply, 6, sharp=0.01), near=near, supply=supply)
+    assert torch.allclose(found[0], torch.eye(6, dtype=torch.float64) / 6, atol=1e-6)
+
+
+def test_where_all_are_alike_every_soft_token_is_the_mean() -> None:
+    near, supply = torch.ones(1, 8, 2, dtype=torch.float64), torch.full((1, 8), 1 / 8, dtype=torch.float64)
+    found = computed(lambda e, near, supply: plan(e, near, supply, 2), near=near, supply=supply)
+    assert torch.allclose(found, torch.full_like(near, 1 / 16), atol=1e-12)
+
+
+def test_sharp_gates_choose_one_layer() -> None:
+    names = {"share": DEPTH, "layer": LAYERS, "query": QUERY, "key": KEY, "value": VALUE}
+    given = {"x": random(1, 5, 3, 4), "share": random(3), "layer": random(3, 6)}
+    given |= {name: random(6, 4) for name in ("query", "key", "value")}
+
+    def gated(sharp: float) -> Tensor:
+        def write(e: Emit, x: fx.Node, **ports: fx.Node) -> fx.Node:
+            return over_depth(e, x, {names[name]: port for name, port in ports.items()}.__getitem__, sharp)
+
+        return computed(write, **given)
+
+    every = given["x"] @ given["value"].T  # [1,5,3,6]
+    apart = (gated(1e-6)[:, :, None] - every).abs().amax(-1)
+    assert (apart.amin(-1) < 1e-12).all()
+    assert (gated(1.0)[:, :, None] - every).abs().amax(-1).amin(-1).amax() > 1e-3
