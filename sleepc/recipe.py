@@ -86,15 +86,15 @@ class Gradient(_Options):
     window's next tokens, with the gradient of all that a row learns cut to the norm `clip`. `loss`: all tokens count
     alike (`next`), later ones more (`late`), or those of a stretch of `span` tokens (128 if that is not given), another
     one for each step (`span`). What is learned stands beside linear maps (`weights`: all of the MLPs, the
-    down-projections alone, or those that make queries), for each row: [rank, out] behind a map of the inputs to `rank`
-    numbers, or with rank 0 [in, out].
+    down-projections alone, those that make queries, or all of an MLP that is added), for each row: [rank, out] behind a
+    map of the inputs to `rank` numbers, or with rank 0 [in, out].
     """
 
     steps: Annotated[int, Field(ge=0, le=64)] = 1
     lr: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.3
     clip: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
     rank: Annotated[int, Field(ge=0, le=1 << 16)] = 16
-    weights: Literal["mlp", "down", "query"] = "mlp"
+    weights: Literal["mlp", "down", "query", "prime"] = "mlp"
     loss: Literal["next", "late", "span"] = "next"
     span: Annotated[int, Field(ge=1, le=MAX_WINDOW)] | None = None
 

@@ -124,8 +124,8 @@ SYSTEMS = (
         "TTT-E2E",
         "2512.23675",
         "gradient steps of next-token loss on MLPs while reading",
-        "`--consolidation gradient`, `--mlps`, `--gradient-steps`; task bigrams",
-        "what is learned stands beside the MLPs of the last quarter; there is no MLP more, trained from scratch",
+        "`--consolidation gradient`, `--gradient-weights prime`, `--mlps`, `--gradient-steps`; task bigrams",
+        "the added MLPs stand behind their blocks, without a norm behind them; by default the blocks' own MLPs learn",
     ),
     System(
         "qTTT",

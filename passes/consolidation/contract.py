@@ -204,6 +204,12 @@ class Consolidation:
         """Passes after attention is bounded, or memories have taken its place, and before memories stand beside it."""
         return ()
 
+    def behind(self, h: Tensor, layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor:
+        """In the oracle, what `rewrites` have added behind a block: h [B,n,d] -> [B,n,d], by the parameters that the
+        conversion added to it.
+        """
+        return h
+
     def stateful(self, recipe: Recipe, blocks: int) -> tuple[Pass, ...]:
         """Passes before the sleep graphs are made."""
         return ()

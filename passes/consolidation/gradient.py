@@ -10,7 +10,11 @@ written as by `replay`.
 
 What the paper leaves open, or what is different here:
 - The paper gives these blocks an MLP more, which is learned from scratch. A conversion has none, so what is learned
-  stands beside the maps of the block's own MLP, zero at first: W itself is never written, and rows share it.
+  stands beside the maps of the block's own MLP, zero at first: W itself is never written, and rows share it. With
+  `weights: prime` an MLP is added. It stands behind the block, where every kind of block has a place for it (the
+  paper's is before the block's own MLP), is as wide as h, and has no norm behind it, which would make what it first
+  learns as large as h: its last map is zero at first, so an untrained conversion computes what it did until a sleep
+  has learned something.
 - D has `rank` rows, behind a map A of the inputs that training may change: a quarter of SmolLM2's MLPs would be 85 MB
   of state for each row. Rank 0 is the whole map, whose inputs A only scales.
 - A window that ends early (a forced sleep) is learned from the tokens that it has. The last token has no target.
@@ -27,7 +31,7 @@ What the paper leaves open, or what is different here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -40,13 +44,14 @@ from sleepc.passes.analysis.linear_maps import LinearMap
 from sleepc.passes.base import Pass
 from sleepc.passes.consolidation.add_fast_maps import AddFastMaps, learned_maps
 from sleepc.passes.consolidation.add_learning import AddLearning
-from sleepc.passes.consolidation.contract import Plans, StreamSleep
+from sleepc.passes.consolidation.add_prime import AddPrimeMlps
+from sleepc.passes.consolidation.contract import Layer, Plans, StreamSleep
 from sleepc.passes.consolidation.drawn import naive_draw
 from sleepc.passes.consolidation.replay import Replay
 from sleepc.recipe import Gradient, Recipe, parse_layers
 
 Key = tuple[int, str]
-MAPS = {"mlp": "the MLPs", "down": "the down-projections", "query": "the query projections"}
+MAPS = {"mlp": "the MLPs", "down": "the down-projections", "query": "the query projections", "prime": "the added MLPs"}
 
 LOSSES = {"next": "", "late": ", later tokens more", "span": ", {} tokens a step"}
 SPAN = 128  # tokens, qTTT's
@@ -106,13 +111,20 @@ class ByGradient(Replay):
         return parse_layers(recipe.mlps, blocks, where="--mlps")
 
     def maps(self, recipe: Recipe, graph: Graph) -> dict[str, LinearMap]:
-        """Those that learn."""
-        return learned_maps(graph, options_of(recipe).weights)
+        """Those that learn, of the block's own."""
+        weights = options_of(recipe).weights
+        return {} if weights == "prime" else learned_maps(graph, weights)
 
     def rewrites(self, recipe: Recipe, plans: Plans) -> tuple[Pass, ...]:
-        """A state beside each map."""
+        """A state beside each map, or an MLP more."""
         options = options_of(recipe)
+        if options.weights == "prime":
+            return (AddPrimeMlps(self.written(recipe, len(plans)), options.rank, recipe.seed),)
         return (AddFastMaps(self.written(recipe, len(plans)), options.weights, options.rank, recipe.seed),)
+
+    def behind(self, h: Tensor, layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor:
+        """With the MLP that was added, if one was."""
+        return h + naive_prime(h, layer.fast, parameters) if "prime_norm" in parameters else h
 
     def stateful(self, recipe: Recipe, blocks: int) -> tuple[Pass, ...]:
         """The graph of a step."""
@@ -155,6 +167,21 @@ class ByGradient(Replay):
         tail = named(range(written[0], blocks)).capitalize()
         learn = f"{maps} of {named(written)} learn"
         return f"{tail} and the head run over the window again, and back: {learn} which token came next."
+
+
+def naive_prime(h: Tensor, fast: dict[str, Tensor], p: Mapping[str, Tensor]) -> Tensor:
+    """What the added MLP answers to h [B,n,d]; maps that have learned nothing yet get their zeros in `fast`."""
+
+    def through(part: str, z: Tensor) -> Tensor:
+        into = p[f"into_{part}"]
+        read = torch.einsum("ri,bni->bnr", into, z) if into.dim() == 2 else into * z
+        if part not in fast:
+            fast[part] = h.new_zeros(len(h), read.shape[2], h.shape[2])
+        return torch.einsum("oi,bni->bno", p[part], z) + torch.einsum("bnr,bro->bno", read, fast[part])
+
+    x = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * p["prime_norm"]
+    gate = through("prime_gate", x)
+    return through("prime_down", gate / (1 + (-gate).exp()) * through("prime_up", x))
 
 
 def options_of(recipe: Recipe) -> Gradient:

@@ -72,7 +72,7 @@ class RecipeOptions:
         "Rank of what is learned beside each linear map; 0: all of it, which is as large as the weights.", shown="16"
     )
     gradient_weights: str | None = flag(
-        "What is learned in these blocks: mlp (all linear maps of the MLP), down (the last one) or query (that which makes queries).",
+        "What is learned in these blocks: mlp (all linear maps of the MLP), down (the last one), query (that which makes queries) or prime (all of an MLP that is added behind the block).",
         shown="mlp",
     )
     gradient_loss: str | None = flag(

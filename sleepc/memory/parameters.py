@@ -135,13 +135,21 @@ OUTPUT = Parameter("w_o", lambda s: (s.hidden, s.q_heads * s.d_v), zeros, silent
 TARGET_TAPS = Parameter("target_taps", lambda s: (s.hidden, TAPS_AROUND), zeros, silent=0.0)
 TARGET = Parameter("w_target", lambda s: (s.hidden, s.hidden), small_diagonal, slow=True)
 
+# Of an MLP that is added behind a block, whose maps sleeps learn (consolidation `gradient`, weights `prime`).
+PRIME_NORM = Parameter("prime_norm", lambda s: (s.hidden,), ones)
+PRIME = {
+    "prime_gate": Parameter("prime_gate", lambda s: (s.hidden, s.hidden), normal, slow=True),
+    "prime_up": Parameter("prime_up", lambda s: (s.hidden, s.hidden), normal, slow=True),
+    "prime_down": Parameter("prime_down", lambda s: (s.hidden, s.hidden), zeros, silent=0.0),
+}
+
 # Of a block whose linear maps have a state beside them that sleeps learn (consolidation `gradient`), by the map: what
 # turns its inputs into those of the state, a matrix [rank, in], or their scale [in].
-LEARNED = ("down", "up0", "up1", "up2", "up3", "query")
+LEARNED = ("down", "up0", "up1", "up2", "up3", "query", *PRIME)
 INTO = "into_"
 
 _ALL = (QUERY_MAP, KEY_MAP, MIX, MIX_BIAS, CONV, OUT_NORM, OUT_GATE, NORM, PROJECTION, OUTPUT, TARGET_TAPS, TARGET)
-OF_LAYERS = {parameter.name: parameter for parameter in _ALL}
+OF_LAYERS = {parameter.name: parameter for parameter in (*_ALL, PRIME_NORM, *PRIME.values())}
 
 
 def into_learned(part: str, inputs: int, rank: int) -> Parameter:

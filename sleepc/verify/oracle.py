@@ -294,15 +294,20 @@ class Oracle:
         cls = self.program.layout[i].cls
         values = {**self._bound(i), **values}
         if cls not in self.sites:
-            return self.original(i, values, _OwnHook(self, i, window, stream.layers[i], values["h"]))
+            hook = _OwnHook(self, i, window, stream.layers[i], values["h"])
+            return self._behind(i, self.original(i, values, hook), stream)
         watch = _BlockHook(self, i, self.sites[cls], window, stream, values)
-        h = self.original(i, values, watch)
+        h = self._behind(i, self.original(i, values, watch), stream)
         return watch.mixer.insert(h) if self.plans[i].strategy == "insert" else h
 
     def original(self, i: int, values: Mapping[str, Any], hook: Hook) -> Tensor:
         """h after block i of the original, whose nodes `hook` may answer."""
         h: Tensor = self.runner(self.program.layout[i].cls)({**self._bound(i), **values}, hook)["h"]
         return h
+
+    def _behind(self, i: int, h: Tensor, stream: ReadStream) -> Tensor:
+        """h after what the consolidation has added behind block i."""
+        return self.consolidation.behind(self.wide(h), stream.layers[i], self.parameters_of(i)).to(h.dtype)
 
     def _bound(self, i: int) -> dict[str, Tensor]:
         return {port: self.parameters[key] for port, key in self.program.layout[i].params.items()}

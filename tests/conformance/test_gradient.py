@@ -57,6 +57,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("nanogpt", {"gradient": FAST}),  # whose norms are float64
     "late": ("llama", {"gradient": {**FAST, "loss": "late", "weights": "down"}}),
     "span": ("llama", {"gradient": {**FAST, "loss": "span", "span": 3, "steps": 2, "weights": "down"}}),
+    "prime": (
+        "llama",
+        {"gradient": {**FAST, "weights": "prime"}, "mlps": "1-2", "strategy": "insert", "write": "sleep"},
+    ),
     "query": ("qwen3", {"gradient": {**FAST, "weights": "query"}, "mlps": "1-2"}),  # behind norms of q and k
     "query-kept": ("llama", {"gradient": {**FAST, "weights": "query"}, "keep": {"slots": 3, "budgets": "equal"}}),
 }
@@ -101,6 +105,7 @@ def test_it_is_what_its_oracle_says(name: str) -> None:
         pytest.param("portable", "steps", marks=pytest.mark.slow),
         pytest.param("ort", "flipped", marks=pytest.mark.slow),
         pytest.param("portable", "span", marks=pytest.mark.slow),
+        pytest.param("ort", "prime", marks=pytest.mark.slow),
         pytest.param("mlir", "llama", marks=pytest.mark.slow),
     ],
 )
@@ -334,6 +339,18 @@ def test_queries_learn_and_keys_and_values_stay() -> None:
         assert torch.equal(learned[name], plain[name])
     still = family("qwen3").convert(**{**options, "gradient": {"lr": 0.0, "weights": "query"}})[0]
     np.testing.assert_array_equal(logits(still), logits(family("qwen3").convert()[0]))
+
+
+def test_an_added_mlp_changes_nothing_until_it_has_learned() -> None:
+    """And then what sleeps teach it changes what is read; untrained, its last map alone has anything to learn."""
+    options = {"consolidation": "gradient", "mlps": "2", "gradient": {**FAST, "weights": "prime"}}
+    program, plain = family("llama").convert(**options)[0], family("llama").convert()[0]
+    found, wanted = logits(program), logits(plain)
+    assert np.array_equal(found[:WINDOW], wanted[:WINDOW])
+    assert not np.allclose(found[WINDOW:], wanted[WINDOW:])
+    learned = {name: bool(x.any()) for name, x in _slept(program).items() if ".fast." in name}
+    assert learned == {"2.fast.prime_gate": False, "2.fast.prime_up": False, "2.fast.prime_down": True}
+    assert np.array_equal(logits(without_memories(shaken(program))), logits(without_memories(plain)))
 
 
 def test_a_step_on_a_query_finds_the_needle() -> None:
