@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+import sleepc
+from examples.nanogpt import GPT
 from sleepc.artifact import About, load_artifact, save_artifact
 from sleepc.backends.onnx.target import OnnxTarget, Options
 from sleepc.errors import SleepcWarning, UsageError
@@ -302,6 +304,46 @@ def test_training_goes_through_the_steps() -> None:
         slope = (loss(1e-5 * way) - loss(-1e-5 * way)) / 2e-5
     assert torch.isclose(slope, (gradient * way).sum(), rtol=1e-6)
     assert not torch.isclose(slope, (first * way).sum(), rtol=1e-3)
+
+
+def _bigrams(seed: int, span: int) -> tuple[list[int], Tensor]:
+    """160 of 16 words, of which three in four are what a table says of the one before, another one after every `span`
+    of them; and for which that holds.
+    """
+    rng = np.random.default_rng(seed)
+    words, told, after = [0], [False], rng.integers(0, 16, 16)
+    for t in range(1, 160):
+        told.append(t % span > 0 and bool(rng.random() < 0.75))
+        after = after if t % span else rng.integers(0, 16, 16)
+        words.append(int(after[words[-1]] if told[-1] else rng.integers(16)))
+    return words, torch.tensor(told)
+
+
+def test_bigrams_are_learned_if_they_hold_for_longer_than_a_window() -> None:
+    """TTT-E2E's check, of random weights, which have but their sleeps to learn from: the mean surprise at words that a
+    table tells, in the second half. A table that holds for half a window of 16 misleads.
+    """
+    torch.manual_seed(0)
+    model = GPT(vocab=16, width=64, heads=4, blocks=2, context=64, tied=False).eval()
+    with torch.no_grad():
+        model.positions.weight.zero_()
+    recipe = {"consolidation": "gradient", "window": 16, "eviction": "hard", "sinks": 0, "layers": "0", "mlps": "all"}
+
+    def surprise(program: sleepc.Program, span: int) -> float:
+        made = [_bigrams(seed, span) for seed in range(6)]
+        rows = program.session(batch=6).feed([words for words, _ in made], logits="all")
+        found = []
+        for row, (words, told) in zip(rows, made, strict=True):
+            every = cross_entropy(torch.from_numpy(row)[:-1], torch.tensor(words)[1:], reduction="none")
+            found.append(every[80:][told[81:]])
+        return float(torch.cat(found).mean())
+
+    learns, still = (
+        sleepc.convert(model, {**recipe, "gradient": {"lr": lr, "rank": 0, "weights": "down"}}) for lr in (10.0, 0.0)
+    )
+    assert surprise(learns, 1000) < surprise(still, 1000) - 1.5
+    assert surprise(learns, 48) < surprise(still, 48) - 0.2
+    assert surprise(learns, 8) > surprise(still, 8)
 
 
 def test_a_saved_program_learns_alike(tmp_path: Path) -> None:

@@ -152,6 +152,19 @@ def test_no_token_is_seen_before_it_is_read(at: int) -> None:
     assert not np.allclose(one[at:], two[at:])
 
 
+def test_a_document_begins_with_nothing_of_the_one_before() -> None:
+    """One session that is put back between two documents reads the second as a session of its own does."""
+    first, second = TOKENS.tolist(), TOKENS[::-1].tolist()
+    session = Session(load(seen("llama")))
+    begun = session.snapshot()
+    session.feed([first])
+    session.restore(begun)
+    put_back = session.feed([second], logits="all")[0]
+    assert np.array_equal(put_back, logits(seen("llama"), second))
+    both = logits(seen("llama"), first + second)[len(first) :]
+    assert not np.allclose(put_back, both)
+
+
 def test_training_reaches_targets_through_sleeps() -> None:
     """The gradient of a later window's loss, against finite differences."""
     program, ids = seen("plain"), torch.from_numpy(TOKENS)[None]
