@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import sleepc
+from examples.nanogpt import GPT
 from sleepc.backends.onnx.installed import missing_exporter
 from sleepc.errors import UsageError
 from sleepc.ir.parameters import materialise
@@ -32,7 +33,7 @@ from sleepc.verify.invariants import Bench
 from sleepc.verify.memory_values import shaken, with_parameters, without_memories
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.verify import make_streams
-from tests.cli.models import save_model
+from tests.cli.models import run_here, save_model
 from tests.conformance.backends import TRAINER, load, runs
 from tests.families import VOCAB, WINDOW, family
 
@@ -263,6 +264,20 @@ def test_a_rule_by_window_has_no_time() -> None:
     with pytest.raises(UsageError, match="has no order"):
         register(replace(RULE, name="new", gates={**RULE.gates, "g": DECAY}))
     assert "new" not in RULES
+
+
+@pytest.mark.slow
+def test_a_new_model_is_trained_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From scratch, by a command; what memories start from moves."""
+    torch.manual_seed(0)
+    program = sleepc.convert(GPT(vocab=5, width=16, heads=2, blocks=2, context=16), {"window": 4, "rule": "lact"})
+    artifact = program.save(tmp_path / "artifact")
+    task = ("--task", "rule110", "--set", "width=4", "--set", "states=2", "--set", "steps=1")
+    how = ("--scratch", "--steps", 2, "--batch", 8, "--device", "cpu", "-o", tmp_path / "trained")
+    code, _, err = run_here(capsys, "train", artifact, *task, *how)
+    assert code == 0, err
+    trained, key = sleepc.load(tmp_path / "trained"), key_of(0, of_learned("start_1", RULE.learned["start_1"]))
+    assert not torch.equal(trained.graphs.params[key].materialise(), program.graphs.params[key].materialise())
 
 
 def test_from_a_checkpoint_to_a_checked_export(tmp_path: Path) -> None:
