@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import cross_entropy
 
+import sleepc
 from sleepc.artifact import About, load_artifact, save_artifact
-from sleepc.errors import UsageError
+from sleepc.errors import SleepcWarning, UsageError
 from sleepc.inspection import inspect_program
 from sleepc.ir.graph import Graph
 from sleepc.ir.infer import infer_types
@@ -44,8 +45,9 @@ from sleepc.verify.memory_values import shaken, with_parameters, without_memorie
 from sleepc.verify.oracle import Oracle, parameters_of
 from sleepc.verify.soft import sinkhorn
 from sleepc.verify.verify import make_streams
+from tests.cli.models import save_model
 from tests.conformance.backends import TRAINER, load, runs
-from tests.families import VOCAB, WINDOW, family
+from tests.families import SHAPE, VOCAB, WINDOW, family
 
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 3 * WINDOW + 3)
 SMALL: dict[str, Any] = {"tokens": 3, "windows": 2, "rank": 2}
@@ -96,11 +98,16 @@ def test_it_is_what_its_oracle_says(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "style", ["ort", *(pytest.param(style, marks=pytest.mark.slow) for style in ("portable", "mlir"))]
+    ("style", "name"),
+    [
+        ("ort", "llama"),
+        *(pytest.param(style, "llama", marks=pytest.mark.slow) for style in ("portable", "mlir")),
+        *(pytest.param(style, "comprexit", marks=pytest.mark.slow) for style in ("ort", "portable")),
+    ],
 )
-def test_in_an_export_it_is_what_its_oracle_says(style: str) -> None:
+def test_in_an_export_it_is_what_its_oracle_says(style: str, name: str) -> None:
     subject = runs(style)
-    made = bench("llama", subject.load(seen("llama", subject.dtype)), subject.dtype)
+    made = bench(name, subject.load(seen(name, subject.dtype)), subject.dtype)
     assert invariants.definition(made) < subject.tolerance
     assert invariants.padding(made) < subject.tolerance
 
@@ -299,6 +306,75 @@ def test_what_does_not_fit_is_refused(model: str, options: dict[str, Any], said:
     given = {"consolidation": "tokens", "soft": SMALL, **options}
     with warnings.catch_warnings(), pytest.raises(UsageError, match=said):
         family(model).convert(**given)
+
+
+def repeated(soft: int, steps: int) -> float:
+    """A model of two layers and its encoder learn to write a window of 16 letters (of 16) again, once another window
+    has come between: how many letters are right.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    length, letters, rows = 16, 16, 16
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {**SHAPE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    module: Any = LlamaForCausalLM(LlamaConfig(**{**shape, "vocab_size": letters + 1, "max_position_embeddings": 128}))
+    recipe = {"window": length, "sinks": 0, "layers": "0", "consolidation": "tokens"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = sleepc.convert(module.float().eval(), {**recipe, "soft": {"tokens": soft, "windows": 2, "rank": 8}})
+    program = made.graphs
+    values = {key: value.detach().clone() for key, value in materialise(program, "cpu").items()}
+    leaves = [values[key].requires_grad_() for key in trained_keys(program, "all") if "memory" not in key]
+    optimiser, generator = torch.optim.AdamW(leaves, lr=3e-3), torch.Generator().manual_seed(0)
+    filler, lengths = torch.full((rows, length), letters), torch.tensor([length] * rows)
+
+    def answers() -> tuple[Tensor, Tensor]:
+        text = torch.randint(0, letters, (rows, length), generator=generator)
+        trained = TRAINER.steps_on(program, values, train=True)
+        state = trained.new_state(rows)
+        for window in (text, filler):
+            _, state = trained.wake_tensors(state, window, lengths, "none")
+            state = trained.sleep_tensors(state)
+        out, _ = trained.wake_tensors(state, torch.cat([filler[:, :1], text[:, :-1]], 1), lengths, "all")
+        assert out is not None
+        return out, text
+
+    for _ in range(steps):
+        out, text = answers()
+        found = torch.autograd.grad(cross_entropy(out.flatten(0, 1), text.flatten()), leaves, allow_unused=True)
+        for leaf, gradient in zip(leaves, found, strict=True):
+            leaf.grad = gradient
+        optimiser.step()
+    with torch.no_grad():
+        return float(
+            torch.stack([(out.argmax(-1) == text).double().mean() for out, text in (answers(), answers())]).mean()
+        )
+
+
+@pytest.mark.slow
+def test_a_tiny_autoencoder_writes_its_window_again() -> None:
+    """With as many soft tokens as letters; with an eighth of them there is no room for them."""
+    assert repeated(16, 100) > 0.99
+    assert repeated(2, 100) < 0.6
+
+
+@pytest.mark.slow
+def test_distillation_trains_the_encoder(tmp_path: Path) -> None:
+    """All of its parameters change, and nothing of the model's own."""
+    with pytest.warns(SleepcWarning, match="until it is trained"):
+        program = sleepc.convert(
+            save_model(tmp_path / "model"), {"window": 6, "sinks": 1, "consolidation": "tokens", "soft": SMALL}
+        )
+    before = {key: param.materialise().clone() for key, param in program.graphs.params.items()}
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{i * 7 % 59 + 1}" for i in range(900)))
+    options: dict[str, Any] = {"length": 30, "batch": 2, "steps": 4, "device": "cpu", "recall": 1.0, "force": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SleepcWarning)  # four steps make it worse, which is said
+        program.distil([text], work=tmp_path / "work", **options)
+    changed = {key for key, param in program.graphs.params.items() if not torch.equal(param.materialise(), before[key])}
+    assert soft_keys(program.graphs) <= changed
+    assert all(program.graphs.params[key].new for key in changed)
 
 
 # -- ComprExIT: depth, and optimal transport ----------------------------------------------------------
