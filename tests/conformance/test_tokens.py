@@ -65,7 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "comprexit-own": ("gemma2", {"own_windows": "leave", "soft": {**SMALL, "encoder": "comprexit", "width": 6}}),
     "shared": ("gemma4", {}),  # layers that use an earlier one's keys again
 }
-SLOW = ("insert", "some-layers", "narrowed", "norms", "plain", "shared", "renumbered", "comprexit-own")
+SLOW = ("insert", "own-windows", "some-layers", "narrowed", "norms", "plain", "shared", "renumbered", "comprexit-own")
 LONG = ("renumbered",)
 
 
