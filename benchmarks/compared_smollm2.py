@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from common import Row, console
 from compared_cells import Options
-from distil_smollm2 import SETTINGS, held_out, perplexity
+from distil_smollm2 import KEEPING, SETTINGS, held_out, perplexity
 from training_text import docstrings
 
 import sleepc
@@ -27,7 +27,7 @@ from sleepc.errors import SleepcWarning, UsageError
 from sleepc.progress import silent
 from sleepc.tasks.planting import Setup
 from sleepc.tasks.programs import full_attention
-from sleepc.tasks.question_file import own_questions
+from sleepc.tasks.question_file import Document, own_questions
 from sleepc.tasks.readers import FULL, Reader, compared
 from sleepc.tasks.recalling import Recalling, make_recalling
 from sleepc.tasks.source import make_source
@@ -83,7 +83,8 @@ class Comparison:
             yield row | ({"training_s": seconds} if tokens else {})
 
     def _train(self, program: sleepc.Program, name: str, tokens: int) -> float:
-        settings: dict[str, Any] = {**SETTINGS, "tokens": tokens, "length": self.options.length}
+        settings: dict[str, Any] = {**SETTINGS, **(KEEPING if name == KEEP else {})}
+        settings |= {"tokens": tokens, "length": self.options.length}
         settings |= {"precision": "float32", "force": True}
         work = self.work / f"{name.replace(', ', '-').replace(' ', '-')}-{tokens}"
         started = time.process_time()
@@ -93,12 +94,17 @@ class Comparison:
     def _full(self, program: sleepc.Program) -> Row:
         held = held_out(program, self.options)
         full = full_attention(program.captured(silent), self.options.length)
-        asked, readers = self._questions(program)
-        asked.ask(FULL, readers[FULL], program.tokenizer(), lambda share: None)
-        self.asked = asked
+        documents, tokenizer = self._documents(), program.tokenizer()
+        first, readers = self._questions(program, documents)
+        first.ask(FULL, readers[FULL], tokenizer, lambda share: None)
+        known = iter(first.counts)  # in the order of the texts; what full attention does not answer is not asked again
+        answered = [replace(d, questions=tuple(q for q in d.questions if next(known))) for d in documents]
+        self.asked, _ = self._questions(program, [d for d in answered if d.questions] or documents)
+        self.asked.ask(FULL, readers[FULL], tokenizer, lambda share: None)
+        counted = int(self.asked.counts.sum())
         row = {"kind": "smollm2", "cell": FULL, "trained": 0, "state_bytes": readers[FULL].state_bytes}
         row |= {"nats": math.log(perplexity(full, held, self.options.window))}
-        return row | {"answered": int(asked.counts.sum()), "counted": int(asked.counts.sum())}
+        return row | {"answered": counted, "counted": counted}
 
     def _figures(self, name: str, program: sleepc.Program) -> Row:
         graphs = program.graphs
@@ -115,10 +121,13 @@ class Comparison:
         found |= {key: totals[name][key] for key in ("answered", "counted", "gap")}
         return found | self._codes(program) | self._sleeps(program)
 
-    def _questions(self, program: sleepc.Program) -> tuple[Recalling, dict[str, Reader]]:
+    def _documents(self) -> list[Document]:
         documents = own_questions()[: self.options.texts]
         if self.options.tiny:
-            documents = [replace(documents[0], text=documents[0].text[-900:], questions=documents[0].questions[-3:])]
+            return [replace(documents[0], text=documents[0].text[-900:], questions=documents[0].questions[-3:])]
+        return list(documents)
+
+    def _questions(self, program: sleepc.Program, documents: list[Document]) -> tuple[Recalling, dict[str, Reader]]:
         canonical, graphs = program.captured(silent), program.graphs
         asked, _ = make_recalling(
             program.tokenizer(), documents, graphs.vocab, graphs.window, ANSWER, canonical.max_positions
