@@ -54,7 +54,7 @@ class Comparison:
         """Of all cells; of full attention with the window alone."""
         there = {(row["cell"], row["trained"]): row for row in self.lines.read()}
         for name, recipe in chosen.items():
-            budgets = [0] if name == ALONE else [0, self.options.tokens]
+            budgets = [0] if name == ALONE else sorted({0, self.options.tokens})
             if missing := [n for n in budgets if (name, n) not in there]:
                 for row in self._measured(name, recipe, missing):
                     self.lines.add(row)

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/consolidations"), help="folder of what was measured")
     parser.add_argument("--window", type=int, default=128, help="of SmolLM2, in tokens")
     parser.add_argument("--keep", type=int, default=128, help="pairs for every KV head that are compared")
-    parser.add_argument("--tokens", type=int, default=15_360, help="of the training of SmolLM2")
+    parser.add_argument("--tokens", type=int, default=15_360, help="of the training of SmolLM2; 0: none")
     parser.add_argument("--texts", type=int, default=3, help="of the project's, whose questions are asked")
     parser.add_argument("--held", type=int, default=8, help="pieces whose surprise is measured")
     parser.add_argument("--length", type=int, default=768, help="tokens of such a piece, and of one to train on")
