@@ -150,6 +150,17 @@ def test_rates_of_0_change_nothing_and_rows_keep_their_lengths() -> None:
         torch.testing.assert_close(new.norm(dim=-1), old.norm(dim=-1), rtol=1e-12, atol=0)
 
 
+def test_a_window_that_writes_nothing_has_finite_slopes() -> None:
+    """In float32, as a short row of a batch has them in training."""
+    tokens, states = drawn()
+    given = {name: (x * 0).float() for name, x in tokens.items()}
+    leaves = [x.float().requires_grad_() for x in states]
+    rates = given["eta0"].requires_grad_()
+    new = RULE.step(given, leaves)
+    found = torch.autograd.grad(torch.stack([x.square().sum() for x in new]).sum(), [*leaves, rates])
+    assert all(x.isfinite().all() for x in found)
+
+
 def test_it_is_not_written_token_by_token() -> None:
     (t, states), none = drawn(), torch.zeros(2, 3, 11)
     rates = [t[name] for name in RULE.gates]

@@ -35,7 +35,7 @@ STEPS = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
-TINY = 1e-30  # added to a square, so that no gradient stays none
+TINY = 1e-24  # added to squares: no gradient stays none, and has a slope that float32 can hold
 RANK, GAIN = 32, 0.5  # of W0 and W2 at first: GAIN (U V + 1)
 
 
