@@ -61,8 +61,8 @@ def train(e: Experiment, run: Run, seed: int, folder: Path) -> bool:
         scores.add({"step": step.step, "loss": step.loss, "pace": seconds, **figures})
         pace.begin(step.step)
         shown = "  ".join(f"{depth} {share:.2f}" for depth, share in figures.items())
-        line = f"{run.name:<14} seed {seed}  step {step.step:>5}/{step.of}  loss {step.loss:.3f}  {shown}"
-        print(line, file=sys.stderr, flush=True)
+        line = f"{run.name:<14} seed {seed}  step {step.step:>5}/{step.of}  loss {step.loss:.3f}  {shown}\n"
+        sys.stderr.write(line)  # at once: other trainings write there, too
 
     hooks = Hooks(on_start=started, on_step=stepped, should_stop=_stopping)
     outcome = program.train(
