@@ -295,7 +295,7 @@ def _check_read(plans: tuple[LayerPlan, ...]) -> None:
         raise UsageError(
             "no memory is written in wake: sleeps write, and every read is before them",
             where="--read before",
-            fix="Leave it out, or add --write online.",
+            fix="Leave it out, or add --write online, with a rule that takes tokens one by one.",
         )
 
 
