@@ -48,7 +48,7 @@ from sleepc.passes.lower.find_rms_norm import FindRmsNorm
 from sleepc.passes.lower.find_rotary import FindRotary
 from sleepc.passes.lower.fuse_memory import FuseMemory
 from sleepc.passes.lower.join_linears import JoinLinears
-from sleepc.passes.plan import Groups, check_rules, check_writes, may_keep, memory_groups, rings
+from sleepc.passes.plan import Groups, check_memories, check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
 from sleepc.passes.rewrite.carry_states import CarryStates
@@ -126,7 +126,7 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
     """
     check_recipe(recipe)
     plans, consolidation = recipe.plan(blocks), consolidations.find(recipe.consolidation)
-    check_writes(plans)
+    check_memories(plans)
     consolidation.check_layers(recipe, plans)
     asleep = consolidations.asleep(recipe, blocks)
     replaced, parallel, inserted = (memory_groups(recipe, plans, s, asleep) for s in ("replace", "parallel", "insert"))

@@ -65,7 +65,7 @@ Budget = tuple[int, ...]
 
 
 def check_rules(recipe: Recipe) -> None:
-    """Raises UsageError for unknown rules and features, and for rules that do not fit the recipe. Needs no model."""
+    """Raises UsageError for unknown rules and features, and features that do not fit. Needs no model."""
     find_features(recipe.features)
     if recipe.layout == "native" and recipe.features != "unit":
         raise UsageError(
@@ -73,22 +73,23 @@ def check_rules(recipe: Recipe) -> None:
             where=f"--features {recipe.features}",
             fix="Leave it out, or use --layout graph.",
         )
-    for override in (None, *recipe.overrides):
-        name = (override and override.rule) or recipe.rule
-        rule = find_rule(name)
-        if ((override and override.decay) or recipe.decay) == "channel" and not rule.decays_by_channel:
-            what = "no decay per channel" if rule.decays else "no decay, neither per head nor per channel"
-            raise UsageError(
-                f"rule {name} has {what}",
-                where="--decay",
-                fix=f"Use --decay head, or a rule that decays so ({named(by_channel=True)}).",
-            )
+    for name in (recipe.rule, *(override.rule for override in recipe.overrides if override.rule)):
+        find_rule(name)
 
 
-def check_writes(plans: tuple[LayerPlan, ...]) -> None:
-    """Raises UsageError for a memory that is to be written by every token, and whose rule takes a window at once."""
+def check_memories(plans: tuple[LayerPlan, ...]) -> None:
+    """Raises UsageError for a memory whose rule cannot decay as it is to, or takes a window at once and is to be
+    written by every token. Overrides may overlap: only what a layer gets in the end counts.
+    """
     for i, plan in enumerate(plans):
-        if plan.strategy != "leave" and plan.write == "online" and find_rule(plan.rule).by_window:
+        if plan.strategy == "leave":
+            continue
+        rule = find_rule(plan.rule)
+        if plan.decay == "channel" and not rule.decays_by_channel:
+            what = "no decay per channel" if rule.decays else "no decay, neither per head nor per channel"
+            fix = f"Use --decay head, or a rule that decays so ({named(by_channel=True)})."
+            raise UsageError(f"rule {plan.rule} has {what}", where=f"layer {i}, --decay", fix=fix)
+        if plan.write == "online" and rule.by_window:
             fix = "Use --strategy parallel, insert with --write sleep, or another --rule."
             what = f"rule {plan.rule} writes a whole window at once, and this memory would be written by every token"
             raise UsageError(what, where=f"layer {i}", fix=fix)

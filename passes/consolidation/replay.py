@@ -17,17 +17,17 @@ class Replay(Consolidation):
 
     name: ClassVar[str] = "replay"
 
-    def check(self, recipe: Recipe) -> None:
+    def check_layers(self, recipe: Recipe, plans: Plans) -> None:
         """More than one pass makes sense only for rules that correct."""
-        for override in (None, *recipe.overrides):
-            name = (override and override.rule) or recipe.rule
-            if recipe.passes > 1 and not find_rule(name).corrects:
-                corrects = named(corrects=True)
+        super().check_layers(recipe, plans)
+        for i, plan in enumerate(plans):
+            if recipe.passes > 1 and plan.strategy != "leave" and not find_rule(plan.rule).corrects:
                 raise UsageError(
-                    f"rule {name} does not correct what it wrote: replaying a window {recipe.passes} times only "
+                    f"rule {plan.rule} does not correct what it wrote: replaying a window {recipe.passes} times only "
                     "multiplies what it adds",
-                    where="--passes",
-                    fix=f"Use --passes 1, a rule with a correction ({corrects}), or --consolidation recurrent.",
+                    where=f"layer {i}, --passes",
+                    fix=f"Use --passes 1, a rule with a correction ({named(corrects=True)}), or --consolidation "
+                    "recurrent.",
                 )
 
     def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
