@@ -55,16 +55,15 @@ class ByNoise(Replay):
 
     name: ClassVar[str] = "hebbian"
 
-    def check(self, recipe: Recipe) -> None:
+    def check_layers(self, recipe: Recipe, plans: Plans) -> None:
         """A memory has to begin with a matrix from keys to values."""
-        super().check(recipe)
-        for override in (None, *recipe.overrides):
-            rule = find_rule((override and override.rule) or recipe.rule)
-            if not _is_matrix(rule):
+        super().check_layers(recipe, plans)
+        for i, plan in enumerate(plans):
+            if plan.strategy != "leave" and not _is_matrix(find_rule(plan.rule)):
                 fits = ", ".join(rule.name for rule in RULES.values() if _is_matrix(rule))
                 raise UsageError(
-                    f"noise runs through a matrix from keys to values, and the memory of rule {rule.name} is none",
-                    where=f"--consolidation {self.name}",
+                    f"noise runs through a matrix from keys to values, and the memory of rule {plan.rule} is none",
+                    where=f"layer {i}, --consolidation {self.name}",
                     fix=f"Use --consolidation replay, or a rule that has one ({fits}).",
                 )
 

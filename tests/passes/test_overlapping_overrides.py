@@ -24,6 +24,7 @@ def over(layers: str, **options: Any) -> dict[str, Any]:
         {"rule": "lact", "overrides": [over("0", rule="gated_delta"), over("0", decay="channel")]},
         {"passes": 2, "rule": "lact", "overrides": [over("0-1", rule="gated_delta")]},
         {"passes": 2, "overrides": [over("0", rule="lact"), over("0", strategy="leave")]},
+        {"consolidation": "hebbian", "rule": "lact", "overrides": [over("0-1", rule="delta")]},
         {"decay": "channel", "overrides": [over("1", rule="linear"), over("1", decay="head")]},
     ],
 )
@@ -43,3 +44,9 @@ def test_passes_of_a_layer_whose_rule_only_adds_are_refused() -> None:
     with pytest.raises(UsageError, match="rule gated does not correct") as caught:
         rewrite_stages(make_recipe({**BASE, "passes": 2, "overrides": [over("1", rule="gated")]}), 2)
     assert caught.value.where == "layer 1, passes"
+
+
+def test_noise_in_a_memory_that_is_no_matrix_is_refused() -> None:
+    overrides = [over("0", rule="delta"), over("0", rule="trellis")]
+    with pytest.raises(UsageError, match="the memory of rule trellis is none"):
+        rewrite_stages(make_recipe({**BASE, "consolidation": "hebbian", "overrides": overrides}), 2)
