@@ -48,7 +48,7 @@ from sleepc.passes.lower.find_rms_norm import FindRmsNorm
 from sleepc.passes.lower.find_rotary import FindRotary
 from sleepc.passes.lower.fuse_memory import FuseMemory
 from sleepc.passes.lower.join_linears import JoinLinears
-from sleepc.passes.plan import Groups, check_memories, check_rules, may_keep, memory_groups, rings
+from sleepc.passes.plan import Groups, check_memory, check_rules, may_keep, memory_groups, rings
 from sleepc.passes.rewrite.add_memory import AddMemory
 from sleepc.passes.rewrite.bound_attention import BoundAttention
 from sleepc.passes.rewrite.carry_states import CarryStates
@@ -117,6 +117,15 @@ def check_recipe(recipe: Recipe) -> None:
     check_rules(recipe)
     consolidations.check(recipe)
     check_keep(recipe)
+    if not recipe.overrides:  # all layers that get a memory get the same
+        _check_memory(recipe, recipe.model_copy(update={"layers": "all"}).plan(1)[0])
+
+
+def _check_memory(recipe: Recipe, plan: LayerPlan, layer: str = "") -> None:
+    """Does the memory that a layer gets in the end fit? Overrides may overlap, so nothing less can be asked."""
+    if plan.strategy != "leave":
+        check_memory(plan, layer)
+        consolidations.find(recipe.consolidation).check_memory(recipe, plan, layer)
 
 
 def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
@@ -126,7 +135,8 @@ def rewrite_stages(recipe: Recipe, blocks: int) -> tuple[Stage, ...]:
     """
     check_recipe(recipe)
     plans, consolidation = recipe.plan(blocks), consolidations.find(recipe.consolidation)
-    check_memories(plans)
+    for i, plan in enumerate(plans):
+        _check_memory(recipe, plan, f"layer {i}, ")
     consolidation.check_layers(recipe, plans)
     asleep = consolidations.asleep(recipe, blocks)
     replaced, parallel, inserted = (memory_groups(recipe, plans, s, asleep) for s in ("replace", "parallel", "insert"))

@@ -77,22 +77,19 @@ def check_rules(recipe: Recipe) -> None:
         find_rule(name)
 
 
-def check_memories(plans: tuple[LayerPlan, ...]) -> None:
+def check_memory(plan: LayerPlan, layer: str) -> None:
     """Raises UsageError for a memory whose rule cannot decay as it is to, or takes a window at once and is to be
-    written by every token. Overrides may overlap: only what a layer gets in the end counts.
+    written by every token. `layer` is what the place in an error begins with: "layer 3, ", or nothing.
     """
-    for i, plan in enumerate(plans):
-        if plan.strategy == "leave":
-            continue
-        rule = find_rule(plan.rule)
-        if plan.decay == "channel" and not rule.decays_by_channel:
-            what = "no decay per channel" if rule.decays else "no decay, neither per head nor per channel"
-            fix = f"Use --decay head, or a rule that decays so ({named(by_channel=True)})."
-            raise UsageError(f"rule {plan.rule} has {what}", where=f"layer {i}, --decay", fix=fix)
-        if plan.write == "online" and rule.by_window:
-            fix = "Use --strategy parallel, insert with --write sleep, or another --rule."
-            what = f"rule {plan.rule} writes a whole window at once, and this memory would be written by every token"
-            raise UsageError(what, where=f"layer {i}", fix=fix)
+    rule = find_rule(plan.rule)
+    if plan.decay == "channel" and not rule.decays_by_channel:
+        what = "no decay per channel" if rule.decays else "no decay, neither per head nor per channel"
+        fix = f"Use --decay head, or a rule that decays so ({named(by_channel=True)})."
+        raise UsageError(f"rule {plan.rule} has {what}", where=f"{layer}--decay", fix=fix)
+    if plan.write == "online" and rule.by_window:
+        fix = "Use --strategy parallel, insert with --write sleep, or another --rule."
+        what = f"rule {plan.rule} writes a whole window at once, and this memory would be written by every token"
+        raise UsageError(what, where=f"{layer}--rule", fix=fix)
 
 
 def memory_groups(recipe: Recipe, plans: tuple[LayerPlan, ...], strategy: str, asleep: Sequence[Asleep]) -> Groups:

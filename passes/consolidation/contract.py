@@ -166,6 +166,9 @@ class Consolidation:
     def check_unused(self, recipe: Recipe) -> None:
         """Raises UsageError for options of this consolidation in a recipe with another one."""
 
+    def check_memory(self, recipe: Recipe, plan: LayerPlan, layer: str) -> None:
+        """Raises UsageError for a memory that it does not fit; what the place in an error begins with is `layer`."""
+
     def check_layers(self, recipe: Recipe, plans: Plans) -> None:
         """Raises UsageError for layers that it does not fit."""
         recipe.loop_range(len(plans))  # an option that cannot be read is refused, even if nothing needs it

@@ -44,7 +44,7 @@ from sleepc.passes.lib.emit import Emit, aten
 from sleepc.passes.plan import Asleep
 from sleepc.passes.rewrite.memory import EPSILON
 from sleepc.passes.rewrite.mixer import rms
-from sleepc.recipe import Hebbian, Recipe
+from sleepc.recipe import Hebbian, LayerPlan, Recipe
 
 Read = Callable[[list[Tensor], Tensor], Tensor]
 WIDTH = 2 * math.sqrt(3)  # of the interval in which uniform numbers have variance 1
@@ -55,17 +55,16 @@ class ByNoise(Replay):
 
     name: ClassVar[str] = "hebbian"
 
-    def check_layers(self, recipe: Recipe, plans: Plans) -> None:
-        """A memory has to begin with a matrix from keys to values."""
-        super().check_layers(recipe, plans)
-        for i, plan in enumerate(plans):
-            if plan.strategy != "leave" and not _is_matrix(find_rule(plan.rule)):
-                fits = ", ".join(rule.name for rule in RULES.values() if _is_matrix(rule))
-                raise UsageError(
-                    f"noise runs through a matrix from keys to values, and the memory of rule {plan.rule} is none",
-                    where=f"layer {i}, --consolidation {self.name}",
-                    fix=f"Use --consolidation replay, or a rule that has one ({fits}).",
-                )
+    def check_memory(self, recipe: Recipe, plan: LayerPlan, layer: str) -> None:
+        """It has to begin with a matrix from keys to values."""
+        super().check_memory(recipe, plan, layer)
+        if not _is_matrix(find_rule(plan.rule)):
+            fits = ", ".join(rule.name for rule in RULES.values() if _is_matrix(rule))
+            raise UsageError(
+                f"noise runs through a matrix from keys to values, and the memory of rule {plan.rule} is none",
+                where=f"{layer}--consolidation {self.name}",
+                fix=f"Use --consolidation replay, or a rule that has one ({fits}).",
+            )
 
     def check_unused(self, recipe: Recipe) -> None:
         """Its options say what noise does."""

@@ -9,7 +9,7 @@ from sleepc.memory.registry import find as find_rule
 from sleepc.memory.registry import named
 from sleepc.passes.consolidation.contract import Consolidation, Plans, StreamSleep
 from sleepc.passes.plan import Asleep
-from sleepc.recipe import Recipe
+from sleepc.recipe import LayerPlan, Recipe
 
 
 class Replay(Consolidation):
@@ -17,18 +17,16 @@ class Replay(Consolidation):
 
     name: ClassVar[str] = "replay"
 
-    def check_layers(self, recipe: Recipe, plans: Plans) -> None:
+    def check_memory(self, recipe: Recipe, plan: LayerPlan, layer: str) -> None:
         """More than one pass makes sense only for rules that correct."""
-        super().check_layers(recipe, plans)
-        for i, plan in enumerate(plans):
-            if recipe.passes > 1 and plan.strategy != "leave" and not find_rule(plan.rule).corrects:
-                raise UsageError(
-                    f"rule {plan.rule} does not correct what it wrote: replaying a window {recipe.passes} times only "
-                    "multiplies what it adds",
-                    where=f"layer {i}, --passes",
-                    fix=f"Use --passes 1, a rule with a correction ({named(corrects=True)}), or --consolidation "
-                    "recurrent.",
-                )
+        if recipe.passes > 1 and not find_rule(plan.rule).corrects:
+            corrects = named(corrects=True)
+            raise UsageError(
+                f"rule {plan.rule} does not correct what it wrote: replaying a window {recipe.passes} times only "
+                "multiplies what it adds",
+                where=f"{layer}--passes",
+                fix=f"Use --passes 1, a rule with a correction ({corrects}), or --consolidation recurrent.",
+            )
 
     def asleep(self, recipe: Recipe, plans: Plans, i: int) -> Asleep:
         """A record if a sleep writes."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sleepc.errors import UsageError
-from sleepc.passes.pipeline import rewrite_stages
+from sleepc.passes.pipeline import check_recipe, rewrite_stages
 from sleepc.recipe import make_recipe
 
 BASE: dict[str, Any] = {"window": 8, "sinks": 2}
@@ -50,3 +50,18 @@ def test_noise_in_a_memory_that_is_no_matrix_is_refused() -> None:
     overrides = [over("0", rule="delta"), over("0", rule="trellis")]
     with pytest.raises(UsageError, match="the memory of rule trellis is none"):
         rewrite_stages(make_recipe({**BASE, "consolidation": "hebbian", "overrides": overrides}), 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "where"),
+    [
+        ({"rule": "gated", "passes": 2}, "passes"),
+        ({"rule": "lact", "decay": "channel"}, "decay"),
+        ({"rule": "lact", "strategy": "replace"}, "rule"),
+        ({"rule": "trellis", "consolidation": "hebbian"}, "consolidation=hebbian"),
+    ],
+)
+def test_where_all_layers_are_alike_no_model_is_needed_to_refuse(recipe: dict[str, Any], where: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_recipe(make_recipe({**BASE, **recipe}))
+    assert caught.value.where == where
